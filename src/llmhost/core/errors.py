@@ -1,0 +1,187 @@
+"""Everything that can be said no to, in one tree.
+
+    LlmhostError
+    ├── BadRequest                 400  the request itself is wrong
+    │   ├── MissingParameter            a required field is absent
+    │   ├── InvalidValue                a known field has a wrong type or range
+    │   ├── UnsupportedParameter        a known field that this server does not honour
+    │   ├── ContextTooLong              prompt and answer don't fit the model's window
+    │   └── ContentRefused              a safety rule or plugin refused the text
+    ├── Unauthenticated            401  no key, or not a valid one
+    ├── Forbidden                  403  a valid key that may not do this
+    ├── NotFound                   404  no such route or object
+    │   └── UnknownModel                no such model
+    ├── MethodNotAllowed           405
+    ├── Conflict                   409  the object exists or is in another state
+    ├── RequestTooLarge            413
+    ├── RateLimited                429  waiting helps
+    ├── Overloaded                 503  queue full, draining or loading; waiting helps
+    ├── PluginFailed               503  a plugin whose rule is "fail closed" failed
+    ├── ModelUnavailable           503  the model could not be loaded
+    │   └── DoesNotFit                  it needs more memory than the device has
+    ├── EngineFailed               500  the forward pass raised
+    ├── ConfigError                     models.toml, environment or flags are wrong (never on the wire)
+    └── AlreadyRunning                  the port or the data dir is taken (never on the wire)
+
+Each class carries its HTTP status and OpenAI's `type` and `code`; `code` is also the metric label. A message
+says what was asked, the limit, and what to do next. Anything else that is raised is a bug and becomes a plain 500.
+"""
+
+from typing import ClassVar
+
+
+class LlmhostError(Exception):
+    """The root: an error that has been thought about.
+
+    `param` names the request's field in dotted form (`messages[0].role`); `retry_after_s` is a promise
+    that waiting helps and becomes the `retry-after` header.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(LlmhostError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class MissingParameter(BadRequest):
+    code = "missing_required_parameter"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"You must provide the parameter {param!r}.", param=param)
+
+
+class InvalidValue(BadRequest):
+    code = "invalid_value"
+
+
+class UnsupportedParameter(BadRequest):
+    code = "unsupported_parameter"
+
+
+class ContextTooLong(BadRequest):
+    code = "context_length_exceeded"
+
+    def __init__(
+        self, *, prompt_tokens: int, max_tokens: int | None, limit_tokens: int, param: str
+    ) -> None:
+        room = max(limit_tokens - prompt_tokens, 0)
+        asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
+        cure = f" or set max_tokens to {room} or less" if max_tokens is not None and room else ""
+        super().__init__(
+            f"The prompt is {prompt_tokens} tokens{asked}; this model holds {limit_tokens}."
+            f" Shorten the prompt{cure}.",
+            param=param,
+        )
+
+
+class ContentRefused(BadRequest):
+    code = "content_policy_violation"
+
+
+class Unauthenticated(LlmhostError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(LlmhostError):
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
+class ModelNotAllowed(Forbidden):
+    code = "model_not_allowed"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"This API key may not use the model {model!r}.", param="model")
+
+
+class NotFound(LlmhostError):
+    status = 404
+    type = "invalid_request_error"
+
+
+class UnknownModel(NotFound):
+    code = "model_not_found"
+
+    def __init__(self, model: str, *, nearest: str | None = None) -> None:
+        hint = f" Did you mean {nearest!r}?" if nearest else ""
+        super().__init__(
+            f"The model {model!r} does not exist here.{hint} GET /v1/models lists what does.",
+            param="model",
+        )
+
+
+class MethodNotAllowed(LlmhostError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class Conflict(LlmhostError):
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class RequestTooLarge(LlmhostError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class RateLimited(LlmhostError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class Overloaded(LlmhostError):
+    status = 503
+    type = "service_unavailable_error"
+    code = "server_is_overloaded"
+
+
+class PluginFailed(LlmhostError):
+    status = 503
+    type = "service_unavailable_error"
+    code = "plugin_failed"
+
+
+class SafetyUnavailable(PluginFailed):
+    code = "safety_unavailable"
+
+
+class ModelUnavailable(LlmhostError):
+    status = 503
+    type = "service_unavailable_error"
+    code = "model_unavailable"
+
+
+class DoesNotFit(ModelUnavailable):
+    code = "model_does_not_fit"
+
+
+class EngineFailed(LlmhostError):
+    code = "engine_failed"
+
+
+class ConfigError(LlmhostError):
+    code = "config_error"
+
+
+class AlreadyRunning(LlmhostError):
+    code = "already_running"

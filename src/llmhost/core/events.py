@@ -1,0 +1,42 @@
+"""Frozen facts about what has happened, for observers. None of them holds prompt or answer text."""
+
+from dataclasses import dataclass
+
+from llmhost.core.output import Outcome, Usage
+from llmhost.core.request import Caller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEnded:
+    """One request, however it ended."""
+
+    request_id: str
+    client_request_id: str | None
+    utc_ns: int
+    kind: str
+    model: str
+    """`name@version`, or the name as asked when none was found."""
+    caller: Caller | None
+    outcome: Outcome
+    status: int
+    code: str | None
+    """Error code; None for an answer."""
+    finish_reason: str | None
+    usage: Usage
+    amount_nano: int
+    queue_ms: float
+    ttft_ms: float | None
+    total_ms: float
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentChanged:
+    """A deployment moved to another state."""
+
+    model: str
+    state: str
+    reason: str
+    utc_ns: int
+    took_s: float | None = None
+    bytes: int | None = None

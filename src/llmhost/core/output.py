@@ -1,0 +1,61 @@
+"""What comes back: deltas while a sequence runs, usage when it has ended."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from llmhost.core.errors import LlmhostError
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    CONTENT_FILTER = "content_filter"
+    CANCELLED = "cancelled"
+    """Never on the wire: nobody is left to read it."""
+    ERROR = "error"
+    """On the wire as an error event."""
+
+
+class Outcome(StrEnum):
+    """The one way in which a request ended."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and machine time of one sequence or, added up, of one request."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """The part of `prompt_tokens` that a cache saved."""
+    completion_tokens: int = 0
+    engine_ns: int = 0
+    """This request's share of measured device time."""
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.engine_ns + other.engine_ns,
+        )
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step added to one choice. The last delta of a choice has a `finish_reason` and its `usage`."""
+
+    index: int
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: LlmhostError | None = None

@@ -1,0 +1,147 @@
+"""Protocols, only where two real implementations stand behind one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llmhost.core.output import Delta
+from llmhost.core.request import SequenceSpec
+from llmhost.core.step import Row
+
+
+class Clock(Protocol):
+    """Time as the process sees it; tests bring a manual one."""
+
+    def monotonic_ns(self) -> int: ...
+
+    def utc_ns(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Turn:
+    """One stay on a device, in monotonic nanoseconds; `ended_ns` is set when the turn is over."""
+
+    started_ns: int = 0
+    ended_ns: int = 0
+
+
+class Lane(Protocol):
+    """A device's time: turns never overlap, and what lies between them is recorded as idle."""
+
+    def turn(self) -> AbstractContextManager[Turn]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerFacts:
+    """What the scheduler and the memory ledger must know of a loaded model."""
+
+    device: str
+    """`cpu:0`, `cuda:0`, or `none` for a runner that uses no device."""
+    vocab_size: int
+    max_sequence_length: int
+    """Tokens in prompt and answer together, as the model was trained."""
+    block_tokens: int
+    kv_block_bytes: int
+    """Bytes of one KV block over all layers; 0 when the runner keeps none."""
+    weights_bytes: int
+
+
+class Runner(Protocol):
+    """A loaded model that can run one step. Called from one thread at a time, its engine loop's.
+
+    A runner takes no KV memory by itself: `set_kv_blocks` hands it a lease, and may be called again between
+    steps. What the blocks hold after a resize is kept for blocks below both counts.
+    """
+
+    @property
+    def facts(self) -> RunnerFacts: ...
+
+    def set_kv_blocks(self, count: int) -> None: ...
+
+    def run(self, rows: Sequence[Row]) -> list[int | None]:
+        """One forward pass: for each row the drawn token, or None where none was wanted."""
+        ...
+
+    def close(self) -> None:
+        """Give back weights and KV memory. Idempotent."""
+        ...
+
+
+class TextWatch(Protocol):
+    """Turns one sequence's tokens into text as they come: whole characters only, stop strings held back."""
+
+    def push(self, token: int) -> str:
+        """The text that became certain with this token; may be empty."""
+        ...
+
+    @property
+    def is_stopped(self) -> bool:
+        """A stop string has appeared; the text pushed out so far ends right before it."""
+        ...
+
+    def flush(self) -> str:
+        """At the end without a stop string: whatever was held back. Incomplete bytes become U+FFFD."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back, for one model. Methods may be called from any thread."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """Messages as the model's own prompt text.
+
+        Raises BadRequest when the model has no chat template, or when its template refuses the messages.
+        """
+        ...
+
+    def watch(self, stop: Sequence[str] = ()) -> TextWatch: ...
+
+
+DeltaSink = Callable[[Delta], None]
+"""Called on the HTTP loop with each delta of one sequence, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy an engine is, as advice: acting on it is the engine's own business."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    steps: int = 0
+    preemptions: int = 0
+
+
+class EngineClient(Protocol):
+    """The door to an engine loop. All calls are made on the HTTP loop, and return at once."""
+
+    def submit(self, spec: SequenceSpec, sink: DeltaSink) -> int:
+        """Queue a sequence; returns its id. Raises Overloaded when the queue is full or the engine stops."""
+        ...
+
+    def cancel(self, seq_id: int) -> None:
+        """Stop a sequence within two steps. Unknown or ended ids are ignored. A last delta is still delivered."""
+        ...
+
+    def load(self) -> EngineLoad: ...

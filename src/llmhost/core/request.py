@@ -1,0 +1,131 @@
+"""What a caller asks for, once it has been checked: nothing unvalidated has a type that the scheduler accepts."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Purpose(StrEnum):
+    """Why a forward pass ran: what the caller pays for and what the operator does."""
+
+    CALLER = "caller"
+    GUARD = "guard"
+    EMBED = "embed"
+    PROBE = "probe"
+    BATCH = "batch"
+    OPTIMISE = "optimise"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. `temperature` 0 is greedy; `top_k` None and `top_p` 1 switch those filters off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model's identity everywhere: ledger, metrics, logs, cache keys."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as found by authentication. The secret itself never gets this far."""
+
+    key_id: str | None
+    org: str
+    team: str | None = None
+    models: tuple[str, ...] | None = None
+    """Names that the key may use; None allows all."""
+    requests_per_minute: int | None = None
+    is_admin: bool = False
+
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+
+LOCAL_CALLER = Caller(key_id=None, org="local")
+"""Whoever asks a loopback-only server while no key exists."""
+
+
+class Kind(StrEnum):
+    CHAT = "chat"
+    COMPLETION = "completion"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One request for generated text. `prompts` holds text or token ids; a chat has `messages` and no prompts."""
+
+    request_id: str
+    kind: Kind
+    model: str
+    messages: tuple[dict[str, Any], ...] = ()
+    prompts: tuple[str | tuple[int, ...], ...] = ()
+    tools: tuple[dict[str, Any], ...] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    n: int = 1
+    priority: int = 0
+    stream: bool = False
+    client_request_id: str | None = None
+    user: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All text that the caller sent, for rules and plugins that read it."""
+        if self.kind is Kind.CHAT:
+            return "\n".join(_message_text(m) for m in self.messages)
+        return "\n".join(p for p in self.prompts if isinstance(p, str))
+
+
+def _message_text(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if isinstance(part, dict))
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceSpec:
+    """One sequence as data: everything that a runner elsewhere needs to go on with it.
+
+    `generated` is empty at first; an exported sequence (preemption, migration, restart) carries what it
+    already said, so that importing it continues at the same position with the same seed.
+    """
+
+    request_id: str
+    index: int
+    """Which choice of the request this is."""
+    model: ModelRef
+    prompt: tuple[int, ...]
+    generated: tuple[int, ...] = ()
+    sampling: Sampling
+    seed: int
+    """Always set: the caller's seed, or one drawn at admission."""
+    max_new_tokens: int
+    """Ceiling on generated tokens, `generated` included."""
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    priority: int = 0
+    arrival_ns: int = 0
+    tenant: str = ""
+    purpose: Purpose = Purpose.CALLER
