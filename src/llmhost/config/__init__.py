@@ -1,0 +1,1 @@
+"""Settings: their shape, where each value came from, and errors that name the place."""

@@ -1,0 +1,165 @@
+"""Every key of models.toml. Frozen; units end the names; a default is what a newcomer would want.
+
+Unknown keys are refused by `config.load`, which also names the nearest key. The attribute docstrings are the
+documentation of each key: `docs/config.md` and `models.toml` are checked against them.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of models.toml."""
+
+
+class ServerSettings(Section, frozen=True):
+    """[server]: the process and its HTTP door."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Any address but a loopback one requires an API key to exist."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    """TCP port; 0 takes a free one, which `server.json` in the data dir names."""
+    data_dir: str = "~/.llmhost"
+    """Where keys, ledger, analytics and downloaded models live. One process at a time."""
+    drain_timeout_s: Seconds = 30.0
+    """How long running answers may go on after SIGTERM or Ctrl-C before they are cut."""
+    heartbeat_s: Annotated[float, Meta(gt=0)] = 10.0
+    """A comment line is sent on a stream that has been silent for this long."""
+    max_body_bytes: Positive = 16 * 2**20
+    """Larger request bodies are refused with 413."""
+    cors_origins: tuple[str, ...] = ()
+    """Browser origins that may call /v1; "*" allows all. Loopback origins always may. Admin routes answer none."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe log line that is written."""
+    log_format: Literal["text", "json"] = "text"
+    """`text` for people, `json` for collectors: one object a line."""
+
+
+class LimitSettings(Section, frozen=True):
+    """[limits]: what a key may ask for when the key itself says nothing else."""
+
+    requests_per_minute: Positive | None = None
+    """Default request rate per key; no limit when absent. A key made with --rpm has its own."""
+    burst_requests: Positive | None = None
+    """Requests that may come at once before the rate bites; a minute's worth when absent."""
+
+
+class SafetySettings(Section, frozen=True):
+    """[safety]: rules on text, in and out. Plugins are asked after them."""
+
+    blocked_words: tuple[str, ...] = ()
+    """Whole words, whatever their case, that end a request with an error or an answer with content_filter."""
+    blocked_patterns: tuple[str, ...] = ()
+    """Regular expressions with the same effect. Matched against each message, and against a window of the answer."""
+    max_prompt_chars: Positive | None = None
+    """Longer prompts are refused before they are tokenised."""
+    check_output: bool = True
+    """Also apply the rules to answers. Off, only prompts are checked."""
+    window_chars: Annotated[int, Meta(ge=16, le=65536)] = 256
+    """While rules or plugins judge answers, text is held back until this much of it is judged at once."""
+
+
+class PluginSettings(Section, frozen=True):
+    """[plugins]: drop-in files and installed packages."""
+
+    dir: str | None = None
+    """Folder of drop-in *.py plugins; `plugins` beside models.toml when absent and present."""
+    disabled: tuple[str, ...] = ()
+    """Names of plugins not to load."""
+    timeout_s: Annotated[float, Meta(gt=0)] = 2.0
+    """How long one call of an asked hook may take before its rule decides."""
+
+
+class DeviceSettings(Section, frozen=True):
+    """[devices]: memory that models may use."""
+
+    cpu_memory: str | None = None
+    """Ceiling on weights and KV memory on the CPU, such as "8GiB"; 80% of what is free at start when absent."""
+    gpu_memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    """Share of each GPU's memory that models may use."""
+
+
+class PriceSettings(Section, frozen=True):
+    """[models.NAME.price]: dollars per million tokens, as strings, so that no float touches money."""
+
+    input: str = "0"
+    """Prompt tokens that had to be computed."""
+    cached_input: str | None = None
+    """Prompt tokens that a cache saved; the input price when absent."""
+    output: str = "0"
+    """Generated tokens."""
+
+
+class FakeOptions(Section, frozen=True):
+    """[models.NAME.options] of engine "fake"."""
+
+    prefill_delay_ms: Annotated[float, Meta(ge=0)] = 0.0
+    """Time that each step with a new prompt in it takes."""
+    token_delay_ms: Annotated[float, Meta(ge=0)] = 0.0
+    """Time that every step takes."""
+    fail_after_tokens: Count | None = None
+    """Each sequence fails after this many generated tokens."""
+    vocab: Annotated[int, Meta(ge=16, le=1_000_000)] = 4096
+    """Number of different words."""
+
+
+class TorchOptions(Section, frozen=True):
+    """[models.NAME.options] of engine "torch"."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Computation type; `auto` is float32 on the CPU and the checkpoint's own on a GPU."""
+    device: str = "auto"
+    """`auto` (the first GPU, else the CPU), `cpu`, or `cuda:N`."""
+    threads: Positive | None = None
+    """CPU threads of the forward pass; torch's own choice when absent. One number for the whole process."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint. Only for checkpoints that you trust like a program."""
+
+
+class ModelSpec(Section, frozen=True):
+    """[models.NAME]: one model that the server offers under that name."""
+
+    engine: Literal["torch", "fake"] = "torch"
+    """What runs it: `torch` for transformers checkpoints, `fake` for a deterministic stand-in."""
+    source: str = "builtin:tiny"
+    """`builtin:NAME`, a folder, or `hf:ORG/NAME[@REVISION]`. Not used by engine "fake"."""
+    aliases: tuple[str, ...] = ()
+    """Other names that callers may use."""
+    load: Literal["start", "request"] = "start"
+    """Load when the server starts, or on the first request."""
+    max_batch_size: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Most sequences in one step."""
+    max_tokens_per_batch: Annotated[int, Meta(ge=1)] = 1024
+    """Most tokens in one step, prompts and answers together; long prompts are computed in chunks of at most this."""
+    max_sequence_length: Positive | None = None
+    """Most tokens in prompt and answer together; the model's own limit when absent, and never above it."""
+    max_queue: Positive = 1024
+    """Sequences that may wait; more are refused with 503 and a retry-after."""
+    kv_memory: str | None = None
+    """Memory for the KV cache, such as "2GiB"; enough for a full batch, within what is free, when absent."""
+    block_tokens: Literal[8, 16, 32, 64] = 16
+    """Tokens in one KV block."""
+    price: PriceSettings | None = None
+    """What callers pay. Absent, requests are metered and cost nothing."""
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Settings of the engine itself; checked against the engine's own table when the file is read."""
+
+
+ENGINE_OPTIONS: dict[str, type[Section]] = {"torch": TorchOptions, "fake": FakeOptions}
+
+
+class Settings(Section, frozen=True):
+    """The whole file, after environment and flags."""
+
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    safety: SafetySettings = SafetySettings()
+    plugins: PluginSettings = PluginSettings()
+    devices: DeviceSettings = DeviceSettings()
+    models: dict[str, ModelSpec] = msgspec.field(default_factory=dict)
