@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from llmhost.core.output import Delta
 from llmhost.core.request import SequenceSpec
-from llmhost.core.step import Row
+from llmhost.core.step import Drawn, Row
 
 
 class Clock(Protocol):
@@ -59,8 +59,11 @@ class Runner(Protocol):
 
     def set_kv_blocks(self, count: int) -> None: ...
 
-    def run(self, rows: Sequence[Row]) -> list[int | None]:
-        """One forward pass: for each row the drawn token, or None where none was wanted."""
+    def run(self, rows: Sequence[Row]) -> list[Drawn]:
+        """One forward pass: for each row the drawn token, None where none was wanted, or that row's failure.
+
+        Raising fails every row of the step.
+        """
         ...
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from llmhost.core.errors import EngineFailed
 from llmhost.core.request import Purpose, Sampling
 
 
@@ -28,6 +29,10 @@ class Row(NamedTuple):
     purpose: Purpose = Purpose.CALLER
 
 
+Drawn = int | None | EngineFailed
+"""What a runner says of one row: the token, nothing because none was wanted, or why this row alone failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What one step did and what it cost: cost, latency prediction and capacity all read this one event.
@@ -37,7 +42,7 @@ class StepResult:
     """
 
     rows: Sequence[Row]
-    drawn: Sequence[int | None]
+    drawn: Sequence[Drawn]
     started_ns: int
     ended_ns: int
     shares_ns: Sequence[int]

@@ -1,0 +1,1 @@
+"""Runners: the only places that know how a model computes."""
