@@ -1,0 +1,1 @@
+"""What is loaded where: catalogue, deployments, and the effects that change them."""

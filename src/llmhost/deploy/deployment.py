@@ -1,0 +1,153 @@
+"""One model's life: absent > loading > ready > draining > absent, or failed. It is the single writer of its state.
+
+Callers ask (`ensure_ready`, `unload`); it decides in its own turn, so a request that arrives during a drain gets a
+fresh load, and many that arrive during a load share it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Protocol
+
+from llmhost.core.errors import LlmhostError, ModelUnavailable
+from llmhost.core.events import DeploymentChanged
+from llmhost.core.ports import Clock
+from llmhost.deploy.catalogue import ModelEntry
+from llmhost.deploy.replica import Replica
+from llmhost.observe.logs import log_event
+
+log = logging.getLogger("llmhost.deploy")
+
+
+RETRY_AFTER_S = 5.0
+"""How long requests are answered with a failed load's reason before one of them tries again."""
+
+
+class State(StrEnum):
+    ABSENT = "absent"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Effects(Protocol):
+    """What a deployment can have done; each act returns when it is complete."""
+
+    async def load(
+        self, entry: ModelEntry, on_broken: Callable[[LlmhostError], None]
+    ) -> Replica: ...
+
+    async def unload(self, replica: Replica, *, drain_s: float) -> None: ...
+
+
+class Deployment:
+    """The owner of one model's replicas."""
+
+    def __init__(
+        self,
+        entry: ModelEntry,
+        effects: Effects,
+        clock: Clock,
+        on_change: Callable[[DeploymentChanged], None],
+    ) -> None:
+        self.entry = entry
+        self.state = State.ABSENT
+        self.reason = "declared"
+        self.replicas: tuple[Replica, ...] = ()
+        self._effects = effects
+        self._clock = clock
+        self._on_change = on_change
+        self._turn = asyncio.Lock()
+        self._load: asyncio.Task[None] | None = None
+        self._failed_ns = 0
+
+    async def ensure_ready(self, reason: str = "request") -> None:
+        """Come back once requests can run, whatever the state was when asked. Raises why it can't load."""
+        if self.state is State.READY:
+            return
+        if self._load is None or self._load.done():
+            self._raise_recent_failure(reason)
+            self._load = asyncio.create_task(self._become_ready(reason))
+        await asyncio.shield(self._load)  # one caller leaving must not stop it for the rest
+
+    async def unload(self, *, drain_s: float, reason: str) -> None:
+        """Let running answers end, then give everything back. Idempotent."""
+        async with self._turn:
+            if self.state is not State.READY:
+                return
+            self._change(State.DRAINING, reason)
+            started_ns = self._clock.monotonic_ns()
+            await self._give_back(drain_s)
+            self._change(State.ABSENT, reason, started_ns=started_ns)
+
+    def least_busy(self) -> Replica:
+        """The replica with the fewest live sequences. Raises ModelUnavailable when none is loaded."""
+        if not self.replicas:
+            raise ModelUnavailable(
+                f"The model {self.entry.ref} is {self.state}: {self.reason}", retry_after_s=1
+            )
+        return min(self.replicas, key=lambda replica: replica.engine.live)
+
+    def _raise_recent_failure(self, reason: str) -> None:
+        """A model that has just failed is not tried again by every request; an operator's `load` always tries."""
+        since_s = (self._clock.monotonic_ns() - self._failed_ns) / 1e9
+        if self.state is State.FAILED and reason == "request" and since_s < RETRY_AFTER_S:
+            raise ModelUnavailable(self.reason, retry_after_s=RETRY_AFTER_S - since_s)
+
+    async def _become_ready(self, reason: str) -> None:
+        async with self._turn:  # waits out a drain in flight
+            if self.state is State.READY:
+                return
+            started_ns = self._clock.monotonic_ns()
+            self._change(State.LOADING, reason)
+            try:
+                replica = await self._effects.load(self.entry, self._broke)
+            except BaseException as error:
+                why = error.message if isinstance(error, LlmhostError) else repr(error)
+                self._failed_ns = self._clock.monotonic_ns()
+                self._change(State.FAILED, why, started_ns=started_ns)
+                raise
+            self.replicas = (replica,)
+            self._change(State.READY, reason, started_ns=started_ns, replica=replica)
+
+    def _broke(self, error: LlmhostError) -> None:
+        """The engine loop gave up: give its memory back, so that the next request loads afresh."""
+        if self.state is State.READY:
+            self._change(State.FAILED, error.message)
+            self._cleanup = asyncio.create_task(self._give_back(0.0))
+
+    async def _give_back(self, drain_s: float) -> None:
+        replicas, self.replicas = self.replicas, ()
+        for replica in replicas:
+            await self._effects.unload(replica, drain_s=drain_s)
+
+    def _change(
+        self,
+        state: State,
+        reason: str,
+        *,
+        started_ns: int | None = None,
+        replica: Replica | None = None,
+    ) -> None:
+        self.state, self.reason = state, reason
+        took_s = None if started_ns is None else (self._clock.monotonic_ns() - started_ns) / 1e9
+        event = DeploymentChanged(
+            model=str(self.entry.ref),
+            state=state.value,
+            reason=reason,
+            utc_ns=self._clock.utc_ns(),
+            took_s=took_s,
+            bytes=replica.plan.weights_bytes + replica.plan.kv_bytes if replica else None,
+        )
+        log_event(
+            log,
+            f"model.{state.value}",
+            level=logging.ERROR if state is State.FAILED else logging.INFO,
+            model=event.model,
+            why=reason,
+            took_s=took_s and round(took_s, 3),
+            bytes=event.bytes,
+        )
+        self._on_change(event)

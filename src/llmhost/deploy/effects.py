@@ -1,0 +1,229 @@
+"""The acts behind a deployment: fetch, check that it fits, load, probe, unload. Each measures what it took.
+
+Order matters: the footprint is read from headers and the memory leased before a single weight is read, so a model
+that can't fit is refused at once with the numbers and takes nothing else down.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from llmhost.core.errors import ConfigError, EngineFailed, LlmhostError, ModelUnavailable
+from llmhost.core.ids import new_request_id
+from llmhost.core.output import Delta
+from llmhost.core.ports import Clock, EngineLoad, Runner, RunnerFacts, Tokenizer
+from llmhost.core.request import Purpose, Sampling, SequenceSpec
+from llmhost.core.step import StepResult
+from llmhost.deploy.catalogue import ModelEntry
+from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
+from llmhost.deploy.replica import Replica
+from llmhost.deploy.sources import find_files
+from llmhost.engines.kinds import EngineKind
+from llmhost.gpu.devices import Devices
+from llmhost.observe.logs import log_event
+from llmhost.schedule.engine_loop import EngineLoop
+from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+
+log = logging.getLogger("llmhost.deploy")
+
+PROBE_PROMPT = "Hello"
+PROBE_TIMEOUT_S = 120.0
+
+StepObserverFor = Callable[[str], Callable[[StepResult, EngineLoad], None]]
+
+
+class LoadEffects:
+    """Loads models onto the devices of this node."""
+
+    def __init__(
+        self,
+        *,
+        kinds: Mapping[str, EngineKind],
+        devices: Devices,
+        models_dir: Path,
+        clock: Clock,
+        observe_steps: StepObserverFor,
+    ) -> None:
+        self._kinds = kinds
+        self._devices = devices
+        self._models_dir = models_dir
+        self._clock = clock
+        self._observe_steps = observe_steps
+        self._reading = asyncio.Lock()  # weights are read for one model at a time
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._predictions: dict[str, RunnerFacts] = {}
+
+    async def tokenizer(self, entry: ModelEntry) -> Tokenizer:
+        """The model's tokenizer, which does not need its weights. Kept."""
+        key = str(entry.ref)
+        if key not in self._tokenizers:
+            kind, folder = self._kind(entry), await self._folder(entry)
+            self._tokenizers[key] = await asyncio.to_thread(kind.tokenizer, entry.spec, folder)
+        return self._tokenizers[key]
+
+    async def predict(self, entry: ModelEntry) -> RunnerFacts:
+        """What the model would need, from its headers. Kept."""
+        key = str(entry.ref)
+        if key not in self._predictions:
+            kind, folder = self._kind(entry), await self._folder(entry)
+            self._predictions[key] = await asyncio.to_thread(kind.footprint, entry.spec, folder)
+        return self._predictions[key]
+
+    async def load(self, entry: ModelEntry, on_broken: Callable[[LlmhostError], None]) -> Replica:
+        started_ns = self._clock.monotonic_ns()
+        async with self._reading:
+            tokenizer = await self.tokenizer(entry)
+            facts = await self.predict(entry)
+            plan = self._lease(entry, facts)
+            try:
+                before = psutil.Process().memory_info().rss
+                runner = await self._read_weights(entry, facts, plan)
+                measured = psutil.Process().memory_info().rss - before
+            except BaseException:
+                self._give_back(entry, facts)
+                raise
+        engine = self._start(entry, runner, plan, tokenizer, on_broken)
+        try:
+            await self._probe(entry, engine, tokenizer)
+        except BaseException:
+            await engine.stop()
+            self._give_back(entry, facts)
+            raise
+        return Replica(
+            devices=(facts.device,),
+            engine=engine,
+            tokenizer=tokenizer,
+            plan=plan,
+            facts=runner.facts,
+            lease_holder=str(entry.ref),
+            load_s=(self._clock.monotonic_ns() - started_ns) / 1e9,
+            ready_utc_ns=self._clock.utc_ns(),
+            measured_bytes=max(measured, 0),
+        )
+
+    async def unload(self, replica: Replica, *, drain_s: float) -> None:
+        await replica.engine.stop(drain_s=drain_s)
+        for device in replica.devices:
+            memory = self._devices.memory(device)
+            if memory is not None:
+                memory.give_back(replica.lease_holder)
+
+    def _kind(self, entry: ModelEntry) -> EngineKind:
+        kind = self._kinds.get(entry.spec.engine)
+        if kind is None:
+            known = ", ".join(sorted(self._kinds))
+            raise ConfigError(
+                f"[models.{entry.name}] engine {entry.spec.engine!r} is unknown; there is: {known}."
+            )
+        return kind
+
+    async def _folder(self, entry: ModelEntry) -> Path | None:
+        if not self._kind(entry).needs_files:
+            return None
+        return await asyncio.to_thread(find_files, entry.spec.source, self._models_dir)
+
+    def _lease(self, entry: ModelEntry, facts: RunnerFacts) -> MemoryPlan:
+        memory = self._devices.memory(facts.device)
+        plan = plan_memory(entry.spec, facts, None if memory is None else memory.free_bytes)
+        if memory is not None:
+            memory.grant(str(entry.ref), weights_bytes=plan.weights_bytes, kv_bytes=plan.kv_bytes)
+        if plan.max_sequence_length < facts.max_sequence_length:
+            log_event(
+                log,
+                "model.length_limited",
+                model=str(entry.ref),
+                tokens=plan.max_sequence_length,
+                model_tokens=facts.max_sequence_length,
+                why="max_sequence_length" if entry.spec.max_sequence_length else "kv memory",
+            )
+        return plan
+
+    def _give_back(self, entry: ModelEntry, facts: RunnerFacts) -> None:
+        memory = self._devices.memory(facts.device)
+        if memory is not None:
+            memory.give_back(str(entry.ref))
+
+    async def _read_weights(
+        self, entry: ModelEntry, facts: RunnerFacts, plan: MemoryPlan
+    ) -> Runner:
+        folder = await self._folder(entry)
+        kind = self._kind(entry)
+
+        def read() -> Runner:
+            runner = kind.load(entry.spec, folder, facts)
+            runner.set_kv_blocks(plan.kv_blocks)
+            return runner
+
+        try:
+            return await asyncio.to_thread(read)
+        except LlmhostError:
+            raise
+        except Exception as error:
+            raise ModelUnavailable(
+                f"The model {entry.ref} could not be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+    def _start(
+        self,
+        entry: ModelEntry,
+        runner: Runner,
+        plan: MemoryPlan,
+        tokenizer: Tokenizer,
+        on_broken: Callable[[LlmhostError], None],
+    ) -> EngineLoop:
+        limits = SchedulerLimits(
+            max_batch_size=entry.spec.max_batch_size,
+            max_tokens_per_batch=entry.spec.max_tokens_per_batch,
+            max_sequence_length=plan.max_sequence_length,
+            kv_blocks=plan.kv_blocks,
+            block_tokens=runner.facts.block_tokens,
+        )
+        engine = EngineLoop(
+            str(entry.ref),
+            runner,
+            Scheduler(limits),
+            tokenizer=tokenizer,
+            lane=self._devices.lane(runner.facts.device),
+            max_queue=entry.spec.max_queue,
+            on_step=self._observe_steps(str(entry.ref)),
+            on_broken=on_broken,
+        )
+        engine.start()
+        return engine
+
+    async def _probe(self, entry: ModelEntry, engine: EngineLoop, tokenizer: Tokenizer) -> None:
+        """One token for a validation prompt: a model that can't do that is not put into service."""
+        ended: asyncio.Future[Delta] = asyncio.get_running_loop().create_future()
+
+        def sink(delta: Delta) -> None:
+            if delta.finish_reason is not None and not ended.done():
+                ended.set_result(delta)
+
+        engine.submit(
+            SequenceSpec(
+                request_id=new_request_id(),
+                index=0,
+                model=entry.ref,
+                prompt=tuple(tokenizer.encode(PROBE_PROMPT)),
+                sampling=Sampling(temperature=0.0),
+                seed=0,
+                max_new_tokens=1,
+                arrival_ns=self._clock.monotonic_ns(),
+                purpose=Purpose.PROBE,
+            ),
+            sink,
+        )
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                delta = await ended
+        except TimeoutError:
+            raise EngineFailed(
+                f"The model {entry.ref} gave no token within {PROBE_TIMEOUT_S:.0f} s."
+            ) from None
+        if delta.error is not None:
+            raise ModelUnavailable(
+                f"The model {entry.ref} failed its first token: {delta.error.message}"
+            ) from delta.error

@@ -1,0 +1,78 @@
+"""The table of deployments: who is loaded, and the doors through which that changes."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from llmhost.core.errors import LlmhostError
+from llmhost.core.events import DeploymentChanged
+from llmhost.core.ports import Clock, EngineLoad, Tokenizer
+from llmhost.deploy.catalogue import Catalogue
+from llmhost.deploy.deployment import Deployment, State
+from llmhost.deploy.effects import LoadEffects
+
+log = logging.getLogger("llmhost.deploy")
+
+
+class Deployments:
+    """All deployments of this node, one for each declared model."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        effects: LoadEffects,
+        clock: Clock,
+        on_change: Callable[[DeploymentChanged], None],
+    ) -> None:
+        self.catalogue = catalogue
+        self._effects = effects
+        self._all = {
+            entry.name: Deployment(entry, effects, clock, on_change)
+            for entry in catalogue.entries()
+        }
+
+    def all(self) -> tuple[Deployment, ...]:
+        return tuple(self._all.values())
+
+    def find(self, name: str) -> Deployment:
+        """By name or alias. Raises UnknownModel."""
+        return self._all[self.catalogue.find(name).name]
+
+    async def tokenizer(self, deployment: Deployment) -> Tokenizer:
+        return await self._effects.tokenizer(deployment.entry)
+
+    async def longest_tokens(self, deployment: Deployment) -> int:
+        """Most tokens of prompt and answer together, as far as is known without loading the weights."""
+        if deployment.replicas:
+            return deployment.least_busy().plan.max_sequence_length
+        spec, facts = deployment.entry.spec, await self._effects.predict(deployment.entry)
+        return min(facts.max_sequence_length, spec.max_sequence_length or facts.max_sequence_length)
+
+    async def load_at_start(self) -> None:
+        """Load every model that is declared so. One that fails says why and takes nothing else down."""
+        for deployment in self._all.values():
+            if deployment.entry.spec.load == "start":
+                try:
+                    await deployment.ensure_ready("start")
+                except LlmhostError:
+                    log.debug("model.skipped model=%s", deployment.entry.ref)  # its state says why
+
+    async def unload_all(self, *, drain_s: float) -> None:
+        await asyncio.gather(
+            *(d.unload(drain_s=drain_s, reason="shutdown") for d in self._all.values())
+        )
+
+    @property
+    def is_settled(self) -> bool:
+        """No model that loads at start is still on its way."""
+        return all(
+            d.state in (State.READY, State.FAILED) or d.entry.spec.load != "start"
+            for d in self._all.values()
+        )
+
+    def loads(self) -> list[tuple[str, EngineLoad]]:
+        return [
+            (str(d.entry.ref), replica.engine.load())
+            for d in self._all.values()
+            for replica in d.replicas
+        ]

@@ -1,0 +1,23 @@
+"""One loaded copy of a model: its devices, its engine loop, and what loading it took."""
+
+from dataclasses import dataclass
+
+from llmhost.core.ports import RunnerFacts, Tokenizer
+from llmhost.deploy.memory_plan import MemoryPlan
+from llmhost.schedule.engine_loop import EngineLoop
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """`devices` is a tuple because one replica may span several one day; it has one today."""
+
+    devices: tuple[str, ...]
+    engine: EngineLoop
+    tokenizer: Tokenizer
+    plan: MemoryPlan
+    facts: RunnerFacts
+    lease_holder: str
+    load_s: float
+    ready_utc_ns: int
+    measured_bytes: int
+    """Growth of the process (or the device) while it loaded, beside the predicted `plan.weights_bytes`."""

@@ -1,0 +1,70 @@
+"""Where a model's files are: the package, a folder, or a hub whose files are fetched once."""
+
+import hashlib
+from pathlib import Path
+
+from llmhost.core.errors import ModelUnavailable
+
+BUILT_IN_MODELS = Path(__file__).parent.parent / "engines" / "builtin"
+
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+"""What is fetched from a hub: no pickles and no programs."""
+
+
+def find_files(source: str, models_dir: Path) -> Path:
+    """The folder that holds `source`'s files, fetching them if need be. Raises ModelUnavailable.
+
+    Blocks; `hf:` sources may download. What has been fetched once is used again without a network.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "builtin" and rest:
+        return _built_in(rest)
+    if kind == "hf" and rest:
+        return _from_hub(rest, models_dir)
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise ModelUnavailable(
+            f"There is no folder {str(folder)!r}. A source is builtin:NAME, a folder, or hf:ORG/NAME[@REVISION]."
+        )
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells whether a folder holds other files than before: names and sizes of all, contents of the small ones."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        if size < 2**20:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _built_in(name: str) -> Path:
+    folder = BUILT_IN_MODELS / name
+    if not (folder / "config.json").is_file():
+        known = ", ".join(sorted(p.parent.name for p in BUILT_IN_MODELS.glob("*/config.json")))
+        raise ModelUnavailable(f"There is no built-in model {name!r}; there is: {known}.")
+    return folder
+
+
+def _from_hub(name: str, models_dir: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repository, _, revision = name.partition("@")
+    target = models_dir / repository.replace("/", "--") / (revision or "main")
+    if (target / "config.json").is_file() and not list(target.glob("**/*.incomplete")):
+        return target
+    try:
+        snapshot_download(
+            repository,
+            revision=revision or None,
+            local_dir=target,
+            allow_patterns=list(HUB_FILES),
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelUnavailable(
+            f"Could not fetch {name!r} from the hub: {str(error).splitlines()[0]}"
+        ) from error
+    return target

@@ -1,0 +1,84 @@
+"""The kinds of engine: what a deployment asks of each before, while and after it loads a model."""
+
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from llmhost.config.schema import FakeOptions, ModelSpec, TorchOptions
+from llmhost.core.errors import ModelUnavailable
+from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
+from llmhost.engines.fake import FakeRunner
+from llmhost.text.tokenizer import load_tokenizer
+from llmhost.text.words import WordTokenizer
+
+
+class EngineKind(Protocol):
+    """One way to run models. All methods block and are called off the HTTP loop.
+
+    `folder` is None when `needs_files` is False.
+    """
+
+    needs_files: bool
+
+    def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
+        """What a loaded model would need, from its headers alone. Raises ModelUnavailable."""
+        ...
+
+    def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner: ...
+
+    def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer: ...
+
+
+class FakeKind:
+    """Deterministic words; no files, no device."""
+
+    needs_files = False
+
+    def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
+        return self._runner(spec).facts
+
+    def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
+        return self._runner(spec)
+
+    def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
+        return WordTokenizer(_options(spec, FakeOptions).vocab)
+
+    def _runner(self, spec: ModelSpec) -> FakeRunner:
+        return FakeRunner(_options(spec, FakeOptions), block_tokens=spec.block_tokens)
+
+
+class TorchKind:
+    """transformers checkpoints through our own runner. torch is imported on first use."""
+
+    needs_files = True
+
+    def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
+        from llmhost.engines.torch.footprint import predict_facts
+
+        return predict_facts(_present(folder), _options(spec, TorchOptions), spec.block_tokens)
+
+    def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
+        from llmhost.engines.torch.load import load_runner
+
+        options = _options(spec, TorchOptions)
+        return load_runner(_present(folder), block_tokens=spec.block_tokens, options=options)
+
+    def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
+        return load_tokenizer(_present(folder))
+
+
+BUILT_IN: dict[str, EngineKind] = {"torch": TorchKind(), "fake": FakeKind()}
+
+
+T = TypeVar("T")
+
+
+def _options(spec: ModelSpec, kind: type[T]) -> T:
+    return msgspec.convert(spec.options, kind)
+
+
+def _present(folder: Path | None) -> Path:
+    if folder is None:
+        raise ModelUnavailable("This engine needs a source: a folder, builtin:NAME or hf:ORG/NAME.")
+    return folder

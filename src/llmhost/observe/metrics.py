@@ -1,0 +1,196 @@
+"""Prometheus metrics of one host, in a registry of its own. vLLM's names where a metric is the same thing."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from llmhost.core.events import RequestEnded
+from llmhost.core.output import Outcome
+from llmhost.core.ports import EngineLoad
+from llmhost.core.step import StepResult
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+LATENCY_BUCKETS_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+)
+STEP_BUCKETS_S = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1, 2)
+
+
+class Metrics:
+    """What is counted where it happens; engine gauges are read when scraped."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ["model_name"]
+        self._requests = Counter(
+            "llmhost_requests",
+            "Requests by how they ended.",
+            ["model_name", "outcome", "code"],
+            registry=self.registry,
+        )
+        self._success = Counter(
+            "vllm:request_success",
+            "Answered requests.",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
+        )
+        self._prompt = Counter(
+            "vllm:prompt_tokens", "Prompt tokens.", labels, registry=self.registry
+        )
+        self._output = Counter(
+            "vllm:generation_tokens", "Generated tokens.", labels, registry=self.registry
+        )
+        self._amount = Counter(
+            "llmhost_amount_nano", "Billed nano-dollars.", labels, registry=self.registry
+        )
+        self._ttft = self._latency(
+            "vllm:time_to_first_token_seconds", "From arrival to the first token."
+        )
+        self._itl = self._latency(
+            "vllm:inter_token_latency_seconds", "Between two pieces of an answer."
+        )
+        self._e2e = self._latency("vllm:e2e_request_latency_seconds", "From arrival to the end.")
+        self._queue = self._latency(
+            "vllm:request_queue_time_seconds", "From arrival to the engine."
+        )
+        self._step = Histogram(
+            "llmhost_step_seconds",
+            "One forward pass.",
+            labels,
+            buckets=STEP_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._step_tokens = Counter(
+            "llmhost_step_tokens", "Tokens fed to the engine.", labels, registry=self.registry
+        )
+        self._dropped = Counter(
+            "llmhost_analytics_dropped", "Analytics rows that were shed.", registry=self.registry
+        )
+
+    def request_ended(self, event: RequestEnded) -> None:
+        model = event.model if "@" in event.model else "unknown"  # callers don't make labels
+        self._requests.labels(model, event.outcome.value, event.code or "").inc()
+        if event.outcome is Outcome.ANSWERED:
+            self._success.labels(model, event.finish_reason or "").inc()
+        self._prompt.labels(model).inc(event.usage.prompt_tokens)
+        self._output.labels(model).inc(event.usage.completion_tokens)
+        self._amount.labels(model).inc(event.amount_nano)
+        if event.ttft_ms is not None:
+            self._ttft.labels(model).observe(event.ttft_ms / 1000)
+            self._queue.labels(model).observe(event.queue_ms / 1000)
+        self._e2e.labels(model).observe(event.total_ms / 1000)
+
+    def analytics_dropped(self) -> None:
+        self._dropped.inc()
+
+    def gap_observer(self, model: str) -> Callable[[float], None]:
+        """Takes the seconds between two pieces of an answer of `model`."""
+        return self._itl.labels(model).observe
+
+    def step_observer(self, model: str) -> Callable[[StepResult, EngineLoad], None]:
+        """Takes each step of `model`, on its engine thread."""
+        seconds, tokens = self._step.labels(model), self._step_tokens.labels(model)
+
+        def observe(result: StepResult, _load: EngineLoad) -> None:
+            seconds.observe(result.busy_ns / 1e9)
+            tokens.inc(sum(len(row.tokens) for row in result.rows))
+
+        return observe
+
+    def read_gauges_from(self, source: "GaugeSource") -> None:
+        """Have engine and device gauges read from `source` at every scrape."""
+        self.registry.register(_Gauges(source))
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _latency(self, name: str, text: str) -> Histogram:
+        return Histogram(
+            name, text, ["model_name"], buckets=LATENCY_BUCKETS_S, registry=self.registry
+        )
+
+
+class GaugeSource:
+    """What a scrape asks for; the host overrides it."""
+
+    def engine_loads(self) -> Iterable[tuple[str, EngineLoad]]:
+        return ()
+
+    def deployment_states(self) -> Iterable[tuple[str, str]]:
+        return ()
+
+    def device_figures(self) -> Iterable[tuple[str, int, int, int, int]]:
+        """(device, capacity bytes, leased bytes, busy ns, idle ns)."""
+        return ()
+
+
+class _Gauges(Collector):
+    def __init__(self, source: GaugeSource) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        yield from self._engines()
+        yield from self._devices()
+
+    def _engines(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        running = GaugeMetricFamily(
+            "vllm:num_requests_running", "Sequences in the batch.", labels=["model_name"]
+        )
+        waiting = GaugeMetricFamily(
+            "vllm:num_requests_waiting", "Sequences that wait.", labels=["model_name"]
+        )
+        kv = GaugeMetricFamily(
+            "vllm:kv_cache_usage_perc", "KV blocks in use, 0 to 1.", labels=["model_name"]
+        )
+        preempted = CounterMetricFamily(
+            "vllm:num_preemptions", "Preemptions.", labels=["model_name"]
+        )
+        for model, load in self._source.engine_loads():
+            running.add_metric([model], load.running)
+            waiting.add_metric([model], load.waiting)
+            kv.add_metric([model], load.kv_blocks_used / max(load.kv_blocks_total, 1))
+            preempted.add_metric([model], load.preemptions)
+        state = GaugeMetricFamily(
+            "llmhost_model_state", "1 for the state a model is in.", labels=["model_name", "state"]
+        )
+        for model, name in self._source.deployment_states():
+            state.add_metric([model, name], 1)
+        yield from (running, waiting, kv, preempted, state)
+
+    def _devices(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        capacity = GaugeMetricFamily(
+            "llmhost_device_capacity_bytes", "Memory that models may use.", labels=["device"]
+        )
+        leased = GaugeMetricFamily(
+            "llmhost_device_leased_bytes", "Memory leased to models.", labels=["device"]
+        )
+        busy = CounterMetricFamily(
+            "llmhost_device_busy_seconds", "Time in steps.", labels=["device"]
+        )
+        idle = CounterMetricFamily(
+            "llmhost_device_idle_seconds", "Time between steps.", labels=["device"]
+        )
+        for device, bytes_all, bytes_leased, busy_ns, idle_ns in self._source.device_figures():
+            capacity.add_metric([device], bytes_all)
+            leased.add_metric([device], bytes_leased)
+            busy.add_metric([device], busy_ns / 1e9)
+            idle.add_metric([device], idle_ns / 1e9)
+        yield from (capacity, leased, busy, idle)
