@@ -1,0 +1,1 @@
+"""A request's story, stage by stage, in the order in which they run."""

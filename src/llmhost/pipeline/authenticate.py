@@ -1,0 +1,31 @@
+"""Stage 1: who asks."""
+
+from llmhost.core.errors import Unauthenticated
+from llmhost.core.request import LOCAL_CALLER, Caller
+from llmhost.hooks.call import Asker
+from llmhost.pipeline.context import RequestContext
+from llmhost.tenants.keys import KeyStore
+
+
+class Authenticate:
+    """A plugin's opinion first, then the key table. Without any key, a loopback server serves the local tenant."""
+
+    def __init__(self, keys: KeyStore, asker: Asker, *, is_loopback: bool) -> None:
+        self._keys = keys
+        self._asker = asker
+        self._is_loopback = is_loopback
+
+    async def __call__(self, context: RequestContext) -> None:
+        context.caller = await self._identify(context)
+
+    async def _identify(self, context: RequestContext) -> Caller:
+        opinion = await self._asker.identify_caller(context.bearer, context.headers)
+        if opinion is not None:
+            return opinion
+        if self._keys.has_keys:
+            return self._keys.find(context.bearer)
+        if self._is_loopback:
+            return LOCAL_CALLER
+        raise Unauthenticated(
+            "This server needs an API key, and none exists yet. Make one with: llmhost keys create --org NAME"
+        )

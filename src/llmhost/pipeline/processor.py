@@ -1,0 +1,150 @@
+"""The request's story: authenticate, resolve, limit, screen, cached, route, execute, store, bill, log.
+
+Each stage is one sentence here and one module beside. However a request ends, it ends once and is metered.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmhost.core.errors import LlmhostError
+from llmhost.core.output import Delta, FinishReason, Outcome
+from llmhost.core.ports import Clock
+from llmhost.core.request import GenerationRequest
+from llmhost.observe.logs import request_id
+from llmhost.pipeline.authenticate import Authenticate
+from llmhost.pipeline.bill import Bill
+from llmhost.pipeline.cached import Cached
+from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.execute import Execute, Generation
+from llmhost.pipeline.limit import Limit
+from llmhost.pipeline.log import Log
+from llmhost.pipeline.resolve import Resolve
+from llmhost.pipeline.route import Route
+from llmhost.pipeline.screen import ScreenStage
+from llmhost.pipeline.store import Store
+
+log = logging.getLogger("llmhost.request")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """The ten stages, wired by the host."""
+
+    authenticate: Authenticate
+    resolve: Resolve
+    limit: Limit
+    screen: ScreenStage
+    cached: Cached
+    route: Route
+    execute: Execute
+    store: Store
+    bill: Bill
+    log: Log
+
+
+class Exchange:
+    """An accepted request, from its caller's side: read what comes, or leave."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.context = generation.context
+        self._reader = generation.stream.reader()
+
+    async def read(self, timeout_s: float | None = None) -> list[Delta] | None:
+        """Everything that came since the last read; empty at the end, None when nothing came in time.
+
+        Raises the error that ended the answer.
+        """
+        return await self._reader.next(timeout_s)
+
+    def leave(self) -> None:
+        """The caller is gone. The last one to leave stops the sequences; what they used is billed. Idempotent."""
+        self._reader.close()
+
+
+class Processor:
+    """Runs requests through the stages. Owns nothing else."""
+
+    def __init__(self, stages: Stages, clock: Clock) -> None:
+        self._stages = stages
+        self._clock = clock
+        self._live: set[Generation] = set()
+        self._opening = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have arrived and have not been settled."""
+        return len(self._live) + self._opening
+
+    async def open(
+        self, request: GenerationRequest, bearer: str | None, headers: Mapping[str, str]
+    ) -> Exchange:
+        """Take a request in. Raises why it is refused, after that has been metered."""
+        context = RequestContext(
+            request, bearer, headers, self._clock.monotonic_ns(), self._clock.utc_ns()
+        )
+        request_id.set(request.request_id)
+        self._opening += 1
+        try:
+            generation = await self._admit(context)
+        except LlmhostError as error:
+            self._refused(context, error)
+            raise
+        except asyncio.CancelledError:
+            self._end_early(context, Outcome.CANCELLED)
+            raise
+        except Exception as error:
+            log.exception("request.bug")
+            self._refused(context, LlmhostError(f"Internal error: {type(error).__name__}."))
+            raise
+        finally:
+            self._opening -= 1
+        self._live.add(generation)
+        generation.ended.add_done_callback(lambda _: self._live.discard(generation))
+        return Exchange(generation)
+
+    def drain(self) -> None:
+        """Refuse what comes from now on; what runs goes on."""
+        self._stages.limit.is_draining = True
+
+    def cancel_all(self) -> None:
+        """Cut what still runs, as if every caller had left."""
+        for generation in list(self._live):
+            generation.cancel()
+
+    async def _admit(self, context: RequestContext) -> Generation:
+        stages = self._stages
+        await stages.authenticate(context)
+        await stages.resolve(context)
+        await stages.limit(context)
+        await stages.bill.quote(context)
+        await stages.screen(context)
+        await stages.cached(context)
+        await stages.route(context)
+        return stages.execute(context, self._settle)
+
+    def _settle(self, context: RequestContext) -> "asyncio.Future[None]":
+        stages = self._stages
+        stages.store(context)
+        settled = stages.bill(context)
+        stages.log(context)
+        return settled
+
+    def _refused(self, context: RequestContext, error: LlmhostError) -> None:
+        context.error = error
+        self._end_early(context, Outcome.REFUSED if error.status < 500 else Outcome.FAILED)
+
+    def _end_early(self, context: RequestContext, outcome: Outcome) -> None:
+        """End a request that never reached an engine. Its zero-amount entry need not be waited for."""
+        context.outcome = outcome
+        context.finish_reason = (
+            FinishReason.CANCELLED if outcome is Outcome.CANCELLED else FinishReason.ERROR
+        )
+        context.ended_ns = self._clock.monotonic_ns()
+        self._settle(context).add_done_callback(_log_unrecorded)
+
+
+def _log_unrecorded(settled: "asyncio.Future[None]") -> None:
+    if not settled.cancelled() and (failure := settled.exception()) is not None:
+        log.error("ledger.unrecorded error=%s", failure)

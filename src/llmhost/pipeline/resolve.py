@@ -1,0 +1,97 @@
+"""Stage 2: which model at which version, and what the prompt is in its tokens. It only reads."""
+
+import asyncio
+from functools import partial
+
+from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed
+from llmhost.core.ports import Tokenizer
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.deploy.manager import Deployments
+from llmhost.hooks.call import Asker
+from llmhost.pipeline.context import RequestContext
+
+INLINE_CHARS = 4096
+"""Longer prompts are rendered and tokenised in a thread: the HTTP loop never waits for one."""
+
+
+class Resolve:
+    """Alias, `route_request` hook, template, token count, context length."""
+
+    def __init__(self, deployments: Deployments, asker: Asker) -> None:
+        self._deployments = deployments
+        self._asker = asker
+
+    async def __call__(self, context: RequestContext) -> None:
+        request = context.request
+        deployment = self._deployments.find(await self._chosen(context))
+        if not context.known_caller.may_use(deployment.entry.name) and not (
+            context.known_caller.may_use(request.model)
+        ):
+            raise ModelNotAllowed(request.model)
+        context.deployment = deployment
+        tokenizer = await self._deployments.tokenizer(deployment)
+        context.prompts = await self._tokenise(request, tokenizer)
+        context.longest_tokens = await self._deployments.longest_tokens(deployment)
+        context.max_new_tokens = self.room(context, context.longest_tokens)
+
+    async def _chosen(self, context: RequestContext) -> str:
+        """The model's name: what the caller asked for, unless a plugin routes it elsewhere."""
+        request = context.request
+        self._deployments.catalogue.find(
+            request.model
+        )  # an unknown name is refused before anyone is asked
+        candidates = tuple(entry.name for entry in self._deployments.catalogue.entries())
+        return await self._asker.route_request(request, candidates) or request.model
+
+    async def _tokenise(
+        self, request: GenerationRequest, tokenizer: Tokenizer
+    ) -> tuple[tuple[int, ...], ...]:
+        work = partial(_prompt_tokens, request, tokenizer)
+        if len(request.text) <= INLINE_CHARS and not request.tools:
+            return work()
+        return await asyncio.to_thread(work)
+
+    @staticmethod
+    def room(context: RequestContext, longest_tokens: int) -> int:
+        """Tokens that each choice may have. Raises ContextTooLong when the prompt leaves too little."""
+        request = context.request
+        prompt_tokens = max(len(prompt) for prompt in context.prompts)
+        room = longest_tokens - prompt_tokens
+        if room < (request.max_tokens or 1):
+            raise ContextTooLong(
+                prompt_tokens=prompt_tokens,
+                max_tokens=request.max_tokens,
+                limit_tokens=longest_tokens,
+                param="messages" if request.kind is Kind.CHAT else "prompt",
+            )
+        return request.max_tokens or room
+
+
+def _prompt_tokens(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    if request.kind is Kind.CHAT:
+        text = tokenizer.render_chat(
+            request.messages, tools=request.tools, **request.template_kwargs
+        )
+        return (_not_empty(tokenizer.encode(text, add_special_tokens=False), "messages"),)
+    return tuple(
+        _not_empty(tokenizer.encode(prompt), "prompt")
+        if isinstance(prompt, str)
+        else _known_ids(prompt, tokenizer.vocab_size)
+        for prompt in request.prompts
+    )
+
+
+def _not_empty(tokens: list[int], param: str) -> tuple[int, ...]:
+    if not tokens:
+        raise InvalidValue("The prompt is empty: it has no tokens.", param=param)
+    return tuple(tokens)
+
+
+def _known_ids(prompt: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+    for token in prompt:
+        if not 0 <= token < vocab_size:
+            raise InvalidValue(
+                f"Token id {token} is outside this model's vocabulary of {vocab_size}.",
+                param="prompt",
+            )
+    return _not_empty(list(prompt), "prompt")

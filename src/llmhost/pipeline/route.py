@@ -1,0 +1,15 @@
+"""Stage 6: a replica of the resolved model. Loads it if need be; never changes the model."""
+
+from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.resolve import Resolve
+
+
+class Route:
+    async def __call__(self, context: RequestContext) -> None:
+        deployment = context.known_deployment
+        await deployment.ensure_ready()
+        context.replica = deployment.least_busy()
+        longest = context.replica.plan.max_sequence_length
+        if longest < context.longest_tokens:  # less KV room than the headers promised
+            context.longest_tokens = longest
+            context.max_new_tokens = Resolve.room(context, longest)

@@ -1,0 +1,16 @@
+"""Stage 4: is the prompt acceptable. The answer is screened window by window while it is executed."""
+
+from llmhost.pipeline.context import RequestContext
+from llmhost.safety.screen import OutputScreen, Screen
+
+
+class ScreenStage:
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    async def __call__(self, context: RequestContext) -> None:
+        await self._screen.check_input(context.request, context.known_caller)
+
+    def output(self, context: RequestContext) -> OutputScreen | None:
+        """Judges one choice; None when nothing judges answers, so that streams pay nothing."""
+        return self._screen.watch_output(context.request, context.known_caller)
