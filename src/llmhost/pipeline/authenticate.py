@@ -2,7 +2,9 @@
 
 from llmhost.core.errors import Unauthenticated
 from llmhost.core.request import LOCAL_CALLER, Caller
-from llmhost.hooks.call import Asker
+from llmhost.hooks.call import ask
+from llmhost.hooks.registry import Plugins
+from llmhost.hooks.spec import Refusal
 from llmhost.pipeline.context import RequestContext
 from llmhost.tenants.keys import KeyStore
 
@@ -10,18 +12,23 @@ from llmhost.tenants.keys import KeyStore
 class Authenticate:
     """A plugin's opinion first, then the key table. Without any key, a loopback server serves the local tenant."""
 
-    def __init__(self, keys: KeyStore, asker: Asker, *, is_loopback: bool) -> None:
+    def __init__(self, keys: KeyStore, plugins: Plugins, *, is_loopback: bool) -> None:
         self._keys = keys
-        self._asker = asker
+        self._plugins = plugins
         self._is_loopback = is_loopback
 
     async def __call__(self, context: RequestContext) -> None:
         context.caller = await self._identify(context)
 
     async def _identify(self, context: RequestContext) -> Caller:
-        opinion = await self._asker.identify_caller(context.bearer, context.headers)
-        if opinion is not None:
-            return opinion
+        answer = await ask(
+            self._plugins, "identify_caller", api_key=context.bearer, headers=context.headers
+        )
+        if answer is not None:
+            if isinstance(answer.opinion, Refusal):
+                raise answer.opinion.as_error(Unauthenticated)
+            caller: Caller = answer.opinion
+            return caller
         if self._keys.has_keys:
             return self._keys.find(context.bearer)
         if self._is_loopback:

@@ -134,7 +134,7 @@ class Generation:
         merged = Usage()
         for index, usage in self._usage.items():
             if index % n:
-                usage = replace(usage, prompt_tokens=0, cached_tokens=0)  # noqa: PLW2901
+                usage = replace(usage, prompt_tokens=0, cached_tokens=0)
             merged += usage
         return merged
 

@@ -1,18 +1,19 @@
 """Stage 3: may this caller ask now."""
 
-from llmhost.core.errors import Overloaded
+from llmhost.core.errors import Forbidden, Overloaded
 from llmhost.core.ports import Clock
-from llmhost.hooks.call import Asker
+from llmhost.hooks.call import ask
+from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
 from llmhost.tenants.limits import RequestLimiter
 
 
 class Limit:
-    """The request rate of the key, then the opinion of `admit_request`, then the price that is frozen here."""
+    """The request rate of the key, then the opinion of `admit_request`."""
 
-    def __init__(self, limiter: RequestLimiter, asker: Asker, clock: Clock) -> None:
+    def __init__(self, limiter: RequestLimiter, plugins: Plugins, clock: Clock) -> None:
         self._limiter = limiter
-        self._asker = asker
+        self._plugins = plugins
         self._clock = clock
         self.is_draining = False
         """Set when the process is about to end: new requests are sent elsewhere."""
@@ -22,8 +23,11 @@ class Limit:
             raise Overloaded("This server is shutting down. Try again.", retry_after_s=1)
         caller = context.known_caller
         context.allowance = self._limiter.admit(
-            caller.key_id or f"local:{caller.org}",
+            caller.key_id,
             caller.requests_per_minute,
-            now_ns=self._clock.monotonic_ns(),
+            None,
+            self._clock.monotonic_ns(),
         )
-        await self._asker.admit_request(context.request, caller)
+        answer = await ask(self._plugins, "admit_request", request=context.request, caller=caller)
+        if answer is not None:
+            raise answer.opinion.as_error(Forbidden)

@@ -5,9 +5,11 @@ from functools import partial
 
 from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.deploy.catalogue import ModelEntry
 from llmhost.deploy.manager import Deployments
-from llmhost.hooks.call import Asker
+from llmhost.hooks.call import ask
+from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
 
 INLINE_CHARS = 4096
@@ -17,18 +19,16 @@ INLINE_CHARS = 4096
 class Resolve:
     """Alias, `route_request` hook, template, token count, context length."""
 
-    def __init__(self, deployments: Deployments, asker: Asker) -> None:
+    def __init__(self, deployments: Deployments, plugins: Plugins) -> None:
         self._deployments = deployments
-        self._asker = asker
+        self._plugins = plugins
 
     async def __call__(self, context: RequestContext) -> None:
         request = context.request
         deployment = self._deployments.find(await self._chosen(context))
-        if not context.known_caller.may_use(deployment.entry.name) and not (
-            context.known_caller.may_use(request.model)
-        ):
-            raise ModelNotAllowed(request.model)
         context.deployment = deployment
+        if not self._may_use(context.known_caller, deployment.entry):
+            raise ModelNotAllowed(request.model)
         tokenizer = await self._deployments.tokenizer(deployment)
         context.prompts = await self._tokenise(request, tokenizer)
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
@@ -36,12 +36,22 @@ class Resolve:
 
     async def _chosen(self, context: RequestContext) -> str:
         """The model's name: what the caller asked for, unless a plugin routes it elsewhere."""
-        request = context.request
-        self._deployments.catalogue.find(
-            request.model
-        )  # an unknown name is refused before anyone is asked
-        candidates = tuple(entry.name for entry in self._deployments.catalogue.entries())
-        return await self._asker.route_request(request, candidates) or request.model
+        if not self._plugins.has("route_request"):
+            return context.request.model
+        candidates = tuple(
+            entry.name
+            for entry in self._deployments.catalogue.entries()
+            if self._may_use(context.known_caller, entry)
+        )
+        answer = await ask(
+            self._plugins, "route_request", request=context.request, candidates=candidates
+        )
+        return context.request.model if answer is None else str(answer.opinion)
+
+    @staticmethod
+    def _may_use(caller: Caller, entry: ModelEntry) -> bool:
+        """A key's allow-list may name a model by any of its names."""
+        return any(caller.may_use(name) for name in (entry.name, *entry.spec.aliases))
 
     async def _tokenise(
         self, request: GenerationRequest, tokenizer: Tokenizer

@@ -1,0 +1,92 @@
+"""Small ASGI pieces for the hot routes: read a body, write a response, notice that the client is gone."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from litestar.types import Receive, Scope, Send
+
+from llmhost.core.errors import RequestTooLarge
+
+JSON = "application/json"
+
+
+class ClientGone(Exception):
+    """The connection closed before the body was complete."""
+
+
+async def read_all(receive: Receive, limit_bytes: int) -> bytes:
+    """The whole request body. Raises RequestTooLarge, ClientGone."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk: bytes = message.get("body", b"")  # type: ignore[assignment]
+        size += len(chunk)
+        if size > limit_bytes:
+            raise RequestTooLarge(
+                f"The request body is larger than {limit_bytes} bytes, which is all this server takes."
+            )
+        parts.append(chunk)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+def bearer(scope: Scope) -> str | None:
+    """The secret of `Authorization: Bearer`, or of `x-api-key`."""
+    value = header(scope, b"authorization")
+    if value is not None:
+        kind, _, secret = value.partition(" ")
+        return secret.strip() if kind.lower() == "bearer" else value
+    return header(scope, b"x-api-key")
+
+
+async def start(
+    send: Send,
+    status: int,
+    content_type: str,
+    headers: Mapping[str, str],
+    length: int | None = None,
+) -> None:
+    raw = [(b"content-type", content_type.encode())]
+    if length is not None:
+        raw.append((b"content-length", str(length).encode()))
+    raw += [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+async def send_whole(
+    send: Send, status: int, body: bytes, headers: Mapping[str, str], content_type: str = JSON
+) -> None:
+    await start(send, status, content_type, headers, len(body))
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class DisconnectWatch:
+    """Calls `leave` once when the client closes the connection; costs nothing while it stays."""
+
+    def __init__(self, receive: Receive, leave: Callable[[], None]) -> None:
+        self._receive = receive
+        self._leave = leave
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "DisconnectWatch":
+        self._task = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._leave()

@@ -1,0 +1,71 @@
+"""Errors on the wire: OpenAI's body, always with all four keys, whoever raised."""
+
+import math
+from typing import Any
+
+import msgspec
+from litestar.exceptions import HTTPException
+
+from llmhost.core.errors import (
+    BadRequest,
+    LlmhostError,
+    MethodNotAllowed,
+    NotFound,
+    RateLimited,
+    RequestTooLarge,
+    Unauthenticated,
+)
+
+INTERNAL = LlmhostError("The server failed while it handled this request. Its log has the reason.")
+
+_BY_STATUS: dict[int, type[LlmhostError]] = {
+    401: Unauthenticated,
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: RequestTooLarge,
+    429: RateLimited,
+}
+
+
+def known_error(error: BaseException) -> LlmhostError:
+    """Whatever was raised, as one of ours; what nobody thought about is a plain 500."""
+    if isinstance(error, LlmhostError):
+        return error
+    if isinstance(error, HTTPException):
+        if error.status_code in _BY_STATUS:
+            return _BY_STATUS[error.status_code](_sentence(error))
+        if error.status_code < 500:
+            return BadRequest(_sentence(error))
+    return INTERNAL
+
+
+def error_object(error: LlmhostError) -> dict[str, Any]:
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_body(error: LlmhostError) -> bytes:
+    return msgspec.json.encode(error_object(error))
+
+
+def error_headers(error: LlmhostError) -> dict[str, str]:
+    """What a client needs to decide whether to try again, and when."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
+    if error.status in (409, 429) or error.status >= 500:
+        headers["x-should-retry"] = "true" if error.retry_after_s is not None else "false"
+    return headers
+
+
+def _sentence(error: HTTPException) -> str:
+    detail = error.detail or str(error.status_code)
+    extra = f" {error.extra}" if error.extra else ""
+    return f"{detail}{extra}"

@@ -1,0 +1,176 @@
+"""POST /v1/chat/completions and /v1/completions as plain ASGI: the hot routes.
+
+The order on a stream: everything that can be refused is refused before the headers; headers go out once the request
+is running, not with the first token; silence is filled with comments; the end is sent when it has been recorded.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable
+
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from llmhost.api.door import (
+    ClientGone,
+    DisconnectWatch,
+    bearer,
+    header,
+    read_all,
+    send_whole,
+    start,
+)
+from llmhost.api.errors import error_body, error_headers, known_error
+from llmhost.api.frames import HEARTBEAT, Frames, whole_answer
+from llmhost.api.wire import (
+    ChatBody,
+    CompletionBody,
+    chat_request,
+    completion_request,
+    read_body,
+)
+from llmhost.core.errors import LlmhostError, MethodNotAllowed
+from llmhost.core.ids import new_request_id
+from llmhost.core.output import Delta
+from llmhost.core.request import GenerationRequest
+from llmhost.pipeline.processor import Exchange, Processor
+from llmhost.tenants.limits import Allowance, duration_text
+
+log = logging.getLogger("llmhost.api")
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, bool]]
+"""Body, our id, the client's id -> the request, and whether its stream shall report usage."""
+
+_CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def parse_chat(
+    raw: bytes, request_id: str, client_id: str | None
+) -> tuple[GenerationRequest, bool]:
+    body = read_body(raw, ChatBody)
+    options = body.stream_options
+    return chat_request(body, request_id, client_id), bool(options and options.include_usage)
+
+
+def parse_completion(
+    raw: bytes, request_id: str, client_id: str | None
+) -> tuple[GenerationRequest, bool]:
+    body = read_body(raw, CompletionBody)
+    options = body.stream_options
+    return completion_request(body, request_id, client_id), bool(options and options.include_usage)
+
+
+def generation_route(
+    processor: Processor, parse: Parse, *, max_body_bytes: int, heartbeat_s: float
+) -> ASGIApp:
+    """An ASGI app for one route."""
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        visit = Visit(scope)
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(f"{scope['method']} is not allowed here; use POST.")
+            raw = await read_all(receive, max_body_bytes)
+            request, include_usage = parse(raw, visit.request_id, visit.client_id)
+            headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+            opening = asyncio.ensure_future(processor.open(request, bearer(scope), headers))
+            async with DisconnectWatch(receive, lambda: visit.leave(opening)):
+                visit.exchange = await opening
+                if request.stream:
+                    await _stream(visit, send, heartbeat_s, include_usage=include_usage)
+                else:
+                    await _answer(visit, send)
+        except (ClientGone, asyncio.CancelledError):
+            visit.leave(None)
+            if not visit.is_gone:
+                raise
+        except Exception as error:  # noqa: BLE001 - boundary: nothing may leave without a body
+            await visit.fail(send, error)
+        finally:
+            visit.leave(None)
+
+    return route
+
+
+class Visit:
+    """One call of a route, from the connection's side."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.started = time.perf_counter()
+        self.request_id = new_request_id()
+        sent = header(scope, b"x-request-id")
+        self.client_id = sent if sent and _CLIENT_ID.fullmatch(sent) else None
+        self.exchange: Exchange | None = None
+        self.is_gone = False
+        self.has_started = False
+
+    def leave(self, opening: "asyncio.Future[Exchange] | None") -> None:
+        """The client is gone or has got everything. Idempotent."""
+        if opening is not None:
+            self.is_gone = True
+            opening.cancel()
+        if self.exchange is not None:
+            self.exchange.leave()
+
+    def headers(self) -> dict[str, str]:
+        elapsed_ms = int((time.perf_counter() - self.started) * 1000)
+        headers = {"x-request-id": self.request_id, "openai-processing-ms": str(elapsed_ms)}
+        if self.client_id is not None:
+            headers["x-client-request-id"] = self.client_id
+        if self.exchange is not None and self.exchange.context.allowance is not None:
+            headers.update(_limit_headers(self.exchange.context.allowance))
+        return headers
+
+    async def fail(self, send: Send, error: Exception) -> None:
+        """Say what went wrong: as a body, or, once a stream has begun, as its last event without [DONE]."""
+        known = known_error(error)
+        if not isinstance(error, LlmhostError):
+            log.error("api.failed request=%s", self.request_id, exc_info=error)
+        if self.has_started:
+            event = b"data: " + error_body(known) + b"\n\n"
+            await send({"type": "http.response.body", "body": event, "more_body": False})
+        else:
+            headers = {**self.headers(), **error_headers(known)}
+            await send_whole(send, known.status, error_body(known), headers)
+
+
+async def _answer(visit: Visit, send: Send) -> None:
+    assert visit.exchange is not None
+    exchange, deltas = visit.exchange, list[Delta]()
+    while fresh := await exchange.read():
+        deltas += fresh
+    if visit.is_gone:
+        return
+    context = exchange.context
+    created_s = context.arrived_utc_ns // 1_000_000_000
+    body = whole_answer(context.request, created_s, deltas, context.usage)
+    await send_whole(send, 200, body, visit.headers())
+
+
+async def _stream(visit: Visit, send: Send, heartbeat_s: float, *, include_usage: bool) -> None:
+    assert visit.exchange is not None
+    exchange, context = visit.exchange, visit.exchange.context
+    created_s = context.arrived_utc_ns // 1_000_000_000
+    frames = Frames(context.request, created_s, include_usage=include_usage)
+    await start(send, 200, EVENT_STREAM, {**STREAM_HEADERS, **visit.headers()})
+    visit.has_started = True
+    while (deltas := await exchange.read(heartbeat_s)) != []:
+        body = HEARTBEAT if deltas is None else frames.events(deltas)
+        if body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+    if not visit.is_gone:
+        last = frames.last(context.usage)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _limit_headers(allowance: Allowance) -> dict[str, str]:
+    return {
+        "x-ratelimit-limit-requests": str(allowance.limit),
+        "x-ratelimit-remaining-requests": str(allowance.remaining),
+        "x-ratelimit-reset-requests": duration_text(allowance.reset_s),
+    }
