@@ -10,17 +10,26 @@ BUILT_IN_MODELS = Path(__file__).parent.parent / "engines" / "builtin"
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 """What is fetched from a hub: no pickles and no programs."""
 
+FETCHED_MARK = ".llmhost-complete"
+"""Left in a folder once all of its files have arrived: a fetch that was cut off is taken up again."""
+
 
 def find_files(source: str, models_dir: Path) -> Path:
     """The folder that holds `source`'s files, fetching them if need be. Raises ModelUnavailable.
 
     Blocks; `hf:` sources may download. What has been fetched once is used again without a network.
     """
+    return find_local(source, models_dir) or _fetch(source.removeprefix("hf:"), models_dir)
+
+
+def find_local(source: str, models_dir: Path) -> Path | None:
+    """The folder, if it is here; None for a hub source that has not been fetched. Raises ModelUnavailable."""
     kind, _, rest = source.partition(":")
     if kind == "builtin" and rest:
         return _built_in(rest)
     if kind == "hf" and rest:
-        return _from_hub(rest, models_dir)
+        target = _hub_folder(rest, models_dir)
+        return target if (target / FETCHED_MARK).is_file() else None
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise ModelUnavailable(
@@ -48,14 +57,17 @@ def _built_in(name: str) -> Path:
     return folder
 
 
-def _from_hub(name: str, models_dir: Path) -> Path:
+def _hub_folder(name: str, models_dir: Path) -> Path:
+    repository, _, revision = name.partition("@")
+    return models_dir / repository.replace("/", "--") / (revision or "main")
+
+
+def _fetch(name: str, models_dir: Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     repository, _, revision = name.partition("@")
-    target = models_dir / repository.replace("/", "--") / (revision or "main")
-    if (target / "config.json").is_file() and not list(target.glob("**/*.incomplete")):
-        return target
+    target = _hub_folder(name, models_dir)
     try:
         snapshot_download(
             repository,
@@ -67,4 +79,5 @@ def _from_hub(name: str, models_dir: Path) -> Path:
         raise ModelUnavailable(
             f"Could not fetch {name!r} from the hub: {str(error).splitlines()[0]}"
         ) from error
+    (target / FETCHED_MARK).touch()
     return target
