@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import UnknownModel
-from llmhost.core.request import ModelRef
+from llmhost.core.request import Caller, ModelRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,10 @@ class ModelEntry:
     @property
     def name(self) -> str:
         return self.ref.name
+
+    def may_be_used_by(self, caller: Caller) -> bool:
+        """A key's allow-list may name a model by any of its names."""
+        return any(caller.may_use(name) for name in (self.name, *self.spec.aliases))
 
 
 class Catalogue:

@@ -62,6 +62,8 @@ class Deployment:
         self._turn = asyncio.Lock()
         self._load: asyncio.Task[None] | None = None
         self._failed_ns = 0
+        self.took_s: float | None = None
+        """How long the last change of state took."""
 
     async def ensure_ready(self, reason: str = "request") -> None:
         """Come back once requests can run, whatever the state was when asked. Raises why it can't load."""
@@ -133,6 +135,7 @@ class Deployment:
     ) -> None:
         self.state, self.reason = state, reason
         took_s = None if started_ns is None else (self._clock.monotonic_ns() - started_ns) / 1e9
+        self.took_s = took_s
         event = DeploymentChanged(
             model=str(self.entry.ref),
             state=state.value,

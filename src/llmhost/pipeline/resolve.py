@@ -5,8 +5,7 @@ from functools import partial
 
 from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import Caller, GenerationRequest, Kind
-from llmhost.deploy.catalogue import ModelEntry
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
@@ -27,7 +26,7 @@ class Resolve:
         request = context.request
         deployment = self._deployments.find(await self._chosen(context))
         context.deployment = deployment
-        if not self._may_use(context.known_caller, deployment.entry):
+        if not deployment.entry.may_be_used_by(context.known_caller):
             raise ModelNotAllowed(request.model)
         tokenizer = await self._deployments.tokenizer(deployment)
         context.prompts = await self._tokenise(request, tokenizer)
@@ -41,17 +40,12 @@ class Resolve:
         candidates = tuple(
             entry.name
             for entry in self._deployments.catalogue.entries()
-            if self._may_use(context.known_caller, entry)
+            if entry.may_be_used_by(context.known_caller)
         )
         answer = await ask(
             self._plugins, "route_request", request=context.request, candidates=candidates
         )
         return context.request.model if answer is None else str(answer.opinion)
-
-    @staticmethod
-    def _may_use(caller: Caller, entry: ModelEntry) -> bool:
-        """A key's allow-list may name a model by any of its names."""
-        return any(caller.may_use(name) for name in (entry.name, *entry.spec.aliases))
 
     async def _tokenise(
         self, request: GenerationRequest, tokenizer: Tokenizer

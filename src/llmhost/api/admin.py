@@ -1,0 +1,214 @@
+"""What an operator can see and do, apart from how it is asked: the admin routes and the offline CLI share it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from llmhost.core.errors import Conflict, InvalidValue
+from llmhost.core.units import nano_to_dollars
+from llmhost.cost.ledger import Ledger
+from llmhost.deploy.deployment import Deployment, State
+from llmhost.deploy.manager import Deployments
+from llmhost.hooks.registry import Plugins
+from llmhost.tenants.keys import KeyRecord, KeyStore, Org
+
+GROUPS = ("key", "team", "org", "model", "day")
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body that makes a key. `expires_at` is in UTC seconds."""
+
+    org: str
+    team: str | None = None
+    name: str | None = None
+    requests_per_minute: int | None = None
+    models: list[str] | None = None
+    expires_at: int | None = None
+
+
+class NewOrg(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body that makes an organisation."""
+
+    name: str
+
+
+class Admin:
+    """Operators' acts and reports as plain JSON-ready data. `deployments` is None for a node that isn't running."""
+
+    def __init__(
+        self, keys: KeyStore, ledger: Ledger, plugins: Plugins, deployments: Deployments | None
+    ) -> None:
+        self._keys = keys
+        self._ledger = ledger
+        self._plugins = plugins
+        self._deployments = deployments
+
+    def list_orgs(self) -> list[dict[str, Any]]:
+        return [_org(org) for org in self._keys.list_orgs()]
+
+    async def create_org(self, new: NewOrg) -> dict[str, Any]:
+        return _org(await self._keys.create_org(new.name))
+
+    def list_keys(self, org: str | None = None, *, utc_ns: int) -> list[dict[str, Any]]:
+        return [_key(key, utc_ns) for key in self._keys.list() if org in (None, key.org)]
+
+    async def create_key(self, new: NewKey, *, utc_ns: int) -> dict[str, Any]:
+        """The key's facts and, this once, its whole text."""
+        if new.models is not None and self._deployments is not None:
+            for name in new.models:
+                self._deployments.catalogue.find(name)
+        record, token = await self._keys.create(
+            org=new.org,
+            team=new.team,
+            name=new.name,
+            requests_per_minute=new.requests_per_minute,
+            models=new.models,
+            expires_ns=None if new.expires_at is None else new.expires_at * 10**9,
+        )
+        return {"id": record.id, "key": token, **_key(record, utc_ns)}
+
+    async def revoke_key(self, key_id: str, *, utc_ns: int) -> dict[str, Any]:
+        return _key(await self._keys.revoke(key_id), utc_ns)
+
+    def models(self) -> list[dict[str, Any]]:
+        return [_model(d) for d in self._running.all()]
+
+    def loaded(self) -> list[dict[str, Any]]:
+        """`ps`: one object for each replica, and one for each model on its way or failed."""
+        return [row for d in self._running.all() for row in _ps(d)]
+
+    async def load(self, name: str) -> dict[str, Any]:
+        deployment = self._running.find(name)
+        await deployment.ensure_ready("operator")
+        return _model_state(deployment)
+
+    async def unload(self, name: str, *, drain_s: float) -> dict[str, Any]:
+        deployment = self._running.find(name)
+        await deployment.unload(drain_s=drain_s, reason="operator")
+        return _model_state(deployment)
+
+    def usage(self, by: str, since: str | None, until: str | None) -> list[dict[str, Any]]:
+        """Blocks. Groups ended requests; times are ISO dates or date-times, taken as UTC."""
+        if by not in GROUPS:
+            raise InvalidValue(f"'by' is {by!r}; it may be {', '.join(GROUPS)}.", param="by")
+        rows = self._ledger.usage(
+            by, since_ns=_utc_ns(since, "since"), until_ns=_utc_ns(until, "until")
+        )
+        return [{**row, "amount_usd": nano_to_dollars(row["amount_nano"])} for row in rows]
+
+    def verify_ledger(self) -> dict[str, Any]:
+        """Blocks. Walks the whole hash chain."""
+        report = self._ledger.verify()
+        return {
+            "ok": report.ok,
+            "entries": report.entries,
+            "head": report.head,
+            "problem": report.problem,
+        }
+
+    def export_ledger(self) -> Iterator[dict[str, Any]]:
+        """Blocks while iterated."""
+        return self._ledger.export()
+
+    def plugins(self) -> list[dict[str, Any]]:
+        return [msgspec.to_builtins(report) for report in self._plugins.report()]
+
+    @property
+    def _running(self) -> Deployments:
+        if self._deployments is None:
+            raise Conflict("This needs a running server. Start it with `llmhost serve`.")
+        return self._deployments
+
+
+def _s(ns: int | None) -> int | None:
+    return None if ns is None else ns // 10**9
+
+
+def _org(org: Org) -> dict[str, Any]:
+    return {"id": org.name, "name": org.name, "created_at": _s(org.created_ns)}
+
+
+def _key(key: KeyRecord, utc_ns: int) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "org": key.org,
+        "team": key.team,
+        "name": key.name,
+        "requests_per_minute": key.requests_per_minute,
+        "models": None if key.models is None else list(key.models),
+        "state": key.state(utc_ns),
+        "created_at": _s(key.created_ns),
+        "expires_at": _s(key.expires_ns),
+        "revoked_at": _s(key.revoked_ns),
+    }
+
+
+def _model(deployment: Deployment) -> dict[str, Any]:
+    entry = deployment.entry
+    price = entry.spec.price
+    return {
+        "name": entry.name,
+        "version": entry.ref.version,
+        "engine": entry.spec.engine,
+        "source": entry.spec.source if entry.spec.engine != "fake" else None,
+        "aliases": list(entry.spec.aliases),
+        "state": deployment.state.value,
+        "reason": deployment.reason,
+        "load": entry.spec.load,
+        "price": None if price is None else msgspec.to_builtins(price),
+    }
+
+
+def _model_state(deployment: Deployment) -> dict[str, Any]:
+    replica = deployment.replicas[0] if deployment.replicas else None
+    return {
+        "model": str(deployment.entry.ref),
+        "state": deployment.state.value,
+        "reason": deployment.reason,
+        "took_s": deployment.took_s,
+        "bytes": replica.plan.weights_bytes + replica.plan.kv_bytes if replica else 0,
+    }
+
+
+def _ps(deployment: Deployment) -> list[dict[str, Any]]:
+    name, state = str(deployment.entry.ref), deployment.state.value
+    if not deployment.replicas:
+        is_quiet = deployment.state is State.ABSENT
+        return [] if is_quiet else [{"model": name, "state": state, "reason": deployment.reason}]
+    rows = []
+    for replica in deployment.replicas:
+        load = replica.engine.load()
+        rows.append(
+            {
+                "model": name,
+                "state": state,
+                "device": ",".join(replica.devices),
+                "weights_bytes": replica.plan.weights_bytes,
+                "kv_bytes": replica.plan.kv_bytes,
+                "predicted_bytes": replica.plan.weights_bytes + replica.plan.kv_bytes,
+                "measured_bytes": replica.measured_bytes,
+                "max_sequence_length": replica.plan.max_sequence_length,
+                "running": load.running,
+                "waiting": load.waiting,
+                "kv_blocks_used": load.kv_blocks_used,
+                "kv_blocks_total": load.kv_blocks_total,
+                "since_ns": replica.ready_utc_ns,
+                "load_s": replica.load_s,
+            }
+        )
+    return rows
+
+
+def _utc_ns(text: str | None, param: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidValue(
+            f"'{param}' is {text!r}; give a date such as 2026-01-31 or a date and time.",
+            param=param,
+        ) from None
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 10**9)

@@ -1,0 +1,125 @@
+"""/admin/v1: the operator's routes, for whoever holds the admin token. They answer no CORS."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from litestar import Router, delete, get, post
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from litestar.params import FromPath, FromQuery
+from litestar.response import Stream
+
+from llmhost.api.admin import Admin, NewKey, NewOrg
+from llmhost.core.errors import Unauthenticated
+
+NDJSON = "application/x-ndjson"
+
+
+def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa: C901 - a list of routes
+    """The routes, guarded by `token`."""
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        sent = connection.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        if not hmac.compare_digest(sent.encode(), token.encode()):
+            raise Unauthenticated(
+                "Admin routes need the admin token: it is in server.json in the data directory."
+            )
+
+    @get("/orgs", sync_to_thread=False)
+    def list_orgs() -> dict[str, Any]:
+        """All organisations."""
+        return {"data": admin.list_orgs()}
+
+    @post("/orgs")
+    async def create_org(data: NewOrg) -> dict[str, Any]:
+        """Make an organisation."""
+        return await admin.create_org(data)
+
+    @get("/keys", sync_to_thread=False)
+    def list_keys(org: FromQuery[str | None] = None) -> dict[str, Any]:
+        """API keys, without their secrets."""
+        return {"data": admin.list_keys(org, utc_ns=time.time_ns())}
+
+    @post("/keys")
+    async def create_key(data: NewKey) -> dict[str, Any]:
+        """Make a key. Its text is in the answer, this once."""
+        return await admin.create_key(data, utc_ns=time.time_ns())
+
+    @delete("/keys/{key_id:str}", status_code=200)
+    async def revoke_key(key_id: FromPath[str]) -> dict[str, Any]:
+        """Revoke a key by its id or the beginning of it."""
+        return await admin.revoke_key(key_id, utc_ns=time.time_ns())
+
+    @get("/models", sync_to_thread=False)
+    def list_models() -> dict[str, Any]:
+        """Declared models and the state of each."""
+        return {"data": admin.models()}
+
+    @get("/ps", sync_to_thread=False)
+    def list_loaded() -> dict[str, Any]:
+        """Loaded models: memory, load, KV use."""
+        return {"data": admin.loaded()}
+
+    @post("/models/{name:path}/load", status_code=200)
+    async def load(name: FromPath[str]) -> dict[str, Any]:
+        """Load a model; answers when it is ready, or why it can't be."""
+        return await admin.load(name.strip("/"))
+
+    @post("/models/{name:path}/unload", status_code=200)
+    async def unload(name: FromPath[str]) -> dict[str, Any]:
+        """Let running answers end, then give the model's memory back."""
+        return await admin.unload(name.strip("/"), drain_s=drain_s)
+
+    @get("/usage")
+    async def usage(
+        by: FromQuery[str] = "org",
+        since: FromQuery[str | None] = None,
+        until: FromQuery[str | None] = None,
+    ) -> dict[str, Any]:
+        """Requests, tokens and money, by key, team, org, model or day."""
+        return {"data": await asyncio.to_thread(admin.usage, by, since, until)}
+
+    @get("/ledger/verify")
+    async def verify_ledger() -> dict[str, Any]:
+        """Walk the ledger's hash chain."""
+        return await asyncio.to_thread(admin.verify_ledger)
+
+    @get("/ledger/export", sync_to_thread=False)
+    def export_ledger() -> Stream:
+        """Every entry, one JSON object a line."""
+        return Stream(_lines(admin), media_type=NDJSON)
+
+    @get("/plugins", sync_to_thread=False)
+    def list_plugins() -> dict[str, Any]:
+        """Loaded plugins, their hooks and how these fared."""
+        return {"data": admin.plugins()}
+
+    return Router(
+        "/admin/v1",
+        guards=[guard],
+        tags=["admin"],
+        route_handlers=[
+            list_orgs,
+            create_org,
+            list_keys,
+            create_key,
+            revoke_key,
+            list_models,
+            list_loaded,
+            load,
+            unload,
+            usage,
+            verify_ledger,
+            export_ledger,
+            list_plugins,
+        ],
+    )
+
+
+def _lines(admin: Admin) -> Iterator[bytes]:
+    for entry in admin.export_ledger():
+        yield msgspec.json.encode(entry) + b"\n"

@@ -1,0 +1,157 @@
+"""The HTTP application: routes from a Surface, one place for errors, and the edge around them."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from litestar import Litestar, Request, Response, Router, asgi, get
+from litestar.openapi.config import OpenAPIConfig
+from litestar.params import FromPath
+from litestar.types import ASGIApp, ControllerRouterHandler
+
+from llmhost import __version__
+from llmhost.api.admin import Admin
+from llmhost.api.admin_routes import admin_router
+from llmhost.api.edge import Edge, is_loopback
+from llmhost.api.errors import error_headers, error_object, known_error
+from llmhost.api.openai import generation_route, parse_chat, parse_completion
+from llmhost.config.schema import ServerSettings
+from llmhost.core.errors import LlmhostError, Overloaded
+from llmhost.core.ids import new_request_id
+from llmhost.core.request import Caller
+from llmhost.deploy.catalogue import Catalogue, ModelEntry
+from llmhost.observe.metrics import CONTENT_TYPE, Metrics
+from llmhost.pipeline.processor import Processor
+
+Identify = Callable[[str | None, Mapping[str, str]], Awaitable[Caller]]
+AnyRequest = Request[Any, Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surface:
+    """What the HTTP application stands on; the host wires it."""
+
+    settings: ServerSettings
+    processor: Processor
+    identify: Identify
+    """Who holds a bearer, for routes that are not generation. Raises Unauthenticated."""
+    catalogue: Catalogue
+    metrics: Metrics
+    admin: Admin
+    admin_token: str
+    why_not_ready: Callable[[], str | None]
+    plugin_routes: Sequence[tuple[str, Any]] = field(default_factory=tuple)
+    """(plugin, route handler) pairs, mounted under /plugins/<plugin>/."""
+
+
+def build_app(surface: Surface) -> ASGIApp:
+    settings = surface.settings
+    app = Litestar(
+        route_handlers=[
+            *_generation_routes(surface),
+            *_model_routes(surface),
+            *_operation_routes(surface),
+            admin_router(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
+            *(
+                Router(f"/plugins/{name}", route_handlers=[route])
+                for name, route in surface.plugin_routes
+            ),
+        ],
+        exception_handlers={Exception: _answer_error},
+        openapi_config=OpenAPIConfig(title="llmhost", version=__version__, path="/admin/openapi"),
+        logging_config=None,
+        request_max_body_size=settings.max_body_bytes,
+    )
+    return Edge(app, origins=settings.cors_origins, loopback_only=is_loopback(settings.host))
+
+
+def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:
+    settings = surface.settings
+    limits: dict[str, Any] = {
+        "max_body_bytes": settings.max_body_bytes,
+        "heartbeat_s": settings.heartbeat_s,
+    }
+    chat = generation_route(surface.processor, parse_chat, **limits)
+    completions = generation_route(surface.processor, parse_completion, **limits)
+    return [
+        asgi("/v1/chat/completions", copy_scope=False)(chat),
+        asgi("/v1/completions", copy_scope=False)(completions),
+    ]
+
+
+def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
+    async def caller_of(request: AnyRequest) -> Caller:
+        sent = request.headers.get("authorization", request.headers.get("x-api-key", ""))
+        return await surface.identify(
+            sent.removeprefix("Bearer ").strip() or None, dict(request.headers)
+        )
+
+    @get("/v1/models", tags=["models"])
+    async def list_models(request: AnyRequest) -> Response[dict[str, Any]]:
+        """The models that this caller may use."""
+        caller = await caller_of(request)
+        data = [
+            model_object(entry, name)
+            for entry in surface.catalogue.entries()
+            for name in (entry.name, *entry.spec.aliases)
+            if entry.may_be_used_by(caller)
+        ]
+        return _stamped({"object": "list", "data": data})
+
+    @get("/v1/models/{model:path}", tags=["models"])
+    async def read_model(request: AnyRequest, model: FromPath[str]) -> Response[dict[str, Any]]:
+        """One model, by name or alias."""
+        await caller_of(request)
+        name = model.strip("/")
+        return _stamped(model_object(surface.catalogue.find(name), name))
+
+    return [list_models, read_model]
+
+
+def _operation_routes(surface: Surface) -> list[ControllerRouterHandler]:
+    @get("/health", tags=["operation"], sync_to_thread=False)
+    def health() -> dict[str, str]:
+        """Live: the process answers."""
+        return {"status": "ok"}
+
+    @get("/ready", tags=["operation"], sync_to_thread=False)
+    def ready() -> dict[str, str]:
+        """Would accept work: models that load at start have loaded, and no drain is under way."""
+        why = surface.why_not_ready()
+        if why is not None:
+            raise Overloaded(why, retry_after_s=1)
+        return {"status": "ready"}
+
+    @get("/metrics", tags=["operation"], media_type="text/plain")
+    async def metrics() -> Response[bytes]:
+        """Prometheus text."""
+        return Response(surface.metrics.render(), media_type=CONTENT_TYPE)
+
+    return [health, ready, metrics]
+
+
+def model_object(entry: ModelEntry, name: str) -> dict[str, Any]:
+    """OpenAI's model object, with the names that vLLM's clients read beside."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": entry.created_s,
+        "owned_by": "llmhost",
+        "root": entry.name,
+        "version": entry.ref.version,
+    }
+
+
+def _stamped(body: dict[str, Any]) -> Response[dict[str, Any]]:
+    return Response(body, headers={"x-request-id": new_request_id()})
+
+
+def _answer_error(_: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
+    known: LlmhostError = known_error(error)
+    headers = {"x-request-id": new_request_id(), **error_headers(known)}
+    return Response(
+        error_object(known),
+        status_code=known.status,
+        headers=headers,
+        media_type="application/json",
+    )

@@ -1,0 +1,99 @@
+"""What stands around the whole app: which Host names it answers to, and which browser pages may call /v1.
+
+Pure ASGI, because admin routes must answer no CORS at all, and because a hot route should not pay for a framework's
+middleware. A server that listens on loopback only answers to loopback names: a page that had its own name resolve to
+127.0.0.1 gets nothing.
+"""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from llmhost.api.door import header, send_whole
+from llmhost.api.errors import error_body
+from llmhost.core.errors import Forbidden
+
+_LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+_EXPOSED = b"x-request-id, x-client-request-id, retry-after, retry-after-ms, openai-processing-ms"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name means this machine alone."""
+    name = host.strip("[]").lower()
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class Edge:
+    """Checks Host, answers preflights, and adds CORS headers for allowed origins; loopback pages always may."""
+
+    def __init__(self, app: ASGIApp, *, origins: Sequence[str], loopback_only: bool) -> None:
+        self._app = app
+        self._origins = frozenset(origins)
+        self._loopback_only = loopback_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+        elif self._loopback_only and not is_loopback(_host_name(scope)):
+            await self._refuse_host(scope, send)
+        else:
+            await self._with_cors(scope, receive, send)
+
+    async def _refuse_host(self, scope: HTTPScope, send: Send) -> None:
+        refusal = Forbidden(
+            f"This server answers to loopback names only, and was asked as {_host_name(scope)!r}."
+            " To serve other machines, start it with --host and make a key."
+        )
+        await send_whole(send, refusal.status, error_body(refusal), {})
+
+    async def _with_cors(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        origin = header(scope, b"origin")
+        if origin is None or not scope["path"].startswith("/v1") or not self._allows(origin):
+            await self._app(scope, receive, send)
+            return
+        headers = [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-expose-headers", _EXPOSED),
+            (b"vary", b"origin"),
+        ]
+        if scope["method"] == "OPTIONS":
+            await self._preflight(scope, send, headers)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *headers]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+    def _allows(self, origin: str) -> bool:
+        if "*" in self._origins or origin in self._origins:
+            return True
+        return _LOOPBACK_ORIGIN.fullmatch(origin) is not None
+
+    async def _preflight(
+        self, scope: Scope, send: Send, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        asked = header(scope, b"access-control-request-headers") or "authorization, content-type"
+        headers += [
+            (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+            (b"access-control-allow-headers", asked.encode("latin-1")),
+            (b"access-control-max-age", b"600"),
+        ]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _host_name(scope: HTTPScope) -> str:
+    host = header(scope, b"host") or ""
+    name = host.rsplit(":", 1)[0] if re.search(r":\d+$", host) else host
+    return name.strip("[]")
