@@ -1,0 +1,1 @@
+"""SQLite files and the data directory. The only importer of sqlite3 and sqlite_utils."""

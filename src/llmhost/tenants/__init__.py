@@ -1,0 +1,1 @@
+"""Who may ask, and how much at once: organisations, API keys, request rates."""
