@@ -1,0 +1,225 @@
+"""How a hook is called: one implementation at a time, in pluggy's order, timed, named and counted.
+
+pluggy itself has no notion of awaiting, of timeouts or of one implementation's failure, so it only keeps the lists;
+see `hooks.spec` for what each hook's failure means. Everything here runs on the HTTP loop.
+"""
+
+import asyncio
+import inspect
+import logging
+import reprlib
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmhost.core.errors import ConfigError, LlmhostError
+from llmhost.hooks.registry import Implementation, Plugins
+from llmhost.hooks.spec import RULES, Kind
+
+log = logging.getLogger("llmhost.hooks")
+
+SLOW_S = 0.005
+"""A sync implementation that once took longer is called in a thread from then on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The first opinion, and whose it is."""
+
+    plugin: str
+    opinion: Any
+    is_assumed: bool = False
+    """The plugin failed, and this is what its hook's rule assumes then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """One object that a plugin handed in."""
+
+    plugin: str
+    item: Any
+
+
+class HookFailed(Exception):
+    """One implementation raised, took too long, or returned what is no opinion. Logged and counted already."""
+
+
+async def ask(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
+    """The first opinion that any plugin has. Raises what the hook's rule says when a plugin fails closed."""
+    rule = RULES[hook]
+    for implementation in plugins.implementations(hook):
+        try:
+            opinion = await attempt(plugins, implementation, facts)
+        except HookFailed as failure:
+            if rule.raises is not None:
+                raise _refusal(rule.raises, implementation) from failure
+            if rule.assumes is not None:
+                return Answer(implementation.plugin, rule.assumes, is_assumed=True)
+            continue
+        if opinion is not None:
+            return Answer(implementation.plugin, opinion)
+    return None
+
+
+def collect(plugins: Plugins, hook: str) -> list[Registered]:
+    """What every plugin hands in through a register hook. A plugin that fails hands in nothing."""
+    collected: list[Registered] = []
+    for implementation in plugins.implementations(hook):
+        items: list[Any] = []
+        started = plugins.timer()
+        try:
+            implementation.function(*([items.append] if implementation.argnames else []))
+        except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
+            _note_failure(implementation, error)
+            if implementation.rule.raises is not None:
+                raise _start_failure(implementation, error) from error
+            continue
+        finally:
+            implementation.stats.took(plugins.timer() - started)
+        collected += [Registered(implementation.plugin, item) for item in items]
+    return collected
+
+
+async def start_up(plugins: Plugins, host: object) -> None:
+    """Call every `startup`. Raises ConfigError, naming the plugin, at the first that fails."""
+    for implementation in plugins.implementations("startup"):
+        implementation.move_to_threads()
+        try:
+            await attempt(plugins, implementation, {"host": host})
+        except HookFailed as failure:
+            raise _start_failure(implementation, failure.__cause__ or failure) from failure
+
+
+async def shut_down(plugins: Plugins, host: object) -> None:
+    """Call every `shutdown`, last started first. Failures are logged, and never keep the rest from closing."""
+    for implementation in reversed(plugins.implementations("shutdown")):
+        implementation.move_to_threads()
+        try:
+            await attempt(plugins, implementation, {"host": host})
+        except HookFailed:
+            continue
+
+
+async def attempt(
+    plugins: Plugins, implementation: Implementation, facts: Mapping[str, object]
+) -> Any:
+    """One implementation's opinion. Raises HookFailed, after logging and counting."""
+    timeout_s = implementation.rule.timeout_s or plugins.timeout_s
+    started = plugins.timer()
+    try:
+        opinion = await _call(plugins, implementation, facts, timeout_s)
+        if implementation.rule.kind is Kind.ASK:
+            complaint = implementation.rule.complaint(opinion, facts)
+            if complaint is not None:
+                raise TypeError(complaint)
+    except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
+        _note_failure(implementation, error)
+        raise HookFailed(f"{implementation.hook} of {implementation.plugin}") from error
+    finally:
+        took_s = plugins.timer() - started
+        implementation.stats.took(took_s)
+    if plugins.trace:
+        log.info(
+            "hook.called hook=%s plugin=%s took_ms=%.3f answer=%s",
+            implementation.hook,
+            implementation.plugin,
+            took_s * 1000,
+            reprlib.repr(opinion),
+        )
+    return opinion
+
+
+class TimedOut(Exception):
+    """Told apart from a TimeoutError that a plugin raises."""
+
+
+async def _call(
+    plugins: Plugins,
+    implementation: Implementation,
+    facts: Mapping[str, object],
+    timeout_s: float,
+) -> Any:
+    args = [facts[name] for name in implementation.argnames]
+    if implementation.workers is not None:
+        thread = implementation.workers.submit(implementation.function, args)
+        value = await _within(asyncio.wrap_future(thread), timeout_s)
+    else:
+        started = plugins.timer()
+        try:
+            value = implementation.function(*args)
+        finally:
+            took_s = plugins.timer() - started
+            if took_s > SLOW_S and not implementation.is_async:
+                _note_slowness(implementation, took_s)
+    if inspect.isawaitable(value):
+        value = await _within(value, timeout_s)
+    return value
+
+
+async def _within(awaitable: Awaitable[Any], timeout_s: float) -> Any:
+    """Its result, or TimedOut. Left behind when it won't stop: a plugin that eats its cancellation holds up nobody."""
+    task = asyncio.ensure_future(awaitable)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if not done:
+            raise TimedOut(f"no answer within {timeout_s:g} s")
+    finally:
+        if not task.done():
+            task.add_done_callback(_forget)
+            task.cancel()
+    if task.cancelled():
+        raise RuntimeError("it was cancelled from within")
+    return task.result()
+
+
+def _forget(task: "asyncio.Future[Any]") -> None:
+    """Look at the outcome that nobody waits for, so that asyncio does not complain about it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _note_slowness(implementation: Implementation, took_s: float) -> None:
+    implementation.move_to_threads()
+    log.warning(
+        "hook.slow hook=%s plugin=%s took_ms=%.1f limit_ms=%g why=%s",
+        implementation.hook,
+        implementation.plugin,
+        took_s * 1000,
+        SLOW_S * 1000,
+        "blocks_the_loop",
+    )
+
+
+def _note_failure(implementation: Implementation, error: BaseException) -> None:
+    """One line each time; the first comes with its traceback, which is for the plugin's author."""
+    stats = implementation.stats
+    is_first = stats.errors + stats.timeouts == 0
+    if isinstance(error, TimedOut):
+        stats.timeouts += 1
+    else:
+        stats.errors += 1
+    log.warning(
+        "hook.failed hook=%s plugin=%s error=%s",
+        implementation.hook,
+        implementation.plugin,
+        _said(error),
+        exc_info=error if is_first else None,
+    )
+
+
+def _refusal(kind: type[LlmhostError], implementation: Implementation) -> LlmhostError:
+    return kind(
+        f"The plugin {implementation.plugin!r}, which this server asks before it goes on ({implementation.hook}),"
+        " failed. Try again; if it stays like this, tell whoever runs the server."
+    )
+
+
+def _start_failure(implementation: Implementation, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"Plugin {implementation.plugin!r} failed in {implementation.hook}: {_said(error)}"
+    )
+
+
+def _said(error: BaseException) -> str:
+    """On one line and not long, whatever the plugin wrote."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

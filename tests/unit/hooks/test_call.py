@@ -1,0 +1,449 @@
+"""Asking: order, timing, naming, counting, and what each rule makes of a failure."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llmhost import hookimpl
+from llmhost.core.errors import ConfigError, PluginFailed, SafetyUnavailable
+from llmhost.hooks.call import Answer, Registered, ask, attempt, collect, shut_down, start_up
+from llmhost.hooks.find import Found
+from llmhost.hooks.registry import HookReport, Plugins
+from llmhost.hooks.spec import Price, Refusal
+
+TINY_S = 0.01
+"""A timeout for implementations that never answer."""
+
+
+def plugin(name: str, *functions: Callable[..., Any]) -> SimpleNamespace:
+    return SimpleNamespace(__name__=name, **{f.__name__: hookimpl(f) for f in functions})
+
+
+def report(plugins: Plugins, index: int = 0) -> HookReport:
+    return plugins.report()[index].hooks[0]
+
+
+class Timer:
+    """Every reading is `step_s` later than the one before."""
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s = step_s
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        self.now_s += self.step_s
+        return self.now_s
+
+
+def slow(*plugins: SimpleNamespace) -> Plugins:
+    """A host on which every call seems to take a second."""
+    return Plugins(
+        [Found(p.__name__, "given", None, p) for p in plugins], timer=Timer(1.0), timeout_s=5.0
+    )
+
+
+async def test_without_plugins_there_is_no_answer():
+    assert await ask(Plugins.of(), "may_cache", request=None) is None
+
+
+async def test_the_first_opinion_wins_and_the_rest_are_not_asked():
+    asked = []
+
+    def may_cache(request): asked.append("a")  # fmt: skip
+
+    async def no_opinion(request): asked.append("b")  # fmt: skip
+
+    async def opinion(request):
+        asked.append("c")
+        return False
+
+    def never():
+        raise AssertionError
+
+    no_opinion.__name__ = opinion.__name__ = never.__name__ = "may_cache"
+    plugins = Plugins.of(
+        plugin("a", may_cache), plugin("b", no_opinion), plugin("c", opinion), plugin("d", never)
+    )
+
+    answer = await ask(plugins, "may_cache", request=None)
+
+    assert answer == Answer("c", False)
+    assert asked == ["a", "b", "c"]
+
+
+async def test_an_implementation_gets_the_facts_that_it_names():
+    def check_output(caller, text):
+        return Refusal(f"{text} for {caller}")
+
+    plugins = Plugins.of(plugin("p", check_output))
+
+    answer = await ask(plugins, "check_output", text="t", request=None, caller="c")
+
+    assert answer is not None
+    assert answer.opinion == Refusal("t for c")
+
+
+async def test_a_failed_check_of_a_prompt_refuses_it_and_says_who_failed(caplog):
+    def check_input(request):
+        raise ValueError("no\nmodel")
+
+    plugins = Plugins.of(plugin("guard", check_input))
+
+    with pytest.raises(SafetyUnavailable, match="'guard'") as caught:
+        await ask(plugins, "check_input", request=None, caller=None)
+
+    assert caught.value.status == 503
+    assert "model" not in caught.value.message
+    assert caplog.messages == [
+        "hook.failed hook=check_input plugin=guard error=ValueError: no model"
+    ]
+    assert (report(plugins).calls, report(plugins).errors) == (1, 1)
+
+
+async def test_only_the_first_failure_is_logged_with_its_traceback(caplog):
+    def route_request(request):
+        raise ValueError
+
+    plugins = Plugins.of(plugin("p", route_request))
+    for _ in range(2):
+        await ask(plugins, "route_request", request=None, candidates=())
+
+    assert [bool(record.exc_info) for record in caplog.records] == [True, False]
+
+
+@pytest.mark.parametrize("hook", ["identify_caller", "admit_request", "quote_price"])
+async def test_identity_admission_and_money_fail_closed(hook):
+    def broken():
+        raise ValueError
+
+    broken.__name__ = hook
+
+    with pytest.raises(PluginFailed):
+        await ask(Plugins.of(plugin("p", broken)), hook)
+
+
+async def test_a_failed_router_is_skipped():
+    def route_request(): raise ValueError  # fmt: skip
+
+    def second(candidates): return candidates[1]  # fmt: skip
+
+    second.__name__ = "route_request"
+    plugins = Plugins.of(plugin("broken", route_request), plugin("fine", second))
+
+    answer = await ask(plugins, "route_request", request=None, candidates=("a", "b"))
+
+    assert answer == Answer("fine", "b")
+
+
+async def test_a_failure_keeps_an_answer_out_of_the_cache():
+    def may_cache(): raise ValueError  # fmt: skip
+
+    assert await ask(Plugins.of(plugin("p", may_cache)), "may_cache", request=None) == Answer(
+        "p", False, is_assumed=True
+    )
+
+
+async def test_a_failed_check_of_an_answer_counts_as_a_refusal():
+    async def check_output(): raise ValueError  # fmt: skip
+
+    answer = await ask(Plugins.of(plugin("p", check_output)), "check_output")
+
+    assert answer is not None
+    assert isinstance(answer.opinion, Refusal)
+    assert answer.is_assumed
+
+
+@pytest.mark.parametrize(
+    ("hook", "opinion", "said"),
+    [
+        ("check_input", True, "it returned bool, which should be Refusal or None"),
+        ("quote_price", 0.5, "it returned float, which should be Price or None"),
+        ("route_request", "c", "it returned 'c', which is none of the candidates"),
+    ],
+)
+async def test_what_is_no_opinion_counts_as_a_failure(caplog, hook, opinion, said):
+    def wrong(): return opinion  # fmt: skip
+
+    wrong.__name__ = hook
+    plugins = Plugins.of(plugin("p", wrong))
+    with suppress(PluginFailed):  # or an answer of None, as the rule says
+        assert await ask(plugins, hook, candidates=("a", "b")) is None
+
+    assert report(plugins).errors == 1
+    assert said in caplog.messages[0]
+
+
+async def test_a_price_is_an_opinion():
+    def quote_price(price): return price.times(1, 2)  # fmt: skip
+
+    plugins = Plugins.of(plugin("p", quote_price))
+
+    answer = await ask(plugins, "quote_price", price=Price.of(input="2", output="4"))
+
+    assert answer is not None
+    assert answer.opinion == Price.of(input="1", output="2")
+
+
+async def test_an_implementation_that_never_answers_is_timed_out(caplog):
+    async def check_input(): await asyncio.Event().wait()  # fmt: skip
+
+    plugins = Plugins.of(plugin("p", check_input), timeout_s=TINY_S)
+
+    with pytest.raises(SafetyUnavailable):
+        await ask(plugins, "check_input")
+
+    assert (report(plugins).errors, report(plugins).timeouts) == (0, 1)
+    assert "error=TimedOut: no answer within 0.01 s" in caplog.messages[0]
+
+
+async def test_a_timeout_inside_the_plugin_is_its_own_error():
+    async def check_input():
+        raise TimeoutError
+
+    plugins = Plugins.of(plugin("p", check_input))
+    with pytest.raises(SafetyUnavailable):
+        await ask(plugins, "check_input")
+
+    assert (report(plugins).errors, report(plugins).timeouts) == (1, 0)
+
+
+async def test_a_plugin_that_eats_its_cancellation_holds_up_nobody():
+    stop = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def may_cache():
+        while not stop.is_set():
+            try:
+                await stop.wait()
+            except asyncio.CancelledError:
+                continue
+        ended.set()
+        raise ValueError("too late to matter")
+
+    answer = await ask(Plugins.of(plugin("p", may_cache), timeout_s=TINY_S), "may_cache")
+
+    assert answer == Answer("p", False, is_assumed=True)
+    stop.set()
+    await ended.wait()
+
+
+async def test_a_plugin_that_cancels_itself_does_not_cancel_the_request():
+    async def admit_request():
+        raise asyncio.CancelledError
+
+    plugins = Plugins.of(plugin("p", admit_request))
+    with pytest.raises(PluginFailed):
+        await ask(plugins, "admit_request")
+
+    assert report(plugins).errors == 1
+
+
+async def test_a_plugin_can_not_end_the_server():
+    def admit_request():
+        raise SystemExit
+
+    with pytest.raises(PluginFailed):
+        await ask(Plugins.of(plugin("p", admit_request)), "admit_request")
+
+
+async def test_a_caller_who_leaves_stops_the_plugin_too():
+    started, stopped = asyncio.Event(), asyncio.Event()
+
+    async def admit_request():
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    plugins = Plugins.of(plugin("p", admit_request))
+    asking = asyncio.create_task(ask(plugins, "admit_request"))
+    await started.wait()
+    asking.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await stopped.wait()
+    assert report(plugins).errors == 0
+
+
+async def test_a_sync_implementation_that_blocks_moves_to_a_thread(caplog):
+    threads = []
+
+    def may_cache(request):
+        threads.append(threading.current_thread())
+        return True
+
+    plugins = slow(plugin("p", may_cache))
+    for _ in range(2):
+        assert await ask(plugins, "may_cache", request=None) == Answer("p", True)
+
+    assert threads[0] is threading.main_thread()
+    assert threads[1].daemon
+    assert report(plugins).in_threads
+    assert caplog.messages == [
+        "hook.slow hook=may_cache plugin=p took_ms=1000.0 limit_ms=5 why=blocks_the_loop"
+    ]
+    plugins.close()
+
+
+async def test_a_blocking_failure_moves_to_a_thread_as_well():
+    def route_request():
+        raise ConnectionError
+
+    plugins = slow(plugin("p", route_request))
+    await ask(plugins, "route_request", request=None, candidates=())
+
+    assert report(plugins).in_threads
+
+
+async def test_an_async_implementation_stays_on_the_loop():
+    async def may_cache(): return True  # fmt: skip
+
+    plugins = slow(plugin("p", may_cache))
+    await ask(plugins, "may_cache")
+
+    assert not report(plugins).in_threads
+
+
+async def test_a_thread_is_timed_out_and_sees_the_requests_context():
+    request_id: ContextVar[str] = ContextVar("request_id")
+    seen = []
+    release = threading.Event()
+
+    def check_input():
+        seen.append(request_id.get())
+        if len(seen) > 1:
+            release.wait()
+
+    plugins = slow(plugin("p", check_input))
+    request_id.set("req_1")
+    await ask(plugins, "check_input")
+    plugins.timeout_s = TINY_S
+
+    with pytest.raises(SafetyUnavailable):
+        await ask(plugins, "check_input")
+
+    assert seen == ["req_1", "req_1"]
+    assert report(plugins).timeouts == 1
+    release.set()
+    plugins.close()
+
+
+async def test_a_plain_function_may_return_an_awaitable():
+    async def think(): return True  # fmt: skip
+
+    def may_cache(): return think()  # fmt: skip
+
+    plugins = slow(plugin("p", may_cache))
+    for _ in range(2):  # on the loop, then from a thread
+        assert await ask(plugins, "may_cache") == Answer("p", True)
+    plugins.close()
+
+
+async def test_tracing_logs_each_call_with_its_answer(caplog):
+    def may_cache(request): return True  # fmt: skip
+
+    caplog.set_level(logging.INFO, "llmhost.hooks")
+    await ask(Plugins.of(plugin("p", may_cache), trace=True), "may_cache", request="secret")
+
+    (line,) = caplog.messages
+    assert line.startswith("hook.called hook=may_cache plugin=p took_ms=")
+    assert line.endswith("answer=True")
+
+
+async def test_calls_are_counted_and_timed():
+    def may_cache(): ...
+
+    plugins = slow(plugin("p", may_cache))
+    assert report(plugins).p50_ms is None
+    for _ in range(3):
+        await ask(plugins, "may_cache")
+
+    assert report(plugins).calls == 3
+    assert report(plugins).p50_ms == pytest.approx(1000, rel=2)
+    assert report(plugins).p99_ms is not None
+    plugins.close()
+
+
+def test_register_hooks_collect_with_the_plugins_name():
+    def register_routes(register):
+        register("x")
+        register("y")
+
+    assert collect(Plugins.of(plugin("p", register_routes)), "register_routes") == [
+        Registered("p", "x"),
+        Registered("p", "y"),
+    ]
+
+
+def test_a_plugin_that_can_not_register_its_engine_fails_start_up():
+    def register_engines(register):
+        raise ImportError("no driver")
+
+    with pytest.raises(ConfigError, match="'p' failed in register_engines: ImportError: no driver"):
+        collect(Plugins.of(plugin("p", register_engines)), "register_engines")
+
+
+def test_a_plugin_that_can_not_register_its_commands_goes_without_them(caplog):
+    def register_commands(register):
+        register("half")
+        raise ImportError
+
+    def fine(register): register("whole")  # fmt: skip
+
+    fine.__name__ = "register_commands"
+    plugins = Plugins.of(plugin("p", register_commands), plugin("q", fine))
+
+    assert collect(plugins, "register_commands") == [Registered("q", "whole")]
+    assert caplog.messages[0].startswith("hook.failed hook=register_commands plugin=p")
+
+
+async def test_plugins_start_in_order_and_shut_down_in_reverse():
+    calls = []
+
+    def started(name: str) -> SimpleNamespace:
+        async def startup(host): calls.append(f"{name} starts on {host}")  # fmt: skip
+
+        def shutdown(): calls.append(f"{name} ends")  # fmt: skip
+
+        return plugin(name, startup, shutdown)
+
+    plugins = Plugins.of(started("a"), started("b"))
+    await start_up(plugins, "host")
+    await shut_down(plugins, "host")
+
+    assert calls == ["a starts on host", "b starts on host", "b ends", "a ends"]
+    plugins.close()
+
+
+async def test_a_failed_start_is_named_and_a_failed_end_only_logged(caplog):
+    def startup(host):
+        raise OSError("no disk")
+
+    async def shutdown(host):
+        raise OSError("no disk")
+
+    plugins = Plugins.of(plugin("p", startup, shutdown))
+    with pytest.raises(ConfigError, match="'p' failed in startup: OSError: no disk"):
+        await start_up(plugins, "host")
+    await shut_down(plugins, "host")
+
+    assert "hook=shutdown" in caplog.messages[-1]
+    plugins.close()
+
+
+async def test_an_implementation_can_be_tried_alone():
+    def observe(event): return "ignored"  # fmt: skip
+
+    plugins = Plugins.of(plugin("p", observe))
+    (one,) = plugins.implementations("observe")
+
+    assert await attempt(plugins, one, {"event": 1}) == "ignored"
