@@ -1,0 +1,80 @@
+"""The seam to transformers: an attention function under our own name.
+
+transformers calls it in every layer with queries, keys and values after their rotary embedding. What belongs to the
+step (where keys go, which rows there are) comes from a context variable and not as arguments, so that it reaches
+the layers of any architecture, and two runners in two threads don't meet. transformers builds no masks for a name
+that its mask registry doesn't have.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from llmhost.core.errors import ModelUnavailable
+from llmhost.engines.torch.backend_torch import Scores, StepAttention
+from llmhost.engines.torch.kv import KeyValue, PagedKv
+from llmhost.engines.torch.layout import StepLayout
+
+NAME = "llmhost_paged"
+"""Value of `attn_implementation` that leads here."""
+
+
+@dataclass(slots=True)
+class ForwardPass:
+    """One forward pass: what attention must know beside its arguments, and what it saw."""
+
+    layout: StepLayout
+    kv: PagedKv
+    attention: StepAttention
+    windows: dict[int, int | None] = field(default_factory=dict)
+    """Sliding window that each layer asked for."""
+
+
+_current: ContextVar[ForwardPass] = ContextVar("llmhost_forward_pass")
+
+
+@contextmanager
+def forward_pass(state: ForwardPass) -> Iterator[None]:
+    """Attention under our name uses `state` in this thread until the block ends."""
+    token = _current.set(state)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Write this layer's `key` and `value` [1, kv_heads, T, head_dim] and attend with `query` [1, heads, T, head_dim].
+
+    Returns [1, T, heads, head_dim]. Of the other arguments that transformers hands to attention, `scaling`,
+    `sliding_window` and `softcap` are honoured; those that would change the result otherwise are refused.
+    """
+    for name in ("s_aux", "position_bias", "block_indices", "indices"):
+        if kwargs.get(name) is not None:
+            raise ModelUnavailable(
+                f"This model's attention needs {name!r}, which the torch engine does not have."
+            )
+    state = _current.get()
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    window = kwargs.get("sliding_window")
+    state.windows[layer] = window
+    layout, kv = state.layout, state.kv
+    fresh = KeyValue(key, value)
+    kv.write(layer, fresh, layout.slots, layout.entered)
+    scores = Scores(kwargs.get("scaling"), window, kwargs.get("softcap"))
+    return state.attention.attend(query, fresh, kv.layers[layer], scores), None
+
+
+AttentionInterface.register(NAME, paged_attention)

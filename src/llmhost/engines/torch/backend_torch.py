@@ -1,0 +1,214 @@
+"""Attention over block tables in plain torch, for every device that torch has.
+
+One-token rows of similar length are gathered together and attend in one call; each longer chunk attends on its own,
+a first chunk directly over the fresh keys. Masks and block indices are made once per step and shared by all layers.
+A kernel backend replaces this file: it reads the same StepLayout and has the same `attend`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmhost.engines.torch.kv import KeyValue
+from llmhost.engines.torch.layout import StepLayout
+
+GROUP_OVERHEAD_BLOCKS = 32
+"""Padding, in blocks, that costs about as much as one more group of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows of equal token count that attend in one call: flat places `first` to `last`, exclusive."""
+
+    first: int
+    last: int
+    rows: int
+    blocks: Tensor | None = None
+    """[rows * blocks per row], or None to attend causally over the fresh keys alone."""
+    length: int = 0
+    """Gathered positions per row that take part."""
+    mask: Tensor | None = None
+    """Added to the scores, [rows, 1, tokens per row, length]; None where every position counts."""
+
+
+class Scores(NamedTuple):
+    """How a layer scores keys, beside the product of query and key."""
+
+    scaling: float | None = None
+    """Factor on the product; 1 / sqrt(head_dim) when None."""
+    window: int | None = None
+    """Only the last so many positions are seen, the query's own included."""
+    softcap: float | None = None
+    """Scores are bounded to softcap * tanh(score / softcap)."""
+
+
+class StepAttention:
+    """Attention of one step, in all layers."""
+
+    def __init__(self, layout: StepLayout, *, block_tokens: int, dtype: torch.dtype) -> None:
+        self._layout = layout
+        self._block_tokens = block_tokens
+        self._dtype = dtype
+        self._spans: dict[tuple[int | None, bool], list[Span]] = {}
+
+    def attend(self, query: Tensor, fresh: KeyValue, cache: KeyValue, scores: Scores) -> Tensor:
+        """Attend with `query` [1, heads, T, head_dim] in one layer; returns [1, T, heads, head_dim].
+
+        `fresh` are the step's keys and values [1, kv_heads, T, head_dim]; `cache` are the layer's
+        [blocks, block_tokens, kv_heads, head_dim] with the fresh ones written. A query at position p sees p and
+        what is before it.
+        """
+        outs = [
+            _attend_span(span, query, fresh, cache, scores)
+            for span in self._spans_for(scores.window, scores.softcap is not None)
+        ]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+
+    def _spans_for(self, window: int | None, is_capped: bool) -> list[Span]:
+        spans = self._spans.get((window, is_capped))
+        if spans is None:
+            spans = list(self._plan(window, is_capped))
+            self._spans[window, is_capped] = spans
+        return spans
+
+    def _plan(self, window: int | None, is_capped: bool) -> Iterator[Span]:
+        layout = self._layout
+        first_blocks = [self._first_block(start, window) for start in layout.starts]
+        counts = [
+            -(-end // self._block_tokens) - first
+            for end, first in zip(layout.ends, first_blocks, strict=True)
+        ]
+        for first, last in split_by_length(counts[: layout.decode_rows]):
+            yield self._gathered(first, last, first_blocks, max(counts[first:last]), window)
+        row = layout.decode_rows
+        while row < len(layout.starts):
+            tokens = layout.ends[row] - layout.starts[row]
+            is_fresh = layout.starts[row] == 0 and not is_capped
+            if is_fresh and (window is None or tokens <= window):
+                last = self._equal_fresh_rows(row)
+                yield Span(layout.offsets[row], layout.offsets[last], last - row)
+            else:
+                last = row + 1
+                yield self._gathered(row, last, first_blocks, counts[row], window)
+            row = last
+
+    def _first_block(self, start: int, window: int | None) -> int:
+        """The block that holds the first position which a query at `start` or later can see."""
+        return 0 if window is None else max(start + 1 - window, 0) // self._block_tokens
+
+    def _equal_fresh_rows(self, row: int) -> int:
+        """Rows from `row` on that start at 0 and have as many tokens: the place after the last of them."""
+        layout, last = self._layout, row + 1
+        while last < len(layout.starts) and (
+            layout.starts[last] == 0 and layout.ends[last] == layout.ends[row]
+        ):
+            last += 1
+        return last
+
+    def _gathered(
+        self, first: int, last: int, first_blocks: Sequence[int], count: int, window: int | None
+    ) -> Span:
+        """Rows `first` to `last`, exclusive, that read `count` blocks each from the cache."""
+        layout, size, rows = self._layout, self._block_tokens, last - first
+        begin, end = layout.offsets[first], layout.offsets[last]
+        bases = first_blocks[first:last]
+        tables = layout.block_tables[first:last]
+        width = tables.shape[1]
+        columns = torch.tensor(bases, device=tables.device)[:, None] + torch.arange(
+            count, device=tables.device
+        )
+        tables = tables.gather(1, columns.clamp_(max=width - 1))
+        lengths = [
+            stop - base * size for stop, base in zip(layout.ends[first:last], bases, strict=True)
+        ]
+        length = max(lengths)
+        is_decode = end - begin == rows
+        if is_decode and window is None and min(lengths) == length:
+            mask = None
+        else:
+            at = columns[:, :1] * size + torch.arange(length, device=tables.device)
+            queries = layout.positions[0, begin:end].view(rows, -1, 1)
+            hidden = at[:, None] > queries
+            if window is not None:
+                hidden |= at[:, None] <= queries - window
+            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=hidden.device)
+            mask = mask.masked_fill_(hidden, float("-inf"))[:, None]
+        return Span(begin, end, rows, tables.reshape(-1), length, mask)
+
+
+def split_by_length(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut rows, sorted by block count, into groups to pad to their longest: `(first, last)`, exclusive.
+
+    A cut is made where the rows below it are less than half as long and padding them would cost more than
+    another group does.
+    """
+    groups: list[tuple[int, int]] = []
+    last = len(counts)
+    for row in range(len(counts) - 1, -1, -1):
+        longest, here = counts[last - 1], counts[row]
+        if here * 2 < longest and (row + 1) * (longest - here) > GROUP_OVERHEAD_BLOCKS:
+            groups.append((row + 1, last))
+            last = row + 1
+    if last:
+        groups.append((0, last))
+    return groups[::-1]
+
+
+def _attend_span(
+    span: Span, query: Tensor, fresh: KeyValue, cache: KeyValue, scores: Scores
+) -> Tensor:
+    """The span's part of the result, [1, span.last - span.first, heads, head_dim]."""
+    q = _per_row(query, span)
+    if span.blocks is None:
+        key, value = _per_row(fresh.key, span), _per_row(fresh.value, span)
+    else:
+        key, value = _gather(cache.key, span.blocks, span), _gather(cache.value, span.blocks, span)
+    if scores.softcap is None:
+        out = F.scaled_dot_product_attention(
+            q,
+            key,
+            value,
+            attn_mask=span.mask,
+            is_causal=span.blocks is None,
+            scale=scores.scaling,
+            enable_gqa=q.shape[1] != key.shape[1],
+        )
+    else:
+        out = _softcapped(q, key, value, span.mask, scores.scaling, scores.softcap)
+    return out.transpose(1, 2).flatten(0, 1)[None]
+
+
+def _per_row(tensor: Tensor, span: Span) -> Tensor:
+    """[1, heads, T, dim] to the span's [rows, heads, tokens per row, dim]."""
+    part = tensor[0, :, span.first : span.last]
+    return part.view(part.shape[0], span.rows, -1, part.shape[2]).transpose(0, 1)
+
+
+def _gather(cache: Tensor, blocks: Tensor, span: Span) -> Tensor:
+    """The span's part of a layer's cache as [rows, kv_heads, length, head_dim]."""
+    gathered = cache.index_select(0, blocks).view(span.rows, -1, *cache.shape[2:])
+    return gathered[:, : span.length].transpose(1, 2)
+
+
+def _softcapped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float,
+) -> Tensor:
+    """Attention with bounded scores, which torch's fused call doesn't have."""
+    rows, heads, tokens, dim = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.reshape(rows, kv_heads, heads // kv_heads * tokens, dim)
+    scores = grouped @ key.transpose(-1, -2) * (dim**-0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask.repeat(1, 1, heads // kv_heads, 1)
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).view(rows, heads, tokens, dim)

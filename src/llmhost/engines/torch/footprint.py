@@ -1,0 +1,238 @@
+"""What a checkpoint needs, read from config.json and the headers of its weight files.
+
+No tensor is read and torch is not imported, so that placement can ask before anything is loaded, and whatever can
+be seen to be wrong with a checkpoint is said here, by name, before its weights cost minutes.
+"""
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmhost.core.errors import ModelUnavailable
+
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Element types of a weights file that are converted to the computation type when it is read."""
+_DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_MAX_HEADER_BYTES = 100 * 2**20
+"""The limit that the safetensors format sets itself."""
+_WINDOW_BOUND_ROPE = ("dynamic", "longrope")
+"""Rotary scalings that recompute their frequencies from the longest sequence of a batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a checkpoint takes once it is loaded, and what it can do."""
+
+    architecture: str
+    dtype: str
+    """Computation type: float32, float16 or bfloat16."""
+    parameters: int
+    weights_bytes: int
+    kv_block_bytes: int
+    """Keys and values of one block over all layers."""
+    max_sequence_length: int
+    """Tokens in prompt and answer together, up to which answers don't depend on what else is in the batch."""
+    vocab_size: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+def read_footprint(
+    folder: Path, *, block_tokens: int, dtype: str = "auto", on_gpu: bool = False
+) -> Footprint:
+    """Size up the checkpoint in `folder`; `dtype` is the option of that name.
+
+    Raises ModelUnavailable where the torch engine could not serve it, saying why.
+    """
+    config = _read_config(folder)
+    architecture = _text_architecture(folder, config)
+    _refuse_unserved(folder, config)
+    tensors = dict(_tensors(folder))
+    if not tensors:
+        raise ModelUnavailable(f"The weight files in {folder} hold no tensors.")
+    if config.get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)
+    computed = _computation_dtype(config, tensors, dtype=dtype, on_gpu=on_gpu)
+    item = _ITEM_BYTES[computed]
+
+    hidden = _number(folder, config, "hidden_size", "n_embd", "d_model")
+    layers = _number(folder, config, "num_hidden_layers", "n_layer", "num_layers")
+    heads = _number(folder, config, "num_attention_heads", "n_head")
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or hidden // heads
+    return Footprint(
+        architecture=architecture,
+        dtype=computed,
+        parameters=sum(tensor.elements for tensor in tensors.values()),
+        weights_bytes=sum(
+            tensor.elements * item if tensor.kind in _FLOATS else tensor.stored_bytes
+            for tensor in tensors.values()
+        ),
+        kv_block_bytes=2 * layers * kv_heads * head_dim * block_tokens * item,
+        max_sequence_length=_max_sequence_length(folder, config),
+        vocab_size=_number(folder, config, "vocab_size"),
+        layers=layers,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        what = "no config.json" if folder.is_dir() else "no such folder"
+        raise ModelUnavailable(
+            f"{folder} is not a transformers checkpoint: {what}. Give the folder that holds config.json"
+            " and the *.safetensors files."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise ModelUnavailable(f"{path} could not be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise ModelUnavailable(f"{path} is not a JSON object.")
+    return config
+
+
+def _text_architecture(folder: Path, config: Mapping[str, Any]) -> str:
+    names = config.get("architectures") or []
+    if not names:
+        raise ModelUnavailable(
+            f"{folder / 'config.json'} names no architecture; it needs an entry such as"
+            ' "architectures": ["LlamaForCausalLM"].'
+        )
+    for name in names:
+        if str(name).endswith(("ForCausalLM", "LMHeadModel")):
+            return str(name)
+    raise ModelUnavailable(
+        f"{folder} holds a {names[0]}, which does not generate text from text alone. The torch engine"
+        " serves decoder-only language models (architectures ending in ForCausalLM)."
+    )
+
+
+def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
+    """Name what the torch engine can't do, where config.json tells."""
+    reason = None
+    if config.get("is_encoder_decoder"):
+        reason = "is an encoder-decoder model"
+    elif method := config.get("quantization_config"):
+        reason = f"is quantised ({method.get('quant_method', 'method not named')})"
+    elif config.get("kv_lora_rank"):
+        reason = "uses multi-head latent attention (kv_lora_rank)"
+    else:
+        other = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+        if other:
+            reason = f"has layers of type {', '.join(sorted(other))}"
+    if reason:
+        raise ModelUnavailable(
+            f"The model in {folder} {reason}, which the torch engine does not serve yet."
+        )
+
+
+def _max_sequence_length(folder: Path, config: Mapping[str, Any]) -> int:
+    length = _number(folder, config, "max_position_embeddings", "n_positions", "n_ctx")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) in _WINDOW_BOUND_ROPE:
+        original = rope.get("original_max_position_embeddings")
+        original = original or config.get("original_max_position_embeddings")
+        return min(length, original or length)
+    return length
+
+
+def _number(folder: Path, config: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+    raise ModelUnavailable(f"{folder / 'config.json'} has no positive {names[0]!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    kind: str
+    elements: int
+    stored_bytes: int
+
+
+def _computation_dtype(
+    config: Mapping[str, Any], tensors: Mapping[str, _Tensor], *, dtype: str, on_gpu: bool
+) -> str:
+    if dtype != "auto":
+        return dtype
+    if not on_gpu:
+        return "float32"
+    named = config.get("dtype") or config.get("torch_dtype")
+    if named in _ITEM_BYTES:
+        return str(named)
+    kinds = Counter(tensor.kind for tensor in tensors.values() if tensor.kind in _FLOATS)
+    return _DTYPES[kinds.most_common(1)[0][0]] if kinds else "float32"
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:
+    """Names and sizes of all tensors, from the headers of the weight files."""
+    for path in _weight_files(folder):
+        yield from _read_header(path)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelUnavailable(f"{index} is not a weights index: {error!r}.") from error
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing:
+            raise ModelUnavailable(
+                f"{folder} lacks {len(missing)} of {len(names)} weight files that its index names,"
+                f" {missing[0]} first. Download it again."
+            )
+        return [folder / name for name in names]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise ModelUnavailable(
+            f"{folder} has weights as pickle files only (.bin or .pt). Reading those can run any code that they"
+            " carry, so they are refused; use a safetensors version of the checkpoint."
+        )
+    raise ModelUnavailable(
+        f"{folder} has no weights: neither model.safetensors nor model.safetensors.index.json."
+    )
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, _Tensor]]:
+    """A safetensors file is a little-endian 64-bit header length, that much JSON, then the tensors' bytes."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+            raise _damaged(path, "its header does not fit in it")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            tensors = {name: _sized(entry) for name, entry in header.items()}
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+            raise _damaged(path, f"its header is not what it should be ({error!r})") from error
+    if size != 8 + length + end:
+        raise _damaged(path, f"it has {size} bytes and its header promises {8 + length + end}")
+    yield from tensors.items()
+
+
+def _sized(entry: Mapping[str, Any]) -> _Tensor:
+    first, last = entry["data_offsets"]
+    return _Tensor(str(entry["dtype"]), math.prod(entry["shape"]), last - first)
+
+
+def _damaged(path: Path, why: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{path} is not a whole safetensors file: {why}. The download or copy was cut off; get it again."
+    )

@@ -1,0 +1,77 @@
+"""The paged KV cache: for every layer, keys and values in blocks of a fixed number of tokens.
+
+It knows no sequences: who owns which block is the scheduler's business, and how much memory it may take is
+decided by whoever calls `resize`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvShape:
+    """The form of a model's KV cache."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    block_tokens: int
+    dtype: torch.dtype
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers, keys and values."""
+        token = self.kv_heads * self.head_dim * self.dtype.itemsize
+        return 2 * self.layers * self.block_tokens * token
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one layer: of a step's tokens or of the whole cache."""
+
+    key: Tensor
+    value: Tensor
+
+
+class PagedKv:
+    """For every layer two tensors [blocks, block_tokens, kv_heads, head_dim]."""
+
+    def __init__(self, shape: KvShape, device: torch.device) -> None:
+        self.shape = shape
+        self.layers = [
+            KeyValue(self._zeros(0, device), self._zeros(0, device)) for _ in range(shape.layers)
+        ]
+
+    @property
+    def block_count(self) -> int:
+        return self.layers[0].key.shape[0]
+
+    def resize(self, count: int) -> None:
+        """Have `count` blocks; what is in blocks below both counts stays. One layer is copied at a time."""
+        for layer, (key, value) in enumerate(self.layers):
+            self.layers[layer] = KeyValue(self._resized(key, count), self._resized(value, count))
+
+    def write(self, layer: int, fresh: KeyValue, slots: Tensor, entered: Tensor | None) -> None:
+        """Put `fresh` keys and values [1, kv_heads, T, head_dim] at `slots`.
+
+        Blocks in `entered` are wiped first: whatever an earlier owner left there, NaN included, must not
+        reach the sequence that has them now.
+        """
+        for cache, tokens in zip(self.layers[layer], fresh, strict=True):
+            if entered is not None:
+                cache.index_fill_(0, entered, 0.0)
+            cache.view(-1, *cache.shape[2:]).index_copy_(0, slots, tokens[0].transpose(0, 1))
+
+    def _resized(self, old: Tensor, count: int) -> Tensor:
+        new = self._zeros(count, old.device)
+        kept = min(count, old.shape[0])
+        new[:kept] = old[:kept]
+        return new
+
+    def _zeros(self, count: int, device: torch.device) -> Tensor:
+        # Not `empty`: what a masked place holds is multiplied by 0, which NaN survives.
+        shape = self.shape
+        size = (count, shape.block_tokens, shape.kv_heads, shape.head_dim)
+        return torch.zeros(size, dtype=shape.dtype, device=device)

@@ -1,0 +1,103 @@
+"""A step's rows as the flat tensors that a forward pass and an attention backend read.
+
+Rows are freely mixed: one-token rows (decode, or a chunk of one) and longer chunks that start anywhere. They are
+put in an order that attention likes, one-token rows first by context length; `order` leads back. Index arithmetic
+is done here, once per step, on the host; layers only read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmhost.core.step import Row
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """What attention backends implement against. T tokens over R rows; tensors are on the model's device.
+
+    Row r's tokens are flat places `offsets[r] .. offsets[r + 1] - 1`, at positions from `starts[r]` on. Its keys and
+    values for positions below `ends[r]` are, once the layer has written, in `block_tables[r]`.
+    """
+
+    order: list[int]
+    """Which of the given rows stands at each place."""
+    decode_rows: int
+    """The first so many rows have one token each and are sorted by context length."""
+    starts: list[int]
+    ends: list[int]
+    offsets: list[int]
+    """R + 1 numbers, from 0 to T."""
+    input_ids: Tensor
+    """[1, T]"""
+    positions: Tensor
+    """[1, T]"""
+    slots: Tensor
+    """[T]: where each token's key and value go, as block * block_tokens + offset."""
+    block_tables: Tensor
+    """[R, most blocks of any row]; a shorter row repeats its own last block, so that no row reads another's."""
+    entered: Tensor | None
+    """Blocks whose first position is written in this step and whose last one is not: they hold leftovers."""
+    sampled: Tensor
+    """Flat places of the tokens after which one is to be drawn, in row order."""
+
+
+def lay_out(rows: Sequence[Row], *, block_tokens: int, device: torch.device) -> StepLayout:
+    """Flatten `rows`, which are not empty and each feed at least one token."""
+    order = sorted(range(len(rows)), key=lambda i: _rank(rows[i]))
+    ordered = [rows[i] for i in order]
+    starts = [row.start for row in ordered]
+    lengths = np.array([len(row.tokens) for row in ordered])
+    firsts = np.array(starts)
+    ends = firsts + lengths
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    total = int(offsets[-1])
+
+    used = (ends + block_tokens - 1) // block_tokens
+    tables = _block_tables(ordered, used.tolist())
+    row_of = np.repeat(np.arange(len(ordered)), lengths)
+    positions = np.arange(total) + (firsts - offsets[:-1])[row_of]
+    slots = tables[row_of, positions // block_tokens] * block_tokens + positions % block_tokens
+    is_entered = ((used - 1) * block_tokens >= firsts) & (ends % block_tokens != 0)
+    wants = np.array([row.wants_token for row in ordered])
+
+    ids = np.fromiter(chain.from_iterable(row.tokens for row in ordered), np.int64, total)
+    return StepLayout(
+        order=order,
+        decode_rows=int((lengths == 1).sum()),
+        starts=starts,
+        ends=ends.tolist(),
+        offsets=offsets.tolist(),
+        input_ids=_tensor(ids, device)[None],
+        positions=_tensor(positions, device)[None],
+        slots=_tensor(slots, device),
+        block_tables=_tensor(tables, device),
+        entered=_tensor(tables[is_entered, -1], device) if is_entered.any() else None,
+        sampled=_tensor(offsets[1:][wants] - 1, device),
+    )
+
+
+def _rank(row: Row) -> tuple[bool, int, int]:
+    length = len(row.tokens)
+    return (length > 1, row.start, length)
+
+
+def _block_tables(
+    rows: Sequence[Row], used: Sequence[int]
+) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+    tables = np.empty((len(rows), max(used)), np.int64)
+    for line, row, count in zip(tables, rows, used, strict=True):
+        line[:count] = row.blocks[:count]
+        line[count:] = line[count - 1]
+    return tables
+
+
+def _tensor(
+    array: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", device: torch.device
+) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)

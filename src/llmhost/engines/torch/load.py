@@ -1,0 +1,120 @@
+"""From a checkpoint's folder to a runner that has proved itself.
+
+transformers finds the architecture and reads the weights; nothing is downloaded. A loaded model must then agree
+with transformers' own attention on a few tokens, so that an architecture which needs something that ours does not
+have is refused here and not noticed by its readers.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from llmhost.config.schema import TorchOptions
+from llmhost.core.errors import ModelUnavailable
+from llmhost.engines.torch import attention
+from llmhost.engines.torch.footprint import Footprint, read_footprint
+from llmhost.engines.torch.kv import KvShape
+from llmhost.engines.torch.runner import TorchRunner
+from llmhost.engines.torch.selfcheck import check_against_eager
+
+_LOADING_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError
+)  # fmt: skip
+"""What from_pretrained raises on a checkpoint that it doesn't like; it has no error of its own."""
+
+
+def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> TorchRunner:
+    """Load the checkpoint in `folder`; the runner has no KV blocks yet.
+
+    Raises ModelUnavailable with the reason when it can't be served.
+    """
+    device = pick_device(options.device)
+    footprint = read_footprint(
+        folder, block_tokens=block_tokens, dtype=options.dtype, on_gpu=device.type == "cuda"
+    )
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    model = _load_model(folder, footprint, options).to(device).eval()
+    model.requires_grad_(False)
+    shape = KvShape(
+        layers=footprint.layers,
+        kv_heads=footprint.kv_heads,
+        head_dim=footprint.head_dim,
+        block_tokens=block_tokens,
+        dtype=getattr(torch, footprint.dtype),
+    )
+    runner = TorchRunner(
+        model,
+        shape,
+        vocab_size=footprint.vocab_size,
+        max_sequence_length=footprint.max_sequence_length,
+    )
+    check_against_eager(runner, model, folder)
+    return runner
+
+
+def pick_device(option: str) -> torch.device:
+    """The device that the option of that name means. Raises ModelUnavailable when it isn't there."""
+    count = torch.cuda.device_count()
+    if option == "auto":
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    try:
+        device = torch.device(option)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ModelUnavailable(f"options.device is {option!r}; it can be auto, cpu or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ModelUnavailable(f"options.device is {option!r} and this machine has {count} GPUs.")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _load_model(folder: Path, footprint: Footprint, options: TorchOptions) -> Any:
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    local = {"local_files_only": True, "trust_remote_code": options.trust_remote_code}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **local)
+        _refuse_architecture(footprint.architecture, config, options)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, footprint.dtype),
+            attn_implementation=attention.NAME,
+            use_safetensors=True,
+            output_loading_info=True,
+            **local,
+        )
+    except _LOADING_ERRORS as error:
+        reason = str(error).strip().split("\n")[0] or repr(error)
+        raise ModelUnavailable(f"The model in {folder} could not be loaded: {reason}") from error
+    if missing := sorted(report["missing_keys"]):
+        # transformers fills these with random numbers and goes on.
+        raise ModelUnavailable(
+            f"The weights in {folder} lack {len(missing)} tensors that a {footprint.architecture} needs,"
+            f" {missing[0]} first. The checkpoint is incomplete or belongs to another config.json."
+        )
+    return model
+
+
+def _refuse_architecture(name: str, config: Any, options: TorchOptions) -> None:
+    """Say no before weights are read when transformers can't enter this architecture through our attention."""
+    if options.trust_remote_code and getattr(config, "auto_map", None):
+        return  # its class is known once its code has run; the check after loading covers it
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if known is None:
+        raise ModelUnavailable(
+            f"transformers {transformers.__version__} has no language model for the model type"
+            f" {config.model_type!r} ({name})."
+        )
+    if not known._supports_attention_backend:
+        raise ModelUnavailable(
+            f"{known.__name__} computes attention in its own code and can't be run over a paged KV cache"
+            " (it does not support transformers' attention interface)."
+        )
+    if "logits_to_keep" not in inspect.signature(known.forward).parameters:
+        raise ModelUnavailable(f"{known.__name__} can't be asked for the logits of chosen tokens.")
