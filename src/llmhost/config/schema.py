@@ -58,7 +58,7 @@ class SafetySettings(Section, frozen=True):
     blocked_patterns: tuple[str, ...] = ()
     """Regular expressions with the same effect. Matched against each message, and against a window of the answer."""
     max_prompt_chars: Positive | None = None
-    """Longer prompts are refused before they are tokenised."""
+    """Longer prompts are refused before they are tokenised; any length passes when absent."""
     check_output: bool = True
     """Also apply the rules to answers. Off, only prompts are checked."""
     window_chars: Annotated[int, Meta(ge=16, le=65536)] = 256
@@ -104,7 +104,7 @@ class FakeOptions(Section, frozen=True):
     token_delay_ms: Annotated[float, Meta(ge=0)] = 0.0
     """Time that every step takes."""
     fail_after_tokens: Count | None = None
-    """Each sequence fails after this many generated tokens."""
+    """Each sequence fails after this many generated tokens; none does when absent."""
     vocab: Annotated[int, Meta(ge=16, le=1_000_000)] = 4096
     """Number of different words."""
 

@@ -1,0 +1,151 @@
+"""What types cannot say: rules over several keys, and texts that must parse. Pure; says which key is wrong and why."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from llmhost.config.schema import ModelSpec, SafetySettings, Settings
+from llmhost.core.units import parse_bytes
+
+_NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+_BUILTIN = re.compile(r"builtin:[a-z0-9][a-z0-9._-]*")
+_HUB = re.compile(r"hf:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w][\w./-]*)?", re.ASCII)
+_HUB_WITHOUT_SCHEME = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.]+):", re.IGNORECASE)
+_DOLLARS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", re.ASCII)
+_DEVICE = re.compile(r"auto|cpu|cuda:\d+", re.ASCII)
+
+Problem = tuple[str, str]
+"""A dotted key such as `models.tiny.price.input`, and what is wrong with its value."""
+
+
+def problems(settings: Settings) -> Iterator[Problem]:
+    """Everything that is wrong, in the order of the file's tables."""
+    yield from _server(settings)
+    if settings.limits.burst_requests and not settings.limits.requests_per_minute:
+        yield (
+            "limits.burst_requests",
+            "has no effect without requests_per_minute; set both or neither",
+        )
+    yield from _safety(settings.safety)
+    yield from _size("devices.cpu_memory", settings.devices.cpu_memory)
+    for name, spec in settings.models.items():
+        yield from _model(name, spec)
+    yield from _names(settings.models)
+
+
+def _server(settings: Settings) -> Iterator[Problem]:
+    if not settings.server.host.strip():
+        yield "server.host", "is empty; 127.0.0.1 serves this machine, 0.0.0.0 every network"
+    if not settings.server.data_dir.strip():
+        yield "server.data_dir", "is empty; it must be a folder"
+    for origin in settings.server.cors_origins:
+        if not _ORIGIN.fullmatch(origin):
+            yield (
+                "server.cors_origins",
+                f"has {origin!r}, which is not an origin such as 'https://chat.example' or '*'",
+            )
+
+
+def _safety(safety: SafetySettings) -> Iterator[Problem]:
+    for word in safety.blocked_words:
+        if not word.strip():
+            yield "safety.blocked_words", f"has {word!r}, which is no word"
+    for pattern in safety.blocked_patterns:
+        try:
+            matches_nothing = re.compile(pattern).search("") is not None
+        except re.error as error:
+            yield "safety.blocked_patterns", f"has {pattern!r}, no regular expression: {error}"
+        else:
+            if matches_nothing:
+                yield (
+                    "safety.blocked_patterns",
+                    f"has {pattern!r}, which also matches no text at all and would refuse every request",
+                )
+
+
+def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
+    key = f"models.{name}"
+    if spec.engine != "fake":
+        yield from _source(f"{key}.source", spec.source)
+    yield from _size(f"{key}.kv_memory", spec.kv_memory)
+    if spec.price is not None:
+        for field in spec.price.__struct_fields__:
+            yield from _price(f"{key}.price.{field}", getattr(spec.price, field))
+    yield from _device(f"{key}.options.device", spec.options.get("device"))
+
+
+def _source(key: str, source: str) -> Iterator[Problem]:
+    scheme = _SCHEME.match(source)
+    if not source.strip():
+        yield key, "is empty; it must be builtin:NAME, a folder, or hf:ORG/NAME[@REVISION]"
+    elif source.startswith("builtin:"):
+        if not _BUILTIN.fullmatch(source):
+            yield key, f"is {source!r}, but a built-in model is named like 'builtin:tiny'"
+    elif source.startswith("hf:"):
+        if not _HUB.fullmatch(source):
+            yield (
+                key,
+                f"is {source!r}, but a hub model is named like 'hf:ORG/NAME' or 'hf:ORG/NAME@REVISION'",
+            )
+    elif scheme is not None:
+        yield (
+            key,
+            f"is {source!r}; of the form NAME: only builtin: and hf: are known, all else is a folder",
+        )
+
+
+def _size(key: str, text: str | None) -> Iterator[Problem]:
+    if text is None:
+        return
+    try:
+        count = parse_bytes(text)
+    except ValueError as error:
+        yield key, f"must be a size, but {error}"
+    else:
+        if count == 0:
+            yield key, f"is {text!r}, which leaves no memory"
+
+
+def _price(key: str, text: str | None) -> Iterator[Problem]:
+    if text is not None and not _DOLLARS.fullmatch(text):
+        yield (
+            key,
+            f"is {text!r}, not dollars per million tokens such as '0.10' (at most nine decimal places)",
+        )
+
+
+def _device(key: str, device: Any) -> Iterator[Problem]:
+    if device is not None and not _DEVICE.fullmatch(str(device)):
+        yield key, f"is {device!r} but must be 'auto', 'cpu', or 'cuda:N' such as 'cuda:0'"
+
+
+def _names(models: dict[str, ModelSpec]) -> Iterator[Problem]:
+    """No two models answer to one name."""
+    form = "1 to 128 letters, digits or any of . _ : / -"
+    for name in models:
+        if not _NAME.fullmatch(name):
+            yield f"models.{name}", f"cannot be a model's name; names are {form}"
+    owners = {name: name for name in models}
+    for name, spec in models.items():
+        key = f"models.{name}.aliases"
+        for alias in spec.aliases:
+            if not _NAME.fullmatch(alias):
+                yield key, f"has {alias!r}; names are {form}"
+            elif alias not in owners:
+                owners[alias] = name
+            elif owners[alias] == name:
+                twice = "which is the model's own name" if alias == name else "twice"
+                yield (
+                    key,
+                    f"has {alias!r} {twice}" if twice == "twice" else f"has {alias!r}, {twice}",
+                )
+            elif alias in models:
+                yield key, f"has {alias!r}, which is another model's name"
+            else:
+                yield key, f"has {alias!r}, which is an alias of [models.{owners[alias]}] already"
+
+
+def looks_like_a_hub_name(source: str) -> bool:
+    return _HUB_WITHOUT_SCHEME.fullmatch(source) is not None

@@ -1,0 +1,102 @@
+"""The schema in words: documentation of each key, its value and origin, and the JSON schema.
+
+The words are the attribute docstrings of `config.schema`. Python drops those when it compiles, so they are read
+from the source: only for `llmhost config`, never while serving.
+"""
+
+import ast
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from llmhost.config import schema
+from llmhost.config.convert import describe, key_types
+from llmhost.config.load import LoadedSettings, Origin, walk
+from llmhost.config.schema import ENGINE_OPTIONS, Section, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One key: what it is set to, by what, and what it means."""
+
+    key: str
+    value: Any
+    origin: Origin
+    takes: str
+    doc: str
+
+
+def key_docs() -> dict[str, dict[str, str]]:
+    """Struct name to key to docstring."""
+    tree = ast.parse(inspect.getsource(schema))
+    return {
+        node.name: _attribute_docs(node) for node in tree.body if isinstance(node, ast.ClassDef)
+    }
+
+
+def explain(loaded: LoadedSettings) -> list[Explained]:
+    """Every key in the order of the file."""
+    docs = key_docs()
+    return [
+        Explained(
+            key=dotted,
+            value=_value(loaded.settings, dotted, section, key),
+            origin=loaded.origins[dotted],
+            takes=describe(key_types(section)[key]),
+            doc=docs[section.__name__][key],
+        )
+        for dotted, section, key in walk(loaded.settings)
+    ]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of models.toml, for editors. [models.NAME.options] depends on the engine."""
+    docs = key_docs()
+    _, parts = msgspec.json.schema_components(
+        [Settings, *ENGINE_OPTIONS.values()], ref_template="#/$defs/{name}"
+    )
+    for name, part in parts.items():
+        for key, doc in docs.get(name, {}).items():
+            # A reference may not have siblings in older readers, but 2020-12 allows them.
+            part["properties"][key]["description"] = doc
+    model = parts["ModelSpec"]
+    model["allOf"] = [
+        {
+            "if": {"properties": {"engine": {"const": engine}}, "required": ["engine"]},
+            "then": {"properties": {"options": {"$ref": f"#/$defs/{options.__name__}"}}},
+        }
+        for engine, options in ENGINE_OPTIONS.items()
+    ]
+    root = parts.pop("Settings")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": parts}
+
+
+def _attribute_docs(node: ast.ClassDef) -> dict[str, str]:
+    docs = {}
+    for key, text in zip(node.body, node.body[1:], strict=False):
+        match key, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(doc))),
+            ):
+                docs[name] = inspect.cleandoc(doc)
+    return docs
+
+
+def _value(settings: Settings, dotted: str, section: type[Section], key: str) -> Any:
+    if not dotted.startswith("models."):
+        return getattr(getattr(settings, dotted.partition(".")[0]), key)
+    tail = _TAILS.get(section, f".{key}").format(key)
+    spec = settings.models[dotted.removeprefix("models.").removesuffix(tail)]
+    if section in ENGINE_OPTIONS.values():
+        default = getattr(section(), key)
+        return spec.options.get(key, default)
+    return getattr(spec.price if section is schema.PriceSettings else spec, key)
+
+
+_TAILS: dict[type[Section], str] = {
+    schema.PriceSettings: ".price.{}",
+    **dict.fromkeys(ENGINE_OPTIONS.values(), ".options.{}"),
+}
