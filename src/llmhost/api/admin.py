@@ -1,21 +1,18 @@
 """What an operator can see and do, apart from how it is asked: the admin routes and the offline CLI share it."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast, get_args
 
 import msgspec
 
 from llmhost.core.errors import Conflict, InvalidValue
 from llmhost.core.units import nano_to_dollars
-from llmhost.cost.ledger import Ledger
+from llmhost.cost.chain import VerifyReport
+from llmhost.cost.ledger import By, Ledger, UsageRow
 from llmhost.deploy.deployment import Deployment, State
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.registry import Plugins
 from llmhost.tenants.keys import KeyRecord, KeyStore, Org
-
-GROUPS = ("key", "team", "org", "model", "day")
-
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body that makes a key. `expires_at` is in UTC seconds."""
@@ -89,24 +86,17 @@ class Admin:
         await deployment.unload(drain_s=drain_s, reason="operator")
         return _model_state(deployment)
 
-    def usage(self, by: str, since: str | None, until: str | None) -> list[dict[str, Any]]:
-        """Blocks. Groups ended requests; times are ISO dates or date-times, taken as UTC."""
-        if by not in GROUPS:
-            raise InvalidValue(f"'by' is {by!r}; it may be {', '.join(GROUPS)}.", param="by")
-        rows = self._ledger.usage(
-            by, since_ns=_utc_ns(since, "since"), until_ns=_utc_ns(until, "until")
-        )
-        return [{**row, "amount_usd": nano_to_dollars(row["amount_nano"])} for row in rows]
+    def usage(self, by: str, since_ns: int | None, until_ns: int | None) -> list[dict[str, Any]]:
+        """Blocks. Requests, tokens and money of since <= time < until."""
+        if by not in get_args(By):
+            known = ", ".join(get_args(By))
+            raise InvalidValue(f"'by' is {by!r}; it may be {known}.", param="by")
+        rows = self._ledger.usage(cast(By, by), since_ns=since_ns, until_ns=until_ns)
+        return [_usage(by, row) for row in rows]
 
     def verify_ledger(self) -> dict[str, Any]:
         """Blocks. Walks the whole hash chain."""
-        report = self._ledger.verify()
-        return {
-            "ok": report.ok,
-            "entries": report.entries,
-            "head": report.head,
-            "problem": report.problem,
-        }
+        return _verified(self._ledger.verify())
 
     def export_ledger(self) -> Iterator[dict[str, Any]]:
         """Blocks while iterated."""
@@ -143,6 +133,23 @@ def _key(key: KeyRecord, utc_ns: int) -> dict[str, Any]:
         "expires_at": _s(key.expires_ns),
         "revoked_at": _s(key.revoked_ns),
     }
+
+
+def _usage(by: str, row: UsageRow) -> dict[str, Any]:
+    return {
+        by: row.group,
+        "requests": row.requests,
+        "fresh_input_tokens": row.fresh_input_tokens,
+        "cached_input_tokens": row.cached_input_tokens,
+        "output_tokens": row.output_tokens,
+        "engine_ns": row.engine_ns,
+        "amount_nano": row.amount_nano,
+        "amount_usd": nano_to_dollars(row.amount_nano),
+    }
+
+
+def _verified(report: VerifyReport) -> dict[str, Any]:
+    return msgspec.to_builtins(report)  # type: ignore[no-any-return]
 
 
 def _model(deployment: Deployment) -> dict[str, Any]:
@@ -199,16 +206,3 @@ def _ps(deployment: Deployment) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _utc_ns(text: str | None, param: str) -> int | None:
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidValue(
-            f"'{param}' is {text!r}; give a date such as 2026-01-31 or a date and time.",
-            param=param,
-        ) from None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 10**9)

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
 from llmhost.api.admin import Admin, NewKey, NewOrg
-from llmhost.core.errors import Unauthenticated
+from llmhost.core.errors import InvalidValue, Unauthenticated
 
 NDJSON = "application/x-ndjson"
 
@@ -81,7 +82,8 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
         until: FromQuery[str | None] = None,
     ) -> dict[str, Any]:
         """Requests, tokens and money, by key, team, org, model or day."""
-        return {"data": await asyncio.to_thread(admin.usage, by, since, until)}
+        since_ns, until_ns = _utc_ns(since, "since"), _utc_ns(until, "until")
+        return {"data": await asyncio.to_thread(admin.usage, by, since_ns, until_ns)}
 
     @get("/ledger/verify")
     async def verify_ledger() -> dict[str, Any]:
@@ -123,3 +125,16 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
 def _lines(admin: Admin) -> Iterator[bytes]:
     for entry in admin.export_ledger():
         yield msgspec.json.encode(entry) + b"\n"
+
+
+def _utc_ns(text: str | None, param: str) -> int | None:
+    """An ISO date or date-time; one without a zone is UTC."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidValue(
+            f"'{param}' is {text!r}; give a date such as 2026-01-31 or a date and time.", param=param
+        ) from None
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 10**9)

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable
 
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from llmhost.api.door import (
@@ -70,7 +71,7 @@ def generation_route(
     """An ASGI app for one route."""
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
-        assert scope["type"] == "http"
+        assert scope["type"] == ScopeType.HTTP
         visit = Visit(scope)
         try:
             if scope["method"] != "POST":

@@ -77,6 +77,7 @@ class LoadEffects:
         async with self._reading:
             tokenizer = await self.tokenizer(entry)
             facts = await self.predict(entry)
+            self._know_device(entry, facts.device)
             plan = self._lease(entry, facts)
             try:
                 before = psutil.Process().memory_info().rss
@@ -124,6 +125,12 @@ class LoadEffects:
         if not self._kind(entry).needs_files:
             return None
         return await asyncio.to_thread(find_files, entry.spec.source, self._models_dir)
+
+    def _know_device(self, entry: ModelEntry, device: str) -> None:
+        if self._devices.memory(device) is None:
+            total_bytes = self._kind(entry).device_bytes(device)
+            if total_bytes is not None:
+                self._devices.add_gpu(device, total_bytes)
 
     def _lease(self, entry: ModelEntry, facts: RunnerFacts) -> MemoryPlan:
         memory = self._devices.memory(facts.device)

@@ -15,7 +15,6 @@ from llmhost.core.request import ModelRef
 from llmhost.deploy.catalogue import ModelEntry
 from llmhost.deploy.sources import find_local, fingerprint
 from llmhost.storage.connect import Connection
-from llmhost.storage.reader import Reader
 from llmhost.storage.schema import Schema
 from llmhost.storage.writer import Writer
 
@@ -64,9 +63,8 @@ _INSERT_EVENT = """
 class Registry:
     """Owns registry.db's rows about models."""
 
-    def __init__(self, writer: Writer, reader: Reader, *, node_id: str, clock: Clock) -> None:
+    def __init__(self, writer: Writer, *, node_id: str, clock: Clock) -> None:
         self._writer = writer
-        self._reader = reader
         self._node_id = node_id
         self._clock = clock
 

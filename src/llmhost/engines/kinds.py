@@ -29,6 +29,10 @@ class EngineKind(Protocol):
 
     def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer: ...
 
+    def device_bytes(self, device: str) -> int | None:
+        """All memory of a device that this engine sees and the host does not; None when there is none such."""
+        ...
+
 
 class FakeKind:
     """Deterministic words; no files, no device."""
@@ -44,6 +48,9 @@ class FakeKind:
     def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
         return WordTokenizer(_options(spec, FakeOptions).vocab)
 
+    def device_bytes(self, device: str) -> int | None:
+        return None
+
     def _runner(self, spec: ModelSpec) -> FakeRunner:
         return FakeRunner(_options(spec, FakeOptions), block_tokens=spec.block_tokens)
 
@@ -54,9 +61,39 @@ class TorchKind:
     needs_files = True
 
     def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
-        from llmhost.engines.torch.footprint import predict_facts
+        from llmhost.engines.torch.footprint import read_footprint
 
-        return predict_facts(_present(folder), _options(spec, TorchOptions), spec.block_tokens)
+        options = _options(spec, TorchOptions)
+        device = self._device(options)
+        needs = read_footprint(
+            _present(folder),
+            block_tokens=spec.block_tokens,
+            dtype=options.dtype,
+            on_gpu=device.startswith("cuda"),
+        )
+        return RunnerFacts(
+            device=device,
+            vocab_size=needs.vocab_size,
+            max_sequence_length=needs.max_sequence_length,
+            block_tokens=spec.block_tokens,
+            kv_block_bytes=needs.kv_block_bytes,
+            weights_bytes=needs.weights_bytes,
+        )
+
+    def device_bytes(self, device: str) -> int | None:
+        import torch
+
+        if not device.startswith("cuda"):
+            return None
+        return int(torch.cuda.get_device_properties(device).total_memory)
+
+    def _device(self, options: TorchOptions) -> str:
+        if options.device == "cpu":
+            return "cpu:0"
+        from llmhost.engines.torch.load import pick_device
+
+        device = pick_device(options.device)
+        return f"{device.type}:{device.index or 0}"
 
     def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
         from llmhost.engines.torch.load import load_runner

@@ -45,3 +45,10 @@ class Devices:
         if self._settings.cpu_memory is not None:
             return parse_bytes(self._settings.cpu_memory)
         return int(psutil.virtual_memory().available * FREE_SHARE)
+
+    def figures(self) -> list[tuple[str, int, int, int, int]]:
+        """(device, capacity bytes, leased bytes, busy ns, idle ns) of each."""
+        return [
+            (name, memory.capacity_bytes, memory.leased_bytes, *self._lanes[name].totals())
+            for name, memory in self._memory.items()
+        ]

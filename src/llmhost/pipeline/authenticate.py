@@ -1,5 +1,7 @@
 """Stage 1: who asks."""
 
+from collections.abc import Mapping
+
 from llmhost.core.errors import Unauthenticated
 from llmhost.core.request import LOCAL_CALLER, Caller
 from llmhost.hooks.call import ask
@@ -18,19 +20,18 @@ class Authenticate:
         self._is_loopback = is_loopback
 
     async def __call__(self, context: RequestContext) -> None:
-        context.caller = await self._identify(context)
+        context.caller = await self.identify(context.bearer, context.headers)
 
-    async def _identify(self, context: RequestContext) -> Caller:
-        answer = await ask(
-            self._plugins, "identify_caller", api_key=context.bearer, headers=context.headers
-        )
+    async def identify(self, bearer: str | None, headers: Mapping[str, str]) -> Caller:
+        """Who holds this bearer. Raises Unauthenticated."""
+        answer = await ask(self._plugins, "identify_caller", api_key=bearer, headers=headers)
         if answer is not None:
             if isinstance(answer.opinion, Refusal):
                 raise answer.opinion.as_error(Unauthenticated)
             caller: Caller = answer.opinion
             return caller
         if self._keys.has_keys:
-            return self._keys.find(context.bearer)
+            return self._keys.find(bearer)
         if self._is_loopback:
             return LOCAL_CALLER
         raise Unauthenticated(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmhost.core.errors import LlmhostError
+from llmhost.core.events import RequestEnded
 from llmhost.core.output import FinishReason, Outcome, Usage
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.cost.pricing import Price
@@ -56,3 +57,30 @@ class RequestContext:
     def known_deployment(self) -> Deployment:
         assert self.deployment is not None, "this stage runs after resolution"
         return self.deployment
+
+    def event(self) -> RequestEnded:
+        """How it ended, as a fact for ledger, metrics, analytics and observers."""
+        request, error = self.request, self.error
+        assert self.outcome is not None and self.ended_ns is not None, "it has not ended"
+        return RequestEnded(
+            request_id=request.request_id,
+            client_request_id=request.client_request_id,
+            utc_ns=self.arrived_utc_ns,
+            kind=request.kind.value,
+            model=self.model,
+            caller=self.caller,
+            outcome=self.outcome,
+            status=200 if error is None else error.status,
+            code=None if error is None else error.code or type(error).__name__,
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            amount_nano=self.amount_nano,
+            queue_ms=_ms(self.arrived_ns, self.submitted_ns) or 0.0,
+            ttft_ms=_ms(self.arrived_ns, self.first_token_ns),
+            total_ms=_ms(self.arrived_ns, self.ended_ns) or 0.0,
+            stream=request.stream,
+        )
+
+
+def _ms(start_ns: int | None, end_ns: int | None) -> float | None:
+    return None if start_ns is None or end_ns is None else (end_ns - start_ns) / 1e6

@@ -14,6 +14,7 @@ from llmhost.core.ids import new_seed
 from llmhost.core.output import Delta, FinishReason, Outcome, Usage
 from llmhost.core.ports import Clock
 from llmhost.core.request import SequenceSpec
+from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.stream import ReplayStream
@@ -29,12 +30,20 @@ Settle = Callable[[RequestContext], "asyncio.Future[None]"]
 class Generation:
     """The running part of one request: its sequences, its stream, and the moment when all have ended."""
 
-    def __init__(self, context: RequestContext, clock: Clock, settle: Settle) -> None:
+    def __init__(
+        self,
+        context: RequestContext,
+        clock: Clock,
+        settle: Settle,
+        observe_gap: Callable[[float], None],
+    ) -> None:
         self.context = context
         self.stream = ReplayStream(on_abandoned=self.cancel)
         self.ended = asyncio.get_running_loop().create_future()
         self._clock = clock
         self._settle = settle
+        self._observe_gap = observe_gap
+        self._last_ns: dict[int, int] = {}  # choice -> when it last said something
         self._sequences: dict[int, int] = {}  # choice -> sequence id
         self._open: set[int] = set()  # choices that have not ended
         self._usage: dict[int, Usage] = {}
@@ -78,8 +87,8 @@ class Generation:
         context = self.context
         if self._is_detached:
             return
-        if context.first_token_ns is None and delta.tokens:
-            context.first_token_ns = self._clock.monotonic_ns()
+        if delta.tokens:
+            self._note_time(delta.index)
         if delta.finish_reason is None:
             self.stream.push(delta)
             return
@@ -89,6 +98,14 @@ class Generation:
             self.stream.push(delta)
         else:
             self._complete(delta)
+
+    def _note_time(self, index: int) -> None:
+        now_ns = self._clock.monotonic_ns()
+        if self.context.first_token_ns is None:
+            self.context.first_token_ns = now_ns
+        if (last_ns := self._last_ns.get(index)) is not None:
+            self._observe_gap((now_ns - last_ns) / 1e9)
+        self._last_ns[index] = now_ns
 
     def _note_end(self, delta: Delta) -> None:
         """Fold one choice's end into the request's: an error or a leaving reader outweighs an answer."""
@@ -187,12 +204,14 @@ class ScreenPump:
 class Execute:
     """Turns a resolved request into sequences."""
 
-    def __init__(self, screen: ScreenStage, clock: Clock) -> None:
+    def __init__(self, screen: ScreenStage, clock: Clock, metrics: Metrics) -> None:
         self._screen = screen
         self._clock = clock
+        self._metrics = metrics
 
     def __call__(self, context: RequestContext, settle: Settle) -> Generation:
-        generation = Generation(context, self._clock, settle)
+        observe_gap = self._metrics.gap_observer(context.model)
+        generation = Generation(context, self._clock, settle, observe_gap)
         context.submitted_ns = self._clock.monotonic_ns()
         try:
             for index in range(len(context.prompts) * context.request.n):

@@ -22,38 +22,11 @@ class Log:
         self._observers = observers
 
     def __call__(self, context: RequestContext) -> None:
-        event = _event(context)
+        event = context.event()
         self._metrics.request_ended(event)
         _write(event)
         for observer in self._observers:
             observer(event)
-
-
-def _ms(start_ns: int | None, end_ns: int | None) -> float | None:
-    return None if start_ns is None or end_ns is None else (end_ns - start_ns) / 1e6
-
-
-def _event(context: RequestContext) -> RequestEnded:
-    request, error = context.request, context.error
-    assert context.outcome is not None and context.ended_ns is not None
-    return RequestEnded(
-        request_id=request.request_id,
-        client_request_id=request.client_request_id,
-        utc_ns=context.arrived_utc_ns,
-        kind=request.kind.value,
-        model=context.model,
-        caller=context.caller,
-        outcome=context.outcome,
-        status=200 if error is None else error.status,
-        code=None if error is None else error.code or type(error).__name__,
-        finish_reason=context.finish_reason,
-        usage=context.usage,
-        amount_nano=context.amount_nano,
-        queue_ms=_ms(context.arrived_ns, context.submitted_ns) or 0.0,
-        ttft_ms=_ms(context.arrived_ns, context.first_token_ns),
-        total_ms=_ms(context.arrived_ns, context.ended_ns) or 0.0,
-        stream=request.stream,
-    )
 
 
 def _write(event: RequestEnded) -> None:

@@ -1,0 +1,7 @@
+"""The composition root: the only place where things are wired. `serve` runs a node, `OfflineAdmin` opens a stopped one."""
+
+from llmhost.host.offline import OfflineAdmin
+from llmhost.host.serving import serve
+from llmhost.host.wiring import Host
+
+__all__ = ["Host", "OfflineAdmin", "serve"]

@@ -1,0 +1,72 @@
+"""What `serve` prints: where it listens, what it offers, how much memory that takes, and a first request to try."""
+
+import json
+import sys
+import time
+
+import psutil
+
+from llmhost import __version__
+from llmhost.core.units import show_bytes
+from llmhost.deploy.deployment import Deployment, State
+from llmhost.host.wiring import Host
+
+
+def print_start(url: str) -> None:
+    _say(f"llmhost {__version__} on {url} (loading models; Ctrl-C stops)")
+
+
+def print_ready(host: Host, url: str) -> None:
+    """The state of every model, and a request for the first one that is ready."""
+    for deployment in host.deployments.all():
+        _say(f"  {_line(deployment)}")
+    for memory in host.devices.all():
+        if memory.leased_bytes:
+            _say(
+                f"  {memory.device}: {show_bytes(memory.leased_bytes)} of"
+                f" {show_bytes(memory.capacity_bytes)} leased to models"
+            )
+    took_s = time.time() - psutil.Process().create_time()
+    rss = show_bytes(psutil.Process().memory_info().rss)
+    ready = [d for d in host.deployments.all() if d.state is not State.FAILED]
+    if not ready:
+        _say("No model could be loaded; the reasons are above.")
+        return
+    _say(f"Ready after {took_s:.1f} s, {rss} resident. Try:")
+    _say(_first_request(url, ready[0].entry.name, needs_key=host.books.keys.has_keys))
+
+
+def _line(deployment: Deployment) -> str:
+    entry = deployment.entry
+    source = entry.spec.source if entry.spec.engine != "fake" else ""
+    aliases = f", also as {', '.join(entry.spec.aliases)}" if entry.spec.aliases else ""
+    state = deployment.state.value
+    if deployment.state is State.FAILED:
+        state = f"failed: {deployment.reason}"
+    elif deployment.state is State.ABSENT:
+        state = "loads on first request"
+    elif deployment.replicas:
+        plan = deployment.replicas[0].plan
+        state = (
+            f"ready ({show_bytes(plan.weights_bytes)} weights, {show_bytes(plan.kv_bytes)} KV cache,"
+            f" up to {plan.max_sequence_length} tokens a sequence)"
+        )
+    return f"{entry.ref} [{entry.spec.engine} {source}".rstrip() + f"]{aliases}: {state}"
+
+
+def _first_request(url: str, model: str, *, needs_key: bool) -> str:
+    body = {
+        "model": model,
+        "stream": True,
+        "messages": [{"role": "user", "content": "What is llmhost?"}],
+    }
+    key = " -H 'authorization: Bearer YOUR_KEY'" if needs_key else ""
+    return (
+        f"  curl -N {url}/v1/chat/completions{key} -H 'content-type: application/json' \\\n"
+        f"    -d '{json.dumps(body)}'"
+    )
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -1,0 +1,34 @@
+"""The durable side of a node: keys and money. A stopped node has it too."""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from llmhost.core.ports import Clock
+from llmhost.cost import ledger as cost
+from llmhost.cost.ledger import Ledger
+from llmhost.storage.node import DataDir
+from llmhost.storage.reader import Reader
+from llmhost.storage.writer import Writer
+from llmhost.tenants import keys as tenants
+from llmhost.tenants.keys import KeyStore
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """The durable side of a node: keys and money, which a stopped node has too."""
+
+    keys: KeyStore
+    ledger: Ledger
+
+
+def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Books:
+    """Open keys and ledger; `closing` closes them. Blocks."""
+    path, node_id = data_dir.money_db, data_dir.node_id
+    writer = Writer(path, synchronous="FULL", migrations=[tenants.SCHEMA, cost.SCHEMA])
+    closing.callback(writer.close)
+    reader = Reader(path)
+    closing.callback(reader.close)
+    return Books(
+        KeyStore(writer, reader, pepper=data_dir.pepper, node_id=node_id, clock=clock),
+        Ledger(writer, reader, node_id=node_id, clock=clock),
+    )

@@ -1,0 +1,160 @@
+"""The process that serves: its socket, its signals, its end.
+
+SIGTERM and the first Ctrl-C drain: new requests are refused, running answers go on for `drain_timeout_s`, then the
+process exits with 0. A second signal exits at once.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import psutil
+import uvicorn
+import uvloop
+
+from llmhost.config.environment import process_environment, read_variables
+from llmhost.config.load import LoadedSettings
+from llmhost.config.schema import ServerSettings
+from llmhost.core.errors import AlreadyRunning, ConfigError
+from llmhost.hooks.registry import Plugins
+from llmhost.host.banner import print_ready, print_start
+from llmhost.host.wiring import Host
+from llmhost.observe.logs import log_event, start_logging
+from llmhost.storage.node import DataDir
+
+log = logging.getLogger("llmhost.host")
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may keep the interpreter while another wants it: an engine that wakes must not wait for 5 ms."""
+
+BACKLOG = 2048
+EXIT_INTERRUPTED = 130
+
+
+def serve(loaded: LoadedSettings) -> int:
+    """Run a node until it is told to stop; the exit status. Raises ConfigError, AlreadyRunning."""
+    server = loaded.settings.server
+    start_logging(server.log_level, server.log_format)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    trace = read_variables(process_environment()).trace_hooks
+    plugins = Plugins.load(loaded.settings.plugins, folder=loaded.plugins_dir, trace=trace)
+    with DataDir(loaded.data_dir) as data_dir, bound_socket(server) as listener:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(loaded, data_dir, plugins, listener))
+
+
+@contextlib.contextmanager
+def bound_socket(server: ServerSettings) -> Iterator[socket.socket]:
+    """A bound socket. Raises AlreadyRunning naming the process that has the port, or ConfigError."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((server.host, server.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise AlreadyRunning(
+                    f"Port {server.port} on {server.host} is taken by {_who_has(server.port)}."
+                    " Stop it, or choose another port with --port (0 takes a free one)."
+                ) from None
+            raise ConfigError(
+                f"Can't listen on {server.host}:{server.port}: {error.strerror}."
+            ) from None
+        listener.setblocking(False)
+        yield listener
+
+
+def _who_has(port: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            is_holder = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            if is_holder and connection.pid:
+                process = psutil.Process(connection.pid)
+                return f"process {process.pid} ({' '.join(process.cmdline())[:120]})"
+    return "a process that this user may not look at"
+
+
+async def _serve(
+    loaded: LoadedSettings, data_dir: DataDir, plugins: Plugins, listener: socket.socket
+) -> int:
+    stop = Stop(asyncio.get_running_loop())
+    async with Host(loaded.settings, data_dir, plugins=plugins) as host:
+        server = Server(_uvicorn_config(host))
+        accepting = asyncio.create_task(server.serve(sockets=[listener]))
+        url = _url(listener)
+        data_dir.announce(url=url, admin_token=host.admin_token)
+        print_start(url)
+        _name_aliases(host)
+        loading = host.start_loading()
+        loading.add_done_callback(lambda done: done.cancelled() or print_ready(host, url))
+        await stop.wait()
+        cut = await host.drain(loaded.settings.server.drain_timeout_s)
+        server.should_exit = True
+        await accepting
+    log_event(log, "server.stopped", why=stop.reason, cut_requests=cut)
+    return 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handling: the host drains first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Stop:
+    """The wish to stop: the first signal sets it, the second ends the process without ceremony."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.reason = ""
+        self._asked = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+
+    async def wait(self) -> None:
+        await self._asked.wait()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if self._asked.is_set():
+            os._exit(EXIT_INTERRUPTED)
+        self.reason = number.name
+        log_event(log, "server.draining", why=number.name)
+        self._asked.set()
+
+
+def _uvicorn_config(host: Host) -> uvicorn.Config:
+    settings = host.settings.server
+    return uvicorn.Config(
+        host.app,  # type: ignore[arg-type] - litestar's ASGI types are narrower than uvicorn's
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, math.ceil(settings.drain_timeout_s)),
+    )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - shown, not bound
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _name_aliases(host: Host) -> None:
+    """A model that answers to another's name says so: nobody shall take it for the other."""
+    for deployment in host.deployments.all():
+        for alias in deployment.entry.spec.aliases:
+            log_event(log, "model.alias", alias=alias, answered_by=str(deployment.entry.ref))

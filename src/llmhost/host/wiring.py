@@ -1,0 +1,258 @@
+"""One node, built from settings and joined. It decides nothing."""
+
+import asyncio
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from litestar.types import ASGIApp
+
+from llmhost.api.admin import Admin
+from llmhost.api.app import Surface, build_app
+from llmhost.api.edge import is_loopback
+from llmhost.config.schema import Settings
+from llmhost.core.errors import ConfigError
+from llmhost.core.events import DeploymentChanged
+from llmhost.core.ports import Clock, EngineLoad
+from llmhost.cost.pricing import Price
+from llmhost.deploy import registry as deploy_registry
+from llmhost.deploy.catalogue import Catalogue, ModelEntry
+from llmhost.deploy.effects import LoadEffects
+from llmhost.deploy.manager import Deployments
+from llmhost.deploy.registry import Registry
+from llmhost.engines.kinds import BUILT_IN, EngineKind
+from llmhost.gpu.devices import Devices
+from llmhost.hooks.call import collect, shut_down, start_up
+from llmhost.hooks.registry import Plugins
+from llmhost.hooks.tell import Observers
+from llmhost.host.books import Books, open_books
+from llmhost.observe.clock import SystemClock
+from llmhost.observe.metrics import GaugeSource, Metrics
+from llmhost.pipeline.authenticate import Authenticate
+from llmhost.pipeline.bill import Bill
+from llmhost.pipeline.cached import Cached
+from llmhost.pipeline.execute import Execute
+from llmhost.pipeline.limit import Limit
+from llmhost.pipeline.log import Log
+from llmhost.pipeline.processor import Processor, Stages
+from llmhost.pipeline.resolve import Resolve
+from llmhost.pipeline.route import Route
+from llmhost.pipeline.screen import ScreenStage
+from llmhost.pipeline.store import Store
+from llmhost.safety.screen import Screen
+from llmhost.storage import analytics as traffic
+from llmhost.storage.analytics import Analytics
+from llmhost.storage.node import DataDir
+from llmhost.storage.reader import Reader
+from llmhost.storage.writer import Writer
+from llmhost.tenants.limits import RequestLimiter
+
+STOP_S = 5.0
+"""How long sequences that were cut may take to say so before their engine is stopped."""
+
+
+class Host:
+    """Use as `async with Host(settings, data_dir) as host`; then serve `host.app`. Owns everything it builds."""
+
+    app: ASGIApp
+    books: Books
+    deployments: Deployments
+    processor: Processor
+    analytics: Analytics
+
+    def __init__(
+        self,
+        settings: Settings,
+        data_dir: DataDir,
+        *,
+        plugins: Plugins | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.settings = settings
+        self.data_dir = data_dir
+        self.plugins = plugins or Plugins()
+        self.clock = clock or SystemClock()
+        self.metrics = Metrics()
+        self.admin_token = secrets.token_urlsafe(32)
+        self.is_draining = False
+        self._closing = AsyncExitStack()
+        self._loading: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Host":
+        try:
+            await self._build()
+            await start_up(self.plugins, self)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._close()
+
+    # ------------------------------------------------------------ what a running node does
+
+    def start_loading(self) -> "asyncio.Task[None]":
+        """Load the models that load at start, while requests are answered already."""
+        self._loading = asyncio.create_task(self.deployments.load_at_start())
+        return self._loading
+
+    def why_not_ready(self) -> str | None:
+        if self.is_draining:
+            return "The server is shutting down."
+        return None if self.deployments.is_settled else "Models are loading."
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse new requests and wait for those that run; cut what is left after `timeout_s`. How many were cut."""
+        self.is_draining = True
+        self.processor.drain()
+        await _until(lambda: self.processor.in_flight == 0, timeout_s)
+        cut = self.processor.in_flight
+        if cut:
+            self.processor.cancel_all()
+            await _until(lambda: self.processor.in_flight == 0, STOP_S)
+        return cut
+
+    # ------------------------------------------------------------ wiring
+
+    async def _build(self) -> None:
+        self.books = await asyncio.to_thread(open_books, self.data_dir, self.clock, self._closing)
+        self._check_address()
+        self.analytics = await asyncio.to_thread(self._open_analytics)
+        self.observers = Observers(self.plugins)
+        self._closing.push_async_callback(self.observers.close)
+        self.devices = Devices(self.settings.devices, self.clock)
+        entries, registry = await asyncio.to_thread(self._open_registry)
+        self.deployments = self._deployments(entries, registry)
+        self.processor = self._processor(await self._list_prices(entries))
+        self.app = self._app()
+        self.metrics.read_gauges_from(_Gauges(self.deployments, self.devices))
+
+    def _check_address(self) -> None:
+        """An open address needs a key: nobody serves strangers by accident."""
+        host = self.settings.server.host
+        if not is_loopback(host) and not self.books.keys.has_keys:
+            raise ConfigError(
+                f"Serving on {host} lets other machines in, and no API key exists yet. Make one first:\n"
+                "  llmhost orgs create NAME && llmhost keys create --org NAME"
+            )
+
+    def _open_analytics(self) -> Analytics:
+        path = self.data_dir.analytics_db
+        writer = Writer(path, synchronous="NORMAL", migrations=[traffic.SCHEMA])
+        self._closing.callback(writer.close)
+        reader = Reader(path)
+        self._closing.callback(reader.close)
+        return Analytics(writer, reader, node_id=self.data_dir.node_id)
+
+    def _open_registry(self) -> tuple[list[ModelEntry], Registry]:
+        path = self.data_dir.registry_db
+        writer = Writer(path, synchronous="NORMAL", migrations=[deploy_registry.SCHEMA])
+        self._closing.callback(writer.close)
+        registry = Registry(writer, node_id=self.data_dir.node_id, clock=self.clock)
+        return registry.declare(self.settings.models, self.data_dir.path / "models"), registry
+
+    def _deployments(self, entries: Sequence[ModelEntry], registry: Registry) -> Deployments:
+        effects = LoadEffects(
+            kinds=self._engine_kinds(),
+            devices=self.devices,
+            models_dir=self.data_dir.path / "models",
+            clock=self.clock,
+            observe_steps=self.metrics.step_observer,
+        )
+
+        def on_change(event: DeploymentChanged) -> None:
+            registry.record(event)
+            self.observers.tell(event)
+
+        return Deployments(Catalogue(entries), effects, self.clock, on_change)
+
+    def _engine_kinds(self) -> Mapping[str, EngineKind]:
+        """The built-in engines, and those that plugins registered: objects with a `name` and EngineKind's methods."""
+        registered = {found.item.name: found.item for found in collect(self.plugins, "register_engines")}
+        kinds = {**BUILT_IN, **registered}
+        for name, spec in self.settings.models.items():
+            if spec.engine not in kinds:
+                known = ", ".join(sorted(kinds))
+                raise ConfigError(f"[models.{name}] engine {spec.engine!r} is unknown; there is: {known}.")
+        return kinds
+
+    async def _list_prices(self, entries: Iterable[ModelEntry]) -> dict[str, Price]:
+        return {
+            str(entry.ref): await self.books.ledger.ensure_price(entry.name, entry.spec.price)
+            for entry in entries
+            if entry.spec.price is not None
+        }
+
+    def _processor(self, prices: Mapping[str, Price]) -> Processor:
+        plugins, clock = self.plugins, self.clock
+        screen = ScreenStage(Screen(self.settings.safety, plugins))
+        self.authenticate = Authenticate(
+            self.books.keys, plugins, is_loopback=is_loopback(self.settings.server.host)
+        )
+        stages = Stages(
+            authenticate=self.authenticate,
+            resolve=Resolve(self.deployments, plugins),
+            limit=Limit(RequestLimiter(self.settings.limits), plugins, clock),
+            screen=screen,
+            cached=Cached(),
+            route=Route(),
+            execute=Execute(screen, clock, self.metrics),
+            store=Store(),
+            bill=Bill(self.books.ledger, plugins, prices),
+            log=Log(self.metrics, (self.analytics.record, self.observers.tell)),
+        )
+        return Processor(stages, clock)
+
+    def _app(self) -> ASGIApp:
+        return build_app(
+            Surface(
+                settings=self.settings.server,
+                processor=self.processor,
+                identify=self.authenticate.identify,
+                catalogue=self.deployments.catalogue,
+                metrics=self.metrics,
+                admin=Admin(self.books.keys, self.books.ledger, self.plugins, self.deployments),
+                admin_token=self.admin_token,
+                why_not_ready=self.why_not_ready,
+                plugin_routes=[
+                    (found.plugin, found.item) for found in collect(self.plugins, "register_routes")
+                ],
+            )
+        )
+
+    async def _close(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        if hasattr(self, "processor"):
+            await self.drain(0.0)
+            await self.deployments.unload_all(drain_s=0.0)
+        await shut_down(self.plugins, self)
+        await self._closing.aclose()
+        self.plugins.close()
+
+
+class _Gauges(GaugeSource):
+    """What a scrape reads of deployments and devices."""
+
+    def __init__(self, deployments: Deployments, devices: Devices) -> None:
+        self._deployments = deployments
+        self._devices = devices
+
+    def engine_loads(self) -> Iterable[tuple[str, EngineLoad]]:
+        return self._deployments.loads()
+
+    def deployment_states(self) -> Iterable[tuple[str, str]]:
+        return [(str(d.entry.ref), d.state.value) for d in self._deployments.all()]
+
+    def device_figures(self) -> Iterable[tuple[str, int, int, int, int]]:
+        return self._devices.figures()
+
+
+async def _until(is_true: Any, timeout_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while not is_true() and loop.time() < deadline:  # noqa: ASYNC110 - a drain is rare and short
+        await asyncio.sleep(0.01)

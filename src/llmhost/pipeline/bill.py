@@ -1,0 +1,84 @@
+"""Stage 9: what it cost. The price is quoted once, at admission, and frozen; the entry is written once, at the end."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from llmhost.core.errors import LlmhostError
+from llmhost.core.output import Outcome
+from llmhost.cost.ledger import Entry, Ledger
+from llmhost.cost.pricing import Price, amount_nano
+from llmhost.hooks.call import ask
+from llmhost.hooks.registry import Plugins
+from llmhost.hooks.spec import Price as Quote
+from llmhost.pipeline.context import RequestContext
+
+FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
+"""The list price of a model without one, as plugins see it."""
+
+
+class Bill:
+    """Quotes and books. Only answers and what a caller left behind are paid for: refusals and failures are not."""
+
+    def __init__(self, ledger: Ledger, plugins: Plugins, prices: Mapping[str, Price]) -> None:
+        self._ledger = ledger
+        self._plugins = plugins
+        self._prices = prices
+
+    async def quote(self, context: RequestContext) -> None:
+        """Freeze the price: the model's list price, or what a plugin makes of it."""
+        context.price = self._prices.get(context.model)
+        if self._plugins.has("quote_price"):
+            context.price = await self._quoted(context, context.price or FREE)
+
+    def __call__(self, context: RequestContext) -> "asyncio.Future[None]":
+        """Book the request; done when its entry is on disk. One that no caller was found for has no account to book to."""
+        if context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED):
+            context.amount_nano = amount_nano(context.price, context.usage)
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if context.caller is None:
+            settled.set_result(None)
+            return settled
+        version = context.price.version if context.price is not None else None
+        try:
+            recorded = self._ledger.record(Entry.of(context.event(), price_version=version))
+        except LlmhostError as error:
+            settled.set_exception(error)
+            return settled
+        waiting = asyncio.wrap_future(recorded)
+        waiting.add_done_callback(lambda done: _settle(settled, done.exception()))
+        return settled
+
+    async def _quoted(self, context: RequestContext, listed: Price) -> Price | None:
+        offer = Quote(
+            input=listed.input_nano,
+            cached_input=listed.cached_input_nano,
+            output=listed.output_nano,
+        )
+        answer = await ask(
+            self._plugins,
+            "quote_price",
+            request=replace(context.request, model=context.known_deployment.entry.name),
+            caller=context.known_caller,
+            price=offer,
+            now=datetime.fromtimestamp(context.arrived_utc_ns / 1e9, UTC),
+        )
+        if answer is None:
+            return context.price
+        quote: Quote = answer.opinion
+        return Price(
+            version=f"{listed.version}+{answer.plugin}",
+            input_nano=quote.input,
+            cached_input_nano=quote.cached_input,
+            output_nano=quote.output,
+        )
+
+
+def _settle(settled: "asyncio.Future[None]", failure: BaseException | None) -> None:
+    if settled.done():
+        return
+    if failure is None:
+        settled.set_result(None)
+    else:
+        settled.set_exception(failure)
