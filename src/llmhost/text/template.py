@@ -139,14 +139,18 @@ def _reads_parts(tree: nodes.Template) -> bool:
     return any(_names_content(loop.iter) for loop in tree.find_all(nodes.For))
 
 
-def _names_content(node: nodes.Node) -> bool:
-    while isinstance(node, nodes.Filter) and node.node is not None:
-        node = node.node
+def _names_content(node: nodes.Node | None) -> bool:
     match node:
         case nodes.Name(name="content") | nodes.Getattr(attr="content"):
             return True
         case nodes.Getitem(arg=nodes.Const(value="content")):
             return True
+        case nodes.Filter():
+            return _names_content(node.node)
+        case nodes.Or():
+            return _names_content(node.left)
+        case nodes.CondExpr():
+            return _names_content(node.expr1) or _names_content(node.expr2)
     return False
 
 
