@@ -1,0 +1,280 @@
+"""Token ids to text, one at a time, and exactly what decoding all of them at once gives.
+
+`tokenizers.DecodeStream` is not used: it lets out characters that a later byte token turns into replacement
+characters, and raises when that happens. The two families of decoders that published models use are cheaper
+and exact when each token's piece is looked up once:
+
+- byte-level (GPT-2, Llama 3, Qwen): a piece is a run of bytes; only UTF-8 reaches over its border.
+- SentencePiece (Llama 2, Mistral, Gemma, T5): a piece is text, or one byte of a run; the first one may lose a space.
+
+Any other decoder is asked about a short window, which is exact as long as a token's text depends on its
+neighbour only (WordPiece, `</w>` suffixes, no decoder at all).
+"""
+
+import re
+from codecs import utf_8_decode
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+P = TypeVar("P")
+
+REPLACEMENT = "\ufffd"
+RUN_BYTES = 64
+"""A run of byte tokens is held until it ends, for one bad byte spoils all of it; a longer run comes out in parts."""
+WINDOW_TOKENS = 64
+"""How long the window may grow while its text ends in an incomplete character."""
+
+
+class Detokeniser(Protocol):
+    """The text that each further token makes certain. Ids without text (special, unknown) add nothing."""
+
+    def push(self, token: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Pieces(dict[int, P | None], Generic[P]):
+    """Token id to piece, filled on first use and shared by all streams; None for ids without text."""
+
+    def __init__(self, look_up: Callable[[int], P | None]) -> None:
+        super().__init__()
+        self._look_up = look_up
+
+    def __missing__(self, token: int) -> P | None:
+        piece = self[token] = self._look_up(token)
+        return piece
+
+
+class ByteDetokeniser:
+    """Pieces are `str` where they are whole characters, else `bytes`."""
+
+    __slots__ = ("_pending", "_pieces")
+
+    def __init__(self, pieces: Mapping[int, str | bytes | None]) -> None:
+        self._pieces = pieces
+        self._pending = b""
+        """The beginning of a character: never more than three bytes."""
+
+    def push(self, token: int) -> str:
+        piece = self._pieces[token]
+        if piece is None:
+            return ""
+        if isinstance(piece, str):
+            if not self._pending:
+                return piece
+            self._pending = b""  # a whole character never continues another one
+            return REPLACEMENT + piece
+        data = self._pending + piece
+        text, used = utf_8_decode(data, "replace", False)
+        self._pending = data[used:]
+        return text
+
+    def flush(self) -> str:
+        cut, self._pending = self._pending, b""
+        return REPLACEMENT if cut else ""
+
+
+class SentencePieceDetokeniser:
+    """Pieces are `str`, or `int` for a byte token. A run of bytes that is not UTF-8 becomes one U+FFFD per byte.
+
+    `first` holds the pieces as they read at the start of a text; up to `strip` leading `space`s are dropped
+    from the text as a whole.
+    """
+
+    __slots__ = ("_broken", "_pieces", "_rest", "_run", "_running", "_space", "_strip")
+
+    def __init__(
+        self,
+        pieces: Mapping[int, str | int | None],
+        *,
+        first: Mapping[int, str | int | None],
+        strip: int = 0,
+        space: str = " ",
+    ) -> None:
+        self._pieces = first
+        self._rest = pieces
+        self._strip = strip
+        self._space = space
+        self._run = bytearray()
+        self._running = False
+        self._broken = False
+
+    def push(self, token: int) -> str:
+        piece = self._pieces[token]
+        if piece is None:
+            return ""
+        self._pieces = self._rest
+        if isinstance(piece, int):
+            text = self._push_byte(piece)
+        elif self._running:
+            text = self._end_run() + piece
+        else:
+            text = piece
+        return self._stripped(text) if self._strip else text
+
+    def flush(self) -> str:
+        return self._stripped(self._end_run())
+
+    def _push_byte(self, byte: int) -> str:
+        self._running = True
+        if self._broken:
+            return REPLACEMENT
+        self._run.append(byte)
+        try:
+            text, used = utf_8_decode(self._run, "strict", False)
+        except UnicodeDecodeError:
+            self._broken = True
+            return self._spoiled()
+        if len(self._run) < RUN_BYTES:
+            return ""
+        del self._run[:used]
+        return text
+
+    def _end_run(self) -> str:
+        self._running = self._broken = False
+        try:
+            text = self._run.decode()
+        except UnicodeDecodeError:
+            return self._spoiled()
+        self._run.clear()
+        return text
+
+    def _spoiled(self) -> str:
+        text = REPLACEMENT * len(self._run)
+        self._run.clear()
+        return text
+
+    def _stripped(self, text: str) -> str:
+        while self._strip and text:
+            if not text.startswith(self._space):
+                self._strip = 0
+                break
+            text = text[len(self._space) :]
+            self._strip -= 1
+        return text
+
+
+class WindowDetokeniser:
+    """The difference that a token makes to the text of a short window."""
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], has_text: Mapping[int, str | None]
+    ) -> None:
+        self._decode = decode
+        self._has_text = has_text
+        self._window: list[int] = []
+        self._said = 0
+        """Characters of the window's text that are out already."""
+
+    def push(self, token: int) -> str:
+        if self._has_text[token] is None:
+            return ""
+        self._window.append(token)
+        text = self._decode(self._window)
+        if text.endswith(REPLACEMENT) and len(self._window) < WINDOW_TOKENS:
+            return ""
+        fresh = text[self._said :]
+        del self._window[:-1]
+        self._said = len(self._decode(self._window))
+        return fresh
+
+    def flush(self) -> str:
+        text = self._decode(self._window)[self._said :]
+        self._said += len(text)
+        return text
+
+
+def detokeniser_factory(
+    decoder: Mapping[str, Any] | None,
+    *,
+    spelling: Callable[[int], str | None],
+    decode: Callable[[Sequence[int]], str],
+) -> Callable[[], Detokeniser]:
+    """What makes a detokeniser per sequence, for `decoder` as tokenizer.json has it.
+
+    `spelling` gives a token as the vocabulary writes it, None for special and unknown ids; `decode` is the
+    whole decoder, special tokens skipped.
+    """
+    steps = _steps(decoder)
+    shape = "".join(step["type"] + " " for step in steps)
+    if shape == "ByteLevel ":
+        return partial(ByteDetokeniser, Pieces(partial(_bytes_piece, spelling)))
+    if decoder is not None and _SENTENCEPIECE.fullmatch(shape) and _is_plain(steps):
+        return _sentencepiece(steps, spelling)
+    return partial(WindowDetokeniser, decode, Pieces(spelling))
+
+
+def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    if decoder is None:
+        return []
+    if decoder["type"] == "Sequence":
+        return [inner for step in decoder["decoders"] for inner in _steps(step)]
+    return [decoder]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins: a byte that prints stands for itself, the others are numbered from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _bytes_piece(token_text: Callable[[int], str | None], token: int) -> str | bytes | None:
+    text = token_text(token)
+    if text is None:
+        return None
+    try:
+        data = bytes([_BYTE_OF[char] for char in text])
+    except KeyError:
+        return text  # an added token that the alphabet can't spell stands for itself
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+_SENTENCEPIECE = re.compile(r"(Metaspace |(Replace )*)(ByteFallback )?(Fuse (Strip )?)?")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _is_plain(steps: Sequence[Mapping[str, Any]]) -> bool:
+    """No pattern but fixed strings, and nothing stripped from the end, which would have to be awaited."""
+    return all(
+        "String" in step.get("pattern", {"String": ""}) and not step.get("stop") for step in steps
+    )
+
+
+def _sentencepiece(
+    steps: Sequence[Mapping[str, Any]], spelling: Callable[[int], str | None]
+) -> Callable[[], SentencePieceDetokeniser]:
+    named = {step["type"]: step for step in steps}
+    swaps = [(s["pattern"]["String"], s["content"]) for s in steps if s["type"] == "Replace"]
+    metaspace = named.get("Metaspace")
+    strip = named.get("Strip", {"start": 0, "content": " "})
+
+    def piece(token: int, space: str = " ") -> str | int | None:
+        text = spelling(token)
+        if text is None:
+            return None
+        if metaspace:
+            text = text.replace(metaspace["replacement"], space)
+        for old, new in swaps:
+            text = text.replace(old, new)
+        byte = _BYTE_TOKEN.fullmatch(text) if "ByteFallback" in named else None
+        return int(byte[1], 16) if byte else text
+
+    pieces: Pieces[str | int] = Pieces(piece)
+    first = pieces
+    if metaspace and metaspace["prepend_scheme"] != "never":
+        first = Pieces(partial(piece, space=""))
+    return partial(
+        SentencePieceDetokeniser,
+        pieces,
+        first=first,
+        strip=strip["start"],
+        space=strip["content"],
+    )

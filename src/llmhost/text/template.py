@@ -1,0 +1,215 @@
+"""Chat messages as a model's own prompt text, by the Jinja template that came with it.
+
+Renders what transformers' `apply_chat_template` renders, and makes two things right that OpenAI's format and
+published templates see differently: text parts become one string for a template that does not read parts, and
+a tool call's arguments, JSON text on the wire, become an object.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jinja2 import Template, TemplateError, nodes
+
+from llmhost.core.errors import BadRequest, ModelUnavailable
+from llmhost.text.sandbox import Sandbox, metered
+
+# What Python itself raises when a template does something wrong with the messages it got.
+_TEMPLATE_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class Refusal(TemplateError):
+    """`raise_exception`: the template's own words to the caller."""
+
+
+class ChatTemplate:
+    """One or more named templates, each compiled when it is first used.
+
+    `default` is rendered, or `tool_use` when there are tools and such a template. `special_tokens` are the
+    variables that templates know them by (`bos_token`, ...).
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        special_tokens: Mapping[str, str] | None = None,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now().astimezone(),
+    ) -> None:
+        self._sources = sources
+        self._special_tokens = special_tokens or {}
+        self._now = now
+        self._compiled = cache(self._compile)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt text. `kwargs` are the template's own switches (`enable_thinking`, `documents`, ...).
+
+        Raises BadRequest when the template refuses the messages, fails on them, or is itself broken.
+        """
+        name = "tool_use" if tools and "tool_use" in self._sources else "default"
+        try:
+            template, reads_parts = self._compiled(name)
+            given = {
+                "documents": None,
+                **self._special_tokens,
+                **kwargs,
+                "messages": [_as_templates_expect(message, reads_parts) for message in messages],
+                "tools": list(tools) if tools else None,
+                "add_generation_prompt": add_generation_prompt,
+            }
+            with metered():
+                return template.render(given)
+        except Refusal as refusal:
+            raise BadRequest(str(refusal.message), param="messages") from None
+        except _TEMPLATE_FAULTS as fault:
+            raise BadRequest(
+                f"This model's chat template can't render these messages: {_said(fault)}."
+                " Check the messages' roles, order and content against the model's documentation.",
+                param="messages",
+            ) from fault
+
+    def _compile(self, name: str) -> tuple[Template, bool]:
+        if name not in self._sources:
+            known = ", ".join(sorted(self._sources))
+            raise TemplateError(f"there is no template named {name!r} among {known}")
+        sandbox = Sandbox()
+        sandbox.filters["tojson"] = _to_json
+        sandbox.globals |= {
+            "raise_exception": _raise_exception,
+            "strftime_now": lambda pattern: self._now().strftime(pattern),
+        }
+        source = self._sources[name]
+        return sandbox.from_string(source), _reads_parts(sandbox.parse(source))
+
+
+def load_chat_template(
+    folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]
+) -> ChatTemplate | None:
+    """The template of a model's folder, None when it has none. `config` is its tokenizer_config.json."""
+    sources = dict(_config_sources(config.get("chat_template")))
+    if (in_json := folder / "chat_template.json").is_file():
+        try:
+            content = msgspec.json.decode(in_json.read_bytes(), type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise ModelUnavailable(
+                f"{in_json} is not a JSON object ({error}). Copy it again."
+            ) from None
+        sources = dict(_config_sources(content.get("chat_template"))) or sources
+    if (own_file := folder / "chat_template.jinja").is_file():
+        sources = {"default": own_file.read_text(encoding="utf-8")}
+        for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+            sources[extra.stem] = extra.read_text(encoding="utf-8")
+    return ChatTemplate(sources, special_tokens) if sources else None
+
+
+def _config_sources(value: Any) -> Iterator[tuple[str, str]]:
+    match value:
+        case str():
+            yield "default", value
+        case list():
+            for entry in value:
+                yield entry["name"], entry["template"]
+        case dict():
+            yield from value.items()
+
+
+def _reads_parts(tree: nodes.Template) -> bool:
+    """The template loops over a message's content: it knows content parts, images and all."""
+    return any(_names_content(loop.iter) for loop in tree.find_all(nodes.For))
+
+
+def _names_content(node: nodes.Node | None) -> bool:
+    match node:
+        case nodes.Name(name="content") | nodes.Getattr(attr="content"):
+            return True
+        case nodes.Getitem(arg=nodes.Const(value="content")):
+            return True
+        case nodes.Filter():
+            return _names_content(node.node)
+        case nodes.Or():
+            return _names_content(node.left)
+        case nodes.CondExpr():
+            return _names_content(node.expr1) or _names_content(node.expr2)
+    return False
+
+
+def _as_templates_expect(message: Mapping[str, Any], reads_parts: bool) -> dict[str, Any]:
+    seen = dict(message)
+    content = seen.get("content")
+    if not reads_parts and isinstance(content, list):
+        seen["content"] = "".join(_part_text(part) for part in content)
+    if calls := seen.get("tool_calls"):
+        seen["tool_calls"] = [_with_arguments(call) for call in calls]
+    reasoning = next((seen[key] for key in _REASONING if seen.get(key) is not None), None)
+    if reasoning is not None:
+        seen = {"thinking": reasoning, **seen, "reasoning_content": reasoning}
+    return seen
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise TemplateError(f"it takes text only, and a content part is of type {kind!r}")
+
+
+def _with_arguments(call: Any) -> Any:
+    match call:
+        case {"function": {"arguments": str(text)} as function}:
+            try:
+                arguments = json.loads(text)
+            except ValueError:
+                return call  # a model's own broken JSON is shown to it as it was
+            if isinstance(arguments, dict):
+                return {**call, "function": {**function, "arguments": arguments}}
+    return call
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own, this one escapes nothing for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise Refusal(message)
+
+
+def _said(fault: BaseException) -> str:
+    text = str(fault).rstrip(".") or type(fault).__name__
+    line = getattr(fault, "lineno", None)
+    return f"{text} (line {line} of the template)" if line else text

@@ -1,0 +1,174 @@
+"""Tokenizers from a model's folder, read with the `tokenizers` library and nothing else.
+
+Agrees with transformers' AutoTokenizer on what a text's ids are: tokenizer.json's post-processor adds bos and eos,
+whatever `add_bos_token` says beside it. One exception: a special token that the vocabulary does not hold gets no id,
+because the model has no row for it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tokenizers import AddedToken, Tokenizer
+
+from llmhost.core.errors import BadRequest, ModelUnavailable
+from llmhost.core.ports import TextWatch
+from llmhost.text.detokenise import detokeniser_factory
+from llmhost.text.template import ChatTemplate, load_chat_template
+from llmhost.text.watch import Watch
+
+
+class _TokenizerFile(msgspec.Struct, frozen=True):
+    """The only part of tokenizer.json that is read here; the library reads the rest."""
+
+    decoder: dict[str, Any] | None = None
+
+
+class FileTokenizer:
+    """A loaded tokenizer.json. Never changed after loading, so that any thread may use it."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        decoder: Mapping[str, Any] | None,
+        eos_ids: frozenset[int] = frozenset(),
+        template: ChatTemplate | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._eos_ids = eos_ids
+        self._template = template
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._special = frozenset(token.content for token in added if token.special)
+        self._detokeniser = detokeniser_factory(
+            decoder, spelling=self._spelling, decode=self.decode
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return self._eos_ids
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        if self._template is None:
+            raise BadRequest(
+                "This model has no chat template, so it can't take messages."
+                " Send a plain prompt to /v1/completions.",
+                param="messages",
+            )
+        return self._template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs
+        )
+
+    def watch(self, stop: Sequence[str] = ()) -> TextWatch:
+        return Watch(self._detokeniser(), stop)
+
+    def _spelling(self, token: int) -> str | None:
+        text: str | None = self._tokenizer.id_to_token(token)
+        return None if text in self._special else text
+
+
+def load_tokenizer(folder: Path) -> FileTokenizer:
+    """The tokenizer of a model's folder, with its chat template and the ids that end its answers.
+
+    Raises ModelUnavailable when tokenizer.json, or a file beside it, is missing or broken.
+    """
+    path = folder / "tokenizer.json"
+    tokenizer, decoder = _read_tokenizer(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config = _read_json(folder / "tokenizer_config.json")
+    named = dict(_named_tokens(_read_json(folder / "special_tokens_map.json")))
+    named |= dict(_named_tokens(config))
+    _add_missing(tokenizer, config.get("added_tokens_decoder") or {}, named)
+    return FileTokenizer(
+        tokenizer,
+        decoder=decoder,
+        eos_ids=frozenset(_eos_ids(folder, tokenizer, named)),
+        template=load_chat_template(folder, config, named),
+    )
+
+
+def _read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any] | None]:
+    if not path.is_file():
+        raise ModelUnavailable(
+            f"{path.parent} has no tokenizer.json. Copy it from where the weights came from;"
+            " where only tokenizer.model exists, write one with"
+            " AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+        )
+    try:
+        data = path.read_bytes()
+        return Tokenizer.from_buffer(data), msgspec.json.decode(data, type=_TokenizerFile).decoder
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelUnavailable(
+            f"{path} can't be read as a tokenizer ({error}). Copy the file again; if it is whole,"
+            " it may need a newer `tokenizers` library."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise ModelUnavailable(f"{path} is not a JSON object ({error}). Copy it again.") from error
+
+
+def _named_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """`bos_token` and its like: a string, or an object with the string in it."""
+    for key, value in config.items():
+        if key.endswith("_token"):
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                yield key, text
+
+
+def _add_missing(
+    tokenizer: Tokenizer, declared: Mapping[str, Any], named: Mapping[str, str]
+) -> None:
+    """Make special what the other files say is special, as far as the vocabulary has or can place it."""
+    for token_id, entry in sorted(declared.items(), key=lambda item: int(item[0])):
+        known = tokenizer.token_to_id(entry["content"]) == int(token_id)
+        if known or tokenizer.get_vocab_size() == int(token_id):
+            tokenizer.add_tokens([AddedToken(**entry)])
+    special = [
+        AddedToken(text, special=True, normalized=False)
+        for text in named.values()
+        if tokenizer.token_to_id(text) is not None
+    ]
+    tokenizer.add_special_tokens(special)
+
+
+def _eos_ids(folder: Path, tokenizer: Tokenizer, named: Mapping[str, str]) -> Iterator[int]:
+    for name in ("generation_config.json", "config.json"):
+        config = _read_json(folder / name)
+        yield from _ints(config.get("eos_token_id"))
+        yield from _ints((config.get("text_config") or {}).get("eos_token_id"))
+    eos = tokenizer.token_to_id(named["eos_token"]) if "eos_token" in named else None
+    if eos is not None:
+        yield eos
+
+
+def _ints(value: Any) -> Iterable[int]:
+    if isinstance(value, int):
+        return (value,)
+    return value if isinstance(value, list) else ()

@@ -1,0 +1,84 @@
+"""A tokenizer that needs no files: one id per word. For the fake engine, tests and docs."""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice, product
+from typing import Any
+from zlib import crc32
+
+from llmhost.core.ports import TextWatch
+from llmhost.text.watch import Watch
+
+SYLLABLES = tuple(c + v for c in "bdfgklmnprstvzhj" for v in "aeio")
+
+
+def words(count: int) -> tuple[str, ...]:
+    """The first `count` words of a fixed list: two or more syllables each, all of one length."""
+    syllables = 2
+    while len(SYLLABLES) ** syllables < count:
+        syllables += 1
+    return tuple(map("".join, islice(product(SYLLABLES, repeat=syllables), count)))
+
+
+class WordTokenizer:
+    """Words of its list have their own ids; any other word gets one by its hash, so decoding is lossy there."""
+
+    def __init__(self, vocab: int) -> None:
+        self._words = words(vocab)
+        self._ids = {word: token for token, word in enumerate(self._words)}
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._words)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return frozenset()
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        known, size = self._ids.get, len(self._words)
+        return [
+            crc32(word.encode()) % size if (token := known(word)) is None else token
+            for word in text.split()
+        ]
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return " ".join(self._words[token] for token in tokens if token < len(self._words))
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """One `role: content` line per message; tools and `kwargs` have no place in it."""
+        lines = [f"{message['role']}: {_text(message.get('content'))}" for message in messages]
+        return "\n".join([*lines, "assistant:"] if add_generation_prompt else lines)
+
+    def watch(self, stop: Sequence[str] = ()) -> TextWatch:
+        return Watch(_WordDetokeniser(self._words), stop)
+
+
+class _WordDetokeniser:
+    __slots__ = ("_space", "_words")
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self._space = ""
+
+    def push(self, token: int) -> str:
+        if token >= len(self._words):
+            return ""
+        text = self._space + self._words[token]
+        self._space = " "
+        return text
+
+    def flush(self) -> str:
+        return ""
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    return content or ""
