@@ -1,0 +1,1 @@
+"""What may not be said, in prompts and answers: rules of the operator, then the opinions of plugins."""

@@ -1,0 +1,153 @@
+"""Words and patterns on whole texts, and on pieces of a longer one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmhost.config.schema import SafetySettings
+from llmhost.core.errors import ConfigError
+from llmhost.safety.rules import PIECE_CHARS, Rules, Verdict
+from llmhost.safety.window import Piece
+
+
+def words(*blocked: str) -> Rules:
+    return Rules(SafetySettings(blocked_words=blocked))
+
+
+def patterns(*blocked: str) -> Rules:
+    return Rules(SafetySettings(blocked_patterns=blocked))
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("bad", "a Bad thing"),
+        ("bad", "BAD"),
+        ("bad", "_bad_, he said"),
+        ("bad", "bad's"),
+        ("Straße", "DIE STRASSE"),
+        ("c++", "I write C++."),
+        ("c++", "c++"),
+        (".net", "use .NET now"),
+        ("@home", "me@home"),
+        ("foul  play", "Foul\nplay!"),
+        ("well-known", "a well-known case"),
+        ("禁止", "这是禁止的"),
+        ("ห้าม", "สิ่งต้องห้ามนี้"),
+        ("e\u0301te\u0301", "un e\u0301te\u0301"),
+        ("İstanbul", "İSTANBUL"),
+        ("42", "it is 42"),
+    ],
+)
+def test_a_blocked_word_is_found(word, text):
+    assert words(word).judge(text) == Verdict("blocked_words[0]")
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("bad", "badly, a badge, forbad"),
+        ("bad", "bad1"),
+        ("c++", "abc++"),
+        ("foul play", "foulplay"),
+        ("foul play", "foul player"),
+        (".net", "x.netty"),
+    ],
+)
+def test_part_of_a_longer_word_is_not_found(word, text):
+    assert words(word).judge(text) is None
+
+
+def test_a_verdict_names_the_rule_by_its_place_in_the_file():
+    both = Rules(SafetySettings(blocked_words=("a", "b b", "c"), blocked_patterns=("x", "y+z")))
+
+    said = [both.judge(text) for text in ("C", "b  b", "it is yyz", "nothing")]
+
+    assert said == [
+        Verdict("blocked_words[2]"),
+        Verdict("blocked_words[1]"),
+        Verdict("blocked_patterns[1]"),
+        None,
+    ]
+
+
+def test_a_pattern_has_the_flags_that_it_brings():
+    assert patterns("(?i)secret").judge("SECRET")
+    assert patterns("secret").judge("SECRET") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (SafetySettings(blocked_patterns=("ok", "(")), r"\[safety\] blocked_patterns\[1\] '\('"),
+        (SafetySettings(blocked_patterns=("a*",)), "would refuse everything"),
+        (SafetySettings(blocked_words=("ok", "  ")), r"\[safety\] blocked_words\[1\] is blank"),
+    ],
+)
+def test_a_rule_that_can_not_be_meant_fails_start_up(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        Rules(settings)
+
+
+def test_without_rules_there_is_nothing_to_judge():
+    assert not Rules(SafetySettings())
+    assert words("x")
+    assert patterns("x")
+
+
+def test_the_overlap_holds_the_longest_word():
+    assert words("a").overlap_chars == 128
+    long = words("a" * 300)
+    assert (long.overlap_chars, long.window_chars) == (300, 600)
+
+
+def test_what_touches_an_end_that_is_none_waits_for_the_next_piece():
+    assert words("bad").judge_piece(Piece("so bad", is_end=False)) is None
+    assert words("bad").judge_piece(Piece("so bad", is_end=True))
+    assert words("bad").judge_piece(Piece("so bad ", is_end=False))
+    assert words("c++").judge_piece(Piece("so c++", is_end=False)) is None
+    assert patterns("bad$").judge_piece(Piece("so bad", is_end=False)) is None
+
+
+def test_a_match_too_long_to_be_seen_again_counts_at_any_end():
+    assert patterns("x+").judge_piece(Piece("x" * 129, is_end=False))
+    assert patterns("x+").judge_piece(Piece("x" * 128, is_end=False)) is None
+
+
+def test_context_is_looked_back_at_and_not_judged():
+    assert words("bad").judge_piece(Piece("bad thing", start=3)) is None
+    assert words("bad").judge_piece(Piece("forbad", start=3)) is None
+    assert words("c++").judge_piece(Piece("abc++", start=2)) is None
+    assert patterns("^bad").judge_piece(Piece("xbad", start=1)) is None
+    assert patterns("(?<=x)bad").judge_piece(Piece("xbad", start=1))
+    assert words("bad").judge_piece(Piece("ßß bad", start=3))
+
+
+FILLER = "lorem ipsum " * (2 * PIECE_CHARS // 12)
+
+
+def test_no_pattern_is_given_more_than_a_bounded_piece():
+    rules = patterns("x")
+
+    pieces = list(rules.pieces(Piece(FILLER)))
+
+    assert len(pieces) > 1
+    assert max(len(piece.body) for piece in pieces) <= PIECE_CHARS
+    assert [piece.is_end for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+@given(st.integers(0, len(FILLER)))
+def test_a_long_text_is_searched_through_and_through(place):
+    text = FILLER[:place] + " bad c++ 0123 " + FILLER[place:]
+
+    assert words("bad").judge(text)
+    assert words("c++").judge(text)
+    assert patterns(r"\b\d{4}\b").judge(text)
+    assert patterns(r"\b\d{3}\b", "^ipsum", "lorem$").judge(text) is None
+
+
+def test_many_words_cost_one_table():
+    rules = words(*(f"word{n}" for n in range(20_000)))
+
+    assert rules.judge("so word19999") == Verdict("blocked_words[19999]")
+    assert rules.judge("so word20000") is None
