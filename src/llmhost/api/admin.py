@@ -14,6 +14,7 @@ from llmhost.deploy.manager import Deployments
 from llmhost.hooks.registry import Plugins
 from llmhost.tenants.keys import KeyRecord, KeyStore, Org
 
+
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body that makes a key. `expires_at` is in UTC seconds."""
 

@@ -135,6 +135,7 @@ def _utc_ns(text: str | None, param: str) -> int | None:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise InvalidValue(
-            f"'{param}' is {text!r}; give a date such as 2026-01-31 or a date and time.", param=param
+            f"'{param}' is {text!r}; give a date such as 2026-01-31 or a date and time.",
+            param=param,
         ) from None
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 10**9)

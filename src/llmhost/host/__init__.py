@@ -1,4 +1,4 @@
-"""The composition root: the only place where things are wired. `serve` runs a node, `OfflineAdmin` opens a stopped one."""
+"""The composition root: the only place where things are wired."""
 
 from llmhost.host.offline import OfflineAdmin
 from llmhost.host.serving import serve

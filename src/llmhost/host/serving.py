@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import psutil
 import uvicorn
@@ -45,9 +46,12 @@ def serve(loaded: LoadedSettings) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     trace = read_variables(process_environment()).trace_hooks
     plugins = Plugins.load(loaded.settings.plugins, folder=loaded.plugins_dir, trace=trace)
-    with DataDir(loaded.data_dir) as data_dir, bound_socket(server) as listener:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(loaded, data_dir, plugins, listener))
+    with (
+        DataDir(loaded.data_dir) as data_dir,
+        bound_socket(server) as listener,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        return runner.run(_serve(loaded, data_dir, plugins, listener))
 
 
 @contextlib.contextmanager
@@ -93,13 +97,18 @@ async def _serve(
         print_start(url)
         _name_aliases(host)
         loading = host.start_loading()
-        loading.add_done_callback(lambda done: done.cancelled() or print_ready(host, url))
+        loading.add_done_callback(partial(_loaded, host, url))
         await stop.wait()
         cut = await host.drain(loaded.settings.server.drain_timeout_s)
         server.should_exit = True
         await accepting
     log_event(log, "server.stopped", why=stop.reason, cut_requests=cut)
     return 0
+
+
+def _loaded(host: Host, url: str, loading: "asyncio.Task[None]") -> None:
+    if not loading.cancelled() and not host.is_draining:
+        print_ready(host, url)
 
 
 class Server(uvicorn.Server):
@@ -133,7 +142,7 @@ class Stop:
 def _uvicorn_config(host: Host) -> uvicorn.Config:
     settings = host.settings.server
     return uvicorn.Config(
-        host.app,  # type: ignore[arg-type] - litestar's ASGI types are narrower than uvicorn's
+        host.app,  # type: ignore[arg-type]  # litestar types ASGI more narrowly
         http="httptools",
         ws="none",
         lifespan="off",
@@ -148,7 +157,7 @@ def _uvicorn_config(host: Host) -> uvicorn.Config:
 
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - shown, not bound
+    if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -170,12 +170,16 @@ class Host:
 
     def _engine_kinds(self) -> Mapping[str, EngineKind]:
         """The built-in engines, and those that plugins registered: objects with a `name` and EngineKind's methods."""
-        registered = {found.item.name: found.item for found in collect(self.plugins, "register_engines")}
+        registered = {
+            found.item.name: found.item for found in collect(self.plugins, "register_engines")
+        }
         kinds = {**BUILT_IN, **registered}
         for name, spec in self.settings.models.items():
             if spec.engine not in kinds:
                 known = ", ".join(sorted(kinds))
-                raise ConfigError(f"[models.{name}] engine {spec.engine!r} is unknown; there is: {known}.")
+                raise ConfigError(
+                    f"[models.{name}] engine {spec.engine!r} is unknown; there is: {known}."
+                )
         return kinds
 
     async def _list_prices(self, entries: Iterable[ModelEntry]) -> dict[str, Price]:

@@ -33,7 +33,7 @@ class Bill:
             context.price = await self._quoted(context, context.price or FREE)
 
     def __call__(self, context: RequestContext) -> "asyncio.Future[None]":
-        """Book the request; done when its entry is on disk. One that no caller was found for has no account to book to."""
+        """Book the request; done when its entry is on disk. Without a caller there is no account to book to."""
         if context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED):
             context.amount_nano = amount_nano(context.price, context.usage)
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -84,7 +84,6 @@ class Generation:
             self.context.replica.engine.cancel(self._sequences[index])
 
     def _publish(self, delta: Delta) -> None:
-        context = self.context
         if self._is_detached:
             return
         if delta.tokens:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import RunnerFacts
-from llmhost.core.step import Row
+from llmhost.core.step import Drawn, Row
 from llmhost.engines.torch.attention import ForwardPass, forward_pass
 from llmhost.engines.torch.backend_torch import StepAttention
 from llmhost.engines.torch.kv import KvShape, PagedKv
@@ -42,9 +42,9 @@ class TorchRunner:
     def set_kv_blocks(self, count: int) -> None:
         self._open_kv().resize(count)
 
-    def run(self, rows: Sequence[Row]) -> list[int | None]:
+    def run(self, rows: Sequence[Row]) -> list[Drawn]:
         """One forward pass over `rows`. Raises EngineFailed when what the model computed is not a number."""
-        drawn: list[int | None] = [None] * len(rows)
+        drawn: list[Drawn] = [None] * len(rows)
         if not rows:
             return drawn
         with torch.inference_mode():
