@@ -18,7 +18,7 @@ from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, Overloaded
 from llmhost.core.ids import new_request_id
-from llmhost.core.request import Caller
+from llmhost.core.request import Caller, Kind
 from llmhost.deploy.catalogue import Catalogue, ModelEntry
 from llmhost.observe.metrics import CONTENT_TYPE, Metrics
 from llmhost.pipeline.processor import Processor
@@ -71,8 +71,8 @@ def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:
         "max_body_bytes": settings.max_body_bytes,
         "heartbeat_s": settings.heartbeat_s,
     }
-    chat = generation_route(surface.processor, parse_chat, **limits)
-    completions = generation_route(surface.processor, parse_completion, **limits)
+    chat = generation_route(surface.processor, Kind.CHAT, parse_chat, **limits)
+    completions = generation_route(surface.processor, Kind.COMPLETION, parse_completion, **limits)
     return [
         asgi("/v1/chat/completions", copy_scope=False)(chat),
         asgi("/v1/completions", copy_scope=False)(completions),

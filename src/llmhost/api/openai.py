@@ -34,7 +34,7 @@ from llmhost.api.wire import (
 from llmhost.core.errors import LlmhostError, MethodNotAllowed
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
-from llmhost.core.request import GenerationRequest
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.processor import Exchange, Processor
 from llmhost.tenants.limits import Allowance, duration_text
 
@@ -66,9 +66,25 @@ def parse_completion(
 
 
 def generation_route(
-    processor: Processor, parse: Parse, *, max_body_bytes: int, heartbeat_s: float
+    processor: Processor, kind: Kind, parse: Parse, *, max_body_bytes: int, heartbeat_s: float
 ) -> ASGIApp:
     """An ASGI app for one route."""
+
+    async def _parsed(
+        visit: Visit, receive: Receive
+    ) -> tuple[GenerationRequest, bool, LlmhostError | None]:
+        """The request; or what is wrong with it, and a blank one to meter that by."""
+        try:
+            raw = await read_all(receive, max_body_bytes)
+            return (*parse(raw, visit.request_id, visit.client_id), None)
+        except LlmhostError as fault:
+            blank = GenerationRequest(
+                request_id=visit.request_id,
+                kind=kind,
+                model="-",
+                client_request_id=visit.client_id,
+            )
+            return blank, False, fault
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP
@@ -76,10 +92,11 @@ def generation_route(
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{scope['method']} is not allowed here; use POST.")
-            raw = await read_all(receive, max_body_bytes)
-            request, include_usage = parse(raw, visit.request_id, visit.client_id)
+            request, include_usage, fault = await _parsed(visit, receive)
             headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-            opening = asyncio.ensure_future(processor.open(request, bearer(scope), headers))
+            opening = asyncio.ensure_future(
+                processor.open(request, bearer(scope), headers, fault=fault)
+            )
             async with DisconnectWatch(receive, lambda: visit.leave(opening)):
                 visit.exchange = await opening
                 if request.stream:

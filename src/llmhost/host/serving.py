@@ -142,7 +142,7 @@ class Stop:
 def _uvicorn_config(host: Host) -> uvicorn.Config:
     settings = host.settings.server
     return uvicorn.Config(
-        host.app,  # type: ignore[arg-type]  # litestar types ASGI more narrowly
+        host.app,
         http="httptools",
         ws="none",
         lifespan="off",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import RequestEnded
 from llmhost.core.output import FinishReason, Outcome, Usage
+from llmhost.core.ports import Tokenizer
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.cost.pricing import Price
 from llmhost.deploy.deployment import Deployment
@@ -25,6 +26,7 @@ class RequestContext:
     arrived_utc_ns: int
     caller: Caller | None = None
     deployment: Deployment | None = None
+    tokenizer: Tokenizer | None = None
     prompts: tuple[tuple[int, ...], ...] = ()
     max_new_tokens: int = 0
     """Per choice: what was asked for, or the room that is left."""

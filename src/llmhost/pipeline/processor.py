@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmhost.core.errors import LlmhostError
+from llmhost.core.errors import LlmhostError, Overloaded, PluginFailed
 from llmhost.core.output import Delta, FinishReason, Outcome
 from llmhost.core.ports import Clock
 from llmhost.core.request import GenerationRequest
@@ -78,16 +78,25 @@ class Processor:
         return len(self._live) + self._opening
 
     async def open(
-        self, request: GenerationRequest, bearer: str | None, headers: Mapping[str, str]
+        self,
+        request: GenerationRequest,
+        bearer: str | None,
+        headers: Mapping[str, str],
+        *,
+        fault: LlmhostError | None = None,
     ) -> Exchange:
-        """Take a request in. Raises why it is refused, after that has been metered."""
+        """Take a request in. Raises why it is refused, after that has been metered.
+
+        `fault` is what was wrong with the request before it could become one: it is refused with that, but a
+        stranger hears first that he is one.
+        """
         context = RequestContext(
             request, bearer, headers, self._clock.monotonic_ns(), self._clock.utc_ns()
         )
         request_id.set(request.request_id)
         self._opening += 1
         try:
-            generation = await self._admit(context)
+            generation = await self._admit(context, fault)
         except LlmhostError as error:
             self._refused(context, error)
             raise
@@ -113,9 +122,11 @@ class Processor:
         for generation in list(self._live):
             generation.cancel()
 
-    async def _admit(self, context: RequestContext) -> Generation:
+    async def _admit(self, context: RequestContext, fault: LlmhostError | None) -> Generation:
         stages = self._stages
         await stages.authenticate(context)
+        if fault is not None:
+            raise fault
         await stages.resolve(context)
         await stages.limit(context)
         await stages.bill.quote(context)
@@ -133,7 +144,8 @@ class Processor:
 
     def _refused(self, context: RequestContext, error: LlmhostError) -> None:
         context.error = error
-        self._end_early(context, Outcome.REFUSED if error.status < 500 else Outcome.FAILED)
+        is_refusal = error.status < 500 or isinstance(error, (Overloaded, PluginFailed))
+        self._end_early(context, Outcome.REFUSED if is_refusal else Outcome.FAILED)
 
     def _end_early(self, context: RequestContext, outcome: Outcome) -> None:
         """End a request that never reached an engine. Its zero-amount entry need not be waited for."""

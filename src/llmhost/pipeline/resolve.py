@@ -29,6 +29,7 @@ class Resolve:
         if not deployment.entry.may_be_used_by(context.known_caller):
             raise ModelNotAllowed(request.model)
         tokenizer = await self._deployments.tokenizer(deployment)
+        context.tokenizer = tokenizer
         context.prompts = await self._tokenise(request, tokenizer)
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
         context.max_new_tokens = self.room(context, context.longest_tokens)

@@ -9,7 +9,10 @@ class ScreenStage:
         self._screen = screen
 
     async def __call__(self, context: RequestContext) -> None:
-        await self._screen.check_input(context.request, context.known_caller)
+        assert context.tokenizer is not None
+        await self._screen.check_input(
+            context.request, context.known_caller, decode=context.tokenizer.decode
+        )
 
     def output(self, context: RequestContext) -> OutputScreen | None:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""

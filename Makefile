@@ -1,0 +1,55 @@
+# The four doors of this repository. Each prints what it does; all are idempotent.
+#   make serve   set up what is missing and serve the built-in model on http://127.0.0.1:8000
+#   make test    set up everything and run all tests
+#   make setup   only the set-up for serving      make lint    ruff, mypy, layers
+#   make bench   the benchmarks                   make bars    the long checks, one line each
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+NEEDS  := pyproject.toml constraints.txt
+
+.PHONY: setup serve test lint bench bars clean
+.DEFAULT_GOAL := serve
+
+$(VENV)/python-is-fine:
+	@command -v $(PYTHON) >/dev/null || { echo "llmhost needs Python 3.11 or newer; there is no '$(PYTHON)' here. Install it, or say: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llmhost needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V). Say: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "This Python can't make virtual environments. On Debian: apt-get install python3-venv"; exit 1; }
+	@echo "> making $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# What serving needs: no compiler, no GGUF.
+$(VENV)/ready-to-serve: $(VENV)/python-is-fine $(NEEDS)
+	@echo "> installing llmhost and the torch engine into $(VENV)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+# What the tests need on top: development tools.
+$(VENV)/ready-to-test: $(VENV)/ready-to-serve
+	@echo "> installing the tools of the tests"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/ready-to-serve
+	@echo "> $(VENV) is ready: $(BIN)/llmhost --help"
+
+serve: $(VENV)/ready-to-serve
+	@exec $(BIN)/llmhost serve $(ARGS)
+
+test: $(VENV)/ready-to-test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/ready-to-test
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: $(VENV)/ready-to-test
+	@for file in tests/bench/bench_*.py; do echo "> $$file"; $(BIN)/python $$file || exit 1; done
+
+bars: $(VENV)/ready-to-test
+	@$(BIN)/python -m pytest -m bars --no-header -q -rA tests/bars $(ARGS)
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
