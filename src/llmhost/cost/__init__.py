@@ -1,0 +1,1 @@
+"""What a request costs its caller: prices, and the ledger that can't be rewritten unnoticed."""

@@ -1,0 +1,300 @@
+"""What every request used and cost, one row each: appended, chained, and never changed.
+
+Quantities are kept per dimension beside the amount, so that a period can be rated again. Prices are rows too: a
+changed price is a new version, and an entry names the one that it was made with.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from llmhost.config.schema import PriceSettings
+from llmhost.core.events import RequestEnded
+from llmhost.core.ports import Clock
+from llmhost.cost.chain import GENESIS, VerifyReport, row_hash, verify
+from llmhost.cost.pricing import Price, rates_of
+from llmhost.storage.connect import Connection
+from llmhost.storage.reader import Reader
+from llmhost.storage.schema import Schema
+from llmhost.storage.writer import Writer
+
+SCHEMA = Schema(
+    "cost",
+    {
+        "entries_and_prices": (
+            """CREATE TABLE prices (
+                seq INTEGER PRIMARY KEY,
+                node_id TEXT NOT NULL,
+                utc_ns INTEGER NOT NULL,
+                version TEXT NOT NULL UNIQUE,
+                model TEXT NOT NULL,
+                input_nano INTEGER NOT NULL CHECK (input_nano >= 0),
+                cached_input_nano INTEGER NOT NULL CHECK (cached_input_nano >= 0),
+                output_nano INTEGER NOT NULL CHECK (output_nano >= 0),
+                effective_from_ns INTEGER NOT NULL
+            ) STRICT""",
+            "CREATE INDEX prices_by_model ON prices (model, seq)",
+            """CREATE TABLE entries (
+                seq INTEGER PRIMARY KEY,
+                node_id TEXT NOT NULL,
+                utc_ns INTEGER NOT NULL,
+                kind TEXT NOT NULL,
+                request_id TEXT NOT NULL,
+                key_id TEXT,
+                org TEXT NOT NULL,
+                team TEXT,
+                model TEXT NOT NULL,
+                outcome TEXT NOT NULL,
+                code TEXT,
+                fresh_input_tokens INTEGER NOT NULL CHECK (fresh_input_tokens >= 0),
+                cached_input_tokens INTEGER NOT NULL CHECK (cached_input_tokens >= 0),
+                output_tokens INTEGER NOT NULL CHECK (output_tokens >= 0),
+                engine_ns INTEGER NOT NULL CHECK (engine_ns >= 0),
+                price_version TEXT,
+                amount_nano INTEGER NOT NULL,
+                prev_hash BLOB NOT NULL,
+                hash BLOB NOT NULL,
+                UNIQUE (request_id, kind)
+            ) STRICT""",
+            "CREATE INDEX entries_by_time ON entries (utc_ns)",
+            *(
+                f"CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}"
+                f" BEGIN SELECT RAISE(ABORT, '{table} are only ever added'); END"
+                for table in ("entries", "prices")
+                for verb in ("UPDATE", "DELETE")
+            ),
+        ),
+    },
+)
+
+By = Literal["key", "team", "org", "model", "day"]
+
+_COLUMNS = (
+    "seq",
+    "node_id",
+    "utc_ns",
+    "kind",
+    "request_id",
+    "key_id",
+    "org",
+    "team",
+    "model",
+    "outcome",
+    "code",
+    "fresh_input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "engine_ns",
+    "price_version",
+    "amount_nano",
+)
+"""What a row says and its hash covers; a column of a later step goes at the end and is null in older rows."""
+
+_SELECT = f"SELECT prev_hash, hash, {', '.join(_COLUMNS)} FROM entries"
+_INSERT = (
+    f"INSERT INTO entries (prev_hash, hash, {', '.join(_COLUMNS)})"
+    f" VALUES ({', '.join('?' * (len(_COLUMNS) + 2))}) ON CONFLICT (request_id, kind) DO NOTHING"
+)
+_HEAD = "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
+_PAGE_ROWS = 1_000
+_GROUPS: Mapping[By, str] = {
+    "key": "key_id",
+    "team": "CASE WHEN team IS NULL THEN org ELSE org || '/' || team END",
+    "org": "org",
+    "model": "model",
+    "day": "strftime('%Y-%m-%d', utc_ns / 1000000000, 'unixepoch')",
+}
+_USAGE = """
+    SELECT {group}, count(*) FILTER (WHERE kind = 'request'), sum(fresh_input_tokens), sum(cached_input_tokens),
+        sum(output_tokens), sum(engine_ns), sum(amount_nano)
+    FROM entries WHERE utc_ns >= ? AND utc_ns < ? GROUP BY 1
+"""
+_LARGEST = 2**63 - 1
+_MODEL_CHARS = 200
+"""Of a model that was asked for and does not exist, this much of the name is kept: callers make it up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One thing to record. `kind` and `request_id` together are its identity."""
+
+    request_id: str
+    kind: str = "request"
+    utc_ns: int
+    key_id: str | None
+    org: str
+    team: str | None = None
+    model: str
+    """`name@version`."""
+    outcome: str
+    code: str | None = None
+    fresh_input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    engine_ns: int = 0
+    price_version: str | None = None
+    amount_nano: int = 0
+
+    @classmethod
+    def of(cls, event: RequestEnded, *, price_version: str | None) -> "Entry":
+        """A request's entry. One that no caller was found for is booked to the organisation `-`."""
+        caller = event.caller
+        return cls(
+            request_id=event.request_id,
+            utc_ns=event.utc_ns,
+            key_id=caller.key_id if caller else None,
+            org=caller.org if caller else "-",
+            team=caller.team if caller else None,
+            model=event.model.encode("utf-8", "replace").decode()[:_MODEL_CHARS],
+            outcome=event.outcome.value,
+            code=event.code,
+            fresh_input_tokens=event.usage.prompt_tokens - event.usage.cached_tokens,
+            cached_input_tokens=event.usage.cached_tokens,
+            output_tokens=event.usage.completion_tokens,
+            engine_ns=event.usage.engine_ns,
+            price_version=price_version,
+            amount_nano=event.amount_nano,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """An entry's place in the chain."""
+
+    node_id: str
+    seq: int
+    hash: bytes
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRow:
+    """Sums over one group; `group` is None for requests without a key."""
+
+    group: str | None
+    requests: int
+    fresh_input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    engine_ns: int
+    amount_nano: int
+
+
+class Ledger:
+    """Owns entries and prices. What reads waits for the disk: off the event loop, call it in a thread."""
+
+    def __init__(self, writer: Writer, reader: Reader, *, node_id: str, clock: Clock) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._node_id = node_id
+        self._clock = clock
+
+    def record(self, entry: Entry) -> Future[Recorded]:
+        """Append an entry; the future resolves when it is on disk.
+
+        A second entry of the same identity changes nothing and resolves to the first. Raises Overloaded when
+        too many wait, and the future StorageFailed when the disk refuses.
+        """
+        return self._writer.submit(lambda connection: _append(connection, self._node_id, entry))
+
+    async def ensure_price(self, model: str, settings: PriceSettings) -> Price:
+        """The newest price of a model if it says the same, else a new version in force from now.
+
+        Raises ConfigError for a price that can't be read.
+        """
+        rates = rates_of(settings, model=model)
+        now_ns = self._clock.utc_ns()
+
+        def find_or_add(connection: Connection) -> str:
+            newest = connection.execute(
+                "SELECT version, input_nano, cached_input_nano, output_nano FROM prices"
+                " WHERE model = ? ORDER BY seq DESC LIMIT 1",
+                (model,),
+            ).fetchone()
+            wanted = (rates.input_nano, rates.cached_input_nano, rates.output_nano)
+            if newest is not None and newest[1:] == wanted:
+                return str(newest[0])
+            count = connection.execute("SELECT count(*) FROM prices WHERE model = ?", (model,))
+            version = f"{model}/{count.fetchone()[0] + 1}"
+            connection.execute(
+                "INSERT INTO prices (node_id, utc_ns, version, model, input_nano, cached_input_nano,"
+                " output_nano, effective_from_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (self._node_id, now_ns, version, model, *wanted, now_ns),
+            )
+            return version
+
+        version = await self._writer.run(find_or_add)
+        return Price(
+            version=version,
+            input_nano=rates.input_nano,
+            cached_input_nano=rates.cached_input_nano,
+            output_nano=rates.output_nano,
+        )
+
+    def verify(self) -> VerifyReport:
+        """Check every row against the chain, in constant memory."""
+        return verify(
+            (row[0], row[1], dict(zip(_COLUMNS, row[2:], strict=True))) for row in self._rows()
+        )
+
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Every entry in order, as plain values; tokens are a table per dimension."""
+        for prev_hash, this_hash, *values in self._rows():
+            row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+            row["tokens"] = {
+                dimension: row.pop(f"{dimension}_tokens")
+                for dimension in ("fresh_input", "cached_input", "output")
+            }
+            yield {**row, "prev_hash": prev_hash.hex(), "hash": this_hash.hex()}
+
+    def usage(
+        self, by: By, *, since_ns: int | None = None, until_ns: int | None = None
+    ) -> list[UsageRow]:
+        """Sums per group over since <= time < until, the largest amount first; days in order."""
+        order = "1" if by == "day" else "7 DESC, 2 DESC, 1"
+        query = f"{_USAGE.format(group=_GROUPS[by])} ORDER BY {order}"
+        bounds = (
+            -_LARGEST if since_ns is None else since_ns,
+            _LARGEST if until_ns is None else until_ns,
+        )
+        rows = self._reader.read_now(lambda c: c.execute(query, bounds).fetchall())
+        names = UsageRow.__dataclass_fields__
+        return [UsageRow(**dict(zip(names, row, strict=True))) for row in rows]
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        # Page by page: one long read would keep the writer's log from being folded in.
+        last = -_LARGEST
+        while True:
+            page = self._reader.read_now(partial(_page, after=last))
+            if not page:
+                return
+            yield from page
+            last = page[-1][2]
+
+
+def _page(connection: Connection, *, after: int) -> list[tuple[Any, ...]]:
+    query = f"{_SELECT} WHERE seq > ? ORDER BY seq LIMIT {_PAGE_ROWS}"
+    return connection.execute(query, (after,)).fetchall()
+
+
+def _append(connection: Connection, node_id: str, entry: Entry) -> Recorded:
+    # The head is read anew: remembered, it would be wrong after a group that could not be committed.
+    last, head = connection.execute(_HEAD).fetchone() or (0, GENESIS)
+    row = {"seq": last + 1, "node_id": node_id}
+    row |= {name: getattr(entry, name) for name in _COLUMNS[2:]}
+    this_hash = row_hash(head, row)
+    values = [row[name] for name in _COLUMNS]
+    if connection.execute(_INSERT, (head, this_hash, *values)).rowcount == 0:
+        return _first(connection, entry)
+    return Recorded(node_id=node_id, seq=last + 1, hash=this_hash, entry=entry)
+
+
+def _first(connection: Connection, entry: Entry) -> Recorded:
+    found = connection.execute(
+        f"{_SELECT} WHERE request_id = ? AND kind = ?", (entry.request_id, entry.kind)
+    ).fetchone()
+    row = dict(zip(_COLUMNS, found[2:], strict=True))
+    seq, node_id = row.pop("seq"), row.pop("node_id")
+    return Recorded(node_id=node_id, seq=seq, hash=found[1], entry=Entry(**row))

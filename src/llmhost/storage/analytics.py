@@ -1,0 +1,352 @@
+"""One row per request and sums per minute, for forecasts, cache policies and dashboards.
+
+Nothing here is money: a row that can't be taken is dropped and counted, and a power cut may lose the last moment.
+"""
+
+import threading
+from bisect import bisect_left
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from llmhost.core.errors import Overloaded
+from llmhost.core.events import RequestEnded
+from llmhost.storage.connect import Connection
+from llmhost.storage.reader import Reader
+from llmhost.storage.schema import Schema
+from llmhost.storage.writer import Writer
+
+SCHEMA = Schema(
+    "analytics",
+    {
+        "requests_and_minutes": (
+            # AUTOINCREMENT: old rows are deleted, and their numbers must not come back
+            """CREATE TABLE requests (
+                seq INTEGER PRIMARY KEY AUTOINCREMENT,
+                node_id TEXT NOT NULL,
+                utc_ns INTEGER NOT NULL,
+                request_id TEXT NOT NULL,
+                client_request_id TEXT,
+                kind TEXT NOT NULL,
+                model TEXT NOT NULL,
+                key_id TEXT,
+                org TEXT NOT NULL,
+                team TEXT NOT NULL,
+                outcome TEXT NOT NULL,
+                status INTEGER NOT NULL,
+                code TEXT,
+                finish_reason TEXT,
+                prompt_tokens INTEGER NOT NULL,
+                cached_tokens INTEGER NOT NULL,
+                completion_tokens INTEGER NOT NULL,
+                engine_ns INTEGER NOT NULL,
+                amount_nano INTEGER NOT NULL,
+                queue_us INTEGER NOT NULL,
+                ttft_us INTEGER,
+                total_us INTEGER NOT NULL,
+                is_stream INTEGER NOT NULL
+            ) STRICT""",
+            "CREATE INDEX requests_by_time ON requests (utc_ns)",
+            """CREATE TABLE minutes (
+                minute_ns INTEGER NOT NULL,
+                model TEXT NOT NULL,
+                org TEXT NOT NULL,
+                team TEXT NOT NULL,
+                node_id TEXT NOT NULL,
+                answered INTEGER NOT NULL,
+                refused INTEGER NOT NULL,
+                failed INTEGER NOT NULL,
+                cancelled INTEGER NOT NULL,
+                prompt_tokens INTEGER NOT NULL,
+                cached_tokens INTEGER NOT NULL,
+                completion_tokens INTEGER NOT NULL,
+                engine_ns INTEGER NOT NULL,
+                amount_nano INTEGER NOT NULL,
+                queue_sum_us INTEGER NOT NULL,
+                queue_max_us INTEGER NOT NULL,
+                ttft_count INTEGER NOT NULL,
+                ttft_sum_us INTEGER NOT NULL,
+                ttft_max_us INTEGER NOT NULL,
+                total_sum_us INTEGER NOT NULL,
+                total_max_us INTEGER NOT NULL,
+                PRIMARY KEY (minute_ns, model, org, team, node_id)
+            ) STRICT, WITHOUT ROWID""",
+            """CREATE TABLE latencies (
+                minute_ns INTEGER NOT NULL,
+                model TEXT NOT NULL,
+                org TEXT NOT NULL,
+                team TEXT NOT NULL,
+                node_id TEXT NOT NULL,
+                measure TEXT NOT NULL, -- 'ttft' or 'total'
+                bucket INTEGER NOT NULL,
+                requests INTEGER NOT NULL,
+                PRIMARY KEY (minute_ns, model, org, team, node_id, measure, bucket)
+            ) STRICT, WITHOUT ROWID""",
+        ),
+    },
+)
+
+MINUTE_NS = 60 * 10**9
+BUCKET_BOUNDS_US = tuple(round(100 * 2 ** (step / 2)) for step in range(52))
+"""Upper bounds of the latency buckets: 0.1 ms to over an hour, two to each doubling. One more is for the rest."""
+
+_PRUNED_AT_ONCE = 2_000
+"""Rows deleted by one job: pruning must not hold up what is being recorded."""
+
+_REQUEST_COLUMNS = (
+    "node_id, utc_ns, request_id, client_request_id, kind, model, key_id, org, team, outcome, status, code,"
+    " finish_reason, prompt_tokens, cached_tokens, completion_tokens, engine_ns, amount_nano, queue_us, ttft_us,"
+    " total_us, is_stream"
+)
+_INSERT_REQUEST = f"INSERT INTO requests ({_REQUEST_COLUMNS}) VALUES ({', '.join('?' * 22)})"
+_KEY = ("minute_ns", "model", "org", "team", "node_id")
+_SUMS = (
+    "answered",
+    "refused",
+    "failed",
+    "cancelled",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "engine_ns",
+    "amount_nano",
+    "queue_sum_us",
+    "ttft_count",
+    "ttft_sum_us",
+    "total_sum_us",
+)
+_LARGEST_OF = ("queue_max_us", "ttft_max_us", "total_max_us")
+_ADD_TO_MINUTE = (
+    f"INSERT INTO minutes ({', '.join((*_KEY, *_SUMS, *_LARGEST_OF))})"
+    f" VALUES ({', '.join(f':{name}' for name in (*_KEY, *_SUMS, *_LARGEST_OF))})"
+    f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
+    + ", ".join(
+        [f"{name} = {name} + excluded.{name}" for name in _SUMS]
+        + [f"{name} = max({name}, excluded.{name})" for name in _LARGEST_OF]
+    )
+)
+_ADD_TO_BUCKET = (
+    f"INSERT INTO latencies ({', '.join(_KEY)}, measure, bucket, requests)"
+    " VALUES (:minute_ns, :model, :org, :team, :node_id, :measure, :bucket, 1)"
+    f" ON CONFLICT ({', '.join(_KEY)}, measure, bucket) DO UPDATE SET requests = requests + 1"
+)
+
+_KEY_TEXT = ", ".join(_KEY)
+_WITHIN = (
+    "minute_ns >= :since AND minute_ns < :until"
+    " AND (:model IS NULL OR model = :model) AND (:org IS NULL OR org = :org)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minute:
+    """One model's traffic of one tenant in one minute.
+
+    `team` is empty for requests without one; `model` and `org` are `-` where none was found.
+    """
+
+    minute_ns: int
+    model: str
+    org: str
+    team: str
+    node_id: str
+    answered: int
+    refused: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    engine_ns: int
+    amount_nano: int
+    queue_sum_us: int
+    queue_max_us: int
+    ttft_count: int
+    ttft_sum_us: int
+    ttft_max_us: int
+    total_sum_us: int
+    total_max_us: int
+
+    @property
+    def requests(self) -> int:
+        return self.answered + self.refused + self.failed + self.cancelled
+
+
+class Analytics:
+    """Owns the analytics file through its writer, which should be a NORMAL one."""
+
+    def __init__(self, writer: Writer, reader: Reader, *, node_id: str) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._node_id = node_id
+        self._turn = threading.Lock()
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """Requests that were not recorded, because too many waited or the disk refused."""
+        return self._dropped
+
+    def record(self, event: RequestEnded) -> None:
+        """Take a row and return at once. Never raises for what the disk or the queue does."""
+        try:
+            future = self._writer.submit(partial(_record, node_id=self._node_id, event=event))
+        except Overloaded:
+            self._drop()
+        else:
+            future.add_done_callback(self._note)
+
+    def minutes(
+        self, *, since_ns: int, until_ns: int, model: str | None = None, org: str | None = None
+    ) -> list[Minute]:
+        """Roll-ups of since <= minute < until in order of time. Waits for the disk."""
+        names = tuple(Minute.__dataclass_fields__)
+        query = f"SELECT {', '.join(names)} FROM minutes WHERE {_WITHIN} ORDER BY minute_ns, model, org, team"
+        facts = {"since": since_ns, "until": until_ns, "model": model, "org": org}
+        rows = self._reader.read_now(lambda c: c.execute(query, facts).fetchall())
+        return [Minute(**dict(zip(names, row, strict=True))) for row in rows]
+
+    def latencies(
+        self,
+        measure: str,
+        *,
+        since_ns: int,
+        until_ns: int,
+        model: str | None = None,
+        org: str | None = None,
+    ) -> dict[int, int]:
+        """Requests per bucket of `ttft` or `total` in since <= minute < until. Waits for the disk."""
+        query = f"SELECT bucket, sum(requests) FROM latencies WHERE measure = :measure AND {_WITHIN} GROUP BY 1"
+        facts = {
+            "measure": measure,
+            "since": since_ns,
+            "until": until_ns,
+            "model": model,
+            "org": org,
+        }
+        return self._reader.read_now(lambda c: dict(c.execute(query, facts).fetchall()))
+
+    async def forget(self, *, requests_before_ns: int, minutes_before_ns: int) -> int:
+        """Delete older rows, a few at a time; returns how many."""
+        count = 0
+        for table, key, column, before_ns in (
+            ("requests", "seq", "utc_ns", requests_before_ns),
+            ("minutes", _KEY_TEXT, "minute_ns", minutes_before_ns),
+            ("latencies", f"{_KEY_TEXT}, measure, bucket", "minute_ns", minutes_before_ns),
+        ):
+            statement = (
+                f"DELETE FROM {table} WHERE ({key}) IN"
+                f" (SELECT {key} FROM {table} WHERE {column} < ? LIMIT {_PRUNED_AT_ONCE})"
+            )
+            job = partial(_delete, statement=statement, before_ns=before_ns)
+            while deleted := await self._writer.run(job):
+                count += deleted
+        return count
+
+    def _note(self, future: Future[None]) -> None:
+        if future.exception() is not None:
+            self._drop()
+
+    def _drop(self) -> None:
+        with self._turn:
+            self._dropped += 1
+
+
+def bucket_of(latency_us: int) -> int:
+    """The bucket whose bounds enclose a latency: above the one before, up to and including its own."""
+    return bisect_left(BUCKET_BOUNDS_US, latency_us)
+
+
+def quantile_us(buckets: Mapping[int, int], quantile: float) -> int | None:
+    """The upper bound of the bucket in which a quantile lies, at most 42% too high. None when nothing was counted."""
+    rank = quantile * sum(buckets.values())
+    below = 0
+    for bucket in sorted(buckets):
+        below += buckets[bucket]
+        if below >= rank:
+            return BUCKET_BOUNDS_US[min(bucket, len(BUCKET_BOUNDS_US) - 1)]
+    return None
+
+
+def _record(connection: Connection, *, node_id: str, event: RequestEnded) -> None:
+    org, team, key_id = "-", "", None
+    if event.caller is not None:
+        org, team, key_id = event.caller.org, event.caller.team or "", event.caller.key_id
+    queue_us, total_us = _micro(event.queue_ms), _micro(event.total_ms)
+    ttft_us = None if event.ttft_ms is None else _micro(event.ttft_ms)
+    usage = event.usage
+    connection.execute(
+        _INSERT_REQUEST,
+        (
+            node_id,
+            event.utc_ns,
+            event.request_id,
+            event.client_request_id,
+            event.kind,
+            event.model,
+            key_id,
+            org,
+            team,
+            event.outcome.value,
+            event.status,
+            event.code,
+            event.finish_reason,
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
+            usage.engine_ns,
+            event.amount_nano,
+            queue_us,
+            ttft_us,
+            total_us,
+            event.stream,
+        ),
+    )
+    key: dict[str, Any] = {
+        "minute_ns": event.utc_ns - event.utc_ns % MINUTE_NS,
+        "model": _known_model(event),
+        "org": org,
+        "team": team,
+        "node_id": node_id,
+    }
+    sums = {
+        "answered": 0,
+        "refused": 0,
+        "failed": 0,
+        "cancelled": 0,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "engine_ns": usage.engine_ns,
+        "amount_nano": event.amount_nano,
+        "queue_sum_us": queue_us,
+        "queue_max_us": queue_us,
+        "ttft_count": ttft_us is not None,
+        "ttft_sum_us": ttft_us or 0,
+        "ttft_max_us": ttft_us or 0,
+        "total_sum_us": total_us,
+        "total_max_us": total_us,
+        event.outcome.value: 1,
+    }
+    connection.execute(_ADD_TO_MINUTE, {**key, **sums})
+    for measure, latency_us in (("ttft", ttft_us), ("total", total_us)):
+        if latency_us is not None:
+            connection.execute(
+                _ADD_TO_BUCKET, {**key, "measure": measure, "bucket": bucket_of(latency_us)}
+            )
+
+
+def _known_model(event: RequestEnded) -> str:
+    """Names that callers make up are kept with the request and out of the sums, which they would swell."""
+    is_known = "@" in event.model and event.code != "model_not_found"
+    return event.model if is_known else "-"
+
+
+def _delete(connection: Connection, *, statement: str, before_ns: int) -> int:
+    return connection.execute(statement, (before_ns,)).rowcount
+
+
+def _micro(milliseconds: float) -> int:
+    return round(milliseconds * 1000)

@@ -1,0 +1,138 @@
+"""How fast the ledger settles requests, on the disk at hand: `python tests/bench/bench_ledger.py [FOLDER]`.
+
+Every row is forced to disk before it counts. Settle time is from `record` to the future's resolution.
+"""
+
+import asyncio
+import os
+import platform
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from llmhost.cost.ledger import SCHEMA, Entry, Ledger
+from llmhost.storage.reader import Reader
+from llmhost.storage.writer import Writer
+
+
+class WallClock:
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def utc_ns(self) -> int:
+        return time.time_ns()
+
+
+def entry(name: str, number: int) -> Entry:
+    return Entry(
+        request_id=f"req_{name}_{os.urandom(8).hex()}_{number}",
+        utc_ns=time.time_ns(),
+        key_id="AbCdEfGhIjKl",
+        org="acme",
+        team="search",
+        model="tiny@1",
+        outcome="answered",
+        fresh_input_tokens=1_000,
+        cached_input_tokens=500,
+        output_tokens=200,
+        engine_ns=40_000_000,
+        price_version="tiny/1",
+        amount_nano=123_456,
+    )
+
+
+def say(*cells: object) -> None:
+    sys.stdout.write("".join(f"{cell!s:>14}" for cell in cells) + "\n")
+    sys.stdout.flush()
+
+
+def quantiles(times_s: Iterable[float]) -> tuple[str, str, str]:
+    ordered = sorted(times_s)
+    return tuple(
+        f"{ordered[min(int(len(ordered) * q), len(ordered) - 1)] * 1e3:.1f}"
+        for q in (0.5, 0.99, 1.0)
+    )  # type: ignore[return-value]
+
+
+async def closed_loop(ledger: Ledger, tasks: int, seconds: float) -> None:
+    """Each of `tasks` records the next row when its last one is on disk."""
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+
+    async def worker(name: str) -> None:
+        number = 0
+        while (begin := time.perf_counter()) < until:
+            await asyncio.wrap_future(ledger.record(entry(name, number)))
+            times.append(time.perf_counter() - begin)
+            number += 1
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(worker(f"w{i}") for i in range(tasks)))
+    took = time.perf_counter() - begin
+    say(f"{tasks} at once", "", f"{len(times) / took:.0f}", *quantiles(times))
+
+
+async def open_loop(ledger: Ledger, rate: int, seconds: float) -> None:
+    """Rows come at a fixed rate, whether or not earlier ones are done."""
+    times: list[float] = []
+    pending: list[asyncio.Future[None]] = []
+
+    async def one(number: int) -> None:
+        begin = time.perf_counter()
+        await asyncio.wrap_future(ledger.record(entry(f"o{rate}", number)))
+        times.append(time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    number = 0
+    while (passed := time.perf_counter() - begin) < seconds:
+        while number < passed * rate:
+            pending.append(asyncio.ensure_future(one(number)))
+            number += 1
+        await asyncio.sleep(0.001)
+    await asyncio.gather(*pending)
+    took = time.perf_counter() - begin
+    say("open", rate, f"{len(times) / took:.0f}", *quantiles(times))
+
+
+def burst(ledger: Ledger, rows: int) -> None:
+    """Everything at once from one thread."""
+    entries = [entry("b", number) for number in range(rows)]
+    begin = time.perf_counter()
+    futures = [ledger.record(one) for one in entries]
+    for future in futures:
+        future.result()
+    took = time.perf_counter() - begin
+    say("burst", rows, f"{rows / took:.0f}", "", "", f"{took * 1e3:.0f}")
+
+
+def main(folder: Path) -> None:
+    path = folder / "money.db"
+    sys.stdout.write(
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version},"
+        f" synchronous=FULL, {folder}\n"
+    )
+    say("load", "rows/s asked", "rows/s", "p50 ms", "p99 ms", "max ms")
+    with Writer(path, migrations=[SCHEMA], max_queue=100_000) as writer, Reader(path) as reader:
+        ledger = Ledger(writer, reader, node_id="node-1", clock=WallClock())
+        for tasks in (1, 16, 64, 256, 1024):
+            asyncio.run(closed_loop(ledger, tasks, 2.0))
+        for rate in (100, 1_000, 5_000):
+            asyncio.run(open_loop(ledger, rate, 3.0))
+        burst(ledger, 50_000)
+        begin = time.perf_counter()
+        report = ledger.verify()
+        took = time.perf_counter() - begin
+    if not report.is_intact:
+        raise SystemExit(f"the chain is broken: {report.broken}")
+    say("verify", "", f"{report.rows / took:.0f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            main(Path(scratch))
