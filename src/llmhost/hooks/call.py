@@ -22,6 +22,10 @@ SLOW_S = 0.005
 """A sync implementation that once took longer is called in a thread from then on."""
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxother = 200
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The first opinion, and whose it is."""
@@ -124,7 +128,7 @@ async def attempt(
             implementation.hook,
             implementation.plugin,
             took_s * 1000,
-            reprlib.repr(opinion),
+            _SHORT.repr(opinion),
         )
     return opinion
 

@@ -26,6 +26,12 @@ class Found:
     plugin: object
 
 
+def names(folder: Path | None, *, packages: bool) -> set[str]:
+    """What could be loaded from there, without loading it."""
+    files = {path.stem for path in folder.glob("*.py")} if folder is not None else set()
+    return files | ({point.name for point in entry_points(group=GROUP)} if packages else set())
+
+
 def in_folder(folder: Path, disabled: frozenset[str]) -> Iterator[Found]:
     """Each `*.py` file as a module of its own, by name. Raises ConfigError, naming the file, when one is broken."""
     for path in sorted(folder.glob("*.py")):

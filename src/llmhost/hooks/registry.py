@@ -14,7 +14,7 @@ from llmhost.config.schema import PluginSettings
 from llmhost.core.errors import ConfigError
 from llmhost.hooks import spec
 from llmhost.hooks.check import check_plugin
-from llmhost.hooks.find import Found, in_folder, installed
+from llmhost.hooks.find import Found, in_folder, installed, names
 from llmhost.hooks.stats import CallStats
 from llmhost.hooks.workers import Workers
 
@@ -106,7 +106,10 @@ class Plugins:
             folder = Path(settings.dir).expanduser()
             if not folder.is_dir():
                 raise ConfigError(f"[plugins] dir is {settings.dir!r}, which is not a folder.")
-        found = [one for one in map(_given, objects) if one.name not in disabled]
+        given = [_given(one) for one in objects]
+        for name in disabled - names(folder, packages=packages) - {one.name for one in given}:
+            log.warning("plugin.absent plugin=%s why=only_named_in_disabled", name)
+        found = [one for one in given if one.name not in disabled]
         found += in_folder(folder, disabled) if folder is not None else ()
         found += installed(disabled) if packages else ()
         plugins = cls(found, timeout_s=settings.timeout_s, trace=trace)

@@ -36,7 +36,7 @@ class Observers:
             try:
                 queue.put_nowait(event)
             except asyncio.QueueFull:
-                _note_drop(implementation, queue.maxsize)
+                _note_drop(implementation, 1, why="queue_full")
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Deliver what waits, for so long, then stop."""
@@ -47,6 +47,9 @@ class Observers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for implementation, queue in self._queues.items():
+            if left := queue.qsize():
+                _note_drop(implementation, left, why="closing")
         self._queues.clear()
 
     async def _deliver(self, implementation: Implementation) -> None:
@@ -58,14 +61,14 @@ class Observers:
             queue.task_done()
 
 
-def _note_drop(implementation: Implementation, limit: int) -> None:
-    """Logged at the first, second, fourth, eighth ... drop: a stuck observer must not flood the log."""
+def _note_drop(implementation: Implementation, count: int, *, why: str) -> None:
+    """Logged whenever the total has doubled: a stuck observer must not flood the log."""
     stats = implementation.stats
-    stats.dropped += 1
-    if stats.dropped & (stats.dropped - 1) == 0:
+    before, stats.dropped = stats.dropped, stats.dropped + count
+    if stats.dropped.bit_length() > before.bit_length():
         log.warning(
-            "hook.dropped hook=observe plugin=%s events=%d why=queue_full limit=%d",
+            "hook.dropped hook=observe plugin=%s events=%d why=%s",
             implementation.plugin,
             stats.dropped,
-            limit,
+            why,
         )

@@ -30,6 +30,11 @@ def report(plugins: Plugins, index: int = 0) -> HookReport:
     return plugins.report()[index].hooks[0]
 
 
+def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
+    """Of one kind: on a busy machine any plain function may be reported as slow."""
+    return [line for line in caplog.messages if line.startswith(event)]
+
+
 class Timer:
     """Every reading is `step_s` later than the one before."""
 
@@ -101,7 +106,7 @@ async def test_a_failed_check_of_a_prompt_refuses_it_and_says_who_failed(caplog)
 
     assert caught.value.status == 503
     assert "model" not in caught.value.message
-    assert caplog.messages == [
+    assert lines(caplog, "hook.failed") == [
         "hook.failed hook=check_input plugin=guard error=ValueError: no model"
     ]
     assert (report(plugins).calls, report(plugins).errors) == (1, 1)
@@ -115,7 +120,7 @@ async def test_only_the_first_failure_is_logged_with_its_traceback(caplog):
     for _ in range(2):
         await ask(plugins, "route_request", request=None, candidates=())
 
-    assert [bool(record.exc_info) for record in caplog.records] == [True, False]
+    assert [bool(r.exc_info) for r in caplog.records if "hook.failed" in r.message] == [True, False]
 
 
 @pytest.mark.parametrize("hook", ["identify_caller", "admit_request", "quote_price"])
@@ -177,7 +182,7 @@ async def test_what_is_no_opinion_counts_as_a_failure(caplog, hook, opinion, sai
         assert await ask(plugins, hook, candidates=("a", "b")) is None
 
     assert report(plugins).errors == 1
-    assert said in caplog.messages[0]
+    assert said in lines(caplog, "hook.failed")[0]
 
 
 async def test_a_price_is_an_opinion():
@@ -354,7 +359,7 @@ async def test_tracing_logs_each_call_with_its_answer(caplog):
     caplog.set_level(logging.INFO, "llmhost.hooks")
     await ask(Plugins.of(plugin("p", may_cache), trace=True), "may_cache", request="secret")
 
-    (line,) = caplog.messages
+    (line,) = lines(caplog, "hook.called")
     assert line.startswith("hook.called hook=may_cache plugin=p took_ms=")
     assert line.endswith("answer=True")
 
@@ -403,7 +408,7 @@ def test_a_plugin_that_can_not_register_its_commands_goes_without_them(caplog):
     plugins = Plugins.of(plugin("p", register_commands), plugin("q", fine))
 
     assert collect(plugins, "register_commands") == [Registered("q", "whole")]
-    assert caplog.messages[0].startswith("hook.failed hook=register_commands plugin=p")
+    assert lines(caplog, "hook.failed hook=register_commands plugin=p")
 
 
 async def test_plugins_start_in_order_and_shut_down_in_reverse():

@@ -110,6 +110,15 @@ def test_a_disabled_file_is_not_even_read(tmp_path):
     assert Plugins.load(settings, packages=False).report() == ()
 
 
+def test_a_misspelt_disabled_name_is_reported(tmp_path, caplog):
+    write(tmp_path, "cache.py", CACHING.format(answer=True))
+
+    settings = PluginSettings(dir=str(tmp_path), disabled=("cahce",))
+
+    assert Plugins.load(settings, packages=False).has("may_cache")
+    assert caplog.messages == ["plugin.absent plugin=cahce why=only_named_in_disabled"]
+
+
 def test_a_folder_that_was_asked_for_must_exist_and_a_default_one_need_not(tmp_path):
     missing = tmp_path / "missing"
 

@@ -48,7 +48,7 @@ async def test_a_failing_observer_is_counted_and_still_told(caplog):
 
     assert seen == [1, 2]
     assert plugins.report()[0].hooks[0].errors == 2
-    assert caplog.messages[0].startswith("hook.failed hook=observe plugin=p")
+    assert any(line.startswith("hook.failed hook=observe plugin=p") for line in caplog.messages)
 
 
 async def test_a_stuck_observer_misses_its_own_events_and_nobody_elses(caplog):
@@ -64,16 +64,18 @@ async def test_a_stuck_observer_misses_its_own_events_and_nobody_elses(caplog):
 
     plugins = Plugins.of(observer("stuck", stuck), observer("fine", fine))
     observers = Observers(plugins, queue=1)
-    for event in range(4):
+    for event in range(5):
         told.clear()
         observers.tell(event)
         await told.wait()
     await observers.close(timeout_s=0.01)
 
-    assert seen == [0, 1, 2, 3]
-    assert plugins.report()[0].hooks[0].dropped == 2
-    assert caplog.messages == [
-        f"hook.dropped hook=observe plugin=stuck events={n} why=queue_full limit=1" for n in (1, 2)
+    assert seen == [0, 1, 2, 3, 4]
+    assert plugins.report()[0].hooks[0].dropped == 4
+    assert [line for line in caplog.messages if line.startswith("hook.dropped")] == [
+        "hook.dropped hook=observe plugin=stuck events=1 why=queue_full",
+        "hook.dropped hook=observe plugin=stuck events=2 why=queue_full",
+        "hook.dropped hook=observe plugin=stuck events=4 why=closing",
     ]
 
 
