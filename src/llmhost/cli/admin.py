@@ -1,0 +1,73 @@
+"""The seam between commands and a node: over HTTP when it runs, on its data dir when it doesn't."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmhost.cli.node import find_data_dir, find_node
+
+Row = dict[str, Any]
+
+
+class Admin(Protocol):
+    """Tenants, usage and ledger: what can be asked and changed whether or not the node runs.
+
+    Rows are as in the admin API. `*_at` are Unix seconds. Refusals are raised as LlmhostError.
+    """
+
+    def create_org(self, name: str) -> Row: ...
+
+    def orgs(self) -> list[Row]: ...
+
+    def create_key(
+        self,
+        *,
+        org: str,
+        team: str | None = None,
+        name: str | None = None,
+        requests_per_minute: int | None = None,
+        models: list[str] | None = None,
+        expires_at: int | None = None,
+    ) -> Row:
+        """The row has the key itself in `key`, this once."""
+        ...
+
+    def keys(self, *, org: str | None = None) -> list[Row]: ...
+
+    def revoke_key(self, key_id: str) -> Row: ...
+
+    def usage(
+        self, *, by: str, since: datetime | None = None, until: datetime | None = None
+    ) -> list[Row]:
+        """`by` is key, team, org, model or day; `since` counts, `until` does not."""
+        ...
+
+    def verify_ledger(self) -> Row: ...
+
+    def export_ledger(self) -> Iterator[Row]: ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def open_admin(url: str | None, data_dir: Path | None) -> Iterator[Admin]:
+    """A running node's API if there is one, else the data dir itself."""
+    admin = _admin(url, data_dir)
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+def _admin(url: str | None, data_dir: Path | None) -> Admin:
+    node = find_node(url, data_dir)
+    if node is not None:
+        from llmhost.cli.client import HttpAdmin
+
+        return HttpAdmin(node)
+    from llmhost.host import OfflineAdmin  # type: ignore[import-not-found, unused-ignore]
+
+    offline: Admin = OfflineAdmin(find_data_dir(data_dir))
+    return offline

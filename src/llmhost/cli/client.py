@@ -1,0 +1,262 @@
+"""A running node over HTTP: its admin API, and chat as any OpenAI client would do it."""
+
+import json
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from llmhost.cli.node import Node, NoNode, is_loopback
+from llmhost.core.errors import LlmhostError
+
+Row = dict[str, Any]
+
+_CONNECT_S = 5.0
+_READ_S = 60.0
+_ADMIN_CURE = "Set LLMHOST_ADMIN_TOKEN to the admin token in server.json of the node's data dir."
+_CHAT_CURE = "Give --api-key or set LLMHOST_API_KEY; `llmhost keys create` makes a key."
+
+
+class Refused(LlmhostError):
+    """The node said no. The message is its own."""
+
+
+class HttpAdmin:
+    """The admin API of one node, and what only a running node can tell."""
+
+    def __init__(self, node: Node, transport: httpx.BaseTransport | None = None) -> None:
+        self._http = _Http(node.url, node.admin_token, _ADMIN_CURE, transport)
+
+    def create_org(self, name: str) -> Row:
+        return self._http.one("POST", "/admin/v1/orgs", json={"name": name})
+
+    def orgs(self) -> list[Row]:
+        return self._http.many("/admin/v1/orgs")
+
+    def create_key(
+        self,
+        *,
+        org: str,
+        team: str | None = None,
+        name: str | None = None,
+        requests_per_minute: int | None = None,
+        models: list[str] | None = None,
+        expires_at: int | None = None,
+    ) -> Row:
+        wish = {
+            "org": org,
+            "team": team,
+            "name": name,
+            "requests_per_minute": requests_per_minute,
+            "models": models,
+            "expires_at": expires_at,
+        }
+        return self._http.one("POST", "/admin/v1/keys", json=wish)
+
+    def keys(self, *, org: str | None = None) -> list[Row]:
+        return self._http.many("/admin/v1/keys", org=org)
+
+    def revoke_key(self, key_id: str) -> Row:
+        return self._http.one("DELETE", f"/admin/v1/keys/{quote(key_id, safe='')}")
+
+    def usage(
+        self, *, by: str, since: datetime | None = None, until: datetime | None = None
+    ) -> list[Row]:
+        return self._http.many("/admin/v1/usage", by=by, since=_iso(since), until=_iso(until))
+
+    def verify_ledger(self) -> Row:
+        return self._http.one("GET", "/admin/v1/ledger/verify", read_s=None)
+
+    def export_ledger(self) -> Iterator[Row]:
+        with self._http.open("GET", "/admin/v1/ledger/export") as answer:
+            for line in answer.iter_lines():
+                if line:
+                    yield _parse(line)
+
+    def models(self) -> list[Row]:
+        return self._http.many("/admin/v1/models")
+
+    def ps(self) -> list[Row]:
+        return self._http.many("/admin/v1/ps")
+
+    def load(self, model: str) -> Row:
+        return self._turn(model, "load")
+
+    def unload(self, model: str) -> Row:
+        return self._turn(model, "unload")
+
+    def plugins(self) -> list[Row]:
+        return self._http.many("/admin/v1/plugins")
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _turn(self, model: str, verb: str) -> Row:
+        # Loading takes as long as it takes; a slash in a model's name stays part of the name.
+        return self._http.one(
+            "POST", f"/admin/v1/models/{quote(model, safe='')}/{verb}", read_s=None
+        )
+
+
+class ChatClient:
+    """Chat completions of one node."""
+
+    def __init__(
+        self, url: str, api_key: str | None, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._http = _Http(url, api_key, _CHAT_CURE, transport)
+
+    def models(self) -> list[str]:
+        return [row["id"] for row in self._http.many("/v1/models")]
+
+    def complete(self, body: Row) -> Row:
+        return self._http.one("POST", "/v1/chat/completions", json=body, read_s=None)
+
+    def stream(self, body: Row) -> Generator[Row, None, None]:
+        """The chunks of a streamed answer. Closing the iterator hangs up, which stops the model."""
+        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with self._http.open("POST", "/v1/chat/completions", json=body) as answer:
+            for text in server_sent_data(answer.iter_lines()):
+                if text == "[DONE]":
+                    return
+                chunk = _parse(text)
+                if "error" in chunk:
+                    raise Refused(_message(chunk) or "The answer failed.")
+                yield chunk
+            raise Refused("The answer broke off: the server closed the connection.")
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def server_sent_data(lines: Iterable[str]) -> Iterator[str]:
+    """The `data` of each event in a text/event-stream. Comments and other fields are skipped."""
+    parts: list[str] = []
+    for line in lines:
+        if line.startswith("data:"):
+            parts.append(line[5:].removeprefix(" "))
+        elif not line and parts:
+            yield "\n".join(parts)
+            parts = []
+
+
+class _Http:
+    """httpx with our errors: every failure is a sentence about this node."""
+
+    def __init__(
+        self, url: str, token: str | None, cure: str, transport: httpx.BaseTransport | None
+    ) -> None:
+        if token is not None and not token.isascii():
+            raise Refused("A key or token has ASCII characters only.")
+        self._url = url
+        self._cure = cure  # what to do when the token is missing or wrong
+        self._client = httpx.Client(
+            base_url=url,
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            timeout=httpx.Timeout(_READ_S, connect=_CONNECT_S),
+            transport=transport,
+            # Reading the CA bundle takes longer than most answers; plain HTTP has no use for it.
+            verify=url.startswith("https:"),
+            # A proxy for the outside must not be asked for this very machine.
+            trust_env=not is_loopback(url),
+        )
+
+    def one(
+        self, method: str, path: str, *, json: Any = None, read_s: float | None = _READ_S
+    ) -> Row:
+        with self._errors():
+            answer = self._client.request(
+                method, path, json=json, timeout=httpx.Timeout(read_s, connect=_CONNECT_S)
+            )
+        self._check(answer)
+        return self._object(answer)
+
+    def many(self, path: str, **query: str | None) -> list[Row]:
+        params = {key: text for key, text in query.items() if text is not None}
+        with self._errors():
+            answer = self._client.get(path, params=params)
+        self._check(answer)
+        data = self._object(answer).get("data")
+        if not isinstance(data, list):
+            raise self._stranger()
+        return data
+
+    @contextmanager
+    def open(self, method: str, path: str, *, json: Any = None) -> Iterator[httpx.Response]:
+        timeout = httpx.Timeout(None, connect=_CONNECT_S)
+        with (
+            self._errors(),
+            self._client.stream(method, path, json=json, timeout=timeout) as answer,
+        ):
+            if answer.is_error:
+                answer.read()
+            self._check(answer)
+            yield answer
+
+    def close(self) -> None:
+        self._client.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError:
+            raise NoNode(
+                f"No llmhost server answers at {self._url}. Start one with `llmhost serve`."
+            ) from None
+        except httpx.TimeoutException:
+            raise NoNode(f"{self._url} did not answer in time.") from None
+        except httpx.HTTPError as error:
+            raise NoNode(f"The connection to {self._url} broke: {error}.") from None
+
+    def _check(self, answer: httpx.Response) -> None:
+        if not answer.is_error:
+            return
+        try:
+            message = _message(answer.json())
+        except ValueError:
+            message = None
+        message = message or f"{self._url} answered {answer.status_code} {answer.reason_phrase}."
+        raise Refused(f"{message} {self._cure}" if answer.status_code == 401 else message)
+
+    def _object(self, answer: httpx.Response) -> Row:
+        try:
+            content = answer.json()
+        except ValueError:
+            raise self._stranger() from None
+        if not isinstance(content, dict):
+            raise self._stranger()
+        return content
+
+    def _stranger(self) -> NoNode:
+        return NoNode(f"What answers at {self._url} is not an llmhost server.")
+
+
+def _parse(text: str) -> Row:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise Refused("The answer broke off or is not what an llmhost server sends.")
+    return content
+
+
+def _message(content: Any) -> str | None:
+    """From OpenAI's form of an error."""
+    error = content.get("error") if isinstance(content, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    return message if isinstance(message, str) else None
+
+
+def _iso(when: datetime | None) -> str | None:
+    return None if when is None else f"{when.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

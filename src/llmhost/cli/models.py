@@ -1,0 +1,125 @@
+"""`llmhost models`, `ps`, `load` and `unload`: what is served, and what of it is in memory."""
+
+from typing import Annotated, Any
+
+import typer
+
+from llmhost.cli import show
+from llmhost.cli.node import find_node, load_settings, need_node
+from llmhost.cli.options import DataDir, Json, Url, examples
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name or an alias.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(name="models", epilog=examples("llmhost models", "llmhost models --json"))(models)
+    app.command(epilog=examples("llmhost ps", "llmhost ps --url http://10.0.0.5:8000"))(ps)
+    app.command(epilog=examples("llmhost load tiny", "llmhost load tiny --json"))(load)
+    app.command(epilog=examples("llmhost unload tiny", "llmhost unload tiny --json"))(unload)
+
+
+def models(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the models that the node offers.
+
+    While no node runs, this is what the settings declare. Prices are dollars per million tokens: input, cached, output.
+    """
+    node = find_node(url, data_dir)
+    if node is None:
+        data = _declared()
+    else:
+        from llmhost.cli.client import HttpAdmin
+
+        with HttpAdmin(node) as admin:
+            data = admin.models()
+    columns: dict[str, show.Cell] = {
+        "name": "name",
+        "version": "version",
+        "engine": "engine",
+        "source": "source",
+        "state": _state,
+        "aliases": "aliases",
+        "price": lambda row: show.price(row.get("price")),
+    }
+    show.rows(data, columns, as_json=as_json, empty="No models. Declare one in models.toml.")
+
+
+def ps(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the models that are loaded, with their memory and how busy they are.
+
+    MEMORY is what weights and KV cache take; PREDICTED is what was expected before loading.
+    """
+    from llmhost.cli.client import HttpAdmin
+
+    with HttpAdmin(need_node(url, data_dir)) as admin:
+        data = admin.ps()
+    columns: dict[str, show.Cell] = {
+        "model": "model",
+        "state": "state",
+        "device": "device",
+        "memory": lambda row: show.memory(
+            (row.get("weights_bytes") or 0) + (row.get("kv_bytes") or 0)
+        ),
+        "predicted": lambda row: show.memory(row.get("predicted_bytes")),
+        "running": "running",
+        "waiting": "waiting",
+        "kv used": _kv_used,
+        "since": lambda row: show.age(row.get("since_ns")),
+    }
+    show.rows(data, columns, as_json=as_json, empty="No model is loaded.")
+
+
+def load(model: Name, url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Load a model now instead of on its first request."""
+    _turn("load", model, need_node(url, data_dir), as_json)
+
+
+def unload(model: Name, url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Let a model's running answers finish, then free its memory."""
+    _turn("unload", model, need_node(url, data_dir), as_json)
+
+
+def _turn(verb: str, model: str, node: Any, as_json: bool) -> None:
+    from llmhost.cli.client import HttpAdmin
+
+    with HttpAdmin(node) as admin:
+        row = admin.load(model) if verb == "load" else admin.unload(model)
+    if as_json:
+        show.value(row)
+        return
+    took = f" after {row['took_s']:.1f} s" if row.get("took_s") is not None else ""
+    size = f", {show.memory(row['bytes'])}" if row.get("bytes") else ""
+    typer.echo(f"{show.printable(str(row['model']))} is {row['state']}{took}{size}")
+
+
+def _declared() -> list[dict[str, Any]]:
+    loaded = load_settings()
+    source = loaded.path or "the built-in default"
+    show.note(f"No llmhost server is running. This is what {source} declares.")
+    return [
+        {
+            "name": name,
+            "version": None,
+            "engine": spec.engine,
+            "source": spec.source,
+            "aliases": list(spec.aliases),
+            "state": "stopped",
+            "reason": None,
+            "price": None if spec.price is None else _parts(spec.price),
+            "load": spec.load,
+        }
+        for name, spec in loaded.settings.models.items()
+    ]
+
+
+def _parts(price: Any) -> dict[str, Any]:
+    return {key: getattr(price, key) for key in price.__struct_fields__}
+
+
+def _state(row: show.Row) -> str:
+    reason = row.get("reason")
+    return f"{row.get('state')} ({reason})" if reason else str(row.get("state"))
+
+
+def _kv_used(row: show.Row) -> str | None:
+    total = row.get("kv_blocks_total")
+    return f"{100 * row.get('kv_blocks_used', 0) / total:.0f}%" if total else None

@@ -1,0 +1,35 @@
+"""Options that many commands share, and the look of their examples."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", show_default=False)]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Node to ask, or LLMHOST_URL; without either, the node of the data dir."
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Data dir of the node; the settings name it when absent."),
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--models",
+        metavar="FILE",
+        help="Settings file; models.toml of the current directory when absent.",
+    ),
+]
+PluginsDir = Annotated[
+    Path | None,
+    typer.Option("--plugins", metavar="DIR", help="Folder of drop-in plugins."),
+]
+
+
+def examples(*lines: str) -> str:
+    r"""Text for below the options. `\b` keeps its lines as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

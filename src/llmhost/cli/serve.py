@@ -1,0 +1,57 @@
+"""`llmhost serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmhost.cli.node import load_settings
+from llmhost.cli.options import PluginsDir, SettingsFile, examples
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        epilog=examples(
+            "llmhost serve",
+            "llmhost serve --models /etc/llmhost/models.toml --host 0.0.0.0",
+            "llmhost serve --port 0 --data-dir ./data --log-level debug",
+        )
+    )(serve)
+
+
+def serve(
+    models: SettingsFile = None,
+    host: Annotated[str | None, typer.Option(metavar="H", help="Address to listen on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="P", help="TCP port; 0 takes a free one.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where keys, ledger and downloaded models live."),
+    ] = None,
+    plugins: PluginsDir = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="L", help="debug, info, warning or error.")
+    ] = None,
+) -> None:
+    """Serve the models of models.toml; the built-in model `tiny` without one.
+
+    Ctrl-C or SIGTERM lets running answers finish; a second Ctrl-C leaves at once.
+    """
+    loaded = load_settings(
+        models,
+        {
+            "server.host": host,
+            "server.port": port,
+            "server.data_dir": _text(data_dir),
+            "plugins.dir": _text(plugins),
+            "server.log_level": log_level,
+        },
+    )
+    from llmhost.host import serve as run  # type: ignore[import-not-found, unused-ignore]
+
+    raise typer.Exit(run(loaded))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
