@@ -11,7 +11,7 @@ from llmhost.cost.chain import VerifyReport
 from llmhost.cost.ledger import By, Ledger, UsageRow
 from llmhost.deploy.deployment import Deployment, State
 from llmhost.deploy.manager import Deployments
-from llmhost.hooks.registry import Plugins
+from llmhost.hooks.registry import PluginReport, Plugins
 from llmhost.tenants.keys import KeyRecord, KeyStore, Org
 
 
@@ -104,7 +104,7 @@ class Admin:
         return self._ledger.export()
 
     def plugins(self) -> list[dict[str, Any]]:
-        return [msgspec.to_builtins(report) for report in self._plugins.report()]
+        return plugin_rows(self._plugins)
 
     @property
     def _running(self) -> Deployments:
@@ -133,6 +133,26 @@ def _key(key: KeyRecord, utc_ns: int) -> dict[str, Any]:
         "created_at": _s(key.created_ns),
         "expires_at": _s(key.expires_ns),
         "revoked_at": _s(key.revoked_ns),
+    }
+
+
+def plugin_rows(plugins: Plugins) -> list[dict[str, Any]]:
+    """Each plugin with its hooks and how these fared, and the same over all its hooks."""
+    return [_plugin(report) for report in plugins.report()]
+
+
+def _plugin(report: PluginReport) -> dict[str, Any]:
+    hooks = report.hooks
+    return {
+        "name": report.name,
+        "version": report.version,
+        "origin": report.origin,
+        "hooks": [hook.hook for hook in hooks],
+        "calls": sum(hook.calls for hook in hooks),
+        "errors": sum(hook.errors + hook.timeouts for hook in hooks),
+        "p50_ms": max((hook.p50_ms for hook in hooks if hook.p50_ms is not None), default=None),
+        "p99_ms": max((hook.p99_ms for hook in hooks if hook.p99_ms is not None), default=None),
+        "by_hook": [msgspec.to_builtins(hook) for hook in hooks],
     }
 
 

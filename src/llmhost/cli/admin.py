@@ -67,7 +67,7 @@ def _admin(url: str | None, data_dir: Path | None) -> Admin:
         from llmhost.cli.client import HttpAdmin
 
         return HttpAdmin(node)
-    from llmhost.host import OfflineAdmin  # type: ignore[import-not-found, unused-ignore]
+    from llmhost.host import OfflineAdmin
 
     offline: Admin = OfflineAdmin(find_data_dir(data_dir))
     return offline

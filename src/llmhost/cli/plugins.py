@@ -49,7 +49,7 @@ def plugins(
 
 def _of_folder(models: Any, folder: Any) -> list[dict[str, Any]]:
     loaded = load_settings(models, {"plugins.dir": None if folder is None else str(folder)})
-    from llmhost.host import list_plugins  # type: ignore[import-not-found, unused-ignore]
+    from llmhost.host import list_plugins
 
     data: list[dict[str, Any]] = list_plugins(loaded)
     return data

@@ -48,7 +48,7 @@ def serve(
             "server.log_level": log_level,
         },
     )
-    from llmhost.host import serve as run  # type: ignore[import-not-found, unused-ignore]
+    from llmhost.host import serve as run
 
     raise typer.Exit(run(loaded))
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmhost.api.admin import Admin, NewKey, NewOrg
+from llmhost.api.admin import Admin, NewKey, NewOrg, plugin_rows
+from llmhost.config.load import LoadedSettings
 from llmhost.hooks.registry import Plugins
 from llmhost.host.books import open_books
 from llmhost.observe.clock import SystemClock
@@ -66,6 +67,15 @@ class OfflineAdmin:
 
     def _run(self, act: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(act)
+
+
+def list_plugins(loaded: LoadedSettings) -> list[dict[str, Any]]:
+    """The plugins that a node with these settings would load. Raises ConfigError for one that is broken."""
+    plugins = Plugins.load(loaded.settings.plugins, folder=loaded.plugins_dir)
+    try:
+        return plugin_rows(plugins)
+    finally:
+        plugins.close()
 
 
 def _utc_ns(at: datetime | None) -> int | None:
