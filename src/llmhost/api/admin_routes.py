@@ -11,7 +11,7 @@ import msgspec
 from litestar import Router, delete, get, post
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
 from llmhost.api.admin import Admin, NewKey, NewOrg
@@ -36,7 +36,7 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
         return {"data": admin.list_orgs()}
 
     @post("/orgs")
-    async def create_org(data: NewOrg) -> dict[str, Any]:
+    async def create_org(data: JSONBody[NewOrg]) -> dict[str, Any]:
         """Make an organisation."""
         return await admin.create_org(data)
 
@@ -46,7 +46,7 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
         return {"data": admin.list_keys(org, utc_ns=time.time_ns())}
 
     @post("/keys")
-    async def create_key(data: NewKey) -> dict[str, Any]:
+    async def create_key(data: JSONBody[NewKey]) -> dict[str, Any]:
         """Make a key. Its text is in the answer, this once."""
         return await admin.create_key(data, utc_ns=time.time_ns())
 

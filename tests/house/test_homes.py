@@ -1,0 +1,104 @@
+"""One home per library, pure deciders, and nothing heavy where a newcomer first looks."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+SRC = Path(__file__).parents[2] / "src" / "llmhost"
+
+HOMES = {
+    "torch": {"engines", "optimize"},
+    "transformers": {"engines", "optimize"},
+    "llama_cpp": {"engines", "optimize"},
+    "litestar": {"api"},
+    "uvicorn": {"host"},
+    "uvloop": {"host"},
+    "pluggy": {"hooks"},
+    "typer": {"cli"},
+    "rich": {"cli", "engines"},  # the trainer of the built-in models shows its progress
+    "sqlite3": {"storage"},
+    "sqlite_utils": {"storage"},
+    "diskcache": {"cache"},
+    "tokenizers": {"text", "engines"},
+    "jinja2": {"text"},
+    "prometheus_client": {"observe"},
+    "psutil": {"gpu", "deploy", "storage", "host", "cli"},
+}
+"""Where a library may be imported. What is not listed may be imported anywhere."""
+
+PURE = [
+    "schedule/plan.py",
+    "schedule/kv_books.py",
+    "schedule/sequence.py",
+    "schedule/scheduler.py",
+    "deploy/memory_plan.py",
+    "cost/pricing.py",
+    "cost/chain.py",
+    "safety/rules.py",
+    "safety/window.py",
+    "gpu/memory.py",
+    "core/step.py",
+]
+IMPURE_LIBRARIES = {"asyncio", "threading", "time", "logging", "torch", "socket", "sqlite3"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name.partition(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
+def test_each_library_is_imported_from_its_home_only() -> None:
+    strays = [
+        f"{path.relative_to(SRC)}: {library} belongs in {' or '.join(sorted(HOMES[library]))}"
+        for path in SRC.rglob("*.py")
+        for library in HOMES.keys() & set(imports(path))
+        if path.relative_to(SRC).parts[0] not in HOMES[library]
+        and path.relative_to(SRC).parts != ("testing.py",)
+    ]
+
+    assert strays == []
+
+
+def test_deciders_read_no_clock_and_start_no_thread() -> None:
+    impure = {
+        name: found for name in PURE if (found := IMPURE_LIBRARIES & set(imports(SRC / name)))
+    }
+
+    assert impure == {}
+
+
+def test_the_environment_is_read_in_config_alone() -> None:
+    readers = [
+        str(path.relative_to(SRC))
+        for path in SRC.rglob("*.py")
+        if "os.environ" in path.read_text() or "getenv" in path.read_text()
+    ]
+
+    assert readers == ["config/environment.py"]
+
+
+def test_importing_llmhost_imports_nothing_heavy() -> None:
+    code = "import sys, llmhost; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert not {"torch", "transformers", "litestar", "pluggy", "typer"} & set(done.stdout.split())
+
+
+def test_a_fake_node_never_imports_torch() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from llmhost.testing import make_host\n"
+        "async def main():\n"
+        "    async with make_host() as host:\n"
+        "        await host.say('hello', max_tokens=2)\n"
+        "asyncio.run(main())\n"
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert not {"torch", "transformers"} & set(done.stdout.split())
