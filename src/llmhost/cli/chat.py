@@ -1,5 +1,6 @@
 """`llmhost chat`: talk to a model over the same API that every client uses."""
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -68,10 +69,11 @@ class Chat:
                         finish = choice.get("finish_reason") or finish
         except KeyboardInterrupt:
             finish = INTERRUPTED
-        self._history += [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": "".join(said)},
-        ]
+        if said or finish != INTERRUPTED:
+            self._history += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": "".join(said)},
+            ]
         return finish
 
 
@@ -108,6 +110,8 @@ def chat(
 
     In a conversation Ctrl-C stops the answer; /help lists what else can be said.
     """
+    if temperature is not None and not math.isfinite(temperature):
+        raise typer.BadParameter("must be a number", param_hint="--temperature")
     question = message
     if question is None and not _is_terminal():
         question = sys.stdin.read().strip()
