@@ -1,10 +1,11 @@
 """`llmhost chat`: talk to a model over the same API that every client uses."""
 
+import math
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,9 @@ from llmhost.cli import show
 from llmhost.cli.node import NoNode, base_url, read_server_file
 from llmhost.cli.options import DataDir, Url, examples
 from llmhost.core.errors import LlmhostError
+
+if TYPE_CHECKING:
+    from llmhost.cli.client import ChatClient
 
 HELP = "/reset forgets the conversation, /model NAME changes the model, /quit or Ctrl-D leaves."
 INTERRUPTED = "interrupted"
@@ -28,21 +32,11 @@ def add_to(app: typer.Typer) -> None:
     )(chat)
 
 
-class Api(Protocol):
-    """What a chat needs of a node."""
-
-    def models(self) -> list[str]: ...
-
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]: ...
-
-    def stream(self, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]: ...
-
-
 class Chat:
     """One conversation. Its history is what the next question is asked with."""
 
     def __init__(
-        self, api: Api, model: str, *, system: str | None = None, **sampling: object
+        self, api: "ChatClient", model: str, *, system: str | None = None, **sampling: object
     ) -> None:
         self.model = model
         self._api = api
@@ -75,10 +69,11 @@ class Chat:
                         finish = choice.get("finish_reason") or finish
         except KeyboardInterrupt:
             finish = INTERRUPTED
-        self._history += [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": "".join(said)},
-        ]
+        if said or finish != INTERRUPTED:
+            self._history += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": "".join(said)},
+            ]
         return finish
 
 
@@ -115,6 +110,8 @@ def chat(
 
     In a conversation Ctrl-C stops the answer; /help lists what else can be said.
     """
+    if temperature is not None and not math.isfinite(temperature):
+        raise typer.BadParameter("must be a number", param_hint="--temperature")
     question = message
     if question is None and not _is_terminal():
         question = sys.stdin.read().strip()
@@ -195,7 +192,7 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _connect(url: str | None, api_key: str | None, data_dir: Path | None) -> Any:
+def _connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "ChatClient":
     from llmhost.cli.client import ChatClient
     from llmhost.cli.node import find_data_dir
     from llmhost.config.environment import process_environment, read_variables
@@ -214,7 +211,7 @@ def _connect(url: str | None, api_key: str | None, data_dir: Path | None) -> Any
     return ChatClient(base_url(address), api_key or variables.api_key)
 
 
-def _first_model(api: Api) -> str:
+def _first_model(api: "ChatClient") -> str:
     names = api.models()
     if not names:
         raise NoNode("The server offers no model. Declare one in its models.toml.")

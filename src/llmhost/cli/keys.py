@@ -9,6 +9,8 @@ from llmhost.cli import show
 from llmhost.cli.admin import open_admin
 from llmhost.cli.options import DataDir, Json, Url, examples
 
+_CENTURY_DAYS = 36_500
+
 keys = typer.Typer(
     name="keys",
     help="Make, list and revoke API keys.",
@@ -59,8 +61,10 @@ def create_key(
 
     The key alone goes to standard output, so that KEY=$(llmhost keys create --org acme) works.
     """
-    if expires_days is not None and not expires_days > 0:
-        raise typer.BadParameter("must be above 0", param_hint="--expires-days")
+    if expires_days is not None and not 0 < expires_days <= _CENTURY_DAYS:
+        raise typer.BadParameter(
+            f"must be above 0 and at most {_CENTURY_DAYS}", param_hint="--expires-days"
+        )
     with open_admin(url, data_dir) as admin:
         row = admin.create_key(
             org=org,

@@ -68,7 +68,7 @@ class LoadedSettings:
     path: Path | None = None
     """The file that was read; None when the built-in default serves."""
     flags: Mapping[str, object] = field(default_factory=dict)
-    """As they were given, so that reading everything again keeps them."""
+    """As they were given: `load(it.path, environ, it.flags)` reads everything again."""
 
     @property
     def data_dir(self) -> Path:

@@ -66,6 +66,7 @@ def test_days_become_a_moment(node, llmhost, monkeypatch: pytest.MonkeyPatch):
         ("--org", "a", "--rpm", "0"),
         ("--org", "a", "--expires-days", "0"),
         ("--org", "a", "--expires-days", "nan"),
+        ("--org", "a", "--expires-days", "inf"),
         ("--org", "a", "--models", " ,"),
         ("--org", "a", "--nope"),
     ],

@@ -74,6 +74,7 @@ def test_a_program_gets_the_answer_object(node, llmhost):
 
 def test_nothing_to_ask_is_wrong_usage(llmhost):
     assert llmhost("chat", stdin=" \n").exit_code == 2
+    assert llmhost("chat", "-m", "Hi", "--temperature", "nan").exit_code == 2
 
 
 def test_without_a_server_chat_says_how_to_start_one(llmhost, tmp_path):
@@ -203,6 +204,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(capsys: pytest.CaptureFixtu
     printed = capsys.readouterr()
     assert "(stopped)" in printed.err
     assert "Ctrl-D or /quit leaves." in printed.err
+
+
+def test_an_answer_that_was_stopped_before_its_first_word_never_was():
+    api = ScriptedApi([KeyboardInterrupt], HELLO)
+
+    converse(Chat(api, "tiny"), typing("one", "two"))
+
+    assert api.asked() == [["one"], ["two"]]
 
 
 def test_ctrl_c_on_one_question_exits_with_130(llmhost, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llmhost.config.environment import VARIABLES
 from llmhost.config.load import DEFAULT_MODELS, LoadedSettings, Origin, load
 from llmhost.config.schema import ModelSpec, ServerSettings, Settings
 from llmhost.core.errors import ConfigError
@@ -130,6 +131,26 @@ def test_an_empty_variable_makes_an_optional_key_absent():
     loaded = read("[limits]\nrequests_per_minute = 5\n", {"LLMHOST_LIMITS_REQUESTS_PER_MINUTE": ""})
 
     assert loaded.settings.limits.requests_per_minute is None
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path):
+    table, key = VARIABLES[name]
+    default = getattr(getattr(Settings(), table), key)
+    text = {
+        "LLMHOST_PLUGINS_DIR": str(tmp_path),
+        "LLMHOST_SERVER_CORS_ORIGINS": "http://a",
+        "LLMHOST_SERVER_LOG_LEVEL": "error",
+        "LLMHOST_SERVER_LOG_FORMAT": "json",
+        "LLMHOST_SAFETY_CHECK_OUTPUT": "0",
+        "LLMHOST_DEVICES_GPU_MEMORY_FRACTION": "0.5",
+    }.get(name, "77")
+    rate = {"LLMHOST_LIMITS_REQUESTS_PER_MINUTE": "60"} if key == "burst_requests" else {}
+
+    loaded = load(None, {name: text, **rate}, {})
+
+    assert getattr(getattr(loaded.settings, table), key) != default
+    assert loaded.origins[f"{table}.{key}"] == ("environment", name)
 
 
 def test_switches_and_numbers_come_from_the_environment():
