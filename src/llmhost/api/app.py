@@ -23,6 +23,8 @@ from llmhost.deploy.catalogue import Catalogue, ModelEntry
 from llmhost.observe.metrics import CONTENT_TYPE, Metrics
 from llmhost.pipeline.processor import Processor
 
+__all__ = ["ASGIApp", "Surface", "build_app"]
+
 Identify = Callable[[str | None, Mapping[str, str]], Awaitable[Caller]]
 AnyRequest = Request[Any, Any, Any]
 

@@ -76,12 +76,11 @@ class LoadedSettings:
 
     @property
     def plugins_dir(self) -> Path | None:
-        """The folder to load plugins from: the one that was named, or `plugins` beside the file if there is one."""
+        """The folder to load plugins from: the one that was named, or `plugins` in the data dir if there is one."""
         if self.settings.plugins.dir is not None:
             return Path(self.settings.plugins.dir).expanduser()
-        if self.path is not None and (beside := self.path.parent / "plugins").is_dir():
-            return beside
-        return None
+        usual = self.data_dir / "plugins"
+        return usual if usual.is_dir() else None
 
 
 def load(

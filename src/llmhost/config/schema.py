@@ -69,7 +69,7 @@ class PluginSettings(Section, frozen=True):
     """[plugins]: drop-in files and installed packages."""
 
     dir: str | None = None
-    """Folder of drop-in *.py plugins; `plugins` beside models.toml when absent and present."""
+    """Folder of drop-in *.py plugins; `plugins` in the data dir when absent."""
     disabled: tuple[str, ...] = ()
     """Names of plugins not to load."""
     timeout_s: Annotated[float, Meta(gt=0)] = 2.0

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from litestar.types import ASGIApp
-
 from llmhost.api.admin import Admin
-from llmhost.api.app import Surface, build_app
+from llmhost.api.app import ASGIApp, Surface, build_app
 from llmhost.api.edge import is_loopback
 from llmhost.config.schema import Settings
 from llmhost.core.errors import ConfigError
