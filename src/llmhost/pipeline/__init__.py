@@ -1,0 +1,1 @@
+"""A request's story, from authentication to the ledger, one stage after another."""
