@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhost.core.errors import EngineFailed, Overloaded
@@ -444,6 +444,7 @@ async def play(steps: list[tuple[str, int]], error: str | None) -> None:
     assert abandoned.count == expected_calls
 
 
+@settings(deadline=None)
 @given(steps=STEPS, error=st.sampled_from([None, "the end"]))
 def test_no_interleaving_loses_or_doubles_a_delta(
     steps: list[tuple[str, int]], error: str | None
