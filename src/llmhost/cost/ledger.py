@@ -5,6 +5,7 @@ changed price is a new version, and an entry names the one that it was made with
 """
 
 import json
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -199,9 +200,9 @@ class Ledger:
         """
         return self._writer.append(self._append, entry)
 
-    async def settle(self, entry: Entry) -> Recorded:
-        """As `record`, awaited on the event loop. Cancelling the wait does not cancel the entry."""
-        return await self._writer.wait(self.record(entry))
+    def settle(self, entry: Entry) -> "asyncio.Future[Recorded]":
+        """As `record`, for the running event loop. Cancelling the wait does not cancel the entry."""
+        return self._writer.wait(self.record(entry))
 
     async def ensure_price(self, model: str, settings: PriceSettings) -> Price:
         """The newest price of a model if it says the same, else a new version in force from now.
