@@ -4,8 +4,8 @@ Quantities are kept per dimension beside the amount, so that a period can be rat
 changed price is a new version, and an entry names the one that it was made with.
 """
 
-import json
 import asyncio
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
