@@ -187,6 +187,26 @@ async def test_a_delta_beats_a_time_out_that_is_far_away() -> None:
         assert text(await task) == "0 "
 
 
+async def test_a_time_out_that_was_not_needed_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = ReplayStream()
+    loop, alarms = asyncio.get_running_loop(), []
+    real = loop.call_later
+
+    def noted(delay_s: float, callback: Callable[..., Any], *args: Any) -> asyncio.TimerHandle:
+        alarms.append(real(delay_s, callback, *args))
+        return alarms[-1]
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    task = asyncio.create_task(stream.reader().next(timeout_s=3600))
+    await settle()
+    stream.push(delta(0))
+    await task
+
+    assert [alarm.cancelled() for alarm in alarms] == [True]
+
+
 # --- leaving --------------------------------------------------------------------------------------
 
 

@@ -198,7 +198,9 @@ def test_text_that_may_still_become_a_stop_string_is_released_at_the_end() -> No
 
 
 def test_of_two_stop_strings_at_one_place_the_shorter_stops_at_once() -> None:
-    assert feed(["\n\n", "\n"], "a", "\n", "b") == (["a", "", ""], "", True)
+    watch = Watch(Chunks(["a", "\n", "b"]), ["\n\n", "\n"])
+
+    assert [watch.push(0), watch.push(1), watch.is_stopped] == ["a", "", True]
 
 
 def test_a_stop_string_waits_for_a_longer_one_that_began_before_it() -> None:
