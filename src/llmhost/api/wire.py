@@ -13,6 +13,8 @@ from msgspec import Meta
 from llmhost.core.errors import BadRequest, InvalidValue, MissingParameter, UnsupportedParameter
 from llmhost.core.request import GenerationRequest, Kind, Sampling
 
+OWN_TEMPLATE_NAMES = frozenset({"self", "messages", "tools"})
+"""What the server itself hands to a chat template."""
 MAX_CHOICES = 128
 MAX_STOPS = 16
 COMPLETION_MAX_TOKENS = 16
@@ -119,6 +121,11 @@ def chat_request(
     if not body.messages:
         raise InvalidValue("'messages' must hold at least one message.", param="messages")
     _refuse_chat_extras(body)
+    for name in OWN_TEMPLATE_NAMES.intersection(body.chat_template_kwargs or ()):
+        raise InvalidValue(
+            f"'chat_template_kwargs' may not hold {name!r}; send it as a field of its own.",
+            param=f"chat_template_kwargs.{name}",
+        )
     return _request(
         body,
         Kind.CHAT,
