@@ -263,14 +263,18 @@ def _message(message: WireMessage, place: int) -> dict[str, Any]:
 
 
 def _part_text(part: dict[str, Any], at: str) -> str:
-    kind, text = part.get("type"), part.get("text")
+    kind = part.get("type")
+    field = "refusal" if kind == "refusal" else "text"
     if kind not in ("text", "input_text", "refusal"):
         raise UnsupportedParameter(
             f"Content of type {kind!r} is not supported; this server takes text.",
             param=f"{at}.type",
         )
+    text = part.get(field)
     if not isinstance(text, str):
-        raise InvalidValue("A text part needs 'text', a string.", param=f"{at}.text")
+        raise InvalidValue(
+            f"A part of type {kind!r} needs {field!r}, a string.", param=f"{at}.{field}"
+        )
     return text
 
 
