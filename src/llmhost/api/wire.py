@@ -15,6 +15,8 @@ from llmhost.core.request import GenerationRequest, Kind, Sampling
 
 OWN_TEMPLATE_NAMES = frozenset({"self", "messages", "tools"})
 """What the server itself hands to a chat template."""
+MAX_MODEL_CHARS = 512
+"""Longer than any name: an unknown one is searched for its nearest, logged and repeated back."""
 MAX_CHOICES = 128
 MAX_STOPS = 16
 COMPLETION_MAX_TOKENS = 16
@@ -44,7 +46,7 @@ class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
 class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     """What both routes share. Every field may be null, which means absent."""
 
-    model: str | None = None
+    model: Annotated[str, Meta(max_length=MAX_MODEL_CHARS)] | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
