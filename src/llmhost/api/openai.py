@@ -36,7 +36,7 @@ from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.processor import Exchange, Processor
-from llmhost.tenants.limits import Allowance, duration_text
+from llmhost.tenants.limits import Allowance, RequestRateExceeded, duration_text
 
 log = logging.getLogger("llmhost.api")
 
@@ -154,6 +154,8 @@ class Visit:
             await send({"type": "http.response.body", "body": event, "more_body": False})
         else:
             headers = {**self.headers(), **error_headers(known)}
+            if isinstance(known, RequestRateExceeded):
+                headers.update(_limit_headers(known.allowance))
             await send_whole(send, known.status, error_body(known), headers)
 
 
