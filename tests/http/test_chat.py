@@ -9,6 +9,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from server_process import Node, chat_body, events
 
+from llmhost.api.wire import ChatBody
 from llmhost.testing import fake_chat_words
 
 ASK: list[Any] = [{"role": "user", "content": "say something"}]
@@ -185,13 +186,10 @@ def test_what_clients_send_besides_is_accepted(client: OpenAI) -> None:
 
 
 def test_null_means_absent_in_every_field(open_node: Node) -> None:
-    names = (
-        "temperature top_p top_k seed n stop max_tokens max_completion_tokens stream stream_options user logprobs"
-        " top_logprobs tools tool_choice response_format logit_bias frequency_penalty presence_penalty modalities"
-        " audio functions priority ignore_eos chat_template_kwargs"
-    ).split()
 
-    response = open_node.chat(**{**dict.fromkeys(names), "model": "narrow"})
+    fields = set(ChatBody.__struct_fields__) - {"model", "messages"}
+
+    response = open_node.chat(**dict.fromkeys(fields), model="narrow")
 
     assert response.status_code == 200, response.text
 

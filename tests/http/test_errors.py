@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
-from server_process import Node, chat_body, eventually, events, http_bytes
+from server_process import Node, chat_body, events, eventually, http_bytes
 
 ASK: list[Any] = [{"role": "user", "content": "say something"}]
 ClientOf = Callable[[Node, str], OpenAI]
