@@ -4,36 +4,42 @@ from pathlib import Path
 import pytest
 
 import blocklist
-from llmhost.core.request import LOCAL_CALLER, GenerationRequest, Kind
-from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
-
-
-def prompt(text: str) -> GenerationRequest:
-    return GenerationRequest(request_id="r", kind=Kind.COMPLETION, model="m", prompts=(text,))
-
-
-async def refuses(plugins: Plugins, text: str) -> bool:
-    request = prompt(text)
-    said = await ask(plugins, "check_input", request=request, caller=LOCAL_CALLER)
-    again = await ask(plugins, "check_output", text=text, request=request, caller=LOCAL_CALLER)
-    assert (said is None) == (again is None)
-    return said is not None
+from llmhost.testing import fake_chat_words, make_host
 
 
 @pytest.mark.parametrize(
-    ("text", "is_refused"),
-    [("an ExampleBadWord!", True), ("examplebadwords", False), ("fine", False)],
+    ("text", "status"),
+    [("an ExampleBadWord!", 400), ("examplebadwords", 200), ("fine", 200)],
 )
-async def test_whole_words_are_refused_whatever_their_case(text: str, is_refused: bool) -> None:
-    assert await refuses(Plugins.of(blocklist), text) is is_refused
+async def test_whole_words_are_refused_whatever_their_case(text: str, status: int) -> None:
+    async with make_host(plugins=[blocklist]) as host:
+        response = await host.chat(text, max_tokens=4)
+
+    assert response.status_code == status
+    if status == 400:
+        assert response.json()["error"]["code"] == "blocked_word"
 
 
-async def test_a_text_file_beside_the_plugin_replaces_its_words(tmp_path: Path) -> None:
+async def test_a_blocked_word_ends_the_answer_before_it_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = fake_chat_words([{"role": "user", "content": "hello"}], 8)
+    monkeypatch.setattr(blocklist, "BLOCKED", frozenset({whole.split()[5]}))
+
+    async with make_host(plugins=[blocklist]) as host:
+        choice = (await host.chat("hello", max_tokens=8)).json()["choices"][0]
+
+    assert choice["finish_reason"] == "content_filter"
+    assert whole.split()[5] not in choice["message"]["content"]
+
+
+def test_a_text_file_beside_the_plugin_replaces_its_words(tmp_path: Path) -> None:
     shutil.copy(blocklist.__file__, tmp_path)
     (tmp_path / "blocklist.txt").write_text("# ours\n\nforbidden\n")
 
     plugins = Plugins.load(folder=tmp_path, packages=False)
+    check_output = plugins.implementations("check_output")[0].function
 
-    assert await refuses(plugins, "this is forbidden")
-    assert not await refuses(plugins, "examplebadword")
+    assert check_output("this is forbidden") is not None
+    assert check_output("examplebadword") is None

@@ -1,27 +1,29 @@
-from datetime import UTC, datetime
-
 import pytest
 
 import night_rates
 from llmhost import Price
-from llmhost.hooks.call import ask
-from llmhost.hooks.registry import Plugins
-
-LIST = Price.of(input="0.10", cached_input="0.01", output="0.40")
+from llmhost.testing import at, make_host
 
 
-async def quote(hour: int) -> Price | None:
-    now = datetime(2026, 1, 10, hour, 59, tzinfo=UTC)
-    plugins = Plugins.of(night_rates)
-    answer = await ask(plugins, "quote_price", request=None, caller=None, price=LIST, now=now)
-    return None if answer is None else answer.opinion
+async def amount(now: str) -> int:
+    """What eight words cost at a time of day, in nano-dollars."""
+    async with make_host(plugins=[night_rates], clock=at(now)) as host:
+        await host.say("hello", max_tokens=8)
+        amount_nano: int = host.entries()[-1]["amount_nano"]
+        return amount_nano
 
 
-@pytest.mark.parametrize("hour", [0, 5])
-async def test_nights_are_half_price(hour: int) -> None:
-    assert await quote(hour) == Price.of(input="0.05", cached_input="0.005", output="0.20")
+@pytest.mark.parametrize("hour", ["00:00", "03:00", "05:59"])
+async def test_nights_are_half_price(hour: str) -> None:
+    assert await amount(f"2026-01-10T{hour}") == await amount("2026-01-10T12:00") // 2
 
 
-@pytest.mark.parametrize("hour", [6, 23])
-async def test_days_are_as_listed(hour: int) -> None:
-    assert await quote(hour) is None
+@pytest.mark.parametrize("hour", ["06:00", "23:59"])
+async def test_days_are_as_listed(hour: str) -> None:
+    assert await amount(f"2026-01-10T{hour}") == 3 * 100 + 8 * 400
+
+
+def test_a_day_has_no_opinion_on_the_price() -> None:
+    listed = Price.of(input="0.10", output="0.40")
+
+    assert night_rates.quote_price(listed, at("2026-01-10T12:00").utc_now()) is None

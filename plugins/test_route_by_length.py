@@ -1,28 +1,32 @@
 import pytest
 
 import route_by_length
-from llmhost.core.request import GenerationRequest, Kind
-from llmhost.hooks.call import ask
-from llmhost.hooks.registry import Plugins
+from llmhost.config.schema import ModelSpec
+from llmhost.testing import TestHost, make_host
+
+MODELS = {"small": ModelSpec(engine="fake"), "large": ModelSpec(engine="fake")}
 
 
-async def chosen(
-    model: str, text: str, candidates: tuple[str, ...] = ("small", "large")
-) -> str | None:
-    request = GenerationRequest(request_id="r", kind=Kind.COMPLETION, model=model, prompts=(text,))
-    plugins = Plugins.of(route_by_length)
-    answer = await ask(plugins, "route_request", request=request, candidates=candidates)
-    return None if answer is None else answer.opinion
+async def answered_by(host: TestHost, model: str, text: str) -> str:
+    await host.say(text, model=model, max_tokens=1)
+    name: str = host.entries()[-1]["model"]
+    return name
 
 
-@pytest.mark.parametrize(("chars", "model"), [(2_000, "small"), (2_001, "large")])
-async def test_the_length_of_a_prompt_chooses_the_model(chars: int, model: str) -> None:
-    assert await chosen("auto", "x" * chars) == model
+@pytest.mark.parametrize(("length", "model"), [(10, "small@1"), (3_000, "large@1")])
+async def test_long_prompts_go_to_the_large_model(length: int, model: str) -> None:
+    async with make_host(plugins=[route_by_length], models=MODELS) as host:
+        assert await answered_by(host, "auto", "x" * length) == model
 
 
-async def test_a_model_that_was_asked_for_by_name_stays() -> None:
-    assert await chosen("large", "short") is None
+async def test_a_model_asked_for_by_name_is_the_one_that_answers() -> None:
+    async with make_host(plugins=[route_by_length], models=MODELS) as host:
+        assert await answered_by(host, "large", "short") == "large@1"
 
 
-async def test_a_model_that_this_caller_may_not_use_is_not_chosen() -> None:
-    assert await chosen("auto", "short", candidates=("large",)) is None
+async def test_a_key_is_not_routed_to_a_model_it_may_not_use() -> None:
+    async with make_host(plugins=[route_by_length], models=MODELS) as host:
+        key = await host.make_key(models=["large"])
+        host.client.headers["authorization"] = f"Bearer {key}"
+
+        assert (await host.chat("short", model="auto")).status_code == 404

@@ -45,6 +45,9 @@ class ManualClock:
     def utc_ns(self) -> int:
         return self._utc_ns
 
+    def utc_now(self) -> datetime:
+        return datetime.fromtimestamp(self._utc_ns / 1e9, UTC)
+
     def advance(self, seconds: float) -> None:
         self._utc_ns += int(seconds * 10**9)
         self._monotonic_ns += int(seconds * 10**9)

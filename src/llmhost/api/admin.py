@@ -170,7 +170,13 @@ def _usage(by: str, row: UsageRow) -> dict[str, Any]:
 
 
 def _verified(report: VerifyReport) -> dict[str, Any]:
-    return msgspec.to_builtins(report)  # type: ignore[no-any-return]
+    broken = report.broken
+    return {
+        "ok": report.is_intact,
+        "entries": report.rows,
+        "head": report.head,
+        "problem": None if broken is None else f"entry {broken.seq}: {broken.reason}",
+    }
 
 
 def _model(deployment: Deployment) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _safety(safety: SafetySettings) -> Iterator[Problem]:
 
 def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
     key = f"models.{name}"
-    if spec.engine != "fake":
+    if spec.engine == "torch":
         yield from _source(f"{key}.source", spec.source)
     yield from _size(f"{key}.kv_memory", spec.kv_memory)
     if spec.price is not None:

@@ -122,9 +122,9 @@ def walk(settings: Settings) -> Iterator[tuple[str, type[Section], str]]:
                 for part in PriceSettings.__struct_fields__:
                     yield f"models.{name}.price.{part}", PriceSettings, part
             elif key == "options":
-                options = ENGINE_OPTIONS[spec.engine]
-                for part in options.__struct_fields__:
-                    yield f"models.{name}.options.{part}", options, part
+                if options := ENGINE_OPTIONS.get(spec.engine):
+                    for part in options.__struct_fields__:
+                        yield f"models.{name}.options.{part}", options, part
             else:
                 yield f"models.{name}.{key}", ModelSpec, key
 
@@ -256,7 +256,8 @@ def _model(name: str, table: Any, path: Path, origins: dict[str, Origin]) -> Mod
     spec = ModelSpec(**keys)
     if "options" in below:
         inner = Place(place.file, f"{place.table}.options")
-        convert_keys(below["options"], ENGINE_OPTIONS[spec.engine], inner)
+        if spec.engine in ENGINE_OPTIONS:  # a plugin's engine checks its own
+            convert_keys(below["options"], ENGINE_OPTIONS[spec.engine], inner)
         spec = msgspec.structs.replace(spec, options=below["options"])
     for key in flat:
         origins[f"models.{name}.{key}"] = Origin("file", str(path))

@@ -125,8 +125,8 @@ class TorchOptions(Section, frozen=True):
 class ModelSpec(Section, frozen=True):
     """[models.NAME]: one model that the server offers under that name."""
 
-    engine: Literal["torch", "fake"] = "torch"
-    """What runs it: `torch` for transformers checkpoints, `fake` for a deterministic stand-in."""
+    engine: str = "torch"
+    """What runs it: `torch` for transformers checkpoints, `fake` for a deterministic stand-in, or a plugin's engine."""
     source: str = "builtin:tiny"
     """`builtin:NAME`, a folder, or `hf:ORG/NAME[@REVISION]`. Not used by engine "fake"."""
     aliases: tuple[str, ...] = ()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 GENESIS = bytes(32)
 """What the first row has for a predecessor."""
 
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broken:
@@ -40,8 +42,7 @@ def row_hash(prev_hash: bytes, row: Mapping[str, str | int | None]) -> bytes:
     Nulls are left out so that a column added later does not change the hashes of the rows that came before it.
     """
     known = {name: value for name, value in row.items() if value is not None}
-    text = json.dumps(known, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(prev_hash + text.encode()).digest()
+    return hashlib.sha256(prev_hash + _json(known).encode()).digest()
 
 
 def verify(rows: Iterable[tuple[bytes, bytes, Mapping[str, str | int | None]]]) -> VerifyReport:

@@ -4,7 +4,9 @@ Quantities are kept per dimension beside the amount, so that a period can be rat
 changed price is a new version, and an entry names the one that it was made with.
 """
 
-from collections.abc import Iterator, Mapping
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +19,7 @@ from llmhost.cost.chain import GENESIS, VerifyReport, row_hash, verify
 from llmhost.cost.pricing import Price, rates_of
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
+from llmhost.storage.rows import insert_rows
 from llmhost.storage.schema import Schema
 from llmhost.storage.writer import Writer
 
@@ -93,10 +96,7 @@ _COLUMNS = (
 """What a row says and its hash covers; a column of a later step goes at the end and is null in older rows."""
 
 _SELECT = f"SELECT prev_hash, hash, {', '.join(_COLUMNS)} FROM entries"
-_INSERT = (
-    f"INSERT INTO entries (prev_hash, hash, {', '.join(_COLUMNS)})"
-    f" VALUES ({', '.join('?' * (len(_COLUMNS) + 2))}) ON CONFLICT (request_id, kind) DO NOTHING"
-)
+_SELECT_SAME = f"{_SELECT} WHERE request_id IN (SELECT value FROM json_each(?))"
 _HEAD = "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
 _PAGE_ROWS = 1_000
 _GROUPS: Mapping[By, str] = {
@@ -190,6 +190,7 @@ class Ledger:
         self._reader = reader
         self._node_id = node_id
         self._clock = clock
+        self._append = partial(_append, node_id=node_id)
 
     def record(self, entry: Entry) -> Future[Recorded]:
         """Append an entry; the future resolves when it is on disk.
@@ -197,7 +198,11 @@ class Ledger:
         A second entry of the same identity changes nothing and resolves to the first. Raises Overloaded when
         too many wait, and the future StorageFailed when the disk refuses.
         """
-        return self._writer.submit(lambda connection: _append(connection, self._node_id, entry))
+        return self._writer.append(self._append, entry)
+
+    def settle(self, entry: Entry) -> "asyncio.Future[Recorded]":
+        """As `record`, for the running event loop. Cancelling the wait does not cancel the entry."""
+        return self._writer.wait(self.record(entry))
 
     async def ensure_price(self, model: str, settings: PriceSettings) -> Price:
         """The newest price of a model if it says the same, else a new version in force from now.
@@ -279,22 +284,37 @@ def _page(connection: Connection, *, after: int) -> list[tuple[Any, ...]]:
     return connection.execute(query, (after,)).fetchall()
 
 
-def _append(connection: Connection, node_id: str, entry: Entry) -> Recorded:
+def _append(connection: Connection, entries: Sequence[Entry], *, node_id: str) -> list[Recorded]:
     # The head is read anew: remembered, it would be wrong after a group that could not be committed.
     last, head = connection.execute(_HEAD).fetchone() or (0, GENESIS)
-    row = {"seq": last + 1, "node_id": node_id}
-    row |= {name: getattr(entry, name) for name in _COLUMNS[2:]}
-    this_hash = row_hash(head, row)
-    values = [row[name] for name in _COLUMNS]
-    if connection.execute(_INSERT, (head, this_hash, *values)).rowcount == 0:
-        return _first(connection, entry)
-    return Recorded(node_id=node_id, seq=last + 1, hash=this_hash, entry=entry)
+    known = _recorded(connection, [entry.request_id for entry in entries])
+    rows: list[tuple[Any, ...]] = []
+    results: list[Recorded] = []
+    for entry in entries:
+        identity = (entry.request_id, entry.kind)
+        if identity not in known:
+            last += 1
+            row = {"seq": last, "node_id": node_id}
+            row |= {name: getattr(entry, name) for name in _COLUMNS[2:]}
+            this_hash = row_hash(head, row)
+            rows.append((head, this_hash, *row.values()))
+            known[identity] = Recorded(node_id=node_id, seq=last, hash=this_hash, entry=entry)
+            head = this_hash
+        results.append(known[identity])
+    insert_rows(connection, "entries", ("prev_hash", "hash", *_COLUMNS), rows)
+    return results
 
 
-def _first(connection: Connection, entry: Entry) -> Recorded:
-    found = connection.execute(
-        f"{_SELECT} WHERE request_id = ? AND kind = ?", (entry.request_id, entry.kind)
-    ).fetchone()
-    row = dict(zip(_COLUMNS, found[2:], strict=True))
-    seq, node_id = row.pop("seq"), row.pop("node_id")
-    return Recorded(node_id=node_id, seq=seq, hash=found[1], entry=Entry(**row))
+def _recorded(
+    connection: Connection, request_ids: Sequence[str]
+) -> dict[tuple[str, str], Recorded]:
+    """What is in the ledger already of these requests."""
+    found: dict[tuple[str, str], Recorded] = {}
+    for _, this_hash, *values in connection.execute(_SELECT_SAME, (json.dumps(request_ids),)):
+        row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+        seq, node_id = row.pop("seq"), row.pop("node_id")
+        entry = Entry(**row)
+        found[entry.request_id, entry.kind] = Recorded(
+            node_id=node_id, seq=seq, hash=this_hash, entry=entry
+        )
+    return found

@@ -42,12 +42,11 @@ class Bill:
             return settled
         version = context.price.version if context.price is not None else None
         try:
-            recorded = self._ledger.record(Entry.of(context.event(), price_version=version))
+            recorded = self._ledger.settle(Entry.of(context.event(), price_version=version))
         except LlmhostError as error:
             settled.set_exception(error)
             return settled
-        waiting = asyncio.wrap_future(recorded)
-        waiting.add_done_callback(lambda done: _settle(settled, done.exception()))
+        recorded.add_done_callback(lambda done: _settle(settled, done.exception()))
         return settled
 
     async def _quoted(self, context: RequestContext, listed: Price) -> Price | None:

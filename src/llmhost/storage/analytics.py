@@ -5,7 +5,8 @@ Nothing here is money: a row that can't be taken is dropped and counted, and a p
 
 import threading
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from llmhost.core.errors import Overloaded
 from llmhost.core.events import RequestEnded
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
+from llmhost.storage.rows import insert_rows
 from llmhost.storage.schema import Schema
 from llmhost.storage.writer import Writer
 
@@ -96,11 +98,29 @@ _PRUNED_AT_ONCE = 2_000
 """Rows deleted by one job: pruning must not hold up what is being recorded."""
 
 _REQUEST_COLUMNS = (
-    "node_id, utc_ns, request_id, client_request_id, kind, model, key_id, org, team, outcome, status, code,"
-    " finish_reason, prompt_tokens, cached_tokens, completion_tokens, engine_ns, amount_nano, queue_us, ttft_us,"
-    " total_us, is_stream"
+    "node_id",
+    "utc_ns",
+    "request_id",
+    "client_request_id",
+    "kind",
+    "model",
+    "key_id",
+    "org",
+    "team",
+    "outcome",
+    "status",
+    "code",
+    "finish_reason",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "engine_ns",
+    "amount_nano",
+    "queue_us",
+    "ttft_us",
+    "total_us",
+    "is_stream",
 )
-_INSERT_REQUEST = f"INSERT INTO requests ({_REQUEST_COLUMNS}) VALUES ({', '.join('?' * 22)})"
 _KEY = ("minute_ns", "model", "org", "team", "node_id")
 _SUMS = (
     "answered",
@@ -129,8 +149,8 @@ _ADD_TO_MINUTE = (
 )
 _ADD_TO_BUCKET = (
     f"INSERT INTO latencies ({', '.join(_KEY)}, measure, bucket, requests)"
-    " VALUES (:minute_ns, :model, :org, :team, :node_id, :measure, :bucket, 1)"
-    f" ON CONFLICT ({', '.join(_KEY)}, measure, bucket) DO UPDATE SET requests = requests + 1"
+    f" VALUES ({', '.join(f':{name}' for name in _KEY)}, :measure, :bucket, :requests)"
+    f" ON CONFLICT ({', '.join(_KEY)}, measure, bucket) DO UPDATE SET requests = requests + excluded.requests"
 )
 
 _KEY_TEXT = ", ".join(_KEY)
@@ -180,7 +200,7 @@ class Analytics:
     def __init__(self, writer: Writer, reader: Reader, *, node_id: str) -> None:
         self._writer = writer
         self._reader = reader
-        self._node_id = node_id
+        self._record = partial(_record, node_id=node_id)
         self._turn = threading.Lock()
         self._dropped = 0
 
@@ -192,7 +212,7 @@ class Analytics:
     def record(self, event: RequestEnded) -> None:
         """Take a row and return at once. Never raises for what the disk or the queue does."""
         try:
-            future = self._writer.submit(partial(_record, node_id=self._node_id, event=event))
+            future = self._writer.append(self._record, event)
         except Overloaded:
             self._drop()
         else:
@@ -270,72 +290,85 @@ def quantile_us(buckets: Mapping[int, int], quantile: float) -> int | None:
     return None
 
 
-def _record(connection: Connection, *, node_id: str, event: RequestEnded) -> None:
-    org, team, key_id = "-", "", None
-    if event.caller is not None:
-        org, team, key_id = event.caller.org, event.caller.team or "", event.caller.key_id
-    queue_us, total_us = _micro(event.queue_ms), _micro(event.total_ms)
-    ttft_us = None if event.ttft_ms is None else _micro(event.ttft_ms)
-    usage = event.usage
-    connection.execute(
-        _INSERT_REQUEST,
-        (
-            node_id,
-            event.utc_ns,
-            event.request_id,
-            event.client_request_id,
-            event.kind,
-            event.model,
-            key_id,
-            org,
-            team,
-            event.outcome.value,
-            event.status,
-            event.code,
-            event.finish_reason,
-            usage.prompt_tokens,
-            usage.cached_tokens,
-            usage.completion_tokens,
-            usage.engine_ns,
-            event.amount_nano,
-            queue_us,
-            ttft_us,
-            total_us,
-            event.stream,
-        ),
+def _record(
+    connection: Connection, events: Sequence[RequestEnded], *, node_id: str
+) -> Sequence[None]:
+    """All rows, and one addition to each minute and bucket that they touch."""
+    minutes: dict[tuple[Any, ...], dict[str, int]] = {}
+    buckets: Counter[tuple[Any, ...]] = Counter()
+    for event in events:
+        org, team, _ = _tenant(event)
+        minute_ns = event.utc_ns - event.utc_ns % MINUTE_NS
+        key = (minute_ns, _known_model(event), org, team, node_id)
+        _add(minutes.setdefault(key, {}), event)
+        buckets[*key, "total", bucket_of(_micro(event.total_ms))] += 1
+        if event.ttft_ms is not None:
+            buckets[*key, "ttft", bucket_of(_micro(event.ttft_ms))] += 1
+    insert_rows(
+        connection, "requests", _REQUEST_COLUMNS, [_request_row(node_id, e) for e in events]
     )
-    key: dict[str, Any] = {
-        "minute_ns": event.utc_ns - event.utc_ns % MINUTE_NS,
-        "model": _known_model(event),
-        "org": org,
-        "team": team,
-        "node_id": node_id,
-    }
-    sums = {
-        "answered": 0,
-        "refused": 0,
-        "failed": 0,
-        "cancelled": 0,
-        "prompt_tokens": usage.prompt_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "engine_ns": usage.engine_ns,
-        "amount_nano": event.amount_nano,
-        "queue_sum_us": queue_us,
-        "queue_max_us": queue_us,
-        "ttft_count": ttft_us is not None,
-        "ttft_sum_us": ttft_us or 0,
-        "ttft_max_us": ttft_us or 0,
-        "total_sum_us": total_us,
-        "total_max_us": total_us,
-        event.outcome.value: 1,
-    }
-    connection.execute(_ADD_TO_MINUTE, {**key, **sums})
-    for measure, latency_us in (("ttft", ttft_us), ("total", total_us)):
-        if latency_us is not None:
-            connection.execute(
-                _ADD_TO_BUCKET, {**key, "measure": measure, "bucket": bucket_of(latency_us)}
-            )
+    for key, sums in minutes.items():
+        connection.execute(_ADD_TO_MINUTE, dict(zip(_KEY, key, strict=True)) | sums)
+    names = (*_KEY, "measure", "bucket")
+    for place, count in buckets.items():
+        connection.execute(
+            _ADD_TO_BUCKET, dict(zip(names, place, strict=True)) | {"requests": count}
+        )
+    return [None] * len(events)
+
+
+def _request_row(node_id: str, event: RequestEnded) -> tuple[Any, ...]:
+    org, team, key_id = _tenant(event)
+    return (
+        node_id,
+        event.utc_ns,
+        event.request_id,
+        event.client_request_id,
+        event.kind,
+        event.model,
+        key_id,
+        org,
+        team,
+        event.outcome.value,
+        event.status,
+        event.code,
+        event.finish_reason,
+        event.usage.prompt_tokens,
+        event.usage.cached_tokens,
+        event.usage.completion_tokens,
+        event.usage.engine_ns,
+        event.amount_nano,
+        _micro(event.queue_ms),
+        None if event.ttft_ms is None else _micro(event.ttft_ms),
+        _micro(event.total_ms),
+        event.stream,
+    )
+
+
+def _add(sums: dict[str, int], event: RequestEnded) -> None:
+    """One request's part in the sums of its minute."""
+    if not sums:
+        sums.update(dict.fromkeys((*_SUMS, *_LARGEST_OF), 0))
+    sums[event.outcome.value] += 1
+    sums["prompt_tokens"] += event.usage.prompt_tokens
+    sums["cached_tokens"] += event.usage.cached_tokens
+    sums["completion_tokens"] += event.usage.completion_tokens
+    sums["engine_ns"] += event.usage.engine_ns
+    sums["amount_nano"] += event.amount_nano
+    sums["ttft_count"] += event.ttft_ms is not None
+    for measure, milliseconds in (
+        ("queue", event.queue_ms),
+        ("ttft", event.ttft_ms or 0.0),
+        ("total", event.total_ms),
+    ):
+        sums[f"{measure}_sum_us"] += _micro(milliseconds)
+        sums[f"{measure}_max_us"] = max(sums[f"{measure}_max_us"], _micro(milliseconds))
+
+
+def _tenant(event: RequestEnded) -> tuple[str, str, str | None]:
+    if event.caller is None:
+        return "-", "", None
+    return event.caller.org, event.caller.team or "", event.caller.key_id
 
 
 def _known_model(event: RequestEnded) -> str:

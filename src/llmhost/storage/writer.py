@@ -1,8 +1,11 @@
 """One thread owns the only read-write connection of a file and commits in groups.
 
 While one group is being forced to disk the next one gathers, so that a commit's cost is shared by all who wait.
-Each job has a savepoint of its own: one that fails takes none of its neighbours with it. What the jobs do is not
-known here.
+Within a group, neighbours of one kind are done together; when that fails they are undone and tried in halves, until
+only the one that fails does. What the work is is not known here.
+
+Every statement lets go of the interpreter lock and has to win it back from a busy event loop: that, and not SQLite,
+is what a row costs. So there are few statements per group, and a loop is woken once for all its results.
 """
 
 import asyncio
@@ -12,6 +15,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,15 +29,28 @@ from llmhost.storage.connect import (
     open_for_writing,
     storage_error,
 )
+from llmhost.storage.doorbell import Doorbell
 from llmhost.storage.schema import Schema, migrate
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 Job = Callable[[Connection], T]
+Work = Callable[[Connection, Sequence[Item]], Sequence[T]]
 
 MAX_GROUP = 1_000
-"""Jobs in one commit: more would make the first of them wait for the last."""
+"""Items in one commit: more would make the first of them wait for the last."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    work: Work[Any, Any]
+    item: Any
+    future: Future[Any]
+
+
+_Result = tuple[Any, Exception | None]
 
 
 class Writer:
@@ -53,10 +71,11 @@ class Writer:
         self._synchronous = synchronous
         self._migrations = migrations
         self._max_queue = max_queue
-        self._waiting: deque[tuple[Job[Any], Future[Any]]] = deque()
+        self._waiting: deque[_Task] = deque()
         self._changed = threading.Condition()
         self._is_closing = False
         self._health: Exception | None = None
+        self._doorbell: Doorbell | None = None
         opened: Future[None] = Future()
         # A daemon: what was promised is on disk, and a forgotten close must not keep the process alive.
         self._thread = threading.Thread(
@@ -89,11 +108,17 @@ class Writer:
     def submit(self, job: Job[T]) -> Future[T]:
         """Queue a job; its future has the job's result once that is committed, and can't be cancelled.
 
-        The future raises what the job raised, or StorageFailed when its group could not be stored. Raises
-        Overloaded when the queue is full or closed: shed load, never drop money.
+        A job does nothing but SQL: it may be run again after its first run was undone. The future raises what
+        the job raised, or StorageFailed when its group could not be stored. Raises Overloaded when the queue is
+        full or closed: shed load, never drop money.
         """
+        return self.append(_run_each, job)
+
+    def append(self, work: Work[Item, T], item: Item) -> Future[T]:
+        """As `submit`, for what is cheaper done together: neighbours in the queue with the same `work` are
+        handed to it at once, and it returns a result for each."""
         future: Future[T] = Future()
-        future.set_running_or_notify_cancel()  # whoever stops waiting, an accepted job is carried out
+        future.set_running_or_notify_cancel()  # whoever stops waiting, what was accepted is carried out
         with self._changed:
             if self._is_closing:
                 raise Overloaded("The server is stopping and records nothing more.")
@@ -103,13 +128,21 @@ class Writer:
                     " Try again in a second.",
                     retry_after_s=1.0,
                 )
-            self._waiting.append((job, future))
+            self._waiting.append(_Task(work, item, future))
             self._changed.notify()
         return future
 
     async def run(self, job: Job[T]) -> T:
         """As `submit`, awaited. Cancelling the wait does not cancel the job."""
-        return await asyncio.wrap_future(self.submit(job))
+        return await self.wait(self.submit(job))
+
+    def wait(self, future: Future[T]) -> asyncio.Future[T]:
+        """A future of this writer for the running event loop, which is woken once for many of them."""
+        loop = asyncio.get_running_loop()
+        doorbell = self._doorbell
+        if doorbell is None or doorbell.loop is not loop:
+            doorbell = self._doorbell = Doorbell(loop)
+        return doorbell.wait(future)
 
     def close(self) -> None:
         """Carry out what is queued, fold the log into the file, and end the thread. Idempotent."""
@@ -137,54 +170,60 @@ class Writer:
         finally:
             connection.close()
 
-    def _next_group(self) -> list[tuple[Job[Any], Future[Any]]]:
+    def _next_group(self) -> list[_Task]:
         """Wait for work; empty when the writer is closing and nothing is left."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closing)
             count = min(len(self._waiting), MAX_GROUP)
             return [self._waiting.popleft() for _ in range(count)]
 
-    def _commit(
-        self, connection: Connection, group: Sequence[tuple[Job[Any], Future[Any]]]
-    ) -> None:
+    def _commit(self, connection: Connection, group: Sequence[_Task]) -> None:
+        results: list[_Result] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
-            results = [self._attempt(connection, job) for job, _ in group]
+            for work, tasks in groupby(group, key=lambda task: task.work):
+                results += self._attempt(connection, work, [task.item for task in tasks])
             connection.execute("COMMIT")
         except (sqlite3.Error, StorageFailed, MemoryError) as error:
             self._abandon(connection, group, error)
             return
         failures = [error for _, error in results if isinstance(error, StorageFailed)]
         self._note(failures[-1] if failures else None)
-        for (_, future), (value, failure) in zip(group, results, strict=True):
+        for task, (value, failure) in zip(group, results, strict=True):
             if failure is None:
-                future.set_result(value)
+                task.future.set_result(value)
             else:
-                future.set_exception(failure)
+                task.future.set_exception(failure)
 
-    def _attempt(self, connection: Connection, job: Job[T]) -> tuple[T | None, Exception | None]:
-        """A job's value or its error, with nothing of a failed job left behind.
+    def _attempt(
+        self, connection: Connection, work: Work[Any, Any], items: list[Any]
+    ) -> list[_Result]:
+        """A value or an error for each item, with nothing left behind of those that failed.
 
-        Raises StorageFailed when the failure ended the transaction, and every neighbour's work with it.
+        Raises StorageFailed when a failure ended the transaction, and everybody's work with it.
         """
-        connection.execute("SAVEPOINT job")
+        connection.execute("SAVEPOINT work")
         try:
-            value = job(connection)
-        except Exception as error:  # a job may raise anything, and only its own caller shall see it
+            values = work(connection, items)
+            if len(values) != len(items):
+                raise RuntimeError(f"{work} gave {len(values)} results for {len(items)} items")
+        except Exception as error:  # work may raise anything, and only its own caller shall see it
             if not connection.in_transaction:
                 raise StorageFailed(self.path, error) from error
-            connection.execute("ROLLBACK TO job")
-            connection.execute("RELEASE job")
-            return None, storage_error(self.path, error)
-        connection.execute("RELEASE job")
-        return value, None
+            connection.execute("ROLLBACK TO work")
+            connection.execute("RELEASE work")
+            if len(items) == 1:
+                return [(None, storage_error(self.path, error))]
+        else:
+            connection.execute("RELEASE work")
+            return [(value, None) for value in values]
+        half = len(items) // 2
+        return [
+            *self._attempt(connection, work, items[:half]),
+            *self._attempt(connection, work, items[half:]),
+        ]
 
-    def _abandon(
-        self,
-        connection: Connection,
-        group: Sequence[tuple[Job[Any], Future[Any]]],
-        error: Exception,
-    ) -> None:
+    def _abandon(self, connection: Connection, group: Sequence[_Task], error: Exception) -> None:
         cause = error.__cause__ or error
         self._note(StorageFailed(self.path, cause))
         try:
@@ -192,8 +231,8 @@ class Writer:
                 connection.execute("ROLLBACK")
         except sqlite3.Error as second:
             log.warning("storage.rollback_failed file=%s error=%s", self.path.name, second)
-        for _, future in group:
-            future.set_exception(StorageFailed(self.path, cause))
+        for task in group:
+            task.future.set_exception(StorageFailed(self.path, cause))
 
     def _note(self, failure: Exception | None) -> None:
         if failure is not None and self._health is None:
@@ -207,3 +246,7 @@ class Writer:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:  # the log is kept and replayed at the next start
             log.warning("storage.checkpoint_failed file=%s error=%s", self.path.name, error)
+
+
+def _run_each(connection: Connection, jobs: Sequence[Job[Any]]) -> list[Any]:
+    return [job(connection) for job in jobs]

@@ -114,12 +114,11 @@ class KeyStore:
         self._known: dict[bytes, tuple[KeyRecord, Caller]] = {}
         for digest, record in reader.read_now(_load_keys):
             self._remember(digest, record)
-        self._count()
 
     @property
     def has_keys(self) -> bool:
-        """Some key exists that is not revoked; from then on every request needs one."""
-        return self._unrevoked > 0
+        """A key was made: from then on every request needs one, even when all keys have been revoked again."""
+        return bool(self._known)
 
     def find(self, bearer: str | None) -> Caller:
         """Who holds this key. Raises Unauthenticated, saying what is wrong with it.
@@ -209,7 +208,6 @@ class KeyStore:
         )
         await self._writer.run(lambda connection: connection.execute(_INSERT_KEY, row).rowcount)
         self._remember(digest, record)
-        self._count()
         return record, token
 
     async def revoke(self, key: str) -> KeyRecord:
@@ -222,7 +220,6 @@ class KeyStore:
         if record.revoked_ns is None:
             record = replace(record, revoked_ns=self._clock.utc_ns())
             self._remember(self._digests[record.id], record)
-            self._count()
         row = (self._node_id, record.revoked_ns, record.id)
         await self._writer.run(
             lambda connection: (
@@ -248,9 +245,6 @@ class KeyStore:
         )
         self._digests[record.id] = digest
         self._known[digest] = (record, caller)
-
-    def _count(self) -> None:
-        self._unrevoked = sum(record.revoked_ns is None for record in self.list())
 
     def _named(self, key: str) -> KeyRecord:
         start = key.removeprefix(PREFIX)

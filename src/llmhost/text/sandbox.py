@@ -1,9 +1,9 @@
 """Where a model's chat template runs: code from the internet, in Jinja's sandbox, with a meter.
 
 Besides what the sandbox refuses (underscore attributes, changing what it was given, `range` over 100,000), this
-limits CPU time, looked at in loops, calls and operators; the size of what operators and calls make; the widths
-that string methods, formats and padding filters may be given; and names on a namespace. Memory below these
-sizes is not limited: the template is the operator's choice, and may be wrong or careless, but not at war.
+limits CPU time, looked at in loops and calls, without which nothing lasts; the size of what operators and calls
+make; the widths that string methods, formats and padding filters may be given; and names on a namespace. Memory
+below these sizes is not limited: the template is the operator's choice, and may be careless, but not at war.
 """
 
 import re
@@ -121,7 +121,6 @@ def _each(items: Iterable[Any]) -> Iterator[Any]:
 
 @pass_context
 def _weighed_text(context: Context, text: Any) -> Any:
-    _tick()
     return _weighed(text)
 
 
@@ -205,7 +204,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _weighed(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _tick()
         match operator, left, right:
             case "*", int(), str() | list() | tuple():
                 _weighed_product(right, left)

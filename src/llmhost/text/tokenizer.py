@@ -19,20 +19,13 @@ from llmhost.text.template import ChatTemplate, load_chat_template
 from llmhost.text.watch import Watch
 
 
-class _TokenizerFile(msgspec.Struct, frozen=True):
-    """The only part of tokenizer.json that is read here; the library reads the rest."""
-
-    decoder: dict[str, Any] | None = None
-
-
 class FileTokenizer:
-    """A loaded tokenizer.json. Never changed after loading, so that any thread may use it."""
+    """A loaded tokenizer.json. Not changed after loading, so that any thread may use it."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         *,
-        decoder: Mapping[str, Any] | None,
         eos_ids: frozenset[int] = frozenset(),
         template: ChatTemplate | None = None,
     ) -> None:
@@ -42,7 +35,7 @@ class FileTokenizer:
         added = tokenizer.get_added_tokens_decoder().values()
         self._special = frozenset(token.content for token in added if token.special)
         self._detokeniser = detokeniser_factory(
-            decoder, spelling=self._spelling, decode=self.decode
+            _decoder_steps(tokenizer), spelling=self._spelling, decode=self.decode
         )
 
     @property
@@ -91,8 +84,7 @@ def load_tokenizer(folder: Path) -> FileTokenizer:
 
     Raises ModelUnavailable when tokenizer.json, or a file beside it, is missing or broken.
     """
-    path = folder / "tokenizer.json"
-    tokenizer, decoder = _read_tokenizer(path)
+    tokenizer = _read_tokenizer(folder / "tokenizer.json")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     config = _read_json(folder / "tokenizer_config.json")
@@ -101,13 +93,12 @@ def load_tokenizer(folder: Path) -> FileTokenizer:
     _add_missing(tokenizer, config.get("added_tokens_decoder") or {}, named)
     return FileTokenizer(
         tokenizer,
-        decoder=decoder,
         eos_ids=frozenset(_eos_ids(folder, tokenizer, named)),
         template=load_chat_template(folder, config, named),
     )
 
 
-def _read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any] | None]:
+def _read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise ModelUnavailable(
             f"{path.parent} has no tokenizer.json. Copy it from where the weights came from;"
@@ -115,13 +106,19 @@ def _read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any] | None]:
             " AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
         )
     try:
-        data = path.read_bytes()
-        return Tokenizer.from_buffer(data), msgspec.json.decode(data, type=_TokenizerFile).decoder
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise ModelUnavailable(
             f"{path} can't be read as a tokenizer ({error}). Copy the file again; if it is whole,"
             " it may need a newer `tokenizers` library."
         ) from error
+
+
+def _decoder_steps(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The decoder as JSON, in today's spelling however old the file is: it is what the library pickles."""
+    if tokenizer.decoder is None:
+        return None
+    return msgspec.json.decode(tokenizer.decoder.__getstate__(), type=dict[str, Any])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

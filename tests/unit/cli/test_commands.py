@@ -199,12 +199,12 @@ def test_the_schema_is_json(llmhost):
 def test_the_places_in_use_are_printed(llmhost, tmp_path: Path):
     assert llmhost("config", "path").stdout.splitlines()[0] == "settings  -"
     (tmp_path / "models.toml").write_text("")
-    (tmp_path / "plugins").mkdir()
+    (tmp_path / "data" / "plugins").mkdir(parents=True)
 
     assert json.loads(llmhost("config", "path", "--json").stdout) == {
         "settings": str(tmp_path / "models.toml"),
         "data_dir": str(tmp_path / "data"),
-        "plugins": str(tmp_path / "plugins"),
+        "plugins": str(tmp_path / "data" / "plugins"),
     }
 
 

@@ -100,12 +100,12 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch):
     assert load(None, {}, {}).data_dir == Path("/home/ada/.llmhost")
 
 
-def test_the_plugins_folder_beside_the_file_is_found_without_being_named():
+def test_plugins_come_from_the_data_dir_and_never_from_the_folder_one_stands_in(tmp_path: Path):
     Path("plugins").mkdir()
+    (tmp_path / "data" / "plugins").mkdir(parents=True)
 
-    assert read("").plugins_dir == Path("plugins")
-    Path("models.toml").unlink()
-    assert load(None, {}, {}).plugins_dir is None
+    assert read('[server]\ndata_dir = "elsewhere"').plugins_dir is None
+    assert read(f'[server]\ndata_dir = "{tmp_path}/data"').plugins_dir == tmp_path / "data/plugins"
 
 
 def test_lists_come_from_the_environment_with_commas_or_as_json():

@@ -1,3 +1,4 @@
+# ruff: noqa: TID253 (these tests are of the torch engine)
 """Tiny random checkpoints on disk, shaped like real families, for tests of the torch engine."""
 
 from pathlib import Path
@@ -33,10 +34,12 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 20,
             "query_pre_attn_scalar": 16,
             "attn_logit_softcapping": 5.0,
-            "initializer_range": 0.05,
             "num_hidden_layers": 2,
+            "tie_word_embeddings": False,
         },
     ),
+    # Attention sinks and experts: what is refused, and where rows meet in one matrix.
+    "gpt_oss": ("GptOssConfig", {"head_dim": 16, "num_local_experts": 2, "num_hidden_layers": 2}),
     "gpt2": (
         "GPT2Config",
         {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 128},

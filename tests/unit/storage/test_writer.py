@@ -3,7 +3,7 @@ import contextlib
 import resource
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,44 @@ def test_a_failing_job_takes_no_neighbour_with_it(writer: Writer, path: Path) ->
     assert (before.result(10), after.result(10)) == ("a", "b")
     assert texts(path) == ["a", "b"]
     assert writer.health is None
+
+
+def note_all(connection: Connection, items: Sequence[str]) -> list[int]:
+    """As one statement each would, but tells how many came together."""
+    connection.executemany("INSERT INTO notes VALUES (?)", [(text,) for text in items])
+    return [len(items)] * len(items)
+
+
+def test_neighbours_of_one_kind_are_done_together_and_in_order(writer: Writer, path: Path) -> None:
+    with held(writer):
+        first = [writer.append(note_all, text) for text in "abc"]
+        between = writer.submit(note("d"))
+        second = [writer.append(note_all, text) for text in "ef"]
+    assert [f.result(10) for f in first] == [3, 3, 3]
+    assert between.result(10) == "d"
+    assert [f.result(10) for f in second] == [2, 2]
+    assert texts(path) == list("abcdef")
+
+
+@pytest.mark.parametrize("bad", [0, 1, 5, 49, 99])
+def test_one_bad_item_fails_alone_among_a_hundred(writer: Writer, path: Path, bad: int) -> None:
+    writer.submit(note("taken")).result(10)
+    with held(writer):
+        futures = [writer.append(note_all, "taken" if i == bad else str(i)) for i in range(100)]
+    failed = [i for i, future in enumerate(futures) if future.exception(10) is not None]
+    assert failed == [bad]
+    assert isinstance(futures[bad].exception(), sqlite3.IntegrityError)
+    assert texts(path) == ["taken", *(str(i) for i in range(100) if i != bad)]
+
+
+def test_work_that_forgets_a_result_is_undone_and_named(writer: Writer, path: Path) -> None:
+    def forgetful(connection: Connection, items: Sequence[str]) -> list[int]:
+        note_all(connection, items)
+        return []
+
+    error = writer.append(forgetful, "a").exception(10)
+    assert "0 results for 1 items" in str(error)
+    assert texts(path) == []
 
 
 def test_a_broken_constraint_is_the_job_s_own_error(writer: Writer) -> None:

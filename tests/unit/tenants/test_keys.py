@@ -186,7 +186,7 @@ async def test_a_revocation_that_can_not_be_stored_holds_all_the_same(desk: Desk
     assert "revoked" in refusal(desk.keys, token)
 
 
-async def test_has_keys_counts_those_that_are_not_revoked(desk: Desk) -> None:
+async def test_once_a_key_was_made_keys_are_needed_even_when_all_are_revoked(desk: Desk) -> None:
     assert not desk.keys.has_keys
     await desk.keys.create_org("acme")
     first, _ = await desk.keys.create(org="acme")
@@ -195,8 +195,8 @@ async def test_has_keys_counts_those_that_are_not_revoked(desk: Desk) -> None:
     assert desk.keys.has_keys
     assert desk.opened().has_keys
     await desk.keys.revoke(second.id)
-    assert not desk.keys.has_keys
-    assert not desk.opened().has_keys
+    assert desk.keys.has_keys
+    assert desk.opened().has_keys
 
 
 async def test_a_key_needs_an_organisation_that_exists(desk: Desk) -> None:

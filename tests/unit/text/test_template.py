@@ -418,6 +418,16 @@ HEAVY = {
         "{% for a in range(99999) %}{% for b in messages | map('upper') %}{% endfor %}"
         "{% for c in range(99999) | select %}{% endfor %}{% endfor %}"
     ),
+    "loops over lists that are there": (
+        "{% for a in many %}{% for b in many %}{% for c in many %}{% endfor %}{% endfor %}{% endfor %}"
+    ),
+    "loops over filters' items": (
+        "{% for a in many | select %}{% for b in many | select %}{% for c in many | select %}"
+        "{% endfor %}{% endfor %}{% endfor %}"
+    ),
+    "macros that call themselves without arithmetic": (
+        "{% macro f(m) %}{% if m %}{{ f(m[1:]) }}{{ f(m[1:]) }}{% endif %}{% endmacro %}{{ f(many[:60]) }}"
+    ),
     "macros that call themselves twice": (
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
     ),
@@ -455,7 +465,7 @@ def test_a_template_that_would_not_end_is_refused(
 ) -> None:
     monkeypatch.setattr(sandbox, "CPU_S", 0.05)
 
-    assert "can't render" in refusal(source, HI)
+    assert "can't render" in refusal(source, HI, many=[1] * 2000)
 
 
 def test_a_long_chat_is_not_a_heavy_one() -> None:

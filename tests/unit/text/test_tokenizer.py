@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -201,6 +201,7 @@ def test_truncation_and_padding_in_the_file_do_nothing(
     assert load(raw).encode(text) == load("byte-level").encode(text)
 
 
+@settings(deadline=None)
 @given(texts=st.lists(st.text(max_size=40), max_size=8))
 def test_threads_share_one_tokenizer(load: Load, texts: list[str]) -> None:
     tokenizer = load("byte-level")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhost.core.ports import TextWatch, Tokenizer
@@ -60,6 +60,7 @@ def test_ids_that_do_not_exist_say_nothing(tokenizer: Tokenizer) -> None:
     assert say(tokenizer.watch(), [unknown, *tokens]) == tokenizer.decode(tokens)
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=60))
 def test_any_text_can_be_encoded_and_watched(tokenizer: Tokenizer, text: str) -> None:
     tokens = tokenizer.encode(text, add_special_tokens=False)

@@ -4,7 +4,7 @@ import time
 from zlib import crc32
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhost.text.words import SYLLABLES, WordTokenizer, words
@@ -30,6 +30,7 @@ def test_a_large_vocabulary_is_made_at_once() -> None:
     assert time.process_time() - began < 0.03
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=60))
 def test_any_word_gets_an_id_by_its_hash(text: str) -> None:
     tokenizer = WordTokenizer(50)
@@ -40,6 +41,7 @@ def test_any_word_gets_an_id_by_its_hash(text: str) -> None:
     ]
 
 
+@settings(deadline=None)
 @given(tokens=st.lists(st.integers(0, 4095)))
 def test_its_own_words_come_back_as_they_were(tokens: list[int]) -> None:
     tokenizer = WordTokenizer(4096)

@@ -14,7 +14,7 @@ from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, Row
 from llmhost.engines.torch.attention import ForwardPass, forward_pass
-from llmhost.engines.torch.backend_torch import StepAttention
+from llmhost.engines.torch.backend_torch import Scratch, StepAttention
 from llmhost.engines.torch.kv import KvShape, PagedKv
 from llmhost.engines.torch.layout import StepLayout, lay_out
 from llmhost.engines.torch.sampler import sample
@@ -29,6 +29,7 @@ class TorchRunner:
         self._model: Any = model
         self.device: torch.device = model.device
         self._kv: PagedKv | None = PagedKv(shape, self.device)
+        self._scratch = Scratch()
         self._block_tokens = shape.block_tokens
         self.facts = RunnerFacts(
             device=f"{self.device.type}:{self.device.index or 0}",
@@ -65,7 +66,9 @@ class TorchRunner:
         `seen` is filled with the sliding window that each layer attended with.
         """
         kv = self._open_kv()
-        attention = StepAttention(layout, block_tokens=self._block_tokens, dtype=kv.shape.dtype)
+        attention = StepAttention(
+            layout, self._scratch, block_tokens=self._block_tokens, dtype=kv.shape.dtype
+        )
         state = ForwardPass(layout, kv, attention)
         inputs = {
             "input_ids": layout.input_ids,
@@ -85,6 +88,7 @@ class TorchRunner:
     def close(self) -> None:
         self._model = None
         self._kv = None
+        self._scratch = Scratch()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from llmhost.core.errors import EngineFailed
 from llmhost.core.step import Row
 
-NUCLEUS_CANDIDATES = 1024
-"""Most likely tokens that are looked at for `top_p` before the whole vocabulary is sorted."""
+NUCLEUS_CANDIDATES = (256, 4096)
+"""Most likely tokens that are looked at for `top_p`, first and then; after that the whole vocabulary is sorted."""
 _LANE = 256
 """Probabilities are cumulated in two levels: over groups of so many tokens, then inside one group."""
 _MASK = 2**64 - 1
@@ -88,20 +88,27 @@ def _has_filter(row: Row, vocabulary: int) -> bool:
 def _edges(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     """The lowest score that `top_k`, then `top_p` of what is left, let through: [rows, 1]."""
     vocabulary = scores.shape[1]
-    limits = [row.sampling.top_k or vocabulary for row in rows]
-    looked_at = [limit if limit < vocabulary else NUCLEUS_CANDIDATES for limit in limits]
-    count = min(max(looked_at), vocabulary)
-    edges, is_certain = _edges_among(scores, count, limits, rows)
-    if not is_certain.all():
-        again = (~is_certain).nonzero()[:, 0].tolist()
-        edges[again], _ = _edges_among(
-            scores[again], vocabulary, [limits[i] for i in again], [rows[i] for i in again]
+    limits = [min(row.sampling.top_k or vocabulary, vocabulary) for row in rows]
+    edges = torch.empty((len(rows), 1), device=scores.device)
+    open_rows = list(range(len(rows)))
+    largest = max((limit for limit in limits if limit < vocabulary), default=0)
+    for candidates in (*NUCLEUS_CANDIDATES, vocabulary):
+        count = min(max(candidates, largest), vocabulary)
+        found, is_certain = _edges_among(
+            scores[open_rows],
+            count,
+            [limits[i] for i in open_rows],
+            [rows[i].sampling.top_p for i in open_rows],
         )
+        edges[open_rows] = found
+        open_rows = [i for i, done in zip(open_rows, is_certain.tolist(), strict=True) if not done]
+        if not open_rows:
+            break
     return edges
 
 
 def _edges_among(
-    scores: Tensor, count: int, limits: Sequence[int], rows: Sequence[Row]
+    scores: Tensor, count: int, limits: Sequence[int], shares: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """Edges found by looking at the `count` best tokens, and whether that was enough, per row."""
     top = scores.topk(count, dim=-1).values
@@ -111,12 +118,12 @@ def _edges_among(
     weights = kept.double().exp_()
     is_limited = torch.tensor([limit <= count for limit in limits], device=device)
     whole = torch.where(is_limited, weights.sum(-1), scores.exp().sum(-1, dtype=torch.float64))
-    wanted = torch.tensor([row.sampling.top_p for row in rows], dtype=torch.float64, device=device)
+    wanted = torch.tensor(shares, dtype=torch.float64, device=device) * whole
     reached = weights.cumsum(-1)
-    inside = (reached - weights < (wanted * whole)[:, None]) & (kept > float("-inf"))
+    inside = (reached - weights < wanted[:, None]) & (kept > float("-inf"))
     inside[:, 0] = True
     edges = top.gather(1, inside.sum(-1, keepdim=True) - 1)
-    return edges, is_limited | (reached[:, -1] >= wanted * whole)
+    return edges, is_limited | (reached[:, -1] >= wanted)
 
 
 def _invert(weights: Tensor, where: Tensor) -> Tensor:

@@ -1,0 +1,24 @@
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from llmhost.storage.rows import insert_rows
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 15, 16, 63, 64, 65, 149, 500])
+def test_all_rows_arrive_in_order(count: int) -> None:
+    rows = [(i, f"text {i}") for i in range(count)]
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t (a, b)")
+        insert_rows(connection, "t", ("a", "b"), rows)
+        assert connection.execute("SELECT a, b FROM t ORDER BY rowid").fetchall() == rows
+
+
+def test_few_statements_carry_many_rows() -> None:
+    statements: list[str] = []
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t (a)")
+        connection.set_trace_callback(statements.append)
+        insert_rows(connection, "t", ("a",), [(i,) for i in range(1000)])
+    assert len(statements) < 20
