@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 (these tests are of the torch engine)
 """Tiny random checkpoints on disk, shaped like real families, for tests of the torch engine."""
 
 from pathlib import Path
