@@ -12,11 +12,12 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 from llmhost import __version__
 from llmhost.api.admin import Admin
 from llmhost.api.admin_routes import admin_router
+from llmhost.api.door import bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import error_headers, error_object, known_error
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.config.schema import ServerSettings
-from llmhost.core.errors import LlmhostError, Overloaded
+from llmhost.core.errors import LlmhostError, ModelNotAllowed, Overloaded
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import Caller, Kind
 from llmhost.deploy.catalogue import Catalogue, ModelEntry
@@ -83,10 +84,7 @@ def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:
 
 def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
     async def caller_of(request: AnyRequest) -> Caller:
-        sent = request.headers.get("authorization", request.headers.get("x-api-key", ""))
-        return await surface.identify(
-            sent.removeprefix("Bearer ").strip() or None, dict(request.headers)
-        )
+        return await surface.identify(bearer(request.scope), dict(request.headers))
 
     @get("/v1/models", tags=["models"])
     async def list_models(request: AnyRequest) -> Response[dict[str, Any]]:
@@ -103,9 +101,11 @@ def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
     @get("/v1/models/{model:path}", tags=["models"])
     async def read_model(request: AnyRequest, model: FromPath[str]) -> Response[dict[str, Any]]:
         """One model, by name or alias."""
-        await caller_of(request)
-        name = model.strip("/")
-        return _stamped(model_object(surface.catalogue.find(name), name))
+        caller, name = await caller_of(request), model.strip("/")
+        entry = surface.catalogue.find(name)
+        if not entry.may_be_used_by(caller):
+            raise ModelNotAllowed(name)
+        return _stamped(model_object(entry, name))
 
     return [list_models, read_model]
 

@@ -1,6 +1,7 @@
 """Small ASGI pieces for the hot routes: read a body, write a response, notice that the client is gone."""
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 
 from litestar.types import Receive, Scope, Send
@@ -8,6 +9,8 @@ from litestar.types import Receive, Scope, Send
 from llmhost.core.errors import RequestTooLarge
 
 JSON = "application/json"
+
+_CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class ClientGone(Exception):
@@ -38,6 +41,12 @@ def header(scope: Scope, name: bytes) -> str | None:
         if key == name:
             return value.decode("latin-1")
     return None
+
+
+def client_id(scope: Scope) -> str | None:
+    """The client's own `x-request-id`, if it is short and printable."""
+    sent = header(scope, b"x-request-id")
+    return sent if sent and _CLIENT_ID.fullmatch(sent) else None
 
 
 def bearer(scope: Scope) -> str | None:

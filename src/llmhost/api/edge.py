@@ -1,4 +1,4 @@
-"""What stands around the whole app: which Host names it answers to, and which browser pages may call /v1.
+"""What stands around the whole app: the Host names it answers to, the pages that may call /v1, an id for every answer.
 
 Pure ASGI, because admin routes must answer no CORS at all, and because a hot route should not pay for a framework's
 middleware. A server that listens on loopback only answers to loopback names: a page that had its own name resolve to
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from llmhost.api.door import header, send_whole
+from llmhost.api.door import client_id, header, send_whole
 from llmhost.api.errors import error_body
 from llmhost.core.errors import Forbidden
+from llmhost.core.ids import new_request_id
 
 _LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 _EXPOSED = b"x-request-id, x-client-request-id, retry-after, retry-after-ms, openai-processing-ms"
@@ -42,7 +43,9 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
-        elif self._loopback_only and not is_loopback(_host_name(scope)):
+            return
+        send = _named(scope, send)
+        if self._loopback_only and not is_loopback(_host_name(scope)):
             await self._refuse_host(scope, send)
         else:
             await self._with_cors(scope, receive, send)
@@ -91,6 +94,20 @@ class Edge:
         ]
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _named(scope: HTTPScope, send: Send) -> Send:
+    """A `send` that gives every response an id, ours, and repeats the client's own."""
+
+    async def send_named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            present = {name for name, _ in message["headers"]}
+            ids = {b"x-request-id": new_request_id(), b"x-client-request-id": client_id(scope)}
+            added = [(k, v.encode()) for k, v in ids.items() if v and k not in present]
+            message["headers"] = [*message["headers"], *added]
+        await send(message)
+
+    return send_named
 
 
 def _host_name(scope: HTTPScope) -> str:

@@ -6,7 +6,6 @@ is running, not with the first token; silence is filled with comments; the end i
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from llmhost.api.door import (
     ClientGone,
     DisconnectWatch,
     bearer,
-    header,
+    client_id,
     read_all,
     send_whole,
     start,
@@ -36,7 +35,7 @@ from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.processor import Exchange, Processor
-from llmhost.tenants.limits import Allowance, duration_text
+from llmhost.tenants.limits import Allowance, RequestRateExceeded, duration_text
 
 log = logging.getLogger("llmhost.api")
 
@@ -45,8 +44,6 @@ STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, bool]]
 """Body, our id, the client's id -> the request, and whether its stream shall report usage."""
-
-_CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def parse_chat(
@@ -125,8 +122,7 @@ class Visit:
     def __init__(self, scope: Scope) -> None:
         self.started = time.perf_counter()
         self.request_id = new_request_id()
-        sent = header(scope, b"x-request-id")
-        self.client_id = sent if sent and _CLIENT_ID.fullmatch(sent) else None
+        self.client_id = client_id(scope)
         self.exchange: Exchange | None = None
         self.is_gone = False
         self.has_started = False
@@ -158,6 +154,8 @@ class Visit:
             await send({"type": "http.response.body", "body": event, "more_body": False})
         else:
             headers = {**self.headers(), **error_headers(known)}
+            if isinstance(known, RequestRateExceeded):
+                headers.update(_limit_headers(known.allowance))
             await send_whole(send, known.status, error_body(known), headers)
 
 

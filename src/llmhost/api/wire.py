@@ -13,6 +13,10 @@ from msgspec import Meta
 from llmhost.core.errors import BadRequest, InvalidValue, MissingParameter, UnsupportedParameter
 from llmhost.core.request import GenerationRequest, Kind, Sampling
 
+OWN_TEMPLATE_NAMES = frozenset({"self", "messages", "tools"})
+"""What the server itself hands to a chat template."""
+MAX_MODEL_CHARS = 512
+"""Longer than any name: an unknown one is searched for its nearest, logged and repeated back."""
 MAX_CHOICES = 128
 MAX_STOPS = 16
 COMPLETION_MAX_TOKENS = 16
@@ -42,7 +46,7 @@ class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
 class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     """What both routes share. Every field may be null, which means absent."""
 
-    model: str | None = None
+    model: Annotated[str, Meta(max_length=MAX_MODEL_CHARS)] | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
@@ -119,6 +123,11 @@ def chat_request(
     if not body.messages:
         raise InvalidValue("'messages' must hold at least one message.", param="messages")
     _refuse_chat_extras(body)
+    for name in OWN_TEMPLATE_NAMES.intersection(body.chat_template_kwargs or ()):
+        raise InvalidValue(
+            f"'chat_template_kwargs' may not hold {name!r}; send it as a field of its own.",
+            param=f"chat_template_kwargs.{name}",
+        )
     return _request(
         body,
         Kind.CHAT,
@@ -256,14 +265,18 @@ def _message(message: WireMessage, place: int) -> dict[str, Any]:
 
 
 def _part_text(part: dict[str, Any], at: str) -> str:
-    kind, text = part.get("type"), part.get("text")
+    kind = part.get("type")
+    field = "refusal" if kind == "refusal" else "text"
     if kind not in ("text", "input_text", "refusal"):
         raise UnsupportedParameter(
             f"Content of type {kind!r} is not supported; this server takes text.",
             param=f"{at}.type",
         )
+    text = part.get(field)
     if not isinstance(text, str):
-        raise InvalidValue("A text part needs 'text', a string.", param=f"{at}.text")
+        raise InvalidValue(
+            f"A part of type {kind!r} needs {field!r}, a string.", param=f"{at}.{field}"
+        )
     return text
 
 

@@ -56,12 +56,17 @@ def serve(loaded: LoadedSettings) -> int:
 
 @contextlib.contextmanager
 def bound_socket(server: ServerSettings) -> Iterator[socket.socket]:
-    """A bound socket. Raises AlreadyRunning naming the process that has the port, or ConfigError."""
+    """A socket that listens. Raises AlreadyRunning naming the process that has the port, or ConfigError.
+
+    It listens before anything is built: two servers that start together can't both have the port, and whoever
+    reads `server.json` can connect.
+    """
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((server.host, server.port))
+            listener.listen(BACKLOG)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise AlreadyRunning(

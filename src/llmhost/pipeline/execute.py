@@ -73,6 +73,12 @@ class Generation:
         for index in list(self._open):
             self._cancel_choice(index)
 
+    def cut(self, error: LlmhostError) -> None:
+        """Stop every choice on the server's own account: a failure, which nobody pays for."""
+        if self._open:
+            self.context.error = self.context.error or error
+            self.cancel()
+
     def detach(self) -> None:
         """Stop what was submitted of a request that could not be submitted whole; nobody is told."""
         self._is_detached = True
@@ -94,7 +100,7 @@ class Generation:
         self._open.discard(delta.index)
         self._note_end(delta)
         if self._open:
-            self.stream.push(delta)
+            self.stream.push(_for_readers(delta))
         else:
             self._complete(delta)
 
@@ -134,7 +140,7 @@ class Generation:
         """Let the end of the answer out, now that it can't be lost."""
         failure = settled.exception() if not settled.cancelled() else None
         if context_error := self.context.error:
-            self.stream.push(replace(last, finish_reason=None, usage=None))
+            self.stream.push(_for_readers(last))
             self.stream.fail(context_error)
         elif failure is not None:
             self.stream.fail(_ledger_unavailable(failure))
@@ -153,6 +159,13 @@ class Generation:
                 usage = replace(usage, prompt_tokens=0, cached_tokens=0)
             merged += usage
         return merged
+
+
+def _for_readers(delta: Delta) -> Delta:
+    """A choice that did not end by itself has no reason that a client knows; the stream's error says why."""
+    if delta.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
+        return replace(delta, finish_reason=None, usage=None)
+    return delta
 
 
 def _ledger_unavailable(failure: BaseException) -> LlmhostError:

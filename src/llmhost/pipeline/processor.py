@@ -118,9 +118,13 @@ class Processor:
         self._stages.limit.is_draining = True
 
     def cancel_all(self) -> None:
-        """Cut what still runs, as if every caller had left."""
+        """Cut what still runs. Its readers hear why, and nobody pays for it."""
+        error = Overloaded(
+            "The server is shutting down and could not wait for the end of this answer. Ask again.",
+            retry_after_s=1,
+        )
         for generation in list(self._live):
-            generation.cancel()
+            generation.cut(error)
 
     async def _admit(self, context: RequestContext, fault: LlmhostError | None) -> Generation:
         stages = self._stages

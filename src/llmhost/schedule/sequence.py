@@ -52,7 +52,9 @@ class Sequence:
 
     @property
     def usage(self) -> Usage:
-        return Usage(len(self.spec.prompt), self.cached_tokens, self.generated, self.engine_ns)
+        """What was computed: a sequence that ended in the queue, or amid its prompt, used no more than that."""
+        prompt_tokens = min(self.high_water, len(self.spec.prompt))
+        return Usage(prompt_tokens, self.cached_tokens, self.generated, self.engine_ns)
 
     def export(self) -> SequenceSpec:
         """This sequence as data, to be started again here or elsewhere."""

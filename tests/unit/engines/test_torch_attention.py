@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 (these tests are of the torch engine)
 """The pure-torch attention against one query at a time, by hand."""
 
 import random

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 (these tests are of the torch engine)
 """Greedy answers in float32 are those of transformers' own generate, whatever else is in the batch."""
 
 import random

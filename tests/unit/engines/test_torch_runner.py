@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 (these tests are of the torch engine)
 import gc
 import threading
 import weakref
