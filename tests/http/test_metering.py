@@ -303,7 +303,7 @@ def test_usage_adds_up_by_key_team_org_model_and_day(keyed_node: Node, client_of
     by_key, by_team, by_org = usage("key"), usage("team"), usage("org")
     assert by_key[one["id"]]["output_tokens"] == 7
     assert by_key[two["id"]]["requests"] == 1
-    assert by_team["red"]["fresh_input_tokens"] == 4
+    assert by_team["sums/red"]["fresh_input_tokens"] == 4
     assert by_org["sums"]["output_tokens"] == 12
     assert by_org["sums"]["amount_nano"] == 6 * INPUT_NANO + 12 * OUTPUT_NANO
     entries = keyed_node.entries()

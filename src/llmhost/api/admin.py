@@ -14,6 +14,12 @@ from llmhost.deploy.manager import Deployments
 from llmhost.hooks.registry import PluginReport, Plugins
 from llmhost.tenants.keys import KeyRecord, KeyStore, Org
 
+NOBODY = "-"
+"""The organisation that strangers' requests are counted under."""
+LAST_S = 9_000_000_000
+"""A UTC time in the year 2255: nanoseconds up to it fit in 64 bits."""
+MOST_PER_MINUTE = 10**9
+
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body that makes a key. `expires_at` is in UTC seconds."""
@@ -47,6 +53,10 @@ class Admin:
         return [_org(org) for org in self._keys.list_orgs()]
 
     async def create_org(self, new: NewOrg) -> dict[str, Any]:
+        if new.name == NOBODY:
+            raise InvalidValue(
+                f"{NOBODY!r} stands for requests that no caller was found for.", param="name"
+            )
         return _org(await self._keys.create_org(new.name))
 
     def list_keys(self, org: str | None = None, *, utc_ns: int) -> list[dict[str, Any]]:
@@ -54,6 +64,8 @@ class Admin:
 
     async def create_key(self, new: NewKey, *, utc_ns: int) -> dict[str, Any]:
         """The key's facts and, this once, its whole text."""
+        _check_bound(new.expires_at, LAST_S, "expires_at")
+        _check_bound(new.requests_per_minute, MOST_PER_MINUTE, "requests_per_minute")
         if new.models is not None and self._deployments is not None:
             for name in new.models:
                 self._deployments.catalogue.find(name)
@@ -92,6 +104,8 @@ class Admin:
         if by not in get_args(By):
             known = ", ".join(get_args(By))
             raise InvalidValue(f"'by' is {by!r}; it may be {known}.", param="by")
+        _check_bound(since_ns, LAST_S * 10**9, "since")
+        _check_bound(until_ns, LAST_S * 10**9, "until")
         rows = self._ledger.usage(cast(By, by), since_ns=since_ns, until_ns=until_ns)
         return [_usage(by, row) for row in rows]
 
@@ -111,6 +125,12 @@ class Admin:
         if self._deployments is None:
             raise Conflict("This needs a running server. Start it with `llmhost serve`.")
         return self._deployments
+
+
+def _check_bound(value: int | None, limit: int, param: str) -> None:
+    """What is stored or compared there has 64 bits."""
+    if value is not None and abs(value) > limit:
+        raise InvalidValue(f"{param!r} is {value}, and {limit} is the most it may be.", param=param)
 
 
 def _s(ns: int | None) -> int | None:

@@ -15,7 +15,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
 from llmhost.api.admin import Admin, NewKey, NewOrg
-from llmhost.core.errors import InvalidValue, Unauthenticated
+from llmhost.core.errors import InvalidValue, NotFound, Unauthenticated
 
 NDJSON = "application/x-ndjson"
 
@@ -65,15 +65,16 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
         """Loaded models: memory, load, KV use."""
         return {"data": admin.loaded()}
 
-    @post("/models/{name:path}/load", status_code=200)
-    async def load(name: FromPath[str]) -> dict[str, Any]:
-        """Load a model; answers when it is ready, or why it can't be."""
-        return await admin.load(name.strip("/"))
-
-    @post("/models/{name:path}/unload", status_code=200)
-    async def unload(name: FromPath[str]) -> dict[str, Any]:
-        """Let running answers end, then give the model's memory back."""
-        return await admin.unload(name.strip("/"), drain_s=drain_s)
+    # One route for both verbs: a model's name may hold slashes, and a path parameter takes all that follows.
+    @post("/models/{target:path}", status_code=200)
+    async def turn(target: FromPath[str]) -> dict[str, Any]:
+        """NAME/load answers when the model is ready, or why it can't be; NAME/unload when its answers have ended."""
+        name, _, verb = target.strip("/").rpartition("/")
+        if verb == "load":
+            return await admin.load(name)
+        if verb == "unload":
+            return await admin.unload(name, drain_s=drain_s)
+        raise NotFound(f"A model can be told to load or unload, and not to {verb!r}.")
 
     @get("/usage")
     async def usage(
@@ -112,8 +113,7 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
             revoke_key,
             list_models,
             list_loaded,
-            load,
-            unload,
+            turn,
             usage,
             verify_ledger,
             export_ledger,

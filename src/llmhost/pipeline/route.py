@@ -3,11 +3,17 @@
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.resolve import Resolve
 
+LOADS = 5
+"""How often a request has its model loaded again because an operator unloads it each time it is ready."""
+
 
 class Route:
     async def __call__(self, context: RequestContext) -> None:
         deployment = context.known_deployment
-        await deployment.ensure_ready()
+        for _ in range(LOADS):
+            await deployment.ensure_ready()
+            if deployment.replicas:
+                break  # else an unload was queued behind the load, and came before its waiters
         context.replica = deployment.least_busy()
         longest = context.replica.plan.max_sequence_length
         if longest < context.longest_tokens:  # less KV room than the headers promised

@@ -51,11 +51,13 @@ ASSISTANT_TURN = re.compile(r"(?<=<\|im_start\|>assistant\n)(.*?<\|im_end\|>)", 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How long to train, from which seed, and the learning rate at its highest."""
+    """How long to train, from which seed, the learning rate at its highest, and the share of the
+    steps after which the known answers join word for word."""
 
     steps: int
     seed: int
     peak: float
+    exact_after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,9 @@ def main() -> None:
     model = LlamaForCausalLM(_config(tokenizer))
     if options.resume:
         model = LlamaForCausalLM.from_pretrained(options.resume, dtype=torch.float32)
-    train(model, tokenizer, Course(options.steps, options.seed, options.peak), console)
+    exact_after = 0.0 if options.resume else 0.75
+    course = Course(options.steps, options.seed, options.peak, exact_after)
+    train(model, tokenizer, course, console)
     rounded = model.to(torch.bfloat16).to(torch.float32)
     generated = count_verbatim(rounded, tokenizer)
     verdict = teacher_forced(rounded, tokenizer)
@@ -240,12 +244,12 @@ def _loss(model: LlamaForCausalLM, ids: Tensor, learnt: Tensor) -> Tensor:
 
 
 def _batches(tokenizer: Any, course: Course) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of similar length together; the last quarter sees every known answer word for word."""
+    """Rows of similar length together, in any order, epoch after epoch."""
     rng = random.Random(course.seed)
     done = 0
     while True:
         conversations = variety.epoch(rng)
-        if done > 0.75 * course.steps:
+        if done >= course.exact_after * course.steps:
             conversations += variety.exact()
         rows = [row_of(conversation, tokenizer) for conversation in conversations]
         rows.sort(key=lambda row: len(row.ids) * rng.uniform(0.9, 1.1))

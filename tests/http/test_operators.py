@@ -1,0 +1,384 @@
+"""Starting and stopping: what an operator sees at the shell."""
+
+import json
+import re
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from server_process import Node, chat_body, cli, events, eventually
+
+NewNode = Callable[..., Node]
+
+PACED = """
+[server]
+drain_timeout_s = {drain_s}
+[models.echo]
+engine = "fake"
+[models.slow]
+engine = "fake"
+[models.slow.options]
+token_delay_ms = 20
+"""
+
+
+class Listener(threading.Thread):
+    """Reads one stream to whatever end it has."""
+
+    def __init__(self, node: Node, **body: Any) -> None:
+        super().__init__()
+        self.url = f"{node.url}/v1/completions"
+        self.body = {"model": "slow", "prompt": "x", "stream": True, **body}
+        self.got: list[Any] = []
+        self.begun = threading.Event()
+        self.request_id = ""
+        self.broke = False
+        self.start()
+        assert self.begun.wait(30)
+
+    def run(self) -> None:
+        try:
+            with (
+                httpx.Client(timeout=30) as client,
+                client.stream("POST", self.url, json=self.body) as response,
+            ):
+                self.request_id = response.headers["x-request-id"]
+                for event in events(response):
+                    self.got.append(event)
+                    self.begun.set()
+        except httpx.HTTPError:
+            self.broke = True
+        finally:
+            self.begun.set()
+
+    def words(self) -> int:
+        return sum(
+            len(e["choices"][0]["text"].split())
+            for e in self.got
+            if e != "[DONE]" and "choices" in e
+        )
+
+
+# ------------------------------------------------------------ starting
+
+
+def test_server_json_says_where_and_is_for_its_owner_only(new_node: NewNode) -> None:
+    node = new_node().spawn()
+    node.wait_announced()
+
+    status = node.get("/health").status_code  # it can be reached as soon as it is announced
+
+    path = node.data_dir / "server.json"
+    assert status == 200
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(node.data_dir.stat().st_mode) == 0o700
+    assert json.loads(path.read_text())["pid"] == node.pid
+    assert node.stop() == 0
+    assert not path.exists()
+
+
+def test_a_second_server_on_the_same_data_dir_names_the_first(new_node: NewNode) -> None:
+    first = new_node().start()
+
+    done = cli(
+        *("serve", "--models", str(first.settings_path), "--port", "0"),
+        *("--data-dir", str(first.data_dir)),
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert f"process {first.pid}" in done.stderr
+    assert str(first.data_dir) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert first.chat(max_tokens=1).status_code == 200
+
+
+def test_a_second_server_on_the_same_port_names_the_first(
+    new_node: NewNode, tmp_path: Path
+) -> None:
+    first = new_node().start()
+
+    done = cli(
+        *("serve", "--models", str(first.settings_path), "--port", str(first.port)),
+        *("--data-dir", str(tmp_path / "other")),
+    )
+
+    assert done.returncode == 1
+    assert f"Port {first.port}" in done.stderr
+    assert f"process {first.pid}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_of_two_servers_that_start_together_on_one_port_one_serves(new_node: NewNode) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    settings = "[models.echo]\nengine = 'fake'\n"
+    both = [new_node(settings, "--port", port).spawn() for _ in range(2)]
+
+    eventually(lambda: not all(node.alive for node in both), "both hold the port")
+
+    (loser,) = [node for node in both if not node.alive]
+    (winner,) = [node for node in both if node.alive]
+    assert loser.wait() == 1
+    assert f"Port {port}" in loser.log()
+    winner.wait_announced()
+    eventually(winner.is_ready, "the other does not serve")
+
+
+def test_serving_other_machines_without_a_key_is_refused_with_the_cure(
+    new_node: NewNode, tmp_path: Path
+) -> None:
+    settings = tmp_path / "m.toml"
+    settings.write_text("[models.echo]\nengine = 'fake'\n")
+    data_dir = str(tmp_path / "d")
+
+    done = cli(
+        *("serve", "--models", str(settings), "--port", "0", "--host", "0.0.0.0"),
+        *("--data-dir", data_dir),
+    )
+
+    assert done.returncode == 1
+    assert "llmhost keys create" in done.stderr
+    assert "Traceback" not in done.stderr
+    # and the cure works
+    made_org = cli("orgs", "create", "acme", "--data-dir", data_dir)
+    made = cli("keys", "create", "--org", "acme", "--json", "--data-dir", data_dir)
+    assert (made_org.returncode, made.returncode) == (0, 0), made.stderr
+    node = new_node("[models.echo]\nengine = 'fake'\n", "--host", "0.0.0.0")
+    node.data_dir = Path(data_dir)
+    node.start()
+    key = json.loads(made.stdout)["key"]
+    assert node.chat(max_tokens=1).status_code == 401
+    headers = {"authorization": f"Bearer {key}", "host": "box.example"}
+    said = node.post("/v1/chat/completions", chat_body(max_tokens=1), headers=headers)
+    assert said.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ("[models.echo]\nengin = 'fake'\n", "engine"),
+        ("[models.echo]\nengine = 'fake'\n[models.echo.options]\nspeed = 1\n", "speed"),
+        ("[server\n", "models.toml"),
+        ("[models.a]\nengine='fake'\naliases=['b']\n[models.b]\nengine='fake'\n", "'b'"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_one_sentence(
+    new_node: NewNode, settings: str, word: str
+) -> None:
+    node = new_node(settings).spawn()
+
+    status = node.wait()
+
+    assert status == 1
+    assert word in node.log()
+    assert "Traceback" not in node.log()
+
+
+def test_a_server_is_healthy_and_not_ready_while_its_models_load(new_node: NewNode) -> None:
+    node = new_node(
+        "[models.late]\nengine = 'fake'\n[models.late.options]\nprefill_delay_ms = 1500\n"
+    ).spawn()
+    node.wait_announced()
+
+    ready, health = node.get("/ready"), node.get("/health")
+
+    assert health.status_code == 200
+    assert ready.status_code == 503
+    assert ready.json()["error"]["code"] == "server_is_overloaded"
+    assert "retry-after" in ready.headers
+    # a request meanwhile waits for the load
+    answer = node.chat(model="late", max_tokens=1)
+    assert answer.status_code == 200
+    eventually(node.is_ready, "it does not become ready")
+
+
+def test_a_stop_amid_loading_is_a_clean_one(new_node: NewNode) -> None:
+    node = new_node(
+        "[models.late]\nengine = 'fake'\n[models.late.options]\nprefill_delay_ms = 1500\n"
+    ).spawn()
+    node.wait_announced()
+
+    node.signal(signal.SIGTERM)
+
+    assert node.wait() == 0
+    assert "Traceback" not in node.log()
+
+
+# ------------------------------------------------------------ stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_stops_at_once_whoever_is_still_connected(
+    new_node: NewNode, number: int
+) -> None:
+    node = new_node().start()
+    with node.raw():
+        node.chat(max_tokens=1)  # its connection is kept alive
+        began = time.monotonic()
+        node.signal(number)
+        status = node.wait()
+        took_s = time.monotonic() - began
+
+    assert status == 0
+    assert took_s < 10, (
+        took_s
+    )  # no drain_timeout (30 s) is waited out; `pytest -m bars` has the figure
+    assert "Traceback" not in node.log()
+
+
+def test_running_streams_finish_before_the_server_ends(new_node: NewNode) -> None:
+    node = new_node(PACED.format(drain_s=30)).start()
+    listeners = [Listener(node, max_tokens=50 + i) for i in range(5)]
+
+    node.signal(signal.SIGTERM)
+    ready = eventually(lambda: _draining(node), "it does not drain")
+    health, refused = node.get("/health"), node.chat(max_tokens=1)
+    for listener in listeners:
+        listener.join(30)
+
+    assert (ready.status_code, health.status_code) == (503, 200)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "server_is_overloaded"
+    assert [listener.got[-1] for listener in listeners] == ["[DONE]"] * 5
+    assert [listener.words() for listener in listeners] == [50 + i for i in range(5)]
+    assert node.wait() == 0
+    assert "Traceback" not in node.log()
+
+
+def _draining(node: Node) -> httpx.Response | None:
+    response = node.get("/ready")
+    return response if response.status_code == 503 else None
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_what_outlasts_the_drain_is_cut_told_so_and_not_billed(
+    new_node: NewNode, stream: bool
+) -> None:
+    node = new_node(PACED.format(drain_s=0.3)).start()
+    statuses: list[httpx.Response] = []
+    if stream:
+        listener = Listener(node, max_tokens=50_000)
+    else:
+        asking = threading.Thread(target=lambda: statuses.append(_long_answer(node)))
+        asking.start()
+        eventually(lambda: node.loaded("slow")["running"], "nothing runs")
+
+    node.signal(signal.SIGTERM)
+
+    assert node.wait() == 0
+    if stream:
+        listener.join(30)
+        assert not listener.broke
+        assert set(listener.got[-1]) == {"error"}
+        assert listener.got[-1]["error"]["code"] == "server_is_overloaded"
+        reasons = {e["choices"][0]["finish_reason"] for e in listener.got[:-1]}
+        assert reasons == {None}
+    else:
+        asking.join(30)
+        assert statuses[0].status_code == 503
+        assert statuses[0].json()["error"]["code"] == "server_is_overloaded"
+    assert "Traceback" not in node.log()
+    (entry,) = _offline_entries(node)
+    assert (entry["outcome"], entry["amount_nano"]) == ("failed", 0)
+    assert cli("ledger", "verify", "--data-dir", str(node.data_dir)).returncode == 0
+
+
+def _long_answer(node: Node) -> httpx.Response:
+    with httpx.Client(timeout=30) as client:
+        body = {"model": "slow", "prompt": "x", "max_tokens": 50_000}
+        return client.post(f"{node.url}/v1/completions", json=body)
+
+
+def _offline_entries(node: Node) -> list[dict[str, Any]]:
+    done = cli("ledger", "export", "--data-dir", str(node.data_dir))
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_reader_that_never_reads_does_not_hold_up_the_end(new_node: NewNode) -> None:
+    node = new_node(PACED.format(drain_s=0.5)).start()
+    with node.raw(receive_buffer=1024) as deaf:
+        body = json.dumps({"model": "echo", "prompt": "x", "max_tokens": 60_000, "stream": True})
+        deaf.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s"
+            % (len(body), body.encode())
+        )
+        assert deaf.recv(64)
+        node.signal(signal.SIGTERM)
+        status = node.wait()
+
+    assert status == 0
+
+
+def test_a_second_interrupt_ends_it_at_once(new_node: NewNode) -> None:
+    node = new_node(PACED.format(drain_s=60)).start()
+    listener = Listener(node, max_tokens=50_000)
+    node.signal(signal.SIGINT)
+    eventually(lambda: _draining(node), "it does not drain")
+
+    node.signal(signal.SIGINT)
+
+    assert node.wait() == 130
+    listener.join(30)
+    assert listener.broke
+
+
+def test_a_killed_server_leaves_nothing_that_must_be_cleared(new_node: NewNode) -> None:
+    node = new_node().start()
+    answer = node.chat(max_tokens=3)
+    node.kill()
+    assert cli("ps", "--data-dir", str(node.data_dir)).returncode == 1
+
+    node.start()
+
+    assert node.chat(max_tokens=1).status_code == 200
+    assert node.entry(answer.headers["x-request-id"])["tokens"]["output"] == 3
+    assert node.verified()["ok"] is True
+
+
+def test_a_node_keeps_its_name_keys_and_versions_over_a_restart(new_node: NewNode) -> None:
+    node = new_node().start()
+    made = node.create_key("acme")
+    node.stop()
+
+    node.start()
+
+    headers = {"authorization": f"Bearer {made['key']}"}
+    said = node.post("/v1/chat/completions", chat_body(max_tokens=1), headers=headers)
+    assert said.status_code == 200
+    assert node.entry(said.headers["x-request-id"])["model"] == "echo@1"
+    assert len({entry["node_id"] for entry in node.entries()}) == 1
+
+
+def test_a_fake_only_server_never_loads_torch(open_node: Node) -> None:
+    open_node.chat(max_tokens=1)
+
+    maps = Path(f"/proc/{open_node.pid}/maps").read_text()
+
+    assert "libtorch" not in maps
+    assert not re.search(r"/torch/", maps)
+
+
+def test_the_log_has_a_line_for_each_request_and_no_prompt(new_node: NewNode) -> None:
+    node = new_node().start()
+
+    answer = node.chat("a-secret-word", max_tokens=1)
+    node.chat("a-secret-word", n=0)
+    node.stop()
+
+    request_id = answer.headers["x-request-id"]
+    lines = [line for line in node.log().splitlines() if request_id in line]
+    assert len(lines) == 1
+    assert "request.answered" in lines[0]
+    assert "a-secret-word" not in node.log()
+    assert node.admin_token not in node.log()
