@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--peak", type=float, default=3e-3, help="highest learning rate")
+    parser.add_argument("--exact-after", type=float, default=0.75, help="share of the steps")
     parser.add_argument("--resume", type=Path, help="begin with the weights in this folder")
     parser.add_argument("--force", action="store_true", help="write below 95%% verbatim, too")
     options = parser.parse_args()
@@ -102,8 +103,7 @@ def main() -> None:
     model = LlamaForCausalLM(_config(tokenizer))
     if options.resume:
         model = LlamaForCausalLM.from_pretrained(options.resume, dtype=torch.float32)
-    exact_after = 0.0 if options.resume else 0.75
-    course = Course(options.steps, options.seed, options.peak, exact_after)
+    course = Course(options.steps, options.seed, options.peak, options.exact_after)
     train(model, tokenizer, course, console)
     rounded = model.to(torch.bfloat16).to(torch.float32)
     generated = count_verbatim(rounded, tokenizer)
