@@ -243,32 +243,23 @@ async def test_two_calls_do_not_share_an_id_or_a_context() -> None:
     assert len(set(ids)) == 2
 
 
-@pytest.mark.parametrize(
-    ("sent", "echoed"),
-    [
-        (b"abc-1", b"abc-1"),
-        (b"a" * 128, b"a" * 128),
-        (b"a" * 129, None),
-        (b"a b", None),
-        (b"", None),
-    ],
-)
-async def test_a_clients_own_id_is_echoed_when_it_is_one(sent: bytes, echoed: bytes | None) -> None:
+async def test_a_clients_own_id_is_echoed_when_it_is_one() -> None:
+    ids: dict[bytes, bytes | None] = {b"abc-1": b"abc-1", b"a" * 128: b"a" * 128}
+    ids |= {b"a" * 129: None, b"a b": None, b"": None, b"caf\xe9": None, b"a\r\nb": None}
     async with make_host() as host:
-        connection = Connection(BODY.replace(b'"m"', b'"fake"'))
-        connection.scope["headers"].append((b"x-request-id", sent))
-        await visit(app_of(host), connection)
-    headers = dict(connection.sent[0]["headers"])
-
-    assert headers.get(b"x-client-request-id") == echoed
-    assert headers[b"x-request-id"] != sent
+        for sent, echoed in ids.items():
+            connection = Connection(BODY.replace(b'"m"', b'"fake"'))
+            connection.scope["headers"].append((b"x-request-id", sent))
+            await visit(app_of(host), connection)
+            headers = dict(connection.sent[0]["headers"])
+            assert headers.get(b"x-client-request-id") == echoed
+            assert headers[b"x-request-id"] != sent
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS"])
 async def test_only_post_makes_answers(method: str) -> None:
-    async with make_host() as host:
-        connection = Connection(method=method)
-        await visit(app_of(host), connection)
+    connection = Connection(method=method)
+    await visit(route(None), connection)
 
     assert connection.status == 405
     assert json.loads(connection.body)["error"]["code"] == "method_not_allowed"
