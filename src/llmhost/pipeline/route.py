@@ -3,7 +3,6 @@
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.resolve import Resolve
 
-
 LOADS = 5
 """How often a request has its model loaded again because an operator unloads it each time it is ready."""
 
