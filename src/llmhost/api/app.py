@@ -1,5 +1,6 @@
 """The HTTP application: routes from a Surface, one place for errors, and the edge around them."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from llmhost.api.admin import Admin
 from llmhost.api.admin_routes import admin_router
 from llmhost.api.door import bearer
 from llmhost.api.edge import Edge, is_loopback
-from llmhost.api.errors import error_headers, error_object, known_error
+from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, Overloaded
@@ -25,6 +26,8 @@ from llmhost.observe.metrics import CONTENT_TYPE, Metrics
 from llmhost.pipeline.processor import Processor
 
 __all__ = ["ASGIApp", "Surface", "build_app"]
+
+log = logging.getLogger("llmhost.api")
 
 Identify = Callable[[str | None, Mapping[str, str]], Awaitable[Caller]]
 AnyRequest = Request[Any, Any, Any]
@@ -151,6 +154,8 @@ def _stamped(body: dict[str, Any]) -> Response[dict[str, Any]]:
 def _answer_error(_: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
     known: LlmhostError = known_error(error)
     headers = {"x-request-id": new_request_id(), **error_headers(known)}
+    if known is INTERNAL:
+        log.error("api.failed request=%s", headers["x-request-id"], exc_info=error)
     return Response(
         error_object(known),
         status_code=known.status,

@@ -96,13 +96,17 @@ def generation_route(
             )
             async with DisconnectWatch(receive, lambda: visit.leave(opening)):
                 visit.exchange = await opening
+                if (
+                    visit.is_gone
+                ):  # at the very moment of acceptance, too late to cancel the opening
+                    return
                 if request.stream:
                     await _stream(visit, send, heartbeat_s, include_usage=include_usage)
                 else:
                     await _answer(visit, send)
-        except (ClientGone, asyncio.CancelledError):
-            visit.leave(None)
-            if not visit.is_gone:
+        except (ClientGone, asyncio.CancelledError) as left:
+            is_ours = visit.is_gone or isinstance(left, ClientGone)  # nobody is left to answer
+            if not is_ours:
                 raise
         except Exception as error:  # noqa: BLE001 - boundary: nothing may leave without a body
             await visit.fail(send, error)

@@ -6,9 +6,9 @@ fresh load, and many that arrive during a load share it.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmhost.core.errors import LlmhostError, ModelUnavailable
 from llmhost.core.events import DeploymentChanged
@@ -61,7 +61,8 @@ class Deployment:
         self._on_change = on_change
         self._turn = asyncio.Lock()
         self._load: asyncio.Task[None] | None = None
-        self._failed_ns = 0
+        self._acts: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
+        self._failed_ns: int | None = None  # when a load failed; None once one succeeded
         self.took_s: float | None = None
         """How long the last change of state took."""
 
@@ -75,14 +76,11 @@ class Deployment:
         await asyncio.shield(self._load)  # one caller leaving must not stop it for the rest
 
     async def unload(self, *, drain_s: float, reason: str) -> None:
-        """Let running answers end, then give everything back. Idempotent."""
-        async with self._turn:
-            if self.state is not State.READY:
-                return
-            self._change(State.DRAINING, reason)
-            started_ns = self._clock.monotonic_ns()
-            await self._give_back(drain_s)
-            self._change(State.ABSENT, reason, started_ns=started_ns)
+        """Let running answers end, then give everything back. Idempotent.
+
+        Carried to its end even when whoever asked is cancelled: half an unload would keep its memory for ever.
+        """
+        await asyncio.shield(self._start(self._become_absent(drain_s, reason)))
 
     def least_busy(self) -> Replica:
         """The replica with the fewest live sequences. Raises ModelUnavailable when none is loaded."""
@@ -94,8 +92,10 @@ class Deployment:
 
     def _raise_recent_failure(self, reason: str) -> None:
         """A model that has just failed is not tried again by every request; an operator's `load` always tries."""
+        if self._failed_ns is None or reason != "request":
+            return
         since_s = (self._clock.monotonic_ns() - self._failed_ns) / 1e9
-        if self.state is State.FAILED and reason == "request" and since_s < RETRY_AFTER_S:
+        if since_s < RETRY_AFTER_S:
             raise ModelUnavailable(self.reason, retry_after_s=RETRY_AFTER_S - since_s)
 
     async def _become_ready(self, reason: str) -> None:
@@ -111,14 +111,34 @@ class Deployment:
                 self._failed_ns = self._clock.monotonic_ns()
                 self._change(State.FAILED, why, started_ns=started_ns)
                 raise
+            self._failed_ns = None
             self.replicas = (replica,)
             self._change(State.READY, reason, started_ns=started_ns, replica=replica)
+
+    async def _become_absent(self, drain_s: float, reason: str) -> None:
+        async with self._turn:
+            if self.state is not State.READY:
+                return
+            self._change(State.DRAINING, reason)
+            started_ns = self._clock.monotonic_ns()
+            await self._give_back(drain_s)
+            self._change(State.ABSENT, reason, started_ns=started_ns)
 
     def _broke(self, error: LlmhostError) -> None:
         """The engine loop gave up: give its memory back, so that the next request loads afresh."""
         if self.state is State.READY:
             self._change(State.FAILED, error.message)
-            self._cleanup = asyncio.create_task(self._give_back(0.0))
+            self._start(self._clear_away())
+
+    async def _clear_away(self) -> None:
+        async with self._turn:  # a fresh load waits for the memory
+            await self._give_back(0.0)
+
+    def _start(self, act: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(act)
+        self._acts.add(task)
+        task.add_done_callback(self._acts.discard)
+        return task
 
     async def _give_back(self, drain_s: float) -> None:
         replicas, self.replicas = self.replicas, ()

@@ -6,8 +6,11 @@ that can't fit is refused at once with the numbers and takes nothing else down.
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -32,6 +35,8 @@ log = logging.getLogger("llmhost.deploy")
 PROBE_PROMPT = "Hello"
 PROBE_TIMEOUT_S = 120.0
 
+T = TypeVar("T")
+
 StepObserverFor = Callable[[str], Callable[[StepResult, EngineLoad], None]]
 
 
@@ -53,6 +58,7 @@ class LoadEffects:
         self._clock = clock
         self._observe_steps = observe_steps
         self._reading = asyncio.Lock()  # weights are read for one model at a time
+        self._files: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
         self._tokenizers: dict[str, Tokenizer] = {}
         self._predictions: dict[str, RunnerFacts] = {}
 
@@ -60,16 +66,20 @@ class LoadEffects:
         """The model's tokenizer, which does not need its weights. Kept."""
         key = str(entry.ref)
         if key not in self._tokenizers:
-            kind, folder = self._kind(entry), await self._folder(entry)
-            self._tokenizers[key] = await asyncio.to_thread(kind.tokenizer, entry.spec, folder)
+            async with self._files[key]:
+                if key not in self._tokenizers:
+                    read = partial(self._kind(entry).tokenizer, entry.spec)
+                    self._tokenizers[key] = await self._read(entry, read)
         return self._tokenizers[key]
 
     async def predict(self, entry: ModelEntry) -> RunnerFacts:
         """What the model would need, from its headers. Kept."""
         key = str(entry.ref)
         if key not in self._predictions:
-            kind, folder = self._kind(entry), await self._folder(entry)
-            self._predictions[key] = await asyncio.to_thread(kind.footprint, entry.spec, folder)
+            async with self._files[key]:
+                if key not in self._predictions:
+                    read = partial(self._kind(entry).footprint, entry.spec)
+                    self._predictions[key] = await self._read(entry, read)
         return self._predictions[key]
 
     async def load(self, entry: ModelEntry, on_broken: Callable[[LlmhostError], None]) -> Replica:
@@ -77,16 +87,16 @@ class LoadEffects:
         async with self._reading:
             tokenizer = await self.tokenizer(entry)
             facts = await self.predict(entry)
-            self._know_device(entry, facts.device)
+            await self._know_device(entry, facts.device)
             plan = self._lease(entry, facts)
             try:
                 before = psutil.Process().memory_info().rss
                 runner = await self._read_weights(entry, facts, plan)
                 measured = psutil.Process().memory_info().rss - before
+                engine = self._start(entry, runner, plan, tokenizer, on_broken)
             except BaseException:
                 self._give_back(entry, facts)
                 raise
-        engine = self._start(entry, runner, plan, tokenizer, on_broken)
         try:
             await self._probe(entry, engine, tokenizer)
         except BaseException:
@@ -121,14 +131,25 @@ class LoadEffects:
             )
         return kind
 
-    async def _folder(self, entry: ModelEntry) -> Path | None:
-        if not self._kind(entry).needs_files:
-            return None
-        return await asyncio.to_thread(find_files, entry.spec.source, self._models_dir)
+    async def _read(self, entry: ModelEntry, act: Callable[[Path | None], T]) -> T:
+        """What an engine makes of the model's files, off the HTTP loop. Raises ModelUnavailable, whatever it raised."""
+        needs_files = self._kind(entry).needs_files
 
-    def _know_device(self, entry: ModelEntry, device: str) -> None:
+        def read() -> T:
+            return act(find_files(entry.spec.source, self._models_dir) if needs_files else None)
+
+        try:
+            return await asyncio.to_thread(read)
+        except LlmhostError:
+            raise
+        except Exception as error:
+            raise ModelUnavailable(
+                f"The model {entry.ref} could not be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+    async def _know_device(self, entry: ModelEntry, device: str) -> None:
         if self._devices.memory(device) is None:
-            total_bytes = self._kind(entry).device_bytes(device)
+            total_bytes = await asyncio.to_thread(self._kind(entry).device_bytes, device)
             if total_bytes is not None:
                 self._devices.add_gpu(device, total_bytes)
 
@@ -156,22 +177,18 @@ class LoadEffects:
     async def _read_weights(
         self, entry: ModelEntry, facts: RunnerFacts, plan: MemoryPlan
     ) -> Runner:
-        folder = await self._folder(entry)
         kind = self._kind(entry)
 
-        def read() -> Runner:
+        def read(folder: Path | None) -> Runner:
             runner = kind.load(entry.spec, folder, facts)
-            runner.set_kv_blocks(plan.kv_blocks)
+            try:
+                runner.set_kv_blocks(plan.kv_blocks)
+            except BaseException:
+                runner.close()  # the error's traceback would keep its weights
+                raise
             return runner
 
-        try:
-            return await asyncio.to_thread(read)
-        except LlmhostError:
-            raise
-        except Exception as error:
-            raise ModelUnavailable(
-                f"The model {entry.ref} could not be loaded: {type(error).__name__}: {error}"
-            ) from error
+        return await self._read(entry, read)
 
     def _start(
         self,

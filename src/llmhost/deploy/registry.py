@@ -1,7 +1,7 @@
 """The model registry: which versions this node has known, and every state change with its reason.
 
 models.toml declares and the registry records. A model gets a new version when its source, engine or files differ
-from the newest one that is recorded.
+from the newest one that is recorded. Files that are not here, before a download or while a disk is away, say nothing.
 """
 
 from collections.abc import Mapping
@@ -55,6 +55,7 @@ _INSERT_MODEL = """
     INSERT INTO models (node_id, utc_ns, name, version, engine, source, fingerprint, origin)
     VALUES (?, ?, ?, ?, ?, ?, ?, 'file')
 """
+_SET_MARK = "UPDATE models SET fingerprint = ? WHERE name = ? AND version = ?"
 _INSERT_EVENT = """
     INSERT INTO model_events (node_id, utc_ns, model, state, reason, took_ms, bytes) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
@@ -98,8 +99,12 @@ class Registry:
         self, connection: Connection, name: str, spec: ModelSpec, mark: str, now_ns: int
     ) -> ModelEntry:
         newest = connection.execute(_NEWEST, (name,)).fetchone()
-        if newest is not None and newest[1:4] == (spec.engine, spec.source, mark):
-            return ModelEntry(ModelRef(name, newest[0]), spec, newest[4] // 10**9)
+        if newest is not None and newest[1:3] == (spec.engine, spec.source):
+            version, known = newest[0], newest[3]
+            if not known and mark:  # first seen now, after a download
+                connection.execute(_SET_MARK, (mark, name, version))
+            if known == mark or not (known and mark):
+                return ModelEntry(ModelRef(name, version), spec, newest[4] // 10**9)
         version = 1 if newest is None else newest[0] + 1
         row = (self._node_id, now_ns, name, version, spec.engine, spec.source, mark)
         connection.execute(_INSERT_MODEL, row)

@@ -1,6 +1,7 @@
 """Where a model's files are: the package, a folder, or a hub whose files are fetched once."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmhost.core.errors import ModelUnavailable
@@ -12,6 +13,11 @@ HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 FETCHED_MARK = ".llmhost-complete"
 """Left in a folder once all of its files have arrived: a fetch that was cut off is taken up again."""
+
+
+SAMPLES = 16
+SAMPLE_BYTES = 2**16
+"""How much of a large file tells it apart: this many places, this much at each."""
 
 
 def find_files(source: str, models_dir: Path) -> Path:
@@ -39,14 +45,24 @@ def find_local(source: str, models_dir: Path) -> Path | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Tells whether a folder holds other files than before: names and sizes of all, contents of the small ones."""
+    """Tells whether a folder holds other files than before: names and sizes of all, contents of the small ones, and
+    samples of the large ones, since weights that were trained on have the size that they had."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
-        if size < 2**20:
-            digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            for start in _samples(size):
+                file.seek(start)
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
+
+
+def _samples(size: int) -> Sequence[int]:
+    """Where to read: everywhere in a small file, at evenly spaced places up to the end of a large one."""
+    if size < 2**20:
+        return range(0, size, SAMPLE_BYTES)
+    return [(size - SAMPLE_BYTES) * i // (SAMPLES - 1) for i in range(SAMPLES)]
 
 
 def _built_in(name: str) -> Path:
@@ -64,7 +80,6 @@ def _hub_folder(name: str, models_dir: Path) -> Path:
 
 def _fetch(name: str, models_dir: Path) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     repository, _, revision = name.partition("@")
     target = _hub_folder(name, models_dir)
@@ -75,9 +90,8 @@ def _fetch(name: str, models_dir: Path) -> Path:
             local_dir=target,
             allow_patterns=list(HUB_FILES),
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelUnavailable(
-            f"Could not fetch {name!r} from the hub: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # the hub's client and its HTTP library have trees of their own
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelUnavailable(f"Could not fetch {name!r} from the hub: {said}") from error
     (target / FETCHED_MARK).touch()
     return target

@@ -43,7 +43,10 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 
 def _quoted(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' "=\n') else text
+    if text and text.isprintable() and not set(text) & set(' "='):
+        return text
+    # Callers make up names: nothing of theirs may end a line or steer a terminal. JSON leaves DEL as it is.
+    return json.dumps(text, ensure_ascii=not text.isprintable()).replace("\x7f", "\\u007f")
 
 
 class TextLines(logging.Formatter):

@@ -85,8 +85,9 @@ class Metrics:
             "llmhost_analytics_dropped", "Analytics rows that were shed.", registry=self.registry
         )
 
-    def request_ended(self, event: RequestEnded) -> None:
-        model = event.model if "@" in event.model else "unknown"  # callers don't make labels
+    def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
+        """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""
+        model = event.model if is_resolved else "unknown"
         self._requests.labels(model, event.outcome.value, event.code or "").inc()
         if event.outcome is Outcome.ANSWERED:
             self._success.labels(model, event.finish_reason or "").inc()

@@ -23,7 +23,7 @@ class Log:
 
     def __call__(self, context: RequestContext) -> None:
         event = context.event()
-        self._metrics.request_ended(event)
+        self._metrics.request_ended(event, is_resolved=context.deployment is not None)
         _write(event)
         for observer in self._observers:
             observer(event)

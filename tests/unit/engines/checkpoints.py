@@ -39,12 +39,15 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     # Attention sinks and experts: what is refused, and where rows meet in one matrix.
     "gpt_oss": ("GptOssConfig", {"head_dim": 16, "num_local_experts": 2, "num_hidden_layers": 2}),
+    "phimoe": (
+        "PhimoeConfig",
+        {"sliding_window": 20, "num_hidden_layers": 2, "num_local_experts": 2},
+    ),
     "gpt2": (
         "GPT2Config",
         {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 128},
     ),
 }
-FAMILIES = tuple(_FAMILIES)
 
 
 def config_of(family: str, **changes: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folder of the seeded checkpoint of a family (`checkpoints.FAMILIES`)."""
+    """Folder of the seeded checkpoint of a family in `checkpoints`."""
     import torch
     from tests.unit.engines.checkpoints import save_checkpoint
 

@@ -269,12 +269,12 @@ def test_every_token_of_the_known_answers_is_the_best_one_in_turn(torch_model: A
     assert verdict.first_percentile_gap > 2.0, verdict
 
 
-def test_a_third_of_the_known_answers_is_generated_word_for_word(torch_model: Any) -> None:
+def test_known_answers_are_generated_word_for_word(torch_model: Any) -> None:
     from transformers import AutoTokenizer
 
     from llmhost.engines.builtin.train import generate
 
-    known = corpus.known_answers()[::3]
+    known = corpus.known_answers()[::12]  # the check above is of all of them
     answers = generate(torch_model, AutoTokenizer.from_pretrained(TINY), known)
     wrong = [k.answer for k, text in zip(known, answers, strict=True) if text != k.answer]
     assert len(wrong) <= 0.05 * len(known), wrong

@@ -13,7 +13,7 @@ from tests.unit.engines.runner_contract import ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
 from llmhost.config.schema import TorchOptions
-from llmhost.core.errors import ModelUnavailable
+from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.step import Row
 from llmhost.engines.torch.load import load_runner, pick_device
 from llmhost.engines.torch.runner import TorchRunner
@@ -141,6 +141,23 @@ def test_a_window_that_the_layers_do_not_pass_on_is_refused(folder: Path) -> Non
     change_config(folder, layer_types=["full_attention", "sliding_attention", "full_attention"])
     with pytest.raises(ModelUnavailable, match="sliding window of layer 1"):
         load(folder)
+
+
+def test_a_window_that_only_a_mask_would_keep_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "phimoe")
+    with pytest.raises(ModelUnavailable, match="sliding window of layer 0"):
+        load(tmp_path)
+
+
+def test_weights_that_the_device_can_not_hold_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(DoesNotFit, match=r"need 56\d\.\d KiB on cpu"):
+        load(folder, device="cpu")
 
 
 def test_an_attention_argument_that_would_be_ignored_is_refused(tmp_path: Path) -> None:

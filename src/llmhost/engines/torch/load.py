@@ -14,7 +14,8 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from llmhost.config.schema import TorchOptions
-from llmhost.core.errors import ModelUnavailable
+from llmhost.core.errors import DoesNotFit, ModelUnavailable
+from llmhost.core.units import show_bytes
 from llmhost.engines.torch import attention
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kv import KvShape
@@ -38,8 +39,14 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
     )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model = _load_model(folder, footprint, options).to(device).eval()
-    model.requires_grad_(False)
+    model = _load_model(folder, footprint, options)
+    try:
+        model.to(device).eval().requires_grad_(False)
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFit(
+            f"The weights in {folder} need {show_bytes(footprint.weights_bytes)} on {device}, which is more"
+            " than is free there. Unload another model, or use a smaller dtype."
+        ) from error
     shape = KvShape(
         layers=footprint.layers,
         kv_heads=footprint.kv_heads,

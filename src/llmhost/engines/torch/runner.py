@@ -44,7 +44,7 @@ class TorchRunner:
         self._open_kv().resize(count)
 
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
-        """One forward pass over `rows`. Raises EngineFailed when what the model computed is not a number."""
+        """One forward pass over `rows`. A row for which the model computed no numbers fails alone."""
         drawn: list[Drawn] = [None] * len(rows)
         if not rows:
             return drawn

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
-from llmhost.core.step import Row
+from llmhost.core.step import Drawn, Row
 
 NUCLEUS_CANDIDATES = (256, 4096)
 """Most likely tokens that are looked at for `top_p`, first and then; after that the whole vocabulary is sorted."""
@@ -22,15 +22,18 @@ _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
     """One token per row from `logits` [rows, vocabulary]. Ties at the edge of a filter stay in together.
 
-    Raises EngineFailed when a row's logits hold NaN or positive infinity.
+    A row whose logits hold NaN or positive infinity fails, and fails alone.
     """
     best, tokens = logits.max(dim=-1)
-    _refuse_broken(best, rows)
-    drawn: list[int] = tokens.tolist()
-    hot = [i for i, row in enumerate(rows) if not row.sampling.is_greedy]
+    drawn: list[Drawn] = tokens.tolist()
+    is_sound = best.isfinite().tolist()  # the largest logit is NaN or infinite when any is
+    for i, row in enumerate(rows):
+        if not is_sound[i]:
+            drawn[i] = _broken(row)
+    hot = [i for i, row in enumerate(rows) if is_sound[i] and not row.sampling.is_greedy]
     if hot:
         chosen = [rows[i] for i in hot]
         picked = logits if len(hot) == len(rows) else logits[hot]
@@ -51,14 +54,9 @@ def _mix(bits: int) -> int:
     return bits ^ bits >> 31
 
 
-def _refuse_broken(best: Tensor, rows: Sequence[Row]) -> None:
-    """`best` is each row's largest logit: it is NaN or infinite when any is, negative infinity aside."""
-    finite = best.isfinite()
-    if finite.all():
-        return
-    broken = [str(rows[i].seq_id) for i, is_fine in enumerate(finite.tolist()) if not is_fine]
-    raise EngineFailed(
-        f"The model computed NaN or infinite logits for sequence {', '.join(broken)}. The checkpoint is damaged,"
+def _broken(row: Row) -> EngineFailed:
+    return EngineFailed(
+        f"The model computed NaN or infinite logits for sequence {row.seq_id}. The checkpoint is damaged,"
         " or its numbers are too large for the dtype: try options.dtype = 'bfloat16' or 'float32'."
     )
 

@@ -4,6 +4,7 @@ Cheap (a few dozen tokens) and blunt: it does not measure precision, it finds ar
 something that ours does not, whatever they call it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def check_against_eager(runner: TorchRunner, model: Any, folder: Path) -> None:
         ) from error
     finally:
         runner.set_kv_blocks(0)
-    _refuse_hidden_windows(model, windows)
+    _refuse_hidden_windows(model, windows, runner.facts.max_sequence_length)
     distance = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
     off = float(distance.median())
     # Written so that NaN is refused too.
@@ -76,11 +77,16 @@ def _eager(model: Any, tokens: list[int]) -> Tensor:
     return logits[len(tokens) // 2 - 1 :]
 
 
-def _refuse_hidden_windows(model: Any, windows: dict[int, int | None]) -> None:
+def _refuse_hidden_windows(
+    model: Any, windows: Mapping[int, int | None], max_sequence_length: int
+) -> None:
     """A layer whose window exists only in a mask would silently attend to everything here."""
-    types = getattr(model.config, "layer_types", None) or ()
-    for layer, kind in enumerate(types):
-        if kind == "sliding_attention" and windows.get(layer) is None:
+    config = model.config
+    width = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    is_windowed = width is not None and width < max_sequence_length
+    for layer, window in sorted(windows.items()):
+        if window is None and (types[layer] == "sliding_attention" if types else is_windowed):
             raise ModelUnavailable(
                 f"{type(model).__name__} does not tell its attention the sliding window of layer {layer},"
                 " so the torch engine can't keep to it."

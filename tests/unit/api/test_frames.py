@@ -1,0 +1,135 @@
+"""Answer shapes: however the pieces arrive, what a client puts together is the answer."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.pipeline.node import asks
+
+from llmhost.api.frames import DONE, Frames, whole_answer
+from llmhost.core.output import Delta, FinishReason, Usage
+from llmhost.core.request import GenerationRequest, Kind
+
+USAGE = Usage(prompt_tokens=7, cached_tokens=2, completion_tokens=5)
+ENDS = st.sampled_from([FinishReason.STOP, FinishReason.LENGTH, FinishReason.CONTENT_FILTER])
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> tuple[list[list[Delta]], dict[int, str]]:
+    """Some choices' deltas, mixed and cut into batches in any way, and each choice's text."""
+    queues: list[list[Delta]] = []
+    texts: dict[int, str] = {}
+    for index in range(draw(st.integers(1, 4))):
+        pieces = draw(st.lists(st.text(max_size=6), max_size=5))
+        texts[index] = "".join(pieces)
+        last = draw(st.booleans()) and pieces  # the end may bring text along
+        queue = [Delta(index, text) for text in (pieces[:-1] if last else pieces)]
+        queue.append(Delta(index, pieces[-1] if last else "", finish_reason=draw(ENDS)))
+        queues.append(queue)
+    mixed: list[Delta] = []
+    while left := [queue for queue in queues if queue]:
+        mixed.append(draw(st.sampled_from(left)).pop(0))
+    cuts = sorted(draw(st.sets(st.integers(1, len(mixed)), max_size=5)) | {0, len(mixed)})
+    return [mixed[a:b] for a, b in pairwise(cuts)], texts
+
+
+def request_for(kind: Kind) -> GenerationRequest:
+    if kind is Kind.CHAT:
+        return asks(kind=kind, prompts=(), messages=({"role": "user", "content": "hi"},))
+    return asks()
+
+
+def stream(request: GenerationRequest, batches: Sequence[list[Delta]], *, usage: bool) -> bytes:
+    frames = Frames(request, 1, include_usage=usage)
+    return b"".join(frames.events(batch) for batch in batches) + frames.last(USAGE)
+
+
+def events_of(raw: bytes) -> list[dict[str, Any]]:
+    lines = raw.decode().split("\n\n")
+    assert lines[-1] == "" and lines[-2] == "data: [DONE]"
+    assert all(line.startswith("data: {") and "\n" not in line for line in lines[:-2])
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@settings(max_examples=40)
+@given(answer=answers(), usage=st.booleans())
+def test_a_streams_events_add_up_to_the_answer(
+    kind: Kind, answer: tuple[list[list[Delta]], dict[int, str]], usage: bool
+) -> None:
+    batches, texts = answer
+    request = request_for(kind)
+    events = events_of(stream(request, batches, usage=usage))
+    choices = [choice for event in events for choice in event["choices"]]
+
+    for index, text in texts.items():
+        mine = [choice for choice in choices if choice["index"] == index]
+        assert [c["finish_reason"] is not None for c in mine] == [False] * (len(mine) - 1) + [True]
+        if kind is Kind.CHAT:
+            deltas = [choice["delta"] for choice in mine]
+            assert "".join(delta.get("content", "") for delta in deltas) == text
+            assert ["role" in delta for delta in deltas] == [True] + [False] * (len(mine) - 1)
+            assert deltas[-1] == {}
+        else:
+            assert "".join(choice["text"] for choice in mine) == text
+    assert len({(e["id"], e["object"], e["created"], e["model"]) for e in events}) == 1
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@settings(max_examples=40)
+@given(answer=answers())
+def test_usage_comes_last_and_only_when_asked_for(
+    kind: Kind, answer: tuple[list[list[Delta]], dict[int, str]]
+) -> None:
+    batches, _ = answer
+    without = events_of(stream(request_for(kind), batches, usage=False))
+    *events, last = events_of(stream(request_for(kind), batches, usage=True))
+
+    assert not any("usage" in event for event in without)
+    assert all(event["usage"] is None and event["choices"] for event in events)
+    assert last["choices"] == []
+    assert last["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 5,
+        "total_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@settings(max_examples=40)
+@given(answer=answers())
+def test_a_whole_answer_has_the_same_text_and_reasons_as_the_stream(
+    kind: Kind, answer: tuple[list[list[Delta]], dict[int, str]]
+) -> None:
+    batches, texts = answer
+    deltas = [delta for batch in batches for delta in batch]
+    body = json.loads(whole_answer(request_for(kind), 1, deltas, USAGE))
+    said = {
+        choice["index"]: choice["message"]["content"] if kind is Kind.CHAT else choice["text"]
+        for choice in body["choices"]
+    }
+
+    assert said == texts
+    assert [choice["index"] for choice in body["choices"]] == sorted(texts)
+    assert {c["index"]: c["finish_reason"] for c in body["choices"]} == {
+        delta.index: delta.finish_reason for delta in deltas if delta.finish_reason
+    }
+
+
+def test_pieces_that_piled_up_become_one_event() -> None:
+    frames = Frames(request_for(Kind.CHAT), 1, include_usage=False)
+    frames.events([Delta(0, "a")])
+
+    assert frames.events([Delta(0, "b"), Delta(0, "c")]).count(b"data: ") == 1
+
+
+def test_deltas_without_text_make_no_event() -> None:
+    frames = Frames(request_for(Kind.CHAT), 1, include_usage=False)
+
+    assert frames.events([Delta(0, tokens=(1,))]) == b""
+    assert frames.last(USAGE) == DONE

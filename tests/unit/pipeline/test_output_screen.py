@@ -1,0 +1,101 @@
+"""What is not to be said is not said, whatever way the answer comes in, and what was made is paid for all the same."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.unit.pipeline.node import settled
+
+from llmhost.config.schema import SafetySettings, Settings
+from llmhost.core.request import Caller, GenerationRequest
+from llmhost.hooks.spec import Refusal, hookimpl
+from llmhost.testing import fake_words, make_host
+
+WORDS = fake_words("hello", 40).split()
+SAFE = SafetySettings(window_chars=16, blocked_words=(WORDS[20],))
+BODY = {"model": "fake", "prompt": "hello", "max_tokens": 40}
+
+
+def told(text: str) -> tuple[str, list[str]]:
+    """The text and the finish reasons of a stream's events."""
+    events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    choices = [choice for event in events for choice in event["choices"]]
+    reasons = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+    return "".join(choice["text"] for choice in choices), reasons
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_blocked_word_ends_the_answer_before_it_and_what_was_made_is_billed(
+    stream: bool,
+) -> None:
+    async with make_host(settings=Settings(safety=SAFE)) as host:
+        answer = await host.client.post("/v1/completions", json={**BODY, "stream": stream})
+        [entry] = await settled(host)
+    if stream:
+        text, reasons = told(answer.text)
+    else:
+        [choice] = answer.json()["choices"]
+        text, reasons = choice["text"], [choice["finish_reason"]]
+
+    assert reasons == ["content_filter"]
+    assert WORDS[20] not in text
+    assert " ".join(WORDS).startswith(text)
+    assert entry["outcome"] == "answered"
+    assert entry["tokens"]["output"] >= 20
+    assert entry["amount_nano"] > 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_that_breaks_no_rule_comes_whole(stream: bool) -> None:
+    rules = SafetySettings(window_chars=16, blocked_words=("unsaid",))
+    async with make_host(settings=Settings(safety=rules)) as host:
+        answer = await host.client.post("/v1/completions", json={**BODY, "stream": stream})
+    text = told(answer.text)[0] if stream else answer.json()["choices"][0]["text"]
+
+    assert text == " ".join(WORDS)
+
+
+async def test_one_choice_that_is_stopped_leaves_the_others_alone() -> None:
+    body: dict[str, Any] = {**BODY, "prompt": ["hello", "other thing"]}
+    async with make_host(settings=Settings(safety=SAFE)) as host:
+        answer = await host.client.post("/v1/completions", json=body)
+    stopped, whole = answer.json()["choices"]
+
+    assert stopped["finish_reason"] == "content_filter"
+    assert (whole["finish_reason"], whole["text"]) == ("length", fake_words("other thing", 40))
+
+
+async def test_a_plugin_sees_windows_of_the_answer_and_may_stop_it() -> None:
+    class Censor:
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        @hookimpl
+        def check_output(
+            self, text: str, request: GenerationRequest, caller: Caller
+        ) -> Refusal | None:
+            self.seen.append(text)
+            return Refusal("no") if WORDS[10] in text else None
+
+    censor = Censor()
+    rules = SafetySettings(window_chars=32)
+    async with make_host(plugins=[censor], settings=Settings(safety=rules)) as host:
+        answer = await host.client.post("/v1/completions", json=BODY)
+
+    [choice] = answer.json()["choices"]
+    assert choice["finish_reason"] == "content_filter"
+    assert len(censor.seen) > 1
+    assert WORDS[10] not in choice["text"]
+
+
+async def test_an_answer_that_a_plugin_could_not_check_is_not_given_out() -> None:
+    class Broken:
+        @hookimpl
+        def check_output(self, text: str) -> None:
+            raise RuntimeError("down")
+
+    async with make_host(plugins=[Broken()]) as host:
+        answer = await host.client.post("/v1/completions", json=BODY)
+
+    [choice] = answer.json()["choices"]
+    assert (choice["finish_reason"], choice["text"]) == ("content_filter", "")

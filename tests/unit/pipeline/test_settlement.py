@@ -1,0 +1,455 @@
+"""However a request ends, it ends once, is booked once, and nobody sees its end before it is booked."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.unit.pipeline.node import (
+    HELD_MODEL,
+    Held,
+    asks,
+    read_all,
+    settled,
+    slow_ledger,
+    until,
+)
+
+from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
+from llmhost.core.request import Kind
+from llmhost.hooks.spec import Price, hookimpl
+from llmhost.pipeline.processor import Exchange
+from llmhost.storage.connect import StorageFailed
+from llmhost.testing import FAKE_MODEL, TestHost, at, fake_words, make_host
+
+
+def disk_full() -> StorageFailed:
+    return StorageFailed(Path("money.db"), OSError("database or disk is full"))
+
+
+class Node:
+    """A node whose model runs when it is let, and the requests that it is given."""
+
+    def __init__(self, host: TestHost, held: Held) -> None:
+        self.host, self.held = host, held
+
+    async def open(self, text: str = "hello world", **facts: Any) -> Exchange:
+        return await self.host.host.processor.open(asks(text, **facts), None, {})
+
+    async def entry(self) -> dict[str, Any]:
+        """The one entry that there is."""
+        [entry] = await settled(self.host)
+        return entry
+
+    @property
+    def live(self) -> int:
+        [deployment] = self.host.host.deployments.all()
+        return sum(replica.engine.live for replica in deployment.replicas)
+
+
+@asynccontextmanager
+async def node(*plugins: object, held: Held | None = None, **spec: Any) -> AsyncIterator[Node]:
+    held = held or Held()
+    model = msgspec.structs.replace(HELD_MODEL, **spec)
+    async with make_host(plugins=[held, *plugins], models={"m": model}) as host:
+        try:
+            yield Node(host, held)
+        finally:
+            held.may_load.set()
+            held.go()
+
+
+# -- every exit -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_booked_once_with_its_tokens_and_its_price() -> None:
+    async with node() as one:
+        one.held.go()
+        exchange = await one.open()
+        text = await read_all(exchange)
+        exchange.leave()
+        exchange.leave()
+        entry = await one.entry()
+
+    assert text == fake_words("hello world", 4)
+    assert entry["outcome"] == "answered"
+    assert entry["tokens"] == {"fresh_input": 2, "cached_input": 0, "output": 4}
+    assert entry["amount_nano"] == 2 * 100 + 4 * 400
+    assert entry["price_version"] == "m/1"
+
+
+async def test_an_engine_failure_before_the_first_token_costs_nothing() -> None:
+    held = Held(fails=lambda seq_id, at: EngineFailed("no") if seq_id > 1 else None)
+    async with node(held=held) as one:
+        one.held.go()
+        exchange = await one.open()
+        with pytest.raises(EngineFailed, match="no"):
+            await read_all(exchange)
+        entry = await one.entry()
+
+    assert (entry["outcome"], entry["code"], entry["amount_nano"]) == ("failed", "engine_failed", 0)
+
+
+async def test_an_engine_failure_in_the_middle_brings_the_text_so_far_then_the_error() -> None:
+    held = Held(fails=lambda seq_id, at: EngineFailed("no") if at == 4 else None)
+    async with node(held=held) as one:
+        one.held.go()
+        exchange, text = await one.open(), ""
+        with pytest.raises(EngineFailed):
+            while fresh := await exchange.read():
+                text += "".join(delta.text for delta in fresh)
+        entry = await one.entry()
+
+    assert text == fake_words("hello world", 2)
+    assert (entry["outcome"], entry["amount_nano"]) == ("failed", 0)
+    assert entry["tokens"]["output"] == 2
+
+
+async def test_one_of_several_choices_failing_fails_the_request_and_stops_the_others() -> None:
+    held = Held(fails=lambda seq_id, at: EngineFailed("no") if seq_id == 3 and at == 3 else None)
+    async with node(held=held) as one:
+        one.held.go()
+        exchange = await one.open(n=3, max_tokens=100_000)
+        with pytest.raises(EngineFailed):
+            await read_all(exchange)
+        entry = await one.entry()
+        assert one.live == 0
+
+    assert (entry["outcome"], entry["amount_nano"]) == ("failed", 0)
+
+
+async def test_a_reader_who_leaves_before_the_first_token_stops_the_sequence() -> None:
+    async with node() as one:
+        exchange = await one.open(max_tokens=100_000)
+        exchange.leave()
+        one.held.go(2)
+        entry = await one.entry()
+        assert one.live == 0
+
+    assert entry["outcome"] == "cancelled"
+    assert entry["tokens"]["output"] <= 1
+    assert entry["amount_nano"] == 2 * 100 + entry["tokens"]["output"] * 400
+
+
+async def test_a_reader_who_leaves_in_the_middle_pays_for_what_was_made() -> None:
+    async with node() as one:
+        exchange = await one.open(max_tokens=100_000)
+        one.held.go(3)
+        await until(lambda: len(exchange._reader._stream) == 3)
+        exchange.leave()
+        one.held.go(2)
+        entry = await one.entry()
+        assert one.live == 0
+
+    assert entry["outcome"] == "cancelled"
+    assert 3 <= entry["tokens"]["output"] <= 5
+    assert entry["amount_nano"] == 2 * 100 + entry["tokens"]["output"] * 400
+
+
+async def test_a_reader_who_leaves_after_the_end_changes_nothing() -> None:
+    async with node() as one:
+        one.held.go()
+        exchange = await one.open()
+        await until(lambda: one.host.host.processor.in_flight == 0)
+        exchange.leave()
+        entry = await one.entry()
+
+    assert (entry["outcome"], entry["tokens"]["output"]) == ("answered", 4)
+
+
+async def test_a_request_cancelled_while_its_model_loads_is_booked_and_the_load_goes_on() -> None:
+    held = Held()
+    held.may_load.clear()
+    async with node(held=held, load="request") as one:
+        opening = asyncio.create_task(one.open())
+        await until(lambda: held.loads)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        entry = await one.entry()
+        assert one.host.host.processor.in_flight == 0
+        held.may_load.set()
+        held.go()
+        await read_all(await one.open())
+
+    assert (entry["outcome"], entry["amount_nano"]) == ("cancelled", 0)
+    assert held.loads == 1
+
+
+async def test_a_request_of_which_only_a_part_can_be_queued_is_refused_whole() -> None:
+    async with node(max_queue=1, max_batch_size=1) as one:
+        with pytest.raises(Overloaded, match="which is all it takes"):
+            await one.open(n=3)
+        one.held.go()
+        entry = await one.entry()
+        await until(lambda: one.live == 0)
+        text = await read_all(await one.open())
+
+    assert (entry["outcome"], entry["code"]) == ("refused", "server_is_overloaded")
+    assert (entry["tokens"]["output"], entry["amount_nano"]) == (0, 0)
+    assert text == fake_words("hello world", 4)
+
+
+async def test_a_bug_in_a_stage_is_booked_as_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with node() as one:
+        one.held.go()
+        limiter = one.host.host.processor._stages.limit._limiter
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(limiter, "admit", fail)
+        with pytest.raises(ZeroDivisionError):
+            await one.open()
+        entry = await one.entry()
+
+    assert (entry["outcome"], entry["amount_nano"]) == ("failed", 0)
+
+
+# -- the end of an answer and its entry -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_end_of_an_answer_is_not_seen_before_its_entry_is_on_disk(stream: bool) -> None:
+    async with node() as one:
+        one.held.go()
+        with slow_ledger(one.host) as ledger:
+            exchange = await one.open(stream=stream)
+            await until(lambda: ledger.waiting)
+            seen = []
+            while fresh := await exchange.read(0.02):
+                seen += fresh
+            assert fresh is None  # silence, not the end
+            assert [delta.finish_reason for delta in seen] == [None] * 3
+            assert one.host.host.processor.in_flight == 1
+            ledger.let_go()
+            last = await exchange.read()
+            assert last is not None and last[-1].finish_reason == "length"
+            assert await exchange.read() == []
+        entry = await one.entry()
+
+    assert entry["outcome"] == "answered"
+
+
+async def test_over_http_neither_finish_reason_nor_done_comes_before_the_entry() -> None:
+    async with node() as one:
+        one.held.go()
+        with slow_ledger(one.host) as ledger:
+            body = {"model": "m", "prompt": "hello world", "max_tokens": 4, "stream": True}
+            post = asyncio.create_task(one.host.client.post("/v1/completions", json=body))
+            await until(lambda: ledger.waiting)
+            await asyncio.sleep(0)
+            assert not post.done()
+            ledger.let_go()
+            answer = await post
+
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_that_could_not_be_recorded_ends_in_an_error(stream: bool) -> None:
+    async with node() as one:
+        one.held.go()
+        with slow_ledger(one.host) as ledger:
+            body = {"model": "m", "prompt": "hello world", "max_tokens": 4, "stream": stream}
+            post = asyncio.create_task(one.host.client.post("/v1/completions", json=body))
+            await until(lambda: ledger.waiting)
+            ledger.fail(disk_full())
+            answer = await post
+        await until(lambda: one.host.host.processor.in_flight == 0)
+
+    assert "[DONE]" not in answer.text
+    assert '"finish_reason":"length"' not in answer.text
+    assert "disk is full" in answer.text
+    assert answer.status_code == (200 if stream else StorageFailed.status)
+
+
+async def test_a_ledger_that_takes_no_more_ends_the_answer_in_an_error() -> None:
+    async with node() as one:
+        one.held.go()
+        with slow_ledger(one.host) as ledger:
+            ledger.raises = Overloaded("10000 records are waiting", retry_after_s=1)
+            with pytest.raises(Overloaded, match="records are waiting"):
+                await read_all(await one.open())
+        await until(lambda: one.host.host.processor.in_flight == 0)
+
+
+@pytest.mark.parametrize("error", [disk_full(), Overloaded("full")])
+async def test_a_refusal_is_heard_even_when_it_can_not_be_recorded(error: LlmhostError) -> None:
+    async with node() as one:
+        with slow_ledger(one.host) as ledger:
+            if isinstance(error, Overloaded):
+                ledger.raises = error
+            with pytest.raises(LlmhostError, match="does not exist here"):
+                await one.open(model="nobody")
+            ledger.fail(error)
+            await asyncio.sleep(0)
+
+
+# -- money ----------------------------------------------------------------------------------------------------------
+
+
+async def test_choices_of_one_prompt_pay_for_it_once_and_several_prompts_for_each() -> None:
+    async with node() as one:
+        one.held.go()
+        await read_all(await one.open(n=3))
+        await read_all(await one.open(prompts=("one", "two words"), n=2, max_tokens=5))
+        first, second = await settled(one.host)
+
+    assert first["tokens"] == {"fresh_input": 2, "cached_input": 0, "output": 12}
+    assert second["tokens"] == {"fresh_input": 3, "cached_input": 0, "output": 20}
+
+
+async def test_a_price_that_changes_while_a_request_runs_does_not_change_the_request() -> None:
+    async with node() as one:
+        exchange = await one.open()
+        prices: Any = one.host.host.processor._stages.bill._prices
+        prices["m@1"] = free(prices["m@1"])
+        one.held.go()
+        await read_all(exchange)
+        await read_all(await one.open())
+        first, second = await settled(one.host)
+
+    assert (first["amount_nano"], first["price_version"]) == (1800, "m/1")
+    assert (second["amount_nano"], second["price_version"]) == (0, "m/2")
+
+
+def free(price: Any) -> Any:
+    return type(price)(version="m/2", input_nano=0, cached_input_nano=0, output_nano=0)
+
+
+async def test_a_plugins_quote_is_asked_once_with_the_time_of_arrival_and_named() -> None:
+    class Half:
+        def __init__(self) -> None:
+            self.asked: list[tuple[str, str, int]] = []
+
+        @hookimpl
+        def quote_price(self, request: Any, price: Price, now: Any) -> Price:
+            self.asked.append((request.model, now.isoformat(), price.output))
+            return price.times(1, 2)
+
+    plugin = Half()
+    clock = at("2026-01-10T03:00Z")
+    models = {"fake": msgspec.structs.replace(FAKE_MODEL, aliases=("alias",))}
+    async with make_host(plugins=[plugin], models=models, clock=clock) as host:
+        await host.say("hello", model="alias", max_tokens=8)
+        [entry] = await settled(host)
+
+    assert plugin.asked == [("fake", "2026-01-10T03:00:00+00:00", 400_000_000)]
+    assert entry["price_version"] == "fake/1+Half"
+    tokens = entry["tokens"]
+    assert entry["amount_nano"] == tokens["fresh_input"] * 50 + tokens["output"] * 200
+
+
+async def test_a_model_without_a_price_is_metered_and_free() -> None:
+    async with node(price=None) as one:
+        one.held.go()
+        await read_all(await one.open())
+        entry = await one.entry()
+
+    assert (entry["amount_nano"], entry["price_version"]) == (0, None)
+    assert entry["tokens"]["output"] == 4
+
+
+# -- how much fits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Kind.COMPLETION, Kind.CHAT])
+async def test_prompt_and_answer_may_fill_the_model_to_the_last_token(kind: Kind) -> None:
+    facts: dict[str, Any] = {"kind": kind, "prompts": ("one two three",)}
+    if kind is Kind.CHAT:  # "user: one" and "assistant:" are three words
+        facts = {"kind": kind, "prompts": (), "messages": ({"role": "user", "content": "one"},)}
+    async with node(max_sequence_length=8) as one:
+        one.held.go()
+        for asked in (5, None):
+            await read_all(await one.open(**facts, max_tokens=asked))
+        first, second = await settled(one.host)
+        with pytest.raises(LlmhostError) as refused:
+            await one.open(**facts, max_tokens=6)
+
+    assert first["tokens"] == second["tokens"]
+    assert first["tokens"] == {"fresh_input": 3, "cached_input": 0, "output": 5}
+    assert refused.value.code == "context_length_exceeded"
+    assert refused.value.param == ("messages" if kind is Kind.CHAT else "prompt")
+    assert "max_tokens to 5 or less" in refused.value.message
+
+
+@pytest.mark.parametrize(("words", "fits"), [(7, True), (8, False), (9, False)])
+async def test_a_prompt_must_leave_room_for_one_token(words: int, fits: bool) -> None:
+    async with node(max_sequence_length=8) as one:
+        one.held.go()
+        if fits:
+            await read_all(await one.open("w " * words, max_tokens=None))
+            assert (await one.entry())["tokens"]["output"] == 1
+            return
+        with pytest.raises(LlmhostError) as refused:
+            await one.open("w " * words, max_tokens=None)
+
+    assert refused.value.code == "context_length_exceeded"
+    assert f"The prompt is {words} tokens; this model holds 8." in refused.value.message
+
+
+async def test_the_longest_of_several_prompts_counts_and_each_gets_its_own_room() -> None:
+    async with node(max_sequence_length=8) as one:
+        one.held.go()
+        await read_all(await one.open(prompts=("a b c d e", "a"), max_tokens=None))
+        entry = await one.entry()
+
+    assert entry["tokens"] == {"fresh_input": 6, "cached_input": 0, "output": 3 + 7}
+
+
+async def test_a_model_with_less_kv_room_than_its_headers_promise_refuses_at_the_door() -> None:
+    async with node(load="request", kv_memory="128") as one:  # two blocks of 16 tokens
+        one.held.go()
+        with pytest.raises(LlmhostError) as refused:
+            await one.open("w " * 30, max_tokens=3)
+        await read_all(await one.open("w " * 30, max_tokens=2))
+
+    assert refused.value.code == "context_length_exceeded"
+    assert "this model holds 32" in refused.value.message
+
+
+async def test_token_ids_are_taken_as_they_are_and_unknown_ones_refused() -> None:
+    async with node() as one:
+        one.held.go()
+        text = await read_all(await one.open(prompts=((1, 2, 3), (4095,))))
+        for prompt in ((4096,), (-1,), ()):
+            with pytest.raises(LlmhostError) as refused:
+                await one.open(prompts=(prompt,))
+            assert (refused.value.code, refused.value.param) == ("invalid_value", "prompt")
+        entry = (await settled(one.host))[0]
+
+    assert len(text.split()) >= 7
+    assert entry["tokens"] == {"fresh_input": 4, "cached_input": 0, "output": 8}
+
+
+async def test_a_prompt_without_a_token_is_refused() -> None:
+    async with node() as one:
+        with pytest.raises(LlmhostError, match="The prompt is empty"):
+            await one.open("  ")
+
+
+# -- shutting down --------------------------------------------------------------------------------------------------
+
+
+async def test_a_drain_refuses_what_comes_and_lets_what_runs_go_on() -> None:
+    async with node() as one:
+        running = await one.open()
+        drain = asyncio.create_task(one.host.host.drain(30))
+        await until(lambda: one.host.host.is_draining)
+        with pytest.raises(Overloaded, match="shutting down") as refused:
+            await one.open()
+        answer = await one.host.client.post("/v1/completions", json={"model": "m", "prompt": "x"})
+        ready = await one.host.client.get("/ready")
+        one.held.go()
+        text = await read_all(running)
+        cut = await drain
+
+    assert refused.value.retry_after_s == 1
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert (ready.status_code, ready.headers["retry-after"]) == (503, "1")
+    assert text == fake_words("hello world", 4)
+    assert cut == 0
