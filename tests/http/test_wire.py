@@ -379,3 +379,51 @@ def _entries_elsewhere(node: Node) -> list[dict[str, Any]]:
         headers = {"authorization": f"Bearer {node.admin_token}"}
         text = another.get(f"{node.url}/admin/v1/ledger/export", headers=headers).text
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_pipelined_requests_stop_when_their_client_leaves(open_node: Node) -> None:
+    body = {"model": "slow", "prompt": "x", "max_tokens": 5000, "stream": True}
+    request = http_bytes("/v1/completions", body)
+    with open_node.raw() as connection:
+        connection.sendall(request + request)
+        assert connection.recv(64)
+        eventually(lambda: open_node.loaded("slow")["running"], "nothing runs")
+
+    eventually(lambda: open_node.is_idle("slow"), "the first of two requests goes on for nobody")
+
+
+def test_what_is_not_http_ends_the_connection_and_what_runs_on_it(open_node: Node) -> None:
+    body = {"model": "slow", "prompt": "x", "max_tokens": 5000, "stream": True}
+    with open_node.raw() as connection:
+        connection.sendall(http_bytes("/v1/completions", body))
+        assert connection.recv(64)
+        connection.sendall(b"\x00\x01 nonsense\r\n\r\n")
+        eventually(lambda: open_node.is_idle("slow"), "the request goes on")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n"],
+)
+def test_what_is_not_http_is_refused_in_the_same_form(open_node: Node, raw: bytes) -> None:
+    with open_node.raw() as connection:
+        connection.sendall(raw)
+        response = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    head, _, body = response.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"x-request-id: req_" in head
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_head_that_does_not_end_is_cut_off(open_node: Node) -> None:
+    sent = 0
+    with open_node.raw() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx-long: ")
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                connection.sendall(b"y" * 65536)
+                sent += 65536
+
+    assert sent < 1000 * 65536
+    assert open_node.get("/health").status_code == 200

@@ -26,6 +26,7 @@ from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import AlreadyRunning, ConfigError
 from llmhost.hooks.registry import Plugins
 from llmhost.host.banner import print_ready, print_start
+from llmhost.host.connection import Connection
 from llmhost.host.wiring import Host
 from llmhost.observe.logs import log_event, start_logging
 from llmhost.storage.node import DataDir
@@ -148,7 +149,7 @@ def _uvicorn_config(host: Host) -> uvicorn.Config:
     settings = host.settings.server
     return uvicorn.Config(
         host.app,
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -1,0 +1,86 @@
+"""One connection: uvicorn's, and what it lacks. It knows bytes and requests, and nothing of what is asked.
+
+Pipelined requests all hear that their client is gone (uvicorn tells the newest only, so that the one before would go
+on for nobody). A head has a size and a time in which it must come. What isn't HTTP is refused in OpenAI's form.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from llmhost.api.errors import error_body
+from llmhost.core.errors import BadRequest
+from llmhost.core.ids import new_request_id
+
+MAX_HEAD_BYTES = 128 * 1024
+HEAD_TIMEOUT_S = 60.0
+"""Without these two, a client could hold a connection for ever, or any amount of memory, with one unending head."""
+
+
+class Connection(HttpToolsProtocol):
+    """A protocol class for uvicorn's `http` setting."""
+
+    _cycles: tuple[RequestResponseCycle, ...] = ()
+    _head_bytes = 0
+    _is_in_head = True
+    _head_alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_alarm = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_on_head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._silence()
+        self._stop_alarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._is_in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.send_400_response(
+                    f"The request's headers are larger than {MAX_HEAD_BYTES} bytes."
+                )
+            elif self._head_alarm is None:
+                self._head_alarm = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_on_head)
+
+    def on_message_begin(self) -> None:
+        self._is_in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._stop_alarm()
+        super().on_headers_complete()
+        self._cycles = (*(c for c in self._cycles if not c.response_complete), self.cycle)
+
+    def send_400_response(self, msg: str) -> None:
+        """The last thing that this connection says."""
+        self._silence()
+        body = error_body(BadRequest(msg))
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            f"x-request-id: {new_request_id()}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _silence(self) -> None:
+        """Nothing may be written from here on, and whoever runs for this client hears that it is gone."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
+    def _give_up_on_head(self) -> None:
+        self._head_alarm = None
+        if self._is_in_head and not self.transport.is_closing():
+            self.transport.close()
+
+    def _stop_alarm(self) -> None:
+        if self._head_alarm is not None:
+            self._head_alarm.cancel()
+            self._head_alarm = None
