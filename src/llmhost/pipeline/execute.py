@@ -141,12 +141,11 @@ class Generation:
 
     def _release(self, last: Delta, settled: "asyncio.Future[None]") -> None:
         """Let the end of the answer out, now that it can't be lost."""
-        failure = settled.exception() if not settled.cancelled() else None
-        if context_error := self.context.error:
+        if (failure := settled.exception()) is not None:
+            self.stream.fail(self.context.error or ledger_unavailable(failure))
+        elif self.context.error is not None:
             self.stream.push(_for_readers(last))
-            self.stream.fail(context_error)
-        elif failure is not None:
-            self.stream.fail(_ledger_unavailable(failure))
+            self.stream.fail(self.context.error)
         else:
             self.stream.push(last)
             self.stream.close()
@@ -171,7 +170,7 @@ def _for_readers(delta: Delta) -> Delta:
     return delta
 
 
-def _ledger_unavailable(failure: BaseException) -> LlmhostError:
+def ledger_unavailable(failure: BaseException) -> LlmhostError:
     """An answer that could not be recorded is not completed: money is never dropped."""
     if isinstance(failure, LlmhostError):
         return failure
