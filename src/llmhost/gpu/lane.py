@@ -14,27 +14,25 @@ class DeviceLane:
         self.device = device
         self._clock = clock
         self._turn = threading.Lock()
-        self._opened_ns = clock.monotonic_ns()
-        self._last_ns = self._opened_ns
-        self._busy_ns = 0
-        self._idle_ns = 0
+        self._last_ns = clock.monotonic_ns()
+        self._totals = (0, 0)  # replaced whole, so that a reader waits for nobody's turn
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:
         with self._turn:
             turn = Turn(started_ns=self._clock.monotonic_ns())
-            self._idle_ns += turn.started_ns - self._last_ns
             try:
                 yield turn
             finally:
                 turn.ended_ns = self._clock.monotonic_ns()
-                self._busy_ns += turn.ended_ns - turn.started_ns
-                self._last_ns = turn.ended_ns
+                busy_ns, idle_ns = self._totals
+                busy_ns += turn.ended_ns - turn.started_ns
+                idle_ns += turn.started_ns - self._last_ns
+                self._totals, self._last_ns = (busy_ns, idle_ns), turn.ended_ns
 
     def totals(self) -> tuple[int, int]:
         """(busy, idle) nanoseconds up to the end of the last turn; together they are the time since opening."""
-        with self._turn:
-            return self._busy_ns, self._idle_ns
+        return self._totals
 
 
 class FreeLane:

@@ -12,16 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llmhost.core.errors import EngineFailed, Overloaded
-from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer
+from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
+from llmhost.core.output import Delta, FinishReason
+from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer, Turn
 from llmhost.core.request import SequenceSpec
-from llmhost.core.step import Row, StepResult, split_exactly, work_units
+from llmhost.core.step import Drawn, Row, StepResult, split_exactly, work_units
 from llmhost.schedule.scheduler import Emission, Scheduler
 
 log = logging.getLogger("llmhost.schedule")
 
 StepObserver = Callable[[StepResult, EngineLoad], None]
-"""Told of every step, on the engine thread: must be quick and must not raise."""
+"""Told of every step, on the engine thread: must be quick. One that raises ends the loop: money reads it."""
 
 FAILURES_IN_A_ROW = 3
 """Steps that may fail one after another before the loop gives up and its deployment is marked failed."""
@@ -54,7 +55,7 @@ class EngineLoop:
         self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._sinks: dict[int, DeltaSink] = {}
+        self._sinks: dict[int, tuple[int, DeltaSink]] = {}  # with the choice's index
         self._ends: deque[float] = deque(maxlen=256)  # when sequences ended, for the drain estimate
         self._wake = threading.Condition()
         self._inbox: deque[Command] = deque()
@@ -88,7 +89,7 @@ class EngineLoop:
                 retry_after_s=self.drain_estimate_s(),
             )
         seq_id = next(self._ids)
-        self._sinks[seq_id] = sink
+        self._sinks[seq_id] = (spec.index, sink)
         self._post(lambda: self._add(seq_id, spec))
         return seq_id
 
@@ -114,7 +115,13 @@ class EngineLoop:
             await self._drained(drain_s)
         self._is_stopping = True
         self._post(list)
-        if self._thread.ident is not None:
+        if self._thread.ident is None:
+            self._runner.close()
+        elif (
+            self._loop.is_closed()
+        ):  # called on a later loop: nothing can be heard on ours any more
+            await asyncio.to_thread(self._thread.join)
+        else:
             await self._stopped.wait()
 
     async def _drained(self, drain_s: float) -> None:
@@ -125,12 +132,28 @@ class EngineLoop:
     def _deliver(self, emissions: list[Emission]) -> None:
         for seq_id, delta in emissions:
             if delta.finish_reason is None:
-                sink = self._sinks.get(seq_id)
+                entry = self._sinks.get(seq_id)
             else:
-                sink = self._sinks.pop(seq_id, None)
+                entry = self._sinks.pop(seq_id, None)
                 self._ends.append(time.monotonic())
-            if sink is not None:
-                sink(delta)
+            if entry is not None:
+                self._tell(entry[1], delta)
+
+    def _tell(self, sink: DeltaSink, delta: Delta) -> None:
+        try:
+            sink(delta)
+        except (
+            Exception
+        ):  # boundary: one reader's bug must not cost the others of the step their deltas
+            log.exception("sink.failed model=%s", self.name)
+
+    def _ended(self) -> None:
+        """The thread's last word. Streams that it knew nothing of, or lost in a crash, end here."""
+        error = self._cut_short()
+        for index, sink in list(self._sinks.values()):
+            self._tell(sink, Delta(index, finish_reason=FinishReason.ERROR, error=error))
+        self._sinks.clear()
+        self._stopped.set()
 
     def _post(self, command: Command) -> None:
         with self._wake:
@@ -144,18 +167,21 @@ class EngineLoop:
             while not self._is_stopping:
                 self._wait_for_work()
                 self._turn()
+        except BaseException as error:
+            log.critical("engine.broken model=%s", self.name, exc_info=error)
+            self._give_up(EngineFailed(f"The engine of {self.name} broke down."))
         finally:
-            self._emit(self._abandon())
-            self._runner.close()
-            self._call_back(self._stopped.set)
+            self._is_stopping = True
+            self._quietly(lambda: self._emit(self._abandon()))
+            self._quietly(self._runner.close)
+            self._call_back(self._ended)
 
     def _wait_for_work(self) -> None:
-        with self._wake:
-            if self._inbox or self._scheduler.has_work:
-                return
+        if not self._inbox and not self._scheduler.has_work:
             self._load = self._scheduler.load()
             self._scheduler.check()  # the books are audited whenever there is nothing else to do
-            while not self._inbox:
+        with self._wake:
+            while not self._inbox and not self._scheduler.has_work:
                 self._wake.wait()
 
     def _turn(self) -> None:
@@ -173,11 +199,10 @@ class EngineLoop:
         return [emission for command in commands for emission in command()]
 
     def _step(self, rows: list[Row]) -> list[Emission]:
-        try:
-            with self._lane.turn() as turn:
-                drawn = self._runner.run(rows)
-        except Exception as error:  # noqa: BLE001 - boundary: a runner may raise anything
-            return self._failed(rows, error)
+        with self._lane.turn() as turn:
+            drawn = self._draw(rows)
+        if isinstance(drawn, Exception):
+            return self._failed(rows, turn, drawn)
         self._failures = 0
         shares = split_exactly(turn.ended_ns - turn.started_ns, [work_units(row) for row in rows])
         result = StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares)
@@ -186,7 +211,13 @@ class EngineLoop:
             self._on_step(result, self._scheduler.load())
         return emissions
 
-    def _failed(self, rows: list[Row], error: Exception) -> list[Emission]:
+    def _draw(self, rows: list[Row]) -> list[Drawn] | Exception:
+        try:
+            return self._runner.run(rows)
+        except Exception as error:  # noqa: BLE001 - boundary: a runner may raise anything
+            return error
+
+    def _failed(self, rows: list[Row], turn: Turn, error: Exception) -> list[Emission]:
         """Only the sequences of this step fail; a loop that fails again and again gives up."""
         self._failures += 1
         log.error("step.failed model=%s rows=%d", self.name, len(rows), exc_info=error)
@@ -196,30 +227,54 @@ class EngineLoop:
             else EngineFailed(f"The model {self.name} failed while it computed an answer.")
         )
         if self._failures >= FAILURES_IN_A_ROW:
-            self._is_stopping = True
-            if self._on_broken is not None:
-                on_broken = self._on_broken
-                self._call_back(lambda: on_broken(failure))
+            self._give_up(failure)
+        self._scheduler.operator_ns += turn.ended_ns - turn.started_ns
         return self._scheduler.fail((row.seq_id for row in rows), failure)
 
+    def _give_up(self, failure: EngineFailed) -> None:
+        self._is_stopping = True
+        if self._on_broken is not None:
+            on_broken = self._on_broken
+            self._call_back(lambda: on_broken(failure))
+
     def _add(self, seq_id: int, spec: SequenceSpec) -> list[Emission]:
-        self._scheduler.add(seq_id, spec, self._tokenizer.watch(spec.stop))
-        return []
+        try:
+            emission = self._scheduler.add(seq_id, spec, self._tokenizer.watch(spec.stop))
+        except Exception as error:  # boundary: what one caller brought must not end the others
+            log.exception("sequence.refused model=%s request=%s", self.name, spec.request_id)
+            failure = error if isinstance(error, LlmhostError) else self._cut_short()
+            last = Delta(spec.index, finish_reason=FinishReason.ERROR, error=failure)
+            return [(seq_id, last)]
+        return _some(emission)
 
     def _cancel(self, seq_id: int) -> list[Emission]:
-        emission = self._scheduler.cancel(seq_id)
-        return [] if emission is None else [emission]
+        return _some(self._scheduler.cancel(seq_id))
 
     def _resize(self, blocks: int) -> list[Emission]:
-        self._scheduler.resize_kv(blocks)
-        self._runner.set_kv_blocks(blocks)
-        return []
+        """The runner grows before the books do and shrinks after them: no book shows a block that isn't there."""
+        is_growth = blocks > self._scheduler.books.total
+        emissions = [] if is_growth else self._scheduler.resize_kv(blocks)
+        try:
+            self._runner.set_kv_blocks(blocks)
+        except Exception:  # boundary: a runner may raise anything, and keeps the blocks that it had
+            log.exception("kv.resize_failed model=%s blocks=%d", self.name, blocks)
+            return emissions
+        return self._scheduler.resize_kv(blocks) if is_growth else emissions
 
     def _abandon(self) -> list[Emission]:
         """At the end of the thread: whatever is still here ends, so that no stream hangs."""
         leftovers = self._take_inbox()
-        error = EngineFailed(f"The model {self.name} was stopped before the answer was complete.")
-        return leftovers + self._scheduler.fail(self._scheduler.ids(), error)
+        return leftovers + self._scheduler.fail(self._scheduler.ids(), self._cut_short())
+
+    def _cut_short(self) -> EngineFailed:
+        return EngineFailed(f"The model {self.name} was stopped before the answer was complete.")
+
+    def _quietly(self, act: Callable[[], None]) -> None:
+        """At the end of the thread every act gets its turn, whatever the one before it did."""
+        try:
+            act()
+        except Exception:  # boundary: the thread is ending and its streams still have to be told
+            log.exception("engine.end_failed model=%s", self.name)
 
     def _emit(self, emissions: list[Emission]) -> None:
         if emissions:
@@ -229,4 +284,9 @@ class EngineLoop:
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:  # the HTTP loop is gone: nobody is left to tell
+            self._is_stopping = True
             log.debug("engine.loop_gone model=%s", self.name)
+
+
+def _some(emission: Emission | None) -> list[Emission]:
+    return [] if emission is None else [emission]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class KvBooks:
-    """Hands out block numbers 0 .. total-1. Blocks above a lowered total retire when they come back."""
+    """Hands out block numbers 0 .. total-1."""
 
     def __init__(self, total: int, block_tokens: int) -> None:
         self.total = total
@@ -36,10 +36,10 @@ class KvBooks:
         return taken
 
     def give_back(self, blocks: Iterable[int]) -> None:
-        self._free.extend(b for b in blocks if b < self.total)
+        self._free.extend(blocks)
 
     def resize(self, total: int) -> None:
-        """Change the number of blocks. Only blocks that nobody holds may go; ask with `can_resize`."""
+        """Change the number of blocks. Only blocks that nobody holds may go."""
         if total >= self.total:
             self._free[:0] = range(total - 1, self.total - 1, -1)
         else:

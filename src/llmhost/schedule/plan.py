@@ -1,8 +1,8 @@
 """The decision of each step, as a pure function: who gets how many tokens of the next forward pass.
 
-Running sequences first, those that only decode before those still prefilling, then waiting ones in order. KV room is
-promised to a sequence for all its known tokens before it is admitted, so admission alone never causes a preemption;
-only growth does, and then the sequence with the largest key gives way.
+Running sequences first, then waiting ones, each in key order. Whoever only decodes has a token set aside before a
+prompt takes its chunk, so a long prompt stalls nobody. KV room is promised to a sequence for all its known tokens
+before it is admitted, so admission alone never causes a preemption; only growth does, and the largest key gives way.
 """
 
 from collections.abc import Sequence
@@ -67,79 +67,75 @@ class _Sharing:
         self.budget = budget
         self.tokens = budget.tokens
         self.free = budget.free_blocks
-        self.promised = 0  # blocks that admitted prompts will still take
+        self.kept = len(running)  # the preempted are the tail of `running`
+        self.decoders = sum(work.todo == 1 for work in running)  # not granted yet: a token each
         self.grants: list[tuple[int, int]] = []
         self.admitted: list[int] = []
         self.preempted: list[int] = []
-        self._settled: set[int] = set()  # granted or preempted in this plan
-        self._next_victim = len(running) - 1
-
-    def _blocks(self, tokens: int) -> int:
-        return -(-tokens // self.budget.block_tokens)
 
     def grant_running(self) -> None:
-        for wants_prefill in (False, True):
-            for work in self.running:
-                if (work.todo > 1) is wants_prefill and work.seq_id not in self._settled:
-                    self._grant(work)
+        for place, work in enumerate(self.running):
+            if place >= self.kept:
+                return
+            todo = work.todo
+            if todo == 1:
+                self.decoders -= 1
+                self._grant(place, work, 1 if self.tokens else 0)
+            else:
+                self._grant(place, work, min(todo, max(self.tokens - self.decoders, 0)))
 
-    def _grant(self, work: Work) -> None:
-        share = min(work.todo, self.tokens)
-        while share and self._blocks(work.computed + share) - work.held > self.free:
-            victim = self._worst_unsettled()
-            if victim is work:
-                share = self._what_fits(work, share)
-                if share == 0:
-                    self._preempt(work)
-                    return
-                break
-            self._preempt(victim)
+    def _grant(self, place: int, work: Work, share: int) -> None:
+        missing = self._missing(work, share)
+        if missing > self.free:
+            share = self._make_room(place, work, share)
+            missing = self._missing(work, share)
         if share:
-            self._take(work, share)
-            self._settled.add(work.seq_id)
-        self.promised += self._blocks(work.computed + work.todo) - max(
-            work.held, self._blocks(work.computed + share)
-        )
+            self._take(work, share, missing)
 
-    def _what_fits(self, work: Work, share: int) -> int:
-        """A prefill chunk may shrink to the room there is; a decode can't."""
-        if work.todo == 1:
-            return 0
-        room = (work.held + self.free) * self.budget.block_tokens - work.computed
-        return max(min(share, room), 0)
+    def _make_room(self, place: int, work: Work, share: int) -> int:
+        """Preempt from the end until `work` can have its share. A prefill chunk may shrink to the room there is."""
+        while self._missing(work, share) > self.free:
+            if place < self.kept - 1:
+                self._preempt_last()
+            else:
+                share = (work.held + self.free) * self.budget.block_tokens - work.computed
+                if share == 0:
+                    self._preempt_last()
+        return share
 
-    def _worst_unsettled(self) -> Work:
-        """The running sequence with the largest key that this plan has not granted or preempted yet."""
-        while self.running[self._next_victim].seq_id in self._settled:
-            self._next_victim -= 1
-        return self.running[self._next_victim]
-
-    def _preempt(self, work: Work) -> None:
+    def _preempt_last(self) -> None:
+        self.kept -= 1
+        work = self.running[self.kept]
         self.preempted.append(work.seq_id)
-        self._settled.add(work.seq_id)
         self.free += work.held
 
-    def _take(self, work: Work, share: int) -> None:
-        self.free -= max(self._blocks(work.computed + share) - work.held, 0)
+    def _missing(self, work: Work, share: int) -> int:
+        """Blocks that `work` must be given to have room for `share` more tokens."""
+        missing = -(-(work.computed + share) // self.budget.block_tokens) - work.held
+        return missing if missing > 0 else 0
+
+    def _take(self, work: Work, share: int, missing: int) -> None:
+        self.free -= missing
         self.tokens -= share
         self.grants.append((work.seq_id, share))
 
     def admit(self, waiting: Sequence[Work]) -> str | None:
+        """Take in the next ones in order; returns why one waits.
+
+        Tokens are left here only when all that run got theirs, so no room that a running prompt needs is given away.
+        """
         room = self.budget.sequences - len(self.running)
         for work in waiting:
-            if room == 0:
+            if room <= 0:
                 return "sequences"
             if self.tokens == 0:
                 return "tokens"
-            needed = self._blocks(work.computed + work.todo) - work.held
-            spare = self.free - self.promised
             is_alone = not self.running and not self.admitted
-            if needed > spare - (0 if is_alone else self.budget.watermark_blocks):
+            spare = self.free - (0 if is_alone else self.budget.watermark_blocks)
+            if self._missing(work, work.todo) > spare:
                 return "blocks"
             share = min(work.todo, self.tokens)
-            before = self.free
-            self._take(work, share)
-            self.promised += needed - (before - self.free)
+            self._take(work, share, self._missing(work, share))
             self.admitted.append(work.seq_id)
             room -= 1
         return None

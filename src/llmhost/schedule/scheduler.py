@@ -70,11 +70,18 @@ class Scheduler:
             preemptions=self.preemptions,
         )
 
-    def add(self, seq_id: int, spec: SequenceSpec, watch: TextWatch) -> None:
-        """Queue a sequence. Its length has been checked at the door; a longer one ends with `length`."""
+    def add(self, seq_id: int, spec: SequenceSpec, watch: TextWatch) -> Emission | None:
+        """Queue a sequence; one without room for a single token more ends now, with `length`.
+
+        The door has checked the length against the limits of its time; they may have shrunk since.
+        """
+        assert spec.prompt, "a sequence without a prompt has nothing to draw from"
         sequence = Sequence.start(seq_id, spec, watch)
         self._sequences[seq_id] = sequence
         insort(self._waiting, sequence, key=_by_key)
+        if self._has_no_room(sequence):
+            return self._end(seq_id, FinishReason.LENGTH)
+        return None
 
     def cancel(self, seq_id: int) -> Emission | None:
         """End a sequence now. None if it has ended already."""
@@ -82,8 +89,7 @@ class Scheduler:
 
     def fail(self, seq_ids: Iterable[int], error: LlmhostError) -> list[Emission]:
         """End sequences with an error, giving back what they hold."""
-        ended = (self._end(seq_id, FinishReason.ERROR, error) for seq_id in list(seq_ids))
-        return [emission for emission in ended if emission is not None]
+        return self._end_all(seq_ids, FinishReason.ERROR, error)
 
     def export(self) -> list[tuple[int, SequenceSpec]]:
         """Every sequence as data, in the order in which they would run."""
@@ -93,17 +99,19 @@ class Scheduler:
     def ids(self) -> list[int]:
         return list(self._sequences)
 
-    def resize_kv(self, blocks: int) -> None:
-        """Change the KV lease. Sequences that hold a block which goes are preempted."""
+    def resize_kv(self, blocks: int) -> list[Emission]:
+        """Change the KV lease. Who holds a block that goes is preempted; who can never fit again ends here."""
         for sequence in [s for s in self._running if any(b >= blocks for b in s.blocks)]:
             self._preempt(sequence)
         self.books.resize(blocks)
         self.limits = replace(self.limits, kv_blocks=blocks)
+        too_long = [s.seq_id for s in self._sequences.values() if self._has_no_room(s)]
+        return self._end_all(too_long, FinishReason.LENGTH)
 
     def plan(self) -> list[Row]:
         """The next step's rows, with their blocks taken; empty when nothing can run."""
         plan = plan_step(self._running, self._waiting, self._budget())
-        self._commit(plan)
+        self._requeue(plan)
         return [self._row(self._sequences[seq_id], share) for seq_id, share in plan.grants]
 
     def absorb(self, result: StepResult) -> list[Emission]:
@@ -112,6 +120,7 @@ class Scheduler:
         A sequence that ended while the step ran is skipped: its token is surplus and belongs to nobody.
         """
         self.steps += 1
+        longest = self.longest_tokens
         emissions: list[Emission] = []
         for row, drawn, share_ns in zip(result.rows, result.drawn, result.shares_ns, strict=True):
             sequence = self._sequences.get(row.seq_id)
@@ -121,8 +130,10 @@ class Scheduler:
             self._charge(sequence, row, share_ns)
             if isinstance(drawn, EngineFailed):
                 emissions += self.fail([row.seq_id], drawn)
-            elif drawn is not None:
-                emissions.append((row.seq_id, self._accept(sequence, drawn)))
+                continue
+            assert (drawn is not None) is row.wants_token, "a token where none was wanted, or none"
+            if drawn is not None:
+                emissions.append((row.seq_id, self._accept(sequence, drawn, longest)))
         return emissions
 
     def check(self) -> None:
@@ -142,21 +153,20 @@ class Scheduler:
             watermark_blocks=int(self.books.total * self.limits.watermark_share),
         )
 
-    def _commit(self, plan: StepPlan) -> None:
+    def _requeue(self, plan: StepPlan) -> None:
         for seq_id in plan.preempted:
             self._preempt(self._sequences[seq_id])
         if plan.admitted:
             del self._waiting[: len(plan.admitted)]
             for seq_id in plan.admitted:
                 insort(self._running, self._sequences[seq_id], key=_by_key)
-        for seq_id, share in plan.grants:
-            sequence = self._sequences[seq_id]
-            needed = self.books.blocks_for(sequence.computed + share) - sequence.held
-            if needed > 0:
-                sequence.blocks += self.books.take(needed)
 
     def _row(self, sequence: Sequence, share: int) -> Row:
+        """The grant as a row, with the blocks that it needs taken."""
         start, end = sequence.computed, sequence.computed + share
+        needed = self.books.blocks_for(end) - sequence.held
+        if needed > 0:
+            sequence.blocks += self.books.take(needed)
         return Row(
             sequence.seq_id,
             sequence.tokens[start:end],
@@ -170,20 +180,31 @@ class Scheduler:
 
     def _charge(self, sequence: Sequence, row: Row, share_ns: int) -> None:
         is_repeated = row.start < sequence.high_water
-        sequence.computed = row.start + len(row.tokens)
-        sequence.high_water = max(sequence.high_water, sequence.computed)
+        end = row.start + len(row.tokens)
+        if sequence.blocks:  # else it was preempted while the step ran: nothing of it is kept
+            sequence.computed = end
+        sequence.high_water = max(sequence.high_water, end)
         if is_repeated:
             self.operator_ns += share_ns
         else:
             sequence.engine_ns += share_ns
 
-    def _accept(self, sequence: Sequence, token: int) -> Delta:
+    def _accept(self, sequence: Sequence, token: int, longest: int) -> Delta:
         delta = sequence.accept(token)
-        if delta.finish_reason is None and len(sequence.tokens) >= self.longest_tokens:
+        if delta.finish_reason is None and len(sequence.tokens) >= longest:
             delta = sequence.end(FinishReason.LENGTH, text=delta.text, tokens=delta.tokens)
         if delta.finish_reason is not None:
             self._remove(sequence)
         return delta
+
+    def _has_no_room(self, sequence: Sequence) -> bool:
+        return len(sequence.tokens) >= min(self.longest_tokens, sequence.most_tokens)
+
+    def _end_all(
+        self, seq_ids: Iterable[int], reason: FinishReason, error: LlmhostError | None = None
+    ) -> list[Emission]:
+        ended = (self._end(seq_id, reason, error) for seq_id in list(seq_ids))
+        return [emission for emission in ended if emission is not None]
 
     def _end(
         self, seq_id: int, reason: FinishReason, error: LlmhostError | None = None

@@ -19,6 +19,8 @@ class Sequence:
     watch: TextWatch
     tokens: list[int]
     """Prompt and answer so far."""
+    most_tokens: int
+    """Length at which it has said all that it may."""
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     high_water: int = 0
@@ -30,7 +32,8 @@ class Sequence:
     def start(cls, seq_id: int, spec: SequenceSpec, watch: TextWatch) -> "Sequence":
         for token in spec.generated:
             watch.push(token)  # an imported sequence has said these already
-        return cls(seq_id, spec, watch, [*spec.prompt, *spec.generated])
+        most_tokens = len(spec.prompt) + spec.max_new_tokens
+        return cls(seq_id, spec, watch, [*spec.prompt, *spec.generated], most_tokens)
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -68,7 +71,7 @@ class Sequence:
         text = self.watch.push(token)
         if self.watch.is_stopped:
             return self._last(FinishReason.STOP, text, (token,))
-        if self.generated >= self.spec.max_new_tokens:
+        if len(self.tokens) >= self.most_tokens:
             return self.end(FinishReason.LENGTH, text=text, tokens=(token,))
         return Delta(self.spec.index, text, (token,))
 

@@ -48,7 +48,7 @@ class Conversation:
 
 
 def epoch(rng: random.Random) -> list[Conversation]:
-    """Every pair and every tool dialogue at least once, plus inventions; about 55,000 tokens."""
+    """Every pair and every tool dialogue at least once, plus inventions; about 45,000 tokens."""
     turns = [_turn(pair, rng) for pair in _shuffled((*corpus.pairs(), *corpus.unknown()), rng)]
     turns += [_turn(_invented_unknown(rng), rng) for _ in range(20)]
     rng.shuffle(turns)

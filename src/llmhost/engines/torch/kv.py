@@ -4,9 +4,11 @@ It knows no sequences: who owns which block is the scheduler's business, and how
 decided by whoever calls `resize`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,4 +76,8 @@ class PagedKv:
         # Not `empty`: what a masked place holds is multiplied by 0, which NaN survives.
         shape = self.shape
         size = (count, shape.block_tokens, shape.kv_heads, shape.head_dim)
+        if device.type == "cpu" and count:
+            # The system's own zero pages: a block costs memory when it is first used, not when it is leased.
+            pages = np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8)
+            return torch.from_numpy(pages).view(shape.dtype).view(size)
         return torch.zeros(size, dtype=shape.dtype, device=device)

@@ -1,0 +1,247 @@
+"""What the scheduler's tests share: a watch, specs, and a workbench that audits every step that it drives."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from llmhost.config.schema import FakeOptions
+from llmhost.core.errors import EngineFailed
+from llmhost.core.output import Delta, FinishReason
+from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.core.step import Row, StepResult, split_exactly, work_units
+from llmhost.engines.fake import FakeRunner, fake_answer
+from llmhost.schedule.scheduler import Emission, Scheduler, SchedulerLimits
+
+VOCAB = 16
+BLOCK_TOKENS = 4
+
+
+class SpelledWatch:
+    """Text of a token is its number and a space; a stop string ends the text right before it."""
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self.is_stopped = False
+        self._stop = stop
+        self._text = ""
+
+    def push(self, token: int) -> str:
+        said = len(self._text)
+        self._text += f"{token} "
+        found = [at for at in (self._text.find(stop) for stop in self._stop) if at >= 0]
+        self.is_stopped = bool(found)
+        return self._text[said : min(found)] if found else self._text[said:]
+
+    def flush(self) -> str:
+        return ""
+
+
+def a_spec(prompt: Iterable[int] = (1, 2, 3), **changes: object) -> SequenceSpec:
+    spec = SequenceSpec(
+        request_id="req",
+        index=0,
+        model=ModelRef("fake", 1),
+        prompt=tuple(prompt),
+        sampling=Sampling(temperature=0.0),
+        seed=0,
+        max_new_tokens=4,
+    )
+    return replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def some_limits(**changes: object) -> SchedulerLimits:
+    limits = SchedulerLimits(
+        max_batch_size=4,
+        max_tokens_per_batch=8,
+        max_sequence_length=64,
+        kv_blocks=32,
+        block_tokens=BLOCK_TOKENS,
+    )
+    return replace(limits, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class Heard:
+    """What one caller was told."""
+
+    spec: SequenceSpec
+    tokens: list[int] = field(default_factory=list)
+    last: Delta | None = None
+    limit_at_end: int = 0
+    """`longest_tokens` when it ended."""
+
+
+class Workbench:
+    """Drives a scheduler with a fake runner whose KV is real, and audits everything that can be seen of a step."""
+
+    def __init__(self, limits: SchedulerLimits) -> None:
+        self.heard: dict[int, Heard] = {}
+        self.busy_ns = 0
+        self.abandoned_ns = 0
+        """Charged to sequences that moved elsewhere: their time does not travel with them."""
+        self.operator_ns = 0
+        """Of schedulers that were left behind."""
+        self.idle_plans = 0
+        self.steps_without_token = 0
+        self._ids = iter(range(1, 1_000_000))
+        self._settle_in(limits)
+
+    def _settle_in(self, limits: SchedulerLimits) -> None:
+        self.scheduler = Scheduler(limits)
+        self.runner = FakeRunner(FakeOptions(vocab=VOCAB), block_tokens=limits.block_tokens)
+        self.runner.set_kv_blocks(limits.kv_blocks)
+        self.callers: dict[int, Heard] = {}  # by this scheduler's sequence ids
+
+    # ------------------------------------------------------------ acts
+
+    def add(self, spec: SequenceSpec) -> int:
+        seq_id = next(self._ids)
+        self._join(seq_id, Heard(spec), spec)
+        return seq_id
+
+    def _join(self, seq_id: int, heard: Heard, spec: SequenceSpec) -> None:
+        self.heard[seq_id] = self.callers[seq_id] = heard
+        emission = self.scheduler.add(seq_id, spec, SpelledWatch(spec.stop))
+        self._hear([emission] if emission else [])
+        self.audit()
+
+    def cancel(self, seq_id: int) -> None:
+        had_ended = self.heard[seq_id].last is not None
+        emission = self.scheduler.cancel(seq_id)
+        assert (emission is None) is had_ended
+        self._hear([emission] if emission else [])
+        self.audit()
+
+    def fail(self, seq_ids: Iterable[int]) -> None:
+        self._hear(self.scheduler.fail(seq_ids, EngineFailed("as the test wants it")))
+        self.audit()
+
+    def resize(self, blocks: int) -> None:
+        self._hear(self.scheduler.resize_kv(blocks))
+        self.runner.set_kv_blocks(blocks)
+        assert self.scheduler.books.total == blocks
+        self.audit()
+
+    def move(self, limits: SchedulerLimits) -> None:
+        """Export everything and go on in another scheduler, with another runner and an empty cache."""
+        exported, callers = self.scheduler.export(), self.callers
+        assert {seq_id for seq_id, _ in exported} == {i for i in callers if callers[i].last is None}
+        keys = [(spec.priority, spec.arrival_ns, seq_id) for seq_id, spec in exported]
+        assert keys == sorted(keys)
+        self.abandoned_ns += sum(s.engine_ns for s in self.scheduler._sequences.values())
+        self.operator_ns += self.scheduler.operator_ns
+        self._settle_in(limits)
+        for seq_id, spec in exported:
+            assert list(spec.generated) == callers[seq_id].tokens
+            self._join(seq_id, callers[seq_id], spec)
+
+    def step(
+        self, interval_ns: int = 1_000, *, amid: "Callable[[Workbench], None] | None" = None
+    ) -> list[Row]:
+        """One plan, run and absorb; `amid` acts while the step runs."""
+        rows = self.plan()
+        if not rows:
+            return rows
+        drawn = self.runner.run(rows)
+        if amid is not None:
+            amid(self)
+        shares = split_exactly(interval_ns, [work_units(row) for row in rows])
+        self.busy_ns += interval_ns
+        emissions = self.scheduler.absorb(StepResult(rows, drawn, 0, interval_ns, shares))
+        assert len({seq_id for seq_id, _ in emissions}) == len(emissions), "one delta per step"
+        self.steps_without_token = 0 if emissions else self.steps_without_token + 1
+        self._hear(emissions)
+        self.audit()
+        return rows
+
+    def run_to_the_end(self) -> None:
+        """Every sequence must end, and no stretch without a new token may be longer than all tokens there are."""
+        self.steps_without_token = 0
+        while self.scheduler.has_work:
+            self.step(997)
+            live = [*self.scheduler._running, *self.scheduler._waiting]
+            patience = sum(len(s.tokens) for s in live) + 2 * len(live) + 2
+            assert self.steps_without_token + self.idle_plans <= patience, "no progress"
+        self.audit()
+        assert self.scheduler.ids() == []
+        assert self.scheduler.books.free == self.scheduler.books.total
+        for heard in self.heard.values():
+            check_answer(heard)
+
+    # ------------------------------------------------------------ audits
+
+    def plan(self) -> list[Row]:
+        """The scheduler's plan, with everything checked that must hold of any plan."""
+        scheduler = self.scheduler
+        running, waiting = list(scheduler._running), list(scheduler._waiting)
+        decoders = [s for s in running if s.todo == 1]
+        preemptions = scheduler.preemptions
+        rows = scheduler.plan()
+        scheduler.check()
+        self._check_rows(rows)
+        granted = {row.seq_id for row in rows}
+        preempted = [s for s in running if s in scheduler._waiting]
+        admitted = [s for s in waiting if s in scheduler._running]
+        assert scheduler.preemptions - preemptions == len(preempted)
+        assert admitted == waiting[: len(admitted)], "admission goes by priority, then arrival"
+        assert preempted == running[len(running) - len(preempted) :], "the largest keys give way"
+        assert not (preempted and admitted)
+        assert granted.issuperset(s.seq_id for s in admitted)
+        if len(decoders) <= scheduler.limits.max_tokens_per_batch:
+            assert granted.issuperset(s.seq_id for s in decoders if s not in preempted)
+        self.idle_plans = 0 if rows else self.idle_plans + 1
+        assert self.idle_plans < 2 or not scheduler.has_work, "work, and nothing planned twice over"
+        return rows
+
+    def _check_rows(self, rows: list[Row]) -> None:
+        limits, size = self.scheduler.limits, self.scheduler.books.block_tokens
+        assert len({row.seq_id for row in rows}) == len(rows), "a sequence was granted twice"
+        assert sum(len(row.tokens) for row in rows) <= limits.max_tokens_per_batch
+        assert len(rows) <= limits.max_batch_size
+        assert len(self.scheduler._running) <= limits.max_batch_size
+        for row in rows:
+            known = [*self.heard[row.seq_id].spec.prompt, *self.heard[row.seq_id].tokens]
+            end = row.start + len(row.tokens)
+            assert row.tokens
+            assert list(row.tokens) == known[row.start : end]
+            assert row.wants_token is (end == len(known))
+            assert len(row.blocks) == -(-end // size), "as many blocks as its positions need"
+            assert all(0 <= block < limits.kv_blocks for block in row.blocks)
+
+    def audit(self) -> None:
+        scheduler = self.scheduler
+        scheduler.check()
+        assert all(not s.blocks and s.computed == 0 for s in scheduler._waiting)
+        for queue in (scheduler._running, scheduler._waiting):
+            assert [s.key for s in queue] == sorted(s.key for s in queue)
+        assert all(s.computed <= len(s.blocks) * BLOCK_TOKENS for s in scheduler._running)
+        live = scheduler._sequences.values()
+        assert all(len(s.tokens) < scheduler.longest_tokens for s in live)
+        ended_ns = sum(h.last.usage.engine_ns for h in self.heard.values() if h.last)  # type: ignore[union-attr]
+        charged = ended_ns + sum(s.engine_ns for s in live) + self.abandoned_ns
+        assert charged + self.operator_ns + scheduler.operator_ns == self.busy_ns
+
+    def _hear(self, emissions: list[Emission]) -> None:
+        for seq_id, delta in emissions:
+            heard = self.callers[seq_id]
+            assert heard.last is None, "something was said after the last delta"
+            heard.tokens += delta.tokens
+            if delta.finish_reason is not None:
+                heard.last = delta
+                heard.limit_at_end = self.scheduler.longest_tokens
+
+
+def check_answer(heard: Heard) -> None:
+    """The caller got the oracle's words, all that were asked for, and was charged for exactly those."""
+    spec, tokens, last = heard.spec, heard.tokens, heard.last
+    assert last is not None
+    assert tokens == fake_answer(spec.prompt, len(tokens), VOCAB)
+    assert last.usage is not None
+    assert last.usage.prompt_tokens == len(spec.prompt)
+    assert last.usage.completion_tokens == len(tokens)
+    assert len(tokens) <= spec.max_new_tokens
+    assert not spec.stop_token_ids.intersection(tokens[:-1])
+    ended_by_stop = bool(spec.stop_token_ids.intersection(tokens[-1:]))
+    assert ended_by_stop is (last.finish_reason is FinishReason.STOP)
+    if last.finish_reason is FinishReason.LENGTH:
+        length, limit = len(spec.prompt) + len(tokens), heard.limit_at_end
+        assert len(tokens) == spec.max_new_tokens or length >= limit
+        assert length <= limit or not last.tokens, "a token was made beyond the limit"
