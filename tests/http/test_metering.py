@@ -219,6 +219,16 @@ def test_a_client_that_leaves_before_a_whole_answer_is_billed_likewise(open_node
     eventually(lambda: open_node.is_idle("slow"), "the sequence goes on")
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_with_a_large_body_is_seen_to_leave_too(open_node: Node, stream: bool) -> None:
+    body = {"model": "slow", "prompt": "x", "max_tokens": 5000, "stream": stream}
+    with open_node.raw() as connection:
+        connection.sendall(http_bytes("/v1/completions", {**body, "padding": "y" * 500_000}))
+        eventually(lambda: open_node.loaded("slow")["running"], "nothing runs")
+
+    eventually(lambda: open_node.is_idle("slow"), "the sequence of a client that left goes on")
+
+
 def test_a_client_that_leaves_while_it_is_queued_pays_for_nothing(open_node: Node) -> None:
     body = {"model": "single", "prompt": "x y z", "max_tokens": 5000, "stream": True}
     with open_node.raw() as running:
