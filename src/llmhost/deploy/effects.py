@@ -88,8 +88,8 @@ class LoadEffects:
             tokenizer = await self.tokenizer(entry)
             facts = await self.predict(entry)
             await self._know_device(entry, facts.device)
-            plan = self._lease(entry, facts)
             try:
+                plan = self._lease(entry, facts)
                 before = psutil.Process().memory_info().rss
                 runner = await self._read_weights(entry, facts, plan)
                 measured = psutil.Process().memory_info().rss - before
@@ -206,17 +206,21 @@ class LoadEffects:
             kv_blocks=plan.kv_blocks,
             block_tokens=runner.facts.block_tokens,
         )
-        engine = EngineLoop(
-            str(entry.ref),
-            runner,
-            Scheduler(limits),
-            tokenizer=tokenizer,
-            lane=self._devices.lane(runner.facts.device),
-            max_queue=entry.spec.max_queue,
-            on_step=self._observe_steps(str(entry.ref)),
-            on_broken=on_broken,
-        )
-        engine.start()
+        try:
+            engine = EngineLoop(
+                str(entry.ref),
+                runner,
+                Scheduler(limits),
+                tokenizer=tokenizer,
+                lane=self._devices.lane(runner.facts.device),
+                max_queue=entry.spec.max_queue,
+                on_step=self._observe_steps(str(entry.ref)),
+                on_broken=on_broken,
+            )
+            engine.start()
+        except BaseException:
+            runner.close()
+            raise
         return engine
 
     async def _probe(self, entry: ModelEntry, engine: EngineLoop, tokenizer: Tokenizer) -> None:
