@@ -12,7 +12,7 @@ from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
 
 INLINE_CHARS = 4096
-"""Prompts with more characters or token ids are rendered and tokenised in a thread: the HTTP loop never waits for one."""
+"""Prompts with more characters or ids are rendered and tokenised in a thread: the HTTP loop never waits for one."""
 
 
 class Resolve:
