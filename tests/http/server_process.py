@@ -54,7 +54,7 @@ class Node:
         self.url = ""
         self.admin_token = ""
         self.process: subprocess.Popen[bytes] | None = None
-        self.http = httpx.Client(timeout=PATIENCE_S)
+        self.http = httpx.Client(timeout=PATIENCE_S, verify=False)
         folder.mkdir(parents=True, exist_ok=True)
         self.settings_path.write_text(settings)
 

@@ -61,12 +61,6 @@ class Sequence:
     def generated(self) -> int:
         return len(self.tokens) - len(self.spec.prompt)
 
-    @property
-    def usage(self) -> Usage:
-        """What was computed: a sequence that ended in the queue, or amid its prompt, used no more than that."""
-        prompt_tokens = min(self.high_water, len(self.spec.prompt))
-        return Usage(prompt_tokens, self.cached_tokens, self.generated, self.engine_ns)
-
     def export(self) -> SequenceSpec:
         """This sequence as data, to be started again here or elsewhere."""
         return replace(
@@ -97,4 +91,11 @@ class Sequence:
         return self._last(reason, text, tokens)
 
     def _last(self, reason: FinishReason, text: str, tokens: tuple[int, ...]) -> Delta:
-        return Delta(self.spec.index, text, tokens, reason, self.usage)
+        return Delta(self.spec.index, text, tokens, reason, self._usage(reason))
+
+    def _usage(self, reason: FinishReason) -> Usage:
+        """An answer used its prompt; what was cut off in the queue or amid the prompt, only what was computed of it."""
+        prompt_tokens = len(self.spec.prompt)
+        if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
+            prompt_tokens = min(prompt_tokens, self.high_water)
+        return Usage(prompt_tokens, self.cached_tokens, self.generated, self.engine_ns)
