@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litestar import Litestar, Request, Response, Router, asgi, get
+from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.params import FromPath
 from litestar.types import ASGIApp, ControllerRouterHandler
@@ -154,7 +155,8 @@ def _stamped(body: dict[str, Any]) -> Response[dict[str, Any]]:
 def _answer_error(_: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
     known: LlmhostError = known_error(error)
     headers = {"x-request-id": new_request_id(), **error_headers(known)}
-    if known is INTERNAL:
+    # The framework's own 500 is a client that left in its body.
+    if known is INTERNAL and not isinstance(error, HTTPException):
         log.error("api.failed request=%s", headers["x-request-id"], exc_info=error)
     return Response(
         error_object(known),

@@ -70,6 +70,12 @@ def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
     if spec.engine == "torch":
         yield from _source(f"{key}.source", spec.source)
     yield from _size(f"{key}.kv_memory", spec.kv_memory)
+    if spec.max_tokens_per_batch < spec.max_batch_size:
+        yield (
+            f"{key}.max_tokens_per_batch",
+            f"is {spec.max_tokens_per_batch}, but each of max_batch_size = {spec.max_batch_size} sequences"
+            " needs a token in every step",
+        )
     if spec.price is not None:
         for field in spec.price.__struct_fields__:
             yield from _price(f"{key}.price.{field}", getattr(spec.price, field))

@@ -9,6 +9,7 @@
     │   └── ContentRefused              a safety rule or plugin refused the text
     ├── Unauthenticated            401  no key, or not a valid one
     ├── Forbidden                  403  a valid key that may not do this
+    │   └── ModelNotAllowed             the key's allow-list lacks the model
     ├── NotFound                   404  no such route or object
     │   └── UnknownModel                no such model
     ├── MethodNotAllowed           405
@@ -17,6 +18,7 @@
     ├── RateLimited                429  waiting helps
     ├── Overloaded                 503  queue full, draining or loading; waiting helps
     ├── PluginFailed               503  a plugin whose rule is "fail closed" failed
+    │   └── SafetyUnavailable           and it was one that judges text
     ├── ModelUnavailable           503  the model could not be loaded
     │   └── DoesNotFit                  it needs more memory than the device has
     ├── EngineFailed               500  the forward pass raised

@@ -129,3 +129,8 @@ class SequenceSpec:
     arrival_ns: int = 0
     tenant: str = ""
     purpose: Purpose = Purpose.CALLER
+    high_water: int = 0
+    """Positions that were computed before an export: doing them again is not the caller's to pay."""
+    engine_ns: int = 0
+    """Device time used before an export."""
+    cached_tokens: int = 0

@@ -1,9 +1,10 @@
 """Money, memory and time as integers, and how they are read and shown."""
 
 import re
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
-NANO = 1_000_000_000
+NANO_PLACES = 9
+NANO: int = 10**NANO_PLACES
 """Nano-dollars in a dollar."""
 PER_MILLION = 1_000_000
 """Prices are nano-dollars per this many units."""
@@ -13,16 +14,14 @@ _SIZES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 def dollars_to_nano(text: str) -> int:
     """`"0.10"` to 100,000,000. Raises ValueError on anything but a plain decimal with at most nine places."""
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        raise ValueError(f"{text!r} is not an amount of dollars such as '0.10'") from None
-    if not value.is_finite():
+    match = re.fullmatch(r"(-?)([0-9]{1,12})(?:\.([0-9]+))?", text)
+    if match is None:
         raise ValueError(f"{text!r} is not an amount of dollars such as '0.10'")
-    nano = value * NANO
-    if nano != nano.to_integral_value():
+    places = (match[3] or "").rstrip("0")
+    if len(places) > NANO_PLACES:
         raise ValueError(f"{text!r} is finer than a nano-dollar")
-    return int(nano)
+    nano = int(match[2]) * NANO + int(places.ljust(NANO_PLACES, "0"))
+    return -nano if match[1] else nano
 
 
 def nano_to_dollars(nano: int) -> str:
@@ -35,10 +34,10 @@ def nano_to_dollars(nano: int) -> str:
 
 def parse_bytes(text: str) -> int:
     """`"8GiB"`, `"8g"`, `"512 MB"` or plain bytes. Units are powers of 1,024. Raises ValueError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
-    if match is None:
+    match = re.fullmatch(r" *([0-9]+(?:\.[0-9]+)?) *(?:([kmgt])i?b?|b)? *", text.lower())
+    if match is None or ("." in match[1] and match[2] is None):
         raise ValueError(f"{text!r} is not a size such as '8GiB'")
-    return int(Decimal(match[1]) * _SIZES[match[2] or "b"])
+    return int(Fraction(match[1]) * _SIZES[match[2] or "b"])
 
 
 def show_bytes(count: int) -> str:

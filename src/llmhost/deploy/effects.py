@@ -88,20 +88,20 @@ class LoadEffects:
             tokenizer = await self.tokenizer(entry)
             facts = await self.predict(entry)
             await self._know_device(entry, facts.device)
-            plan = self._lease(entry, facts)
             try:
+                plan = self._lease(entry, facts)
                 before = psutil.Process().memory_info().rss
                 runner = await self._read_weights(entry, facts, plan)
                 measured = psutil.Process().memory_info().rss - before
                 engine = self._start(entry, runner, plan, tokenizer, on_broken)
             except BaseException:
-                self._give_back(entry, facts)
+                self._give_back(str(entry.ref), facts.device)
                 raise
         try:
             await self._probe(entry, engine, tokenizer)
         except BaseException:
             await engine.stop()
-            self._give_back(entry, facts)
+            self._give_back(str(entry.ref), facts.device)
             raise
         return Replica(
             devices=(facts.device,),
@@ -118,9 +118,7 @@ class LoadEffects:
     async def unload(self, replica: Replica, *, drain_s: float) -> None:
         await replica.engine.stop(drain_s=drain_s)
         for device in replica.devices:
-            memory = self._devices.memory(device)
-            if memory is not None:
-                memory.give_back(replica.lease_holder)
+            self._give_back(replica.lease_holder, device)
 
     def _kind(self, entry: ModelEntry) -> EngineKind:
         kind = self._kinds.get(entry.spec.engine)
@@ -169,10 +167,13 @@ class LoadEffects:
             )
         return plan
 
-    def _give_back(self, entry: ModelEntry, facts: RunnerFacts) -> None:
-        memory = self._devices.memory(facts.device)
+    def _give_back(self, holder: str, device: str) -> None:
+        """End a model's stay: its memory is free, and its files are looked at anew when it comes back."""
+        memory = self._devices.memory(device)
         if memory is not None:
-            memory.give_back(str(entry.ref))
+            memory.give_back(holder)
+        self._tokenizers.pop(holder, None)
+        self._predictions.pop(holder, None)
 
     async def _read_weights(
         self, entry: ModelEntry, facts: RunnerFacts, plan: MemoryPlan
@@ -205,17 +206,21 @@ class LoadEffects:
             kv_blocks=plan.kv_blocks,
             block_tokens=runner.facts.block_tokens,
         )
-        engine = EngineLoop(
-            str(entry.ref),
-            runner,
-            Scheduler(limits),
-            tokenizer=tokenizer,
-            lane=self._devices.lane(runner.facts.device),
-            max_queue=entry.spec.max_queue,
-            on_step=self._observe_steps(str(entry.ref)),
-            on_broken=on_broken,
-        )
-        engine.start()
+        try:
+            engine = EngineLoop(
+                str(entry.ref),
+                runner,
+                Scheduler(limits),
+                tokenizer=tokenizer,
+                lane=self._devices.lane(runner.facts.device),
+                max_queue=entry.spec.max_queue,
+                on_step=self._observe_steps(str(entry.ref)),
+                on_broken=on_broken,
+            )
+            engine.start()
+        except BaseException:
+            runner.close()
+            raise
         return engine
 
     async def _probe(self, entry: ModelEntry, engine: EngineLoop, tokenizer: Tokenizer) -> None:

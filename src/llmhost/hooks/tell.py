@@ -7,6 +7,7 @@ the HTTP loop only.
 import asyncio
 import logging
 from contextlib import suppress
+from contextvars import Context
 
 from llmhost.hooks.call import HookFailed, attempt
 from llmhost.hooks.registry import Implementation, Plugins
@@ -31,7 +32,10 @@ class Observers:
     def tell(self, event: object) -> None:
         """Hand over one event and come back at once; never raises. Without observers it does nothing."""
         if self._queues and not self._tasks:
-            self._tasks = [asyncio.create_task(self._deliver(one)) for one in self._queues]
+            # An empty context: an observer's log lines must not carry the id of whichever request came first.
+            self._tasks = [
+                asyncio.create_task(self._deliver(one), context=Context()) for one in self._queues
+            ]
         for implementation, queue in self._queues.items():
             try:
                 queue.put_nowait(event)

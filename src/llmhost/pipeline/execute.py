@@ -5,11 +5,12 @@ of an answer whose ledger entry could still be lost.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from llmhost.core.errors import EngineFailed, LlmhostError
+from llmhost.core.errors import EngineFailed, LlmhostError, SafetyUnavailable
 from llmhost.core.ids import new_seed
 from llmhost.core.output import Delta, FinishReason, Outcome, Usage
 from llmhost.core.ports import Clock
@@ -19,6 +20,8 @@ from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.stream import ReplayStream
 from llmhost.safety.screen import OutputScreen
+
+log = logging.getLogger("llmhost.request")
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
 SEED_MASK = 2**63 - 1
@@ -55,7 +58,7 @@ class Generation:
         sink: Callable[[Delta], None] = self._publish
         pump = None
         if screen is not None:
-            pump = ScreenPump(screen, self._publish, partial(self._cancel_choice, index))
+            pump = ScreenPump(index, screen, self._publish, partial(self._cancel_choice, index))
             sink = pump.push
         assert self.context.replica is not None
         self._open.add(index)
@@ -138,12 +141,11 @@ class Generation:
 
     def _release(self, last: Delta, settled: "asyncio.Future[None]") -> None:
         """Let the end of the answer out, now that it can't be lost."""
-        failure = settled.exception() if not settled.cancelled() else None
-        if context_error := self.context.error:
+        if (failure := settled.exception()) is not None:
+            self.stream.fail(self.context.error or ledger_unavailable(failure))
+        elif self.context.error is not None:
             self.stream.push(_for_readers(last))
-            self.stream.fail(context_error)
-        elif failure is not None:
-            self.stream.fail(_ledger_unavailable(failure))
+            self.stream.fail(self.context.error)
         else:
             self.stream.push(last)
             self.stream.close()
@@ -168,7 +170,7 @@ def _for_readers(delta: Delta) -> Delta:
     return delta
 
 
-def _ledger_unavailable(failure: BaseException) -> LlmhostError:
+def ledger_unavailable(failure: BaseException) -> LlmhostError:
     """An answer that could not be recorded is not completed: money is never dropped."""
     if isinstance(failure, LlmhostError):
         return failure
@@ -179,8 +181,13 @@ class ScreenPump:
     """Takes one choice's deltas through its screen, in order, off the engine's delivery path."""
 
     def __init__(
-        self, screen: OutputScreen, publish: Callable[[Delta], None], stop: Callable[[], None]
+        self,
+        index: int,
+        screen: OutputScreen,
+        publish: Callable[[Delta], None],
+        stop: Callable[[], None],
     ) -> None:
+        self._index = index
         self._screen = screen
         self._publish = publish
         self._stop = stop
@@ -189,6 +196,7 @@ class ScreenPump:
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._check_end)
 
     def push(self, delta: Delta) -> None:
         self._queue.put_nowait(delta)
@@ -204,6 +212,15 @@ class ScreenPump:
                 self._stop()  # what still comes is surplus; the last delta brings the usage
             elif text or delta.tokens:
                 self._publish(replace(delta, text=text))
+
+    def _check_end(self, task: "asyncio.Task[None]") -> None:
+        """A screen that fails, fails closed: the choice ends, or its stream would wait for ever."""
+        if task.cancelled() or (failure := task.exception()) is None:
+            return
+        log.error("screen.failed choice=%d", self._index, exc_info=failure)
+        self._stop()
+        error = SafetyUnavailable("The answer could not be checked, so it was ended. Try again.")
+        self._publish(Delta(self._index, finish_reason=FinishReason.ERROR, error=error))
 
     async def _last(self, delta: Delta, text: str) -> Delta:
         if not self._screen.is_refused:

@@ -17,7 +17,7 @@ from llmhost.pipeline.authenticate import Authenticate
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.execute import Execute, Generation
+from llmhost.pipeline.execute import Execute, Generation, ledger_unavailable
 from llmhost.pipeline.limit import Limit
 from llmhost.pipeline.log import Log
 from llmhost.pipeline.resolve import Resolve
@@ -140,11 +140,19 @@ class Processor:
         return stages.execute(context, self._settle)
 
     def _settle(self, context: RequestContext) -> "asyncio.Future[None]":
-        stages = self._stages
-        stages.store(context)
-        settled = stages.bill(context)
-        stages.log(context)
+        """Store, bill and, once it is known whether the entry was taken, log."""
+        self._stages.store(context)
+        settled = self._stages.bill(context)
+        settled.add_done_callback(lambda done: self._log(context, done.exception()))
         return settled
+
+    def _log(self, context: RequestContext, unrecorded: BaseException | None) -> None:
+        """Say how it ended. An answer whose entry was not taken has failed, and is counted as nobody's money."""
+        if unrecorded is not None:
+            context.error = context.error or ledger_unavailable(unrecorded)
+            context.outcome, context.finish_reason = Outcome.FAILED, FinishReason.ERROR
+            context.amount_nano = 0
+        self._stages.log(context)
 
     def _refused(self, context: RequestContext, error: LlmhostError) -> None:
         context.error = error
@@ -158,7 +166,9 @@ class Processor:
             FinishReason.CANCELLED if outcome is Outcome.CANCELLED else FinishReason.ERROR
         )
         context.ended_ns = self._clock.monotonic_ns()
-        self._settle(context).add_done_callback(_log_unrecorded)
+        self._stages.store(context)
+        self._stages.bill(context).add_done_callback(_log_unrecorded)
+        self._stages.log(context)
 
 
 def _log_unrecorded(settled: "asyncio.Future[None]") -> None:

@@ -12,7 +12,7 @@ from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
 
 INLINE_CHARS = 4096
-"""Longer prompts are rendered and tokenised in a thread: the HTTP loop never waits for one."""
+"""Prompts with more characters or ids are rendered and tokenised in a thread: the HTTP loop never waits for one."""
 
 
 class Resolve:
@@ -52,7 +52,8 @@ class Resolve:
         self, request: GenerationRequest, tokenizer: Tokenizer
     ) -> tuple[tuple[int, ...], ...]:
         work = partial(_prompt_tokens, request, tokenizer)
-        if len(request.text) <= INLINE_CHARS and not request.tools:
+        size = len(request.text) + sum(len(p) for p in request.prompts if isinstance(p, tuple))
+        if size <= INLINE_CHARS and not request.tools:
             return work()
         return await asyncio.to_thread(work)
 

@@ -27,6 +27,9 @@ StepObserver = Callable[[StepResult, EngineLoad], None]
 FAILURES_IN_A_ROW = 3
 """Steps that may fail one after another before the loop gives up and its deployment is marked failed."""
 
+QUIET_S = 1.0
+"""Idle time after which the KV books are audited: not between two requests, where it would cost the second one."""
+
 Command = Callable[[], list[Emission]]
 
 
@@ -177,12 +180,17 @@ class EngineLoop:
             self._call_back(self._ended)
 
     def _wait_for_work(self) -> None:
-        if not self._inbox and not self._scheduler.has_work:
-            self._load = self._scheduler.load()
-            self._scheduler.check()  # the books are audited whenever there is nothing else to do
+        """Sleep until there is some. Once it has been quiet for a moment, the books are audited."""
+        is_audited = False
+        while not self._has_work(None if is_audited else QUIET_S):
+            self._scheduler.check()
+            is_audited = True
+
+    def _has_work(self, timeout_s: float | None) -> bool:
         with self._wake:
-            while not self._inbox and not self._scheduler.has_work:
-                self._wake.wait()
+            return self._wake.wait_for(
+                lambda: bool(self._inbox) or self._scheduler.has_work, timeout_s
+            )
 
     def _turn(self) -> None:
         emissions = self._take_inbox()

@@ -32,8 +32,16 @@ class Sequence:
     def start(cls, seq_id: int, spec: SequenceSpec, watch: TextWatch) -> "Sequence":
         for token in spec.generated:
             watch.push(token)  # an imported sequence has said these already
-        most_tokens = len(spec.prompt) + spec.max_new_tokens
-        return cls(seq_id, spec, watch, [*spec.prompt, *spec.generated], most_tokens)
+        return cls(
+            seq_id,
+            spec,
+            watch,
+            tokens=[*spec.prompt, *spec.generated],
+            most_tokens=len(spec.prompt) + spec.max_new_tokens,
+            high_water=spec.high_water,
+            engine_ns=spec.engine_ns,
+            cached_tokens=spec.cached_tokens,
+        )
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -55,7 +63,13 @@ class Sequence:
 
     def export(self) -> SequenceSpec:
         """This sequence as data, to be started again here or elsewhere."""
-        return replace(self.spec, generated=tuple(self.tokens[len(self.spec.prompt) :]))
+        return replace(
+            self.spec,
+            generated=tuple(self.tokens[len(self.spec.prompt) :]),
+            high_water=self.high_water,
+            engine_ns=self.engine_ns,
+            cached_tokens=self.cached_tokens,
+        )
 
     def accept(self, token: int) -> Delta:
         """Take the token that was drawn; the delta says what it added and whether it was the last."""
@@ -70,8 +84,11 @@ class Sequence:
         return Delta(self.spec.index, text, (token,))
 
     def end(self, reason: FinishReason, *, text: str = "", tokens: tuple[int, ...] = ()) -> Delta:
-        """The last delta: with the text that was held back."""
-        return self._last(reason, text + self.watch.flush(), tokens)
+        """The last delta: with the text that was held back, which may turn out to end in a stop string."""
+        text += self.watch.flush()
+        if reason is FinishReason.LENGTH and self.watch.is_stopped:
+            reason = FinishReason.STOP
+        return self._last(reason, text, tokens)
 
     def _last(self, reason: FinishReason, text: str, tokens: tuple[int, ...]) -> Delta:
         return Delta(self.spec.index, text, tokens, reason, self._usage(reason))

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from litestar import get
+from tests.unit.api.test_visits import Connection, app_of, visit
 from tests.unit.pipeline.node import settled, until
 
 from llmhost.config.schema import ModelSpec, ServerSettings, Settings
@@ -180,6 +181,24 @@ async def test_an_error_that_was_expected_leaves_no_trace_in_the_log(
         await host.client.get("/nowhere")
         await host.client.get("/v1/models/nobody")
 
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_client_that_leaves_in_the_body_of_any_route_leaves_no_trace_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with make_host() as host:
+        connection = Connection(b'{"na', is_complete=False)
+        connection.gone.set()
+        token = f"Bearer {host.host.admin_token}".encode()
+        connection.scope |= {"path": "/admin/v1/orgs", "raw_path": b"/admin/v1/orgs"}
+        connection.scope["headers"] += [
+            (b"authorization", token),
+            (b"content-type", b"application/json"),
+        ]
+        await visit(app_of(host), connection)
+
+    assert connection.status == 500  # said to nobody
     assert "Traceback" not in caplog.text
 
 

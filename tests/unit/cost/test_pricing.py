@@ -82,7 +82,7 @@ def test_dollars_become_nano_dollars_and_cached_input_defaults_to_input() -> Non
     [
         (PriceSettings(input="free"), r"models\.m\.price\.input: 'free' is not an amount"),
         (PriceSettings(output="-1"), r"models\.m\.price\.output: '-1' is negative"),
-        (PriceSettings(cached_input="1e-10"), r"models\.m\.price\.cached_input: .*finer"),
+        (PriceSettings(cached_input="0.0000000001"), r"models\.m\.price\.cached_input: .*finer"),
         (PriceSettings(input="NaN"), r"models\.m\.price\.input"),
     ],
 )

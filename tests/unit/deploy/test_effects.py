@@ -256,3 +256,26 @@ async def test_the_longest_sequence_is_known_before_and_bounded_by_kv_room_after
     await deployment.ensure_ready()
     assert await deployments.longest_tokens(deployment) == 80
     await deployments.unload_all(drain_s=0)
+
+
+async def test_files_that_changed_while_a_model_was_not_loaded_are_read_anew(box: Box) -> None:
+    replica = await box.load(toy())
+    await box.effects.unload(replica, drain_s=0)
+    box.toy.facts = facts(weights_bytes=5000, vocab_size=128)
+    again = await box.load(toy())
+
+    assert box.leases == {"m@1": 5640}
+    assert again.tokenizer.vocab_size == again.facts.vocab_size == 128
+    await box.effects.unload(again, drain_s=0)
+
+
+async def test_files_that_were_repaired_after_a_failed_load_are_read_anew(box: Box) -> None:
+    box.toy.fails["load"] = ModelUnavailable("file cut short")
+    with pytest.raises(ModelUnavailable):
+        await box.load(toy())
+    box.toy.fails.clear()
+    box.toy.facts = facts(weights_bytes=5000)
+    replica = await box.load(toy())
+
+    assert box.leases == {"m@1": 5640}
+    await box.effects.unload(replica, drain_s=0)

@@ -1,14 +1,16 @@
 """What is not to be said is not said, whatever way the answer comes in, and what was made is paid for all the same."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
-from tests.unit.pipeline.node import settled
+from tests.unit.pipeline.node import WAIT_S, settled
 
 from llmhost.config.schema import SafetySettings, Settings
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.hooks.spec import Refusal, hookimpl
+from llmhost.safety.screen import OutputScreen
 from llmhost.testing import fake_words, make_host
 
 WORDS = fake_words("hello", 40).split()
@@ -99,3 +101,22 @@ async def test_an_answer_that_a_plugin_could_not_check_is_not_given_out() -> Non
 
     [choice] = answer.json()["choices"]
     assert (choice["finish_reason"], choice["text"]) == ("content_filter", "")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_screen_that_fails_ends_the_answer_in_an_error_that_nobody_pays_for(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: OutputScreen, text: str) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(OutputScreen, "push", fail)
+    async with make_host(settings=Settings(safety=SAFE)) as host:
+        async with asyncio.timeout(WAIT_S):
+            answer = await host.client.post("/v1/completions", json={**BODY, "stream": stream})
+        [entry] = await settled(host)
+
+    assert answer.status_code == (200 if stream else 503)
+    assert '"code":"safety_unavailable"' in answer.text
+    assert "[DONE]" not in answer.text
+    assert (entry["outcome"], entry["amount_nano"]) == ("failed", 0)

@@ -75,7 +75,7 @@ class Workbench:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.heard: dict[int, Heard] = {}
         self.busy_ns = 0
-        self.abandoned_ns = 0
+        self.moving_ns = 0
         """Charged to sequences that moved elsewhere: their time does not travel with them."""
         self.operator_ns = 0
         """Of schedulers that were left behind."""
@@ -126,10 +126,11 @@ class Workbench:
         assert {seq_id for seq_id, _ in exported} == {i for i in callers if callers[i].last is None}
         keys = [(spec.priority, spec.arrival_ns, seq_id) for seq_id, spec in exported]
         assert keys == sorted(keys)
-        self.abandoned_ns += sum(s.engine_ns for s in self.scheduler._sequences.values())
         self.operator_ns += self.scheduler.operator_ns
+        self.moving_ns = sum(spec.engine_ns for _, spec in exported)
         self._settle_in(limits)
         for seq_id, spec in exported:
+            self.moving_ns -= spec.engine_ns
             assert list(spec.generated) == callers[seq_id].tokens
             self._join(seq_id, callers[seq_id], spec)
 
@@ -216,7 +217,7 @@ class Workbench:
         live = scheduler._sequences.values()
         assert all(len(s.tokens) < scheduler.longest_tokens for s in live)
         ended_ns = sum(h.last.usage.engine_ns for h in self.heard.values() if h.last)  # type: ignore[union-attr]
-        charged = ended_ns + sum(s.engine_ns for s in live) + self.abandoned_ns
+        charged = ended_ns + sum(s.engine_ns for s in live) + self.moving_ns
         assert charged + self.operator_ns + scheduler.operator_ns == self.busy_ns
 
     def _hear(self, emissions: list[Emission]) -> None:
@@ -235,10 +236,8 @@ def check_answer(heard: Heard) -> None:
     assert last is not None
     assert tokens == fake_answer(spec.prompt, len(tokens), VOCAB)
     assert last.usage is not None
-    if last.finish_reason in (FinishReason.CANCELLED, FinishReason.ERROR):
-        assert last.usage.prompt_tokens <= len(spec.prompt)  # what had been computed of it
-    else:
-        assert last.usage.prompt_tokens == len(spec.prompt)
+    whole = len(spec.prompt)  # what never ran has used nothing
+    assert last.usage.prompt_tokens == whole if tokens else last.usage.prompt_tokens <= whole
     assert last.usage.completion_tokens == len(tokens)
     assert len(tokens) <= spec.max_new_tokens
     assert not spec.stop_token_ids.intersection(tokens[:-1])
