@@ -155,8 +155,7 @@ def _stamped(body: dict[str, Any]) -> Response[dict[str, Any]]:
 def _answer_error(_: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
     known: LlmhostError = known_error(error)
     headers = {"x-request-id": new_request_id(), **error_headers(known)}
-    # The framework's own 500 is a client that left in its body.
-    if known is INTERNAL and not isinstance(error, HTTPException):
+    if known is INTERNAL:
         log.error("api.failed request=%s", headers["x-request-id"], exc_info=error)
     return Response(
         error_object(known),

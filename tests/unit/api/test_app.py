@@ -198,7 +198,7 @@ async def test_a_client_that_leaves_in_the_body_of_any_route_leaves_no_trace_in_
         ]
         await visit(app_of(host), connection)
 
-    assert connection.status == 500  # said to nobody
+    assert connection.status == 400  # said to nobody
     assert "Traceback" not in caplog.text
 
 
