@@ -131,6 +131,13 @@ WANTED: dict[str, Any] = {
     "echo": True,
     "suffix": "end",
     "best_of": 3,
+    "repetition_penalty": 1.1,
+    "min_p": 0.1,
+    "min_tokens": 3,
+    "stop_token_ids": [7],
+    "structured_outputs": {"regex": "a+"},
+    "reasoning_effort": "high",
+    "function_call": "auto",
 }
 """A value of each parameter that asks for something else than what happens without it."""
 
@@ -190,6 +197,12 @@ FINE = {
     ("echo", "completions"): False,
     ("suffix", "completions"): "",
     ("best_of", "completions"): 1,
+    ("repetition_penalty", "chat"): 1,
+    ("min_p", "chat"): 0,
+    ("min_tokens", "chat"): 0,
+    ("stop_token_ids", "chat"): [],
+    ("structured_outputs", "chat"): {},
+    ("reasoning_effort", "chat"): "none",
 }
 """What asks for what happens anyway, as the notes say."""
 
@@ -204,4 +217,4 @@ def test_tools_are_ignored_where_none_may_be_called():
 
 
 def test_an_unknown_parameter_is_ignored():
-    assert parsed("chat", reasoning_effort="high") == parsed("chat")
+    assert parsed("chat", x_vendor_extra="high") == parsed("chat")

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litestar import Litestar, Request, Response, Router, asgi, get
-from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.params import FromPath
 from litestar.types import ASGIApp, ControllerRouterHandler

@@ -59,8 +59,13 @@ class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: dict[str, float] | None = None
+    repetition_penalty: float | None = None
+    min_p: Probability | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    stop_token_ids: TokenIds | None = None
+    structured_outputs: dict[str, Any] | None = None
     ignore_eos: bool | None = None
-    priority: int | None = None
+    priority: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     user: str | None = None
 
 
@@ -75,6 +80,8 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    function_call: str | dict[str, Any] | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -187,6 +194,11 @@ def _request(
             "frequency_penalty": bool(body.frequency_penalty),
             "presence_penalty": bool(body.presence_penalty),
             "logit_bias": bool(body.logit_bias),
+            "repetition_penalty": body.repetition_penalty not in (None, 1.0),
+            "min_p": bool(body.min_p),
+            "min_tokens": bool(body.min_tokens),
+            "stop_token_ids": bool(body.stop_token_ids),
+            "structured_outputs": bool(body.structured_outputs),
         }
     )
     return GenerationRequest(
@@ -287,7 +299,8 @@ def _refuse_chat_extras(body: ChatBody) -> None:
             "logprobs": bool(body.logprobs),
             "top_logprobs": bool(body.top_logprobs),
             "tools": bool(body.tools) and body.tool_choice != "none",
-            "functions": bool(body.functions),
+            "functions": bool(body.functions) and body.function_call != "none",
+            "reasoning_effort": body.reasoning_effort not in (None, "none"),
             "response_format": not wants_text,
             "modalities": bool(body.modalities) and body.modalities != ["text"],
             "audio": bool(body.audio),

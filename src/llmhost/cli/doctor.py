@@ -34,7 +34,6 @@ NEEDED = (
     "uvicorn",
     "msgspec",
     "pluggy",
-    "diskcache",
     "sqlite-utils",
 )
 TORCH_TESTED = ((2, 11), (2, 13))

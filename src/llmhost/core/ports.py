@@ -134,6 +134,8 @@ class EngineLoad:
     kv_blocks_total: int = 0
     steps: int = 0
     preemptions: int = 0
+    operator_ns: int = 0
+    """Device time that no caller pays for."""
 
 
 class EngineClient(Protocol):

@@ -51,7 +51,6 @@ class Caller:
     models: tuple[str, ...] | None = None
     """Names that the key may use; None allows all."""
     requests_per_minute: int | None = None
-    is_admin: bool = False
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models

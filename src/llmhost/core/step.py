@@ -48,6 +48,11 @@ class StepResult:
     shares_ns: Sequence[int]
 
     @property
+    def work_units(self) -> list[int]:
+        """Relative work of each row, by which `shares_ns` were made."""
+        return [work_units(row) for row in self.rows]
+
+    @property
     def busy_ns(self) -> int:
         return self.ended_ns - self.started_ns
 

@@ -156,14 +156,15 @@ class LoadEffects:
         plan = plan_memory(entry.spec, facts, None if memory is None else memory.free_bytes)
         if memory is not None:
             memory.grant(str(entry.ref), weights_bytes=plan.weights_bytes, kv_bytes=plan.kv_bytes)
-        if plan.max_sequence_length < facts.max_sequence_length:
+        asked = entry.spec.max_sequence_length or facts.max_sequence_length
+        if plan.max_sequence_length < max(asked, facts.max_sequence_length):
             log_event(
                 log,
                 "model.length_limited",
                 model=str(entry.ref),
                 tokens=plan.max_sequence_length,
                 model_tokens=facts.max_sequence_length,
-                why="max_sequence_length" if entry.spec.max_sequence_length else "kv memory",
+                configured_tokens=entry.spec.max_sequence_length,
             )
         return plan
 

@@ -1,6 +1,7 @@
 """One node, built from settings and joined. It decides nothing."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -10,7 +11,7 @@ from llmhost.api.admin import Admin
 from llmhost.api.app import ASGIApp, Surface, build_app
 from llmhost.api.edge import is_loopback
 from llmhost.config.schema import Settings
-from llmhost.core.errors import ConfigError
+from llmhost.core.errors import ConfigError, LlmhostError
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock, EngineLoad
 from llmhost.cost.pricing import Price
@@ -46,6 +47,13 @@ from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
 from llmhost.tenants.limits import RequestLimiter
 
+log = logging.getLogger("llmhost.host")
+
+KEPT_REQUESTS_DAYS = 90
+KEPT_MINUTES_DAYS = 400
+"""How long analytics keeps its rows: each request, and the roll-ups by minute."""
+
+DAY_S = 86_400
 STOP_S = 5.0
 """How long sequences that were cut may take to say so before their engine is stopped."""
 
@@ -75,7 +83,7 @@ class Host:
         self.admin_token = secrets.token_urlsafe(32)
         self.is_draining = False
         self._closing = AsyncExitStack()
-        self._loading: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Host":
         try:
@@ -93,8 +101,9 @@ class Host:
 
     def start_loading(self) -> "asyncio.Task[None]":
         """Load the models that load at start, while requests are answered already."""
-        self._loading = asyncio.create_task(self.deployments.load_at_start())
-        return self._loading
+        loading = asyncio.create_task(self.deployments.load_at_start())
+        self._tasks.append(loading)
+        return loading
 
     def why_not_ready(self) -> str | None:
         if self.is_draining:
@@ -125,7 +134,8 @@ class Host:
         self.deployments = self._deployments(entries, registry)
         self.processor = self._processor(await self._list_prices(entries))
         self.app = self._app()
-        self.metrics.read_gauges_from(_Gauges(self.deployments, self.devices))
+        self.metrics.read_gauges_from(_Gauges(self.deployments, self.devices, self.analytics))
+        self._tasks.append(asyncio.create_task(self._keep_house()))
 
     def _check_address(self) -> None:
         """An open address needs a key: nobody serves strangers by accident."""
@@ -224,10 +234,23 @@ class Host:
             )
         )
 
+    async def _keep_house(self) -> None:
+        """Once a day: forget what analytics need not keep."""
+        while True:
+            now_ns = self.clock.utc_ns()
+            try:
+                await self.analytics.forget(
+                    requests_before_ns=now_ns - KEPT_REQUESTS_DAYS * DAY_S * 10**9,
+                    minutes_before_ns=now_ns - KEPT_MINUTES_DAYS * DAY_S * 10**9,
+                )
+            except LlmhostError as error:
+                log.warning("analytics.not_forgotten error=%s", error)
+            await asyncio.sleep(DAY_S)
+
     async def _close(self) -> None:
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "processor"):
             await self.drain(0.0)
             await self.deployments.unload_all(drain_s=0.0)
@@ -239,9 +262,13 @@ class Host:
 class _Gauges(GaugeSource):
     """What a scrape reads of deployments and devices."""
 
-    def __init__(self, deployments: Deployments, devices: Devices) -> None:
+    def __init__(self, deployments: Deployments, devices: Devices, analytics: Analytics) -> None:
         self._deployments = deployments
         self._devices = devices
+        self._analytics = analytics
+
+    def analytics_dropped(self) -> int:
+        return self._analytics.dropped
 
     def engine_loads(self) -> Iterable[tuple[str, EngineLoad]]:
         return self._deployments.loads()

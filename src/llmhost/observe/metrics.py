@@ -81,9 +81,6 @@ class Metrics:
         self._step_tokens = Counter(
             "llmhost_step_tokens", "Tokens fed to the engine.", labels, registry=self.registry
         )
-        self._dropped = Counter(
-            "llmhost_analytics_dropped", "Analytics rows that were shed.", registry=self.registry
-        )
 
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""
@@ -98,9 +95,6 @@ class Metrics:
             self._ttft.labels(model).observe(event.ttft_ms / 1000)
             self._queue.labels(model).observe(event.queue_ms / 1000)
         self._e2e.labels(model).observe(event.total_ms / 1000)
-
-    def analytics_dropped(self) -> None:
-        self._dropped.inc()
 
     def gap_observer(self, model: str) -> Callable[[float], None]:
         """Takes the seconds between two pieces of an answer of `model`."""
@@ -135,6 +129,9 @@ class GaugeSource:
     def engine_loads(self) -> Iterable[tuple[str, EngineLoad]]:
         return ()
 
+    def analytics_dropped(self) -> int:
+        return 0
+
     def deployment_states(self) -> Iterable[tuple[str, str]]:
         return ()
 
@@ -150,6 +147,9 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         yield from self._engines()
         yield from self._devices()
+        dropped = CounterMetricFamily("llmhost_analytics_dropped", "Analytics rows that were shed.")
+        dropped.add_metric([], self._source.analytics_dropped())
+        yield dropped
 
     def _engines(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         running = GaugeMetricFamily(
@@ -164,17 +164,23 @@ class _Gauges(Collector):
         preempted = CounterMetricFamily(
             "vllm:num_preemptions", "Preemptions.", labels=["model_name"]
         )
+        unpaid = CounterMetricFamily(
+            "llmhost_operator_seconds",
+            "Device time that no caller pays for: recomputed prompts, failed steps.",
+            labels=["model_name"],
+        )
         for model, load in self._source.engine_loads():
             running.add_metric([model], load.running)
             waiting.add_metric([model], load.waiting)
             kv.add_metric([model], load.kv_blocks_used / max(load.kv_blocks_total, 1))
             preempted.add_metric([model], load.preemptions)
+            unpaid.add_metric([model], load.operator_ns / 1e9)
         state = GaugeMetricFamily(
             "llmhost_model_state", "1 for the state a model is in.", labels=["model_name", "state"]
         )
         for model, name in self._source.deployment_states():
             state.add_metric([model, name], 1)
-        yield from (running, waiting, kv, preempted, state)
+        yield from (running, waiting, kv, preempted, unpaid, state)
 
     def _devices(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         capacity = GaugeMetricFamily(

@@ -68,6 +68,7 @@ class Scheduler:
             kv_blocks_total=self.books.total,
             steps=self.steps,
             preemptions=self.preemptions,
+            operator_ns=self.operator_ns,
         )
 
     def add(self, seq_id: int, spec: SequenceSpec, watch: TextWatch) -> Emission | None:
