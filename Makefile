@@ -1,10 +1,11 @@
-# The four doors of this repository. Each prints what it does; all are idempotent.
+# The doors of this repository. Each prints what it does; all are idempotent.
 #   make serve   set up what is missing and serve the built-in model on http://127.0.0.1:8000
 #   make test    set up everything and run all tests
 #   make setup   only the set-up for serving      make lint    ruff, mypy, layers
 #   make bench   the benchmarks                   make bars    the long checks, one line each
 
 PYTHON ?= python3
+EXTRAS ?=# such as EXTRAS=gguf or EXTRAS=redis,otel
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
@@ -34,6 +35,13 @@ $(VENV)/ready-to-test: $(VENV)/ready-to-serve
 	@touch $@
 
 setup: $(VENV)/ready-to-serve
+ifneq (,$(findstring gguf,$(EXTRAS)))
+	@command -v c++ >/dev/null && command -v cmake >/dev/null || { echo "The extra 'gguf' is built from source and needs a C++ compiler and cmake. On Debian: apt-get install g++ cmake"; exit 1; }
+	@echo "> building llama-cpp-python, which takes minutes"
+endif
+ifneq (,$(EXTRAS))
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+endif
 	@echo "> $(VENV) is ready: $(BIN)/llmhost --help"
 
 serve: $(VENV)/ready-to-serve

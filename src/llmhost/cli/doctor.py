@@ -43,7 +43,6 @@ EXTRAS = {
     "postgres": ("psycopg", "keys and ledger shared by a fleet"),
     "otel": ("opentelemetry-sdk", "traces"),
 }
-SAFE_SQLITE = (3, 51, 3)
 _DEEP = """
 import torch
 devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -163,12 +162,10 @@ def sqlite() -> Finding:
     if found is None:
         advice = "Install a Python that was built with SQLite."
         return Finding("sqlite", "missing", "no sqlite3 module", advice)
-    if numbers(found) < SAFE_SQLITE:
-        advice = (
-            "Below 3.51.3, unless your distribution patched it, SQLite can damage a WAL database that two connections"
-            " write at once. llmhost writes through one; let no other program write its files."
-        )
-        return Finding("sqlite", "warning", found, advice)
+    from llmhost.storage.connect import wal_reset_warning
+
+    if (advice_on_wal := wal_reset_warning(found)) is not None:
+        return Finding("sqlite", "warning", found, advice_on_wal)
     return Finding("sqlite", "ok", found)
 
 
@@ -269,7 +266,9 @@ def extras() -> Iterator[Finding]:
         found = installed(name)
         if found is None:
             advice = f"pip install 'llmhost[{extra}]'"
-            yield Finding(extra, "info", f"not installed; for {use}", advice)
+            yield Finding(
+                extra, "info", f"not installed, and not used by this version; for {use}", advice
+            )
         else:
             yield Finding(extra, "ok", f"{name} {found}")
 

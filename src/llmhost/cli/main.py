@@ -27,6 +27,10 @@ class Program(TyperGroup):
         known = [name for name in _ORDER if name in self.commands]
         return known + sorted(self.commands.keys() - set(_ORDER))
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One of ours, or else one that a plugin hands in: plugins are only loaded when a name is not ours."""
+        return super().get_command(ctx, cmd_name) or plugins.find_command(cmd_name)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

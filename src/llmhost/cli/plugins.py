@@ -53,3 +53,27 @@ def _of_folder(models: Any, folder: Any) -> list[dict[str, Any]]:
 
     data: list[dict[str, Any]] = list_plugins(loaded)
     return data
+
+
+def find_command(name: str) -> Any:
+    """The click command of that name which a plugin hands in, or None.
+
+    Loads the plugins that a node with these settings would load; one that fails is logged and goes without.
+    """
+    import typer.main
+
+    from llmhost.hooks.call import collect
+    from llmhost.hooks.registry import Plugins
+
+    loaded = load_settings()
+    plugins = Plugins.load(loaded.settings.plugins, folder=loaded.plugins_dir)
+    for found in collect(plugins, "register_commands"):
+        if isinstance(found.item, typer.Typer):
+            command = typer.main.get_command(found.item)
+        else:
+            alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+            alone.command()(found.item)
+            command = typer.main.get_command(alone)
+        if command.name == name:
+            return command
+    return None

@@ -150,3 +150,16 @@ class EngineClient(Protocol):
         ...
 
     def load(self) -> EngineLoad: ...
+
+    @property
+    def live(self) -> int:
+        """Sequences submitted and not yet ended."""
+        ...
+
+    def resize_kv(self, blocks: int) -> None:
+        """Hand the runner another KV lease between two steps."""
+        ...
+
+    async def stop(self, *, drain_s: float = 0.0) -> None:
+        """Let what runs end for up to `drain_s`, cut the rest, give everything back. Idempotent."""
+        ...

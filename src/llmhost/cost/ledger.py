@@ -16,7 +16,7 @@ from llmhost.config.schema import PriceSettings
 from llmhost.core.events import RequestEnded
 from llmhost.core.ports import Clock
 from llmhost.cost.chain import GENESIS, VerifyReport, row_hash, verify
-from llmhost.cost.pricing import Price, rates_of
+from llmhost.cost.pricing import Price, Rates, rates_of
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.rows import insert_rows
@@ -210,23 +210,30 @@ class Ledger:
         Raises ConfigError for a price that can't be read.
         """
         rates = rates_of(settings, model=model)
+        return await self._find_or_add(model, rates, is_newest=True)
+
+    async def ensure_quote(self, model: str, plugin: str, rates: Rates) -> Price:
+        """A price that a plugin made for a model, under a version of its own: the first that says the same."""
+        return await self._find_or_add(f"{model}+{plugin}", rates, is_newest=False)
+
+    async def _find_or_add(self, name: str, rates: Rates, *, is_newest: bool) -> Price:
         now_ns = self._clock.utc_ns()
+        wanted = (rates.input_nano, rates.cached_input_nano, rates.output_nano)
 
         def find_or_add(connection: Connection) -> str:
-            newest = connection.execute(
+            rows = connection.execute(
                 "SELECT version, input_nano, cached_input_nano, output_nano FROM prices"
-                " WHERE model = ? ORDER BY seq DESC LIMIT 1",
-                (model,),
-            ).fetchone()
-            wanted = (rates.input_nano, rates.cached_input_nano, rates.output_nano)
-            if newest is not None and newest[1:] == wanted:
-                return str(newest[0])
-            count = connection.execute("SELECT count(*) FROM prices WHERE model = ?", (model,))
-            version = f"{model}/{count.fetchone()[0] + 1}"
+                " WHERE model = ? ORDER BY seq DESC",
+                (name,),
+            ).fetchall()
+            for version, *known in rows[:1] if is_newest else rows:
+                if tuple(known) == wanted:
+                    return str(version)
+            version = f"{name}/{len(rows) + 1}"
             connection.execute(
                 "INSERT INTO prices (node_id, utc_ns, version, model, input_nano, cached_input_nano,"
                 " output_nano, effective_from_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (self._node_id, now_ns, version, model, *wanted, now_ns),
+                (self._node_id, now_ns, version, name, *wanted, now_ns),
             )
             return version
 

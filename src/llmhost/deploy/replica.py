@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from llmhost.core.ports import RunnerFacts, Tokenizer
+from llmhost.core.ports import EngineClient, RunnerFacts, Tokenizer
 from llmhost.deploy.memory_plan import MemoryPlan
-from llmhost.schedule.engine_loop import EngineLoop
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +11,7 @@ class Replica:
     """`devices` is a tuple because one replica may span several one day; it has one today."""
 
     devices: tuple[str, ...]
-    engine: EngineLoop
+    engine: EngineClient
     tokenizer: Tokenizer
     plan: MemoryPlan
     facts: RunnerFacts

@@ -5,6 +5,7 @@
 
 import json
 import logging
+import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -33,8 +34,26 @@ def start_logging(level: str, form: Literal["text", "json"]) -> None:
     logging.captureWarnings(capture=True)
 
 
+_KEY = re.compile(r"(\w+)=%")
+
+
+def _event(record: logging.LogRecord) -> str:
+    """The `noun.verb`: what stands before the facts, if the line was written as `noun.verb key=%s`."""
+    if isinstance(record.msg, str) and isinstance(record.args, tuple) and _keys(record):
+        return record.msg.partition(" ")[0]
+    return record.getMessage()
+
+
+def _keys(record: logging.LogRecord) -> list[str]:
+    """Names of the facts in a `noun.verb key=%s` line; none where they don't account for every argument."""
+    keys = _KEY.findall(str(record.msg))
+    return keys if record.args and len(keys) == len(record.args) else []
+
+
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
     facts = dict(getattr(record, "facts", {}))
+    if isinstance(record.args, tuple):
+        facts |= zip(_keys(record), record.args, strict=False)
     current = request_id.get()
     if current is not None and "request" not in facts:
         facts["request"] = current
@@ -55,7 +74,7 @@ class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
         facts = "".join(f" {key}={_quoted(value)}" for key, value in _facts(record).items())
-        line = f"{at} {record.levelname.lower():7} {record.getMessage()}{facts}"
+        line = f"{at} {record.levelname.lower():7} {_event(record)}{facts}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -66,7 +85,7 @@ class JsonLines(logging.Formatter):
         line = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": _event(record),
             **_facts(record),
         }
         if record.exc_info:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from llmhost.core.errors import LlmhostError
 from llmhost.core.output import Outcome
 from llmhost.cost.ledger import Entry, Ledger
-from llmhost.cost.pricing import Price, amount_nano
+from llmhost.cost.pricing import Price, Rates, amount_nano
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import Price as Quote
@@ -25,6 +25,7 @@ class Bill:
         self._ledger = ledger
         self._plugins = plugins
         self._prices = prices
+        self._quotes: dict[tuple[str, str, Quote], Price] = {}
 
     async def quote(self, context: RequestContext) -> None:
         """Freeze the price: the model's list price, or what a plugin makes of it."""
@@ -66,12 +67,15 @@ class Bill:
         if answer is None:
             return context.price
         quote: Quote = answer.opinion
-        return Price(
-            version=f"{listed.version}+{answer.plugin}",
-            input_nano=quote.input,
-            cached_input_nano=quote.cached_input,
-            output_nano=quote.output,
-        )
+        key = (context.known_deployment.entry.name, answer.plugin, quote)
+        if key not in self._quotes:
+            rates = Rates(
+                input_nano=quote.input,
+                cached_input_nano=quote.cached_input,
+                output_nano=quote.output,
+            )
+            self._quotes[key] = await self._ledger.ensure_quote(*key[:2], rates)
+        return self._quotes[key]
 
 
 def _settle(settled: "asyncio.Future[None]", failure: BaseException | None) -> None:

@@ -281,7 +281,7 @@ class KeyStore:
                 "models must name at least one model; leave it out to allow all.", param="models"
             )
         if record.expires_ns is not None and record.expires_ns <= record.created_ns:
-            raise InvalidValue("The key would have expired already.", param="expires_ns")
+            raise InvalidValue("The key would have expired already.", param="expires_at")
 
 
 _ENDED = {"revoked": "has been revoked", "expired": "has expired"}

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import socket
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +172,11 @@ def test_a_deep_look_computes_with_torch(llmhost, monkeypatch: pytest.MonkeyPatc
     assert doctor.torch_works().found == "torch computes on cpu, cuda:0"
     pretend(monkeypatch)
     assert doctor.torch_works().status == "missing"
+
+
+def test_what_doctor_needs_is_what_the_project_depends_on():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    named = {re.split(r"[<>=\[; ]", line)[0] for line in project["dependencies"]}
+
+    assert set(doctor.NEEDED) <= named
+    assert set(doctor.EXTRAS) <= set(project["optional-dependencies"])

@@ -371,7 +371,7 @@ async def test_a_plugins_quote_is_asked_once_with_the_time_of_arrival_and_named(
         [entry] = await settled(host)
 
     assert plugin.asked == [("fake", "2026-01-10T03:00:00+00:00", 400_000_000)]
-    assert entry["price_version"] == "fake/1+Half"
+    assert entry["price_version"] == "fake+Half/1"
     tokens = entry["tokens"]
     assert entry["amount_nano"] == tokens["fresh_input"] * 50 + tokens["output"] * 200
 

@@ -233,7 +233,7 @@ async def test_plain_names_are_taken(desk: Desk, name: str) -> None:
         ({"models": [""]}, "models"),
         ({"name": "x" * 65}, "name"),
         ({"name": "two\nlines"}, "name"),
-        ({"expires_ns": 1}, "expires_ns"),
+        ({"expires_ns": 1}, "expires_at"),
     ],
 )
 async def test_what_a_key_can_not_have_is_named(desk: Desk, wrong: dict, param: str) -> None:
