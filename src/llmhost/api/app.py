@@ -7,6 +7,7 @@ from typing import Any
 
 from litestar import Litestar, Request, Response, Router, asgi, get
 from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath
 from litestar.types import ASGIApp, ControllerRouterHandler
 
@@ -64,7 +65,12 @@ def build_app(surface: Surface) -> ASGIApp:
             ),
         ],
         exception_handlers={Exception: _answer_error},
-        openapi_config=OpenAPIConfig(title="llmhost", version=__version__, path="/admin/openapi"),
+        openapi_config=OpenAPIConfig(
+            title="llmhost",
+            version=__version__,
+            path="/admin/openapi",
+            render_plugins=[JsonRenderPlugin()],  # the pages load scripts of third parties
+        ),
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
