@@ -26,6 +26,9 @@ _BY_STATUS: dict[int, type[LlmhostError]] = {
     429: RateLimited,
 }
 
+_LEFT_EARLY = "client disconnected prematurely"
+"""litestar's words for a body that its client did not send to the end: no fault of ours, and nobody is left to hear."""
+
 
 def known_error(error: BaseException) -> LlmhostError:
     """Whatever was raised, as one of ours; what nobody thought about is a plain 500."""
@@ -34,7 +37,7 @@ def known_error(error: BaseException) -> LlmhostError:
     if isinstance(error, HTTPException):
         if error.status_code in _BY_STATUS:
             return _BY_STATUS[error.status_code](_sentence(error))
-        if error.status_code < 500:
+        if error.status_code < 500 or error.detail == _LEFT_EARLY:
             return BadRequest(_sentence(error))
     return INTERNAL
 

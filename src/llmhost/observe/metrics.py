@@ -1,9 +1,15 @@
 """Prometheus metrics of one host, in a registry of its own. vLLM's names where a metric is the same thing."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from llmhost.core.events import RequestEnded
@@ -64,8 +70,8 @@ class Metrics:
         self._ttft = self._latency(
             "vllm:time_to_first_token_seconds", "From arrival to the first token."
         )
-        self._itl = self._latency(
-            "vllm:inter_token_latency_seconds", "Between two pieces of an answer."
+        self._itl = LoopHistogram(
+            "vllm:inter_token_latency_seconds", "Between two pieces of an answer.", self.registry
         )
         self._e2e = self._latency("vllm:e2e_request_latency_seconds", "From arrival to the end.")
         self._queue = self._latency(
@@ -98,7 +104,7 @@ class Metrics:
 
     def gap_observer(self, model: str) -> Callable[[float], None]:
         """Takes the seconds between two pieces of an answer of `model`."""
-        return self._itl.labels(model).observe
+        return self._itl.observer(model)
 
     def step_observer(self, model: str) -> Callable[[StepResult, EngineLoad], None]:
         """Takes each step of `model`, on its engine thread."""
@@ -121,6 +127,37 @@ class Metrics:
         return Histogram(
             name, text, ["model_name"], buckets=LATENCY_BUCKETS_S, registry=self.registry
         )
+
+
+class LoopHistogram(Collector):
+    """A histogram for what is observed with every token: on the HTTP loop alone, so that no lock is taken."""
+
+    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
+        self._name = name
+        self._text = text
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        registry.register(self)
+
+    def observer(self, model: str) -> Callable[[float], None]:
+        """Takes seconds."""
+        counts = self._counts.setdefault(model, [0] * (len(LATENCY_BUCKETS_S) + 1))
+        sums = self._sums
+        sums.setdefault(model, 0.0)
+
+        def observe(seconds: float) -> None:
+            counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+            sums[model] += seconds
+
+        return observe
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._text, labels=["model_name"])
+        bounds = [*(str(float(bound)) for bound in LATENCY_BUCKETS_S), "+Inf"]
+        for model, counts in list(self._counts.items()):
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric([model], buckets, self._sums[model])
+        yield family
 
 
 class GaugeSource:

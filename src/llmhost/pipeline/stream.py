@@ -137,21 +137,28 @@ class StreamReader:
         self.close()
 
     async def _woken(self, timeout_s: float | None) -> bool:
-        """Wait for a wake-up, and say whether it came in time. What it was for is for the caller to look up."""
+        """Wait for a wake-up, and say whether it came. What it was for is for the caller to look up."""
         if self._waiter is not None:
             raise RuntimeError("two tasks read one StreamReader; give each its own")
         loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiter = waiter
+        # A bare timer: this runs once per token and reader, and asyncio.timeout costs several times as much.
+        timer = None if timeout_s is None else loop.call_later(timeout_s, _resolve, waiter, False)
         self._stream._waiting.add(self)
-        alarm = None if timeout_s is None else loop.call_later(timeout_s, self._wake, False)
         try:
-            return await self._waiter
+            return await waiter
         finally:
-            if alarm is not None:
-                alarm.cancel()
             self._stream._waiting.discard(self)
             self._waiter = None
+            if timer is not None:
+                timer.cancel()
 
-    def _wake(self, in_time: bool = True) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(in_time)
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            _resolve(self._waiter, True)
+
+
+def _resolve(waiter: "asyncio.Future[bool]", is_wake: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(is_wake)
