@@ -18,6 +18,9 @@ from llmhost.safety.window import Piece, Window
 
 log = logging.getLogger("llmhost.safety")
 
+TEXTS_A_TURN = 64
+"""So many texts are judged before other requests get their turn, however short they are."""
+
 Decode = Callable[[tuple[int, ...]], str]
 
 
@@ -66,7 +69,9 @@ class Screen:
     async def _check_rules(self, request: GenerationRequest) -> None:
         if not self._rules:
             return
-        for text in _texts(request):
+        for number, text in enumerate(request.texts):
+            if number % TEXTS_A_TURN == TEXTS_A_TURN - 1:
+                await asyncio.sleep(0)
             verdict = await _judge(self._rules, Piece(text))
             if verdict is not None:
                 _note_refusal("input", request, verdict.rule)
@@ -155,13 +160,6 @@ async def _judge(rules: Rules, piece: Piece) -> Verdict | None:
         if verdict is not None:
             return verdict
     return None
-
-
-def _texts(request: GenerationRequest) -> tuple[str, ...]:
-    """Each message or prompt by itself, so that `^` and `$` in a pattern mean its ends."""
-    if request.kind is Kind.CHAT:
-        return tuple(replace(request, messages=(message,)).text for message in request.messages)
-    return tuple(prompt for prompt in request.prompts if isinstance(prompt, str))
 
 
 def _readable(request: GenerationRequest, decode: Decode | None) -> GenerationRequest:
