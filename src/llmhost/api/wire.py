@@ -19,6 +19,9 @@ MAX_MODEL_CHARS = 512
 """Longer than any name: an unknown one is searched for its nearest, logged and repeated back."""
 MAX_CHOICES = 128
 MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_STOPS_CHARS = 2048
+"""Of one stop string, and of all together: each choice builds its automaton on the engine's thread."""
 COMPLETION_MAX_TOKENS = 16
 """What /v1/completions gives when nothing is asked for, as OpenAI does."""
 
@@ -234,6 +237,16 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
         )
     if any(not s for s in stops):
         raise InvalidValue("'stop' holds an empty string.", param="stop")
+    if (longest := max(map(len, stops), default=0)) > MAX_STOP_CHARS:
+        raise InvalidValue(
+            f"'stop' holds a string of {longest} characters; {MAX_STOP_CHARS} are allowed.",
+            param="stop",
+        )
+    if (total := sum(map(len, stops))) > MAX_STOPS_CHARS:
+        raise InvalidValue(
+            f"The strings of 'stop' are {total} characters together; {MAX_STOPS_CHARS} are allowed.",
+            param="stop",
+        )
     return stops
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhost.api.openai import parse_chat, parse_completion
-from llmhost.api.wire import MAX_CHOICES, MAX_STOPS, ChatBody, CompletionBody
+from llmhost.api.wire import MAX_CHOICES, MAX_STOP_CHARS, MAX_STOPS, ChatBody, CompletionBody
 from llmhost.core.errors import BadRequest
 from llmhost.core.request import GenerationRequest, Kind
 
@@ -147,6 +147,8 @@ def test_what_must_be_there_is_missed_by_name(route: str, field: str) -> None:
         ("stop", [""], "stop"),
         ("stop", ["x"] * (MAX_STOPS + 1), "stop"),
         ("stop", ["x", 1], "stop[1]"),
+        ("stop", "x" * (MAX_STOP_CHARS + 1), "stop"),
+        ("stop", ["x" * MAX_STOP_CHARS] * 8 + ["x"], "stop"),
         ("stream_options", {"include_usage": True}, "stream_options"),
         ("frequency_penalty", 3, "frequency_penalty"),
     ],
@@ -204,6 +206,10 @@ def test_limits_themselves_are_allowed() -> None:
     request = take("chat", n=MAX_CHOICES, stop=["x"] * MAX_STOPS, temperature=2, top_p=0)
 
     assert (request.n, len(request.stop)) == (MAX_CHOICES, MAX_STOPS)
+
+
+def test_stop_strings_may_be_as_long_as_is_allowed() -> None:
+    assert len(take("chat", stop=["x" * MAX_STOP_CHARS] * 8).stop) == 8
 
 
 def test_prompts_times_choices_are_limited_together() -> None:
