@@ -94,6 +94,12 @@ class GenerationRequest:
         return "\n".join(self.texts)
 
     @property
+    def size(self) -> int:
+        """Characters of `text` and token ids together: what rendering and tokenising it will cost at least."""
+        ids = sum(len(prompt) for prompt in self.prompts if isinstance(prompt, tuple))
+        return len(self.text) + ids
+
+    @property
     def texts(self) -> Iterator[str]:
         """`text` in parts, whose ends are what `^` and `$` mean: prompts, contents of messages, what else each
         message holds, and the template's variables."""

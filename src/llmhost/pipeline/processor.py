@@ -131,6 +131,7 @@ class Processor:
         await stages.authenticate(context)
         if fault is not None:
             raise fault
+        stages.screen.check_length(context)
         await stages.resolve(context)
         await stages.limit(context)
         await stages.bill.quote(context)

@@ -39,9 +39,8 @@ class Screen:
         """Comes back when the prompt may run. `decode` makes prompts of token ids readable; without it they are
         refused wherever something reads prompts.
 
-        Raises InvalidValue (too long), ContentRefused, or SafetyUnavailable when a plugin failed.
+        Raises ContentRefused, or SafetyUnavailable when a plugin failed.
         """
-        self._check_length(request)
         has_plugins = self._plugins.has("check_input")
         if not (self._rules or has_plugins):
             return
@@ -58,11 +57,13 @@ class Screen:
         window = Window(self._rules.window_chars, self._rules.overlap_chars)
         return OutputScreen(rules, window, self._plugins, request, caller)
 
-    def _check_length(self, request: GenerationRequest) -> None:
-        if self._max_prompt_chars is None or (chars := len(request.text)) <= self._max_prompt_chars:
+    def check_length(self, request: GenerationRequest) -> None:
+        """Before a prompt is rendered or tokenised: a token id counts as a character. Raises InvalidValue."""
+        if self._max_prompt_chars is None or (size := request.size) <= self._max_prompt_chars:
             return
+        unit = "token ids" if any(isinstance(p, tuple) for p in request.prompts) else "characters"
         raise InvalidValue(
-            f"The prompt is {chars} characters; this server takes {self._max_prompt_chars}. Shorten it.",
+            f"The prompt is {size} {unit}; this server takes {self._max_prompt_chars}. Shorten it.",
             param=_param(request),
         )
 

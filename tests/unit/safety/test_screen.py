@@ -148,11 +148,16 @@ async def test_plugins_see_token_ids_as_text():
     assert seen == ["text"]
 
 
-async def test_too_long_a_prompt_is_refused_with_the_limit():
+def test_too_long_a_prompt_is_refused_with_the_limit():
+    short = screen(max_prompt_chars=5)
     with pytest.raises(InvalidValue, match="is 6 characters; this server takes 5"):
-        await screen(max_prompt_chars=5).check_input(completion("abcdef"), LOCAL_CALLER)
+        short.check_length(completion("abcdef"))
+    with pytest.raises(InvalidValue, match="is 6 token ids; this server takes 5"):
+        short.check_length(completion((1, 2, 3), (1, 2, 3)))
+    with pytest.raises(InvalidValue, match="is 11 characters; this server takes 5"):
+        short.check_length(replace(chat("a"), template_kwargs={"docs": ["abcd"]}))
 
-    await screen(max_prompt_chars=5).check_input(completion("abcde"), LOCAL_CALLER)
+    short.check_length(completion("abcde"))
 
 
 async def test_a_plugins_refusal_has_its_own_words_and_code(caplog):
