@@ -1,6 +1,8 @@
 """Bodies at the edge: whatever a client sends becomes a checked request or a refusal that names the field."""
 
+import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -202,6 +204,54 @@ def test_values_that_ask_for_nothing_special_change_nothing(
     assert take(route, **fields) == take(route)
 
 
+LOOSE = ["tools", "functions", "logit_bias", "response_format", "structured_outputs", "audio"]
+LOOSE += ["modalities", "stop_token_ids", "tool_choice", "function_call", "chat_template_kwargs"]
+
+
+@pytest.mark.parametrize("field", [*LOOSE, "tool_calls", "content"])
+def test_a_body_takes_no_more_memory_than_a_few_times_its_size(field: str) -> None:
+    many = b"[" + b"{}," * 500_000 + b"{}]"
+    extra = b'"%s":%s' % (field.encode(), many)
+    message = b'{"role":"assistant",%s}' % extra if field in ("tool_calls", "content") else b"{}"
+    raw = b'{"model":"m",%s,"messages":[%s]}' % (extra, message)
+
+    tracemalloc.start()
+    with contextlib.suppress(BadRequest):
+        parse_chat(raw, "req_1", None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 4 * len(raw)
+
+
+def test_objects_in_a_prompt_are_refused_at_the_first() -> None:
+    raw = b'{"model":"m","prompt":[%s{}]}' % (b"{}," * 500_000)
+
+    tracemalloc.start()
+    with pytest.raises(BadRequest):
+        parse_completion(raw, "req_1", None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 4 * len(raw)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        ({"response_format": 5}, "response_format"),
+        ({"messages": [{"role": "assistant", "tool_calls": {}}]}, "messages[0].tool_calls"),
+    ],
+)
+def test_a_loose_field_of_a_wrong_type_is_refused_by_name(
+    fields: dict[str, Any], param: str
+) -> None:
+    refused = refusal("chat", **fields)
+
+    assert (refused.code, refused.param) == ("invalid_value", param)
+
+
 def test_limits_themselves_are_allowed() -> None:
     request = take("chat", n=MAX_CHOICES, stop=["x"] * MAX_STOPS, temperature=2, top_p=0)
 
@@ -233,7 +283,12 @@ def test_a_prompt_is_text_or_token_ids_or_a_list_of_either(prompt: Any, taken: A
 
 @pytest.mark.parametrize(
     ("prompt", "param"),
-    [([], "prompt"), ([1, "a"], "prompt[0]"), (["a", True], "prompt[1]"), ([[1.5]], "prompt[0]")],
+    [
+        ([], "prompt"),
+        ([1, "a"], "prompt[0]"),
+        (["a", True], "prompt[1]"),
+        ([[1.5]], "prompt[0][0]"),
+    ],
 )
 def test_other_prompts_are_refused_with_their_place(prompt: Any, param: str) -> None:
     assert refusal("completion", prompt=prompt).param == param
