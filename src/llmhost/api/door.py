@@ -3,12 +3,19 @@
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from litestar.types import Receive, Scope, Send
 
-from llmhost.core.errors import RequestTooLarge
+from llmhost.core.errors import RequestTimeout, RequestTooLarge
 
 JSON = "application/json"
+BODY_TIMEOUT_S = 120.0
+"""In which a whole body must come: a client that sends a byte now and then holds what it sent no longer."""
+LINGER_S = 2.0
+"""So long what a refused client still sends is thrown away: closing at once could cost it the answer."""
+SMALL_BYTES = 64 * 1024
+"""What is left of a body this small is not worth a connection."""
 
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -18,7 +25,17 @@ class ClientGone(Exception):
 
 
 async def read_all(receive: Receive, limit_bytes: int) -> bytes:
-    """The whole request body. Raises RequestTooLarge, ClientGone."""
+    """The whole request body. Raises RequestTooLarge, RequestTimeout, ClientGone."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read_all(receive, limit_bytes)
+    except TimeoutError:
+        raise RequestTimeout(
+            f"The request body was not complete after {BODY_TIMEOUT_S:.0f} seconds. Send it again."
+        ) from None
+
+
+async def _read_all(receive: Receive, limit_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -34,6 +51,29 @@ async def read_all(receive: Receive, limit_bytes: int) -> bytes:
         parts.append(chunk)
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+def is_small(scope: Scope) -> bool:
+    """There is no body, or one that is announced as so small that reading past it is cheap."""
+    length = header(scope, b"content-length")
+    if length is None:
+        return header(scope, b"transfer-encoding") is None
+    return length.isdecimal() and int(length[:20]) <= SMALL_BYTES
+
+
+async def send_last(
+    send: Send, receive: Receive, status: int, body: bytes, headers: Mapping[str, str]
+) -> None:
+    """Answer a request whose body was not read, and close its connection once the client had time to see why."""
+    await start(send, status, JSON, {**headers, "connection": "close"}, len(body))
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    break
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def header(scope: Scope, name: bytes) -> str | None:

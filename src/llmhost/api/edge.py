@@ -2,7 +2,7 @@
 
 Pure ASGI, because admin routes must answer no CORS at all, and because a hot route should not pay for a framework's
 middleware. A server that listens on loopback only answers to loopback names: a page that had its own name resolve to
-127.0.0.1 gets nothing.
+127.0.0.1 gets nothing, and neither does a page of an origin that is not allowed.
 """
 
 import ipaddress
@@ -47,6 +47,8 @@ class Edge:
         send = _named(scope, send)
         if self._loopback_only and not is_loopback(_host_name(scope)):
             await self._refuse_host(scope, send)
+        elif self._loopback_only and not self._is_at_home(origin := header(scope, b"origin")):
+            await self._refuse_origin(origin, send)
         else:
             await self._with_cors(scope, receive, send)
 
@@ -54,6 +56,17 @@ class Edge:
         refusal = Forbidden(
             f"This server answers to loopback names only, and was asked as {_host_name(scope)!r}."
             " To serve other machines, start it with --host and make a key."
+        )
+        await send_whole(send, refusal.status, error_body(refusal), {})
+
+    def _is_at_home(self, origin: str | None) -> bool:
+        """Pages elsewhere can't read answers, but their requests would run all the same: some need no preflight."""
+        return origin is None or self._allows(origin)
+
+    async def _refuse_origin(self, origin: str | None, send: Send) -> None:
+        refusal = Forbidden(
+            f"This server answers to pages of this machine only, and was asked by {origin!r}."
+            " To let that page in, add it to cors_origins in [server]."
         )
         await send_whole(send, refusal.status, error_body(refusal), {})
 

@@ -1,23 +1,27 @@
 """POST /v1/chat/completions and /v1/completions as plain ASGI: the hot routes.
 
-The order on a stream: everything that can be refused is refused before the headers; headers go out once the request
-is running, not with the first token; silence is filled with comments; the end is sent when it has been recorded.
+A stranger is refused before the body is read. The order on a stream: everything that can be refused is refused before
+the headers; headers go out once the request is running, not with the first token; silence is filled with comments;
+the end is sent when it has been recorded.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from llmhost.api.door import (
     ClientGone,
     DisconnectWatch,
     bearer,
     client_id,
+    is_small,
     read_all,
+    send_last,
     send_whole,
     start,
 )
@@ -30,10 +34,11 @@ from llmhost.api.wire import (
     completion_request,
     read_body,
 )
-from llmhost.core.errors import LlmhostError, MethodNotAllowed
+from llmhost.core.errors import LlmhostError, MethodNotAllowed, RequestTimeout
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
-from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.observe.logs import request_id
 from llmhost.pipeline.processor import Exchange, Processor
 from llmhost.tenants.limits import Allowance, RequestRateExceeded, duration_text
 
@@ -41,6 +46,9 @@ log = logging.getLogger("llmhost.api")
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+INLINE_BYTES = 256 * 1024
+"""Larger bodies are decoded and checked in a thread: a few megabytes of token ids take a tenth of a second."""
 
 Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, bool]]
 """Body, our id, the client's id -> the request, and whether its stream shall report usage."""
@@ -66,44 +74,23 @@ def generation_route(
     processor: Processor, kind: Kind, parse: Parse, *, max_body_bytes: int, heartbeat_s: float
 ) -> ASGIApp:
     """An ASGI app for one route."""
+    return _Route(processor, kind, parse, max_body_bytes, heartbeat_s).call
 
-    async def _parsed(
-        visit: Visit, receive: Receive
-    ) -> tuple[GenerationRequest, bool, LlmhostError | None]:
-        """The request; or what is wrong with it, and a blank one to meter that by."""
-        try:
-            raw = await read_all(receive, max_body_bytes)
-            return (*parse(raw, visit.request_id, visit.client_id), None)
-        except LlmhostError as fault:
-            blank = GenerationRequest(
-                request_id=visit.request_id,
-                kind=kind,
-                model="-",
-                client_request_id=visit.client_id,
-            )
-            return blank, False, fault
 
-    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+@dataclass(frozen=True, slots=True)
+class _Route:
+    processor: Processor
+    kind: Kind
+    parse: Parse
+    max_body_bytes: int
+    heartbeat_s: float
+
+    async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP
         visit = Visit(scope)
+        named = request_id.set(visit.request_id)
         try:
-            if scope["method"] != "POST":
-                raise MethodNotAllowed(f"{scope['method']} is not allowed here; use POST.")
-            request, include_usage, fault = await _parsed(visit, receive)
-            headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-            opening = asyncio.ensure_future(
-                processor.open(request, bearer(scope), headers, fault=fault)
-            )
-            async with DisconnectWatch(receive, lambda: visit.leave(opening)):
-                visit.exchange = await opening
-                if (
-                    visit.is_gone
-                ):  # at the very moment of acceptance, too late to cancel the opening
-                    return
-                if request.stream:
-                    await _stream(visit, send, heartbeat_s, include_usage=include_usage)
-                else:
-                    await _answer(visit, send)
+            await self._serve(visit, scope, receive, send)
         except (ClientGone, asyncio.CancelledError) as left:
             is_ours = visit.is_gone or isinstance(left, ClientGone)  # nobody is left to answer
             if not is_ours:
@@ -112,8 +99,53 @@ def generation_route(
             await visit.fail(send, error)
         finally:
             visit.leave(None)
+            request_id.reset(named)  # the next request of a connection may run in the same context
 
-    return route
+    async def _serve(self, visit: "Visit", scope: HTTPScope, receive: Receive, send: Send) -> None:
+        blank = GenerationRequest(
+            request_id=visit.request_id,
+            kind=self.kind,
+            model="-",
+            client_request_id=visit.client_id,
+        )
+        if scope["method"] != "POST":
+            refusal = MethodNotAllowed(f"{scope['method']} is not allowed here; use POST.")
+            self.processor.turn_away(blank, refusal)
+            raise refusal
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        try:
+            caller = await self.processor.identify(blank, bearer(scope), headers)
+        except LlmhostError as error:
+            await visit.dismiss(send, receive, error, is_small=is_small(scope))
+            return
+        request, include_usage, fault = await self._parsed(visit, receive, blank, caller)
+        opening = asyncio.ensure_future(
+            self.processor.open(request, bearer(scope), headers, caller=caller, fault=fault)
+        )
+        async with DisconnectWatch(receive, lambda: visit.leave(opening)):
+            visit.exchange = await opening
+            if visit.is_gone:  # at the very moment of acceptance, too late to cancel the opening
+                return
+            if request.stream:
+                await _stream(visit, send, self.heartbeat_s, include_usage=include_usage)
+            else:
+                await _answer(visit, send)
+
+    async def _parsed(
+        self, visit: "Visit", receive: Receive, blank: GenerationRequest, caller: Caller
+    ) -> tuple[GenerationRequest, bool, LlmhostError | None]:
+        """The request; or what is wrong with it, and a blank one to meter that by."""
+        try:
+            raw = await read_all(receive, self.max_body_bytes)
+            given = (raw, visit.request_id, visit.client_id)
+            if len(raw) > INLINE_BYTES:
+                return (*await asyncio.to_thread(self.parse, *given), None)
+            return (*self.parse(*given), None)
+        except LlmhostError as fault:
+            return blank, False, fault
+        except (ClientGone, asyncio.CancelledError):
+            self.processor.lose(blank, caller)
+            raise
 
 
 class Visit:
@@ -154,9 +186,21 @@ class Visit:
             await send({"type": "http.response.body", "body": event, "more_body": False})
         else:
             headers = {**self.headers(), **error_headers(known)}
+            if isinstance(known, RequestTimeout):
+                headers["connection"] = "close"  # the rest of its body may never come
             if isinstance(known, RequestRateExceeded):
                 headers.update(_limit_headers(known.allowance))
             await send_whole(send, known.status, error_body(known), headers)
+
+    async def dismiss(
+        self, send: Send, receive: Receive, error: LlmhostError, *, is_small: bool
+    ) -> None:
+        """Refuse a request whose body was not read. A large one costs the client its connection."""
+        if is_small:
+            await self.fail(send, error)
+            return
+        headers = {**self.headers(), **error_headers(error)}
+        await send_last(send, receive, error.status, error_body(error), headers)
 
 
 async def _answer(visit: Visit, send: Send) -> None:

@@ -19,6 +19,9 @@ MAX_MODEL_CHARS = 512
 """Longer than any name: an unknown one is searched for its nearest, logged and repeated back."""
 MAX_CHOICES = 128
 MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_STOPS_CHARS = 2048
+"""Of one stop string, and of all together: each choice builds its automaton on the engine's thread."""
 COMPLETION_MAX_TOKENS = 16
 """What /v1/completions gives when nothing is asked for, as OpenAI does."""
 
@@ -27,20 +30,40 @@ Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 TokenIds = list[int]
+Raw = msgspec.Raw
+"""A field that is looked at as text: objects made of it would take many times its size."""
+MAX_LOOSE_SIGNS = 200_000
+"""Of `{`, `[` and `,` in the fields of a chat that are handed on as they are: a bound to what is made of them."""
+NULL = Raw(b"null")
+_NOTHING = frozenset({b"null", b"[]", b"{}", b'""', b"false", b"0"})
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class WirePart(msgspec.Struct, frozen=True):
+    """One part of a message's content; what other types of part hold is skipped."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
 class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a chat, as sent."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[WirePart] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Raw = NULL
     tool_call_id: str | None = None
+
+
+class WireType(msgspec.Struct, frozen=True):
+    """Of an object, only its type."""
+
+    type: str | None = None
 
 
 class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,12 +81,12 @@ class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Raw = NULL
     repetition_penalty: float | None = None
     min_p: Probability | None = None
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
-    stop_token_ids: TokenIds | None = None
-    structured_outputs: dict[str, Any] | None = None
+    stop_token_ids: Raw = NULL
+    structured_outputs: Raw = NULL
     ignore_eos: bool | None = None
     priority: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     user: str | None = None
@@ -76,21 +99,21 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     max_completion_tokens: PositiveInt | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
-    response_format: dict[str, Any] | None = None
+    tools: Raw = NULL
+    tool_choice: Raw = NULL
+    functions: Raw = NULL
+    response_format: Raw = NULL
     reasoning_effort: str | None = None
-    function_call: str | dict[str, Any] | None = None
-    modalities: list[str] | None = None
-    audio: dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    function_call: Raw = NULL
+    modalities: Raw = NULL
+    audio: Raw = NULL
+    chat_template_kwargs: Raw = NULL
 
 
 class CompletionBody(GenerationBody, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[Any] | None = None
+    prompt: str | list[str | int | TokenIds] | None = None
     logprobs: int | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -98,6 +121,7 @@ class CompletionBody(GenerationBody, frozen=True, kw_only=True):
 
 
 B = TypeVar("B", bound=msgspec.Struct)
+T = TypeVar("T")
 
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 
@@ -130,7 +154,9 @@ def chat_request(
     if not body.messages:
         raise InvalidValue("'messages' must hold at least one message.", param="messages")
     _refuse_chat_extras(body)
-    for name in OWN_TEMPLATE_NAMES.intersection(body.chat_template_kwargs or ()):
+    _check_loose(body)
+    template_kwargs = _loose(body.chat_template_kwargs, dict[str, Any], "chat_template_kwargs")
+    for name in OWN_TEMPLATE_NAMES.intersection(template_kwargs or ()):
         raise InvalidValue(
             f"'chat_template_kwargs' may not hold {name!r}; send it as a field of its own.",
             param=f"chat_template_kwargs.{name}",
@@ -142,7 +168,7 @@ def chat_request(
         client_request_id,
         messages=tuple(_message(m, i) for i, m in enumerate(body.messages)),
         max_tokens=body.max_completion_tokens or body.max_tokens,
-        template_kwargs=body.chat_template_kwargs or {},
+        template_kwargs=template_kwargs or {},
     )
 
 
@@ -193,12 +219,12 @@ def _request(
         {
             "frequency_penalty": bool(body.frequency_penalty),
             "presence_penalty": bool(body.presence_penalty),
-            "logit_bias": bool(body.logit_bias),
+            "logit_bias": _asks(body.logit_bias),
             "repetition_penalty": body.repetition_penalty not in (None, 1.0),
             "min_p": bool(body.min_p),
             "min_tokens": bool(body.min_tokens),
-            "stop_token_ids": bool(body.stop_token_ids),
-            "structured_outputs": bool(body.structured_outputs),
+            "stop_token_ids": _asks(body.stop_token_ids),
+            "structured_outputs": _asks(body.structured_outputs),
         }
     )
     return GenerationRequest(
@@ -234,6 +260,16 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
         )
     if any(not s for s in stops):
         raise InvalidValue("'stop' holds an empty string.", param="stop")
+    if (longest := max(map(len, stops), default=0)) > MAX_STOP_CHARS:
+        raise InvalidValue(
+            f"'stop' holds a string of {longest} characters; {MAX_STOP_CHARS} are allowed.",
+            param="stop",
+        )
+    if (total := sum(map(len, stops))) > MAX_STOPS_CHARS:
+        raise InvalidValue(
+            f"The strings of 'stop' are {total} characters together; {MAX_STOPS_CHARS} are allowed.",
+            param="stop",
+        )
     return stops
 
 
@@ -270,40 +306,76 @@ def _message(message: WireMessage, place: int) -> dict[str, Any]:
         )
     extras = {
         key: value
-        for key, value in msgspec.structs.asdict(message).items()
-        if value is not None and key not in ("role", "content")
+        for key in ("name", "tool_call_id")
+        if (value := getattr(message, key)) is not None
     }
+    calls = _loose(message.tool_calls, list[dict[str, Any]], f"messages[{place}].tool_calls")
+    if calls is not None:
+        extras["tool_calls"] = calls
     return {"role": message.role, "content": content, **extras}
 
 
-def _part_text(part: dict[str, Any], at: str) -> str:
-    kind = part.get("type")
+def _part_text(part: WirePart, at: str) -> str:
+    kind = part.type
     field = "refusal" if kind == "refusal" else "text"
     if kind not in ("text", "input_text", "refusal"):
         raise UnsupportedParameter(
             f"Content of type {kind!r} is not supported; this server takes text.",
             param=f"{at}.type",
         )
-    text = part.get(field)
-    if not isinstance(text, str):
+    text = part.refusal if kind == "refusal" else part.text
+    if text is None:
         raise InvalidValue(
             f"A part of type {kind!r} needs {field!r}, a string.", param=f"{at}.{field}"
         )
     return text
 
 
+def _said(raw: Raw) -> bytes:
+    """A value's JSON without its white space, for comparing; a long one is none of those that it is compared with."""
+    text = bytes(raw)
+    return b"".join(text.split()) if len(text) < 100 else text
+
+
+def _asks(raw: Raw) -> bool:
+    return _said(raw) not in _NOTHING
+
+
+def _check_loose(body: ChatBody) -> None:
+    fields = [body.chat_template_kwargs, *(message.tool_calls for message in body.messages or ())]
+    signs = sum(bytes(raw).count(sign) for raw in fields for sign in (b"{", b"[", b","))
+    if signs > MAX_LOOSE_SIGNS:
+        raise InvalidValue(
+            f"'chat_template_kwargs' and all 'tool_calls' together have {signs} braces, brackets and commas;"
+            f" this server takes {MAX_LOOSE_SIGNS}.",
+            param="messages",
+        )
+
+
+def _loose(raw: Raw, shape: type[T], param: str) -> T | None:
+    """The value of a field that was kept as text. Raises InvalidValue."""
+    try:
+        return msgspec.json.decode(raw, type=shape | None)
+    except msgspec.ValidationError as error:
+        text = _AT.sub("", str(error)).replace("`", "'")
+        raise InvalidValue(f"{param}: {text}", param=param) from None
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.") from None
+
+
 def _refuse_chat_extras(body: ChatBody) -> None:
-    wants_text = body.response_format is None or body.response_format.get("type") == "text"
+    form = _loose(body.response_format, WireType, "response_format")
+    modalities = _said(body.modalities)
     _refuse(
         {
             "logprobs": bool(body.logprobs),
             "top_logprobs": bool(body.top_logprobs),
-            "tools": bool(body.tools) and body.tool_choice != "none",
-            "functions": bool(body.functions) and body.function_call != "none",
+            "tools": _asks(body.tools) and _said(body.tool_choice) != b'"none"',
+            "functions": _asks(body.functions) and _said(body.function_call) != b'"none"',
             "reasoning_effort": body.reasoning_effort not in (None, "none"),
-            "response_format": not wants_text,
-            "modalities": bool(body.modalities) and body.modalities != ["text"],
-            "audio": bool(body.audio),
+            "response_format": form is not None and form.type != "text",
+            "modalities": modalities not in (*_NOTHING, b'["text"]'),
+            "audio": _asks(body.audio),
         }
     )
 

@@ -13,6 +13,7 @@
     ├── NotFound                   404  no such route or object
     │   └── UnknownModel                no such model
     ├── MethodNotAllowed           405
+    ├── RequestTimeout             408  the body did not come in time
     ├── Conflict                   409  the object exists or is in another state
     ├── RequestTooLarge            413
     ├── RateLimited                429  waiting helps
@@ -131,6 +132,12 @@ class MethodNotAllowed(LlmhostError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class RequestTimeout(LlmhostError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class Conflict(LlmhostError):

@@ -1,5 +1,7 @@
 """What a caller asks for, once it has been checked: nothing unvalidated has a type that the scheduler accepts."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -88,19 +90,67 @@ class GenerationRequest:
 
     @property
     def text(self) -> str:
-        """All text that the caller sent, for rules and plugins that read it."""
-        if self.kind is Kind.CHAT:
-            return "\n".join(_message_text(m) for m in self.messages)
-        return "\n".join(p for p in self.prompts if isinstance(p, str))
+        """All that the caller wrote and that can reach the prompt, for rules and plugins that read it."""
+        return "\n".join(self.texts)
+
+    @property
+    def size(self) -> int:
+        """Characters of `text` and token ids together: what rendering and tokenising it will cost at least."""
+        ids = sum(len(prompt) for prompt in self.prompts if isinstance(prompt, tuple))
+        return len(self.text) + ids
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """`text` in parts, whose ends are what `^` and `$` mean: prompts, contents of messages, what else each
+        message holds, and the template's variables."""
+        if self.kind is Kind.COMPLETION:
+            yield from (prompt for prompt in self.prompts if isinstance(prompt, str))
+            return
+        for message in self.messages:
+            if content := _content_text(message.get("content")):
+                yield content
+            extras = [v for key, v in message.items() if key not in ("role", "content") and v]
+            if extras and (text := "\n".join(_leaves(extras))):
+                yield text
+        if self.template_kwargs and (text := "\n".join(_leaves(self.template_kwargs))):
+            yield text
 
 
-def _message_text(message: dict[str, Any]) -> str:
-    content = message.get("content")
+def _content_text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if isinstance(part, dict))
     return ""
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Every string, name and number in there, in order. Not recursive: a caller chose how deep it is."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case str(text):
+                yield text
+            case bool() | None:
+                pass
+            case int() | float() as number:
+                yield str(number)
+            case dict() as table:
+                for name, inner in reversed(table.items()):
+                    waiting += (_arguments(inner) if name == "arguments" else inner, name)
+            case list() | tuple() as items:
+                waiting.extend(reversed(items))
+
+
+def _arguments(value: Any) -> Any:
+    """A tool call's arguments as templates get them: read from their JSON, whose escapes could hide a word."""
+    if not isinstance(value, str) or "\\" not in value:
+        return value
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return read if isinstance(read, dict) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ class Limit:
             raise Overloaded("This server is shutting down. Try again.", retry_after_s=1)
         caller = context.known_caller
         context.allowance = self._limiter.admit(
-            caller.key_id,
+            (caller.key_id, caller.org, caller.team),  # a plugin's callers need not have keys
             caller.requests_per_minute,
             None,
             self._clock.monotonic_ns(),

@@ -5,13 +5,14 @@ Each stage is one sentence here and one module beside. However a request ends, i
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llmhost.core.errors import LlmhostError, Overloaded, PluginFailed
 from llmhost.core.output import Delta, FinishReason, Outcome
 from llmhost.core.ports import Clock
-from llmhost.core.request import GenerationRequest
+from llmhost.core.request import Caller, GenerationRequest
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.authenticate import Authenticate
 from llmhost.pipeline.bill import Bill
@@ -77,26 +78,65 @@ class Processor:
         """Requests that have arrived and have not been settled."""
         return len(self._live) + self._opening
 
+    async def identify(
+        self, request: GenerationRequest, bearer: str | None, headers: Mapping[str, str]
+    ) -> Caller:
+        """Who asks, before the body is read; `request` is blank but for its ids. Raises why it is refused, after that
+        has been metered."""
+        context = self._arrived(request, bearer, headers)
+        with self._metered(context):
+            await self._stages.authenticate(context)
+        return context.known_caller
+
+    def turn_away(
+        self, request: GenerationRequest, error: LlmhostError, caller: Caller | None = None
+    ) -> None:
+        """Meter a request that was refused before it could be opened."""
+        context = self._arrived(request, None, {}, caller)
+        self._refused(context, error)
+
+    def lose(self, request: GenerationRequest, caller: Caller) -> None:
+        """Meter a request whose client left before all of it had come."""
+        self._end_early(self._arrived(request, None, {}, caller), Outcome.CANCELLED)
+
     async def open(
         self,
         request: GenerationRequest,
         bearer: str | None,
         headers: Mapping[str, str],
         *,
+        caller: Caller | None = None,
         fault: LlmhostError | None = None,
     ) -> Exchange:
         """Take a request in. Raises why it is refused, after that has been metered.
 
-        `fault` is what was wrong with the request before it could become one: it is refused with that, but a
-        stranger hears first that he is one.
+        `caller` is whom `identify` found; without it the request is authenticated here. `fault` is what was wrong
+        with the request before it could become one: it is refused with that, but a stranger hears first that he is one.
         """
-        context = RequestContext(
-            request, bearer, headers, self._clock.monotonic_ns(), self._clock.utc_ns()
-        )
+        context = self._arrived(request, bearer, headers, caller)
+        with self._metered(context):
+            generation = await self._admit(context, fault)
+        self._live.add(generation)
+        generation.ended.add_done_callback(lambda _: self._live.discard(generation))
+        return Exchange(generation)
+
+    def _arrived(
+        self,
+        request: GenerationRequest,
+        bearer: str | None,
+        headers: Mapping[str, str],
+        caller: Caller | None = None,
+    ) -> RequestContext:
         request_id.set(request.request_id)
+        now_ns, utc_ns = self._clock.monotonic_ns(), self._clock.utc_ns()
+        return RequestContext(request, bearer, headers, now_ns, utc_ns, caller=caller)
+
+    @contextmanager
+    def _metered(self, context: RequestContext) -> Iterator[None]:
+        """Whatever is raised in here ended the request, and is metered."""
         self._opening += 1
         try:
-            generation = await self._admit(context, fault)
+            yield
         except LlmhostError as error:
             self._refused(context, error)
             raise
@@ -109,9 +149,6 @@ class Processor:
             raise
         finally:
             self._opening -= 1
-        self._live.add(generation)
-        generation.ended.add_done_callback(lambda _: self._live.discard(generation))
-        return Exchange(generation)
 
     def drain(self) -> None:
         """Refuse what comes from now on; what runs goes on."""
@@ -128,9 +165,11 @@ class Processor:
 
     async def _admit(self, context: RequestContext, fault: LlmhostError | None) -> Generation:
         stages = self._stages
-        await stages.authenticate(context)
+        if context.caller is None:
+            await stages.authenticate(context)
         if fault is not None:
             raise fault
+        stages.screen.check_length(context)
         await stages.resolve(context)
         await stages.limit(context)
         await stages.bill.quote(context)

@@ -12,7 +12,8 @@ from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
 
 INLINE_CHARS = 4096
-"""Prompts with more characters or ids are rendered and tokenised in a thread: the HTTP loop never waits for one."""
+INLINE_MESSAGES = 64
+"""Longer prompts, and all with tool calls, are rendered and tokenised in a thread: the HTTP loop waits for none."""
 
 
 class Resolve:
@@ -52,8 +53,7 @@ class Resolve:
         self, request: GenerationRequest, tokenizer: Tokenizer
     ) -> tuple[tuple[int, ...], ...]:
         work = partial(_prompt_tokens, request, tokenizer)
-        size = len(request.text) + sum(len(p) for p in request.prompts if isinstance(p, tuple))
-        if size <= INLINE_CHARS and not request.tools:
+        if _is_short(request):
             return work()
         return await asyncio.to_thread(work)
 
@@ -71,6 +71,17 @@ class Resolve:
                 param="messages" if request.kind is Kind.CHAT else "prompt",
             )
         return request.max_tokens or room
+
+
+def _is_short(request: GenerationRequest) -> bool:
+    """Everything that is rendered counts: messages without text too, and what has no bound is never short."""
+    if request.tools or len(request.messages) > INLINE_MESSAGES:
+        return False
+    if any("tool_calls" in message for message in request.messages):
+        return False
+    if any(isinstance(value, (dict, list)) for value in request.template_kwargs.values()):
+        return False
+    return request.size <= INLINE_CHARS
 
 
 def _prompt_tokens(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:

@@ -8,6 +8,10 @@ class ScreenStage:
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
 
+    def check_length(self, context: RequestContext) -> None:
+        """Before the prompt is tokenised, which is what a long one would cost."""
+        self._screen.check_length(context.request)
+
     async def __call__(self, context: RequestContext) -> None:
         assert context.tokenizer is not None
         await self._screen.check_input(

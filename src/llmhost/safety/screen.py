@@ -18,6 +18,9 @@ from llmhost.safety.window import Piece, Window
 
 log = logging.getLogger("llmhost.safety")
 
+TEXTS_A_TURN = 64
+"""So many texts are judged before other requests get their turn, however short they are."""
+
 Decode = Callable[[tuple[int, ...]], str]
 
 
@@ -36,9 +39,8 @@ class Screen:
         """Comes back when the prompt may run. `decode` makes prompts of token ids readable; without it they are
         refused wherever something reads prompts.
 
-        Raises InvalidValue (too long), ContentRefused, or SafetyUnavailable when a plugin failed.
+        Raises ContentRefused, or SafetyUnavailable when a plugin failed.
         """
-        self._check_length(request)
         has_plugins = self._plugins.has("check_input")
         if not (self._rules or has_plugins):
             return
@@ -55,18 +57,22 @@ class Screen:
         window = Window(self._rules.window_chars, self._rules.overlap_chars)
         return OutputScreen(rules, window, self._plugins, request, caller)
 
-    def _check_length(self, request: GenerationRequest) -> None:
-        if self._max_prompt_chars is None or (chars := len(request.text)) <= self._max_prompt_chars:
+    def check_length(self, request: GenerationRequest) -> None:
+        """Before a prompt is rendered or tokenised: a token id counts as a character. Raises InvalidValue."""
+        if self._max_prompt_chars is None or (size := request.size) <= self._max_prompt_chars:
             return
+        unit = "token ids" if any(isinstance(p, tuple) for p in request.prompts) else "characters"
         raise InvalidValue(
-            f"The prompt is {chars} characters; this server takes {self._max_prompt_chars}. Shorten it.",
+            f"The prompt is {size} {unit}; this server takes {self._max_prompt_chars}. Shorten it.",
             param=_param(request),
         )
 
     async def _check_rules(self, request: GenerationRequest) -> None:
         if not self._rules:
             return
-        for text in _texts(request):
+        for number, text in enumerate(request.texts):
+            if number % TEXTS_A_TURN == TEXTS_A_TURN - 1:
+                await asyncio.sleep(0)
             verdict = await _judge(self._rules, Piece(text))
             if verdict is not None:
                 _note_refusal("input", request, verdict.rule)
@@ -155,13 +161,6 @@ async def _judge(rules: Rules, piece: Piece) -> Verdict | None:
         if verdict is not None:
             return verdict
     return None
-
-
-def _texts(request: GenerationRequest) -> tuple[str, ...]:
-    """Each message or prompt by itself, so that `^` and `$` in a pattern mean its ends."""
-    if request.kind is Kind.CHAT:
-        return tuple(replace(request, messages=(message,)).text for message in request.messages)
-    return tuple(prompt for prompt in request.prompts if isinstance(prompt, str))
 
 
 def _readable(request: GenerationRequest, decode: Decode | None) -> GenerationRequest:

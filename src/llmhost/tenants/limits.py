@@ -5,6 +5,7 @@ at every rate and nothing is ever rounded in anybody's favour.
 """
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from llmhost.config.schema import LimitSettings
@@ -75,15 +76,15 @@ class RequestLimiter:
 
     def __init__(self, default: LimitSettings) -> None:
         self._default = default
-        self._debts: OrderedDict[str | None, tuple[int, int]] = OrderedDict()
+        self._debts: OrderedDict[Hashable, tuple[int, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._debts)
 
     def admit(
-        self, key_id: str | None, rate_per_minute: int | None, burst: int | None, now_ns: int
+        self, who: Hashable, rate_per_minute: int | None, burst: int | None, now_ns: int
     ) -> Allowance | None:
-        """Count one request of a key against its rate, or the default one. None when nothing limits it.
+        """Count one request of a caller, by whatever tells callers apart. None when nothing limits it.
 
         `burst` defaults to a minute's worth, and to the configured burst where that is smaller or the rate is
         the configured one too. `now_ns` is monotonic. Raises RateLimited with the exact time to wait.
@@ -96,9 +97,9 @@ class RequestLimiter:
             if rate_per_minute is not None:
                 burst = min(burst, rate_per_minute)
         self._forget_idle(now_ns)
-        tat = self._tat(key_id, rate, now_ns)
+        tat = self._tat(who, rate, now_ns)
         verdict = gcra(tat, now_ns, rate_per_minute=rate, burst=burst)
-        self._debts[key_id] = (verdict.tat, rate)
+        self._debts[who] = (verdict.tat, rate)
         allowance = Allowance(rate, verdict.remaining, verdict.reset_ns / _NS)
         if verdict.is_admitted:
             return allowance
@@ -110,17 +111,17 @@ class RequestLimiter:
             retry_after_s=wait_s,
         )
 
-    def _tat(self, key_id: str | None, rate: int, now_ns: int) -> int:
+    def _tat(self, who: Hashable, rate: int, now_ns: int) -> int:
         """A key whose rate was changed owes as many requests as before."""
-        tat, old_rate = self._debts.get(key_id, (0, rate))
+        tat, old_rate = self._debts.get(who, (0, rate))
         return tat + now_ns * (rate - old_rate)
 
     def _forget_idle(self, now_ns: int) -> None:
         """Look at two keys a time, in turn: the table stays about as large as the keys in debt, at no pause."""
         for _ in range(min(2, len(self._debts))):
-            key_id, (tat, rate) = self._debts.popitem(last=False)
+            who, (tat, rate) = self._debts.popitem(last=False)
             if tat > now_ns * rate:
-                self._debts[key_id] = (tat, rate)
+                self._debts[who] = (tat, rate)
 
 
 def duration_text(seconds: float) -> str:

@@ -104,8 +104,9 @@ async def test_pages_of_loopback_and_of_configured_origins_may_call(
     answer = await ask(origins=origins, origin=origin)
 
     assert answer.headers.get("access-control-allow-origin") == (origin if is_allowed else None)
-    assert answer.headers["x-app"] == "1"
+    assert answer.status_code == (200 if is_allowed else 403)
     if is_allowed:
+        assert answer.headers["x-app"] == "1"
         assert answer.headers["vary"] == "origin"
         assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
@@ -116,6 +117,27 @@ async def test_nothing_but_the_api_answers_cors_even_when_all_origins_may_call(p
         answer = await ask(method, path, origins=("*",), origin="https://app.example")
         assert not [name for name in answer.headers if name.startswith("access-control")]
         assert answer.headers["x-app"] == "1"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "DELETE"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/admin/v1/keys", "/health", "/nowhere"])
+async def test_a_page_that_may_not_call_a_loopback_server_runs_nothing_there(
+    method: str, path: str
+) -> None:
+    answer = await ask(method, path, origin="https://evil.example", content_type="text/plain")
+
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "permission_denied"
+    assert "x-app" not in answer.headers
+    assert answer.headers["x-request-id"]
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_a_server_for_others_runs_what_any_page_asks_because_keys_guard_it() -> None:
+    answer = await ask(loopback_only=False, origin="https://evil.example")
+
+    assert answer.headers["x-app"] == "1"
+    assert "access-control-allow-origin" not in answer.headers
 
 
 async def test_a_preflight_is_answered_at_the_edge_with_the_headers_that_it_asks_for() -> None:

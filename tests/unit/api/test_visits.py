@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, settled, until
 
+from llmhost.api import door
 from llmhost.api.openai import generation_route, parse_completion
-from llmhost.core.request import Kind
+from llmhost.core.request import LOCAL_CALLER, Caller, Kind
+from llmhost.hooks.spec import hookimpl
 from llmhost.pipeline.processor import Processor
 from llmhost.testing import TestHost, make_host
 
@@ -58,6 +61,13 @@ class Connection:
 App = Callable[..., Awaitable[None]]
 
 
+class Knowing:
+    """A processor that knows whoever comes."""
+
+    async def identify(self, *_: object) -> Caller:
+        return LOCAL_CALLER
+
+
 def route(processor: object) -> App:
     return cast(
         App,
@@ -88,8 +98,10 @@ async def test_a_client_who_leaves_before_its_body_is_complete_is_answered_nothi
         connection.gone.set()
         await visit(app_of(host), connection)
 
-        assert connection.sent == []
-        assert await settled(host) == []
+        [entry] = await settled(host)
+
+    assert connection.sent == []
+    assert (entry["outcome"], entry["org"], entry["amount_nano"]) == ("cancelled", "local", 0)
 
 
 async def test_a_client_who_leaves_while_its_model_loads_is_booked_as_cancelled() -> None:
@@ -144,7 +156,7 @@ class ExchangeThatIsLeft:
 async def test_a_client_who_leaves_at_the_very_moment_of_acceptance_stops_its_request() -> None:
     connection, exchange = Connection(BODY), ExchangeThatIsLeft()
 
-    class Accepting:
+    class Accepting(Knowing):
         async def open(self, *_: object, **__: object) -> ExchangeThatIsLeft:
             await asyncio.sleep(0)  # the watch is listening by now
             connection.gone.set()
@@ -187,7 +199,7 @@ async def test_a_call_that_has_ended_leaves_no_task_behind() -> None:
 async def test_a_failure_of_ours_is_a_plain_500_whose_reason_is_only_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Broken:
+    class Broken(Knowing):
         async def open(self, *_: object, **__: object) -> None:
             raise ZeroDivisionError("secret detail")
 
@@ -210,7 +222,7 @@ async def test_a_failure_after_the_headers_is_the_last_event_of_the_stream() -> 
     async with make_host(plugins=[held], models={"m": HELD_MODEL}) as host:
         breaking = Breaking()
 
-        class Accepting:
+        class Accepting(Knowing):
             async def open(self, *args: Any, **kwargs: Any) -> Breaking:
                 exchange = await host.host.processor.open(*args, **kwargs)
                 breaking.context = cast(Any, exchange.context)
@@ -258,9 +270,13 @@ async def test_a_clients_own_id_is_echoed_when_it_is_one() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS"])
 async def test_only_post_makes_answers(method: str) -> None:
-    connection = Connection(method=method)
-    await visit(route(None), connection)
+    async with make_host() as host:
+        connection = Connection(method=method)
+        await visit(app_of(host), connection)
+        counted = (await host.client.get("/metrics")).text
 
+    labels = 'code="method_not_allowed",model_name="unknown",outcome="refused"'
+    assert f"llmhost_requests_total{{{labels}}} 1.0" in counted
     assert connection.status == 405
     assert json.loads(connection.body)["error"]["code"] == "method_not_allowed"
 
@@ -274,3 +290,94 @@ async def test_a_body_that_is_too_large_is_refused_before_it_has_ended() -> None
     assert connection.status == 413
     assert json.loads(connection.body)["error"]["code"] == "request_too_large"
     assert entry["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("length", [None, b"12", b"9000000", b"nonsense"])
+async def test_a_stranger_is_refused_before_its_body_is_read(
+    length: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "LINGER_S", 0.05)
+    async with make_host() as host:
+        await host.make_key()
+        connection = Connection(*[b"x" * 600] * 5, is_complete=False)
+        announced = (b"transfer-encoding", b"chunked")
+        connection.scope["headers"].append((b"content-length", length) if length else announced)
+        read = connection.receive
+        answered: list[bool] = []
+
+        async def receive() -> dict[str, Any]:
+            answered.append(b"invalid_api_key" in connection.body)
+            return await read()
+
+        connection.receive = receive  # type: ignore[method-assign]
+        await visit(app_of(host), connection)
+        counted = (await host.client.get("/metrics")).text
+        entries = await settled(host)
+
+    headers = dict(connection.sent[0]["headers"])
+    is_small = length == b"12"
+    assert connection.status == 401
+    assert connection.sent[-1].get("more_body") is False
+    assert headers[b"x-request-id"].startswith(b"req_")
+    assert headers.get(b"connection") == (None if is_small else b"close")
+    assert all(answered) and bool(answered) != is_small
+    assert 'code="invalid_api_key",model_name="unknown",outcome="refused"} 1.0' in counted
+    assert entries == []
+
+
+async def test_a_key_is_looked_up_once_for_each_request() -> None:
+    class Doorman:
+        asked = 0
+
+        @hookimpl
+        def identify_caller(self, api_key: str | None) -> Caller:
+            self.asked += 1
+            return LOCAL_CALLER
+
+    doorman = Doorman()
+    async with make_host(plugins=[doorman]) as host:
+        await host.say("hello", max_tokens=1)
+
+    assert doorman.asked == 1
+
+
+async def test_a_body_that_does_not_come_to_its_end_is_refused_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(door, "BODY_TIMEOUT_S", 0.05)
+    async with make_host() as host:
+        connection = Connection(BODY[:10], is_complete=False)
+        await visit(app_of(host), connection)
+        [entry] = await settled(host)
+
+    assert connection.status == 408
+    assert dict(connection.sent[0]["headers"])[b"connection"] == b"close"
+    assert json.loads(connection.body)["error"]["code"] == entry["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize(("spaces", "is_in_thread"), [(0, False), (300_000, True)])
+async def test_a_large_body_is_read_in_a_thread(
+    spaces: int, is_in_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[bool] = []
+
+    def parse(*given: Any) -> Any:
+        threads.append(threading.current_thread() is not threading.main_thread())
+        return parse_completion(*given)
+
+    async with make_host() as host:
+        app = cast(
+            App,
+            generation_route(
+                host.host.processor,
+                Kind.COMPLETION,
+                parse,
+                max_body_bytes=10**6,
+                heartbeat_s=10,
+            ),
+        )
+        connection = Connection(BODY.replace(b'"m"', b'"fake"') + b" " * spaces)
+        await visit(app, connection)
+
+    assert connection.status == 200
+    assert threads == [is_in_thread]

@@ -1,6 +1,8 @@
 """Bodies at the edge: whatever a client sends becomes a checked request or a refusal that names the field."""
 
+import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhost.api.openai import parse_chat, parse_completion
-from llmhost.api.wire import MAX_CHOICES, MAX_STOPS, ChatBody, CompletionBody
+from llmhost.api.wire import MAX_CHOICES, MAX_STOP_CHARS, MAX_STOPS, ChatBody, CompletionBody
 from llmhost.core.errors import BadRequest
 from llmhost.core.request import GenerationRequest, Kind
 
@@ -147,6 +149,8 @@ def test_what_must_be_there_is_missed_by_name(route: str, field: str) -> None:
         ("stop", [""], "stop"),
         ("stop", ["x"] * (MAX_STOPS + 1), "stop"),
         ("stop", ["x", 1], "stop[1]"),
+        ("stop", "x" * (MAX_STOP_CHARS + 1), "stop"),
+        ("stop", ["x" * MAX_STOP_CHARS] * 8 + ["x"], "stop"),
         ("stream_options", {"include_usage": True}, "stream_options"),
         ("frequency_penalty", 3, "frequency_penalty"),
     ],
@@ -200,10 +204,62 @@ def test_values_that_ask_for_nothing_special_change_nothing(
     assert take(route, **fields) == take(route)
 
 
+LOOSE = ["tools", "functions", "logit_bias", "response_format", "structured_outputs", "audio"]
+LOOSE += ["modalities", "stop_token_ids", "tool_choice", "function_call", "chat_template_kwargs"]
+
+
+@pytest.mark.parametrize("field", [*LOOSE, "tool_calls", "content"])
+def test_a_body_takes_no_more_memory_than_a_few_times_its_size(field: str) -> None:
+    many = b"[" + b"{}," * 500_000 + b"{}]"
+    extra = b'"%s":%s' % (field.encode(), many)
+    message = b'{"role":"assistant",%s}' % extra if field in ("tool_calls", "content") else b"{}"
+    raw = b'{"model":"m",%s,"messages":[%s]}' % (extra, message)
+
+    tracemalloc.start()
+    with contextlib.suppress(BadRequest):
+        parse_chat(raw, "req_1", None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 4 * len(raw)
+
+
+def test_objects_in_a_prompt_are_refused_at_the_first() -> None:
+    raw = b'{"model":"m","prompt":[%s{}]}' % (b"{}," * 500_000)
+
+    tracemalloc.start()
+    with pytest.raises(BadRequest):
+        parse_completion(raw, "req_1", None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 4 * len(raw)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        ({"response_format": 5}, "response_format"),
+        ({"messages": [{"role": "assistant", "tool_calls": {}}]}, "messages[0].tool_calls"),
+    ],
+)
+def test_a_loose_field_of_a_wrong_type_is_refused_by_name(
+    fields: dict[str, Any], param: str
+) -> None:
+    refused = refusal("chat", **fields)
+
+    assert (refused.code, refused.param) == ("invalid_value", param)
+
+
 def test_limits_themselves_are_allowed() -> None:
     request = take("chat", n=MAX_CHOICES, stop=["x"] * MAX_STOPS, temperature=2, top_p=0)
 
     assert (request.n, len(request.stop)) == (MAX_CHOICES, MAX_STOPS)
+
+
+def test_stop_strings_may_be_as_long_as_is_allowed() -> None:
+    assert len(take("chat", stop=["x" * MAX_STOP_CHARS] * 8).stop) == 8
 
 
 def test_prompts_times_choices_are_limited_together() -> None:
@@ -227,7 +283,12 @@ def test_a_prompt_is_text_or_token_ids_or_a_list_of_either(prompt: Any, taken: A
 
 @pytest.mark.parametrize(
     ("prompt", "param"),
-    [([], "prompt"), ([1, "a"], "prompt[0]"), (["a", True], "prompt[1]"), ([[1.5]], "prompt[0]")],
+    [
+        ([], "prompt"),
+        ([1, "a"], "prompt[0]"),
+        (["a", True], "prompt[1]"),
+        ([[1.5]], "prompt[0][0]"),
+    ],
 )
 def test_other_prompts_are_refused_with_their_place(prompt: Any, param: str) -> None:
     assert refusal("completion", prompt=prompt).param == param

@@ -8,7 +8,7 @@ from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.request import Sampling
 from llmhost.core.step import Row
-from llmhost.engines.fake import FakeRunner, fake_answer
+from llmhost.engines.fake import MOST_COUNTED, FakeRunner, fake_answer
 
 VOCAB, SIZE = 64, 4
 
@@ -100,6 +100,17 @@ def test_every_sequence_fails_after_its_own_count_of_tokens() -> None:
     assert isinstance(first[0], int)
     assert isinstance(both[0], EngineFailed)
     assert isinstance(both[1], int)
+
+
+def test_sequences_that_ended_early_are_not_counted_for_ever() -> None:
+    runner = runner_with(4, fail_after_tokens=2)
+    runner.run([row(0, [1], 0, [0])])
+    for seq_id in range(1, MOST_COUNTED + 100):
+        runner.run([row(seq_id, [1], 0, [1])])
+        if seq_id == 50:
+            runner.run([row(0, [2], 1, [0])])
+
+    assert len(runner._given) == MOST_COUNTED
 
 
 def test_a_prompt_in_chunks_counts_as_no_token() -> None:

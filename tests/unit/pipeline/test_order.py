@@ -129,6 +129,26 @@ async def test_the_rate_is_checked_before_plugins_may_admit_or_price() -> None:
     assert (answer.status_code, spy.asked) == (429, ORDER[:2])
 
 
+class Badges:
+    """Callers without keys: the bearer is an organisation and a team."""
+
+    @hookimpl
+    def identify_caller(self, api_key: str | None, headers: Mapping[str, str]) -> Caller:
+        org, _, team = (api_key or "").partition("/")
+        return Caller(key_id=None, org=org, team=team or None)
+
+
+async def test_callers_without_keys_have_a_rate_of_their_own_for_each_team() -> None:
+    limits = LimitSettings(requests_per_minute=1, burst_requests=1)
+    async with make_host(plugins=[Badges()], settings=Settings(limits=limits)) as host:
+        statuses = []
+        for badge in ("a", "b", "b/one", "b/two", "a", "b/one"):
+            host.client.headers["authorization"] = f"Bearer {badge}"
+            statuses.append((await host.chat("hello", max_tokens=1)).status_code)
+
+    assert statuses == [200, 200, 200, 200, 429, 429]
+
+
 async def test_rules_of_the_server_refuse_before_plugins_are_asked() -> None:
     spy = Spy()
     safety = SafetySettings(blocked_words=("forbidden",))

@@ -1,6 +1,7 @@
 """The stage as the pipeline uses it: rules, then plugins, in and out."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,14 @@ from llmhost.safety.screen import OutputScreen, Screen
 def chat(*texts: object) -> GenerationRequest:
     messages = tuple({"role": "user", "content": text} for text in texts)
     return GenerationRequest(request_id="req_1", kind=Kind.CHAT, model="m", messages=messages)
+
+
+def said(**facts):
+    return {"role": "assistant", "content": None, **facts}
+
+
+def call(**function):
+    return {"id": "call_1", "type": "function", "function": {"name": "f", **function}}
 
 
 def completion(*prompts: str | tuple[int, ...]) -> GenerationRequest:
@@ -64,6 +73,44 @@ async def test_a_blocked_word_in_any_message_refuses_the_prompt(caplog):
     assert caplog.messages == ["safety.refused where=input request=req_1 why=blocked_words[1]"]
 
 
+HIDDEN = {
+    "name": {"messages": ({"role": "user", "content": "hi", "name": "bad"},)},
+    "function": {"messages": (said(tool_calls=[call(name="bad")]),)},
+    "arguments": {"messages": (said(tool_calls=[call(), call(arguments='{"q": "so bad"}')]),)},
+    "escaped arguments": {"messages": (said(tool_calls=[call(arguments='{"q": "b\\u0061d"}')]),)},
+    "arguments after a newline": {
+        "messages": (said(tool_calls=[call(arguments='{"q": "\\nbad"}')]),)
+    },
+    "broken arguments": {"messages": (said(tool_calls=[call(arguments='{"q": "\\n bad')]),)},
+    "arguments as a table": {"messages": (said(tool_calls=[call(arguments={"bad": [1]})]),)},
+    "template variables": {"template_kwargs": {"on": True, "docs": [{"title": {"x": "bad"}}]}},
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+async def test_a_blocked_word_is_found_wherever_it_can_reach_the_prompt(place):
+    seen = []
+    request = replace(chat("hello"), **HIDDEN[place])
+
+    def check_input(request): seen.append(request.text)  # fmt: skip
+
+    await screen(plugin(check_input=check_input)).check_input(request, LOCAL_CALLER)
+    with pytest.raises(ContentRefused):
+        await screen(blocked_words=("bad",)).check_input(request, LOCAL_CALLER)
+
+    assert "bad" in seen[0]
+
+
+async def test_nesting_without_end_is_read_to_its_end():
+    value = "bad"
+    for _ in range(10_000):
+        value = [value]
+    request = replace(chat("hello"), template_kwargs={"deep": value})
+
+    with pytest.raises(ContentRefused):
+        await screen(blocked_words=("bad",)).check_input(request, LOCAL_CALLER)
+
+
 async def test_each_message_is_judged_by_itself():
     strict = screen(blocked_patterns=("^ignore", "a b"))
 
@@ -101,11 +148,16 @@ async def test_plugins_see_token_ids_as_text():
     assert seen == ["text"]
 
 
-async def test_too_long_a_prompt_is_refused_with_the_limit():
+def test_too_long_a_prompt_is_refused_with_the_limit():
+    short = screen(max_prompt_chars=5)
     with pytest.raises(InvalidValue, match="is 6 characters; this server takes 5"):
-        await screen(max_prompt_chars=5).check_input(completion("abcdef"), LOCAL_CALLER)
+        short.check_length(completion("abcdef"))
+    with pytest.raises(InvalidValue, match="is 6 token ids; this server takes 5"):
+        short.check_length(completion((1, 2, 3), (1, 2, 3)))
+    with pytest.raises(InvalidValue, match="is 11 characters; this server takes 5"):
+        short.check_length(replace(chat("a"), template_kwargs={"docs": ["abcd"]}))
 
-    await screen(max_prompt_chars=5).check_input(completion("abcde"), LOCAL_CALLER)
+    short.check_length(completion("abcde"))
 
 
 async def test_a_plugins_refusal_has_its_own_words_and_code(caplog):

@@ -14,6 +14,7 @@ from llmhost.core.ports import TextWatch
 from llmhost.text.detokenise import RUN_BYTES, Detokeniser
 from llmhost.text.tokenizer import FileTokenizer, load_tokenizer
 from llmhost.text.watch import Watch
+from llmhost.text.words import WordTokenizer
 
 Load = Callable[..., FileTokenizer]
 FFFD = "\ufffd"
@@ -352,3 +353,9 @@ def test_a_detokeniser_is_what_a_watch_needs_and_no_more() -> None:
     detokeniser: Detokeniser = Characters()
 
     assert say(Watch(detokeniser), [ord("h"), ord("i")]) == "hi"
+
+
+def test_the_choices_of_a_request_share_what_their_stop_strings_became() -> None:
+    first, second = (WordTokenizer(64).watch(("one", "two")) for _ in range(2))
+
+    assert first._stops is second._stops  # type: ignore[attr-defined]
