@@ -229,6 +229,16 @@ async def test_at_start_one_broken_model_takes_nothing_else_down(
     assert box.leases == {}
 
 
+async def test_a_model_that_an_operator_unloads_does_not_make_the_node_unready(box: Box) -> None:
+    deployments = Deployments(Catalogue([toy()]), box.effects, SystemClock(), lambda _: None)
+    assert not deployments.is_settled
+    await deployments.load_at_start()
+    await deployments.find("m").unload(drain_s=0, reason="operator")
+
+    assert [d.state for d in deployments.all()] == [State.ABSENT]
+    assert deployments.is_settled
+
+
 async def test_models_that_load_on_request_are_left_alone_at_start(box: Box) -> None:
     deployments = Deployments(
         Catalogue([toy(load="request")]), box.effects, SystemClock(), lambda _: None
