@@ -208,6 +208,50 @@ def test_a_stop_amid_loading_is_a_clean_one(new_node: NewNode) -> None:
     assert "Traceback" not in node.log()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_waits_for_no_load(new_node: NewNode, number: int) -> None:
+    node = new_node('[models.stuck]\nengine = "stuck"\n')
+    plugins = node.data_dir / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "stuck.py").write_text(STUCK)
+    node.spawn().wait_announced()
+    eventually(lambda: "reads for ever" in node.log(), "it does not load")
+
+    began = time.monotonic()
+    node.signal(number)
+    status = node.wait()
+    took_s = time.monotonic() - began
+
+    assert status == 0
+    assert took_s < 10, took_s
+    assert "server.stopped" in node.log()
+    assert "Traceback" not in node.log()
+    assert not (node.data_dir / "server.json").exists()
+    assert cli("ledger", "verify", "--data-dir", str(node.data_dir)).returncode == 0
+
+
+STUCK = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from llmhost.engines.kinds import FakeKind
+from llmhost.hooks.spec import hookimpl
+
+class Stuck(FakeKind):
+    name = "stuck"
+
+    def footprint(self, spec, folder):
+        return FakeKind()._runner(type(spec)(engine="fake")).facts
+
+    def load(self, spec, folder, predicted):
+        print("reads for ever", flush=True)
+        ThreadPoolExecutor().submit(time.sleep, 60).result()  # as the hub's client does
+
+@hookimpl
+def register_engines(register):
+    register(Stuck())
+"""
+
+
 # ------------------------------------------------------------ stopping
 
 

@@ -14,6 +14,7 @@ from llmhost.core.errors import LlmhostError, ModelUnavailable
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock
 from llmhost.deploy.catalogue import ModelEntry
+from llmhost.deploy.off_loop import shutting_down
 from llmhost.deploy.replica import Replica
 from llmhost.observe.logs import log_event
 
@@ -62,6 +63,7 @@ class Deployment:
         self._turn = asyncio.Lock()
         self._load: asyncio.Task[None] | None = None
         self._acts: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
+        self._is_loadable = True  # until the node ends
         self._failed_ns: int | None = None  # when a load failed; None once one succeeded
         self.took_s: float | None = None
         """How long the last change of state took."""
@@ -70,10 +72,24 @@ class Deployment:
         """Come back once requests can run, whatever the state was when asked. Raises why it can't load."""
         if self.state is State.READY:
             return
+        if not self._is_loadable:
+            raise shutting_down()
         if self._load is None or self._load.done():
             self._raise_recent_failure(reason)
             self._load = asyncio.create_task(self._become_ready(reason))
-        await asyncio.shield(self._load)  # one caller leaving must not stop it for the rest
+        load = self._load
+        try:
+            await asyncio.shield(load)  # one caller leaving must not stop it for the rest
+        except asyncio.CancelledError:
+            if load.cancelled() and not _is_leaving():
+                raise shutting_down() from None
+            raise
+
+    def stop_loading(self) -> None:
+        """Give up a load that is under way, and begin no other. Whoever waits for it is refused."""
+        self._is_loadable = False
+        if self._load is not None:
+            self._load.cancel()
 
     async def unload(self, *, drain_s: float, reason: str) -> None:
         """Let running answers end, then give everything back. Idempotent.
@@ -106,6 +122,9 @@ class Deployment:
             self._change(State.LOADING, reason)
             try:
                 replica = await self._effects.load(self.entry, self._broke)
+            except asyncio.CancelledError:
+                self._change(State.ABSENT, "shutdown", started_ns=started_ns)
+                raise
             except BaseException as error:
                 why = error.message if isinstance(error, LlmhostError) else repr(error)
                 self._failed_ns = self._clock.monotonic_ns()
@@ -174,3 +193,9 @@ class Deployment:
             bytes=event.bytes,
         )
         self._on_change(event)
+
+
+def _is_leaving() -> bool:
+    """The task that asks has been cancelled itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -62,6 +62,17 @@ class Deployments:
                 finally:
                     self._still_to_start.discard(deployment.entry.name)
 
+    @property
+    def is_reading(self) -> bool:
+        """A thread still reads or fetches a model's files."""
+        return self._effects.is_reading
+
+    def stop_loading(self) -> None:
+        """Give up the loads that are under way, and refuse who waits for them: no node waits for them at its end."""
+        for deployment in self._all.values():
+            deployment.stop_loading()
+        self._effects.stop_reading()
+
     async def unload_all(self, *, drain_s: float) -> None:
         await asyncio.gather(
             *(d.unload(drain_s=drain_s, reason="shutdown") for d in self._all.values())

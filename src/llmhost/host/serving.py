@@ -1,7 +1,7 @@
 """The process that serves: its socket, its signals, its end.
 
 SIGTERM and the first Ctrl-C drain: new requests are refused, running answers go on for `drain_timeout_s`, then the
-process exits with 0. A second signal exits at once.
+process exits with 0, whatever model is still being read then. A second signal exits at once.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from functools import partial
+from typing import NoReturn
 
 import psutil
 import uvicorn
@@ -52,7 +53,10 @@ def serve(loaded: LoadedSettings) -> int:
         bound_socket(server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        return runner.run(_serve(loaded, data_dir, plugins, listener))
+        host = runner.run(_serve(loaded, data_dir, plugins, listener))
+    if host.is_reading:
+        _end_now()
+    return 0
 
 
 @contextlib.contextmanager
@@ -93,7 +97,7 @@ def _who_has(port: int) -> str:
 
 async def _serve(
     loaded: LoadedSettings, data_dir: DataDir, plugins: Plugins, listener: socket.socket
-) -> int:
+) -> Host:
     stop = Stop(asyncio.get_running_loop())
     async with Host(loaded.settings, data_dir, plugins=plugins) as host:
         server = Server(_uvicorn_config(host))
@@ -109,7 +113,15 @@ async def _serve(
         server.should_exit = True
         await accepting
     log_event(log, "server.stopped", why=stop.reason, cut_requests=cut)
-    return 0
+    return host
+
+
+def _end_now() -> NoReturn:
+    """All is closed, and a load is still under way: libraries' own threads would be joined until it ends."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _loaded(host: Host, url: str, loading: "asyncio.Task[None]") -> None:
