@@ -1,7 +1,7 @@
 """The process that serves: its socket, its signals, its end.
 
-SIGTERM and the first Ctrl-C drain: new requests are refused, running answers go on for `drain_timeout_s`, then the
-process exits with 0, whatever model is still being read then. A second signal exits at once.
+SIGTERM, SIGHUP and the first Ctrl-C drain: new requests are refused, running answers go on for `drain_timeout_s`, then
+the process exits with 0, whoever still reads and whatever model is still being read. A second signal exits at once.
 """
 
 import asyncio
@@ -109,7 +109,10 @@ async def _serve(
         loading = host.start_loading()
         loading.add_done_callback(partial(_loaded, host, url))
         await stop.wait()
-        cut = await host.drain(loaded.settings.server.drain_timeout_s)
+        drain_s = loaded.settings.server.drain_timeout_s
+        deadline = asyncio.get_running_loop().time() + drain_s
+        cut = await host.drain(drain_s)
+        server.hang_up_at(deadline)
         server.should_exit = True
         await accepting
     log_event(log, "server.stopped", why=stop.reason, cut_requests=cut)
@@ -129,8 +132,32 @@ def _loaded(host: Host, url: str, loading: "asyncio.Task[None]") -> None:
         print_ready(host, url)
 
 
+LAST_WORDS_S = 0.5
+"""How long a connection has at least, after the drain, to take what was written to it."""
+
+
 class Server(uvicorn.Server):
-    """uvicorn without its signal handling: the host drains first."""
+    """uvicorn without its signal handling, since the host drains first, and with an end for readers that don't read."""
+
+    _patience_s = LAST_WORDS_S
+
+    def hang_up_at(self, deadline: float) -> None:
+        """End what connections are left at that time of the loop, so that a drain has one duration."""
+        self._patience_s = max(LAST_WORDS_S, deadline - asyncio.get_running_loop().time())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn's own timeout cancels tasks with a traceback: it is for those that a hang-up did not end.
+        self.config.timeout_graceful_shutdown = math.ceil(self._patience_s + LAST_WORDS_S)
+        alarm = asyncio.get_running_loop().call_later(self._patience_s, self._hang_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            alarm.cancel()
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -138,19 +165,26 @@ class Server(uvicorn.Server):
 
 
 class Stop:
-    """The wish to stop: the first signal sets it, the second ends the process without ceremony."""
+    """The wish to stop: the first signal sets it, the second ends the process without ceremony.
+
+    A hang-up is never the second one: terminals and service managers send it beside another, or twice.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.reason = ""
         self._asked = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(signal.SIGHUP, self._signalled, signal.SIGHUP)
 
     async def wait(self) -> None:
         await self._asked.wait()
 
     def _signalled(self, number: signal.Signals) -> None:
         if self._asked.is_set():
+            if number is signal.SIGHUP:
+                return
             os._exit(EXIT_INTERRUPTED)
         self.reason = number.name
         log_event(log, "server.draining", why=number.name)
@@ -158,7 +192,6 @@ class Stop:
 
 
 def _uvicorn_config(host: Host) -> uvicorn.Config:
-    settings = host.settings.server
     return uvicorn.Config(
         host.app,
         http=Connection,
@@ -169,7 +202,6 @@ def _uvicorn_config(host: Host) -> uvicorn.Config:
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, math.ceil(settings.drain_timeout_s)),
     )
 
 
