@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Any, Protocol
 
-from llmhost.core.errors import LlmhostError, ModelUnavailable
+from llmhost.core.errors import ConfigError, DoesNotFit, LlmhostError, ModelUnavailable
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock
 from llmhost.deploy.catalogue import ModelEntry
@@ -23,6 +23,10 @@ log = logging.getLogger("llmhost.deploy")
 
 RETRY_AFTER_S = 5.0
 """How long requests are answered with a failed load's reason before one of them tries again."""
+
+
+WITHOUT_CURE = (DoesNotFit, ConfigError)
+"""Failed loads that waiting does not heal."""
 
 
 class State(StrEnum):
@@ -64,7 +68,7 @@ class Deployment:
         self._load: asyncio.Task[None] | None = None
         self._acts: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
         self._is_loadable = True  # until the node ends
-        self._failed_ns: int | None = None  # when a load failed; None once one succeeded
+        self._failure: tuple[LlmhostError, int] | None = None  # of the last load, and when
         self.took_s: float | None = None
         """How long the last change of state took."""
 
@@ -108,11 +112,12 @@ class Deployment:
 
     def _raise_recent_failure(self, reason: str) -> None:
         """A model that has just failed is not tried again by every request; an operator's `load` always tries."""
-        if self._failed_ns is None or reason != "request":
+        if self._failure is None or reason != "request":
             return
-        since_s = (self._clock.monotonic_ns() - self._failed_ns) / 1e9
+        error, failed_ns = self._failure
+        since_s = (self._clock.monotonic_ns() - failed_ns) / 1e9
         if since_s < RETRY_AFTER_S:
-            raise ModelUnavailable(self.reason, retry_after_s=RETRY_AFTER_S - since_s)
+            raise _again(error, RETRY_AFTER_S - since_s)
 
     async def _become_ready(self, reason: str) -> None:
         async with self._turn:  # waits out a drain in flight
@@ -126,11 +131,11 @@ class Deployment:
                 self._change(State.ABSENT, "shutdown", started_ns=started_ns)
                 raise
             except BaseException as error:
-                why = error.message if isinstance(error, LlmhostError) else repr(error)
-                self._failed_ns = self._clock.monotonic_ns()
-                self._change(State.FAILED, why, started_ns=started_ns)
+                known = error if isinstance(error, LlmhostError) else ModelUnavailable(repr(error))
+                self._failure = _again(known, RETRY_AFTER_S), self._clock.monotonic_ns()
+                self._change(State.FAILED, known.message, started_ns=started_ns)
                 raise
-            self._failed_ns = None
+            self._failure = None
             self.replicas = (replica,)
             self._change(State.READY, reason, started_ns=started_ns, replica=replica)
 
@@ -193,6 +198,14 @@ class Deployment:
             bytes=event.bytes,
         )
         self._on_change(event)
+
+
+def _again(error: LlmhostError, retry_after_s: float) -> LlmhostError:
+    """The same error without its traceback, which would keep what the load held, and grow each time it is raised."""
+    again = type(error).__new__(type(error), *error.args)
+    again.__dict__.update(error.__dict__)
+    again.retry_after_s = None if isinstance(error, WITHOUT_CURE) else retry_after_s
+    return again
 
 
 def _is_leaving() -> bool:
