@@ -94,7 +94,7 @@ class LoadEffects:
                 plan = self._lease(entry, facts)
                 before = psutil.Process().memory_info().rss
                 runner = await self._read_weights(entry, facts, plan)
-                measured = psutil.Process().memory_info().rss - before
+                grown = psutil.Process().memory_info().rss - before
                 engine = self._start(entry, runner, plan, tokenizer, on_broken)
             except BaseException:
                 self._give_back(str(entry.ref), facts.device)
@@ -114,7 +114,7 @@ class LoadEffects:
             lease_holder=str(entry.ref),
             load_s=(self._clock.monotonic_ns() - started_ns) / 1e9,
             ready_utc_ns=self._clock.utc_ns(),
-            measured_bytes=max(measured, 0),
+            measured_bytes=_measured(runner.facts, grown),
         )
 
     async def unload(self, replica: Replica, *, drain_s: float) -> None:
@@ -268,3 +268,7 @@ class LoadEffects:
             raise ModelUnavailable(
                 f"The model {entry.ref} failed its first token: {delta.error.message}"
             ) from delta.error
+
+
+def _measured(facts: RunnerFacts, grown_bytes: int) -> int:
+    return max(grown_bytes, 0) if facts.measured_bytes is None else facts.measured_bytes
