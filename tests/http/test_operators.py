@@ -208,6 +208,50 @@ def test_a_stop_amid_loading_is_a_clean_one(new_node: NewNode) -> None:
     assert "Traceback" not in node.log()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_waits_for_no_load(new_node: NewNode, number: int) -> None:
+    node = new_node('[models.stuck]\nengine = "stuck"\n')
+    plugins = node.data_dir / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "stuck.py").write_text(STUCK)
+    node.spawn().wait_announced()
+    eventually(lambda: "reads for ever" in node.log(), "it does not load")
+
+    began = time.monotonic()
+    node.signal(number)
+    status = node.wait()
+    took_s = time.monotonic() - began
+
+    assert status == 0
+    assert took_s < 10, took_s
+    assert "server.stopped" in node.log()
+    assert "Traceback" not in node.log()
+    assert not (node.data_dir / "server.json").exists()
+    assert cli("ledger", "verify", "--data-dir", str(node.data_dir)).returncode == 0
+
+
+STUCK = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from llmhost.engines.kinds import FakeKind
+from llmhost.hooks.spec import hookimpl
+
+class Stuck(FakeKind):
+    name = "stuck"
+
+    def footprint(self, spec, folder):
+        return FakeKind()._runner(type(spec)(engine="fake")).facts
+
+    def load(self, spec, folder, predicted):
+        print("reads for ever", flush=True)
+        ThreadPoolExecutor().submit(time.sleep, 60).result()  # as the hub's client does
+
+@hookimpl
+def register_engines(register):
+    register(Stuck())
+"""
+
+
 # ------------------------------------------------------------ stopping
 
 
@@ -302,6 +346,55 @@ def test_a_reader_that_never_reads_does_not_hold_up_the_end(new_node: NewNode) -
         status = node.wait()
 
     assert status == 0
+
+
+def test_a_reader_that_never_reads_gets_no_second_drain(
+    new_node: NewNode,
+) -> None:
+    node = new_node(PACED.format(drain_s=3)).start()
+    with node.raw(receive_buffer=1024) as deaf:
+        deaf.sendall(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n" * 1000)
+        assert deaf.recv(64)
+        listener = Listener(node, max_tokens=50_000)
+        began = time.monotonic()
+        node.signal(signal.SIGTERM)
+        status = node.wait()
+        took_s = time.monotonic() - began
+    listener.join(30)
+
+    assert status == 0
+    assert took_s < 5.9, took_s  # a drain and a second, and two for a busy machine
+    assert not listener.broke
+    assert "Traceback" not in node.log()
+    assert "Cancel" not in node.log()
+
+
+def test_a_hang_up_drains_and_a_second_one_changes_nothing(new_node: NewNode) -> None:
+    node = new_node(PACED.format(drain_s=30)).start()
+    listener = Listener(node, max_tokens=50)
+
+    node.signal(signal.SIGHUP)
+    eventually(lambda: _draining(node), "it does not drain")
+    node.signal(signal.SIGHUP)
+    listener.join(30)
+
+    assert listener.got[-1] == "[DONE]"
+    assert node.wait() == 0
+    assert "server.stopped why=SIGHUP" in node.log()
+    assert not (node.data_dir / "server.json").exists()
+
+
+def test_a_server_that_was_told_to_ignore_hang_ups_goes_on(new_node: NewNode) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        node = new_node().start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    node.signal(signal.SIGHUP)
+
+    assert node.chat(max_tokens=1).status_code == 200
+    assert "draining" not in node.log()
 
 
 def test_a_second_interrupt_ends_it_at_once(new_node: NewNode) -> None:

@@ -46,7 +46,8 @@ def models(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> 
 def ps(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """List the models that are loaded, with their memory and how busy they are.
 
-    MEMORY is what weights and KV cache take; PREDICTED is what was expected before loading.
+    WEIGHTS were loaded, and PREDICTED was leased for them from the files' headers. MEASURED is what a GPU says that
+    loading took; on the CPU it is the growth of the process, its libraries included. KV CACHE is leased.
     """
     from llmhost.cli.client import HttpAdmin
 
@@ -56,13 +57,13 @@ def ps(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None
         "model": "model",
         "state": "state",
         "device": "device",
-        "memory": lambda row: show.memory(
-            (row.get("weights_bytes") or 0) + (row.get("kv_bytes") or 0)
-        ),
+        "weights": lambda row: show.memory(row.get("weights_bytes")),
         "predicted": lambda row: show.memory(row.get("predicted_bytes")),
+        "measured": lambda row: show.memory(row.get("measured_bytes")),
+        "kv cache": lambda row: show.memory(row.get("kv_bytes")),
+        "kv used": _kv_used,
         "running": "running",
         "waiting": "waiting",
-        "kv used": _kv_used,
         "since": lambda row: show.age(row.get("since_ns")),
     }
     show.rows(data, columns, as_json=as_json, empty="No model is loaded.")

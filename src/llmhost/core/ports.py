@@ -45,6 +45,9 @@ class RunnerFacts:
     kv_block_bytes: int
     """Bytes of one KV block over all layers; 0 when the runner keeps none."""
     weights_bytes: int
+    """Of the loaded weights; in a footprint, what is predicted of them."""
+    measured_bytes: int | None = None
+    """What loading them took on the device, by the device's own count; None where it has none."""
 
 
 class Runner(Protocol):

@@ -10,10 +10,11 @@ from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Any, Protocol
 
-from llmhost.core.errors import LlmhostError, ModelUnavailable
+from llmhost.core.errors import ConfigError, DoesNotFit, LlmhostError, ModelUnavailable
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock
 from llmhost.deploy.catalogue import ModelEntry
+from llmhost.deploy.off_loop import shutting_down
 from llmhost.deploy.replica import Replica
 from llmhost.observe.logs import log_event
 
@@ -22,6 +23,10 @@ log = logging.getLogger("llmhost.deploy")
 
 RETRY_AFTER_S = 5.0
 """How long requests are answered with a failed load's reason before one of them tries again."""
+
+
+WITHOUT_CURE = (DoesNotFit, ConfigError)
+"""Failed loads that waiting does not heal."""
 
 
 class State(StrEnum):
@@ -62,7 +67,8 @@ class Deployment:
         self._turn = asyncio.Lock()
         self._load: asyncio.Task[None] | None = None
         self._acts: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
-        self._failed_ns: int | None = None  # when a load failed; None once one succeeded
+        self._is_loadable = True  # until the node ends
+        self._failure: tuple[LlmhostError, int] | None = None  # of the last load, and when
         self.took_s: float | None = None
         """How long the last change of state took."""
 
@@ -70,10 +76,24 @@ class Deployment:
         """Come back once requests can run, whatever the state was when asked. Raises why it can't load."""
         if self.state is State.READY:
             return
+        if not self._is_loadable:
+            raise shutting_down()
         if self._load is None or self._load.done():
             self._raise_recent_failure(reason)
             self._load = asyncio.create_task(self._become_ready(reason))
-        await asyncio.shield(self._load)  # one caller leaving must not stop it for the rest
+        load = self._load
+        try:
+            await asyncio.shield(load)  # one caller leaving must not stop it for the rest
+        except asyncio.CancelledError:
+            if load.cancelled() and not _is_leaving():
+                raise shutting_down() from None
+            raise
+
+    def stop_loading(self) -> None:
+        """Give up a load that is under way, and begin no other. Whoever waits for it is refused."""
+        self._is_loadable = False
+        if self._load is not None:
+            self._load.cancel()
 
     async def unload(self, *, drain_s: float, reason: str) -> None:
         """Let running answers end, then give everything back. Idempotent.
@@ -92,11 +112,12 @@ class Deployment:
 
     def _raise_recent_failure(self, reason: str) -> None:
         """A model that has just failed is not tried again by every request; an operator's `load` always tries."""
-        if self._failed_ns is None or reason != "request":
+        if self._failure is None or reason != "request":
             return
-        since_s = (self._clock.monotonic_ns() - self._failed_ns) / 1e9
+        error, failed_ns = self._failure
+        since_s = (self._clock.monotonic_ns() - failed_ns) / 1e9
         if since_s < RETRY_AFTER_S:
-            raise ModelUnavailable(self.reason, retry_after_s=RETRY_AFTER_S - since_s)
+            raise _again(error, RETRY_AFTER_S - since_s)
 
     async def _become_ready(self, reason: str) -> None:
         async with self._turn:  # waits out a drain in flight
@@ -106,12 +127,15 @@ class Deployment:
             self._change(State.LOADING, reason)
             try:
                 replica = await self._effects.load(self.entry, self._broke)
-            except BaseException as error:
-                why = error.message if isinstance(error, LlmhostError) else repr(error)
-                self._failed_ns = self._clock.monotonic_ns()
-                self._change(State.FAILED, why, started_ns=started_ns)
+            except asyncio.CancelledError:
+                self._change(State.ABSENT, "shutdown", started_ns=started_ns)
                 raise
-            self._failed_ns = None
+            except BaseException as error:
+                known = error if isinstance(error, LlmhostError) else ModelUnavailable(repr(error))
+                self._failure = _again(known, RETRY_AFTER_S), self._clock.monotonic_ns()
+                self._change(State.FAILED, known.message, started_ns=started_ns)
+                raise
+            self._failure = None
             self.replicas = (replica,)
             self._change(State.READY, reason, started_ns=started_ns, replica=replica)
 
@@ -174,3 +198,17 @@ class Deployment:
             bytes=event.bytes,
         )
         self._on_change(event)
+
+
+def _again(error: LlmhostError, retry_after_s: float) -> LlmhostError:
+    """The same error without its traceback, which would keep what the load held, and grow each time it is raised."""
+    again = type(error).__new__(type(error), *error.args)
+    again.__dict__.update(error.__dict__)
+    again.retry_after_s = None if isinstance(error, WITHOUT_CURE) else retry_after_s
+    return again
+
+
+def _is_leaving() -> bool:
+    """The task that asks has been cancelled itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -22,6 +22,7 @@ from llmhost.core.request import Purpose, Sampling, SequenceSpec
 from llmhost.core.step import StepResult
 from llmhost.deploy.catalogue import ModelEntry
 from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
+from llmhost.deploy.off_loop import OffLoop
 from llmhost.deploy.replica import Replica
 from llmhost.deploy.sources import find_files
 from llmhost.engines.kinds import EngineKind
@@ -57,6 +58,7 @@ class LoadEffects:
         self._models_dir = models_dir
         self._clock = clock
         self._observe_steps = observe_steps
+        self._off_loop = OffLoop()
         self._reading = asyncio.Lock()  # weights are read for one model at a time
         self._files: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
         self._tokenizers: dict[str, Tokenizer] = {}
@@ -92,7 +94,7 @@ class LoadEffects:
                 plan = self._lease(entry, facts)
                 before = psutil.Process().memory_info().rss
                 runner = await self._read_weights(entry, facts, plan)
-                measured = psutil.Process().memory_info().rss - before
+                grown = psutil.Process().memory_info().rss - before
                 engine = self._start(entry, runner, plan, tokenizer, on_broken)
             except BaseException:
                 self._give_back(str(entry.ref), facts.device)
@@ -112,13 +114,22 @@ class LoadEffects:
             lease_holder=str(entry.ref),
             load_s=(self._clock.monotonic_ns() - started_ns) / 1e9,
             ready_utc_ns=self._clock.utc_ns(),
-            measured_bytes=max(measured, 0),
+            measured_bytes=_measured(runner.facts, grown),
         )
 
     async def unload(self, replica: Replica, *, drain_s: float) -> None:
         await replica.engine.stop(drain_s=drain_s)
         for device in replica.devices:
             self._give_back(replica.lease_holder, device)
+
+    @property
+    def is_reading(self) -> bool:
+        """A thread still reads or fetches a model's files."""
+        return self._off_loop.is_busy
+
+    def stop_reading(self) -> None:
+        """Whoever waits for a model's files is refused. What is being read is read by a thread for nobody."""
+        self._off_loop.close()
 
     def _kind(self, entry: ModelEntry) -> EngineKind:
         kind = self._kinds.get(entry.spec.engine)
@@ -137,7 +148,7 @@ class LoadEffects:
             return act(find_files(entry.spec.source, self._models_dir) if needs_files else None)
 
         try:
-            return await asyncio.to_thread(read)
+            return await self._off_loop.run(read)
         except LlmhostError:
             raise
         except Exception as error:
@@ -147,7 +158,7 @@ class LoadEffects:
 
     async def _know_device(self, entry: ModelEntry, device: str) -> None:
         if self._devices.memory(device) is None:
-            total_bytes = await asyncio.to_thread(self._kind(entry).device_bytes, device)
+            total_bytes = await self._read(entry, lambda _: self._kind(entry).device_bytes(device))
             if total_bytes is not None:
                 self._devices.add_gpu(device, total_bytes)
 
@@ -257,3 +268,7 @@ class LoadEffects:
             raise ModelUnavailable(
                 f"The model {entry.ref} failed its first token: {delta.error.message}"
             ) from delta.error
+
+
+def _measured(facts: RunnerFacts, grown_bytes: int) -> int:
+    return max(grown_bytes, 0) if facts.measured_bytes is None else facts.measured_bytes

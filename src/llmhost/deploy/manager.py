@@ -8,7 +8,7 @@ from llmhost.core.errors import LlmhostError
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock, EngineLoad, Tokenizer
 from llmhost.deploy.catalogue import Catalogue
-from llmhost.deploy.deployment import Deployment, State
+from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.effects import LoadEffects
 
 log = logging.getLogger("llmhost.deploy")
@@ -29,6 +29,9 @@ class Deployments:
         self._all = {
             entry.name: Deployment(entry, effects, clock, on_change)
             for entry in catalogue.entries()
+        }
+        self._still_to_start = {
+            entry.name for entry in catalogue.entries() if entry.spec.load == "start"
         }
 
     def all(self) -> tuple[Deployment, ...]:
@@ -56,6 +59,19 @@ class Deployments:
                     await deployment.ensure_ready("start")
                 except LlmhostError:
                     log.debug("model.skipped model=%s", deployment.entry.ref)  # its state says why
+                finally:
+                    self._still_to_start.discard(deployment.entry.name)
+
+    @property
+    def is_reading(self) -> bool:
+        """A thread still reads or fetches a model's files."""
+        return self._effects.is_reading
+
+    def stop_loading(self) -> None:
+        """Give up the loads that are under way, and refuse who waits for them: no node waits for them at its end."""
+        for deployment in self._all.values():
+            deployment.stop_loading()
+        self._effects.stop_reading()
 
     async def unload_all(self, *, drain_s: float) -> None:
         await asyncio.gather(
@@ -64,11 +80,8 @@ class Deployments:
 
     @property
     def is_settled(self) -> bool:
-        """No model that loads at start is still on its way."""
-        return all(
-            d.state in (State.READY, State.FAILED) or d.entry.spec.load != "start"
-            for d in self._all.values()
-        )
+        """Each model that loads at start has loaded or failed once, whatever operators did with it since."""
+        return not self._still_to_start
 
     def loads(self) -> list[tuple[str, EngineLoad]]:
         return [

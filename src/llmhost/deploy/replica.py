@@ -19,4 +19,4 @@ class Replica:
     load_s: float
     ready_utc_ns: int
     measured_bytes: int
-    """Growth of the process (or the device) while it loaded, beside the predicted `plan.weights_bytes`."""
+    """What the device says that loading took; on the CPU, by how much the process grew meanwhile."""

@@ -1,7 +1,7 @@
 """The process that serves: its socket, its signals, its end.
 
-SIGTERM and the first Ctrl-C drain: new requests are refused, running answers go on for `drain_timeout_s`, then the
-process exits with 0. A second signal exits at once.
+SIGTERM, SIGHUP and the first Ctrl-C drain: new requests are refused, running answers go on for `drain_timeout_s`, then
+the process exits with 0, whoever still reads and whatever model is still being read. A second signal exits at once.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from functools import partial
+from typing import NoReturn
 
 import psutil
 import uvicorn
@@ -52,7 +53,10 @@ def serve(loaded: LoadedSettings) -> int:
         bound_socket(server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        return runner.run(_serve(loaded, data_dir, plugins, listener))
+        host = runner.run(_serve(loaded, data_dir, plugins, listener))
+    if host.is_reading:
+        _end_now()
+    return 0
 
 
 @contextlib.contextmanager
@@ -93,7 +97,7 @@ def _who_has(port: int) -> str:
 
 async def _serve(
     loaded: LoadedSettings, data_dir: DataDir, plugins: Plugins, listener: socket.socket
-) -> int:
+) -> Host:
     stop = Stop(asyncio.get_running_loop())
     async with Host(loaded.settings, data_dir, plugins=plugins) as host:
         server = Server(_uvicorn_config(host))
@@ -105,11 +109,22 @@ async def _serve(
         loading = host.start_loading()
         loading.add_done_callback(partial(_loaded, host, url))
         await stop.wait()
-        cut = await host.drain(loaded.settings.server.drain_timeout_s)
+        drain_s = loaded.settings.server.drain_timeout_s
+        deadline = asyncio.get_running_loop().time() + drain_s
+        cut = await host.drain(drain_s)
+        server.hang_up_at(deadline)
         server.should_exit = True
         await accepting
     log_event(log, "server.stopped", why=stop.reason, cut_requests=cut)
-    return 0
+    return host
+
+
+def _end_now() -> NoReturn:
+    """All is closed, and a load is still under way: libraries' own threads would be joined until it ends."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _loaded(host: Host, url: str, loading: "asyncio.Task[None]") -> None:
@@ -117,8 +132,32 @@ def _loaded(host: Host, url: str, loading: "asyncio.Task[None]") -> None:
         print_ready(host, url)
 
 
+LAST_WORDS_S = 0.5
+"""How long a connection has at least, after the drain, to take what was written to it."""
+
+
 class Server(uvicorn.Server):
-    """uvicorn without its signal handling: the host drains first."""
+    """uvicorn without its signal handling, since the host drains first, and with an end for readers that don't read."""
+
+    _patience_s = LAST_WORDS_S
+
+    def hang_up_at(self, deadline: float) -> None:
+        """End what connections are left at that time of the loop, so that a drain has one duration."""
+        self._patience_s = max(LAST_WORDS_S, deadline - asyncio.get_running_loop().time())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn's own timeout cancels tasks with a traceback: it is for those that a hang-up did not end.
+        self.config.timeout_graceful_shutdown = math.ceil(self._patience_s + LAST_WORDS_S)
+        alarm = asyncio.get_running_loop().call_later(self._patience_s, self._hang_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            alarm.cancel()
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -126,19 +165,26 @@ class Server(uvicorn.Server):
 
 
 class Stop:
-    """The wish to stop: the first signal sets it, the second ends the process without ceremony."""
+    """The wish to stop: the first signal sets it, the second ends the process without ceremony.
+
+    A hang-up is never the second one: terminals and service managers send it beside another, or twice.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.reason = ""
         self._asked = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(signal.SIGHUP, self._signalled, signal.SIGHUP)
 
     async def wait(self) -> None:
         await self._asked.wait()
 
     def _signalled(self, number: signal.Signals) -> None:
         if self._asked.is_set():
+            if number is signal.SIGHUP:
+                return
             os._exit(EXIT_INTERRUPTED)
         self.reason = number.name
         log_event(log, "server.draining", why=number.name)
@@ -146,7 +192,6 @@ class Stop:
 
 
 def _uvicorn_config(host: Host) -> uvicorn.Config:
-    settings = host.settings.server
     return uvicorn.Config(
         host.app,
         http=Connection,
@@ -157,7 +202,6 @@ def _uvicorn_config(host: Host) -> uvicorn.Config:
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, math.ceil(settings.drain_timeout_s)),
     )
 
 

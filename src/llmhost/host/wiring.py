@@ -111,15 +111,24 @@ class Host:
         return None if self.deployments.is_settled else "Models are loading."
 
     async def drain(self, timeout_s: float) -> int:
-        """Refuse new requests and wait for those that run; cut what is left after `timeout_s`. How many were cut."""
+        """Refuse new requests and wait for those that run; cut what is left after `timeout_s`. How many were cut.
+
+        Loads go on for as long as requests may wait for them, and are given up then.
+        """
         self.is_draining = True
         self.processor.drain()
         await _until(lambda: self.processor.in_flight == 0, timeout_s)
         cut = self.processor.in_flight
+        self.deployments.stop_loading()
         if cut:
             self.processor.cancel_all()
             await _until(lambda: self.processor.in_flight == 0, STOP_S)
         return cut
+
+    @property
+    def is_reading(self) -> bool:
+        """A thread still reads or fetches a model's files, which it can't be stopped from."""
+        return self.deployments.is_reading
 
     # ------------------------------------------------------------ wiring
 

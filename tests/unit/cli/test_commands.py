@@ -43,16 +43,17 @@ def test_without_a_node_models_are_what_the_settings_declare(llmhost, tmp_path: 
 
 def test_loaded_models_are_listed_with_memory_and_load(node, llmhost):
     row = {"model": "tiny@1", "state": "ready", "device": "cpu:0", "weights_bytes": 2**20}
-    row |= {"kv_bytes": 2**20, "predicted_bytes": 3 * 2**20, "running": 2, "waiting": 0}
+    row |= {"kv_bytes": 2**21, "predicted_bytes": 3 * 2**20, "measured_bytes": 4 * 2**20}
+    row |= {"running": 2, "waiting": 0}
     row |= {"kv_blocks_used": 5, "kv_blocks_total": 20, "load_s": 1.0}
     row |= {"since_ns": time.time_ns() - 3 * 3600 * 10**9}
     bare = {"model": "fake@1", "state": "loading", "device": "none"}
     node.answers["GET /admin/v1/ps"] = {"data": [row, bare]}
 
     assert llmhost("ps").stdout.splitlines() == [
-        "MODEL   STATE    DEVICE  MEMORY   PREDICTED  RUNNING  WAITING  KV USED  SINCE",
-        "tiny@1  ready    cpu:0   2.0 MiB  3.0 MiB          2        0  25%      3h",
-        "fake@1  loading  none    0 B      -                -        -  -        -",
+        "MODEL   STATE    DEVICE  WEIGHTS  PREDICTED  MEASURED  KV CACHE  KV USED  RUNNING  WAITING  SINCE",
+        "tiny@1  ready    cpu:0   1.0 MiB  3.0 MiB    4.0 MiB   2.0 MiB   25%            2        0  3h",
+        "fake@1  loading  none    -        -          -         -         -              -        -  -",
     ]
 
 

@@ -146,6 +146,8 @@ class ToyKind:
     done: list[str] = field(default_factory=list)
     runners: list[ToyRunner] = field(default_factory=list)
     on_load: Callable[[], None] = lambda: None
+    loaded: RunnerFacts | None = None
+    """What a loaded model really is, where that differs from the prediction."""
 
     def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
         self._note("footprint")
@@ -154,7 +156,7 @@ class ToyKind:
     def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> ToyRunner:
         self.on_load()
         self._note("load")
-        self.runners.append(ToyRunner(self.facts, self.fails))
+        self.runners.append(ToyRunner(self.loaded or self.facts, self.fails))
         return self.runners[-1]
 
     def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:

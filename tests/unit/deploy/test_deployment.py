@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.unit.deploy.fakes import Stage, settle
 
-from llmhost.core.errors import DoesNotFit, EngineFailed, ModelUnavailable
+from llmhost.core.errors import ConfigError, DoesNotFit, EngineFailed, ModelUnavailable
 from llmhost.deploy.deployment import RETRY_AFTER_S, State
 
 
@@ -189,6 +189,37 @@ async def test_requests_wait_five_seconds_after_a_failed_load_before_one_tries_a
 
     assert stage.effects.done == ["load", "load"]
     assert stage.deployment.state is State.READY
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "retry_after_s"),
+    [
+        (ModelUnavailable("broken file"), ModelUnavailable, 4),
+        (EngineFailed("no token"), EngineFailed, 4),
+        (DoesNotFit("needs 9 GiB"), DoesNotFit, None),
+        (ConfigError("engine is unknown"), ConfigError, None),
+        (RuntimeError("a bug"), ModelUnavailable, 4),
+    ],
+)
+async def test_a_failed_load_is_the_same_error_for_those_who_come_later(
+    failure: Exception, kind: type[Exception], retry_after_s: float | None
+) -> None:
+    stage = Stage()
+    stage.effects.fails = [failure]
+    with pytest.raises(type(failure)):
+        await stage.deployment.ensure_ready()
+    stage.clock.advance(1)
+    heard = []
+    for _ in range(2):
+        with pytest.raises(kind) as refused:
+            await stage.deployment.ensure_ready()
+        heard.append(refused.value)
+
+    assert [type(error) for error in heard] == [kind, kind]
+    assert [str(error) for error in heard] == [stage.deployment.reason] * 2
+    assert [error.retry_after_s for error in heard] == [retry_after_s] * 2  # type: ignore[attr-defined]
+    assert heard[0] is not heard[1] and failure not in heard  # each has a traceback of its own
+    assert stage.effects.done == ["load"]
 
 
 async def test_an_operator_does_not_wait_after_a_failed_load() -> None:

@@ -4,11 +4,12 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.unit.deploy.fakes import ToyKind, entry, facts
 
+from llmhost.api.admin import Admin
 from llmhost.config.schema import DeviceSettings
 from llmhost.core.errors import DoesNotFit, EngineFailed, LlmhostError, ModelUnavailable
 from llmhost.core.output import Delta
@@ -20,6 +21,7 @@ from llmhost.deploy.effects import LoadEffects
 from llmhost.deploy.manager import Deployments
 from llmhost.deploy.replica import Replica
 from llmhost.gpu.devices import Devices
+from llmhost.hooks.registry import Plugins
 from llmhost.observe.clock import SystemClock
 
 CAPACITY = 10_000
@@ -75,6 +77,30 @@ async def test_an_unload_gives_the_memory_back_and_closes_the_runner(box: Box) -
 
     assert box.leases == {}
     assert box.toy.runners[0].is_closed
+
+
+async def test_ps_tells_what_was_loaded_from_what_was_predicted(box: Box) -> None:
+    box.toy.loaded = facts(weights_bytes=900, measured_bytes=950)
+    deployments = Deployments(Catalogue([toy()]), box.effects, SystemClock(), lambda _: None)
+    await deployments.load_at_start()
+    [row] = Admin(cast(Any, None), cast(Any, None), Plugins(), deployments).loaded()
+    await deployments.unload_all(drain_s=0)
+
+    assert (row["weights_bytes"], row["predicted_bytes"], row["kv_bytes"]) == (900, 1000, 640)
+    assert (
+        row["measured_bytes"] == 950
+    )  # as the device has it; on the CPU the growth of the process
+
+
+async def test_without_a_devices_own_count_the_growth_of_the_process_is_measured(
+    box: Box,
+) -> None:
+    kept: list[bytearray] = []
+    box.toy.on_load = lambda: kept.append(bytearray(b"x" * 2**26))
+    replica = await box.load(toy())
+    await box.effects.unload(replica, drain_s=0)
+
+    assert 2**25 < replica.measured_bytes < 2**28
 
 
 FAILURES: list[tuple[str, BaseException, str]] = [
@@ -227,6 +253,16 @@ async def test_at_start_one_broken_model_takes_nothing_else_down(
     assert deployments.is_settled
     await deployments.unload_all(drain_s=0)
     assert box.leases == {}
+
+
+async def test_a_model_that_an_operator_unloads_does_not_make_the_node_unready(box: Box) -> None:
+    deployments = Deployments(Catalogue([toy()]), box.effects, SystemClock(), lambda _: None)
+    assert not deployments.is_settled
+    await deployments.load_at_start()
+    await deployments.find("m").unload(drain_s=0, reason="operator")
+
+    assert [d.state for d in deployments.all()] == [State.ABSENT]
+    assert deployments.is_settled
 
 
 async def test_models_that_load_on_request_are_left_alone_at_start(box: Box) -> None:

@@ -5,13 +5,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, asks, until
 
 from llmhost.config.schema import ModelSpec, ServerSettings, Settings
-from llmhost.core.errors import ConfigError
+from llmhost.core.errors import ConfigError, Overloaded
 from llmhost.core.events import DeploymentChanged, RequestEnded
+from llmhost.deploy.deployment import State
+from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import hookimpl
+from llmhost.host.wiring import Host
+from llmhost.storage.node import DataDir
 from llmhost.testing import make_host
 
 
@@ -116,3 +121,45 @@ async def test_what_is_cut_at_the_end_of_a_drain_is_counted_and_ends() -> None:
 
         assert cut == 1
         assert host.host.processor.in_flight == 0
+
+
+async def test_a_node_that_stops_does_not_wait_for_a_load_in_flight(tmp_path: Path) -> None:
+    held = Held()
+    held.may_load.clear()
+    settings = Settings(models={"m": HELD_MODEL})
+    with DataDir(tmp_path) as data:
+        async with Host(settings, data, plugins=Plugins.of(held)) as host:
+            host.start_loading()
+            await until(lambda: held.loads == 1)
+            asking = asyncio.create_task(host.processor.open(asks(), None, {}))
+            await until(lambda: host.processor.in_flight)
+            cut = await host.drain(0.0)
+            outcome, *_ = await asyncio.gather(asking, return_exceptions=True)
+        deployment = host.deployments.find("m")
+
+    assert host.is_reading
+    assert cut == 1
+    assert isinstance(outcome, Overloaded) and "shutting down" in outcome.message
+    assert (deployment.state, deployment.reason) == (State.ABSENT, "shutdown")
+    assert [memory.leased_bytes for memory in host.devices.all()] == [0]
+    held.may_load.set()
+    await until(lambda: not host.is_reading)
+
+
+async def test_a_node_that_stops_does_not_wait_for_files_that_are_fetched(tmp_path: Path) -> None:
+    held, may_read = Held(), threading.Event()
+
+    def tokenizer(*_: object) -> Any:
+        assert may_read.wait(30)
+
+    held.tokenizer = tokenizer  # type: ignore[method-assign]
+    settings = Settings(models={"m": msgspec.structs.replace(HELD_MODEL, load="request")})
+    with DataDir(tmp_path) as data:
+        async with Host(settings, data, plugins=Plugins.of(held)) as host:
+            asking = [asyncio.create_task(host.processor.open(asks(), None, {})) for _ in range(2)]
+            await until(lambda: host.is_reading)
+            await host.drain(0.0)
+            outcomes = await asyncio.gather(*asking, return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes] == [Overloaded, Overloaded]
+    may_read.set()

@@ -6,6 +6,7 @@ have is refused here and not noticed by its readers.
 """
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = _load_model(folder, footprint, options)
+    before = _allocated(device)
     try:
         model.to(device).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
@@ -60,8 +62,15 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
         vocab_size=footprint.vocab_size,
         max_sequence_length=footprint.max_sequence_length,
     )
+    if device.type == "cuda":
+        runner.facts = replace(runner.facts, measured_bytes=_allocated(device) - before)
     check_against_eager(runner, model, folder)
     return runner
+
+
+def _allocated(device: torch.device) -> int:
+    """Bytes in tensors on a GPU; 0 for the CPU, which does not count them."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def pick_device(option: str) -> torch.device:
