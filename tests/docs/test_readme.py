@@ -28,7 +28,7 @@ def plugin(code: str) -> ModuleType:
 
 
 def test_the_first_line_is_what_the_server_prints(capsys: pytest.CaptureFixture[str]):
-    banner.print_start(URL)
+    banner.print_start(URL, as_json=False)
 
     assert capsys.readouterr().out in README
 

@@ -75,6 +75,8 @@ def test_every_option_is_explained(path: str):
 
 
 LISTINGS = (
+    "serve",
+    "chat",
     "models",
     "ps",
     "usage",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llmhost.cli.node import load_settings
-from llmhost.cli.options import PluginsDir, SettingsFile, examples
+from llmhost.cli.options import Json, PluginsDir, SettingsFile, examples
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,6 +33,7 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(metavar="L", help="debug, info, warning or error.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Serve the models of models.toml; the built-in model `tiny` without one.
 
@@ -50,7 +51,7 @@ def serve(
     )
     from llmhost.host import serve as run
 
-    raise typer.Exit(run(loaded))
+    raise typer.Exit(run(loaded, as_json=as_json))
 
 
 def _text(path: Path | None) -> str | None:

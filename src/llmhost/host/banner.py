@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from typing import Any
 
 import psutil
 
@@ -12,12 +13,46 @@ from llmhost.deploy.deployment import Deployment, State
 from llmhost.host.wiring import Host
 
 
-def print_start(url: str) -> None:
-    _say(f"llmhost {__version__} on {url} (loading models; Ctrl-C stops)")
+def print_start(url: str, *, as_json: bool) -> None:
+    """The node listens; `as_json` is one object a line, for programs that start it."""
+    if as_json:
+        _say(json.dumps({"event": "listening", "url": url, "version": __version__}))
+    else:
+        _say(f"llmhost {__version__} on {url} (loading models; Ctrl-C stops)")
 
 
-def print_ready(host: Host, url: str) -> None:
+def print_ready(host: Host, url: str, *, as_json: bool) -> None:
     """The state of every model, and a request for the first one that is ready."""
+    if as_json:
+        _say(json.dumps({"event": "ready", "url": url, **_figures(host)}))
+    else:
+        _print_ready(host, url)
+
+
+def _figures(host: Host) -> dict[str, Any]:
+    return {
+        "took_s": round(_age_s(), 3),
+        "rss_bytes": psutil.Process().memory_info().rss,
+        "models": [
+            {
+                "model": str(deployment.entry.ref),
+                "aliases": list(deployment.entry.spec.aliases),
+                "state": deployment.state.value,
+                "reason": deployment.reason,
+                "weights_bytes": sum(r.plan.weights_bytes for r in deployment.replicas),
+                "kv_bytes": sum(r.plan.kv_bytes for r in deployment.replicas),
+            }
+            for deployment in host.deployments.all()
+        ],
+    }
+
+
+def _age_s() -> float:
+    started_s: float = psutil.Process().create_time()
+    return time.time() - started_s
+
+
+def _print_ready(host: Host, url: str) -> None:
     for deployment in host.deployments.all():
         _say(f"  {_line(deployment)}")
     for memory in host.devices.all():
@@ -26,13 +61,12 @@ def print_ready(host: Host, url: str) -> None:
                 f"  {memory.device}: {show_bytes(memory.leased_bytes)} of"
                 f" {show_bytes(memory.capacity_bytes)} leased to models"
             )
-    took_s = time.time() - psutil.Process().create_time()
     rss = show_bytes(psutil.Process().memory_info().rss)
     ready = [d for d in host.deployments.all() if d.state is not State.FAILED]
     if not ready:
         _say("No model could be loaded; the reasons are above.")
         return
-    _say(f"Ready after {took_s:.1f} s, {rss} resident. Try:")
+    _say(f"Ready after {_age_s():.1f} s, {rss} resident. Try:")
     _say(_first_request(url, ready[0].entry.name, needs_key=host.books.keys.has_keys))
 
 

@@ -41,8 +41,11 @@ BACKLOG = 2048
 EXIT_INTERRUPTED = 130
 
 
-def serve(loaded: LoadedSettings) -> int:
-    """Run a node until it is told to stop; the exit status. Raises ConfigError, AlreadyRunning."""
+def serve(loaded: LoadedSettings, *, as_json: bool = False) -> int:
+    """Run a node until it is told to stop; the exit status. Raises ConfigError, AlreadyRunning.
+
+    `as_json` prints what a person would read as objects, one a line.
+    """
     server = loaded.settings.server
     start_logging(server.log_level, server.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -53,7 +56,7 @@ def serve(loaded: LoadedSettings) -> int:
         bound_socket(server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        host = runner.run(_serve(loaded, data_dir, plugins, listener))
+        host = runner.run(_serve(loaded, data_dir, plugins, listener, as_json=as_json))
     if host.is_reading:
         _end_now()
     return 0
@@ -96,7 +99,12 @@ def _who_has(port: int) -> str:
 
 
 async def _serve(
-    loaded: LoadedSettings, data_dir: DataDir, plugins: Plugins, listener: socket.socket
+    loaded: LoadedSettings,
+    data_dir: DataDir,
+    plugins: Plugins,
+    listener: socket.socket,
+    *,
+    as_json: bool,
 ) -> Host:
     stop = Stop(asyncio.get_running_loop())
     async with Host(loaded.settings, data_dir, plugins=plugins) as host:
@@ -104,10 +112,10 @@ async def _serve(
         accepting = asyncio.create_task(server.serve(sockets=[listener]))
         url = _url(listener)
         data_dir.announce(url=url, admin_token=host.admin_token)
-        print_start(url)
+        print_start(url, as_json=as_json)
         _name_aliases(host)
         loading = host.start_loading()
-        loading.add_done_callback(partial(_loaded, host, url))
+        loading.add_done_callback(partial(_loaded, host, url, as_json))
         await stop.wait()
         drain_s = loaded.settings.server.drain_timeout_s
         deadline = asyncio.get_running_loop().time() + drain_s
@@ -127,9 +135,9 @@ def _end_now() -> NoReturn:
     os._exit(0)
 
 
-def _loaded(host: Host, url: str, loading: "asyncio.Task[None]") -> None:
+def _loaded(host: Host, url: str, as_json: bool, loading: "asyncio.Task[None]") -> None:
     if not loading.cancelled() and not host.is_draining:
-        print_ready(host, url)
+        print_ready(host, url, as_json=as_json)
 
 
 LAST_WORDS_S = 0.5

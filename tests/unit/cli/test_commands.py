@@ -115,7 +115,7 @@ def test_serve_hands_settings_to_the_host_and_exits_as_it_says(llmhost, host, tm
     (tmp_path / "node.toml").write_text("[server]\nport = 1\nheartbeat_s = 3\n")
     (tmp_path / "mine").mkdir()
     seen: list[LoadedSettings] = []
-    host.serve = lambda loaded: seen.append(loaded) or 3
+    host.serve = lambda loaded, as_json: seen.append(loaded) or 3
 
     result = llmhost(
         *("serve", "--models", "node.toml", "--host", "0.0.0.0", "--port", "0"),
@@ -141,7 +141,7 @@ def test_serve_does_not_start_on_bad_settings(llmhost, host, tmp_path: Path):
 
 
 def test_an_interrupt_exits_with_130_and_says_nothing(llmhost, host):
-    def interrupted(_: LoadedSettings) -> int:
+    def interrupted(_: LoadedSettings, *, as_json: bool) -> int:
         raise KeyboardInterrupt
 
     host.serve = interrupted
