@@ -207,6 +207,31 @@ def test_a_stranger_hears_that_he_is_one_before_what_is_wrong_with_his_request(
     assert keyed_node.post("/v1/chat/completions", content=b"{").status_code == 401
 
 
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_stranger_with_a_large_body_is_answered_before_it_is_sent(
+    keyed_node: Node, is_announced: bool
+) -> None:
+    size = {"content-length": "900000"} if is_announced else {"transfer-encoding": "chunked"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in size.items())
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}\r\n"
+    with keyed_node.raw() as connection:
+        connection.sendall(head.encode() + b"ffff\r\n" + b"x" * 1000)
+        answer = b""
+        while piece := connection.recv(65536):  # the server closes what it does not want to read
+            answer += piece
+
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert b"connection: close" in answer.lower()
+    assert b'"code":"invalid_api_key"' in answer
+
+
+def test_a_client_of_a_stranger_gets_its_answer_while_it_sends(keyed_node: Node) -> None:
+    response = keyed_node.post("/v1/chat/completions", content=b"x" * 900_000)
+
+    assert response.status_code == 401
+    assert keyed_node.get("/health").status_code == 200
+
+
 def test_a_key_works_in_each_place_where_clients_put_it(keyed_node: Node) -> None:
     key = keyed_node.create_key("places")["key"]
 

@@ -15,7 +15,7 @@ from llmhost.hooks.registry import PluginReport, Plugins
 from llmhost.tenants.keys import KeyRecord, KeyStore, Org
 
 NOBODY = "-"
-"""The organisation that strangers' requests are counted under."""
+"""What analytics has for the organisation of a stranger's request; the ledger has no such request."""
 LAST_S = 9_000_000_000
 """A UTC time in the year 2255: nanoseconds up to it fit in 64 bits."""
 MOST_PER_MINUTE = 10**9

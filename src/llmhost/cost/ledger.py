@@ -139,14 +139,15 @@ class Entry:
 
     @classmethod
     def of(cls, event: RequestEnded, *, price_version: str | None) -> "Entry":
-        """A request's entry. One that no caller was found for is booked to the organisation `-`."""
+        """A request's entry. It has a caller: without one there is no account to book to."""
         caller = event.caller
+        assert caller is not None, "strangers are counted, and not booked"
         return cls(
             request_id=event.request_id,
             utc_ns=event.utc_ns,
-            key_id=caller.key_id if caller else None,
-            org=caller.org if caller else "-",
-            team=caller.team if caller else None,
+            key_id=caller.key_id,
+            org=caller.org,
+            team=caller.team,
             model=event.model.encode("utf-8", "replace").decode()[:_MODEL_CHARS],
             outcome=event.outcome.value,
             code=event.code,
