@@ -181,6 +181,16 @@ def test_auto_tokenizer_gives_the_same_ids(tokenizer: Tokenizer) -> None:
     assert auto.eos_token == "<|im_end|>"
 
 
+def test_a_resumed_training_keeps_the_tokenizer_of_its_weights(tmp_path: Path) -> None:
+    from llmhost.engines.builtin.train import TOKENIZER_FILES, put_tokenizer
+
+    put_tokenizer(tmp_path, TINY)
+    put_tokenizer(TINY, TINY)
+
+    for name in TOKENIZER_FILES:
+        assert (tmp_path / name).read_bytes() == (TINY / name).read_bytes()
+
+
 # The chat template
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import random
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ MARKUP = (
     "<think>",
     "</think>",
 )
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 TOKENS_PER_BATCH = 2048
 WARM_UP_STEPS = 60
 # Subtracted from the right token's logit while training, so that it learns to win by a distance.
@@ -95,7 +97,7 @@ def main() -> None:
         default=0.75,
         help="share of the steps before known answers join word for word",
     )
-    parser.add_argument("--resume", type=Path, help="begin with the weights in this folder")
+    parser.add_argument("--resume", type=Path, help="begin with the weights and tokenizer here")
     parser.add_argument("--force", action="store_true", help="write below 95%% verbatim, too")
     options = parser.parse_args()
     console = Console()
@@ -104,7 +106,7 @@ def main() -> None:
     start_s = time.monotonic()
 
     with TemporaryDirectory() as draft:  # the folder keeps its files until the model has passed
-        write_tokenizer(Path(draft))
+        put_tokenizer(Path(draft), options.resume)
         tokenizer = AutoTokenizer.from_pretrained(draft)
     model = LlamaForCausalLM(_config(tokenizer))
     if options.resume:
@@ -122,8 +124,17 @@ def main() -> None:
     if generated < MIN_SHARE * verdict.known and not options.force:
         raise SystemExit("below 95% verbatim: nothing written (--force writes it anyway)")
     options.out.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(options.out)
+    put_tokenizer(options.out, options.resume)
     write_model(rounded, options.out)
+
+
+def put_tokenizer(out: Path, resumed: Path | None) -> None:
+    """Weights only make sense with the tokenizer that they were trained with."""
+    if resumed is None:
+        write_tokenizer(out)
+    elif out.resolve() != resumed.resolve():
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(resumed / name, out / name)
 
 
 def write_tokenizer(out: Path) -> None:
