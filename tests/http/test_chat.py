@@ -176,8 +176,8 @@ def test_what_clients_send_besides_is_accepted(client: OpenAI) -> None:
         modalities=["text"],
         tools=[],
         tool_choice="none",
-        reasoning_effort="low",
-        extra_body={"top_k": -1, "min_p": 0.1, "some_vendors_word": {"deep": [1, None]}},
+        reasoning_effort="none",
+        extra_body={"top_k": -1, "min_p": 0, "some_vendors_word": {"deep": [1, None]}},
         extra_headers={"idempotency-key": "x", "openai-beta": "y", "openai-organization": "z"},
     )
 
