@@ -130,8 +130,9 @@ async def _serve(
 def _end_now() -> NoReturn:
     """All is closed, and a load is still under way: libraries' own threads would be joined until it ends."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # whoever read them may be gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(0)
 
 
