@@ -63,16 +63,16 @@ class ByteDetokeniser:
         if isinstance(piece, str):
             if not self._pending:
                 return piece
-            self._pending = b""  # a whole character never continues another one
-            return REPLACEMENT + piece
+            return self.flush() + piece  # a whole character never continues another one
         data = self._pending + piece
         text, used = utf_8_decode(data, "replace", False)
         self._pending = data[used:]
         return text
 
     def flush(self) -> str:
+        # Not simply one U+FFFD: the beginning of a surrogate (ED A0..BF) is held back, and is two broken bytes.
         cut, self._pending = self._pending, b""
-        return REPLACEMENT if cut else ""
+        return utf_8_decode(cut, "replace", True)[0]
 
 
 class SentencePieceDetokeniser:

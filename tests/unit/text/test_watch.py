@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders
 
 from llmhost.core.ports import TextWatch
-from llmhost.text.detokenise import RUN_BYTES, Detokeniser
+from llmhost.text.detokenise import _BYTE_OF, RUN_BYTES, Detokeniser
 from llmhost.text.tokenizer import FileTokenizer, load_tokenizer
 from llmhost.text.watch import Watch
 from llmhost.text.words import WordTokenizer
@@ -106,6 +106,19 @@ def test_what_a_watch_says_is_what_decoding_everything_says(
     tokenizer: FileTokenizer, data: st.DataObject
 ) -> None:
     tokens = data.draw(token_lists(tokenizer))
+
+    assert say(tokenizer.watch(), tokens) == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("end", ["", "a"])
+@pytest.mark.parametrize("cut", [b"\xed\xa1", b"\xe4\xbd", b"\xf0\x90\x80", b"\xc3"])
+def test_broken_characters_count_as_the_decoder_counts_them(
+    make_tokenizer: Callable[[str], Tokenizer], load: Load, cut: bytes, end: str
+) -> None:
+    raw = make_tokenizer("byte-level")
+    letter_of = {byte: letter for letter, byte in _BYTE_OF.items()}
+    tokens = [raw.token_to_id(letter_of[byte]) for byte in cut + end.encode()]
+    tokenizer = load(raw)
 
     assert say(tokenizer.watch(), tokens) == tokenizer.decode(tokens)
 
