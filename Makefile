@@ -57,6 +57,9 @@ bench: $(VENV)/ready-to-test
 	@for file in tests/bench/bench_*.py; do echo "> $$file"; $(BIN)/python $$file || exit 1; done
 
 bars: $(VENV)/ready-to-test
+	@echo "> searching for examples that break a property"
+	@$(BIN)/python -m pytest --no-header -q --hypothesis-profile=searching tests/unit
+	@echo "> kills, crowds, abuse, start-up"
 	@$(BIN)/python -m pytest -m bars --no-header -q -rA tests/bars $(ARGS)
 
 clean:
