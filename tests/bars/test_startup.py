@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from crowd import cpu_s, crowd, mapped_libraries, rss_bytes
-from server_process import HAS_TINY, Node
+from server_process import Node
 
 pytestmark = pytest.mark.bars
 
@@ -37,7 +37,6 @@ def best_of(count: int, node: Node) -> tuple[float, float]:
     return min(figures)
 
 
-@pytest.mark.skipif(not HAS_TINY, reason="this checkout has no weights for builtin:tiny")
 def test_the_built_in_model_is_ready_within_six_seconds(
     new_node: Callable[..., Node], bar: Callable[[str], None]
 ) -> None:

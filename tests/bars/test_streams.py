@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from crowd import Told, cpu_s, crowd, rss_bytes
-from server_process import HAS_TINY, Node, eventually, http_bytes
+from server_process import Node, eventually, http_bytes
 
 from llmhost.testing import fake_words
 
@@ -130,7 +130,6 @@ threads = 1
 """
 
 
-@pytest.mark.skipif(not HAS_TINY, reason="this checkout has no weights for builtin:tiny")
 def test_64_streams_of_the_built_in_model_say_what_each_says_alone(
     new_node: NewNode, bar: Bar
 ) -> None:

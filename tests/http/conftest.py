@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, DefaultHttpxClient, OpenAI
-from server_process import HAS_TINY, Node
+from server_process import Node
 
 OPEN = """
 [server]
@@ -98,8 +98,6 @@ def keyed_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 @pytest.fixture(scope="session")
 def tiny_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """Serves the built-in model."""
-    if not HAS_TINY:
-        pytest.skip("this checkout has no weights for builtin:tiny")
     yield from _running(Node(tmp_path_factory.mktemp("tiny"), TINY_MODEL))
 
 

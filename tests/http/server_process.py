@@ -19,8 +19,6 @@ import httpx
 import llmhost
 
 SOURCE = Path(llmhost.__file__).parents[1]
-TINY = SOURCE / "llmhost" / "engines" / "builtin" / "tiny"
-HAS_TINY = (TINY / "model.safetensors").is_file()
 PATIENCE_S = 30.0
 """How long anything may take before a test gives up on it. Nothing is judged by how much sooner it comes."""
 

@@ -22,10 +22,6 @@ def ask(*, sampling: Sampling = GREEDY, seed: int = 0, new_tokens: int = 8) -> l
 class RunnerContract:
     """The tests; the fixture gives a runner without KV blocks and with at least 16 tokens of vocabulary."""
 
-    @pytest.fixture
-    def runner(self) -> Runner:
-        raise NotImplementedError
-
     def test_its_facts_make_sense(self, runner: Runner) -> None:
         facts = runner.facts
         assert facts.device == "none" or facts.device.partition(":")[2].isdigit()

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.engines.runner_contract import RunnerContract
 
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
@@ -23,6 +24,12 @@ def row(
     seq_id: int, tokens: list[int], start: int, blocks: list[int], *, wants: bool = True
 ) -> Row:
     return Row(seq_id, tokens, start, blocks, Sampling(), 0, wants)
+
+
+class TestContract(RunnerContract):
+    @pytest.fixture
+    def runner(self) -> FakeRunner:
+        return FakeRunner(FakeOptions(vocab=256))
 
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20)
