@@ -20,7 +20,10 @@ _JOURNAL_BYTES = 64 * 2**20
 
 
 class StorageFailed(LlmhostError):
-    """A file in the data directory could not be read or written: full disk, I/O error, damage."""
+    """A file in the data directory could not be read or written: full disk, I/O error, damage.
+
+    As text it names the path, for the operator; `message`, which goes to callers, names the file only.
+    """
 
     status = 503
     type = "service_unavailable_error"
@@ -31,6 +34,7 @@ class StorageFailed(LlmhostError):
             f"{path} could not be used: {error}."
             " Check free space and permissions of the data directory, then try again."
         )
+        self.message = f"The server could not use {path.name}: {error}. Try again later."
         self.path = path
         self.__cause__ = error
 

@@ -356,3 +356,11 @@ def test_versions_with_the_wal_reset_bug_are_warned_about(version: str) -> None:
 @pytest.mark.parametrize("version", ["3.44.6", "3.50.7", "3.51.3", "3.52.0", "3.53.1", "4.0.0"])
 def test_versions_without_it_are_not(version: str) -> None:
     assert wal_reset_warning(version) is None
+
+
+def test_callers_are_told_the_file_and_the_operator_the_path(tmp_path: Path) -> None:
+    failure = StorageFailed(tmp_path / "money.db", OSError("database or disk is full"))
+
+    assert str(tmp_path) in str(failure)
+    assert str(tmp_path) not in failure.message
+    assert "money.db: database or disk is full" in failure.message
