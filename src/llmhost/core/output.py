@@ -1,7 +1,9 @@
 """What comes back: deltas while a sequence runs, usage when it has ended."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from llmhost.core.errors import LlmhostError
 
@@ -49,6 +51,17 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
+class TokenLogprobs(NamedTuple):
+    """What the model itself thought of one token: natural logarithms, before penalties, filters and grammars."""
+
+    token: int
+    logprob: float
+    rank: int
+    """1 for the likeliest token of the vocabulary."""
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, log probability) of the likeliest tokens, the likeliest first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What one step added to one choice. The last delta of a choice has a `finish_reason` and its `usage`."""
@@ -59,3 +72,9 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: LlmhostError | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of `tokens`, where they were asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of prompt tokens that this step computed, in order, where they were asked for; the prompt's first has none."""
+    pooled: Sequence[float] | None = None
+    """The vector of a sequence that pools."""

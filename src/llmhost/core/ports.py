@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from llmhost.core.output import Delta
-from llmhost.core.request import SequenceSpec
-from llmhost.core.step import Drawn, Row
+from llmhost.core.request import GrammarSpec, Sampling, SequenceSpec
+from llmhost.core.step import Drawn, GrammarState, Row
 
 
 class Clock(Protocol):
@@ -74,6 +74,30 @@ class Runner(Protocol):
         ...
 
 
+class DraftAsk(NamedTuple):
+    """Guesses that a sequence could use: at most `most` tokens after `tokens`."""
+
+    seq_id: int
+    tokens: Sequence[int]
+    most: int
+    sampling: Sampling
+    seed: int
+
+
+class Drafter(Protocol):
+    """Guesses what sequences will say next. Called on the engine's thread, before a step is planned."""
+
+    def propose(self, asks: Sequence[DraftAsk]) -> list[Sequence[int]]:
+        """For each ask up to `most` tokens; fewer or none where it has no good guess. It must not raise."""
+        ...
+
+    def forget(self, seq_id: int) -> None:
+        """The sequence has ended or was preempted. Unknown ids are ignored."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class TextWatch(Protocol):
     """Turns one sequence's tokens into text as they come: whole characters only, stop strings held back."""
 
@@ -121,6 +145,22 @@ class Tokenizer(Protocol):
         ...
 
     def watch(self, stop: Sequence[str] = ()) -> TextWatch: ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for, which may be part of a character; empty for special tokens."""
+        ...
+
+    def compile_grammar(self, spec: GrammarSpec) -> None:
+        """Make `spec` ready for `grammar`. May take a while: not for the HTTP loop.
+
+        Raises BadRequest that names what is wrong with it, or what of it can't be enforced.
+        """
+        ...
+
+    def grammar(self, spec: GrammarSpec, prompt: Sequence[int] = ()) -> GrammarState:
+        """A fresh state of a grammar. Quick once it was compiled. `prompt` tells whether the model is to think first,
+        in which case the grammar begins after its thoughts."""
+        ...
 
 
 DeltaSink = Callable[[Delta], None]

@@ -20,16 +20,55 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. `temperature` 0 is greedy; `top_k` None and `top_p` 1 switch those filters off."""
+    """How the next token is drawn. `temperature` 0 is greedy; `top_k` None and `top_p` 1 switch those filters off.
+
+    In this order: allowed ids, bad words, penalties, bias, then temperature, `top_k`, `top_p`, `min_p`.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one are not drawn; 0 switches it off."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits and multiplies negative ones of tokens that the prompt or the answer has."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that the answer has."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit once for each time that the answer has it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit)."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Only these are drawn; None allows all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that the answer may not hold: the last token of one is not drawn after the others."""
+    logprobs: int | None = None
+    """Report the log probability of each drawn token, and so many of the likeliest beside it; None reports none."""
+    prompt_logprobs: int | None = None
+    """The same for each token of the prompt but the first."""
     seed: int | None = None
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What an answer must look like, as data. `kind` is json_schema, json_object, regex, lark, gbnf or choice."""
+
+    kind: str
+    text: str
+    """The schema as JSON, the expression, the grammar, or the choices as a JSON list."""
+    is_strict: bool = True
+    """False lets a schema through that can only be enforced in part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """Instead of an answer, one vector: of a text (`embed`) or of scores for labels (`classify`)."""
+
+    task: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +211,23 @@ class SequenceSpec:
     """Always set: the caller's seed, or one drawn at admission."""
     max_new_tokens: int
     """Ceiling on generated tokens, `generated` included."""
+    min_new_tokens: int = 0
+    """Before so many, no id of `stop_token_ids` is drawn and no stop string ends the answer."""
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    grammar: GrammarSpec | None = None
+    adapter: str | None = None
+    """Name of the LoRA adapter to run with; None runs the model as it is."""
+    pooling: Pooling | None = None
+    """Set for a sequence that ends with a vector once its prompt is computed, and draws nothing."""
     priority: int = 0
     arrival_ns: int = 0
+    deadline_ns: int | None = None
+    """On the clock of `arrival_ns`: what has not ended by then is ended."""
     tenant: str = ""
+    """Whom the scheduler is fair to."""
+    cache_scope: str = ""
+    """Sequences of one scope may share computed prompt blocks."""
     purpose: Purpose = Purpose.CALLER
     high_water: int = 0
     """Positions that were computed before an export: doing them again is not the caller's to pay."""

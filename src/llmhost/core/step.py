@@ -6,10 +6,28 @@ position `start`, and wants a token drawn after the last of them, or not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from llmhost.core.errors import EngineFailed
-from llmhost.core.request import Purpose, Sampling
+from llmhost.core.output import TokenLogprobs
+from llmhost.core.request import Pooling, Purpose, Sampling
+
+
+class GrammarState(Protocol):
+    """Where one sequence stands in the grammar that its answer must follow. Used on the engine's thread only."""
+
+    @property
+    def is_ended(self) -> bool:
+        """Nothing may follow but the end of the answer."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Go on by a token that `mask` allowed."""
+        ...
+
+    def valid_prefix(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens`, one after the other, the grammar would take from here."""
+        ...
 
 
 class Row(NamedTuple):
@@ -27,10 +45,38 @@ class Row(NamedTuple):
     wants_token: bool
     """False for a prefill chunk that does not reach the end of what is known."""
     purpose: Purpose = Purpose.CALLER
+    prompt_tokens: int = 0
+    """So many of the sequence's tokens are its prompt."""
+    known: Sequence[int] = ()
+    """All tokens of the sequence that are known, its prompt first, guesses not among them: what penalties, bad words
+    and log probabilities of the prompt look at. The sequence's own list, to be read during the step only."""
+    drafts: int = 0
+    """The last so many of `tokens` are guesses. The runner draws after the token before them and after each guess
+    that its draws have confirmed."""
+    barred: frozenset[int] = frozenset()
+    """Ids that are not drawn at positions below `barred_until`: the end of an answer that is still too short."""
+    barred_until: int = 0
+    grammar: GrammarState | None = None
+    adapter: str | None = None
+    pooling: Pooling | None = None
+    """Set where the row's whole text is fed at once and a vector is wanted, not a token."""
 
 
-Drawn = int | None | EngineFailed
-"""What a runner says of one row: the token, nothing because none was wanted, or why this row alone failed."""
+class Draw(NamedTuple):
+    """What a runner has to say of one row when it is more than one token."""
+
+    tokens: tuple[int, ...] = ()
+    """The drawn tokens: confirmed guesses, and one that no guess foretold."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of `tokens`, if the row's sampling asks for them."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the known prompt tokens at positions start + 1 up to start + len(tokens) of the row, if asked for."""
+    pooled: Sequence[float] | None = None
+
+
+Drawn = int | Draw | None | EngineFailed
+"""What a runner says of one row: the token, or more than that; nothing, because no token was wanted; or why this row
+alone failed."""
 
 
 @dataclass(frozen=True, slots=True)

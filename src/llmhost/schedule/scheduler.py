@@ -133,7 +133,7 @@ class Scheduler:
                 emissions += self.fail([row.seq_id], drawn)
                 continue
             assert (drawn is not None) is row.wants_token, "a token where none was wanted, or none"
-            if drawn is not None:
+            if isinstance(drawn, int):
                 emissions.append((row.seq_id, self._accept(sequence, drawn, longest)))
         return emissions
 

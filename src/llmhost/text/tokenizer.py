@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
-from llmhost.core.errors import BadRequest, ModelUnavailable
+from llmhost.core.errors import BadRequest, ModelUnavailable, UnsupportedParameter
 from llmhost.core.ports import TextWatch
+from llmhost.core.request import GrammarSpec
+from llmhost.core.step import GrammarState
 from llmhost.text.detokenise import detokeniser_factory
 from llmhost.text.template import ChatTemplate, load_chat_template
 from llmhost.text.watch import Watch
@@ -73,6 +75,15 @@ class FileTokenizer:
 
     def watch(self, stop: Sequence[str] = ()) -> TextWatch:
         return Watch(self._detokeniser(), stop)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.decode([token], skip_special_tokens=True).encode()
+
+    def compile_grammar(self, spec: GrammarSpec) -> None:
+        raise UnsupportedParameter("This model can't be held to a grammar.")
+
+    def grammar(self, spec: GrammarSpec, prompt: Sequence[int] = ()) -> GrammarState:
+        raise UnsupportedParameter("This model can't be held to a grammar.")
 
     def _spelling(self, token: int) -> str | None:
         text: str | None = self._tokenizer.id_to_token(token)

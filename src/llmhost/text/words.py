@@ -5,7 +5,10 @@ from itertools import islice, product
 from typing import Any
 from zlib import crc32
 
+from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.ports import TextWatch
+from llmhost.core.request import GrammarSpec
+from llmhost.core.step import GrammarState
 from llmhost.text.watch import Watch
 
 SYLLABLES = tuple(c + v for c in "bdfgklmnprstvzhj" for v in "aeio")
@@ -58,6 +61,15 @@ class WordTokenizer:
 
     def watch(self, stop: Sequence[str] = ()) -> TextWatch:
         return Watch(_WordDetokeniser(self._words), stop)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._words[token].encode()
+
+    def compile_grammar(self, spec: GrammarSpec) -> None:
+        raise UnsupportedParameter("This model can't be held to a grammar.")
+
+    def grammar(self, spec: GrammarSpec, prompt: Sequence[int] = ()) -> GrammarState:
+        raise UnsupportedParameter("This model can't be held to a grammar.")
 
 
 class _WordDetokeniser:
