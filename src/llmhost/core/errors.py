@@ -23,6 +23,7 @@
     ├── ModelUnavailable           503  the model could not be loaded
     │   └── DoesNotFit                  it needs more memory than the device has
     ├── EngineFailed               500  the forward pass raised
+    ├── DeadlineExceeded           504  not answered within the time that the caller gave
     ├── ConfigError                     models.toml, environment or flags are wrong (never on the wire)
     └── AlreadyRunning                  the port or the data dir is taken (never on the wire)
 
@@ -186,6 +187,12 @@ class DoesNotFit(ModelUnavailable):
 
 class EngineFailed(LlmhostError):
     code = "engine_failed"
+
+
+class DeadlineExceeded(LlmhostError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
 
 
 class ConfigError(LlmhostError):
