@@ -120,6 +120,12 @@ class TorchOptions(Section, frozen=True):
     """CPU threads of the forward pass; torch's own choice when absent. One number for the whole process."""
     trust_remote_code: bool = False
     """Run modelling code that comes with the checkpoint. Only for checkpoints that you trust like a program."""
+    task: Literal["auto", "generate", "embed", "classify"] = "auto"
+    """What the model is for; `auto` asks its architecture and the files of sentence-transformers beside it."""
+    pooling: Literal["mean", "cls", "last", "max"] | None = None
+    """Which tokens' vectors become a text's, for models that embed; when absent, as the checkpoint says."""
+    normalize: bool | None = None
+    """Scale embeddings to length 1; when absent, as the checkpoint says."""
 
 
 class ModelSpec(Section, frozen=True):

@@ -48,6 +48,12 @@ class RunnerFacts:
     """Of the loaded weights; in a footprint, what is predicted of them."""
     measured_bytes: int | None = None
     """What loading them took on the device, by the device's own count; None where it has none."""
+    task: str = "generate"
+    """What the model is for: `generate`, or to pool a text into one vector (`embed`) or scores (`classify`)."""
+    pooled_size: int = 0
+    """Numbers in what it pools a text into."""
+    labels: tuple[str, ...] = ()
+    """What each score of `classify` is for."""
 
 
 class Runner(Protocol):

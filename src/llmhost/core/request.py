@@ -69,6 +69,10 @@ class Pooling:
     """Instead of an answer, one vector: of a text (`embed`) or of scores for labels (`classify`)."""
 
     task: str
+    second_from: int | None = None
+    """Where the second of two texts begins, for a model that tells the texts of a pair apart."""
+    is_raw: bool = False
+    """Without the model's last step: a vector is not normalised, scores are not made probabilities."""
 
 
 @dataclass(frozen=True, slots=True)

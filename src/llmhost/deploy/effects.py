@@ -18,7 +18,7 @@ from llmhost.core.errors import ConfigError, EngineFailed, LlmhostError, ModelUn
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
 from llmhost.core.ports import Clock, EngineLoad, Runner, RunnerFacts, Tokenizer
-from llmhost.core.request import Purpose, Sampling, SequenceSpec
+from llmhost.core.request import Pooling, Purpose, Sampling, SequenceSpec
 from llmhost.core.step import StepResult
 from llmhost.deploy.catalogue import ModelEntry
 from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
@@ -236,7 +236,8 @@ class LoadEffects:
         return engine
 
     async def _probe(self, entry: ModelEntry, engine: EngineLoop, tokenizer: Tokenizer) -> None:
-        """One token for a validation prompt: a model that can't do that is not put into service."""
+        """One token, or vector, for a validation prompt: a model that can't do that is not put into service."""
+        task = (await self.predict(entry)).task
         ended: asyncio.Future[Delta] = asyncio.get_running_loop().create_future()
 
         def sink(delta: Delta) -> None:
@@ -253,6 +254,7 @@ class LoadEffects:
                 seed=0,
                 max_new_tokens=1,
                 arrival_ns=self._clock.monotonic_ns(),
+                pooling=None if task == "generate" else Pooling(task),
                 purpose=Purpose.PROBE,
             ),
             sink,

@@ -65,6 +65,8 @@ class TorchKind:
 
         options = _options(spec, TorchOptions)
         device = self._device(options)
+        if (task := self._task(spec, folder)) != "generate":
+            return self._pooling_facts(_present(folder), task, device, spec)
         needs = read_footprint(
             _present(folder),
             block_tokens=spec.block_tokens,
@@ -99,7 +101,26 @@ class TorchKind:
         from llmhost.engines.torch.load import load_runner
 
         options = _options(spec, TorchOptions)
+        if (task := self._task(spec, folder)) != "generate":
+            from llmhost.engines.torch.pooling_load import load_pooling
+
+            return load_pooling(
+                _present(folder), task=task, block_tokens=spec.block_tokens, options=options
+            )
         return load_runner(_present(folder), block_tokens=spec.block_tokens, options=options)
+
+    def _task(self, spec: ModelSpec, folder: Path | None) -> str:
+        from llmhost.engines.torch.pooling_files import task_of
+
+        return task_of(_present(folder), _options(spec, TorchOptions))
+
+    def _pooling_facts(self, folder: Path, task: str, device: str, spec: ModelSpec) -> RunnerFacts:
+        from llmhost.engines.torch.pooling_files import facts_of, read_pooling
+
+        on_gpu = device.startswith("cuda")
+        options = _options(spec, TorchOptions)
+        files = read_pooling(folder, task=task, options=options, on_gpu=on_gpu)
+        return facts_of(files, device, spec.block_tokens)
 
     def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
         return load_tokenizer(_present(folder))
