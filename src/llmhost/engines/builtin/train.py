@@ -54,13 +54,14 @@ ASSISTANT_TURN = re.compile(r"(?<=<\|im_start\|>assistant\n)(.*?<\|im_end\|>)", 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How long to train, from which seed, the learning rate at its highest, and the share of the
-    steps after which the known answers join word for word."""
+    """How long to train, from which seed, the learning rate at its highest, the share of the
+    steps after which the known answers join word for word, and the right token's handicap."""
 
     steps: int
     seed: int
     peak: float
     exact_after: float
+    margin: float = MARGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ def train(model: LlamaForCausalLM, tokenizer: Any, course: Course, console: Cons
         task = progress.add_task("training", total=steps, loss=math.nan, share=0.0)
         average = math.nan
         for step, (ids, learnt) in enumerate(islice(_batches(tokenizer, course), steps), 1):
-            loss = _loss(model, ids, learnt)
+            loss = _loss(model, ids, learnt, course.margin)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -252,13 +253,13 @@ def _pace(step: int, steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
 
-def _loss(model: LlamaForCausalLM, ids: Tensor, learnt: Tensor) -> Tensor:
-    """Mean cross-entropy over the assistants' tokens, each with `MARGIN` against it."""
+def _loss(model: LlamaForCausalLM, ids: Tensor, learnt: Tensor, margin: float) -> Tensor:
+    """Mean cross-entropy over the assistants' tokens, each with `margin` against it."""
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     wanted = learnt[:, 1:]
     targets = ids[:, 1:][wanted]
     logits = model.lm_head(hidden[wanted])
-    handicap = F.one_hot(targets, VOCAB) * MARGIN
+    handicap = F.one_hot(targets, VOCAB) * margin
     return F.cross_entropy(logits - handicap, targets)
 
 
