@@ -33,6 +33,8 @@ PURE = [
     "schedule/kv_books.py",
     "schedule/sequence.py",
     "schedule/scheduler.py",
+    "schedule/drafting.py",
+    "schedule/speculation.py",
     "deploy/memory_plan.py",
     "cost/pricing.py",
     "cost/chain.py",
