@@ -88,10 +88,17 @@ class DraftAsk(NamedTuple):
     most: int
     sampling: Sampling
     seed: int
+    prompt_tokens: int = 0
+    """So many of `tokens` are the sequence's prompt."""
 
 
 class Drafter(Protocol):
     """Guesses what sequences will say next. Called on the engine's thread, before a step is planned."""
+
+    @property
+    def device_ns(self) -> int:
+        """Device time that guessing has used so far, which no caller pays for."""
+        ...
 
     def propose(self, asks: Sequence[DraftAsk]) -> list[Sequence[int]]:
         """For each ask up to `most` tokens; fewer or none where it has no good guess. It must not raise."""
