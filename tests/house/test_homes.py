@@ -31,6 +31,9 @@ HOMES = {
 PURE = [
     "schedule/plan.py",
     "schedule/kv_books.py",
+    "schedule/prefix.py",
+    "schedule/waiting.py",
+    "schedule/predictor.py",
     "schedule/sequence.py",
     "schedule/scheduler.py",
     "schedule/drafting.py",

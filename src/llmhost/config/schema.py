@@ -145,6 +145,12 @@ class ModelSpec(Section, frozen=True):
     """Most tokens in one step, prompts and answers together; long prompts are computed in chunks of at most this."""
     max_sequence_length: Positive | None = None
     """Most tokens in prompt and answer together; the model's own limit when absent, and never above it."""
+    target_itl_ms: Annotated[float, Meta(gt=0)] | None = None
+    """Milliseconds that a step with a prompt in it may take while answers are written; 50 or more when absent."""
+    prefix_cache: bool = True
+    """Keep the computed beginnings of prompts, and compute only what comes after them in later prompts."""
+    cache_scope: Literal["key", "team", "org", "public"] = "team"
+    """Who shares computed beginnings, which can be noticed by the speed: without a team, the organisation."""
     max_queue: Positive = 1024
     """Sequences that may wait; more are refused with 503 and a retry-after."""
     kv_memory: str | None = None

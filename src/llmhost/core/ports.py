@@ -114,6 +114,9 @@ class Drafter(Protocol):
 class TextWatch(Protocol):
     """Turns one sequence's tokens into text as they come: whole characters only, stop strings held back."""
 
+    is_armed: bool
+    """False while no stop string ends the answer; set before a push."""
+
     def push(self, token: int) -> str:
         """The text that became certain with this token; may be empty."""
         ...
@@ -192,6 +195,12 @@ class EngineLoad:
     preemptions: int = 0
     operator_ns: int = 0
     """Device time that no caller pays for."""
+    prefix_query_tokens: int = 0
+    """Prompt tokens that were looked up in the prefix cache."""
+    prefix_hit_tokens: int = 0
+    """Of those, the ones that did not have to be computed."""
+    prefix_known_blocks: int = 0
+    prefix_evicted_blocks: int = 0
 
 
 class EngineClient(Protocol):

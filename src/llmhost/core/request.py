@@ -100,6 +100,19 @@ class Caller:
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models
 
+    def scope(self, width: str) -> str:
+        """Those who share with this caller when sharing is as wide as `key`, `team`, `org` or `public`.
+
+        A caller without a key or a team has those of its organisation.
+        """
+        if width == "public":
+            return "public"
+        if width == "key" and self.key_id is not None:
+            return f"key:{self.key_id}"
+        if width == "team" and self.team is not None:
+            return f"team:{self.org}/{self.team}"
+        return f"org:{self.org}"
+
 
 LOCAL_CALLER = Caller(key_id=None, org="local")
 """Whoever asks a loopback-only server while no key exists."""

@@ -217,6 +217,8 @@ class LoadEffects:
             max_sequence_length=plan.max_sequence_length,
             kv_blocks=plan.kv_blocks,
             block_tokens=runner.facts.block_tokens,
+            target_itl_ms=entry.spec.target_itl_ms,
+            prefix_cache=entry.spec.prefix_cache,
         )
         try:
             engine = EngineLoop(
@@ -228,6 +230,7 @@ class LoadEffects:
                 max_queue=entry.spec.max_queue,
                 on_step=self._observe_steps(str(entry.ref)),
                 on_broken=on_broken,
+                now_ns=self._clock.monotonic_ns,
             )
             engine.start()
         except BaseException:

@@ -206,6 +206,7 @@ class _Gauges(Collector):
             "Device time that no caller pays for: recomputed prompts, failed steps.",
             labels=["model_name"],
         )
+        yield from self._prefix_caches()
         for model, load in self._source.engine_loads():
             running.add_metric([model], load.running)
             waiting.add_metric([model], load.waiting)
@@ -218,6 +219,31 @@ class _Gauges(Collector):
         for model, name in self._source.deployment_states():
             state.add_metric([model, name], 1)
         yield from (running, waiting, kv, preempted, unpaid, state)
+
+    def _prefix_caches(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        labels = ["model_name"]
+        queries = CounterMetricFamily(
+            "llmhost_prefix_cache_query_tokens",
+            "Prompt tokens that were looked up in the prefix cache.",
+            labels=labels,
+        )
+        hits = CounterMetricFamily(
+            "llmhost_prefix_cache_hit_tokens", "Those that were found there.", labels=labels
+        )
+        evicted = CounterMetricFamily(
+            "llmhost_prefix_cache_evicted_blocks", "Blocks given up for room.", labels=labels
+        )
+        known = GaugeMetricFamily(
+            "llmhost_prefix_cache_blocks",
+            "KV blocks that can be found by their text.",
+            labels=labels,
+        )
+        for model, load in self._source.engine_loads():
+            queries.add_metric([model], load.prefix_query_tokens)
+            hits.add_metric([model], load.prefix_hit_tokens)
+            evicted.add_metric([model], load.prefix_evicted_blocks)
+            known.add_metric([model], load.prefix_known_blocks)
+        yield from (queries, hits, evicted, known)
 
     def _devices(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         capacity = GaugeMetricFamily(

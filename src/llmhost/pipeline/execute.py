@@ -271,4 +271,5 @@ class Execute:
             priority=request.priority,
             arrival_ns=context.arrived_ns,
             tenant=context.known_caller.org,
+            cache_scope=context.known_caller.scope(entry.spec.cache_scope),
         )

@@ -47,6 +47,7 @@ class EngineLoop:
         max_queue: int,
         on_step: StepObserver | None = None,
         on_broken: Callable[[EngineFailed], None] | None = None,
+        now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.name = name
         self._runner = runner
@@ -56,6 +57,8 @@ class EngineLoop:
         self._max_live = max_queue + scheduler.limits.max_batch_size
         self._on_step = on_step
         self._on_broken = on_broken
+        self._now_ns = now_ns
+        """The clock of arrivals and deadlines."""
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._sinks: dict[int, tuple[int, DeltaSink]] = {}  # with the choice's index
@@ -194,7 +197,9 @@ class EngineLoop:
 
     def _turn(self) -> None:
         emissions = self._take_inbox()
-        rows = self._scheduler.plan()
+        now_ns = self._now_ns()
+        emissions += self._scheduler.expire(now_ns)
+        rows = self._scheduler.plan(now_ns)
         if rows:
             emissions += self._step(rows)
         self._load = self._scheduler.load()
@@ -247,7 +252,10 @@ class EngineLoop:
 
     def _add(self, seq_id: int, spec: SequenceSpec) -> list[Emission]:
         try:
-            emission = self._scheduler.add(seq_id, spec, self._tokenizer.watch(spec.stop))
+            watch, grammar = self._tokenizer.watch(spec.stop), None
+            if spec.grammar is not None:
+                grammar = self._tokenizer.grammar(spec.grammar, spec.prompt)
+            emission = self._scheduler.add(seq_id, spec, watch, grammar)
         except Exception as error:  # boundary: what one caller brought must not end the others
             log.exception("sequence.refused model=%s request=%s", self.name, spec.request_id)
             failure = error if isinstance(error, LlmhostError) else self._cut_short()

@@ -1,9 +1,22 @@
-"""The books of the KV cache: which block belongs to which sequence. It knows counts, never tensors.
+"""The books of the KV cache: which block belongs to which sequences. It knows counts and texts, never tensors.
 
-Invariant, audited by `check`: every block is either free or held by exactly one sequence.
+Invariant, audited by `check`: every block is blank, or held by one or more sequences, or kept: held by nobody, with
+a text that the index knows, until somebody needs the text or the room.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from llmhost.schedule.prefix import Parent, Place, PrefixIndex
+
+
+class Match(NamedTuple):
+    """The longest known beginning of a text."""
+
+    blocks: list[int]
+    parent: Parent
+    """What the block after them is found by."""
 
 
 class KvBooks:
@@ -12,11 +25,26 @@ class KvBooks:
     def __init__(self, total: int, block_tokens: int) -> None:
         self.total = total
         self.block_tokens = block_tokens
-        self._free = list(range(total - 1, -1, -1))  # a stack: low numbers go out first
+        self.evicted = 0
+        """Kept blocks whose text was given up for room."""
+        self._blank = list(range(total - 1, -1, -1))  # a stack: low numbers go out first
+        self._holders = [0] * total
+        self._kept: dict[int, None] = {}  # in the order in which they will be evicted
+        self._index = PrefixIndex()
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        """Blocks that can be taken: blank and kept ones."""
+        return len(self._blank) + len(self._kept)
+
+    @property
+    def kept(self) -> int:
+        return len(self._kept)
+
+    @property
+    def known(self) -> int:
+        """Blocks whose text can be found, held ones among them."""
+        return len(self._index)
 
     @property
     def capacity_tokens(self) -> int:
@@ -26,27 +54,101 @@ class KvBooks:
         return -(-tokens // self.block_tokens)
 
     def take(self, count: int) -> list[int]:
-        """`count` blocks. Asking for more than are free is a scheduler's bug."""
-        assert 0 <= count <= len(self._free), (count, len(self._free))
+        """`count` blocks, evicting the least recently used of the kept ones if need be.
+
+        Asking for more than are free is a scheduler's bug.
+        """
+        assert 0 <= count <= self.free, (count, self.free)
         if count == 0:
             return []
-        taken = self._free[-count:]
-        del self._free[-count:]
+        while len(self._blank) < count:
+            self._evict(next(iter(self._kept)))
+        taken = self._blank[-count:]
+        del self._blank[-count:]
         taken.reverse()
+        for block in taken:
+            self._holders[block] = 1
         return taken
 
-    def give_back(self, blocks: Iterable[int]) -> None:
-        self._free.extend(blocks)
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """One holder less for each. The last ones go first when room is needed: others are found through those
+        before them."""
+        for block in reversed(blocks):
+            self._holders[block] -= 1
+            if self._holders[block] == 0:
+                if block in self._index:
+                    self._kept[block] = None
+                else:
+                    self._blank.append(block)
+
+    def match(self, salt: str, tokens: Sequence[int], most_tokens: int) -> Match:
+        """The known blocks at the beginning of `tokens`, of its first `most_tokens` only."""
+        size, blocks = self.block_tokens, list[int]()
+        parent: Parent = salt
+        for end in range(size, most_tokens + 1, size):
+            place = self._index.find(parent, tuple(tokens[end - size : end]))
+            if place is None:
+                break
+            blocks.append(place.block)
+            parent = place.serial
+        return Match(blocks, parent)
+
+    def count_kept(self, blocks: Iterable[int]) -> int:
+        """How many of `blocks` nobody holds: sharing them leaves so many fewer free."""
+        return sum(self._holders[block] == 0 for block in blocks)
+
+    def count_sole(self, blocks: Iterable[int]) -> int:
+        """How many of `blocks` have one holder, who frees them by giving them back."""
+        return sum(self._holders[block] == 1 for block in blocks)
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """One holder more for each of these known blocks."""
+        for block in blocks:
+            if self._holders[block] == 0:
+                del self._kept[block]
+            self._holders[block] += 1
+
+    def record(self, parent: Parent, tokens: tuple[int, ...], block: int) -> Place:
+        """A held block's text has been computed. Where it is known already, the known block takes its place."""
+        place = self._index.find(parent, tokens)
+        if place is None:
+            return self._index.enter(parent, tokens, block)
+        if place.block != block:
+            self.share([place.block])
+            self.give_back([block])
+        return place
+
+    def forget_texts(self) -> None:
+        """Nothing that is kept may be found any more; held blocks stay with their holders."""
+        for block in list(self._kept):
+            self._evict(block)
+        for block in list(self._index.blocks()):
+            self._index.leave(block)
 
     def resize(self, total: int) -> None:
         """Change the number of blocks. Only blocks that nobody holds may go."""
         if total >= self.total:
-            self._free[:0] = range(total - 1, self.total - 1, -1)
+            self._blank[:0] = range(total - 1, self.total - 1, -1)
+            self._holders += [0] * (total - self.total)
         else:
-            self._free = [b for b in self._free if b < total]
+            for block in [block for block in self._kept if block >= total]:
+                self._evict(block)
+            self._blank = [block for block in self._blank if block < total]
+            del self._holders[total:]
         self.total = total
 
-    def check(self, held: Iterable[list[int]]) -> None:
+    def check(self, held: Iterable[Sequence[int]]) -> None:
         """Audit the books against what sequences say they hold. Raises AssertionError on any difference."""
-        seen = sorted([*self._free, *(b for blocks in held for b in blocks)])
+        holders = Counter(block for blocks in held for block in blocks)
+        shown = {block: count for block, count in enumerate(self._holders) if count}
+        assert shown == holders, f"the books show {shown}, and sequences hold {dict(holders)}"
+        seen = sorted([*self._blank, *self._kept, *holders])
         assert seen == list(range(self.total)), f"{self.total} blocks, but the books show {seen}"
+        assert all(block in self._index for block in self._kept), "a kept block has no text"
+        assert not any(block in self._index for block in self._blank), "a blank block has a text"
+
+    def _evict(self, block: int) -> None:
+        del self._kept[block]
+        self._index.leave(block)
+        self._blank.append(block)
+        self.evicted += 1

@@ -1,13 +1,14 @@
 """The decision of each step, as a pure function: who gets how many tokens of the next forward pass.
 
-Running sequences first, then waiting ones, each in key order. Whoever only decodes has a token set aside before a
-prompt takes its chunk, so a long prompt stalls nobody. KV room is promised to a sequence for all its known tokens
-before it is admitted, so admission alone never causes a preemption; only growth does, and the largest key gives way.
+Running sequences first, then waiting ones in the order in which they come. Whoever only decodes has a token set aside
+before a prompt takes its chunk, so a long prompt stalls nobody; guesses come on top where there is room. KV room is
+promised to a sequence for all its known tokens before it is admitted, so admission alone never causes a preemption;
+only growth does, and the last of the running gives way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Work(Protocol):
@@ -16,13 +17,50 @@ class Work(Protocol):
     @property
     def seq_id(self) -> int: ...
     @property
-    def key(self) -> tuple[int, int, int]: ...
-    @property
     def computed(self) -> int: ...
     @property
-    def todo(self) -> int: ...
+    def todo(self) -> int:
+        """Tokens to feed, guesses among them."""
+        ...
+
+    @property
+    def drafts(self) -> int:
+        """Of `todo`, guesses: they may be left out."""
+        ...
+
     @property
     def held(self) -> int: ...
+    @property
+    def is_atomic(self) -> bool:
+        """All of it in one step or none, and without KV blocks."""
+        ...
+
+
+class Hit(NamedTuple):
+    """The part of a waiting sequence that need not be computed."""
+
+    tokens: int = 0
+    blocks: int = 0
+    kept_blocks: int = 0
+    """Of `blocks`, those that are free until they are shared."""
+
+
+NO_HIT = Hit()
+
+Lookup = Callable[[Work], Hit | None]
+"""What is known of a waiting sequence's text; None when it should wait, because another is computing it right now."""
+
+
+Freed = Callable[[Work], int]
+"""Blocks that are free for certain once a sequence gives back its own: others may hold some of them too."""
+
+
+def _no_lookup(_: Work) -> Hit:
+    return NO_HIT
+
+
+def _all_held(work: Work) -> int:
+    return work.held
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +74,8 @@ class Budget:
     block_tokens: int
     watermark_blocks: int = 0
     """Blocks that admission leaves free for the growth of what runs."""
+    prompt_tokens: int | None = None
+    """Most tokens of prompts, so that who decodes isn't kept waiting; None for no such limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +89,17 @@ class StepPlan:
     """Why the next waiting sequence waits: "tokens", "sequences" or "blocks"."""
 
 
-def plan_step(running: Sequence[Work], waiting: Sequence[Work], budget: Budget) -> StepPlan:
-    """Share one forward pass. Both lists come in key order."""
-    sharing = _Sharing(running, budget)
+def plan_step(
+    running: Sequence[Work],
+    waiting: Iterable[Work],
+    budget: Budget,
+    lookup: Lookup = _no_lookup,
+    freed: Freed = _all_held,
+) -> StepPlan:
+    """Share one forward pass. `running` comes in key order, `waiting` in the order of admission."""
+    sharing = _Sharing(running, budget, freed)
     sharing.grant_running()
-    short_of = None if sharing.preempted else sharing.admit(waiting)
+    short_of = None if sharing.preempted else sharing.admit(waiting, lookup)
     return StepPlan(
         tuple(sharing.grants), tuple(sharing.admitted), tuple(sharing.preempted), short_of
     )
@@ -62,13 +108,15 @@ def plan_step(running: Sequence[Work], waiting: Sequence[Work], budget: Budget) 
 class _Sharing:
     """What is left while one plan is made."""
 
-    def __init__(self, running: Sequence[Work], budget: Budget) -> None:
+    def __init__(self, running: Sequence[Work], budget: Budget, freed: Freed) -> None:
         self.running = running
+        self.freed = freed
         self.budget = budget
         self.tokens = budget.tokens
+        self.prompt_tokens = budget.tokens if budget.prompt_tokens is None else budget.prompt_tokens
         self.free = budget.free_blocks
         self.kept = len(running)  # the preempted are the tail of `running`
-        self.decoders = sum(work.todo == 1 for work in running)  # not granted yet: a token each
+        self.decoders = sum(_decodes(work) for work in running)  # not granted yet: a token each
         self.grants: list[tuple[int, int]] = []
         self.admitted: list[int] = []
         self.preempted: list[int] = []
@@ -77,20 +125,35 @@ class _Sharing:
         for place, work in enumerate(self.running):
             if place >= self.kept:
                 return
-            todo = work.todo
-            if todo == 1:
+            if _decodes(work):
                 self.decoders -= 1
-                self._grant(place, work, 1 if self.tokens else 0)
+                self._grant(place, work, self._decode_share(work))
+            elif work.is_atomic:
+                self._grant_whole(work)
             else:
-                self._grant(place, work, min(todo, max(self.tokens - self.decoders, 0)))
+                room = min(self.tokens - self.decoders, self.prompt_tokens)
+                share = min(work.todo - work.drafts, max(room, 0))
+                self.prompt_tokens -= self._grant(place, work, share)
 
-    def _grant(self, place: int, work: Work, share: int) -> None:
+    def _decode_share(self, work: Work) -> int:
+        """A token, and guesses as far as nobody has to give way for them."""
+        if self.tokens == 0:
+            return 0
+        if work.drafts == 0:
+            return 1
+        share = max(min(work.todo, self.tokens - self.decoders), 1)
+        if self._missing(work, share) > self.free:
+            share = (work.held + self.free) * self.budget.block_tokens - work.computed
+        return max(share, 1)
+
+    def _grant(self, place: int, work: Work, share: int) -> int:
         missing = self._missing(work, share)
         if missing > self.free:
             share = self._make_room(place, work, share)
             missing = self._missing(work, share)
         if share:
             self._take(work, share, missing)
+        return share
 
     def _make_room(self, place: int, work: Work, share: int) -> int:
         """Preempt from the end until `work` can have its share. A prefill chunk may shrink to the room there is."""
@@ -107,7 +170,7 @@ class _Sharing:
         self.kept -= 1
         work = self.running[self.kept]
         self.preempted.append(work.seq_id)
-        self.free += work.held
+        self.free += self.freed(work)
 
     def _missing(self, work: Work, share: int) -> int:
         """Blocks that `work` must be given to have room for `share` more tokens."""
@@ -119,7 +182,7 @@ class _Sharing:
         self.tokens -= share
         self.grants.append((work.seq_id, share))
 
-    def admit(self, waiting: Sequence[Work]) -> str | None:
+    def admit(self, waiting: Iterable[Work], lookup: Lookup) -> str | None:
         """Take in the next ones in order; returns why one waits.
 
         Tokens are left here only when all that run got theirs, so no room that a running prompt needs is given away.
@@ -128,14 +191,45 @@ class _Sharing:
         for work in waiting:
             if room <= 0:
                 return "sequences"
-            if self.tokens == 0:
+            if self.tokens == 0 or self.prompt_tokens <= 0:
                 return "tokens"
-            is_alone = not self.running and not self.admitted
-            spare = self.free - (0 if is_alone else self.budget.watermark_blocks)
-            if self._missing(work, work.todo) > spare:
-                return "blocks"
-            share = min(work.todo, self.tokens)
-            self._take(work, share, self._missing(work, share))
+            hit = lookup(work)
+            if hit is None:
+                continue
+            short_of = self._admit_whole(work) if work.is_atomic else self._admit(work, hit)
+            if short_of is not None:
+                return short_of
             self.admitted.append(work.seq_id)
             room -= 1
         return None
+
+    def _admit(self, work: Work, hit: Hit) -> str | None:
+        is_alone = not self.running and not self.admitted
+        spare = self.free - (0 if is_alone else self.budget.watermark_blocks)
+        known = work.computed + work.todo - work.drafts
+        if self._blocks(known) - hit.blocks + hit.kept_blocks > spare:
+            return "blocks"
+        share = min(known - hit.tokens, self.tokens, self.prompt_tokens)
+        self.prompt_tokens -= share
+        self._take(work, share, self._blocks(hit.tokens + share) - hit.blocks + hit.kept_blocks)
+        return None
+
+    def _admit_whole(self, work: Work) -> str | None:
+        return None if self._grant_whole(work) else "tokens"
+
+    def _grant_whole(self, work: Work) -> bool:
+        """A text that is computed in one step. One that is longer than any step may be has a step of its own."""
+        if work.todo > min(self.tokens, self.prompt_tokens) and self.grants:
+            return False
+        share = work.todo
+        self.grants.append((work.seq_id, share))
+        self.tokens = max(self.tokens - share, 0)
+        self.prompt_tokens -= share
+        return True
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self.budget.block_tokens)
+
+
+def _decodes(work: Work) -> bool:
+    return work.todo - work.drafts == 1 and not work.is_atomic

@@ -1,25 +1,36 @@
 """The scheduler: `plan -> run -> absorb`. It owns sequences and KV books; no torch, no thread, no clock.
 
 A caller adds sequences, asks for a plan, has it run, and hands the result back. Between two plans it may cancel,
-resize or export. Every sequence that was added ends in exactly one last delta.
+resize or export. Every sequence that was added ends in exactly one last delta. Times are handed in, on one clock.
 """
 
 from bisect import insort
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from operator import attrgetter
 
-from llmhost.core.errors import EngineFailed, LlmhostError
+from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError
 from llmhost.core.output import Delta, FinishReason
-from llmhost.core.ports import EngineLoad, TextWatch
+from llmhost.core.ports import DraftAsk, EngineLoad, TextWatch
 from llmhost.core.request import SequenceSpec
-from llmhost.core.step import Row, StepResult
+from llmhost.core.step import Draw, Drawn, GrammarState, Row, StepResult
 from llmhost.schedule.kv_books import KvBooks
-from llmhost.schedule.plan import Budget, StepPlan, plan_step
+from llmhost.schedule.plan import NO_HIT, Budget, Hit, StepPlan, Work, plan_step
+from llmhost.schedule.predictor import StepPredictor, StepWork, prompt_room, work_of
+from llmhost.schedule.prefix import chain_hashes
 from llmhost.schedule.sequence import Sequence
+from llmhost.schedule.waiting import FairShares, WaitingQueue
 
 Emission = tuple[int, Delta]
 """A sequence's id and what it has to say."""
+
+LEAST_CHUNK_TOKENS = 16
+"""A prompt gets on by so much in every step, whatever the latency of others is to be."""
+TARGET_ITL_MS = 50.0
+"""Without a configured target, a step may take this long, or twice what it takes without prompts, if that is more."""
 
 _by_key = attrgetter("key")
 
@@ -35,6 +46,10 @@ class SchedulerLimits:
     block_tokens: int
     watermark_share: float = 0.02
     """Part of the KV blocks that admission leaves free for growth."""
+    target_itl_ms: float | None = None
+    """What a step with prompts in it may take while others decode."""
+    prefix_cache: bool = True
+    """Keep computed blocks for later prompts. Choices of one request share theirs in any case."""
 
 
 class Scheduler:
@@ -43,17 +58,26 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.books = KvBooks(limits.kv_blocks, limits.block_tokens)
+        self.predictor = StepPredictor()
         self.operator_ns = 0
-        """Device time that no caller pays for: recomputed prefill after preemptions."""
+        """Device time that no caller pays for: recomputed prefill after preemptions, rejected guesses."""
         self.preemptions = 0
         self.steps = 0
+        self.prefix_query_tokens = 0
+        """Prompt tokens of sequences that were looked up in the prefix cache, and of those the ones found there."""
+        self.prefix_hit_tokens = 0
         self._sequences: dict[int, Sequence] = {}
         self._running: list[Sequence] = []
-        self._waiting: list[Sequence] = []
+        self._waiting = WaitingQueue()
+        self._shares = FairShares()
+        self._promised: Counter[int] = Counter()
+        """Hashes of prompt blocks that running sequences are about to compute."""
+        self._deadlines: list[tuple[int, int]] = []
+        self._ns_per_token = 0.0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._sequences)
 
     @property
     def longest_tokens(self) -> int:
@@ -69,24 +93,50 @@ class Scheduler:
             steps=self.steps,
             preemptions=self.preemptions,
             operator_ns=self.operator_ns,
+            prefix_query_tokens=self.prefix_query_tokens,
+            prefix_hit_tokens=self.prefix_hit_tokens,
+            prefix_known_blocks=self.books.known,
+            prefix_evicted_blocks=self.books.evicted,
         )
 
-    def add(self, seq_id: int, spec: SequenceSpec, watch: TextWatch) -> Emission | None:
+    # ------------------------------------------------------------ coming and going
+
+    def add(
+        self,
+        seq_id: int,
+        spec: SequenceSpec,
+        watch: TextWatch,
+        grammar: GrammarState | None = None,
+    ) -> Emission | None:
         """Queue a sequence; one without room for a single token more ends now, with `length`.
 
         The door has checked the length against the limits of its time; they may have shrunk since.
         """
         assert spec.prompt, "a sequence without a prompt has nothing to draw from"
-        sequence = Sequence.start(seq_id, spec, watch)
+        sequence = Sequence.start(seq_id, spec, watch, grammar)
         self._sequences[seq_id] = sequence
-        insort(self._waiting, sequence, key=_by_key)
+        self._shares.join(spec.tenant)
+        self._waiting.add(sequence)
         if self._has_no_room(sequence):
             return self._end(seq_id, FinishReason.LENGTH)
+        sequence.parent = salt = self._salt(spec)
+        if _may_hit(sequence):
+            sequence.hashes = chain_hashes(salt, spec.prompt, self.limits.block_tokens)
+        if spec.deadline_ns is not None:
+            heappush(self._deadlines, (spec.deadline_ns, seq_id))
         return None
 
     def cancel(self, seq_id: int) -> Emission | None:
         """End a sequence now. None if it has ended already."""
         return self._end(seq_id, FinishReason.CANCELLED)
+
+    def expire(self, now_ns: int) -> list[Emission]:
+        """End the sequences whose deadline has passed."""
+        late = []
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            late.append(heappop(self._deadlines)[1])
+        error = DeadlineExceeded("The answer was not complete before its deadline.")
+        return self._end_all(late, FinishReason.ERROR, error) if late else []
 
     def fail(self, seq_ids: Iterable[int], error: LlmhostError) -> list[Emission]:
         """End sequences with an error, giving back what they hold."""
@@ -100,6 +150,13 @@ class Scheduler:
     def ids(self) -> list[int]:
         return list(self._sequences)
 
+    def preempt(self, seq_ids: Iterable[int]) -> None:
+        """Have running sequences wait again. What they hold stays to be found, for as long as there is room."""
+        for seq_id in list(seq_ids):
+            sequence = self._sequences.get(seq_id)
+            if sequence is not None and sequence in self._running:
+                self._preempt(sequence)
+
     def resize_kv(self, blocks: int) -> list[Emission]:
         """Change the KV lease. Who holds a block that goes is preempted; who can never fit again ends here."""
         for sequence in [s for s in self._running if any(b >= blocks for b in s.blocks)]:
@@ -109,11 +166,161 @@ class Scheduler:
         too_long = [s.seq_id for s in self._sequences.values() if self._has_no_room(s)]
         return self._end_all(too_long, FinishReason.LENGTH)
 
-    def plan(self) -> list[Row]:
+    # ------------------------------------------------------------ guesses
+
+    def draft_asks(self, most: int) -> list[DraftAsk]:
+        """Guesses that the next step could check: at most `most` after each sequence that decodes."""
+        asks = []
+        for sequence in self._running:
+            room = min(sequence.most_tokens, self.longest_tokens) - len(sequence.tokens) - 1
+            if sequence.computed == len(sequence.tokens) - 1 and room > 0:
+                spec = sequence.spec
+                asks.append(
+                    DraftAsk(
+                        sequence.seq_id, sequence.tokens, min(most, room), spec.sampling, spec.seed
+                    )
+                )
+        return asks
+
+    def set_drafts(self, drafts: Mapping[int, Seq[int]]) -> None:
+        """Have the next step check these guesses; of those for a grammar, only what it would take."""
+        for seq_id, tokens in drafts.items():
+            sequence = self._sequences[seq_id]
+            count = len(tokens)
+            if sequence.grammar is not None:
+                count = sequence.grammar.valid_prefix(tokens)
+            sequence.draft = list(tokens[:count])
+
+    # ------------------------------------------------------------ plan
+
+    def plan(self, now_ns: int = 0) -> list[Row]:
         """The next step's rows, with their blocks taken; empty when nothing can run."""
-        plan = plan_step(self._running, self._waiting, self._budget())
-        self._requeue(plan)
-        return [self._row(self._sequences[seq_id], share) for seq_id, share in plan.grants]
+        hits: dict[int, Hit] = {}
+        about_to: set[int] = set()
+
+        def lookup(work: Work) -> Hit | None:
+            hit = self._hit(self._sequences[work.seq_id], about_to)
+            if hit is not None:
+                hits[work.seq_id] = hit
+            return hit
+
+        order = self._waiting.in_order(now_ns, self._shares, self._ns_per_token)
+        plan = plan_step(self._running, order, self._budget(), lookup, self._freed)
+        self._requeue(plan, hits)
+        rows = [self._row(self._sequences[seq_id], share) for seq_id, share in plan.grants]
+        for sequence in self._running:
+            sequence.draft = []
+        return rows
+
+    def _budget(self) -> Budget:
+        return Budget(
+            tokens=self.limits.max_tokens_per_batch,
+            sequences=self.limits.max_batch_size,
+            free_blocks=self.books.free,
+            block_tokens=self.limits.block_tokens,
+            watermark_blocks=int(self.books.total * self.limits.watermark_share),
+            prompt_tokens=self._prompt_room(),
+        )
+
+    def _prompt_room(self) -> int | None:
+        """Prompt tokens for which those that decode can wait; None when nobody decodes or no prompt is there."""
+        prompts = [s for s in self._running if s.todo - s.drafts > 1]
+        if len(prompts) == len(self._running) or not (prompts or self._waiting):
+            return None
+        decoding = StepWork()
+        for sequence in self._running:
+            if sequence.todo - sequence.drafts == 1:
+                decoding = decoding.plus(sequence.computed, sequence.todo)
+        target_ms = self.limits.target_itl_ms
+        if target_ms is None:
+            target_ms = max(TARGET_ITL_MS, 2 * (self.predictor.predict(decoding) or 0.0))
+        room = prompt_room(
+            self.predictor,
+            decoding,
+            start=prompts[0].computed if prompts else 0,
+            target_ms=target_ms,
+            least=LEAST_CHUNK_TOKENS,
+            most=self.limits.max_tokens_per_batch,
+        )
+        size = self.limits.block_tokens
+        return room - room % size if room > size else room
+
+    def _hit(self, sequence: Sequence, about_to: set[int]) -> Hit | None:
+        """What the prefix cache has of a waiting sequence; None while another computes what comes next in it.
+
+        `about_to` gathers the hashes of what this plan's own admissions will compute.
+        """
+        if not _may_hit(sequence):
+            return NO_HIT
+        # One token at least is computed, to draw from what it gives.
+        match = self.books.match(
+            self._salt(sequence.spec), sequence.tokens, len(sequence.tokens) - 1
+        )
+        count = len(match.blocks)
+        coming = sequence.hashes[count:]
+        if coming and (coming[0] in about_to or coming[0] in self._promised):
+            return None
+        about_to.update(coming)
+        return Hit(count * self.books.block_tokens, count, self.books.count_kept(match.blocks))
+
+    def _freed(self, work: Work) -> int:
+        return self.books.count_sole(self._sequences[work.seq_id].blocks)
+
+    def _requeue(self, plan: StepPlan, hits: Mapping[int, Hit]) -> None:
+        for seq_id in plan.preempted:
+            self._preempt(self._sequences[seq_id])
+        for seq_id in plan.admitted:  # all of them before any block is taken: that may evict
+            sequence = self._sequences[seq_id]
+            self._waiting.remove(sequence)
+            insort(self._running, sequence, key=_by_key)
+            self._share(sequence, hits[seq_id])
+
+    def _share(self, sequence: Sequence, hit: Hit) -> None:
+        """Begin with the blocks that are known, and promise to compute the others."""
+        match = self.books.match(self._salt(sequence.spec), sequence.tokens, hit.tokens)
+        self.books.share(match.blocks)
+        sequence.blocks, sequence.parent = match.blocks, match.parent
+        sequence.recorded = len(match.blocks)
+        sequence.computed = hit.tokens
+        sequence.promised = len(match.blocks)
+        self._promised.update(sequence.hashes[sequence.promised :])
+        if sequence.high_water == 0 and sequence.hashes:  # not again after a preemption
+            sequence.cached_tokens = hit.tokens
+            self.prefix_query_tokens += len(sequence.spec.prompt)
+            self.prefix_hit_tokens += hit.tokens
+
+    def _row(self, sequence: Sequence, share: int) -> Row:
+        """The grant as a row, with the blocks that it needs taken."""
+        start, end, known = sequence.computed, sequence.computed + share, len(sequence.tokens)
+        if not sequence.is_atomic:
+            needed = self.books.blocks_for(end) - sequence.held
+            if needed > 0:
+                sequence.blocks += self.books.take(needed)
+        spec = sequence.spec
+        drafts = max(end - known, 0)
+        tokens = sequence.tokens[start:end]
+        if drafts:
+            tokens += sequence.draft[:drafts]
+        return Row(
+            sequence.seq_id,
+            tokens,
+            start,
+            sequence.blocks,
+            spec.sampling,
+            spec.seed,
+            end >= known and not sequence.is_scored_only,
+            spec.purpose,
+            len(spec.prompt),
+            sequence.tokens,
+            drafts,
+            spec.stop_token_ids if spec.min_new_tokens else frozenset(),
+            len(spec.prompt) + spec.min_new_tokens,
+            sequence.grammar,
+            spec.adapter,
+            spec.pooling,
+        )
+
+    # ------------------------------------------------------------ absorb
 
     def absorb(self, result: StepResult) -> list[Emission]:
         """Take a step's tokens into their sequences; what each of them has to say, in row order.
@@ -121,6 +328,7 @@ class Scheduler:
         A sequence that ended while the step ran is skipped: its token is surplus and belongs to nobody.
         """
         self.steps += 1
+        self._learn(result)
         longest = self.longest_tokens
         emissions: list[Emission] = []
         for row, drawn, share_ns in zip(result.rows, result.drawn, result.shares_ns, strict=True):
@@ -128,13 +336,14 @@ class Scheduler:
             if sequence is None:
                 self.operator_ns += share_ns
                 continue
-            self._charge(sequence, row, share_ns)
+            self._charge(sequence, row, drawn, share_ns)
             if isinstance(drawn, EngineFailed):
                 emissions += self.fail([row.seq_id], drawn)
                 continue
-            assert (drawn is not None) is row.wants_token, "a token where none was wanted, or none"
-            if isinstance(drawn, int):
-                emissions.append((row.seq_id, self._accept(sequence, drawn, longest)))
+            self._record(sequence)
+            delta = self._take(sequence, row, drawn, longest)
+            if delta is not None:
+                emissions.append((row.seq_id, delta))
         return emissions
 
     def check(self) -> None:
@@ -144,61 +353,87 @@ class Scheduler:
         assert {s.seq_id for s in queued} == set(self._sequences), "a sequence is in no queue"
         assert len(queued) == len(self._sequences), "a sequence is in two queues"
         assert not any(s.blocks for s in self._waiting), "a waiting sequence holds blocks"
+        promised = Counter(h for s in self._running for h in s.hashes[s.promised :])
+        assert +self._promised == promised, "a promise that nobody keeps, or a lost one"
 
-    def _budget(self) -> Budget:
-        return Budget(
-            tokens=self.limits.max_tokens_per_batch,
-            sequences=self.limits.max_batch_size,
-            free_blocks=self.books.free,
-            block_tokens=self.limits.block_tokens,
-            watermark_blocks=int(self.books.total * self.limits.watermark_share),
-        )
+    def _learn(self, result: StepResult) -> None:
+        work = work_of(result.rows)
+        self.predictor.learn(work, result.busy_ns / 1e6)
+        if work.tokens:
+            rate = result.busy_ns / work.tokens
+            self._ns_per_token += 0.05 * (rate - self._ns_per_token)
 
-    def _requeue(self, plan: StepPlan) -> None:
-        for seq_id in plan.preempted:
-            self._preempt(self._sequences[seq_id])
-        if plan.admitted:
-            del self._waiting[: len(plan.admitted)]
-            for seq_id in plan.admitted:
-                insort(self._running, self._sequences[seq_id], key=_by_key)
-
-    def _row(self, sequence: Sequence, share: int) -> Row:
-        """The grant as a row, with the blocks that it needs taken."""
-        start, end = sequence.computed, sequence.computed + share
-        needed = self.books.blocks_for(end) - sequence.held
-        if needed > 0:
-            sequence.blocks += self.books.take(needed)
-        return Row(
-            sequence.seq_id,
-            sequence.tokens[start:end],
-            start,
-            sequence.blocks,
-            sequence.spec.sampling,
-            sequence.spec.seed,
-            end == len(sequence.tokens),
-            sequence.spec.purpose,
-        )
-
-    def _charge(self, sequence: Sequence, row: Row, share_ns: int) -> None:
+    def _charge(self, sequence: Sequence, row: Row, drawn: Drawn, share_ns: int) -> None:
+        """Note what is computed, and whose the time is: rejected guesses and repeated work are the operator's."""
         is_repeated = row.start < sequence.high_water
-        end = row.start + len(row.tokens)
+        fed = len(row.tokens)
+        rejected = row.drafts - _confirmed(drawn)
+        end = row.start + fed - rejected
         if sequence.blocks:  # else it was preempted while the step ran: nothing of it is kept
             sequence.computed = end
         sequence.high_water = max(sequence.high_water, end)
-        if is_repeated:
-            self.operator_ns += share_ns
-        else:
-            sequence.engine_ns += share_ns
+        operator_ns = share_ns if is_repeated else share_ns * rejected // fed
+        self.operator_ns += operator_ns
+        sequence.engine_ns += share_ns - operator_ns
+        self._shares.serve(sequence.spec.tenant, share_ns)
 
-    def _accept(self, sequence: Sequence, token: int, longest: int) -> Delta:
-        delta = sequence.accept(token)
-        if delta.finish_reason is None and len(sequence.tokens) >= longest:
-            delta = sequence.end(FinishReason.LENGTH, text=delta.text, tokens=delta.tokens)
-        if delta.finish_reason is not None:
+    def _record(self, sequence: Sequence) -> None:
+        """Have full blocks found by their text from now on."""
+        size = self.limits.block_tokens
+        full = min(sequence.computed // size, len(sequence.blocks))
+        for place in range(sequence.recorded, full):
+            text = tuple(sequence.tokens[place * size : (place + 1) * size])
+            found = self.books.record(sequence.parent, text, sequence.blocks[place])
+            sequence.blocks[place], sequence.parent = found
+        sequence.recorded = max(sequence.recorded, full)
+        self._keep_promises(sequence, full)
+
+    def _keep_promises(self, sequence: Sequence, upto: int) -> None:
+        for kept in sequence.hashes[sequence.promised : upto]:
+            self._promised[kept] -= 1
+            if not self._promised[kept]:
+                del self._promised[kept]
+        sequence.promised = max(sequence.promised, min(upto, len(sequence.hashes)))
+
+    def _take(
+        self, sequence: Sequence, row: Row, drawn: int | Draw | None, longest: int
+    ) -> Delta | None:
+        """The sequence's delta for what was drawn; None when it has nothing to say."""
+        if isinstance(drawn, int):
+            drawn = Draw((drawn,))
+        if sequence.is_atomic:
+            assert isinstance(drawn, Draw) and drawn.pooled is not None, "a vector was wanted"
+            self._remove(sequence)
+            return replace(sequence.end(FinishReason.STOP), pooled=drawn.pooled)
+        has_token = isinstance(drawn, Draw) and bool(drawn.tokens)
+        assert has_token is row.wants_token, "a token where none was wanted, or none"
+        delta = None
+        if drawn is not None:
+            if drawn.prompt_logprobs:
+                fresh = sequence.fresh_logprobs(row.start, drawn.prompt_logprobs)
+                drawn = drawn._replace(prompt_logprobs=fresh)
+            delta = sequence.take(drawn)
+        return self._last_if_full(sequence, delta, longest)
+
+    def _last_if_full(self, sequence: Sequence, delta: Delta | None, longest: int) -> Delta | None:
+        if delta is None or delta.finish_reason is None:
+            is_full = len(sequence.tokens) >= longest and delta is not None and bool(delta.tokens)
+            is_scored = sequence.is_scored_only and sequence.computed >= len(sequence.tokens)
+            if is_full or is_scored:
+                last = delta or Delta(sequence.spec.index)
+                ended = sequence.end(FinishReason.LENGTH, text=last.text, tokens=last.tokens)
+                delta = replace(ended, logprobs=last.logprobs, prompt_logprobs=last.prompt_logprobs)
+        if delta is not None and delta.finish_reason is not None:
             self._remove(sequence)
         return delta
 
+    # ------------------------------------------------------------ ends
+
     def _has_no_room(self, sequence: Sequence) -> bool:
+        if sequence.is_atomic:
+            return len(sequence.tokens) > self.limits.max_sequence_length
+        if sequence.is_scored_only:
+            return len(sequence.tokens) > self.longest_tokens
         return len(sequence.tokens) >= min(self.longest_tokens, sequence.most_tokens)
 
     def _end_all(
@@ -218,16 +453,39 @@ class Scheduler:
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.seq_id]
-        queue = self._running if sequence in self._running else self._waiting
-        queue.remove(sequence)
-        self.books.give_back(sequence.blocks)
-        sequence.blocks = []
+        self._shares.leave(sequence.spec.tenant)
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._let_go(sequence)
+        else:
+            self._waiting.remove(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Preemption by recompute: the blocks go back, the tokens stay, the prefill is done again later."""
+        """Preemption by recompute: the blocks go back, the tokens stay. What is still found later isn't done again."""
         self._running.remove(sequence)
+        self._let_go(sequence)
+        sequence.computed = 0
+        sequence.was_preempted = True
+        self._waiting.add(sequence)
+        self.preemptions += 1
+
+    def _let_go(self, sequence: Sequence) -> None:
+        self._keep_promises(sequence, len(sequence.hashes))
         self.books.give_back(sequence.blocks)
         sequence.blocks = []
-        sequence.computed = 0
-        insort(self._waiting, sequence, key=_by_key)
-        self.preemptions += 1
+        sequence.draft = []
+        sequence.recorded = 0
+
+    def _salt(self, spec: SequenceSpec) -> str:
+        """Texts are shared within a scope and an adapter, and without the cache among one request's choices."""
+        scope = (spec.cache_scope or spec.tenant) if self.limits.prefix_cache else spec.request_id
+        return f"{scope}\0{spec.adapter or ''}"
+
+
+def _may_hit(sequence: Sequence) -> bool:
+    """Whoever wants to know how likely its prompt is has all of it computed."""
+    return not sequence.is_atomic and sequence.spec.sampling.prompt_logprobs is None
+
+
+def _confirmed(drawn: Drawn) -> int:
+    return len(drawn.tokens) - 1 if isinstance(drawn, Draw) and drawn.tokens else 0

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 
-from llmhost.core.output import Delta, FinishReason, Usage
+from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.ports import TextWatch
 from llmhost.core.request import SequenceSpec
+from llmhost.core.step import Draw, GrammarState
+from llmhost.schedule.prefix import Parent
 
 
 @dataclass(slots=True, eq=False)
@@ -21,23 +23,46 @@ class Sequence:
     """Prompt and answer so far."""
     most_tokens: int
     """Length at which it has said all that it may."""
+    grammar: GrammarState | None = None
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
+    """Guesses at what comes after `tokens`, for the next step."""
     high_water: int = 0
     """Most positions ever computed: work below it, after a preemption, is the operator's, not the caller's."""
     engine_ns: int = 0
     cached_tokens: int = 0
+    was_preempted: bool = False
+    recorded: int = 0
+    """So many of `blocks` can be found by their text."""
+    parent: Parent = ""
+    """What the block after those is found by."""
+    hashes: list[int] = field(default_factory=list)
+    """Of the prompt's full blocks; see `chain_hashes`."""
+    promised: int = 0
+    """Blocks up to here, of those with hashes, are computed or somebody else's to compute."""
+    prompt_told: int = 0
+    """Prompt tokens whose log probabilities have been reported."""
 
     @classmethod
-    def start(cls, seq_id: int, spec: SequenceSpec, watch: TextWatch) -> "Sequence":
-        for token in spec.generated:
-            watch.push(token)  # an imported sequence has said these already
+    def start(
+        cls, seq_id: int, spec: SequenceSpec, watch: TextWatch, grammar: GrammarState | None = None
+    ) -> "Sequence":
+        for place, token in enumerate(
+            spec.generated
+        ):  # an imported sequence has said these already
+            if spec.min_new_tokens:
+                watch.is_armed = place >= spec.min_new_tokens
+            watch.push(token)
+            if grammar is not None:
+                grammar.accept(token)
         return cls(
             seq_id,
             spec,
             watch,
             tokens=[*spec.prompt, *spec.generated],
             most_tokens=len(spec.prompt) + spec.max_new_tokens,
+            grammar=grammar,
             high_water=spec.high_water,
             engine_ns=spec.engine_ns,
             cached_tokens=spec.cached_tokens,
@@ -49,13 +74,31 @@ class Sequence:
         return (self.spec.priority, self.spec.arrival_ns, self.seq_id)
 
     @property
+    def arrival_key(self) -> tuple[int, int]:
+        return (self.spec.arrival_ns, self.seq_id)
+
+    @property
     def todo(self) -> int:
-        """Tokens to feed before the next one can be drawn."""
-        return len(self.tokens) - self.computed
+        """Tokens to feed before the next one can be drawn, and the guesses after them."""
+        return len(self.tokens) - self.computed + len(self.draft)
+
+    @property
+    def drafts(self) -> int:
+        return len(self.draft)
 
     @property
     def held(self) -> int:
         return len(self.blocks)
+
+    @property
+    def is_atomic(self) -> bool:
+        """Computed in one step as a whole, and without KV blocks."""
+        return self.spec.pooling is not None
+
+    @property
+    def is_scored_only(self) -> bool:
+        """Nothing is to be drawn: it ends when the log probabilities of its prompt are known."""
+        return self.spec.max_new_tokens == 0 and self.spec.sampling.prompt_logprobs is not None
 
     @property
     def generated(self) -> int:
@@ -71,14 +114,40 @@ class Sequence:
             cached_tokens=self.cached_tokens,
         )
 
+    def take(self, draw: Draw) -> Delta:
+        """Take what was drawn, up to the token that ends the sequence; the rest of it is surplus."""
+        texts: list[str] = []
+        delta, taken = None, 0
+        for token in draw.tokens:
+            taken += 1
+            delta = self.accept(token)
+            texts.append(delta.text)
+            if delta.finish_reason is not None:
+                break
+        if delta is None:
+            return Delta(self.spec.index, prompt_logprobs=draw.prompt_logprobs)
+        return replace(
+            delta,
+            text="".join(texts),
+            tokens=draw.tokens[:taken],
+            logprobs=draw.logprobs[:taken],
+            prompt_logprobs=draw.prompt_logprobs,
+        )
+
     def accept(self, token: int) -> Delta:
         """Take the token that was drawn; the delta says what it added and whether it was the last."""
         self.tokens.append(token)
         if token in self.spec.stop_token_ids:
             return self.end(FinishReason.STOP, tokens=(token,))
+        if self.spec.min_new_tokens:
+            self.watch.is_armed = self.generated > self.spec.min_new_tokens
         text = self.watch.push(token)
         if self.watch.is_stopped:
             return self._last(FinishReason.STOP, text, (token,))
+        if self.grammar is not None:
+            self.grammar.accept(token)
+            if self.grammar.is_ended:
+                return self.end(FinishReason.STOP, text=text, tokens=(token,))
         if len(self.tokens) >= self.most_tokens:
             return self.end(FinishReason.LENGTH, text=text, tokens=(token,))
         return Delta(self.spec.index, text, (token,))
@@ -90,6 +159,14 @@ class Sequence:
             reason = FinishReason.STOP
         return self._last(reason, text, tokens)
 
+    def fresh_logprobs(
+        self, start: int, found: tuple[TokenLogprobs, ...]
+    ) -> tuple[TokenLogprobs, ...]:
+        """Of the log probabilities of tokens from position start + 1 on, those that have not been told before."""
+        fresh = found[max(self.prompt_told - start, 0) :]
+        self.prompt_told = max(self.prompt_told, start + len(found))
+        return fresh
+
     def _last(self, reason: FinishReason, text: str, tokens: tuple[int, ...]) -> Delta:
         return Delta(self.spec.index, text, tokens, reason, self._usage(reason))
 
@@ -98,4 +175,5 @@ class Sequence:
         prompt_tokens = len(self.spec.prompt)
         if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
             prompt_tokens = min(prompt_tokens, self.high_water)
-        return Usage(prompt_tokens, self.cached_tokens, self.generated, self.engine_ns)
+        cached_tokens = min(self.cached_tokens, prompt_tokens)
+        return Usage(prompt_tokens, cached_tokens, self.generated, self.engine_ns)

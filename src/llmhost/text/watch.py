@@ -75,7 +75,10 @@ class Watch:
     one that began earlier was still possible.
     """
 
-    __slots__ = ("_cut", "_detokeniser", "_held", "_push", "_state", "_stops", "is_stopped")
+    __slots__ = (
+        *("_cut", "_detokeniser", "_held", "_push", "_state", "_stops"),
+        *("is_armed", "is_stopped"),
+    )
 
     def __init__(self, detokeniser: Detokeniser, stop: Sequence[str] = ()) -> None:
         self._detokeniser = detokeniser
@@ -87,9 +90,10 @@ class Watch:
         self._cut: int | None = None
         """Where in `_held` the first stop string seen so far begins."""
         self.is_stopped = False
+        self.is_armed = True
 
     def push(self, token: int) -> str:
-        if self._stops is None:
+        if self._stops is None or not self.is_armed:
             return self._push(token)
         if self.is_stopped:
             return ""

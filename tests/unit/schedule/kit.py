@@ -20,6 +20,7 @@ class SpelledWatch:
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self.is_stopped = False
+        self.is_armed = True
         self._stop = stop
         self._text = ""
 
@@ -172,17 +173,22 @@ class Workbench:
     def plan(self) -> list[Row]:
         """The scheduler's plan, with everything checked that must hold of any plan."""
         scheduler = self.scheduler
-        running, waiting = list(scheduler._running), list(scheduler._waiting)
+        running = list(scheduler._running)
+        waiting = list(scheduler._waiting.in_order(0, scheduler._shares, scheduler._ns_per_token))
         decoders = [s for s in running if s.todo == 1]
         preemptions = scheduler.preemptions
         rows = scheduler.plan()
         scheduler.check()
+        assert len(waiting) == len({s.seq_id for s in waiting})
         self._check_rows(rows)
         granted = {row.seq_id for row in rows}
         preempted = [s for s in running if s in scheduler._waiting]
         admitted = [s for s in waiting if s in scheduler._running]
         assert scheduler.preemptions - preemptions == len(preempted)
-        assert admitted == waiting[: len(admitted)], "admission goes by priority, then arrival"
+        passed = waiting[: waiting.index(admitted[-1])] if admitted else []
+        for sequence in [s for s in passed if s not in admitted]:
+            promised = set(sequence.hashes) & set(scheduler._promised)
+            assert promised, "one was passed over whose prompt nobody computes"
         assert preempted == running[len(running) - len(preempted) :], "the largest keys give way"
         assert not (preempted and admitted)
         assert granted.issuperset(s.seq_id for s in admitted)
@@ -211,8 +217,7 @@ class Workbench:
         scheduler = self.scheduler
         scheduler.check()
         assert all(not s.blocks and s.computed == 0 for s in scheduler._waiting)
-        for queue in (scheduler._running, scheduler._waiting):
-            assert [s.key for s in queue] == sorted(s.key for s in queue)
+        assert [s.key for s in scheduler._running] == sorted(s.key for s in scheduler._running)
         assert all(s.computed <= len(s.blocks) * BLOCK_TOKENS for s in scheduler._running)
         live = scheduler._sequences.values()
         assert all(len(s.tokens) < scheduler.longest_tokens for s in live)

@@ -21,6 +21,8 @@ class Job:
     computed: int = 0
     held: int = 0
     priority: int = 0
+    drafts: int = 0
+    is_atomic: bool = False
 
     @property
     def key(self) -> tuple[int, int, int]:

@@ -1,0 +1,136 @@
+"""How long a step will take, learned from the steps that were measured. Pure: no clock, no thread.
+
+A step's time is modelled as a sum: something per step, per row, per token fed and per 1,024 positions attended to.
+The four weights are fitted online by least squares on relative errors, older steps counting less and less. What is
+left of the error for steps with prompts in them is tracked apart and corrected for.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llmhost.core.step import Row
+
+FORGET = 0.98
+"""What each step keeps of the weight of those before it."""
+RIDGE, TINY = 1e-4, 1e-12
+"""Pull the weights that the steps seen so far don't tell apart towards zero, relative to what was seen."""
+CORRECTION_SHARE = 0.2
+"""Part of each new error that enters the correction."""
+ENOUGH_STEPS = 4
+"""Steps to have seen before anything is predicted."""
+
+
+class StepWork(NamedTuple):
+    """What a step's time depends on."""
+
+    rows: int = 0
+    tokens: int = 0
+    attended: int = 0
+    """Positions attended to, summed over the tokens."""
+    prompt_tokens: int = 0
+    """Of `tokens`, those of rows with more than one."""
+
+    def plus(self, start: int, tokens: int) -> "StepWork":
+        """With one more row that feeds `tokens` from position `start` on."""
+        return StepWork(
+            self.rows + 1,
+            self.tokens + tokens,
+            self.attended + tokens * (start + (tokens + 1) // 2),
+            self.prompt_tokens + (tokens if tokens > 1 else 0),
+        )
+
+
+def work_of(rows: Iterable[Row]) -> StepWork:
+    work = StepWork()
+    for row in rows:
+        work = work.plus(row.start, len(row.tokens))
+    return work
+
+
+class StepPredictor:
+    """Milliseconds of steps; None while too little is known."""
+
+    def __init__(self) -> None:
+        self._squares = np.zeros((4, 4))
+        self._sums = np.zeros(4)
+        self._weights: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+        self._correction = 1.0
+        self._is_stale = False
+        self.seen = 0
+        self.seen_prompts = 0
+
+    def learn(self, work: StepWork, ms: float) -> None:
+        """Take in a step that was measured."""
+        if ms <= 0:
+            return
+        if work.prompt_tokens and self.seen >= ENOUGH_STEPS:
+            expected = self._model(work)
+            if expected > 0 and self.seen_prompts:
+                error = min(max(ms / expected, 0.25), 4.0)
+                self._correction += CORRECTION_SHARE * (error - self._correction)
+        features = np.array(_features(work)) / ms
+        self._squares = self._squares * FORGET + np.outer(features, features)
+        self._sums = self._sums * FORGET + features
+        self._is_stale = True
+        self.seen += 1
+        self.seen_prompts += work.prompt_tokens > 0
+
+    def predict(self, work: StepWork) -> float | None:
+        """Milliseconds that a step would take."""
+        if self.seen < ENOUGH_STEPS:
+            return None
+        return self._model(work) * (self._correction if work.prompt_tokens else 1.0)
+
+    def _model(self, work: StepWork) -> float:
+        if self._is_stale:
+            self._fit()
+        return sum(w * f for w, f in zip(self._weights, _features(work), strict=True))
+
+    def _fit(self) -> None:
+        """Weights of least squares, none of them negative: the worst one is dropped until none is."""
+        kept = [0, 1, 2, 3]
+        squares = self._squares + np.diag(self._squares.diagonal() * RIDGE + TINY)
+        while kept:
+            solved = np.linalg.solve(squares[np.ix_(kept, kept)], self._sums[kept])
+            if (worst := int(solved.argmin())) < 0 or solved[worst] >= 0:
+                break
+            del kept[worst]
+        weights = [0.0] * 4
+        for place, weight in zip(kept, solved.tolist() if kept else [], strict=True):
+            weights[place] = weight
+        self._weights = weights
+        self._is_stale = False
+
+
+def _features(work: StepWork) -> tuple[float, float, float, float]:
+    return (1.0, work.rows, work.tokens, work.attended / 1024)
+
+
+def prompt_room(
+    predictor: StepPredictor,
+    decoding: StepWork,
+    *,
+    start: int,
+    target_ms: float,
+    least: int,
+    most: int,
+) -> int:
+    """Prompt tokens, from position `start` on, that a step may feed beside `decoding` within `target_ms`.
+
+    Never less than `least`, so that prompts get on however slow the machine is; `least` while nothing is known of
+    prompts.
+    """
+    if most <= least:
+        return most
+    if not predictor.seen_prompts or predictor.predict(decoding) is None:
+        return least
+    low, high = least, most
+    while high - low >= least:
+        middle = (low + high + 1) // 2
+        if (predictor.predict(decoding.plus(start, middle)) or 0.0) <= target_ms:
+            low = middle
+        else:
+            high = middle - 1
+    return low

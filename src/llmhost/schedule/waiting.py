@@ -1,0 +1,109 @@
+"""Who is next among those that wait: by urgency, then fairly between tenants, then by arrival. Pure.
+
+Urgency is the priority, which a long wait improves, so that nobody waits for ever. Between tenants the one that was
+served least goes first (virtual token counter: Sheng et al., 2024), counted in device time. What was preempted goes
+before what has not begun.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import NamedTuple
+
+from llmhost.schedule.sequence import Sequence
+
+AGING_NS = 10 * 10**9
+"""So long a wait is worth one step of priority."""
+MOST_TENANTS = 4096
+"""Tenants that are remembered while nothing of theirs is here."""
+
+_arrival = attrgetter("arrival_key")
+
+
+class _Line(NamedTuple):
+    """Those that only arrival tells apart."""
+
+    priority: int
+    has_begun: bool
+    tenant: str
+
+
+class FairShares:
+    """Device time that each tenant was served, as far as it decides who is next."""
+
+    def __init__(self) -> None:
+        self._served_ns: dict[str, int] = {}
+        self._live: dict[str, int] = {}
+
+    def of(self, tenant: str) -> int:
+        return self._served_ns.get(tenant, 0)
+
+    def join(self, tenant: str) -> None:
+        """A sequence has come. A tenant that had none gets no credit for the time that it was away."""
+        if not self._live.get(tenant):
+            least = min((self._served_ns[name] for name in self._live), default=0)
+            self._served_ns[tenant] = max(self._served_ns.get(tenant, 0), least)
+        self._live[tenant] = self._live.get(tenant, 0) + 1
+
+    def leave(self, tenant: str) -> None:
+        self._live[tenant] -= 1
+        if not self._live[tenant]:
+            del self._live[tenant]
+            if len(self._served_ns) > MOST_TENANTS:
+                self._served_ns = {name: self._served_ns[name] for name in self._live}
+
+    def serve(self, tenant: str, ns: int) -> None:
+        if tenant in self._served_ns:
+            self._served_ns[tenant] += ns
+
+
+class WaitingQueue:
+    """Sequences that wait for their admission."""
+
+    def __init__(self) -> None:
+        self._lines: dict[_Line, list[Sequence]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return (sequence for line in self._lines.values() for sequence in line)
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self._lines.setdefault(_line_of(sequence), []), sequence, key=_arrival)
+        self._size += 1
+
+    def remove(self, sequence: Sequence) -> None:
+        name = _line_of(sequence)
+        line = self._lines[name]
+        place = bisect_left(line, sequence.arrival_key, key=_arrival)
+        assert line[place] is sequence, "it is not in its line"
+        del line[place]
+        if not line:
+            del self._lines[name]
+        self._size -= 1
+
+    def in_order(self, now_ns: int, shares: FairShares, ns_per_token: float) -> Iterator[Sequence]:
+        """Who is next, one after the other, as if each were admitted when it is named."""
+        at = dict.fromkeys(self._lines, 0)
+        served = {line.tenant: float(shares.of(line.tenant)) for line in at}
+
+        def urgency(line: _Line) -> tuple[int, bool, float, tuple[int, int]]:
+            head = self._lines[line][at[line]]
+            waited_ns = max(now_ns - head.spec.arrival_ns, 0)
+            aged = line.priority - waited_ns // AGING_NS
+            return (aged, not line.has_begun, served[line.tenant], head.arrival_key)
+
+        while at:
+            line = min(at, key=urgency) if len(at) > 1 else next(iter(at))
+            sequence = self._lines[line][at[line]]
+            yield sequence
+            served[line.tenant] += sequence.todo * ns_per_token
+            at[line] += 1
+            if at[line] == len(self._lines[line]):
+                del at[line]
+
+
+def _line_of(sequence: Sequence) -> _Line:
+    return _Line(sequence.spec.priority, sequence.was_preempted, sequence.spec.tenant)
