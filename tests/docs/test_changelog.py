@@ -7,7 +7,7 @@ import llmhost
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = re.findall(
-    r"^## (\S+)", (ROOT / "docs" / "changelog.md").read_text(), flags=re.MULTILINE
+    r"^## (?!Unreleased)(\S+)", (ROOT / "docs" / "changelog.md").read_text(), flags=re.MULTILINE
 )
 
 

@@ -45,6 +45,9 @@ PURE = [
     "safety/window.py",
     "gpu/memory.py",
     "core/step.py",
+    "cli/bench/lengths.py",
+    "cli/bench/workload.py",
+    "cli/bench/figures.py",
 ]
 IMPURE_LIBRARIES = {"asyncio", "threading", "time", "logging", "torch", "socket", "sqlite3"}
 

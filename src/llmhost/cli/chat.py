@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmhost.cli import show
-from llmhost.cli.node import NoNode, base_url, read_server_file
+from llmhost.cli.node import NoNode, need_address
 from llmhost.cli.options import DataDir, Url, examples
 from llmhost.core.errors import LlmhostError
 
@@ -194,21 +194,10 @@ def _write(text: str) -> None:
 
 def _connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "ChatClient":
     from llmhost.cli.client import ChatClient
-    from llmhost.cli.node import find_data_dir
     from llmhost.config.environment import process_environment, read_variables
 
     variables = read_variables(process_environment())
-    address = url or variables.url
-    if address is None:
-        folder = find_data_dir(data_dir)
-        node = read_server_file(folder)
-        if node is None:
-            raise NoNode(
-                f"No llmhost server runs on {folder}. Start one with `llmhost serve`"
-                " in another terminal, or name one with --url."
-            )
-        address = node.url
-    return ChatClient(base_url(address), api_key or variables.api_key)
+    return ChatClient(need_address(url, data_dir), api_key or variables.api_key)
 
 
 def _first_model(api: "ChatClient") -> str:

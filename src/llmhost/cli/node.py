@@ -73,6 +73,23 @@ def need_node(url: str | None, data_dir: Path | None) -> Node:
     return node
 
 
+def need_address(url: str | None, data_dir: Path | None) -> str:
+    """Where to send requests of callers: by `url`, by LLMHOST_URL, or the node of the data dir."""
+    from llmhost.config.environment import process_environment, read_variables
+
+    address = url or read_variables(process_environment()).url
+    if address is None:
+        folder = find_data_dir(data_dir)
+        node = read_server_file(folder)
+        if node is None:
+            raise NoNode(
+                f"No llmhost server runs on {folder}. Start one with `llmhost serve`"
+                " in another terminal, or name one with --url."
+            )
+        address = node.url
+    return base_url(address)
+
+
 def base_url(url: str) -> str:
     """`http://host:port`, from that or from the base URL that OpenAI clients are given."""
     try:

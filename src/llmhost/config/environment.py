@@ -33,7 +33,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
 OTHER_VARIABLES = {
     "LLMHOST_URL": "Address of the node that commands talk to, such as http://127.0.0.1:8000.",
     "LLMHOST_ADMIN_TOKEN": "Admin token for that node. Needed only where its data dir is out of reach.",
-    "LLMHOST_API_KEY": "API key that `llmhost chat` sends.",
+    "LLMHOST_API_KEY": "API key that `llmhost chat` and `llmhost bench` send.",
     "LLMHOST_TRACE_HOOKS": "1 logs each call of a plugin hook with its answer.",
 }
 
