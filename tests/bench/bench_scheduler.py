@@ -19,6 +19,7 @@ BLOCK_TOKENS = 16
 class SilentWatch:
     """Detokenising is not the scheduler's time."""
 
+    is_armed = True
     is_stopped = False
 
     def push(self, token: int) -> str:

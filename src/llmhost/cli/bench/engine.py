@@ -218,6 +218,7 @@ def _watches(folder: Path) -> Callable[[], TextWatch]:
 class _Silent:
     """For a model without a tokenizer."""
 
+    is_armed = True
     is_stopped = False
 
     def push(self, token: int) -> str:
