@@ -17,6 +17,7 @@ HOMES = {
     "uvloop": {"host"},
     "pluggy": {"hooks"},
     "typer": {"cli"},
+    "huggingface_hub": {"deploy"},
     "rich": {"cli", "engines"},  # the trainer of the built-in models shows its progress
     "sqlite3": {"storage"},
     "sqlite_utils": {"storage"},

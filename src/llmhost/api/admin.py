@@ -1,5 +1,6 @@
 """What an operator can see and do, apart from how it is asked: the admin routes and the offline CLI share it."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any, cast, get_args
 
@@ -82,8 +83,11 @@ class Admin:
     async def revoke_key(self, key_id: str, *, utc_ns: int) -> dict[str, Any]:
         return _key(await self._keys.revoke(key_id), utc_ns)
 
-    def models(self) -> list[dict[str, Any]]:
-        return [_model(d) for d in self._running.all()]
+    async def models(self) -> list[dict[str, Any]]:
+        running = self._running
+        rows = [_model(d) for d in running.all()]
+        files = await asyncio.to_thread(lambda: [running.files(d) for d in running.all()])
+        return [{**row, "files": here} for row, here in zip(rows, files, strict=True)]
 
     def loaded(self) -> list[dict[str, Any]]:
         """`ps`: one object for each replica, and one for each model on its way or failed."""

@@ -55,10 +55,10 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
         """Revoke a key by its id or the beginning of it."""
         return await admin.revoke_key(key_id, utc_ns=time.time_ns())
 
-    @get("/models", sync_to_thread=False)
-    def list_models() -> dict[str, Any]:
-        """Declared models and the state of each."""
-        return {"data": admin.models()}
+    @get("/models")
+    async def list_models() -> dict[str, Any]:
+        """Declared models, the state of each, and whether its files are here."""
+        return {"data": await admin.models()}
 
     @get("/ps", sync_to_thread=False)
     def list_loaded() -> dict[str, Any]:

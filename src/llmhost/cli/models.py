@@ -1,5 +1,6 @@
 """`llmhost models`, `ps`, `load` and `unload`: what is served, and what of it is in memory."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,11 +22,13 @@ def add_to(app: typer.Typer) -> None:
 def models(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """List the models that the node offers.
 
-    While no node runs, this is what the settings declare. Prices are dollars per million tokens: input, cached, output.
+    While no node runs, this is what the settings declare. FILES are present, partial where a fetch was cut off, or
+    absent: the first load fetches them, or `llmhost pull` ahead of it. Prices are dollars per million tokens: input,
+    cached, output.
     """
     node = find_node(url, data_dir)
     if node is None:
-        data = _declared()
+        data = _declared(data_dir)
     else:
         from llmhost.cli.client import HttpAdmin
 
@@ -36,6 +39,7 @@ def models(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> 
         "version": "version",
         "engine": "engine",
         "source": "source",
+        "files": "files",
         "state": _state,
         "aliases": "aliases",
         "price": lambda row: show.price(row.get("price")),
@@ -92,8 +96,11 @@ def _turn(verb: str, model: str, node: Any, as_json: bool) -> None:
     typer.echo(f"{show.printable(str(row['model']))} is {row['state']}{took}{size}")
 
 
-def _declared() -> list[dict[str, Any]]:
+def _declared(data_dir: Path | None) -> list[dict[str, Any]]:
+    from llmhost.deploy.sources import presence
+
     loaded = load_settings()
+    models_dir = (data_dir or loaded.data_dir) / "models"
     source = loaded.path or "the built-in default"
     show.note(f"No llmhost server is running. This is what {source} declares.")
     return [
@@ -103,6 +110,7 @@ def _declared() -> list[dict[str, Any]]:
             "engine": spec.engine,
             "source": spec.source,
             "aliases": list(spec.aliases),
+            "files": None if spec.engine == "fake" else presence(spec.source, models_dir),
             "state": "stopped",
             "reason": None,
             "price": None if spec.price is None else _parts(spec.price),

@@ -82,6 +82,11 @@ def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
     yield from _device(f"{key}.options.device", spec.options.get("device"))
 
 
+def is_hub_source(source: str) -> bool:
+    """`hf:ORG/NAME` or `hf:ORG/NAME@REVISION`."""
+    return _HUB.fullmatch(source) is not None
+
+
 def _source(key: str, source: str) -> Iterator[Problem]:
     scheme = _SCHEME.match(source)
     if not source.strip():
@@ -90,7 +95,7 @@ def _source(key: str, source: str) -> Iterator[Problem]:
         if not _BUILTIN.fullmatch(source):
             yield key, f"is {source!r}, but a built-in model is named like 'builtin:tiny'"
     elif source.startswith("hf:"):
-        if not _HUB.fullmatch(source):
+        if not is_hub_source(source):
             yield (
                 key,
                 f"is {source!r}, but a hub model is named like 'hf:ORG/NAME' or 'hf:ORG/NAME@REVISION'",

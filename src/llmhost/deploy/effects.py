@@ -24,7 +24,7 @@ from llmhost.deploy.catalogue import ModelEntry
 from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
 from llmhost.deploy.off_loop import OffLoop
 from llmhost.deploy.replica import Replica
-from llmhost.deploy.sources import find_files
+from llmhost.deploy.sources import find_files, presence
 from llmhost.engines.kinds import EngineKind
 from llmhost.gpu.devices import Devices
 from llmhost.observe.logs import log_event
@@ -121,6 +121,13 @@ class LoadEffects:
         await replica.engine.stop(drain_s=drain_s)
         for device in replica.devices:
             self._give_back(replica.lease_holder, device)
+
+    def files(self, entry: ModelEntry) -> str | None:
+        """Whether the model's files are here: present, partial or absent; None for an engine without files. Blocks."""
+        kind = self._kinds.get(entry.spec.engine)
+        if kind is None or not kind.needs_files:
+            return None
+        return presence(entry.spec.source, self._models_dir)
 
     @property
     def is_reading(self) -> bool:

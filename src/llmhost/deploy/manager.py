@@ -44,6 +44,10 @@ class Deployments:
     async def tokenizer(self, deployment: Deployment) -> Tokenizer:
         return await self._effects.tokenizer(deployment.entry)
 
+    def files(self, deployment: Deployment) -> str | None:
+        """Whether the model's files are here: present, partial or absent; None where it needs none. Blocks a little."""
+        return self._effects.files(deployment.entry)
+
     async def longest_tokens(self, deployment: Deployment) -> int:
         """Most tokens of prompt and answer together, as far as is known without loading the weights."""
         if deployment.replicas:

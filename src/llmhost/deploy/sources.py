@@ -1,19 +1,23 @@
 """Where a model's files are: the package, a folder, or a hub whose files are fetched once."""
 
 import hashlib
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from llmhost.core.errors import ModelUnavailable
+from llmhost.deploy.fetch import Place, fetch
+from llmhost.deploy.hub import HubSource, endpoint, parse_hub_source
+from llmhost.deploy.transfer import Progress, Report
+from llmhost.observe.logs import log_event
+
+log = logging.getLogger("llmhost.deploy")
 
 BUILT_IN_MODELS = Path(__file__).parent.parent / "engines" / "builtin"
 
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
-"""What is fetched from a hub: no pickles and no programs."""
-
-FETCHED_MARK = ".llmhost-complete"
-"""Left in a folder once all of its files have arrived: a fetch that was cut off is taken up again."""
-
+LOG_EVERY_S = 30.0
+"""How often a node says how far a fetch is."""
 
 SAMPLES = 16
 SAMPLE_BYTES = 2**16
@@ -25,7 +29,7 @@ def find_files(source: str, models_dir: Path) -> Path:
 
     Blocks; `hf:` sources may download. What has been fetched once is used again without a network.
     """
-    return find_local(source, models_dir) or _fetch(source.removeprefix("hf:"), models_dir)
+    return find_local(source, models_dir) or _fetch(parse_hub_source(source), models_dir)
 
 
 def find_local(source: str, models_dir: Path) -> Path | None:
@@ -34,14 +38,24 @@ def find_local(source: str, models_dir: Path) -> Path | None:
     if kind == "builtin" and rest:
         return _built_in(rest)
     if kind == "hf" and rest:
-        target = _hub_folder(rest, models_dir)
-        return target if (target / FETCHED_MARK).is_file() else None
+        place = Place.of(parse_hub_source(rest), models_dir)
+        return place.folder if place.is_complete else None
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise ModelUnavailable(
             f"There is no folder {str(folder)!r}. A source is builtin:NAME, a folder, or hf:ORG/NAME[@REVISION]."
         )
     return folder
+
+
+def presence(source: str, models_dir: Path) -> str:
+    """Whether a source's files are here: `present`, `partial` where a fetch was cut off, or `absent`."""
+    try:
+        if find_local(source, models_dir) is not None:
+            return "present"
+    except ModelUnavailable:
+        return "absent"
+    return "partial" if Place.of(parse_hub_source(source), models_dir).is_begun else "absent"
 
 
 def fingerprint(folder: Path) -> str:
@@ -73,25 +87,38 @@ def _built_in(name: str) -> Path:
     return folder
 
 
-def _hub_folder(name: str, models_dir: Path) -> Path:
-    repository, _, revision = name.partition("@")
-    return models_dir / repository.replace("/", "--") / (revision or "main")
+def _fetch(source: HubSource, models_dir: Path) -> Path:
+    """Fetch for a node, which tells its log."""
+    log_event(log, "files.fetching", source=str(source), hub=endpoint())
+    started_s = time.monotonic()
+    fetched = fetch(source, models_dir, _log_progress(source), check=False)
+    log_event(
+        log,
+        "files.fetched",
+        source=str(source),
+        commit=fetched.commit,
+        bytes=fetched.arrived_bytes,
+        took_s=round(time.monotonic() - started_s, 3),
+    )
+    return fetched.folder
 
 
-def _fetch(name: str, models_dir: Path) -> Path:
-    from huggingface_hub import snapshot_download
+def _log_progress(source: HubSource) -> Report:
+    """A line now and then, so that a long fetch is seen to go on."""
+    told_s = time.monotonic()
 
-    repository, _, revision = name.partition("@")
-    target = _hub_folder(name, models_dir)
-    try:
-        snapshot_download(
-            repository,
-            revision=revision or None,
-            local_dir=target,
-            allow_patterns=list(HUB_FILES),
+    def report(progress: Progress) -> None:
+        nonlocal told_s
+        if (now_s := time.monotonic()) - told_s < LOG_EVERY_S:
+            return
+        told_s = now_s
+        log_event(
+            log,
+            "files.arriving",
+            source=str(source),
+            bytes=progress.done_bytes,
+            of_bytes=progress.total_bytes,
+            waits_for_another=progress.is_waiting or None,
         )
-    except Exception as error:  # the hub's client and its HTTP library have trees of their own
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelUnavailable(f"Could not fetch {name!r} from the hub: {said}") from error
-    (target / FETCHED_MARK).touch()
-    return target
+
+    return report

@@ -10,7 +10,13 @@ from llmhost import __version__
 from llmhost.config.load import LoadedSettings
 
 MODEL = {"name": "tiny", "version": 1, "engine": "torch", "source": "builtin:tiny"}
-MODEL |= {"aliases": ["a", "b"], "state": "ready", "reason": None, "load": "start"}
+MODEL |= {
+    "aliases": ["a", "b"],
+    "state": "ready",
+    "reason": None,
+    "load": "start",
+    "files": "present",
+}
 MODEL |= {"price": {"input": "0.10", "cached_input": None, "output": "0.40"}}
 
 
@@ -19,9 +25,9 @@ def test_models_of_a_running_node_are_listed(node, llmhost):
     node.answers["GET /admin/v1/models"] = {"data": [MODEL, failed]}
 
     assert llmhost("models").stdout.splitlines() == [
-        "NAME  VERSION  ENGINE  SOURCE        STATE               ALIASES  PRICE",
-        "tiny        1  torch   builtin:tiny  ready               a, b     0.10 / - / 0.40",
-        "big         1  torch   builtin:tiny  failed (too large)  a, b     -",
+        "NAME  VERSION  ENGINE  SOURCE        FILES    STATE               ALIASES  PRICE",
+        "tiny        1  torch   builtin:tiny  present  ready               a, b     0.10 / - / 0.40",
+        "big         1  torch   builtin:tiny  present  failed (too large)  a, b     -",
     ]
     assert json.loads(llmhost("models", "--json").stdout) == [MODEL, failed]
 

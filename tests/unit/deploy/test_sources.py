@@ -1,21 +1,13 @@
-"""Where a model's files are. The hub is a small server on loopback that speaks as much of its language as is needed."""
+"""Where a model's files are."""
 
-import hashlib
-import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
+from tests.stand_in_hub import Hub, point_to, serving
 
 from llmhost.core.errors import ModelUnavailable
-from llmhost.deploy.sources import find_files, find_local, fingerprint
-
-COMMIT = "a" * 40
+from llmhost.deploy.sources import find_files, find_local, fingerprint, presence
 
 
 @pytest.mark.parametrize("source", ["builtin:nothing", "builtin:../fake", "builtin:"])
@@ -78,212 +70,59 @@ def test_a_fingerprint_sees_names_and_contents_and_not_the_order_or_the_place(
 
 # -- a hub on loopback ----------------------------------------------------------------------------------------------
 
-FILES = {
-    "config.json": b"{}",
-    "model.safetensors": b"w" * 300_000,
-    "pytorch_model.bin": b"\x80pickle",
-    "modeling.py": b"print('no')",
-}
-
-
-@dataclass
-class Hub:
-    """A repository of four files. `cut` breaks a file's next transfer off after so many bytes, `broken` refuses it."""
-
-    url: str = ""
-    cut: dict[str, int] = field(default_factory=dict)
-    broken: set[str] = field(default_factory=set)
-    asked: list[str] = field(default_factory=list)
-
-    def listing(self) -> bytes:
-        siblings = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
-        return json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode()
-
-    def tree(self) -> bytes:
-        return json.dumps(
-            [
-                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-                for name, data in FILES.items()
-            ]
-        ).encode()
-
-
-class HubServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, hub: Hub) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.hub = hub
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: HubServer
-
-    def do_HEAD(self) -> None:
-        self._answer(send_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(send_body=True)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        return
-
-    def _answer(self, *, send_body: bool) -> None:
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/org/name"):
-            body = self.server.hub.tree() if "/tree/" in path else self.server.hub.listing()
-            self._send(200, body, {"Content-Type": "application/json"}, send_body)
-            return
-        name = path.rpartition("/")[2]
-        if "/resolve/" not in path or name not in FILES:
-            self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, send_body)
-            return
-        if name in self.server.hub.broken:
-            self._send(403, b"", {}, send_body)
-            return
-        if send_body:
-            self.server.hub.asked.append(f"{name} {self.headers.get('Range', 'all')}")
-        self._file(name, FILES[name], send_body)
-
-    def _file(self, name: str, data: bytes, send_body: bool) -> None:
-        first = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
-        headers = {
-            "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
-            "X-Repo-Commit": COMMIT,
-            "Accept-Ranges": "bytes",
-        }
-        if first:
-            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-        limit = self.server.hub.cut.pop(name, None) if send_body else None
-        self._send(206 if first else 200, data[first:], headers, send_body, limit)
-
-    def _send(
-        self,
-        status: int,
-        body: bytes,
-        headers: dict[str, str],
-        send_body: bool,
-        limit: int | None = None,
-    ) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if send_body:
-            self.wfile.write(body[:limit])
-        self.close_connection = self.close_connection or limit is not None
-
-
-@contextmanager
-def serving(hub: Hub) -> Iterator[None]:
-    server = HubServer(hub)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+FILES = {"config.json": b"{}", "model.safetensors": b"w" * 30_000}
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    hub = Hub()
-    with serving(hub):
+    with serving(Hub()) as hub:
         point_to(monkeypatch, hub.url)
+        hub.add("org/name", FILES)
         yield hub
 
 
-def point_to(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """The client library reads its settings when it is imported."""
-    real: Callable[..., str] = huggingface_hub.snapshot_download
-
-    def snapshot_download(*args: object, **kwargs: object) -> str:
-        return real(*args, **kwargs, endpoint=url)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
-
-
-def test_a_fetch_brings_weights_and_settings_and_no_pickles_or_programs(
+def test_a_source_at_a_hub_is_fetched_once_and_used_again_without_a_network(
     hub: Hub, tmp_path: Path
 ) -> None:
     folder = find_files("hf:org/name", tmp_path)
 
     assert folder == tmp_path / "org--name" / "main"
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-    assert {p.name for p in folder.iterdir() if p.is_file() and p.name[0] != "."} == {
-        "config.json",
-        "model.safetensors",
-    }
-    assert not [asked for asked in hub.asked if "bin" in asked or ".py" in asked]
+    hub.repositories.clear()
+    assert find_files("hf:org/name", tmp_path) == folder
 
 
-def test_what_has_been_fetched_is_used_again_without_a_network(hub: Hub, tmp_path: Path) -> None:
-    first = find_files("hf:org/name", tmp_path)
-    hub.asked.clear()
-
-    assert find_files("hf:org/name", tmp_path) == first
-    assert hub.asked == []
-
-
-def test_a_repository_that_does_not_exist_says_so(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match="Could not fetch 'org/none' from the hub: "):
-        find_files("hf:org/none", tmp_path)
-    assert find_local("hf:org/none", tmp_path) is None
-
-
-def test_a_hub_that_is_not_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = Hub()
-    with serving(gone):
-        pass
-    point_to(monkeypatch, gone.url)
-
-    with pytest.raises(ModelUnavailable, match="Could not fetch 'org/name' from the hub: "):
-        find_files("hf:org/name", tmp_path)
-
-
-@pytest.mark.parametrize("error", [OSError(), ValueError(""), RuntimeError("odd"), OSError("\n")])
-def test_an_error_of_any_kind_while_fetching_says_what_could_not_be_fetched(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: object, **kwargs: object) -> str:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-
-    with pytest.raises(ModelUnavailable, match="Could not fetch 'org/name' from the hub: "):
-        find_files("hf:org/name", tmp_path)
-
-
-def test_a_fetch_that_was_cut_off_is_taken_up_again(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.cut["model.safetensors"] = 100_000
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
-    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits before it tries again
-    folder = find_files("hf:org/name", tmp_path)
-
-    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-    assert [asked for asked in hub.asked if asked.startswith("model.safetensors")] == [
-        "model.safetensors all",
-        "model.safetensors bytes=100000-",
-    ]
-
-
-def test_a_fetch_that_failed_half_way_is_not_taken_for_a_model_and_goes_on_next_time(
+def test_a_file_that_was_cut_short_since_is_fetched_again_and_not_served(
     hub: Hub, tmp_path: Path
 ) -> None:
-    hub.broken.add("model.safetensors")
+    folder = find_files("hf:org/name", tmp_path)
+    (folder / "model.safetensors").write_bytes(b"w" * 10)
+    hub.asked.clear()
+
+    assert find_local("hf:org/name", tmp_path) is None
+    assert (find_files("hf:org/name", tmp_path) / "model.safetensors").stat().st_size == 30_000
+    assert hub.asked == ["model.safetensors all"]
+
+
+def test_it_is_known_whether_files_are_here(hub: Hub, tmp_path: Path) -> None:
+    assert presence("builtin:tiny", tmp_path) == "present"
+    assert presence(str(tmp_path / "nowhere"), tmp_path) == "absent"
+    assert presence("hf:org/name", tmp_path) == "absent"
+    hub.refuse["model.safetensors"] = [403]
     with pytest.raises(ModelUnavailable):
         find_files("hf:org/name", tmp_path)
-    assert find_local("hf:org/name", tmp_path) is None
-    hub.broken.clear()
-    folder = find_files("hf:org/name", tmp_path)
+    assert presence("hf:org/name", tmp_path) == "partial"
+    find_files("hf:org/name", tmp_path)
 
-    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-    assert hub.asked.count("config.json all") == 1
+    assert presence("hf:org/name", tmp_path) == "present"
+
+
+def test_a_node_logs_that_it_fetches(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmhost.deploy.sources.LOG_EVERY_S", 0.0)
+    caplog.set_level("INFO", "llmhost.deploy")
+    find_files("hf:org/name", tmp_path)
+
+    said = [record.message for record in caplog.records]
+    assert (said[0], said[1], said[-1]) == ("files.fetching", "files.arriving", "files.fetched")
