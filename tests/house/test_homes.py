@@ -22,6 +22,7 @@ HOMES = {
     "sqlite3": {"storage"},
     "sqlite_utils": {"storage"},
     "diskcache": {"cache"},
+    "llguidance": {"text"},
     "tokenizers": {"text", "engines"},
     "jinja2": {"text"},
     "prometheus_client": {"observe"},

@@ -5,6 +5,9 @@
     │   ├── MissingParameter            a required field is absent
     │   ├── InvalidValue                a known field has a wrong type or range
     │   ├── UnsupportedParameter        a known field that this server does not honour
+    │   ├── InvalidGrammar              an answer's form that can't be read or enforced
+    │   ├── InvalidSchema               the same of a JSON schema
+    │   ├── InvalidTool                 the same of a tool's parameters
     │   ├── ContextTooLong              prompt and answer don't fit the model's window
     │   └── ContentRefused              a safety rule or plugin refused the text
     ├── Unauthenticated            401  no key, or not a valid one
@@ -72,6 +75,18 @@ class InvalidValue(BadRequest):
 
 class UnsupportedParameter(BadRequest):
     code = "unsupported_parameter"
+
+
+class InvalidGrammar(BadRequest):
+    code = "invalid_grammar"
+
+
+class InvalidSchema(BadRequest):
+    code = "invalid_json_schema"
+
+
+class InvalidTool(BadRequest):
+    code = "invalid_function_parameters"
 
 
 class ContextTooLong(BadRequest):

@@ -55,13 +55,19 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """What an answer must look like, as data. `kind` is json_schema, json_object, regex, lark, gbnf or choice."""
+    """What an answer must look like, as data.
+
+    `kind` is json_schema, json_object, regex, lark, gbnf, choice or tool_calls.
+    """
 
     kind: str
     text: str
-    """The schema as JSON, the expression, the grammar, or the choices as a JSON list."""
+    """The schema as JSON, the expression, the grammar, the choices as a JSON list, or for tool_calls an object:
+    `tools`, each with name, parameters and strict, and `many`, whether a list of calls is wanted."""
     is_strict: bool = True
-    """False lets a schema through that can only be enforced in part."""
+    """False lets a schema through that can only be enforced in part. Each of several tools says it of itself."""
+    param: str | None = field(default=None, compare=False)
+    """The field of the request that it came from, for errors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,12 +197,60 @@ def detokeniser_factory(
     whole decoder, special tokens skipped.
     """
     steps = _steps(decoder)
-    shape = "".join(step["type"] + " " for step in steps)
-    if shape == "ByteLevel ":
+    if _is_byte_level(steps):
         return partial(ByteDetokeniser, Pieces(partial(_bytes_piece, spelling)))
-    if decoder is not None and _SENTENCEPIECE.fullmatch(shape) and _is_plain(steps):
+    if _is_sentencepiece(steps):
         return _sentencepiece(steps, spelling)
     return partial(WindowDetokeniser, decode, Pieces(spelling))
+
+
+def token_speller(
+    decoder: Mapping[str, Any] | None, *, spelling: Callable[[int], str | None]
+) -> Callable[[int], bytes] | None:
+    """What gives the bytes that a token stands for wherever it stands, parts of characters too, and none for special
+    tokens. None for decoders to which a token's text depends on its neighbours.
+
+    SentencePiece's space belongs to the token that it is written with, though a text lacks its first one.
+    """
+    steps = _steps(decoder)
+    piece: Callable[[int], str | bytes | int | None]
+    if _is_byte_level(steps):
+        piece = partial(_bytes_piece, spelling)
+    elif _is_sentencepiece(steps):
+        piece = _sentencepiece_piece(steps, spelling)
+    else:
+        return None
+    return lambda token: _as_bytes(piece(token))
+
+
+def drops_first_space(decoder: Mapping[str, Any] | None) -> bool:
+    """Whether a text lacks the space that its first token begins with."""
+    steps = _steps(decoder)
+    named = {step["type"]: step for step in steps}
+    metaspace = named.get("Metaspace", {"prepend_scheme": "never"})
+    return _is_sentencepiece(steps) and (
+        metaspace["prepend_scheme"] != "never" or bool(named.get("Strip", {"start": 0})["start"])
+    )
+
+
+def _as_bytes(piece: str | bytes | int | None) -> bytes:
+    if piece is None:
+        return b""
+    if isinstance(piece, int):
+        return bytes([piece])
+    return piece.encode() if isinstance(piece, str) else piece
+
+
+def _shape(steps: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(step["type"] + " " for step in steps)
+
+
+def _is_byte_level(steps: Sequence[Mapping[str, Any]]) -> bool:
+    return _shape(steps) == "ByteLevel "
+
+
+def _is_sentencepiece(steps: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(steps and _SENTENCEPIECE.fullmatch(_shape(steps)) and _is_plain(steps))
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
@@ -248,15 +296,17 @@ def _is_plain(steps: Sequence[Mapping[str, Any]]) -> bool:
     )
 
 
-def _sentencepiece(
-    steps: Sequence[Mapping[str, Any]], spelling: Callable[[int], str | None]
-) -> Callable[[], SentencePieceDetokeniser]:
+def _sentencepiece_piece(
+    steps: Sequence[Mapping[str, Any]],
+    spelling: Callable[[int], str | None],
+    space: str = " ",
+) -> Callable[[int], str | int | None]:
+    """`space` is what Metaspace's sign becomes."""
     named = {step["type"]: step for step in steps}
     swaps = [(s["pattern"]["String"], s["content"]) for s in steps if s["type"] == "Replace"]
     metaspace = named.get("Metaspace")
-    strip = named.get("Strip", {"start": 0, "content": " "})
 
-    def piece(token: int, space: str = " ") -> str | int | None:
+    def piece(token: int) -> str | int | None:
         text = spelling(token)
         if text is None:
             return None
@@ -267,10 +317,19 @@ def _sentencepiece(
         byte = _BYTE_TOKEN.fullmatch(text) if "ByteFallback" in named else None
         return int(byte[1], 16) if byte else text
 
-    pieces: Pieces[str | int] = Pieces(piece)
+    return piece
+
+
+def _sentencepiece(
+    steps: Sequence[Mapping[str, Any]], spelling: Callable[[int], str | None]
+) -> Callable[[], SentencePieceDetokeniser]:
+    named = {step["type"]: step for step in steps}
+    metaspace = named.get("Metaspace")
+    strip = named.get("Strip", {"start": 0, "content": " "})
+    pieces: Pieces[str | int] = Pieces(_sentencepiece_piece(steps, spelling))
     first = pieces
     if metaspace and metaspace["prepend_scheme"] != "never":
-        first = Pieces(partial(piece, space=""))
+        first = Pieces(_sentencepiece_piece(steps, spelling, space=""))
     return partial(
         SentencePieceDetokeniser,
         pieces,

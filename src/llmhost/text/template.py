@@ -55,6 +55,9 @@ class ChatTemplate:
         self._now = now
         self._compiled = cache(self._compile)
 
+    def mentions(self, text: str) -> bool:
+        return any(text in source for source in self._sources.values())
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -16,9 +16,13 @@ from llmhost.core.errors import BadRequest, ModelUnavailable, UnsupportedParamet
 from llmhost.core.ports import TextWatch
 from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
-from llmhost.text.detokenise import detokeniser_factory
+from llmhost.text.detokenise import detokeniser_factory, drops_first_space, token_speller
+from llmhost.text.grammar import Grammars, Thinking, Vocabulary
 from llmhost.text.template import ChatTemplate, load_chat_template
 from llmhost.text.watch import Watch
+
+THINKING_MARKS = ("<think>", "</think>")
+"""What a model's thoughts stand between, where its vocabulary has both as tokens."""
 
 
 class FileTokenizer:
@@ -36,9 +40,12 @@ class FileTokenizer:
         self._template = template
         added = tokenizer.get_added_tokens_decoder().values()
         self._special = frozenset(token.content for token in added if token.special)
+        decoder = _decoder_steps(tokenizer)
         self._detokeniser = detokeniser_factory(
-            _decoder_steps(tokenizer), spelling=self._spelling, decode=self.decode
+            decoder, spelling=self._spelling, decode=self.decode
         )
+        self._token_bytes = token_speller(decoder, spelling=self._spelling)
+        self._grammars = Grammars(self._vocabulary(drops_space=drops_first_space(decoder)))
 
     @property
     def vocab_size(self) -> int:
@@ -77,13 +84,40 @@ class FileTokenizer:
         return Watch(self._detokeniser(), stop)
 
     def token_bytes(self, token: int) -> bytes:
-        return self.decode([token], skip_special_tokens=True).encode()
+        if self._token_bytes is None:
+            return self.decode([token]).encode()
+        return self._token_bytes(token)
 
     def compile_grammar(self, spec: GrammarSpec) -> None:
-        raise UnsupportedParameter("This model can't be held to a grammar.")
+        if self._token_bytes is None:
+            raise UnsupportedParameter(
+                "This model can't be held to a form: what its tokens say depends on their neighbours.",
+                param=spec.param,
+            )
+        self._grammars.compile(spec)
 
     def grammar(self, spec: GrammarSpec, prompt: Sequence[int] = ()) -> GrammarState:
-        raise UnsupportedParameter("This model can't be held to a grammar.")
+        return self._grammars.state(spec, prompt)
+
+    def _vocabulary(self, *, drops_space: bool) -> Vocabulary:
+        added = self._tokenizer.get_added_tokens_decoder()
+        thinking = self._thinking()
+        return Vocabulary(
+            tokens=lambda: [self.token_bytes(token) for token in range(self.vocab_size)],
+            eos_ids=self._eos_ids,
+            encode=lambda text: self.encode(text, add_special_tokens=False),
+            thinking=thinking,
+            controls=frozenset(token for token in added if added[token].special),
+            drops_space=drops_space,
+        )
+
+    def _thinking(self) -> Thinking | None:
+        begin, end = map(self._tokenizer.token_to_id, THINKING_MARKS)
+        if begin is None or end is None:
+            return None
+        template = self._template
+        knows = template is not None and any(map(template.mentions, THINKING_MARKS))
+        return Thinking(begin, end, is_free=knows)
 
     def _spelling(self, token: int) -> str | None:
         text: str | None = self._tokenizer.id_to_token(token)

@@ -1,5 +1,6 @@
 """A tokenizer that needs no files: one id per word. For the fake engine, tests and docs."""
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import islice, product
 from typing import Any
@@ -9,6 +10,7 @@ from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.ports import TextWatch
 from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
+from llmhost.text.grammar import Grammars, Vocabulary
 from llmhost.text.watch import Watch
 
 SYLLABLES = tuple(c + v for c in "bdfgklmnprstvzhj" for v in "aeio")
@@ -28,6 +30,7 @@ class WordTokenizer:
     def __init__(self, vocab: int) -> None:
         self._words = words(vocab)
         self._ids = {word: token for token, word in enumerate(self._words)}
+        self._grammars = Grammars(self._vocabulary())
 
     @property
     def vocab_size(self) -> int:
@@ -63,13 +66,39 @@ class WordTokenizer:
         return Watch(_WordDetokeniser(self._words), stop)
 
     def token_bytes(self, token: int) -> bytes:
-        return self._words[token].encode()
+        """A word with the space before it, which the text lacks before the first one; empty for unknown ids."""
+        return b" " + self._words[token].encode() if token < len(self._words) else b""
 
     def compile_grammar(self, spec: GrammarSpec) -> None:
-        raise UnsupportedParameter("This model can't be held to a grammar.")
+        if spec.kind not in ("choice", "regex"):
+            raise UnsupportedParameter(
+                f"The fake engine has words only, which can't spell what a {spec.kind} asks for."
+                " It can be held to a choice or a regex of its words.",
+                param=spec.param,
+            )
+        self._grammars.compile(spec)
+        if spec.kind == "choice":
+            self._check_choices(spec)
 
     def grammar(self, spec: GrammarSpec, prompt: Sequence[int] = ()) -> GrammarState:
-        raise UnsupportedParameter("This model can't be held to a grammar.")
+        return self._grammars.state(spec, prompt)
+
+    def _check_choices(self, spec: GrammarSpec) -> None:
+        for choice in json.loads(spec.text):
+            if self.decode(self.encode(choice)) != choice:
+                raise UnsupportedParameter(
+                    f"The fake engine can't say {choice!r}: it has its own words only, such as {self._words[0]!r}.",
+                    param=spec.param,
+                )
+
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(
+            tokens=lambda: [self.token_bytes(token) for token in range(self.vocab_size)],
+            eos_ids=frozenset(),
+            encode=self.encode,
+            drops_space=True,
+            words=self._words,
+        )
 
 
 class _WordDetokeniser:

@@ -68,6 +68,20 @@ def test_any_text_can_be_encoded_and_watched(tokenizer: Tokenizer, text: str) ->
     assert say(tokenizer.watch(), tokens) == tokenizer.decode(tokens)
 
 
+@settings(deadline=None)
+@given(text=st.text(max_size=60))
+def test_bytes_of_tokens_add_up_to_the_text(tokenizer: Tokenizer, text: str) -> None:
+    """But for the space before the first word, which belongs to its token and not to the text."""
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    joined = b"".join(map(tokenizer.token_bytes, tokens)).decode(errors="replace")
+
+    assert tokenizer.decode(tokens) in (joined, joined.removeprefix(" "))
+
+
+def test_an_unknown_id_has_no_bytes(tokenizer: Tokenizer) -> None:
+    assert tokenizer.token_bytes(tokenizer.vocab_size) == b""
+
+
 def test_encoding_a_decoded_text_gives_its_tokens_again(tokenizer: Tokenizer) -> None:
     once = tokenizer.decode(tokenizer.encode(TEXT, add_special_tokens=False))
     tokens = tokenizer.encode(once, add_special_tokens=False)
