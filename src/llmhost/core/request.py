@@ -142,13 +142,34 @@ class GenerationRequest:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
+    """0: nothing is said, only the prompt is looked at."""
+    min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """Beside the model's own ends."""
+    bad_words: tuple[str, ...] = ()
     ignore_eos: bool = False
     n: int = 1
+    best_of: int | None = None
+    """Of so many sequences for each prompt the `n` likeliest are the answer; None: as many as `n`."""
+    echo: bool = False
+    """The prompt comes before the answer."""
+    return_token_ids: bool = False
     priority: int = 0
+    is_flex: bool = False
+    """It gave up its place for others; `priority` holds that already."""
+    timeout_ms: int | None = None
+    """From its arrival: what has not ended by then is ended."""
+    cache_salt: str = ""
+    """Shares computed prompt blocks only with requests of the same one."""
     stream: bool = False
     client_request_id: str | None = None
     user: str | None = None
+
+    @property
+    def runs(self) -> int:
+        """Sequences for each prompt."""
+        return self.best_of or self.n
 
     @property
     def text(self) -> str:

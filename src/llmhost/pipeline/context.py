@@ -11,6 +11,7 @@ from llmhost.core.request import Caller, GenerationRequest
 from llmhost.cost.pricing import Price
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica
+from llmhost.pipeline.terms import Terms
 from llmhost.tenants.limits import Allowance
 
 
@@ -27,7 +28,7 @@ class RequestContext:
     caller: Caller | None = None
     deployment: Deployment | None = None
     tokenizer: Tokenizer | None = None
-    prompts: tuple[tuple[int, ...], ...] = ()
+    terms: Terms | None = None
     max_new_tokens: int = 0
     """Per choice: what was asked for, or the room that is left."""
     longest_tokens: int = 0
@@ -59,6 +60,21 @@ class RequestContext:
     def known_deployment(self) -> Deployment:
         assert self.deployment is not None, "this stage runs after resolution"
         return self.deployment
+
+    @property
+    def known_terms(self) -> Terms:
+        assert self.terms is not None, "this stage runs after resolution"
+        return self.terms
+
+    @property
+    def prompts(self) -> tuple[tuple[int, ...], ...]:
+        return self.known_terms.prompts
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """On the clock of `arrived_ns`."""
+        timeout_ms = self.request.timeout_ms
+        return None if timeout_ms is None else self.arrived_ns + timeout_ms * 1_000_000
 
     def event(self) -> RequestEnded:
         """How it ended, as a fact for ledger, metrics, analytics and observers."""

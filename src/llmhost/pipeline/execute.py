@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from llmhost.core.errors import EngineFailed, LlmhostError, SafetyUnavailable
+from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError, SafetyUnavailable
 from llmhost.core.ids import new_seed
 from llmhost.core.output import Delta, FinishReason, Outcome, Usage
 from llmhost.core.ports import Clock
-from llmhost.core.request import SequenceSpec
+from llmhost.core.request import Sampling, SequenceSpec
 from llmhost.observe.metrics import Metrics
+from llmhost.pipeline.best_of import BestOf
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.stream import ReplayStream
@@ -51,6 +52,8 @@ class Generation:
         self._open: set[int] = set()  # choices that have not ended
         self._usage: dict[int, Usage] = {}
         self._pumps: list[ScreenPump] = []
+        request = context.request
+        self._contest = None if request.best_of is None else BestOf(n=request.n, runs=request.runs)
         self._is_detached = False
 
     def submit(self, index: int, spec: SequenceSpec, screen: OutputScreen | None) -> None:
@@ -97,15 +100,15 @@ class Generation:
             return
         if delta.tokens:
             self._note_time(delta.index)
-        if delta.finish_reason is None:
-            self.stream.push(delta)
-            return
-        self._open.discard(delta.index)
-        self._note_end(delta)
-        if self._open:
-            self.stream.push(_for_readers(delta))
-        else:
+        if delta.finish_reason is not None:
+            self._open.discard(delta.index)
+            self._note_end(delta)
+        if delta.finish_reason is not None and not self._open:
             self._complete(delta)
+        elif self._contest is not None:
+            self._contest.push(delta)
+        else:
+            self.stream.push(_for_readers(delta))
 
     def _note_time(self, index: int) -> None:
         now_ns = self._clock.monotonic_ns()
@@ -126,7 +129,7 @@ class Generation:
         if context.finish_reason is None or delta.index == 0:
             context.finish_reason = delta.finish_reason
         if context.error is not None:
-            context.outcome, context.finish_reason = Outcome.FAILED, FinishReason.ERROR
+            context.outcome, context.finish_reason = _outcome(context.error), FinishReason.ERROR
         elif delta.finish_reason is FinishReason.CANCELLED:
             context.outcome = Outcome.CANCELLED
         elif context.outcome is None:
@@ -136,28 +139,38 @@ class Generation:
         context = self.context
         context.usage = self._merged_usage()
         context.ended_ns = self._clock.monotonic_ns()
+        ends = [last] if self._contest is None else self._winners(self._contest, last)
         settled = self._settle(context)
-        settled.add_done_callback(lambda done: self._release(last, done))
+        settled.add_done_callback(lambda done: self._release(ends, done))
 
-    def _release(self, last: Delta, settled: "asyncio.Future[None]") -> None:
+    def _winners(self, contest: BestOf, last: Delta) -> list[Delta]:
+        contest.push(last)
+        if self.context.outcome is not Outcome.ANSWERED:
+            return []
+        winners = list(contest.winners())
+        self.context.finish_reason = next(d.finish_reason for d in winners if d.finish_reason)
+        return winners
+
+    def _release(self, ends: list[Delta], settled: "asyncio.Future[None]") -> None:
         """Let the end of the answer out, now that it can't be lost."""
         if (failure := settled.exception()) is not None:
             self.stream.fail(self.context.error or ledger_unavailable(failure))
-        elif self.context.error is not None:
-            self.stream.push(_for_readers(last))
-            self.stream.fail(self.context.error)
         else:
-            self.stream.push(last)
-            self.stream.close()
+            for delta in ends:
+                self.stream.push(delta if self.context.error is None else _for_readers(delta))
+            if self.context.error is not None:
+                self.stream.fail(self.context.error)
+            else:
+                self.stream.close()
         if not self.ended.done():
             self.ended.set_result(None)
 
     def _merged_usage(self) -> Usage:
         """Prompt tokens count once per prompt, however many choices it has; the rest adds up."""
-        n = self.context.request.n
+        runs = self.context.request.runs
         merged = Usage()
         for index, usage in self._usage.items():
-            if index % n:
+            if index % runs:
                 usage = replace(usage, prompt_tokens=0, cached_tokens=0)
             merged += usage
         return merged
@@ -168,6 +181,11 @@ def _for_readers(delta: Delta) -> Delta:
     if delta.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
         return replace(delta, finish_reason=None, usage=None)
     return delta
+
+
+def _outcome(error: LlmhostError) -> Outcome:
+    """A caller whose own deadline is over has left, and pays for what was made; other errors are ours."""
+    return Outcome.CANCELLED if isinstance(error, DeadlineExceeded) else Outcome.FAILED
 
 
 def ledger_unavailable(failure: BaseException) -> LlmhostError:
@@ -243,7 +261,7 @@ class Execute:
         generation = Generation(context, self._clock, settle, observe_gap)
         context.submitted_ns = self._clock.monotonic_ns()
         try:
-            for index in range(len(context.prompts) * context.request.n):
+            for index in range(len(context.prompts) * context.request.runs):
                 spec = self._spec(context, index)
                 generation.submit(index, spec, self._screen.output(context))
         except BaseException:
@@ -252,24 +270,39 @@ class Execute:
         return generation
 
     def _spec(self, context: RequestContext, index: int) -> SequenceSpec:
-        request, entry = context.request, context.known_deployment.entry
+        request, entry, terms = context.request, context.known_deployment.entry, context.known_terms
         assert context.replica is not None
-        prompt = context.prompts[index // request.n]
+        prompt = terms.prompts[index // request.runs]
         seed = request.sampling.seed if request.sampling.seed is not None else new_seed()
         eos = frozenset() if request.ignore_eos else context.replica.tokenizer.eos_ids
         room = context.longest_tokens - len(prompt)
+        wanted = room if request.max_tokens is None else request.max_tokens
         return SequenceSpec(
             request_id=request.request_id,
             index=index,
             model=entry.ref,
             prompt=prompt,
-            sampling=request.sampling,
+            sampling=terms.sampling if index % request.runs == 0 else _of_answer(terms.sampling),
             seed=(seed + index * SEED_STRIDE) & SEED_MASK,
-            max_new_tokens=min(request.max_tokens or room, room),
+            max_new_tokens=min(wanted, room),
+            min_new_tokens=request.min_tokens,
             stop=request.stop,
-            stop_token_ids=eos,
+            stop_token_ids=eos | terms.stop_ids,
             priority=request.priority,
             arrival_ns=context.arrived_ns,
+            deadline_ns=context.deadline_ns,
             tenant=context.known_caller.org,
-            cache_scope=context.known_caller.scope(entry.spec.cache_scope),
+            cache_scope=_cache_scope(context),
         )
+
+
+def _of_answer(sampling: Sampling) -> Sampling:
+    """Of all choices of a prompt the first reports what is thought of the prompt; the others may share its blocks."""
+    return sampling if sampling.prompt_logprobs is None else replace(sampling, prompt_logprobs=None)
+
+
+def _cache_scope(context: RequestContext) -> str:
+    """Who may share computed prompt blocks."""
+    scope = context.known_caller.scope(context.known_deployment.entry.spec.cache_scope)
+    salt = context.request.cache_salt
+    return f"{scope}\0{salt}" if salt else scope

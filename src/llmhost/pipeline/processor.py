@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from llmhost.core.errors import LlmhostError, Overloaded, PluginFailed
+from llmhost.core.errors import DeadlineExceeded, LlmhostError, Overloaded, PluginFailed
 from llmhost.core.output import Delta, FinishReason, Outcome
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller, GenerationRequest
@@ -27,6 +27,9 @@ from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.store import Store
 
 log = logging.getLogger("llmhost.request")
+
+REFUSALS = (DeadlineExceeded, Overloaded, PluginFailed)
+"""With a status of 5xx, and yet nothing that broke."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +118,7 @@ class Processor:
         """
         context = self._arrived(request, bearer, headers, caller)
         with self._metered(context):
-            generation = await self._admit(context, fault)
+            generation = await self._admit_in_time(context, fault)
         self._live.add(generation)
         generation.ended.add_done_callback(lambda _: self._live.discard(generation))
         return Exchange(generation)
@@ -163,6 +166,25 @@ class Processor:
         for generation in list(self._live):
             generation.cut(error)
 
+    async def _admit_in_time(
+        self, context: RequestContext, fault: LlmhostError | None
+    ) -> Generation:
+        """A deadline runs from the arrival: what waits for a model to load is in time, too, or not."""
+        if context.deadline_ns is None:
+            return await self._admit(context, fault)
+        left_s = (context.deadline_ns - self._clock.monotonic_ns()) / 1e9
+        try:
+            async with asyncio.timeout(left_s) as patience:
+                return await self._admit(context, fault)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise DeadlineExceeded(
+                f"Nothing of the answer had begun after the {context.request.timeout_ms} ms of 'timeout_ms'."
+                " Give it more time.",
+                param="timeout_ms",
+            ) from None
+
     async def _admit(self, context: RequestContext, fault: LlmhostError | None) -> Generation:
         stages = self._stages
         if context.caller is None:
@@ -195,7 +217,7 @@ class Processor:
 
     def _refused(self, context: RequestContext, error: LlmhostError) -> None:
         context.error = error
-        is_refusal = error.status < 500 or isinstance(error, (Overloaded, PluginFailed))
+        is_refusal = error.status < 500 or isinstance(error, REFUSALS)
         self._end_early(context, Outcome.REFUSED if is_refusal else Outcome.FAILED)
 
     def _end_early(self, context: RequestContext, outcome: Outcome) -> None:

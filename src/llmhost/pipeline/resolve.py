@@ -1,7 +1,6 @@
-"""Stage 2: which model at which version, and what the prompt is in its tokens. It only reads."""
+"""Stage 2: which model at which version, and what the request is in its tokens. It only reads."""
 
 import asyncio
-from functools import partial
 
 from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed
 from llmhost.core.ports import Tokenizer
@@ -10,10 +9,7 @@ from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
-
-INLINE_CHARS = 4096
-INLINE_MESSAGES = 64
-"""Longer prompts, and all with tool calls, are rendered and tokenised in a thread: the HTTP loop waits for none."""
+from llmhost.pipeline.terms import Terms, is_short, terms_of
 
 
 class Resolve:
@@ -31,7 +27,7 @@ class Resolve:
             raise ModelNotAllowed(request.model)
         tokenizer = await self._deployments.tokenizer(deployment)
         context.tokenizer = tokenizer
-        context.prompts = await self._tokenise(request, tokenizer)
+        context.terms = await self._terms(request, tokenizer)
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
         context.max_new_tokens = self.room(context, context.longest_tokens)
 
@@ -49,13 +45,10 @@ class Resolve:
         )
         return context.request.model if answer is None else str(answer.opinion)
 
-    async def _tokenise(
-        self, request: GenerationRequest, tokenizer: Tokenizer
-    ) -> tuple[tuple[int, ...], ...]:
-        work = partial(_prompt_tokens, request, tokenizer)
-        if _is_short(request):
-            return work()
-        return await asyncio.to_thread(work)
+    async def _terms(self, request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
+        if is_short(request):
+            return terms_of(request, tokenizer)
+        return await asyncio.to_thread(terms_of, request, tokenizer)
 
     @staticmethod
     def room(context: RequestContext, longest_tokens: int) -> int:
@@ -63,52 +56,16 @@ class Resolve:
         request = context.request
         prompt_tokens = max(len(prompt) for prompt in context.prompts)
         room = longest_tokens - prompt_tokens
-        if room < (request.max_tokens or 1):
+        if room < (1 if request.max_tokens is None else request.max_tokens):
             raise ContextTooLong(
                 prompt_tokens=prompt_tokens,
                 max_tokens=request.max_tokens,
                 limit_tokens=longest_tokens,
                 param="messages" if request.kind is Kind.CHAT else "prompt",
             )
-        return request.max_tokens or room
-
-
-def _is_short(request: GenerationRequest) -> bool:
-    """Everything that is rendered counts: messages without text too, and what has no bound is never short."""
-    if request.tools or len(request.messages) > INLINE_MESSAGES:
-        return False
-    if any("tool_calls" in message for message in request.messages):
-        return False
-    if any(isinstance(value, (dict, list)) for value in request.template_kwargs.values()):
-        return False
-    return request.size <= INLINE_CHARS
-
-
-def _prompt_tokens(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    if request.kind is Kind.CHAT:
-        text = tokenizer.render_chat(
-            request.messages, tools=request.tools, **request.template_kwargs
-        )
-        return (_not_empty(tokenizer.encode(text, add_special_tokens=False), "messages"),)
-    return tuple(
-        _not_empty(tokenizer.encode(prompt), "prompt")
-        if isinstance(prompt, str)
-        else _known_ids(prompt, tokenizer.vocab_size)
-        for prompt in request.prompts
-    )
-
-
-def _not_empty(tokens: list[int], param: str) -> tuple[int, ...]:
-    if not tokens:
-        raise InvalidValue("The prompt is empty: it has no tokens.", param=param)
-    return tuple(tokens)
-
-
-def _known_ids(prompt: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
-    for token in prompt:
-        if not 0 <= token < vocab_size:
+        if request.min_tokens > room:
             raise InvalidValue(
-                f"Token id {token} is outside this model's vocabulary of {vocab_size}.",
-                param="prompt",
+                f"'min_tokens' is {request.min_tokens}, and this prompt leaves room for {room}.",
+                param="min_tokens",
             )
-    return _not_empty(list(prompt), "prompt")
+        return room if request.max_tokens is None else request.max_tokens

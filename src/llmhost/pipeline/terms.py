@@ -1,0 +1,130 @@
+"""What a request says, in one model's own tokens: prompts, bad words, ends, and what may or may not be drawn.
+
+Pure but for the tokenizer. Long requests are read in a thread (`is_short`), so nothing here may touch the HTTP loop.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from llmhost.core.errors import InvalidValue
+from llmhost.core.ports import Tokenizer
+from llmhost.core.request import GenerationRequest, Kind, Sampling
+
+INLINE_CHARS = 4096
+INLINE_MESSAGES = 64
+"""Longer prompts, and all with tool calls, are rendered and tokenised in a thread: the HTTP loop waits for none."""
+MAX_PROMPT_LOGPROBS = 500_000
+"""Log probabilities of prompt tokens in one answer, as often as they are in it: some 30 MB of JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A request as a scheduler takes it."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    sampling: Sampling
+    """With bad words as ids, and the log probabilities that echo and `best_of` need as well."""
+    stop_ids: frozenset[int]
+    """The caller's own, beside the model's."""
+    echoes: tuple[str, ...] = ()
+    """Each prompt's text, where it comes before the answer."""
+
+
+def is_short(request: GenerationRequest) -> bool:
+    """Everything that is rendered counts: messages without text too, and what has no bound is never short."""
+    if request.tools or request.bad_words or len(request.messages) > INLINE_MESSAGES:
+        return False
+    if any("tool_calls" in message for message in request.messages):
+        return False
+    if any(isinstance(value, (dict, list)) for value in request.template_kwargs.values()):
+        return False
+    return request.size + len(request.sampling.allowed_token_ids or ()) <= INLINE_CHARS
+
+
+def terms_of(request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
+    """Raises BadRequest for what this model can't take."""
+    _check_ids(request.stop_token_ids, tokenizer, "stop_token_ids")
+    prompts = _prompts(request, tokenizer)
+    sampling = _sampling(request, tokenizer)
+    _check_size(request, prompts, sampling)
+    return Terms(
+        prompts,
+        sampling,
+        frozenset(request.stop_token_ids),
+        tuple(_texts(request, tokenizer)) if request.echo else (),
+    )
+
+
+def _prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    if request.kind is Kind.CHAT:
+        text = tokenizer.render_chat(
+            request.messages, tools=request.tools, **request.template_kwargs
+        )
+        return (_not_empty(tokenizer.encode(text, add_special_tokens=False), "messages"),)
+    return tuple(
+        _not_empty(tokenizer.encode(prompt), "prompt")
+        if isinstance(prompt, str)
+        else _known_prompt(prompt, tokenizer)
+        for prompt in request.prompts
+    )
+
+
+def _texts(request: GenerationRequest, tokenizer: Tokenizer) -> Iterator[str]:
+    for prompt in request.prompts:
+        yield prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+
+
+def _sampling(request: GenerationRequest, tokenizer: Tokenizer) -> Sampling:
+    asked = request.sampling
+    _check_ids([token for token, _ in asked.logit_bias], tokenizer, "logit_bias")
+    _check_ids(asked.allowed_token_ids or (), tokenizer, "allowed_token_ids")
+    logprobs, of_prompt = asked.logprobs, asked.prompt_logprobs
+    if request.best_of is not None:
+        logprobs = logprobs or 0  # by which the best are found
+    if request.echo and logprobs is not None:
+        of_prompt = max(logprobs, of_prompt or 0)
+    bad_words = tuple(dict.fromkeys(_spellings(request.bad_words, tokenizer)))
+    return replace(asked, bad_words=bad_words, logprobs=logprobs, prompt_logprobs=of_prompt)
+
+
+def _spellings(words: tuple[str, ...], tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
+    """As a word is said at the beginning, and after another one."""
+    for place, word in enumerate(words):
+        for text in (word.lstrip(), f" {word.lstrip()}"):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            yield _not_empty(ids, f"bad_words[{place}]")
+
+
+def _check_size(
+    request: GenerationRequest, prompts: tuple[tuple[int, ...], ...], sampling: Sampling
+) -> None:
+    if sampling.prompt_logprobs is None:
+        return
+    reported = sum(map(len, prompts)) * request.n * (sampling.prompt_logprobs + 1)
+    if reported > MAX_PROMPT_LOGPROBS:
+        raise InvalidValue(
+            f"The answer would hold {reported} log probabilities of prompt tokens;"
+            f" {MAX_PROMPT_LOGPROBS} are allowed. Send fewer prompts at a time, or ask for fewer.",
+            param="prompt_logprobs" if request.sampling.prompt_logprobs is not None else "logprobs",
+        )
+
+
+def _not_empty(tokens: list[int], param: str) -> tuple[int, ...]:
+    if not tokens:
+        what = "The prompt" if param in ("prompt", "messages") else f"'{param}'"
+        raise InvalidValue(f"{what} is empty: it has no tokens.", param=param)
+    return tuple(tokens)
+
+
+def _known_prompt(prompt: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
+    _check_ids(prompt, tokenizer, "prompt")
+    return _not_empty(list(prompt), "prompt")
+
+
+def _check_ids(tokens: Sequence[int], tokenizer: Tokenizer, param: str) -> None:
+    size = tokenizer.vocab_size
+    for token in tokens:
+        if not 0 <= token < size:
+            raise InvalidValue(
+                f"Token id {token} is outside this model's vocabulary of {size}.", param=param
+            )
