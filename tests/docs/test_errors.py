@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.openai import parse_chat, parse_completion
-from llmhost.api.wire import ChatBody, CompletionBody
 from llmhost.core.errors import AlreadyRunning, ConfigError, LlmhostError, UnsupportedParameter
 from llmhost.core.request import GenerationRequest
 from llmhost.storage.connect import StorageFailed
@@ -138,6 +138,13 @@ WANTED: dict[str, Any] = {
     "structured_outputs": {"regex": "a+"},
     "reasoning_effort": "high",
     "function_call": "auto",
+    "bad_words": ["x"],
+    "allowed_token_ids": [7],
+    "prompt_logprobs": 2,
+    "return_token_ids": True,
+    "service_tier": "flex",
+    "timeout_ms": 1000,
+    "cache_salt": "mine",
 }
 """A value of each parameter that asks for something else than what happens without it."""
 
@@ -147,6 +154,8 @@ def wanted(name: str, route: str) -> dict[str, Any]:
         return {name: True if route == "chat" else 1}
     if name == "stream_options":
         return {name: {"include_usage": True}, "stream": True}
+    if name == "top_logprobs":
+        return {name: WANTED[name], "logprobs": True}
     return {name: WANTED[name]}
 
 
@@ -172,7 +181,7 @@ def test_a_parameter_does_what_the_table_says(name: str, route: str):
     asked = wanted(name, route)
     match STATES[name, route]:
         case "honoured":
-            less = {"stream": True} if name == "stream_options" else {}
+            less = {other: value for other, value in asked.items() if other != name}
             assert parsed(route, **asked) != parsed(route, **less)
         case "ignored":
             assert parsed(route, **asked) == parsed(route)

@@ -55,15 +55,20 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
     ({"model": 5}, "model", "invalid_value"),
     ({"model": None}, "model", "missing_required_parameter"),
-    ({"logit_bias": {"5": 10}}, "logit_bias", "unsupported_parameter"),
-    ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+    ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"4096": 1}}, "logit_bias", "invalid_value"),
+    ({"stop_token_ids": [4096]}, "stop_token_ids", "invalid_value"),
+    ({"allowed_token_ids": [4096]}, "allowed_token_ids", "invalid_value"),
+    ({"bad_words": [" "]}, "bad_words[0]", "invalid_value"),
+    ({"min_tokens": 10**9}, "min_tokens", "invalid_value"),
+    ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+    ({"timeout_ms": 0}, "timeout_ms", "invalid_value"),
     (
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         "tools",
         "unsupported_parameter",
     ),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-    ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter"),
     ({"presence_penalty": 3}, "presence_penalty", "invalid_value"),
 ]
 
@@ -94,10 +99,10 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [-1]}, "prompt"),
     ({"prompt": [10**30]}, "prompt"),
     ({"prompt": ["x"] * 129}, "prompt"),
-    ({"best_of": 4}, "best_of"),
-    ({"echo": True}, "echo"),
+    ({"best_of": 4, "n": 5}, "best_of"),
+    ({"max_tokens": 0}, "max_tokens"),
     ({"suffix": "end"}, "suffix"),
-    ({"logprobs": 2}, "logprobs"),
+    ({"logprobs": 21}, "logprobs"),
 ]
 
 

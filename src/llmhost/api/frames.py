@@ -1,6 +1,7 @@
 """OpenAI's answer shapes: whole bodies, and server-sent events rendered once per request around each delta.
 
 A stream's envelope is the same for every piece of one answer, so it is encoded once; a piece costs one JSON string.
+Requests that want more than text are framed with their `Report`, and others pay nothing for it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from llmhost.api.report import Report
+from llmhost.api.tokens import Placed
 from llmhost.core.output import Delta, Usage
 from llmhost.core.request import GenerationRequest, Kind
 
@@ -23,6 +26,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -31,28 +35,50 @@ def answer_id(request: GenerationRequest) -> str:
     return f"{prefix}-{request.request_id.removeprefix('req_')}"
 
 
+def _envelope(request: GenerationRequest, kind: str, created_s: int) -> dict[str, Any]:
+    """What every piece of an answer has; the tier is the one that it got, not the one that was asked for."""
+    return {
+        "id": answer_id(request),
+        "object": kind,
+        "created": created_s,
+        "model": request.model,
+        "service_tier": "flex" if request.is_flex else "default",
+        "system_fingerprint": None,
+    }
+
+
 def whole_answer(
-    request: GenerationRequest, created_s: int, deltas: Iterable[Delta], usage: Usage
+    request: GenerationRequest,
+    created_s: int,
+    deltas: Iterable[Delta],
+    usage: Usage,
+    report: Report | None = None,
 ) -> bytes:
     """The body of an answer that is not streamed."""
     texts: dict[int, list[str]] = {}
     reasons: dict[int, str] = {}
+    tokens: dict[int, list[Placed]] = {}
     for delta in deltas:
         texts.setdefault(delta.index, []).append(delta.text)
         if delta.finish_reason is not None:
             reasons[delta.index] = delta.finish_reason.value
-    choice = _chat_choice if request.kind is Kind.CHAT else _text_choice
-    return _encode(
-        {
-            "id": answer_id(request),
-            "object": "chat.completion" if request.kind is Kind.CHAT else "text_completion",
-            "created": created_s,
-            "model": request.model,
-            "choices": [choice(i, "".join(texts[i]), reasons.get(i)) for i in sorted(texts)],
-            "usage": usage_object(usage),
-            "system_fingerprint": None,
-        }
-    )
+        if report is not None:
+            report.note(delta)
+            tokens.setdefault(delta.index, []).extend(report.fresh(delta))
+    is_chat = request.kind is Kind.CHAT
+    choice = _chat_choice if is_chat else _text_choice
+    choices = [choice(i, "".join(texts[i]), reasons.get(i)) for i in sorted(texts)]
+    body = {
+        **_envelope(request, "chat.completion" if is_chat else "text_completion", created_s),
+        "choices": choices,
+        "usage": usage_object(usage),
+    }
+    if report is not None:
+        for each in choices:
+            report.complete(each, tokens[each["index"]])
+        if is_chat:
+            body |= report.of_prompt(0)
+    return _encode(body)
 
 
 def _chat_choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
@@ -69,6 +95,14 @@ def _text_choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
 
 
+def frames_of(
+    request: GenerationRequest, created_s: int, *, include_usage: bool, report: Report | None = None
+) -> "Frames":
+    if report is None:
+        return Frames(request, created_s, include_usage=include_usage)
+    return ReportingFrames(request, created_s, report, include_usage=include_usage)
+
+
 class Frames:
     """Renders one request's stream. `include_usage` adds usage to every event, null until the last."""
 
@@ -77,15 +111,13 @@ class Frames:
         self._include_usage = include_usage
         self._introduced: set[int] = set()
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
-        envelope = {
-            "id": answer_id(request),
-            "object": kind,
-            "created": created_s,
-            "model": request.model,
-            "system_fingerprint": None,
-        }
+        envelope = _envelope(request, kind, created_s)
         self._head = b"data: " + _encode(envelope)[:-1] + b',"choices":['
         self._tail = (b',"usage":null' if include_usage else b"") + b"}\n\n"
+
+    def is_large(self, deltas: Sequence[Delta]) -> bool:
+        """Writing the events of these takes so long that others should not wait for it."""
+        return False
 
     def events(self, deltas: Sequence[Delta]) -> bytes:
         """What came since the last write; pieces of one choice that piled up become one event."""
@@ -110,11 +142,11 @@ class Frames:
     def _piece(self, out: list[bytes], index: int, texts: list[str]) -> None:
         self._introduce(out, index)
         if texts:
-            text = _encode("".join(texts))
-            if self._is_chat:
-                self._event(out, index, b'"delta":{"content":' + text + b"}", b"null")
-            else:
-                self._event(out, index, b'"text":' + text, b"null")
+            self._event(out, index, self._said("".join(texts)), b"null")
+
+    def _said(self, text: str) -> bytes:
+        written = _encode(text)
+        return b'"delta":{"content":' + written + b"}" if self._is_chat else b'"text":' + written
 
     def _introduce(self, out: list[bytes], index: int) -> None:
         if self._is_chat and index not in self._introduced:
@@ -126,6 +158,84 @@ class Frames:
         body = b'"delta":{}' if self._is_chat else b'"text":""'
         self._event(out, index, body, _encode(reason))
 
-    def _event(self, out: list[bytes], index: int, body: bytes, reason: bytes) -> None:
-        choice = b'{"index":%d,%s,"logprobs":null,"finish_reason":%s}]' % (index, body, reason)
-        out.append(self._head + choice + self._tail)
+    def _event(
+        self,
+        out: list[bytes],
+        index: int,
+        body: bytes,
+        reason: bytes,
+        logprobs: bytes = b"null",
+    ) -> None:
+        choice = b'{"index":%d,%s,"logprobs":%s,"finish_reason":%s}]'
+        out.append(self._head + choice % (index, body, logprobs, reason) + self._tail)
+
+
+class ReportingFrames(Frames):
+    """A stream whose pieces say more than their text. A choice waits until all is known that comes before it."""
+
+    def __init__(
+        self, request: GenerationRequest, created_s: int, report: Report, *, include_usage: bool
+    ) -> None:
+        super().__init__(request, created_s, include_usage=include_usage)
+        self._report = report
+        self._waiting: list[Delta] = []
+
+    def is_large(self, deltas: Sequence[Delta]) -> bool:
+        return self._report.is_large(deltas)
+
+    def events(self, deltas: Sequence[Delta]) -> bytes:
+        out: list[bytes] = []
+        pending: dict[int, tuple[list[str], list[Placed]]] = {}
+        for delta in self._ready(deltas):
+            texts, tokens = pending.setdefault(delta.index, ([], []))
+            texts.append(delta.text)
+            tokens += self._report.fresh(delta)
+            if delta.finish_reason is not None:
+                self._told(out, delta.index, *pending.pop(delta.index))
+                self._end(out, delta.index, delta.finish_reason.value)
+        for index, (texts, tokens) in pending.items():
+            self._told(out, index, texts, tokens)
+        return b"".join(out)
+
+    def _ready(self, deltas: Sequence[Delta]) -> list[Delta]:
+        for delta in deltas:
+            self._report.note(delta)
+        known = [*self._waiting, *deltas]
+        self._waiting = [delta for delta in known if not self._report.is_ready(delta.index)]
+        if not self._waiting:
+            return known
+        return [delta for delta in known if self._report.is_ready(delta.index)]
+
+    def _told(self, out: list[bytes], index: int, texts: list[str], tokens: list[Placed]) -> None:
+        text = "".join(texts)
+        if not (text or tokens) and index in self._introduced:
+            return
+        self._introduce(out, index)
+        if text or tokens:
+            logprobs = self._report.logprobs(index, tokens) if tokens else None
+            self._tell(out, index, text, logprobs, self._report.ids(tokens))
+
+    def _introduce(self, out: list[bytes], index: int) -> None:
+        if index in self._introduced:
+            return
+        of_prompt = self._report.of_prompt(index)
+        if self._is_chat:
+            super()._introduce(out, index)
+            out[-1] = out[-1][: -len(self._tail)] + _members(of_prompt) + self._tail
+            return
+        self._introduced.add(index)
+        if self._report.echoes or of_prompt:
+            text, tokens = self._report.echo(index)
+            logprobs = self._report.logprobs(index, tokens, is_prompt=True)
+            self._tell(out, index, text, logprobs, of_prompt)
+
+    def _tell(
+        self, out: list[bytes], index: int, text: str, logprobs: Any, extras: dict[str, Any]
+    ) -> None:
+        body = self._said(text) + _members(extras)
+        self._event(out, index, body, b"null", _encode(logprobs))
+
+
+def _members(table: dict[str, Any]) -> bytes:
+    """Further members of an object."""
+    return b"," + _encode(table)[1:-1] if table else b""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
+from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.door import (
     ClientGone,
     DisconnectWatch,
@@ -26,19 +27,16 @@ from llmhost.api.door import (
     start,
 )
 from llmhost.api.errors import error_body, error_headers, known_error
-from llmhost.api.frames import HEARTBEAT, Frames, whole_answer
-from llmhost.api.wire import (
-    ChatBody,
-    CompletionBody,
-    chat_request,
-    completion_request,
-    read_body,
-)
+from llmhost.api.frames import HEARTBEAT, frames_of, whole_answer
+from llmhost.api.loose import read_body
+from llmhost.api.report import Report, report_of
+from llmhost.api.wire import chat_request, completion_request
 from llmhost.core.errors import LlmhostError, MethodNotAllowed, RequestTimeout
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
 from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.observe.logs import request_id
+from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.processor import Exchange, Processor
 from llmhost.tenants.limits import Allowance, RequestRateExceeded, duration_text
 
@@ -212,7 +210,11 @@ async def _answer(visit: Visit, send: Send) -> None:
         return
     context = exchange.context
     created_s = context.arrived_utc_ns // 1_000_000_000
-    body = whole_answer(context.request, created_s, deltas, context.usage)
+    facts = (context.request, created_s, deltas, context.usage, report := _report(context))
+    if report is not None and report.is_large(deltas):
+        body = await asyncio.to_thread(whole_answer, *facts)
+    else:
+        body = whole_answer(*facts)
     await send_whole(send, 200, body, visit.headers())
 
 
@@ -220,16 +222,28 @@ async def _stream(visit: Visit, send: Send, heartbeat_s: float, *, include_usage
     assert visit.exchange is not None
     exchange, context = visit.exchange, visit.exchange.context
     created_s = context.arrived_utc_ns // 1_000_000_000
-    frames = Frames(context.request, created_s, include_usage=include_usage)
+    frames = frames_of(
+        context.request, created_s, include_usage=include_usage, report=_report(context)
+    )
     await start(send, 200, EVENT_STREAM, {**STREAM_HEADERS, **visit.headers()})
     visit.has_started = True
     while (deltas := await exchange.read(heartbeat_s)) != []:
-        body = HEARTBEAT if deltas is None else frames.events(deltas)
+        if deltas is None:
+            body = HEARTBEAT
+        elif frames.is_large(deltas):
+            body = await asyncio.to_thread(frames.events, deltas)
+        else:
+            body = frames.events(deltas)
         if body:
             await send({"type": "http.response.body", "body": body, "more_body": True})
     if not visit.is_gone:
         last = frames.last(context.usage)
         await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _report(context: RequestContext) -> Report | None:
+    assert context.tokenizer is not None, "a request that runs was resolved"
+    return report_of(context.request, context.known_terms, context.tokenizer)
 
 
 def _limit_headers(allowance: Allowance) -> dict[str, str]:

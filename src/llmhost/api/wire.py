@@ -1,148 +1,33 @@
-"""OpenAI's request bodies, checked at the edge and turned into core types.
+"""OpenAI's requests: bodies, checked as a whole and turned into core types.
 
 Unknown fields are accepted, because clients send their vendors' extras. A known field with a bad type or range is
 refused with its name. A known field that would change the answer and isn't honoured is refused too, never ignored.
 """
 
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
-import msgspec
-from msgspec import Meta
-
-from llmhost.core.errors import BadRequest, InvalidValue, MissingParameter, UnsupportedParameter
-from llmhost.core.request import GenerationRequest, Kind, Sampling
+from llmhost.api.bodies import (
+    MAX_CHOICES,
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+    WireMessage,
+    WirePart,
+    WireType,
+)
+from llmhost.api.loose import asks, loose, refuse, said
+from llmhost.api.sampling import bad_words, sampling, stop_token_ids, stops
+from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
+from llmhost.core.request import GenerationRequest, Kind
 
 OWN_TEMPLATE_NAMES = frozenset({"self", "messages", "tools"})
 """What the server itself hands to a chat template."""
-MAX_MODEL_CHARS = 512
-"""Longer than any name: an unknown one is searched for its nearest, logged and repeated back."""
-MAX_CHOICES = 128
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
-MAX_STOPS_CHARS = 2048
-"""Of one stop string, and of all together: each choice builds its automaton on the engine's thread."""
 COMPLETION_MAX_TOKENS = 16
 """What /v1/completions gives when nothing is asked for, as OpenAI does."""
-
-Probability = Annotated[float, Meta(ge=0, le=1)]
-Temperature = Annotated[float, Meta(ge=0, le=2)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-PositiveInt = Annotated[int, Meta(ge=1)]
-TokenIds = list[int]
-Raw = msgspec.Raw
-"""A field that is looked at as text: objects made of it would take many times its size."""
 MAX_LOOSE_SIGNS = 200_000
 """Of `{`, `[` and `,` in the fields of a chat that are handed on as they are: a bound to what is made of them."""
-NULL = Raw(b"null")
-_NOTHING = frozenset({b"null", b"[]", b"{}", b'""', b"false", b"0"})
-
-
-class StreamOptions(msgspec.Struct, frozen=True):
-    include_usage: bool | None = None
-
-
-class WirePart(msgspec.Struct, frozen=True):
-    """One part of a message's content; what other types of part hold is skipped."""
-
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-
-
-class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One message of a chat, as sent."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[WirePart] | None = None
-    name: str | None = None
-    tool_calls: Raw = NULL
-    tool_call_id: str | None = None
-
-
-class WireType(msgspec.Struct, frozen=True):
-    """Of an object, only its type."""
-
-    type: str | None = None
-
-
-class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What both routes share. Every field may be null, which means absent."""
-
-    model: Annotated[str, Meta(max_length=MAX_MODEL_CHARS)] | None = None
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
-    seed: int | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    stop: str | list[str] | None = None
-    max_tokens: PositiveInt | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    logit_bias: Raw = NULL
-    repetition_penalty: float | None = None
-    min_p: Probability | None = None
-    min_tokens: Annotated[int, Meta(ge=0)] | None = None
-    stop_token_ids: Raw = NULL
-    structured_outputs: Raw = NULL
-    ignore_eos: bool | None = None
-    priority: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
-    user: str | None = None
-
-
-class ChatBody(GenerationBody, frozen=True, kw_only=True):
-    """POST /v1/chat/completions."""
-
-    messages: list[WireMessage] | None = None
-    max_completion_tokens: PositiveInt | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: Raw = NULL
-    tool_choice: Raw = NULL
-    functions: Raw = NULL
-    response_format: Raw = NULL
-    reasoning_effort: str | None = None
-    function_call: Raw = NULL
-    modalities: Raw = NULL
-    audio: Raw = NULL
-    chat_template_kwargs: Raw = NULL
-
-
-class CompletionBody(GenerationBody, frozen=True, kw_only=True):
-    """POST /v1/completions."""
-
-    prompt: str | list[str | int | TokenIds] | None = None
-    logprobs: int | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-    best_of: int | None = None
-
-
-B = TypeVar("B", bound=msgspec.Struct)
-T = TypeVar("T")
-
-_AT = re.compile(r" - at `\$\.?(.*)`$")
-
-
-def read_body(raw: bytes, shape: type[B]) -> B:
-    """Decode a JSON body. Raises BadRequest that names the field in dotted form."""
-    try:
-        return msgspec.json.decode(raw, type=shape)
-    except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"The body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise BadRequest("The body is nested too deeply.") from None
-
-
-def _refusal(message: str) -> BadRequest:
-    at = _AT.search(message)
-    param = at[1].replace("[...]", "") if at and at[1] else None
-    text = _AT.sub("", message).replace("`", "'")
-    return InvalidValue(f"{param}: {text}" if param else text, param=param)
+FLEX_PRIORITY = 100
+"""So far requests of the flex tier step back behind others, in `priority`."""
 
 
 def chat_request(
@@ -155,7 +40,7 @@ def chat_request(
         raise InvalidValue("'messages' must hold at least one message.", param="messages")
     _refuse_chat_extras(body)
     _check_loose(body)
-    template_kwargs = _loose(body.chat_template_kwargs, dict[str, Any], "chat_template_kwargs")
+    template_kwargs = loose(body.chat_template_kwargs, dict[str, Any], "chat_template_kwargs")
     for name in OWN_TEMPLATE_NAMES.intersection(template_kwargs or ()):
         raise InvalidValue(
             f"'chat_template_kwargs' may not hold {name!r}; send it as a field of its own.",
@@ -166,8 +51,9 @@ def chat_request(
         Kind.CHAT,
         request_id,
         client_request_id,
+        sampling=sampling(body, logprobs=_chat_logprobs(body), choices=body.n or 1),
         messages=tuple(_message(m, i) for i, m in enumerate(body.messages)),
-        max_tokens=body.max_completion_tokens or body.max_tokens,
+        max_tokens=_chat_limit(body),
         template_kwargs=template_kwargs or {},
     )
 
@@ -178,18 +64,14 @@ def completion_request(
     """A validated completion. Raises BadRequest."""
     if body.prompt is None:
         raise MissingParameter("prompt")
-    _refuse(
-        {
-            "logprobs": body.logprobs is not None,
-            "echo": bool(body.echo),
-            "suffix": bool(body.suffix),
-            "best_of": body.best_of is not None and body.best_of != (body.n or 1),
-        }
-    )
+    refuse({"suffix": bool(body.suffix)})
     prompts = _prompts(body.prompt)
-    if len(prompts) * (body.n or 1) > MAX_CHOICES:
+    best_of = _best_of(body)
+    choices = len(prompts) * (best_of or body.n or 1)
+    if choices > MAX_CHOICES:
         raise InvalidValue(
-            f"{len(prompts)} prompts with n={body.n or 1} are more than {MAX_CHOICES} choices.",
+            f"{len(prompts)} prompts with {best_of or body.n or 1} choices each are more than"
+            f" {MAX_CHOICES} choices.",
             param="prompt",
         )
     return _request(
@@ -197,8 +79,11 @@ def completion_request(
         Kind.COMPLETION,
         request_id,
         client_request_id,
+        sampling=sampling(body, logprobs=body.logprobs, choices=choices),
         prompts=prompts,
-        max_tokens=body.max_tokens or COMPLETION_MAX_TOKENS,
+        max_tokens=_completion_limit(body),
+        best_of=best_of,
+        echo=bool(body.echo),
     )
 
 
@@ -207,6 +92,8 @@ def _request(
     kind: Kind,
     request_id: str,
     client_request_id: str | None,
+    *,
+    max_tokens: int | None,
     **rest: Any,
 ) -> GenerationRequest:
     if not body.model:
@@ -215,27 +102,29 @@ def _request(
         raise InvalidValue(
             "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
         )
-    _refuse(
-        {
-            "frequency_penalty": bool(body.frequency_penalty),
-            "presence_penalty": bool(body.presence_penalty),
-            "logit_bias": _asks(body.logit_bias),
-            "repetition_penalty": body.repetition_penalty not in (None, 1.0),
-            "min_p": bool(body.min_p),
-            "min_tokens": bool(body.min_tokens),
-            "stop_token_ids": _asks(body.stop_token_ids),
-            "structured_outputs": _asks(body.structured_outputs),
-        }
-    )
+    if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
+        raise InvalidValue(
+            f"'min_tokens' is {body.min_tokens}, more than the {max_tokens} that there may be.",
+            param="min_tokens",
+        )
+    refuse({"structured_outputs": asks(body.structured_outputs)})
+    is_flex = body.service_tier == "flex"
     return GenerationRequest(
         request_id=request_id,
         kind=kind,
         model=body.model,
-        sampling=_sampling(body),
-        stop=_stops(body.stop),
+        max_tokens=max_tokens,
+        min_tokens=body.min_tokens or 0,
+        stop=stops(body.stop),
+        stop_token_ids=stop_token_ids(body.stop_token_ids),
+        bad_words=bad_words(body.bad_words),
         ignore_eos=bool(body.ignore_eos),
         n=body.n or 1,
-        priority=body.priority or 0,
+        return_token_ids=bool(body.return_token_ids),
+        priority=(body.priority or 0) + (FLEX_PRIORITY if is_flex else 0),
+        is_flex=is_flex,
+        timeout_ms=body.timeout_ms,
+        cache_salt=body.cache_salt or "",
         stream=bool(body.stream),
         client_request_id=client_request_id,
         user=body.user,
@@ -243,34 +132,45 @@ def _request(
     )
 
 
-def _sampling(body: GenerationBody) -> Sampling:
-    return Sampling(
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=body.top_k if body.top_k and body.top_k > 0 else None,
-        seed=None if body.seed is None else body.seed & (2**63 - 1),
-    )
+def _chat_limit(body: ChatBody) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        limit: int | None = getattr(body, name)
+        if limit == 0:
+            raise InvalidValue(f"'{name}' is at least 1.", param=name)
+    return body.max_completion_tokens or body.max_tokens
 
 
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > MAX_STOPS:
+def _completion_limit(body: CompletionBody) -> int:
+    """0 is for those who want to know of their prompt only."""
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
         raise InvalidValue(
-            f"'stop' holds {len(stops)} strings; {MAX_STOPS} are allowed.", param="stop"
+            "'max_tokens' is at least 1, or 0 with 'echo' or 'prompt_logprobs'.", param="max_tokens"
         )
-    if any(not s for s in stops):
-        raise InvalidValue("'stop' holds an empty string.", param="stop")
-    if (longest := max(map(len, stops), default=0)) > MAX_STOP_CHARS:
+    return COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+
+
+def _chat_logprobs(body: ChatBody) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
         raise InvalidValue(
-            f"'stop' holds a string of {longest} characters; {MAX_STOP_CHARS} are allowed.",
-            param="stop",
+            "'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs"
         )
-    if (total := sum(map(len, stops))) > MAX_STOPS_CHARS:
+    return None
+
+
+def _best_of(body: CompletionBody) -> int | None:
+    n, best_of = body.n or 1, body.best_of or None
+    if best_of is None or best_of == n:
+        return None
+    if best_of < n:
+        raise InvalidValue(f"'best_of' is {best_of}, less than 'n', {n}.", param="best_of")
+    if body.stream:
         raise InvalidValue(
-            f"The strings of 'stop' are {total} characters together; {MAX_STOPS_CHARS} are allowed.",
-            param="stop",
+            f"'best_of' may not be more than 'n', {n}, when 'stream' is true: the best are known at the end.",
+            param="best_of",
         )
-    return stops
+    return best_of
 
 
 def _prompts(prompt: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
@@ -309,7 +209,7 @@ def _message(message: WireMessage, place: int) -> dict[str, Any]:
         for key in ("name", "tool_call_id")
         if (value := getattr(message, key)) is not None
     }
-    calls = _loose(message.tool_calls, list[dict[str, Any]], f"messages[{place}].tool_calls")
+    calls = loose(message.tool_calls, list[dict[str, Any]], f"messages[{place}].tool_calls")
     if calls is not None:
         extras["tool_calls"] = calls
     return {"role": message.role, "content": content, **extras}
@@ -331,16 +231,6 @@ def _part_text(part: WirePart, at: str) -> str:
     return text
 
 
-def _said(raw: Raw) -> bytes:
-    """A value's JSON without its white space, for comparing; a long one is none of those that it is compared with."""
-    text = bytes(raw)
-    return b"".join(text.split()) if len(text) < 100 else text
-
-
-def _asks(raw: Raw) -> bool:
-    return _said(raw) not in _NOTHING
-
-
 def _check_loose(body: ChatBody) -> None:
     fields = [body.chat_template_kwargs, *(message.tool_calls for message in body.messages or ())]
     signs = sum(bytes(raw).count(sign) for raw in fields for sign in (b"{", b"[", b","))
@@ -352,38 +242,15 @@ def _check_loose(body: ChatBody) -> None:
         )
 
 
-def _loose(raw: Raw, shape: type[T], param: str) -> T | None:
-    """The value of a field that was kept as text. Raises InvalidValue."""
-    try:
-        return msgspec.json.decode(raw, type=shape | None)
-    except msgspec.ValidationError as error:
-        text = _AT.sub("", str(error)).replace("`", "'")
-        raise InvalidValue(f"{param}: {text}", param=param) from None
-    except RecursionError:
-        raise BadRequest("The body is nested too deeply.") from None
-
-
 def _refuse_chat_extras(body: ChatBody) -> None:
-    form = _loose(body.response_format, WireType, "response_format")
-    modalities = _said(body.modalities)
-    _refuse(
+    form = loose(body.response_format, WireType, "response_format")
+    refuse(
         {
-            "logprobs": bool(body.logprobs),
-            "top_logprobs": bool(body.top_logprobs),
-            "tools": _asks(body.tools) and _said(body.tool_choice) != b'"none"',
-            "functions": _asks(body.functions) and _said(body.function_call) != b'"none"',
+            "tools": asks(body.tools) and said(body.tool_choice) != b'"none"',
+            "functions": asks(body.functions) and said(body.function_call) != b'"none"',
             "reasoning_effort": body.reasoning_effort not in (None, "none"),
             "response_format": form is not None and form.type != "text",
-            "modalities": modalities not in (*_NOTHING, b'["text"]'),
-            "audio": _asks(body.audio),
+            "modalities": asks(body.modalities) and said(body.modalities) != b'["text"]',
+            "audio": asks(body.audio),
         }
     )
-
-
-def _refuse(asked: dict[str, bool]) -> None:
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise UnsupportedParameter(
-                f"The parameter '{name}' is not supported by this version of the server.",
-                param=name,
-            )

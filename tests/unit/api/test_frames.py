@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_usage_comes_last_and_only_when_asked_for(
         "completion_tokens": 5,
         "total_tokens": 12,
         "prompt_tokens_details": {"cached_tokens": 2},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -119,6 +121,16 @@ def test_a_whole_answer_has_the_same_text_and_reasons_as_the_stream(
     assert {c["index"]: c["finish_reason"] for c in body["choices"]} == {
         delta.index: delta.finish_reason for delta in deltas if delta.finish_reason
     }
+
+
+@pytest.mark.parametrize(("is_flex", "tier"), [(True, "flex"), (False, "default")])
+def test_answers_name_the_tier_that_they_got(is_flex: bool, tier: str) -> None:
+    request = replace(request_for(Kind.CHAT), is_flex=is_flex)
+    ended = [Delta(0, "a", finish_reason=FinishReason.STOP)]
+
+    assert json.loads(whole_answer(request, 1, ended, USAGE))["service_tier"] == tier
+    events = events_of(stream(request, [ended], usage=True))
+    assert {event["service_tier"] for event in events} == {tier}
 
 
 def test_pieces_that_piled_up_become_one_event() -> None:

@@ -9,8 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmhost.api.bodies import MAX_CHOICES, ChatBody, CompletionBody
 from llmhost.api.openai import parse_chat, parse_completion
-from llmhost.api.wire import MAX_CHOICES, MAX_STOP_CHARS, MAX_STOPS, ChatBody, CompletionBody
+from llmhost.api.sampling import (
+    MAX_ALLOWED_IDS,
+    MAX_BAD_WORDS,
+    MAX_BIASED,
+    MAX_STOP_CHARS,
+    MAX_STOP_IDS,
+    MAX_STOPS,
+)
+from llmhost.api.wire import FLEX_PRIORITY
 from llmhost.core.errors import BadRequest
 from llmhost.core.request import GenerationRequest, Kind
 
@@ -72,8 +81,9 @@ def check_any(route: str, fields: dict[str, Any]) -> None:
         assert refused.param.split(".")[0].split("[")[0] in {*fields, "messages", "prompt"}
         json.dumps(refused.message)
         return
+    looks_at_prompt = request.echo or request.sampling.prompt_logprobs is not None
     assert request.n >= 1
-    assert request.max_tokens is None or request.max_tokens >= 1
+    assert request.max_tokens is None or request.max_tokens >= 1 or looks_at_prompt
     assert 0 <= request.sampling.temperature <= 2
     assert request.sampling.top_k is None or request.sampling.top_k >= 1
     assert request.sampling.seed is None or 0 <= request.sampling.seed < 2**63
@@ -153,6 +163,41 @@ def test_what_must_be_there_is_missed_by_name(route: str, field: str) -> None:
         ("stop", ["x" * MAX_STOP_CHARS] * 8 + ["x"], "stop"),
         ("stream_options", {"include_usage": True}, "stream_options"),
         ("frequency_penalty", 3, "frequency_penalty"),
+        ("presence_penalty", -2.1, "presence_penalty"),
+        ("repetition_penalty", 0, "repetition_penalty"),
+        ("repetition_penalty", 10.1, "repetition_penalty"),
+        ("min_p", 1.1, "min_p"),
+        ("logit_bias", {"1": 100.1}, "logit_bias"),
+        ("logit_bias", {"one": 1}, "logit_bias"),
+        ("logit_bias", {"-1": 1}, "logit_bias"),
+        ("logit_bias", {"1": "much"}, "logit_bias"),
+        ("logit_bias", [1, 2], "logit_bias"),
+        ("logit_bias", {str(i): 1 for i in range(MAX_BIASED + 1)}, "logit_bias"),
+        ("stop_token_ids", [1, -1], "stop_token_ids[1]"),
+        ("stop_token_ids", [1, True], "stop_token_ids[1]"),
+        ("stop_token_ids", 5, "stop_token_ids"),
+        ("stop_token_ids", [2**31], "stop_token_ids[0]"),
+        ("stop_token_ids", [1] * (MAX_STOP_IDS + 1), "stop_token_ids"),
+        ("allowed_token_ids", [], "allowed_token_ids"),
+        ("allowed_token_ids", ["1"], "allowed_token_ids[0]"),
+        ("allowed_token_ids", [1] * (MAX_ALLOWED_IDS + 1), "allowed_token_ids"),
+        ("bad_words", "no", "bad_words"),
+        ("bad_words", ["a", 1], "bad_words[1]"),
+        ("bad_words", ["a", ""], "bad_words"),
+        ("bad_words", ["a"] * (MAX_BAD_WORDS + 1), "bad_words"),
+        ("bad_words", ["a" * (MAX_STOP_CHARS + 1)], "bad_words"),
+        ("bad_words", ["a" * 100] * 21, "bad_words"),
+        ("bad_words", ["a" * 100_000], "bad_words"),
+        ("min_tokens", -1, "min_tokens"),
+        ("min_tokens", 1.5, "min_tokens"),
+        ("prompt_logprobs", 21, "prompt_logprobs"),
+        ("prompt_logprobs", True, "prompt_logprobs"),
+        ("return_token_ids", 1, "return_token_ids"),
+        ("service_tier", "gold", "service_tier"),
+        ("timeout_ms", 0, "timeout_ms"),
+        ("timeout_ms", 86_400_001, "timeout_ms"),
+        ("cache_salt", "x" * 129, "cache_salt"),
+        ("ignore_eos", "yes", "ignore_eos"),
     ],
 )
 def test_a_bad_value_is_refused_with_the_name_of_its_field(
@@ -166,18 +211,11 @@ def test_a_bad_value_is_refused_with_the_name_of_its_field(
 @pytest.mark.parametrize(
     ("route", "fields"),
     [
-        ("chat", {"frequency_penalty": 0.5}),
-        ("chat", {"presence_penalty": -0.5}),
-        ("chat", {"logit_bias": {"1": 1}}),
-        ("chat", {"logprobs": True}),
         ("chat", {"tools": [{}]}),
         ("chat", {"functions": [{}]}),
         ("chat", {"response_format": {"type": "json_object"}}),
         ("chat", {"modalities": ["audio"]}),
-        ("completion", {"logprobs": 0}),
-        ("completion", {"echo": True}),
         ("completion", {"suffix": "x"}),
-        ("completion", {"best_of": 2}),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_honoured_is_refused(
@@ -204,8 +242,113 @@ def test_values_that_ask_for_nothing_special_change_nothing(
     assert take(route, **fields) == take(route)
 
 
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        ("chat", {"top_logprobs": 1}, "top_logprobs"),
+        ("chat", {"top_logprobs": 1, "logprobs": False}, "top_logprobs"),
+        ("chat", {"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ("chat", {"logprobs": 1}, "logprobs"),
+        ("chat", {"logprobs": True, "top_logprobs": 20, "n": 49}, "logprobs"),
+        ("completion", {"logprobs": True}, "logprobs"),
+        ("completion", {"logprobs": 21}, "logprobs"),
+        ("completion", {"logprobs": 8, "prompt": ["a"] * 40, "n": 3}, "logprobs"),
+        ("completion", {"logprobs": 8, "prompt": ["a"] * 40, "best_of": 3}, "logprobs"),
+        ("chat", {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ("completion", {"best_of": 2, "n": 3}, "best_of"),
+        ("completion", {"best_of": 2, "stream": True}, "best_of"),
+        ("completion", {"best_of": 129}, "best_of"),
+        ("completion", {"best_of": 64, "prompt": ["a", "b", "c"]}, "prompt"),
+        ("completion", {"max_tokens": 0}, "max_tokens"),
+        ("completion", {"max_tokens": 0, "logprobs": 1}, "max_tokens"),
+        ("chat", {"max_completion_tokens": 0}, "max_completion_tokens"),
+        ("chat", {"max_completion_tokens": 5, "max_tokens": 0}, "max_tokens"),
+        ("chat", {"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
+        ("completion", {"min_tokens": 17}, "min_tokens"),
+        ("completion", {"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused_by_the_name_of_one(
+    route: str, fields: dict[str, Any], param: str
+) -> None:
+    refused = refusal(route, **fields)
+
+    assert (refused.code, refused.param) == ("invalid_value", param)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_is_said_of_drawing_arrives_where_tokens_are_drawn(route: str) -> None:
+    taken = take(
+        route,
+        min_p=0.1,
+        frequency_penalty=-2,
+        presence_penalty=2,
+        repetition_penalty=10,
+        logit_bias={"7": -100, "3": 100, "5": 0},
+        allowed_token_ids=[9, 3, 9],
+        prompt_logprobs=0,
+    ).sampling
+
+    assert (taken.min_p, taken.repetition_penalty) == (0.1, 10)
+    assert (taken.frequency_penalty, taken.presence_penalty) == (-2, 2)
+    assert taken.logit_bias == ((7, -100), (3, 100))
+    assert taken.allowed_token_ids == (3, 9)
+    assert (taken.logprobs, taken.prompt_logprobs) == (None, 0)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_is_said_of_the_end_and_the_place_in_the_queue_is_kept(route: str) -> None:
+    taken = take(
+        route,
+        max_tokens=9,
+        min_tokens=9,
+        stop_token_ids=[5, 1, 5],
+        bad_words=["no", "never"],
+        timeout_ms=1500,
+        cache_salt="mine",
+        return_token_ids=True,
+    )
+
+    assert (taken.min_tokens, taken.stop_token_ids) == (9, (1, 5))
+    assert (taken.bad_words, taken.timeout_ms) == (("no", "never"), 1500)
+    assert (taken.cache_salt, taken.return_token_ids) == ("mine", True)
+
+
+def test_log_probabilities_are_asked_for_in_two_ways() -> None:
+    assert take("chat", logprobs=True).sampling.logprobs == 0
+    assert take("chat", logprobs=True, top_logprobs=20).sampling.logprobs == 20
+    assert take("chat", logprobs=False).sampling.logprobs is None
+    assert take("completion", logprobs=0).sampling.logprobs == 0
+    assert take("completion", logprobs=20).sampling.logprobs == 20
+
+
+def test_nothing_is_said_where_only_the_prompt_is_looked_at() -> None:
+    assert take("completion", max_tokens=0, echo=True).max_tokens == 0
+    assert take("completion", max_tokens=0, prompt_logprobs=1).max_tokens == 0
+
+
+def test_more_may_be_run_than_is_answered_with() -> None:
+    taken = take("completion", best_of=5, n=2)
+
+    assert (taken.best_of, taken.n, taken.runs) == (5, 2, 5)
+    assert take("completion", best_of=2, n=2, stream=True).best_of is None
+    assert take("completion", best_of=0).best_of is None
+
+
+@pytest.mark.parametrize("tier", ["auto", "default", "priority", "scale", "fast"])
+def test_no_tier_comes_before_others(tier: str) -> None:
+    assert take("chat", service_tier=tier) == take("chat")
+
+
+def test_the_flex_tier_steps_back() -> None:
+    flex = take("chat", service_tier="flex", priority=7)
+
+    assert (flex.priority, flex.is_flex) == (7 + FLEX_PRIORITY, True)
+
+
 LOOSE = ["tools", "functions", "logit_bias", "response_format", "structured_outputs", "audio"]
 LOOSE += ["modalities", "stop_token_ids", "tool_choice", "function_call", "chat_template_kwargs"]
+LOOSE += ["bad_words", "allowed_token_ids"]
 
 
 @pytest.mark.parametrize("field", [*LOOSE, "tool_calls", "content"])

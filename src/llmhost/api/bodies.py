@@ -1,0 +1,118 @@
+"""OpenAI's request bodies as they are sent: every field that this server knows, with its type and its range.
+
+What is allowed in a field by itself is said here; what fields mean together is `wire`'s. Every field may be null,
+which means absent.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from llmhost.api.loose import NULL, Raw
+
+MAX_MODEL_CHARS = 512
+"""Longer than any name: an unknown one is searched for its nearest, logged and repeated back."""
+MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
+MAX_TIMEOUT_MS = 86_400_000
+"""A day: longer is no deadline."""
+
+Probability = Annotated[float, Meta(ge=0, le=1)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Repetition = Annotated[float, Meta(gt=0, le=10)]
+Count = Annotated[int, Meta(ge=0)]
+Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
+TokenIds = list[int]
+Tier = Literal["auto", "default", "flex", "priority", "scale", "fast"]
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class WirePart(msgspec.Struct, frozen=True):
+    """One part of a message's content; what other types of part hold is skipped."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One message of a chat, as sent."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[WirePart] | None = None
+    name: str | None = None
+    tool_calls: Raw = NULL
+    tool_call_id: str | None = None
+
+
+class WireType(msgspec.Struct, frozen=True):
+    """Of an object, only its type."""
+
+    type: str | None = None
+
+
+class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What both routes share."""
+
+    model: Annotated[str, Meta(max_length=MAX_MODEL_CHARS)] | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    seed: int | None = None
+    n: Choices | None = None
+    stop: str | list[str] | None = None
+    max_tokens: Count | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: Raw = NULL
+    repetition_penalty: Repetition | None = None
+    min_p: Probability | None = None
+    min_tokens: Count | None = None
+    stop_token_ids: Raw = NULL
+    bad_words: Raw = NULL
+    allowed_token_ids: Raw = NULL
+    prompt_logprobs: TopLogprobs | None = None
+    return_token_ids: bool | None = None
+    structured_outputs: Raw = NULL
+    ignore_eos: bool | None = None
+    priority: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    service_tier: Tier | None = None
+    timeout_ms: Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS)] | None = None
+    cache_salt: Annotated[str, Meta(max_length=128)] | None = None
+    user: str | None = None
+
+
+class ChatBody(GenerationBody, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[WireMessage] | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+    tools: Raw = NULL
+    tool_choice: Raw = NULL
+    functions: Raw = NULL
+    response_format: Raw = NULL
+    reasoning_effort: str | None = None
+    function_call: Raw = NULL
+    modalities: Raw = NULL
+    audio: Raw = NULL
+    chat_template_kwargs: Raw = NULL
+
+
+class CompletionBody(GenerationBody, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | int | TokenIds] | None = None
+    logprobs: TopLogprobs | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: Annotated[int, Meta(ge=0, le=MAX_CHOICES)] | None = None

@@ -1,0 +1,79 @@
+"""JSON at the edge: whole bodies, and single fields that are looked at as text until it is known what they are for."""
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from llmhost.core.errors import BadRequest, InvalidValue, UnsupportedParameter
+
+Raw = msgspec.Raw
+"""A field that is looked at as text: objects made of it would take many times its size."""
+NULL = Raw(b"null")
+
+B = TypeVar("B", bound=msgspec.Struct)
+T = TypeVar("T")
+
+_NOTHING = frozenset({b"null", b"[]", b"{}", b'""', b"false", b"0"})
+_AT = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
+
+
+def read_body(raw: bytes, shape: type[B]) -> B:
+    """Decode a JSON body. Raises BadRequest that names the field in dotted form."""
+    try:
+        return msgspec.json.decode(raw, type=shape)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"The body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.") from None
+
+
+def _refusal(message: str) -> BadRequest:
+    at = _AT.search(message)
+    param = at[1].replace("[...]", "") if at and at[1] else None
+    text = _AT.sub("", message).replace("`", "'")
+    return InvalidValue(f"{param}: {text}" if param else text, param=param)
+
+
+def said(raw: Raw) -> bytes:
+    """A value's JSON without its white space, for comparing; a long one is none of those that it is compared with."""
+    text = bytes(raw)
+    return b"".join(text.split()) if len(text) < 100 else text
+
+
+def asks(raw: Raw) -> bool:
+    """It wants something else than what happens anyway, which null, false, 0 and what is empty ask for."""
+    return said(raw) not in _NOTHING
+
+
+def loose(raw: Raw, shape: type[T], param: str) -> T | None:
+    """The value of a field that was kept as text. Raises InvalidValue."""
+    try:
+        return msgspec.json.decode(raw, type=shape | None)
+    except msgspec.ValidationError as error:
+        at = _AT.search(str(error))
+        text = _AT.sub("", str(error)).replace("`", "'")
+        place = param + (at[1].replace("[...]", "") if at and at[1].startswith("[") else "")
+        raise InvalidValue(f"{place}: {text}", param=place) from None
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.") from None
+
+
+def bounded(raw: Raw, shape: type[T], param: str, *, most: int) -> T | None:
+    """As `loose`, for a list or table of scalars with at most `most` entries, counted before anything is made of it."""
+    commas = bytes(raw).count(b",")
+    if commas >= most:
+        raise InvalidValue(f"'{param}' has {commas + 1} entries; {most} are allowed.", param=param)
+    return loose(raw, shape, param)
+
+
+def refuse(asked: dict[str, bool]) -> None:
+    """Raises UnsupportedParameter for the first that is asked for."""
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise UnsupportedParameter(
+                f"The parameter '{name}' is not supported by this version of the server.",
+                param=name,
+            )
