@@ -33,7 +33,10 @@ def by_hand(query: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Tens
     products = torch.einsum("hd,lhd->hl", query, keys) * (scores.scaling or DIM**-0.5)
     if scores.softcap is not None:
         products = scores.softcap * torch.tanh(products / scores.softcap)
-    return torch.einsum("hl,lhd->hd", products.softmax(-1), values)
+    if scores.sinks is not None:
+        products = torch.cat([products, scores.sinks[:, None]], dim=-1)
+    weights = products.softmax(-1)[:, : len(keys)]
+    return torch.einsum("hl,lhd->hd", weights, values)
 
 
 def cases(draw: st.DrawFn) -> tuple[list[tuple[int, int]], int, int]:
@@ -51,6 +54,7 @@ def cases(draw: st.DrawFn) -> tuple[list[tuple[int, int]], int, int]:
         scaling=st.sampled_from([None, 0.2]),
         window=st.sampled_from([None, 1, 6, 30, 600]),
         softcap=st.sampled_from([None, 3.0]),
+        sinks=st.sampled_from([None, torch.tensor([-1.0, 0.0, 1.0, 3.0])]),
     ),
 )
 def test_every_query_gets_what_it_would_get_alone(

@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.runner_contract import ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
@@ -137,18 +136,6 @@ def test_attention_that_ours_does_not_have_is_found_by_the_check(
         load(folder)
 
 
-def test_a_window_that_the_layers_do_not_pass_on_is_refused(folder: Path) -> None:
-    change_config(folder, layer_types=["full_attention", "sliding_attention", "full_attention"])
-    with pytest.raises(ModelUnavailable, match="sliding window of layer 1"):
-        load(folder)
-
-
-def test_a_window_that_only_a_mask_would_keep_is_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, "phimoe")
-    with pytest.raises(ModelUnavailable, match="sliding window of layer 0"):
-        load(tmp_path)
-
-
 def test_weights_that_the_device_can_not_hold_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,10 +145,3 @@ def test_weights_that_the_device_can_not_hold_are_refused(
     monkeypatch.setattr(torch.nn.Module, "to", full)
     with pytest.raises(DoesNotFit, match=r"need 56\d\.\d KiB on cpu"):
         load(folder, device="cpu")
-
-
-def test_an_attention_argument_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
-    """Attention sinks: learned scores beside the keys'."""
-    save_checkpoint(tmp_path, "gpt_oss")
-    with pytest.raises(ModelUnavailable, match="s_aux"):
-        load(tmp_path)

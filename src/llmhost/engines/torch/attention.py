@@ -6,16 +6,15 @@ the layers of any architecture, and two runners in two threads don't meet. trans
 that its mask registry doesn't have.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch.backend_torch import Scores, StepAttention
 from llmhost.engines.torch.kv import KeyValue, PagedKv
 from llmhost.engines.torch.layout import StepLayout
@@ -26,13 +25,13 @@ NAME = "llmhost_paged"
 
 @dataclass(slots=True)
 class ForwardPass:
-    """One forward pass: what attention must know beside its arguments, and what it saw."""
+    """One forward pass: what attention must know beside its arguments."""
 
     layout: StepLayout
     kv: PagedKv
     attention: StepAttention
-    windows: dict[int, int | None] = field(default_factory=dict)
-    """Sliding window that each layer asked for."""
+    windows: Sequence[int | None]
+    """For each layer how many last positions it sees; None is all of them."""
 
 
 _current: ContextVar[ForwardPass] = ContextVar("llmhost_forward_pass")
@@ -59,21 +58,16 @@ def paged_attention(
     """Write this layer's `key` and `value` [1, kv_heads, T, head_dim] and attend with `query` [1, heads, T, head_dim].
 
     Returns [1, T, heads, head_dim]. Of the other arguments that transformers hands to attention, `scaling`,
-    `sliding_window` and `softcap` are honoured; those that would change the result otherwise are refused.
+    `softcap` and `s_aux` are honoured. Windows and whether there is anything else to honour were found out when the
+    model was loaded (`probe`).
     """
-    for name in ("s_aux", "position_bias", "block_indices", "indices"):
-        if kwargs.get(name) is not None:
-            raise ModelUnavailable(
-                f"This model's attention needs {name!r}, which the torch engine does not have."
-            )
     state = _current.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
-    window = kwargs.get("sliding_window")
-    state.windows[layer] = window
+    window = state.windows[layer]
     layout, kv = state.layout, state.kv
     fresh = KeyValue(key, value)
     kv.write(layer, fresh, layout.slots, layout.entered)
-    scores = Scores(kwargs.get("scaling"), window, kwargs.get("softcap"))
+    scores = Scores(kwargs.get("scaling"), window, kwargs.get("softcap"), kwargs.get("s_aux"))
     return state.attention.attend(query, fresh, kv.layers[layer], scores), None
 
 

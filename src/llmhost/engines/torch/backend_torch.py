@@ -44,6 +44,13 @@ class Scores(NamedTuple):
     """Only the last so many positions are seen, the query's own included."""
     softcap: float | None = None
     """Scores are bounded to softcap * tanh(score / softcap)."""
+    sinks: Tensor | None = None
+    """[heads]: for each head the score of a place that takes its share of the weight and gives nothing."""
+
+    @property
+    def is_plain(self) -> bool:
+        """torch's fused call computes them."""
+        return self.softcap is None and self.sinks is None
 
 
 class Scratch:
@@ -93,7 +100,7 @@ class StepAttention:
         """
         outs = [
             self._attend_span(span, query, fresh, cache, scores)
-            for span in self._spans_for(scores.window, scores.softcap is not None)
+            for span in self._spans_for(scores.window, scores.is_plain)
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
@@ -107,7 +114,7 @@ class StepAttention:
         else:
             gathered = self._scratch.gather(cache, span.blocks)
             key, value = _in_rows(gathered.key, span), _in_rows(gathered.value, span)
-        if scores.softcap is None:
+        if scores.is_plain:
             out = F.scaled_dot_product_attention(
                 q,
                 key,
@@ -118,17 +125,17 @@ class StepAttention:
                 enable_gqa=q.shape[1] != key.shape[1],
             )
         else:
-            out = _softcapped(q, key, value, span.mask, scores.scaling, scores.softcap)
+            out = _step_by_step(q, key, value, span.mask, scores)
         return out.transpose(1, 2).flatten(0, 1)[None]
 
-    def _spans_for(self, window: int | None, is_capped: bool) -> list[Span]:
-        spans = self._spans.get((window, is_capped))
+    def _spans_for(self, window: int | None, is_plain: bool) -> list[Span]:
+        spans = self._spans.get((window, is_plain))
         if spans is None:
-            spans = list(self._plan(window, is_capped))
-            self._spans[window, is_capped] = spans
+            spans = list(self._plan(window, is_plain))
+            self._spans[window, is_plain] = spans
         return spans
 
-    def _plan(self, window: int | None, is_capped: bool) -> Iterator[Span]:
+    def _plan(self, window: int | None, is_plain: bool) -> Iterator[Span]:
         layout = self._layout
         first_blocks = [self._first_block(start, window) for start in layout.starts]
         counts = [
@@ -140,7 +147,7 @@ class StepAttention:
         row = layout.decode_rows
         while row < len(layout.starts):
             tokens = layout.ends[row] - layout.starts[row]
-            is_fresh = layout.starts[row] == 0 and not is_capped
+            is_fresh = layout.starts[row] == 0 and is_plain
             if is_fresh and (window is None or tokens <= window):
                 last = self._equal_fresh_rows(row)
                 yield Span(layout.offsets[row], layout.offsets[last], last - row)
@@ -223,21 +230,24 @@ def _in_rows(gathered: Tensor, span: Span) -> Tensor:
     return rows[:, : span.length].transpose(1, 2)
 
 
-def _softcapped(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    softcap: float,
+def _step_by_step(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, asked: Scores
 ) -> Tensor:
-    """Attention with bounded scores, which torch's fused call doesn't have."""
+    """Attention with bounded scores or with sinks, which torch's fused call doesn't have."""
     rows, heads, tokens, dim = query.shape
     kv_heads = key.shape[1]
     grouped = query.reshape(rows, kv_heads, heads // kv_heads * tokens, dim)
-    scores = grouped @ key.transpose(-1, -2) * (dim**-0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / softcap) * softcap
+    scaling = dim**-0.5 if asked.scaling is None else asked.scaling
+    scores = grouped @ key.transpose(-1, -2) * scaling
+    if asked.softcap is not None:
+        scores = torch.tanh(scores / asked.softcap) * asked.softcap
     if mask is not None:
         scores = scores + mask.repeat(1, 1, heads // kv_heads, 1)
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).view(rows, heads, tokens, dim)
+    if asked.sinks is None:
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32)
+    else:
+        sinks = asked.sinks.view(1, kv_heads, -1, 1).repeat_interleave(tokens, 2)
+        sinks = sinks.expand(rows, -1, -1, -1)
+        every = torch.cat([scores.float(), sinks.float()], dim=-1)
+        weights = F.softmax(every, dim=-1)[..., :-1]
+    return (weights.to(query.dtype) @ value).view(rows, heads, tokens, dim)

@@ -65,7 +65,7 @@ def read_footprint(
     hidden = _number(folder, config, "hidden_size", "n_embd", "d_model")
     layers = _number(folder, config, "num_hidden_layers", "n_layer", "num_layers")
     heads = _number(folder, config, "num_attention_heads", "n_head")
-    kv_heads = config.get("num_key_value_heads") or heads
+    kv_heads = _kv_heads(config, heads)
     head_dim = config.get("head_dim") or hidden // heads
     return Footprint(
         architecture=architecture,
@@ -124,6 +124,8 @@ def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
         reason = "is an encoder-decoder model"
     elif method := config.get("quantization_config"):
         reason = f"is quantised ({method.get('quant_method', 'method not named')})"
+    elif config.get("alibi"):
+        reason = "lowers the scores of distant positions (ALiBi)"
     elif config.get("kv_lora_rank"):
         reason = "uses multi-head latent attention (kv_lora_rank)"
     else:
@@ -136,13 +138,21 @@ def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1
+    return int(config.get("num_key_value_heads") or config.get("num_kv_heads") or heads)
+
+
 def _max_sequence_length(folder: Path, config: Mapping[str, Any]) -> int:
     length = _number(folder, config, "max_position_embeddings", "n_positions", "n_ctx")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type")) in _WINDOW_BOUND_ROPE:
-        original = rope.get("original_max_position_embeddings")
-        original = original or config.get("original_max_position_embeddings")
-        return min(length, original or length)
+    of_types = [inner for inner in rope.values() if isinstance(inner, Mapping)]
+    for one in of_types or [rope]:
+        if one.get("rope_type", one.get("type")) in _WINDOW_BOUND_ROPE:
+            original = one.get("original_max_position_embeddings")
+            original = original or config.get("original_max_position_embeddings")
+            length = min(length, original or length)
     return length
 
 

@@ -6,6 +6,7 @@ have is refused here and not noticed by its readers.
 """
 
 import inspect
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
 from llmhost.engines.torch import attention
+from llmhost.engines.torch.falcon import lead_through_interface
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.runner import TorchRunner
@@ -64,7 +66,7 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
     )
     if device.type == "cuda":
         runner.facts = replace(runner.facts, measured_bytes=_allocated(device) - before)
-    check_against_eager(runner, model, folder)
+    check_against_eager(runner, model, folder, shape)
     return runner
 
 
@@ -96,11 +98,12 @@ def _load_model(folder: Path, footprint: Footprint, options: TorchOptions) -> An
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **local)
         _refuse_architecture(footprint.architecture, config, options)
+        is_falcon = config.model_type == "falcon"
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, footprint.dtype),
-            attn_implementation=attention.NAME,
+            attn_implementation="eager" if is_falcon else attention.NAME,
             use_safetensors=True,
             output_loading_info=True,
             **local,
@@ -114,6 +117,9 @@ def _load_model(folder: Path, footprint: Footprint, options: TorchOptions) -> An
             f"The weights in {folder} lack {len(missing)} tensors that a {footprint.architecture} needs,"
             f" {missing[0]} first. The checkpoint is incomplete or belongs to another config.json."
         )
+    if is_falcon:
+        lead_through_interface(model)
+        model.set_attn_implementation(attention.NAME)
     return model
 
 
@@ -127,10 +133,12 @@ def _refuse_architecture(name: str, config: Any, options: TorchOptions) -> None:
             f"transformers {transformers.__version__} has no language model for the model type"
             f" {config.model_type!r} ({name})."
         )
-    if not known._supports_attention_backend:
+    if known is not transformers.FalconForCausalLM and not hasattr(
+        sys.modules[known.__module__], "ALL_ATTENTION_FUNCTIONS"
+    ):
         raise ModelUnavailable(
             f"{known.__name__} computes attention in its own code and can't be run over a paged KV cache"
-            " (it does not support transformers' attention interface)."
+            " (it does not go through transformers' attention interface)."
         )
     if "logits_to_keep" not in inspect.signature(known.forward).parameters:
         raise ModelUnavailable(f"{known.__name__} can't be asked for the logits of chosen tokens.")

@@ -31,6 +31,8 @@ class TorchRunner:
         self._kv: PagedKv | None = PagedKv(shape, self.device)
         self._scratch = Scratch()
         self._block_tokens = shape.block_tokens
+        self.windows: Sequence[int | None] = (None,) * shape.layers
+        """For each layer how many last positions it sees; set once they are known (`probe`)."""
         self.facts = RunnerFacts(
             device=f"{self.device.type}:{self.device.index or 0}",
             vocab_size=vocab_size,
@@ -58,21 +60,19 @@ class TorchRunner:
                     drawn[i] = token
         return drawn
 
-    def forward(
-        self, layout: StepLayout, seen: dict[int, int | None] | None = None
-    ) -> Tensor | None:
+    def forward(self, layout: StepLayout, *, ahead: int = 0) -> Tensor | None:
         """Logits [wanted rows, vocabulary] in the layout's order, or None when no row wants a token.
 
-        `seen` is filled with the sliding window that each layer attended with.
+        The model is told positions `ahead` of those in the cache.
         """
         kv = self._open_kv()
         attention = StepAttention(
             layout, self._scratch, block_tokens=self._block_tokens, dtype=kv.shape.dtype
         )
-        state = ForwardPass(layout, kv, attention)
+        state = ForwardPass(layout, kv, attention, self.windows)
         inputs = {
             "input_ids": layout.input_ids,
-            "position_ids": layout.positions,
+            "position_ids": layout.positions + ahead if ahead else layout.positions,
             "use_cache": False,
         }
         with forward_pass(state):
@@ -81,8 +81,6 @@ class TorchRunner:
                 logits = None
             else:
                 logits = self._model(**inputs, logits_to_keep=layout.sampled).logits[0]
-        if seen is not None:
-            seen.update(state.windows)
         return logits
 
     def close(self) -> None:

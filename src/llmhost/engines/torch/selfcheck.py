@@ -1,10 +1,13 @@
 """A freshly loaded model is compared with transformers' own attention before it may answer anybody.
 
-Cheap (a few dozen tokens) and blunt: it does not measure precision, it finds architectures whose attention does
-something that ours does not, whatever they call it.
+First it is asked what its layers want of attention (`probe`), then its logits are compared on a few dozen tokens:
+two sequences in mixed steps, and one that stands at the end of the longest text. It does not measure precision, it
+finds architectures that do something which ours does not, whatever they call it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +17,100 @@ from torch import Tensor
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.request import Sampling
 from llmhost.core.step import Row
-from llmhost.engines.torch import attention
+from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.layout import lay_out
+from llmhost.engines.torch.probe import Unservable, attending_with, layer_windows
 from llmhost.engines.torch.runner import TorchRunner
 
-_TOKENS = 24
+_LENGTHS = (24, 17)
+_CHUNKS = ((12, 4), (1, 5), (3, 1))
+"""How many tokens of either sequence the first steps feed."""
+_ONE_BY_ONE = (1, 1)
+_GREEDY = Sampling(temperature=0.0)
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Relative difference of logits; the wrong attention is off by about 1."""
 
 
-def check_against_eager(runner: TorchRunner, model: Any, folder: Path) -> None:
-    """Raises ModelUnavailable when `runner` does not compute what `model` does with eager attention."""
-    size = runner.facts.block_tokens
-    vocabulary = runner.facts.vocab_size
-    tokens = [(7919 * (place + 1)) % vocabulary for place in range(_TOKENS)]
-    windows: dict[int, int | None] = {}
-    runner.set_kv_blocks(-(-_TOKENS // size) + 1)
+def check_against_eager(runner: TorchRunner, model: Any, folder: Path, shape: KvShape) -> None:
+    """Prepares `runner` for what its layers ask, and raises ModelUnavailable when it does not compute what `model`
+    does with eager attention."""
+    longest, vocabulary = runner.facts.max_sequence_length, runner.facts.vocab_size
+    texts = [
+        [(7919 * (place + 1) + 31 * number) % vocabulary for place in range(min(length, longest))]
+        for number, length in enumerate(_LENGTHS)
+    ]
+    ahead = longest - len(texts[0])
+    size = shape.block_tokens
+    runner.set_kv_blocks(sum(-(-len(text) // size) for text in texts) + 1)
     try:
         with torch.inference_mode():
-            ours = _in_chunks(runner, tokens, windows)
-            theirs = _eager(model, tokens)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            runner.windows = layer_windows(model, texts[0], shape, longest)
+            mixed = _off(_in_mixed_steps(runner, texts), [_eager(model, text) for text in texts])
+            far = _off(_in_mixed_steps(runner, texts[:1], ahead), [_eager(model, texts[0], ahead)])
+    except Unservable as error:
+        raise ModelUnavailable(_cant(model, folder, str(error))) from error
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ModelUnavailable(
-            f"{type(model).__name__} in {folder} can't be run by the torch engine: {reason}"
-        ) from error
+        raise ModelUnavailable(_cant(model, folder, reason)) from error
     finally:
         runner.set_kv_blocks(0)
-    _refuse_hidden_windows(model, windows, runner.facts.max_sequence_length)
-    distance = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
-    off = float(distance.median())
-    # Written so that NaN is refused too.
-    if not off <= _TOLERANCE[model.dtype]:
-        raise ModelUnavailable(
-            f"{type(model).__name__} in {folder} gives other logits over the paged KV cache than transformers does"
-            f" (relative difference {off:.2g}): its attention has a feature that the torch engine lacks."
-        )
-
-
-def _in_chunks(runner: TorchRunner, tokens: list[int], windows: dict[int, int | None]) -> Tensor:
-    """Logits after every token but the first chunk's early ones, from a long chunk and one-token steps."""
-    size = runner.facts.block_tokens
-    blocks = list(range(-(-len(tokens) // size), 0, -1))
-    half = len(tokens) // 2
-    rows = [(0, tokens[:half])] + [(at, tokens[at : at + 1]) for at in range(half, len(tokens))]
-    logits: list[Tensor | None] = []
-    for start, fed in rows:
-        row = Row(0, fed, start, blocks, Sampling(temperature=0.0), 0, wants_token=True)
-        layout = lay_out([row], block_tokens=size, device=runner.device)
-        logits.append(runner.forward(layout, windows))
-    return torch.cat([out.float() for out in logits if out is not None])
-
-
-def _eager(model: Any, tokens: list[int]) -> Tensor:
-    """transformers' own logits at the same places."""
-    model.set_attn_implementation("eager")
-    try:
-        ids = torch.tensor([tokens], device=model.device)
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
-    finally:
-        model.set_attn_implementation(attention.NAME)
-    return logits[len(tokens) // 2 - 1 :]
-
-
-def _refuse_hidden_windows(
-    model: Any, windows: Mapping[int, int | None], max_sequence_length: int
-) -> None:
-    """A layer whose window exists only in a mask would silently attend to everything here."""
-    config = model.config
-    width = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
-    is_windowed = width is not None and width < max_sequence_length
-    for layer, window in sorted(windows.items()):
-        if window is None and (types[layer] == "sliding_attention" if types else is_windowed):
+    for off, where in ((mixed, "over the paged KV cache"), (far, f"at position {ahead}")):
+        # Written so that NaN is refused too.
+        if not off <= _TOLERANCE[model.dtype]:
             raise ModelUnavailable(
-                f"{type(model).__name__} does not tell its attention the sliding window of layer {layer},"
-                " so the torch engine can't keep to it."
+                f"{type(model).__name__} in {folder} gives other logits {where} than transformers does"
+                f" (relative difference {off:.2g}): it has a feature that the torch engine lacks."
             )
+
+
+def _cant(model: Any, folder: Path, reason: str) -> str:
+    return f"{type(model).__name__} in {folder} can't be run by the torch engine: {reason}."
+
+
+def _off(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Relative difference of logits: the largest of all tokens, or of half precision the median."""
+    exact, cached = torch.cat(list(theirs)), torch.cat(list(ours))
+    distance = (cached.float() - exact.float()).norm(dim=-1) / exact.float().norm(dim=-1)
+    return float(distance.max() if exact.dtype == torch.float32 else distance.median())
+
+
+def _in_mixed_steps(
+    runner: TorchRunner, texts: Sequence[Sequence[int]], ahead: int = 0
+) -> list[Tensor]:
+    """Logits [tokens, vocabulary] of each text, all fed together, in chunks that end at different places."""
+    size = runner.facts.block_tokens
+    tables, last = [], 0
+    for text in texts:
+        count = -(-len(text) // size)
+        tables.append(list(range(last + count, last, -1)))
+        last += count
+    starts = [0] * len(texts)
+    logits: list[list[Tensor]] = [[] for _ in texts]
+    for counts in chain(_CHUNKS, repeat(_ONE_BY_ONE)):
+        rows = [
+            Row(i, text[start : start + count], start, table, _GREEDY, 0, wants_token=True)
+            for i, (text, table, start, count) in enumerate(
+                zip(texts, tables, starts, counts, strict=False)
+            )
+            if start < len(text)
+        ]
+        if not rows:
+            return [torch.cat(parts) for parts in logits]
+        layout = lay_out(rows, block_tokens=size, device=runner.device)
+        every = torch.arange(layout.offsets[-1], device=runner.device)
+        out = runner.forward(replace(layout, sampled=every), ahead=ahead)
+        assert out is not None
+        for place, i in enumerate(layout.order):
+            row = rows[i]
+            logits[row.seq_id].append(out[layout.offsets[place] : layout.offsets[place + 1]])
+            starts[row.seq_id] += len(row.tokens)
+    raise AssertionError  # the steps do not end
+
+
+def _eager(model: Any, tokens: Sequence[int], ahead: int = 0) -> Tensor:
+    """transformers' own logits [tokens, vocabulary]."""
+    with attending_with(model, "eager"):
+        ids = torch.tensor([list(tokens)], device=model.device)
+        places = torch.arange(ahead, ahead + len(tokens), device=model.device)[None]
+        logits: Tensor = model(input_ids=ids, position_ids=places, use_cache=False).logits[0]
+    return logits
