@@ -70,6 +70,7 @@ def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
     if spec.engine == "torch":
         yield from _source(f"{key}.source", spec.source)
     yield from _size(f"{key}.kv_memory", spec.kv_memory)
+    yield from _size(f"{key}.kv_host_memory", spec.kv_host_memory)
     if spec.max_tokens_per_batch < spec.max_batch_size:
         yield (
             f"{key}.max_tokens_per_batch",

@@ -155,6 +155,8 @@ class ModelSpec(Section, frozen=True):
     """Sequences that may wait; more are refused with 503 and a retry-after."""
     kv_memory: str | None = None
     """Memory for the KV cache, such as "2GiB"; enough for a full batch, within what is free, when absent."""
+    kv_host_memory: str | None = None
+    """Memory of the host, such as "8GiB", for blocks that have to leave the KV cache; none when absent."""
     block_tokens: Literal[8, 16, 32, 64] = 16
     """Tokens in one KV block."""
     price: PriceSettings | None = None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from llmhost.core.output import Delta
 from llmhost.core.request import GrammarSpec, Sampling, SequenceSpec
-from llmhost.core.step import Drawn, GrammarState, Row
+from llmhost.core.step import Drawn, GrammarState, KvMove, Row
 
 
 class Clock(Protocol):
@@ -67,6 +67,14 @@ class Runner(Protocol):
     def facts(self) -> RunnerFacts: ...
 
     def set_kv_blocks(self, count: int) -> None: ...
+
+    def set_host_blocks(self, count: int) -> None:
+        """Have room in host memory for so many KV blocks. Called once, before the first move."""
+        ...
+
+    def move_blocks(self, moves: Sequence[KvMove]) -> None:
+        """Copy blocks to the host and back, in order, before the next `run`."""
+        ...
 
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         """One forward pass: for each row the drawn token, None where none was wanted, or that row's failure.
@@ -201,6 +209,9 @@ class EngineLoad:
     """Of those, the ones that did not have to be computed."""
     prefix_known_blocks: int = 0
     prefix_evicted_blocks: int = 0
+    host_hit_tokens: int = 0
+    """Of `prefix_hit_tokens`, those whose keys and values came back from host memory."""
+    host_blocks_used: int = 0
 
 
 class EngineClient(Protocol):

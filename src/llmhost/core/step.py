@@ -79,6 +79,15 @@ Drawn = int | Draw | None | EngineFailed
 alone failed."""
 
 
+class KvMove(NamedTuple):
+    """Keys and values of one block, from the device to the host or back. Moves are carried out in their order."""
+
+    block: int
+    slot: int
+    """Of host memory."""
+    is_to_host: bool
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What one step did and what it cost: cost, latency prediction and capacity all read this one event.

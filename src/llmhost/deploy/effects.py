@@ -33,6 +33,8 @@ from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
 
 log = logging.getLogger("llmhost.deploy")
 
+HOST = "cpu:0"
+"""The device in whose memory blocks are kept that have to leave another one's, or its own KV cache."""
 PROBE_PROMPT = "Hello"
 PROBE_TIMEOUT_S = 120.0
 
@@ -174,6 +176,7 @@ class LoadEffects:
         plan = plan_memory(entry.spec, facts, None if memory is None else memory.free_bytes)
         if memory is not None:
             memory.grant(str(entry.ref), weights_bytes=plan.weights_bytes, kv_bytes=plan.kv_bytes)
+        self._lease_host(str(entry.ref), plan)
         asked = entry.spec.max_sequence_length or facts.max_sequence_length
         if plan.max_sequence_length < max(asked, facts.max_sequence_length):
             log_event(
@@ -186,11 +189,17 @@ class LoadEffects:
             )
         return plan
 
+    def _lease_host(self, holder: str, plan: MemoryPlan) -> None:
+        memory = self._devices.memory(HOST)
+        if plan.host_kv_bytes and memory is not None:
+            memory.grant(_on_host(holder), weights_bytes=0, kv_bytes=plan.host_kv_bytes)
+
     def _give_back(self, holder: str, device: str) -> None:
         """End a model's stay: its memory is free, and its files are looked at anew when it comes back."""
-        memory = self._devices.memory(device)
-        if memory is not None:
-            memory.give_back(holder)
+        for name, lease in ((device, holder), (HOST, _on_host(holder))):
+            memory = self._devices.memory(name)
+            if memory is not None:
+                memory.give_back(lease)
         self._tokenizers.pop(holder, None)
         self._predictions.pop(holder, None)
 
@@ -203,6 +212,7 @@ class LoadEffects:
             runner = kind.load(entry.spec, folder, facts)
             try:
                 runner.set_kv_blocks(plan.kv_blocks)
+                runner.set_host_blocks(plan.host_kv_blocks)
             except BaseException:
                 runner.close()  # the error's traceback would keep its weights
                 raise
@@ -226,6 +236,7 @@ class LoadEffects:
             block_tokens=runner.facts.block_tokens,
             target_itl_ms=entry.spec.target_itl_ms,
             prefix_cache=entry.spec.prefix_cache,
+            host_kv_blocks=plan.host_kv_blocks,
         )
         try:
             engine = EngineLoop(
@@ -280,6 +291,10 @@ class LoadEffects:
             raise ModelUnavailable(
                 f"The model {entry.ref} failed its first token: {delta.error.message}"
             ) from delta.error
+
+
+def _on_host(holder: str) -> str:
+    return f"{holder} (KV on the host)"
 
 
 def _measured(facts: RunnerFacts, grown_bytes: int) -> int:

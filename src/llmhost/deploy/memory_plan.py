@@ -19,6 +19,9 @@ class MemoryPlan:
     kv_bytes: int
     max_sequence_length: int
     """Tokens that one sequence may have: by the model, the configuration and the KV room."""
+    host_kv_blocks: int = 0
+    host_kv_bytes: int = 0
+    """In the memory of the host, for what has to leave the KV cache."""
 
 
 def plan_memory(spec: ModelSpec, facts: RunnerFacts, free_bytes: int | None) -> MemoryPlan:
@@ -37,9 +40,14 @@ def plan_memory(spec: ModelSpec, facts: RunnerFacts, free_bytes: int | None) -> 
         if free_bytes is not None and facts.kv_block_bytes:
             room = (free_bytes - facts.weights_bytes) // facts.kv_block_bytes
             blocks = min(blocks, max(room, typical))
+    host_blocks = 0
+    if spec.kv_host_memory is not None and facts.kv_block_bytes:
+        host_blocks = parse_bytes(spec.kv_host_memory) // facts.kv_block_bytes
     return MemoryPlan(
         weights_bytes=facts.weights_bytes,
         kv_blocks=blocks,
         kv_bytes=blocks * facts.kv_block_bytes,
+        host_kv_blocks=host_blocks,
+        host_kv_bytes=host_blocks * facts.kv_block_bytes,
         max_sequence_length=min(longest, blocks * facts.block_tokens),
     )

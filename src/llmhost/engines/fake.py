@@ -13,7 +13,7 @@ import numpy as np
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import RunnerFacts
-from llmhost.core.step import Drawn, Row
+from llmhost.core.step import Drawn, KvMove, Row
 
 MAX_SEQUENCE_LENGTH = 131_072
 STATE_BYTES = 4
@@ -51,6 +51,7 @@ class FakeRunner:
         self._sleep = sleep
         self._given: dict[int, int] = {}  # tokens drawn so far, kept only for scripted failures
         self._states = np.zeros((0, block_tokens), dtype=np.uint32)
+        self._host_states = self._states
         self.facts = RunnerFacts(
             device="none",
             vocab_size=options.vocab,
@@ -66,6 +67,16 @@ class FakeRunner:
         states[:kept] = self._states[:kept]
         self._states = states
 
+    def set_host_blocks(self, count: int) -> None:
+        self._host_states = np.zeros((count, self.facts.block_tokens), dtype=np.uint32)
+
+    def move_blocks(self, moves: Sequence[KvMove]) -> None:
+        for block, slot, is_to_host in moves:
+            if is_to_host:
+                self._host_states[slot] = self._states[block]
+            else:
+                self._states[block] = self._host_states[slot]
+
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         self._delay(rows)
         return [self._run_row(row) for row in rows]
@@ -73,6 +84,7 @@ class FakeRunner:
     def close(self) -> None:
         self._given.clear()
         self.set_kv_blocks(0)
+        self.set_host_blocks(0)
 
     def _delay(self, rows: Sequence[Row]) -> None:
         delay_ms = self._options.token_delay_ms

@@ -238,12 +238,22 @@ class _Gauges(Collector):
             "KV blocks that can be found by their text.",
             labels=labels,
         )
+        host_hits = CounterMetricFamily(
+            "llmhost_prefix_cache_host_hit_tokens",
+            "Of the hits, tokens that came back from host memory.",
+            labels=labels,
+        )
+        host = GaugeMetricFamily(
+            "llmhost_prefix_cache_host_blocks", "KV blocks kept in host memory.", labels=labels
+        )
         for model, load in self._source.engine_loads():
+            host_hits.add_metric([model], load.host_hit_tokens)
+            host.add_metric([model], load.host_blocks_used)
             queries.add_metric([model], load.prefix_query_tokens)
             hits.add_metric([model], load.prefix_hit_tokens)
             evicted.add_metric([model], load.prefix_evicted_blocks)
             known.add_metric([model], load.prefix_known_blocks)
-        yield from (queries, hits, evicted, known)
+        yield from (queries, hits, evicted, known, host_hits, host)
 
     def _devices(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         capacity = GaugeMetricFamily(

@@ -16,7 +16,7 @@ from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer, Turn
 from llmhost.core.request import SequenceSpec
-from llmhost.core.step import Drawn, Row, StepResult, split_exactly, work_units
+from llmhost.core.step import Drawn, KvMove, Row, StepResult, split_exactly, work_units
 from llmhost.schedule.scheduler import Emission, Scheduler
 
 log = logging.getLogger("llmhost.schedule")
@@ -226,9 +226,18 @@ class EngineLoop:
 
     def _draw(self, rows: list[Row]) -> list[Drawn] | Exception:
         try:
+            if moves := self._scheduler.take_moves():
+                self._move(moves)
             return self._runner.run(rows)
         except Exception as error:  # noqa: BLE001 - boundary: a runner may raise anything
             return error
+
+    def _move(self, moves: list[KvMove]) -> None:
+        try:
+            self._runner.move_blocks(moves)
+        except BaseException:
+            self._scheduler.forget_texts()
+            raise
 
     def _failed(self, rows: list[Row], turn: Turn, error: Exception) -> list[Emission]:
         """Only the sequences of this step fail; a loop that fails again and again gives up."""

@@ -4,25 +4,20 @@ Invariant, audited by `check`: every block is blank, or held by one or more sequ
 a text that the index knows, until somebody needs the text or the room.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from llmhost.schedule.prefix import Parent, Place, PrefixIndex
-
-
-class Match(NamedTuple):
-    """The longest known beginning of a text."""
-
-    blocks: list[int]
-    parent: Parent
-    """What the block after them is found by."""
+from llmhost.core.step import KvMove
+from llmhost.schedule.host_tier import HostTier
+from llmhost.schedule.prefix import Parent, Place, PrefixIndex, Text
 
 
 class KvBooks:
     """Hands out block numbers 0 .. total-1."""
 
-    def __init__(self, total: int, block_tokens: int) -> None:
+    def __init__(self, total: int, block_tokens: int, host_slots: int = 0) -> None:
+        serials = itertools.count(1)
         self.total = total
         self.block_tokens = block_tokens
         self.evicted = 0
@@ -30,7 +25,9 @@ class KvBooks:
         self._blank = list(range(total - 1, -1, -1))  # a stack: low numbers go out first
         self._holders = [0] * total
         self._kept: dict[int, None] = {}  # in the order in which they will be evicted
-        self._index = PrefixIndex()
+        self._index = PrefixIndex(serials)
+        self.host = HostTier(host_slots, serials)
+        self._moves: list[KvMove] = []
 
     @property
     def free(self) -> int:
@@ -81,17 +78,40 @@ class KvBooks:
                 else:
                     self._blank.append(block)
 
-    def match(self, salt: str, tokens: Sequence[int], most_tokens: int) -> Match:
-        """The known blocks at the beginning of `tokens`, of its first `most_tokens` only."""
-        size, blocks = self.block_tokens, list[int]()
+    def match(self, salt: str, tokens: Sequence[int], most_tokens: int) -> list[Place]:
+        """The known beginning of `tokens`, of its first `most_tokens` only, on the device or on the host."""
+        size, places = self.block_tokens, list[Place]()
         parent: Parent = salt
         for end in range(size, most_tokens + 1, size):
-            place = self._index.find(parent, tuple(tokens[end - size : end]))
+            text = (parent, tuple(tokens[end - size : end]))
+            place = self._index.find(text) or self.host.find(text)
             if place is None:
                 break
-            blocks.append(place.block)
+            places.append(place)
             parent = place.serial
-        return Match(blocks, parent)
+        return places
+
+    def claim(self, places: Sequence[Place]) -> list[tuple[Text, int]]:
+        """One holder more for each block of a match, and for what of it is on the host a hold on its slot, so that
+        nothing of it is evicted before `fetch`."""
+        self.share(place.block for place in places if not place.is_on_host)
+        return [self.host.claim(place.block) for place in places if place.is_on_host]
+
+    def fetch(self, places: Sequence[Place], claims: Sequence[tuple[Text, int]]) -> list[int]:
+        """The blocks of a claimed match. What is on the host gets a free block, and a move into it."""
+        slots = [place.block for place in places if place.is_on_host]
+        fresh = self.take(len(slots))
+        for slot, block, (text, serial) in zip(slots, fresh, claims, strict=True):
+            self._index.enter(text, block, serial)
+            self._moves.append(KvMove(block, slot, is_to_host=False))
+            self.host.free(slot)
+        back = iter(fresh)
+        return [next(back) if place.is_on_host else place.block for place in places]
+
+    def take_moves(self) -> list[KvMove]:
+        """What a runner has to move, in this order, before it runs anything that was planned."""
+        moves, self._moves = self._moves, []
+        return moves
 
     def count_kept(self, blocks: Iterable[int]) -> int:
         """How many of `blocks` nobody holds: sharing them leaves so many fewer free."""
@@ -110,18 +130,23 @@ class KvBooks:
 
     def record(self, parent: Parent, tokens: tuple[int, ...], block: int) -> Place:
         """A held block's text has been computed. Where it is known already, the known block takes its place."""
-        place = self._index.find(parent, tokens)
+        text: Text = (parent, tokens)
+        place = self._index.find(text)
         if place is None:
-            return self._index.enter(parent, tokens, block)
+            on_host = self.host.find(text)
+            serial = None if on_host is None else self.host.drop(on_host.block)
+            return self._index.enter(text, block, serial)
         if place.block != block:
             self.share([place.block])
             self.give_back([block])
         return place
 
     def forget_texts(self) -> None:
-        """Nothing that is kept may be found any more; held blocks stay with their holders."""
+        """Nothing that was computed may be found any more; held blocks stay with their holders."""
+        self._moves.clear()
+        self.host.clear()
         for block in list(self._kept):
-            self._evict(block)
+            self._drop(block)
         for block in list(self._index.blocks()):
             self._index.leave(block)
 
@@ -132,7 +157,7 @@ class KvBooks:
             self._holders += [0] * (total - self.total)
         else:
             for block in [block for block in self._kept if block >= total]:
-                self._evict(block)
+                self._drop(block)  # not to the host: its bytes are about to go
             self._blank = [block for block in self._blank if block < total]
             del self._holders[total:]
         self.total = total
@@ -146,9 +171,16 @@ class KvBooks:
         assert seen == list(range(self.total)), f"{self.total} blocks, but the books show {seen}"
         assert all(block in self._index for block in self._kept), "a kept block has no text"
         assert not any(block in self._index for block in self._blank), "a blank block has a text"
+        self.host.check()
 
     def _evict(self, block: int) -> None:
+        """Make a kept block blank. Its text goes to the host if there is room."""
+        slot = self.host.keep(*self._drop(block))
+        if slot is not None:
+            self._moves.append(KvMove(block, slot, is_to_host=True))
+
+    def _drop(self, block: int) -> tuple[Text, int]:
         del self._kept[block]
-        self._index.leave(block)
         self._blank.append(block)
         self.evicted += 1
+        return self._index.leave(block)

@@ -11,46 +11,56 @@ from typing import NamedTuple
 Parent = str | int
 """The salt at a chain's beginning, or the serial number of the block before."""
 
+Text = tuple[Parent, tuple[int, ...]]
+"""What a block holds: what comes before it, and its own tokens."""
+
 
 class Place(NamedTuple):
     """A block with known text, and the name by which the block after it finds it."""
 
     block: int
     serial: int
+    is_on_host: bool = False
+    """`block` is a slot of the host tier, and not a block of the device."""
 
 
 class PrefixIndex:
-    """Full blocks by (what comes before, own tokens)."""
+    """Full blocks by their text. `serials` is shared by all indexes between which texts move."""
 
-    def __init__(self) -> None:
-        self._places: dict[tuple[Parent, tuple[int, ...]], Place] = {}
-        self._keys: dict[int, tuple[Parent, tuple[int, ...]]] = {}
-        self._serial = 0
+    def __init__(self, serials: Iterator[int], *, is_on_host: bool = False) -> None:
+        self._places: dict[Text, Place] = {}
+        self._texts: dict[int, Text] = {}
+        self._serials = serials
+        self._is_on_host = is_on_host
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._texts)
 
     def __contains__(self, block: int) -> bool:
-        return block in self._keys
+        return block in self._texts
 
-    def find(self, parent: Parent, tokens: tuple[int, ...]) -> Place | None:
-        return self._places.get((parent, tokens))
+    def find(self, text: Text) -> Place | None:
+        return self._places.get(text)
 
-    def enter(self, parent: Parent, tokens: tuple[int, ...], block: int) -> Place:
-        """Make `block` known. Neither the text nor the block may be known yet."""
-        key = (parent, tokens)
-        assert key not in self._places and block not in self._keys, (block, "is known already")
-        self._serial += 1
-        place = self._places[key] = Place(block, self._serial)
-        self._keys[block] = key
+    def enter(self, text: Text, block: int, serial: int | None = None) -> Place:
+        """Make `block` known, under the serial number that its text had elsewhere, or a new one.
+
+        Neither the text nor the block may be known yet.
+        """
+        assert text not in self._places and block not in self._texts, (block, "is known already")
+        if serial is None:
+            serial = next(self._serials)
+        place = self._places[text] = Place(block, serial, self._is_on_host)
+        self._texts[block] = text
         return place
 
-    def leave(self, block: int) -> None:
-        """Forget what `block` holds."""
-        del self._places[self._keys.pop(block)]
+    def leave(self, block: int) -> tuple[Text, int]:
+        """Forget `block`; returns what it held, and under which serial number."""
+        text = self._texts.pop(block)
+        return text, self._places.pop(text).serial
 
     def blocks(self) -> Iterator[int]:
-        return iter(self._keys)
+        return iter(self._texts)
 
 
 def chain_hashes(salt: str, tokens: Sequence[int], block_tokens: int) -> list[int]:

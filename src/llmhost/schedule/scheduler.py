@@ -16,11 +16,11 @@ from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DraftAsk, EngineLoad, TextWatch
 from llmhost.core.request import SequenceSpec
-from llmhost.core.step import Draw, Drawn, GrammarState, Row, StepResult
+from llmhost.core.step import Draw, Drawn, GrammarState, KvMove, Row, StepResult
 from llmhost.schedule.kv_books import KvBooks
 from llmhost.schedule.plan import NO_HIT, Budget, Hit, StepPlan, Work, plan_step
 from llmhost.schedule.predictor import StepPredictor, StepWork, prompt_room, work_of
-from llmhost.schedule.prefix import chain_hashes
+from llmhost.schedule.prefix import Place, chain_hashes
 from llmhost.schedule.sequence import Sequence
 from llmhost.schedule.waiting import FairShares, WaitingQueue
 
@@ -50,6 +50,8 @@ class SchedulerLimits:
     """What a step with prompts in it may take while others decode."""
     prefix_cache: bool = True
     """Keep computed blocks for later prompts. Choices of one request share theirs in any case."""
+    host_kv_blocks: int = 0
+    """Blocks in host memory for what has to leave the device."""
 
 
 class Scheduler:
@@ -57,7 +59,7 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.books = KvBooks(limits.kv_blocks, limits.block_tokens)
+        self.books = KvBooks(limits.kv_blocks, limits.block_tokens, limits.host_kv_blocks)
         self.predictor = StepPredictor()
         self.operator_ns = 0
         """Device time that no caller pays for: recomputed prefill after preemptions, rejected guesses."""
@@ -66,6 +68,8 @@ class Scheduler:
         self.prefix_query_tokens = 0
         """Prompt tokens of sequences that were looked up in the prefix cache, and of those the ones found there."""
         self.prefix_hit_tokens = 0
+        self.host_hit_tokens = 0
+        """Of those, the ones whose keys and values came back from host memory."""
         self._sequences: dict[int, Sequence] = {}
         self._running: list[Sequence] = []
         self._waiting = WaitingQueue()
@@ -97,6 +101,8 @@ class Scheduler:
             prefix_hit_tokens=self.prefix_hit_tokens,
             prefix_known_blocks=self.books.known,
             prefix_evicted_blocks=self.books.evicted,
+            host_hit_tokens=self.host_hit_tokens,
+            host_blocks_used=self.books.host.used,
         )
 
     # ------------------------------------------------------------ coming and going
@@ -212,6 +218,18 @@ class Scheduler:
             sequence.draft = []
         return rows
 
+    def take_moves(self) -> list[KvMove]:
+        """What the runner must move between device and host before it runs the rows of the last plan."""
+        return self.books.take_moves()
+
+    def forget_texts(self) -> None:
+        """Have nothing found that was computed until now: what blocks hold is not certain any more."""
+        self.books.forget_texts()
+        for sequence in self._running:
+            sequence.recorded = len(
+                sequence.blocks
+            )  # texts after unknown ones can't be found either
+
     def _budget(self) -> Budget:
         return Budget(
             tokens=self.limits.max_tokens_per_batch,
@@ -248,20 +266,24 @@ class Scheduler:
     def _hit(self, sequence: Sequence, about_to: set[int]) -> Hit | None:
         """What the prefix cache has of a waiting sequence; None while another computes what comes next in it.
 
-        `about_to` gathers the hashes of what this plan's own admissions will compute.
+        `about_to` gathers the hashes of what this plan's own admissions will compute, and of what they fetch.
         """
         if not _may_hit(sequence):
             return NO_HIT
         # One token at least is computed, to draw from what it gives.
-        match = self.books.match(
+        places = self.books.match(
             self._salt(sequence.spec), sequence.tokens, len(sequence.tokens) - 1
         )
-        count = len(match.blocks)
+        count = len(places)
         coming = sequence.hashes[count:]
-        if coming and (coming[0] in about_to or coming[0] in self._promised):
+        fetched = [-place.serial for place in places if place.is_on_host]
+        if coming and coming[0] in self._promised:
             return None
-        about_to.update(coming)
-        return Hit(count * self.books.block_tokens, count, self.books.count_kept(match.blocks))
+        if not about_to.isdisjoint([*coming[:1], *fetched]):
+            return None
+        about_to.update(coming, fetched)
+        here = [place.block for place in places if not place.is_on_host]
+        return Hit(count * self.books.block_tokens, len(here), self.books.count_kept(here))
 
     def _freed(self, work: Work) -> int:
         return self.books.count_sole(self._sequences[work.seq_id].blocks)
@@ -269,25 +291,32 @@ class Scheduler:
     def _requeue(self, plan: StepPlan, hits: Mapping[int, Hit]) -> None:
         for seq_id in plan.preempted:
             self._preempt(self._sequences[seq_id])
+        found = []
         for seq_id in plan.admitted:  # all of them before any block is taken: that may evict
             sequence = self._sequences[seq_id]
             self._waiting.remove(sequence)
             insort(self._running, sequence, key=_by_key)
-            self._share(sequence, hits[seq_id])
+            salt = self._salt(sequence.spec)
+            places = self.books.match(salt, sequence.tokens, hits[seq_id].tokens)
+            found.append((sequence, places, self.books.claim(places)))
+        for sequence, places, claims in found:
+            self._begin(sequence, places, self.books.fetch(places, claims))
 
-    def _share(self, sequence: Sequence, hit: Hit) -> None:
-        """Begin with the blocks that are known, and promise to compute the others."""
-        match = self.books.match(self._salt(sequence.spec), sequence.tokens, hit.tokens)
-        self.books.share(match.blocks)
-        sequence.blocks, sequence.parent = match.blocks, match.parent
-        sequence.recorded = len(match.blocks)
-        sequence.computed = hit.tokens
-        sequence.promised = len(match.blocks)
+    def _begin(self, sequence: Sequence, places: Seq[Place], blocks: list[int]) -> None:
+        """Go on after the blocks that are known, and promise to compute the others."""
+        size = self.books.block_tokens
+        salt = self._salt(sequence.spec)
+        sequence.blocks = blocks
+        sequence.parent = places[-1].serial if places else salt
+        sequence.recorded = len(places)
+        sequence.computed = len(places) * size
+        sequence.promised = len(places)
         self._promised.update(sequence.hashes[sequence.promised :])
         if sequence.high_water == 0 and sequence.hashes:  # not again after a preemption
-            sequence.cached_tokens = hit.tokens
+            sequence.cached_tokens = sequence.computed
             self.prefix_query_tokens += len(sequence.spec.prompt)
-            self.prefix_hit_tokens += hit.tokens
+            self.prefix_hit_tokens += sequence.computed
+            self.host_hit_tokens += size * sum(place.is_on_host for place in places)
 
     def _row(self, sequence: Sequence, share: int) -> Row:
         """The grant as a row, with the blocks that it needs taken."""
@@ -384,7 +413,7 @@ class Scheduler:
         for place in range(sequence.recorded, full):
             text = tuple(sequence.tokens[place * size : (place + 1) * size])
             found = self.books.record(sequence.parent, text, sequence.blocks[place])
-            sequence.blocks[place], sequence.parent = found
+            sequence.blocks[place], sequence.parent = found.block, found.serial
         sequence.recorded = max(sequence.recorded, full)
         self._keep_promises(sequence, full)
 

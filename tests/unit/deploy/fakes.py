@@ -11,7 +11,7 @@ from llmhost.core.errors import LlmhostError
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import RunnerFacts, Tokenizer
 from llmhost.core.request import ModelRef
-from llmhost.core.step import Drawn, Row
+from llmhost.core.step import Drawn, KvMove, Row
 from llmhost.deploy.catalogue import ModelEntry
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.memory_plan import MemoryPlan
@@ -120,6 +120,12 @@ class ToyRunner(FakeRunner):
         self.facts = own
         self.is_closed = False
         self._fails = fails
+
+    def set_host_blocks(self, count: int) -> None:
+        self.host_blocks = count
+
+    def move_blocks(self, moves: Sequence[KvMove]) -> None:
+        assert not moves
 
     def set_kv_blocks(self, count: int) -> None:
         if count and "kv" in self._fails:

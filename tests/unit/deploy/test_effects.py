@@ -315,3 +315,12 @@ async def test_files_that_were_repaired_after_a_failed_load_are_read_anew(box: B
 
     assert box.leases == {"m@1": 5640}
     await box.effects.unload(replica, drain_s=0)
+
+
+async def test_host_memory_for_evicted_blocks_is_leased_beside(box: Box) -> None:
+    replica = await box.load(toy(kv_host_memory="100"))
+    assert box.leases == {"m@1": 1640, "m@1 (KV on the host)": 100}
+    assert replica.plan.host_kv_blocks == box.toy.runners[0].host_blocks == 10
+    await box.effects.unload(replica, drain_s=0)
+
+    assert box.leases == {}

@@ -89,6 +89,7 @@ class Workbench:
         self.scheduler = Scheduler(limits)
         self.runner = FakeRunner(FakeOptions(vocab=VOCAB), block_tokens=limits.block_tokens)
         self.runner.set_kv_blocks(limits.kv_blocks)
+        self.runner.set_host_blocks(limits.host_kv_blocks)
         self.callers: dict[int, Heard] = {}  # by this scheduler's sequence ids
 
     # ------------------------------------------------------------ acts
@@ -142,6 +143,7 @@ class Workbench:
         rows = self.plan()
         if not rows:
             return rows
+        self.runner.move_blocks(self.scheduler.take_moves())
         drawn = self.runner.run(rows)
         if amid is not None:
             amid(self)

@@ -24,14 +24,19 @@ limits = st.builds(
     kv_blocks=st.integers(2, 10),
     block_tokens=st.just(BLOCK_TOKENS),
     watermark_share=st.sampled_from([0.0, 0.02, 0.3]),
+    host_kv_blocks=st.sampled_from([0, 1, 3, 20]),
+    prefix_cache=st.booleans(),
 )
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> SequenceSpec:
     return a_spec(
-        draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24)),
+        # Few different tokens make common beginnings.
+        draw(st.lists(st.integers(0, draw(st.sampled_from([0, 1, 15]))), min_size=1, max_size=24)),
         priority=draw(st.integers(-1, 1)),
+        tenant=draw(st.sampled_from("ab")),
+        cache_scope=draw(st.sampled_from("xy")),
         arrival_ns=draw(st.integers(0, 3)),
         max_new_tokens=draw(st.integers(1, 16)),
         stop_token_ids=frozenset(draw(st.sets(st.integers(0, VOCAB - 1), max_size=2))),

@@ -5,12 +5,16 @@ decided by whoever calls `resize`.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from llmhost.core.step import KvMove
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class PagedKv:
         self.layers = [
             KeyValue(self._zeros(0, device), self._zeros(0, device)) for _ in range(shape.layers)
         ]
+        self._host: list[KeyValue] = []
 
     @property
     def block_count(self) -> int:
@@ -65,6 +70,30 @@ class PagedKv:
             if entered is not None:
                 cache.index_fill_(0, entered, 0.0)
             cache.view(-1, *cache.shape[2:]).index_copy_(0, slots, tokens[0].transpose(0, 1))
+
+    def resize_host(self, count: int) -> None:
+        """Have room for `count` blocks in host memory, page-locked where the device is a GPU. What was there goes."""
+        shape = self.shape
+        is_gpu = self.layers[0].key.device.type == "cuda"
+        size = (count, shape.block_tokens, shape.kv_heads, shape.head_dim)
+        self._host = [
+            KeyValue(*(torch.empty(size, dtype=shape.dtype, pin_memory=is_gpu) for _ in range(2)))
+            for _ in range(shape.layers if count else 0)
+        ]
+
+    def move(self, moves: Iterable[KvMove]) -> None:
+        """Copy blocks to the host and back, in order."""
+        for is_to_host, run in groupby(moves, key=lambda move: move.is_to_host):
+            same = list({move.slot: move for move in run}.values())  # a slot's last text counts
+            device = self.layers[0].key.device
+            blocks = torch.tensor([move.block for move in same], device=device)
+            slots = torch.tensor([move.slot for move in same])
+            for on_device, on_host in zip(self.layers, self._host, strict=True):
+                for cache, kept in zip(on_device, on_host, strict=True):
+                    if is_to_host:
+                        kept.index_copy_(0, slots, cache.index_select(0, blocks).cpu())
+                    else:
+                        cache.index_copy_(0, blocks, kept.index_select(0, slots).to(device))
 
     def _resized(self, old: Tensor, count: int) -> Tensor:
         new = self._zeros(count, old.device)

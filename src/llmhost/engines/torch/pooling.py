@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import RunnerFacts
-from llmhost.core.step import Draw, Drawn, Row
+from llmhost.core.step import Draw, Drawn, KvMove, Row
 
 Squash = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Squash] = {
@@ -41,6 +41,12 @@ class PoolingRunner:
 
     def set_kv_blocks(self, count: int) -> None:
         """Nothing is kept between steps."""
+
+    def set_host_blocks(self, count: int) -> None:
+        """There are no blocks to keep."""
+
+    def move_blocks(self, moves: Sequence[KvMove]) -> None:
+        assert not moves, "a pooling model has no KV blocks"
 
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         """A vector for each row. A row that is not a whole text to pool, or has no numbers, fails alone."""

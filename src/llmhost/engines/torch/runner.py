@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import RunnerFacts
-from llmhost.core.step import Drawn, Row
+from llmhost.core.step import Drawn, KvMove, Row
 from llmhost.engines.torch.attention import ForwardPass, forward_pass
 from llmhost.engines.torch.backend_torch import Scratch, StepAttention
 from llmhost.engines.torch.kv import KvShape, PagedKv
@@ -44,6 +44,13 @@ class TorchRunner:
 
     def set_kv_blocks(self, count: int) -> None:
         self._open_kv().resize(count)
+
+    def set_host_blocks(self, count: int) -> None:
+        self._open_kv().resize_host(count)
+
+    def move_blocks(self, moves: Sequence[KvMove]) -> None:
+        with torch.inference_mode():
+            self._open_kv().move(moves)
 
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         """One forward pass over `rows`. A row for which the model computed no numbers fails alone."""
