@@ -34,6 +34,7 @@ PURE = [
     "schedule/plan.py",
     "schedule/kv_books.py",
     "schedule/prefix.py",
+    "schedule/sequence_kv.py",
     "schedule/host_tier.py",
     "schedule/waiting.py",
     "schedule/predictor.py",

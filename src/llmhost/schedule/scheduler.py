@@ -5,7 +5,6 @@ resize or export. Every sequence that was added ends in exactly one last delta. 
 """
 
 from bisect import insort
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -18,10 +17,10 @@ from llmhost.core.ports import DraftAsk, EngineLoad, TextWatch
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Draw, Drawn, GrammarState, KvMove, Row, StepResult
 from llmhost.schedule.kv_books import KvBooks
-from llmhost.schedule.plan import NO_HIT, Budget, Hit, StepPlan, Work, plan_step
+from llmhost.schedule.plan import Budget, Hit, StepPlan, Work, plan_step
 from llmhost.schedule.predictor import StepPredictor, StepWork, prompt_room, work_of
-from llmhost.schedule.prefix import Place, chain_hashes
 from llmhost.schedule.sequence import Sequence
+from llmhost.schedule.sequence_kv import SequenceKv
 from llmhost.schedule.waiting import FairShares, WaitingQueue
 
 Emission = tuple[int, Delta]
@@ -60,22 +59,16 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.books = KvBooks(limits.kv_blocks, limits.block_tokens, limits.host_kv_blocks)
+        self.kv = SequenceKv(self.books, is_kept=limits.prefix_cache)
         self.predictor = StepPredictor()
         self.operator_ns = 0
         """Device time that no caller pays for: recomputed prefill after preemptions, rejected guesses."""
         self.preemptions = 0
         self.steps = 0
-        self.prefix_query_tokens = 0
-        """Prompt tokens of sequences that were looked up in the prefix cache, and of those the ones found there."""
-        self.prefix_hit_tokens = 0
-        self.host_hit_tokens = 0
-        """Of those, the ones whose keys and values came back from host memory."""
         self._sequences: dict[int, Sequence] = {}
         self._running: list[Sequence] = []
         self._waiting = WaitingQueue()
         self._shares = FairShares()
-        self._promised: Counter[int] = Counter()
-        """Hashes of prompt blocks that running sequences are about to compute."""
         self._deadlines: list[tuple[int, int]] = []
         self._ns_per_token = 0.0
 
@@ -97,11 +90,11 @@ class Scheduler:
             steps=self.steps,
             preemptions=self.preemptions,
             operator_ns=self.operator_ns,
-            prefix_query_tokens=self.prefix_query_tokens,
-            prefix_hit_tokens=self.prefix_hit_tokens,
+            prefix_query_tokens=self.kv.query_tokens,
+            prefix_hit_tokens=self.kv.hit_tokens,
             prefix_known_blocks=self.books.known,
             prefix_evicted_blocks=self.books.evicted,
-            host_hit_tokens=self.host_hit_tokens,
+            host_hit_tokens=self.kv.host_hit_tokens,
             host_blocks_used=self.books.host.used,
         )
 
@@ -125,9 +118,7 @@ class Scheduler:
         self._waiting.add(sequence)
         if self._has_no_room(sequence):
             return self._end(seq_id, FinishReason.LENGTH)
-        sequence.parent = salt = self._salt(spec)
-        if _may_hit(sequence):
-            sequence.hashes = chain_hashes(salt, spec.prompt, self.limits.block_tokens)
+        self.kv.join(sequence)
         if spec.deadline_ns is not None:
             heappush(self._deadlines, (spec.deadline_ns, seq_id))
         return None
@@ -205,7 +196,7 @@ class Scheduler:
         about_to: set[int] = set()
 
         def lookup(work: Work) -> Hit | None:
-            hit = self._hit(self._sequences[work.seq_id], about_to)
+            hit = self.kv.hit(self._sequences[work.seq_id], about_to)
             if hit is not None:
                 hits[work.seq_id] = hit
             return hit
@@ -220,15 +211,11 @@ class Scheduler:
 
     def take_moves(self) -> list[KvMove]:
         """What the runner must move between device and host before it runs the rows of the last plan."""
-        return self.books.take_moves()
+        return self.kv.take_moves()
 
     def forget_texts(self) -> None:
         """Have nothing found that was computed until now: what blocks hold is not certain any more."""
-        self.books.forget_texts()
-        for sequence in self._running:
-            sequence.recorded = len(
-                sequence.blocks
-            )  # texts after unknown ones can't be found either
+        self.kv.forget_texts(self._running)
 
     def _budget(self) -> Budget:
         return Budget(
@@ -263,68 +250,22 @@ class Scheduler:
         size = self.limits.block_tokens
         return room - room % size if room > size else room
 
-    def _hit(self, sequence: Sequence, about_to: set[int]) -> Hit | None:
-        """What the prefix cache has of a waiting sequence; None while another computes what comes next in it.
-
-        `about_to` gathers the hashes of what this plan's own admissions will compute, and of what they fetch.
-        """
-        if not _may_hit(sequence):
-            return NO_HIT
-        # One token at least is computed, to draw from what it gives.
-        places = self.books.match(
-            self._salt(sequence.spec), sequence.tokens, len(sequence.tokens) - 1
-        )
-        count = len(places)
-        coming = sequence.hashes[count:]
-        fetched = [-place.serial for place in places if place.is_on_host]
-        if coming and coming[0] in self._promised:
-            return None
-        if not about_to.isdisjoint([*coming[:1], *fetched]):
-            return None
-        about_to.update(coming, fetched)
-        here = [place.block for place in places if not place.is_on_host]
-        return Hit(count * self.books.block_tokens, len(here), self.books.count_kept(here))
-
     def _freed(self, work: Work) -> int:
         return self.books.count_sole(self._sequences[work.seq_id].blocks)
 
     def _requeue(self, plan: StepPlan, hits: Mapping[int, Hit]) -> None:
         for seq_id in plan.preempted:
             self._preempt(self._sequences[seq_id])
-        found = []
-        for seq_id in plan.admitted:  # all of them before any block is taken: that may evict
-            sequence = self._sequences[seq_id]
-            self._waiting.remove(sequence)
-            insort(self._running, sequence, key=_by_key)
-            salt = self._salt(sequence.spec)
-            places = self.books.match(salt, sequence.tokens, hits[seq_id].tokens)
-            found.append((sequence, places, self.books.claim(places)))
-        for sequence, places, claims in found:
-            self._begin(sequence, places, self.books.fetch(places, claims))
-
-    def _begin(self, sequence: Sequence, places: Seq[Place], blocks: list[int]) -> None:
-        """Go on after the blocks that are known, and promise to compute the others."""
-        size = self.books.block_tokens
-        salt = self._salt(sequence.spec)
-        sequence.blocks = blocks
-        sequence.parent = places[-1].serial if places else salt
-        sequence.recorded = len(places)
-        sequence.computed = len(places) * size
-        sequence.promised = len(places)
-        self._promised.update(sequence.hashes[sequence.promised :])
-        if sequence.high_water == 0 and sequence.hashes:  # not again after a preemption
-            sequence.cached_tokens = sequence.computed
-            self.prefix_query_tokens += len(sequence.spec.prompt)
-            self.prefix_hit_tokens += sequence.computed
-            self.host_hit_tokens += size * sum(place.is_on_host for place in places)
+        for seq_id in plan.admitted:
+            self._waiting.remove(self._sequences[seq_id])
+            insort(self._running, self._sequences[seq_id], key=_by_key)
+        self.kv.begin((self._sequences[seq_id], hits[seq_id]) for seq_id in plan.admitted)
 
     def _row(self, sequence: Sequence, share: int) -> Row:
         """The grant as a row, with the blocks that it needs taken."""
         start, end, known = sequence.computed, sequence.computed + share, len(sequence.tokens)
         if not sequence.is_atomic:
-            needed = self.books.blocks_for(end) - sequence.held
-            if needed > 0:
-                sequence.blocks += self.books.take(needed)
+            self.kv.grow(sequence, end)
         spec = sequence.spec
         drafts = max(end - known, 0)
         tokens = sequence.tokens[start:end]
@@ -369,7 +310,7 @@ class Scheduler:
             if isinstance(drawn, EngineFailed):
                 emissions += self.fail([row.seq_id], drawn)
                 continue
-            self._record(sequence)
+            self.kv.record(sequence)
             delta = self._take(sequence, row, drawn, longest)
             if delta is not None:
                 emissions.append((row.seq_id, delta))
@@ -382,8 +323,7 @@ class Scheduler:
         assert {s.seq_id for s in queued} == set(self._sequences), "a sequence is in no queue"
         assert len(queued) == len(self._sequences), "a sequence is in two queues"
         assert not any(s.blocks for s in self._waiting), "a waiting sequence holds blocks"
-        promised = Counter(h for s in self._running for h in s.hashes[s.promised :])
-        assert +self._promised == promised, "a promise that nobody keeps, or a lost one"
+        self.kv.check(self._running)
 
     def _learn(self, result: StepResult) -> None:
         work = work_of(result.rows)
@@ -405,24 +345,6 @@ class Scheduler:
         self.operator_ns += operator_ns
         sequence.engine_ns += share_ns - operator_ns
         self._shares.serve(sequence.spec.tenant, share_ns)
-
-    def _record(self, sequence: Sequence) -> None:
-        """Have full blocks found by their text from now on."""
-        size = self.limits.block_tokens
-        full = min(sequence.computed // size, len(sequence.blocks))
-        for place in range(sequence.recorded, full):
-            text = tuple(sequence.tokens[place * size : (place + 1) * size])
-            found = self.books.record(sequence.parent, text, sequence.blocks[place])
-            sequence.blocks[place], sequence.parent = found.block, found.serial
-        sequence.recorded = max(sequence.recorded, full)
-        self._keep_promises(sequence, full)
-
-    def _keep_promises(self, sequence: Sequence, upto: int) -> None:
-        for kept in sequence.hashes[sequence.promised : upto]:
-            self._promised[kept] -= 1
-            if not self._promised[kept]:
-                del self._promised[kept]
-        sequence.promised = max(sequence.promised, min(upto, len(sequence.hashes)))
 
     def _take(
         self, sequence: Sequence, row: Row, drawn: int | Draw | None, longest: int
@@ -485,35 +407,18 @@ class Scheduler:
         self._shares.leave(sequence.spec.tenant)
         if sequence in self._running:
             self._running.remove(sequence)
-            self._let_go(sequence)
+            self.kv.let_go(sequence)
         else:
             self._waiting.remove(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Preemption by recompute: the blocks go back, the tokens stay. What is still found later isn't done again."""
         self._running.remove(sequence)
-        self._let_go(sequence)
+        self.kv.let_go(sequence)
         sequence.computed = 0
         sequence.was_preempted = True
         self._waiting.add(sequence)
         self.preemptions += 1
-
-    def _let_go(self, sequence: Sequence) -> None:
-        self._keep_promises(sequence, len(sequence.hashes))
-        self.books.give_back(sequence.blocks)
-        sequence.blocks = []
-        sequence.draft = []
-        sequence.recorded = 0
-
-    def _salt(self, spec: SequenceSpec) -> str:
-        """Texts are shared within a scope and an adapter, and without the cache among one request's choices."""
-        scope = (spec.cache_scope or spec.tenant) if self.limits.prefix_cache else spec.request_id
-        return f"{scope}\0{spec.adapter or ''}"
-
-
-def _may_hit(sequence: Sequence) -> bool:
-    """Whoever wants to know how likely its prompt is has all of it computed."""
-    return not sequence.is_atomic and sequence.spec.sampling.prompt_logprobs is None
 
 
 def _confirmed(drawn: Drawn) -> int:

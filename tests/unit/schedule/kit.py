@@ -189,7 +189,7 @@ class Workbench:
         assert scheduler.preemptions - preemptions == len(preempted)
         passed = waiting[: waiting.index(admitted[-1])] if admitted else []
         for sequence in [s for s in passed if s not in admitted]:
-            promised = set(sequence.hashes) & set(scheduler._promised)
+            promised = set(sequence.hashes) & set(scheduler.kv._promised)
             assert promised, "one was passed over whose prompt nobody computes"
         assert preempted == running[len(running) - len(preempted) :], "the largest keys give way"
         assert not (preempted and admitted)

@@ -1,0 +1,139 @@
+"""The KV blocks of sequences: found again by their text, promised, taken, recorded and given back.
+
+It knows each sequence's tokens and blocks, and not who runs when.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+
+from llmhost.core.request import SequenceSpec
+from llmhost.core.step import KvMove
+from llmhost.schedule.kv_books import KvBooks
+from llmhost.schedule.plan import NO_HIT, Hit
+from llmhost.schedule.prefix import Place, chain_hashes
+from llmhost.schedule.sequence import Sequence
+
+
+class SequenceKv:
+    """What sequences hold of the KV cache. `is_kept` False keeps nothing for later requests."""
+
+    def __init__(self, books: KvBooks, *, is_kept: bool) -> None:
+        self.books = books
+        self.query_tokens = 0
+        """Prompt tokens of sequences that were looked up, and of those the ones that were found."""
+        self.hit_tokens = 0
+        self.host_hit_tokens = 0
+        """Of those, the ones whose keys and values came back from host memory."""
+        self._is_kept = is_kept
+        self._promised: Counter[int] = Counter()
+        """Hashes of prompt blocks that running sequences are about to compute."""
+
+    def join(self, sequence: Sequence) -> None:
+        """A sequence has come; it holds nothing yet."""
+        sequence.parent = salt = self._salt(sequence.spec)
+        if _may_hit(sequence):
+            size = self.books.block_tokens
+            sequence.hashes = chain_hashes(salt, sequence.spec.prompt, size)
+
+    def hit(self, sequence: Sequence, about_to: set[int]) -> Hit | None:
+        """What is known of a waiting sequence's text; None while another computes or fetches what comes next in it.
+
+        `about_to` gathers the hashes of what this plan's own admissions will compute, and of what they fetch.
+        """
+        if not _may_hit(sequence):
+            return NO_HIT
+        # One token at least is computed, to draw from what it gives.
+        places = self.books.match(
+            self._salt(sequence.spec), sequence.tokens, len(sequence.tokens) - 1
+        )
+        count = len(places)
+        coming = sequence.hashes[count:]
+        fetched = [-place.serial for place in places if place.is_on_host]
+        if coming and coming[0] in self._promised:
+            return None
+        if not about_to.isdisjoint([*coming[:1], *fetched]):
+            return None
+        about_to.update(coming, fetched)
+        here = [place.block for place in places if not place.is_on_host]
+        return Hit(count * self.books.block_tokens, len(here), self.books.count_kept(here))
+
+    def begin(self, admitted: Iterable[tuple[Sequence, Hit]]) -> None:
+        """Have admitted sequences go on after what is known of them."""
+        found = []
+        for sequence, hit in admitted:  # all of them before any block is taken: that may evict
+            salt = self._salt(sequence.spec)
+            places = self.books.match(salt, sequence.tokens, hit.tokens)
+            found.append((sequence, places, self.books.claim(places)))
+        for sequence, places, claims in found:
+            self._begin(sequence, places, self.books.fetch(places, claims))
+
+    def _begin(self, sequence: Sequence, places: Seq[Place], blocks: list[int]) -> None:
+        """Go on after the blocks that are known, and promise to compute the others."""
+        size = self.books.block_tokens
+        sequence.blocks = blocks
+        sequence.parent = places[-1].serial if places else self._salt(sequence.spec)
+        sequence.recorded = sequence.promised = len(places)
+        sequence.computed = len(places) * size
+        self._promised.update(sequence.hashes[sequence.promised :])
+        if sequence.high_water == 0 and _may_hit(sequence):  # not again after a preemption
+            sequence.cached_tokens = sequence.computed
+            self.query_tokens += len(sequence.spec.prompt)
+            self.hit_tokens += sequence.computed
+            self.host_hit_tokens += size * sum(place.is_on_host for place in places)
+
+    def grow(self, sequence: Sequence, tokens: int) -> None:
+        """Take blocks until the sequence has room for `tokens`."""
+        needed = self.books.blocks_for(tokens) - sequence.held
+        if needed > 0:
+            sequence.blocks += self.books.take(needed)
+
+    def record(self, sequence: Sequence) -> None:
+        """Have full blocks found by their text from now on."""
+        size = self.books.block_tokens
+        full = min(sequence.computed // size, sequence.held)
+        for place in range(sequence.recorded, full):
+            text = tuple(sequence.tokens[place * size : (place + 1) * size])
+            found = self.books.record(sequence.parent, text, sequence.blocks[place])
+            sequence.blocks[place], sequence.parent = found.block, found.serial
+        sequence.recorded = max(sequence.recorded, full)
+        self._keep_promises(sequence, full)
+
+    def let_go(self, sequence: Sequence) -> None:
+        """Give back all that it holds. What is recorded stays to be found."""
+        self._keep_promises(sequence, len(sequence.hashes))
+        self.books.give_back(sequence.blocks)
+        sequence.blocks = []
+        sequence.draft = []
+        sequence.recorded = 0
+
+    def take_moves(self) -> list[KvMove]:
+        return self.books.take_moves()
+
+    def forget_texts(self, running: Iterable[Sequence]) -> None:
+        """Have nothing found that was computed until now."""
+        self.books.forget_texts()
+        for sequence in running:
+            sequence.recorded = sequence.held  # texts after unknown ones can't be found either
+
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Audit the promises; the books audit the blocks."""
+        promised = Counter(h for s in running for h in s.hashes[s.promised :])
+        assert +self._promised == promised, "a promise that nobody keeps, or a lost one"
+
+    def _keep_promises(self, sequence: Sequence, upto: int) -> None:
+        for kept in sequence.hashes[sequence.promised : upto]:
+            self._promised[kept] -= 1
+            if not self._promised[kept]:
+                del self._promised[kept]
+        sequence.promised = max(sequence.promised, min(upto, len(sequence.hashes)))
+
+    def _salt(self, spec: SequenceSpec) -> str:
+        """Texts are shared within a scope and an adapter, and without the cache among one request's choices."""
+        scope = (spec.cache_scope or spec.tenant) if self._is_kept else spec.request_id
+        return f"{scope}\0{spec.adapter or ''}"
+
+
+def _may_hit(sequence: Sequence) -> bool:
+    """Whoever wants to know how likely its prompt is has all of it computed."""
+    return not sequence.is_atomic and sequence.spec.sampling.prompt_logprobs is None
