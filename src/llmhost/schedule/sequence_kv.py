@@ -3,6 +3,7 @@
 It knows each sequence's tokens and blocks, and not who runs when.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
@@ -114,7 +115,9 @@ class SequenceKv:
         """Have nothing found that was computed until now."""
         self.books.forget_texts()
         for sequence in running:
-            sequence.recorded = sequence.held  # texts after unknown ones can't be found either
+            sequence.recorded = (
+                sys.maxsize
+            )  # what comes after texts that nobody knows is not recorded
 
     def check(self, running: Iterable[Sequence]) -> None:
         """Audit the promises; the books audit the blocks."""

@@ -71,3 +71,17 @@ def test_a_failed_move_leaves_nothing_to_be_found() -> None:
     bench.scheduler.forget_texts()
     bench.audit()
     assert cached_tokens(bench, say(bench, range(12))) == 0
+
+
+def test_what_comes_after_forgotten_texts_is_not_found_under_others() -> None:
+    bench = Workbench(some_limits(kv_blocks=16, max_tokens_per_batch=32))
+    first = bench.add(a_spec([0] * 6, max_new_tokens=14))
+    bench.step()
+    bench.scheduler.forget_texts()
+    bench.run_to_the_end()
+    words = bench.heard[first].tokens
+    skipped = [0] * 4 + words[2:]  # its first block, and what came two blocks later
+    second = bench.add(a_spec(skipped, max_new_tokens=2))
+    bench.run_to_the_end()
+    assert bench.heard[second].tokens == fake_answer(skipped, 2, VOCAB)
+    assert cached_tokens(bench, second) == 0
