@@ -34,8 +34,8 @@ class Life:
                 max_batch_size=6,
                 max_tokens_per_batch=18,
                 max_sequence_length=64,
-                host_kv_blocks=self.random.choice([0, 10]),
-                prefix_cache=self.random.random() < 0.8,
+                host_kv_blocks=10 * (seed % 2),
+                prefix_cache=seed < 3,
             )
         )
         self.counts: Counter[str] = Counter()
@@ -87,17 +87,18 @@ class Life:
 
 
 @pytest.mark.bars
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_books_balance_after_every_event(seed: int, bar: Callable[[str], None]) -> None:
     life = Life(seed)
-    for _ in range(EVENTS):
+    while life.counts.total() < EVENTS:
         life.act()
     life.bench.run_to_the_end()
 
     load = life.bench.scheduler.load()
     assert load.preemptions > 0 and load.prefix_hit_tokens > 0
+    assert seed % 2 == 0 or load.host_hit_tokens > 0
     bar(
-        f"KV books: {sum(life.counts.values())} events ({dict(life.counts)}), balanced after each;"
+        f"KV books: {life.counts.total()} events ({dict(life.counts)}), balanced after each;"
         f" {load.steps} steps, {load.preemptions} preemptions, {load.prefix_hit_tokens} of"
         f" {load.prefix_query_tokens} prompt tokens found, {load.host_hit_tokens} of them on the host,"
         f" {load.prefix_evicted_blocks} blocks evicted"
