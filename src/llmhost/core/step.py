@@ -49,7 +49,8 @@ class Row(NamedTuple):
     """So many of the sequence's tokens are its prompt."""
     known: Sequence[int] = ()
     """All tokens of the sequence that are known, its prompt first, guesses not among them: what penalties, bad words
-    and log probabilities of the prompt look at. The sequence's own list, to be read during the step only."""
+    and log probabilities of the prompt look at. The sequence's own list, to be read during the step only; from step to
+    step it only grows."""
     drafts: int = 0
     """The last so many of `tokens` are guesses. The runner draws after the token before them and after each guess
     that its draws have confirmed."""

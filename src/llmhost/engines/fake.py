@@ -2,23 +2,48 @@
 
 It stands in wherever the engine is not the point: tests, docs, gateway benchmarks. Its KV cache is real, one running
 checksum per position, read and written through block tables only: a scheduler that mixes up blocks gets wrong words.
+
+The word that the checksum names is its favourite, and the likelihood of the others falls by Zipf's law in the order of
+their ids after it. It always says the likeliest word that the request leaves: temperature and seed change nothing,
+bans, penalties and biases do what they do to a model's logits.
 """
 
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
+from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
+from llmhost.engines.drawing import (
+    Picked,
+    Place,
+    Tally,
+    answer,
+    bars,
+    confirm,
+    has_penalty,
+    is_shaped,
+    nothing_left,
+    scored_of,
+    scored_tokens,
+)
 
 MAX_SEQUENCE_LENGTH = 131_072
 STATE_BYTES = 4
 MOST_COUNTED = 4096
 """Sequences whose tokens are counted for scripted failures: those of the latest steps, more than run at once."""
+
+LIKING, FALL = 10.0, 2.0
+"""Logit of the favourite word, and what is taken for each e-fold in the order after it: with 4,096 words the
+favourite has a probability of 0.61 and the last word one of 4e-8."""
+
+Logits = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 def _advance(state: int, token: int) -> int:
@@ -94,25 +119,105 @@ class FakeRunner:
             self._sleep(delay_ms / 1000)
 
     def _run_row(self, row: Row) -> Drawn:
+        states = self._feed(row)
+        scores = self._score(row, states) if scored_of(row) else ()
+        if not row.wants_token:
+            return answer((), (), scores)
+        drawing = states[len(states) - row.drafts - 1 :]
+        said = confirm(row, [self._pick(Place(row, at), state) for at, state in enumerate(drawing)])
+        if not isinstance(said, EngineFailed):
+            said = self._within_script(row.seq_id, said)
+        if isinstance(said, EngineFailed):
+            return said
+        top = row.sampling.logprobs
+        if top is None:
+            return answer(said, (), scores)
+        reports = [self._report(*one, top) for one in zip(drawing, said, strict=False)]
+        return answer(said, tuple(reports), scores)
+
+    def _feed(self, row: Row) -> list[int]:
+        """The checksum after each of the row's tokens, as it is now in the cache."""
         size = self.facts.block_tokens
         blocks, states = row.blocks, self._states
         before = row.start - 1
         state = int(states[blocks[before // size], before % size]) if row.start else 0
+        fed = []
         for position, token in enumerate(row.tokens, row.start):
             state = _advance(state, token)
             states[blocks[position // size], position % size] = state
-        if not row.wants_token:
-            return None
-        return self._failure(row.seq_id) or state % self._options.vocab
+            fed.append(state)
+        return fed
 
-    def _failure(self, seq_id: int) -> EngineFailed | None:
+    def _pick(self, place: Place, state: int) -> Picked:
+        favourite = state % self._options.vocab
+        if not is_shaped(place):
+            return favourite
+        logits = shaped(np.roll(self._liking, favourite), place)
+        best = int(logits.argmax())
+        return best if np.isfinite(logits[best]) else nothing_left(place)
+
+    def _score(self, row: Row, states: Sequence[int]) -> tuple[TokenLogprobs, ...]:
+        top = row.sampling.prompt_logprobs or 0
+        pairs = zip(states, scored_tokens(row), strict=False)
+        return tuple(self._report(state, token, top) for state, token in pairs)
+
+    def _report(self, state: int, token: int, top: int) -> TokenLogprobs:
+        vocab = self._options.vocab
+        favourite = state % vocab
+        place = (token - favourite) % vocab
+        shares = self._liking[: max(place + 1, top)] - self._whole
+        likeliest = [
+            ((favourite + at) % vocab, float(share)) for at, share in enumerate(shares[:top])
+        ]
+        return TokenLogprobs(token, float(shares[place]), place + 1, tuple(likeliest))
+
+    @cached_property
+    def _liking(self) -> Logits:
+        """Logits of all words, the favourite first."""
+        places = np.arange(1, self._options.vocab + 1)
+        return (LIKING - FALL * np.log(places)).astype(np.float32)
+
+    @cached_property
+    def _whole(self) -> float:
+        """Logarithm of the sum over all words, which makes a logit a log probability."""
+        return float(np.log(np.exp(self._liking.astype(np.float64)).sum()))
+
+    def _within_script(self, seq_id: int, said: tuple[int, ...]) -> tuple[int, ...] | EngineFailed:
+        """As much of `said` as comes before a failure that is asked for, or that failure."""
         limit = self._options.fail_after_tokens
         if limit is None:
-            return None
+            return said
         given = self._given.pop(seq_id, 0)
-        if given < limit:
-            self._given[seq_id] = given + 1
-            if len(self._given) > MOST_COUNTED:  # nobody tells a runner which sequences ended
-                del self._given[next(iter(self._given))]
-            return None
-        return EngineFailed(f"The fake engine failed after {limit} tokens, as it was told to.")
+        said = said[: limit - given]
+        if not said:
+            return EngineFailed(f"The fake engine failed after {limit} tokens, as it was told to.")
+        self._given[seq_id] = given + len(said)
+        if len(self._given) > MOST_COUNTED:  # nobody tells a runner which sequences ended
+            del self._given[next(iter(self._given))]
+        return said
+
+
+def shaped(logits: Logits, place: Place) -> Logits:
+    """One line of logits as the place's request wants it, in the order of `Sampling`."""
+    row, asked = place.row, place.row.sampling
+    if asked.allowed_token_ids is not None:
+        allowed = _present(asked.allowed_token_ids, len(logits))
+        kept = np.full_like(logits, -np.inf)
+        kept[allowed] = logits[allowed]
+        logits = kept
+    logits[_present(bars(place), len(logits))] = -np.inf
+    if has_penalty(asked):
+        ids, counts = Tally(row.known, row.prompt_tokens).read(place.guesses)
+        values, repetition = logits[ids], np.float32(asked.repetition_penalty)
+        values = np.where(values > 0, values / repetition, values * repetition)
+        logits[ids] = values - (
+            asked.frequency_penalty * counts + asked.presence_penalty * (counts > 0)
+        )
+    for token, bias in asked.logit_bias:
+        if 0 <= token < len(logits):
+            logits[token] += bias
+    return logits
+
+
+def _present(ids: Iterable[int], vocab: int) -> list[int]:
+    return [token for token in ids if 0 <= token < vocab]

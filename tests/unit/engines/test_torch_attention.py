@@ -1,6 +1,7 @@
 """The pure-torch attention against one query at a time, by hand."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -160,8 +161,23 @@ def test_the_layout_says_where_each_token_goes() -> None:
     assert layout.slots.tolist() == [24, 0, 1, 46, 47, 16]
     assert layout.block_tables.tolist() == [[1, 3], [0, 0], [5, 2]]
     assert layout.sampled.tolist() == [0, 5]
+    assert layout.scored is None
     assert layout.entered is not None
     assert layout.entered.tolist() == [3, 0, 2]
+
+
+def test_a_row_draws_after_its_guesses_too_and_scores_its_prompt() -> None:
+    asked = replace(GREEDY, prompt_logprobs=0)
+    rows = [
+        Row(0, [7, 8, 9], 6, [5, 2], GREEDY, 0, True, drafts=2),
+        Row(1, [6, 6, 7], 0, [0, 4], asked, 0, False, prompt_tokens=7, known=range(7)),
+        Row(2, [6, 6, 7, 8], 5, [3, 6], asked, 0, True, prompt_tokens=8, known=range(9)),
+    ]
+    layout = lay_out(rows, block_tokens=8, device=CPU)
+    assert layout.order == [1, 2, 0]
+    assert layout.sampled.tolist() == [6, 7, 8, 9]
+    assert layout.scored is not None
+    assert layout.scored.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_block_that_was_begun_before_is_not_wiped() -> None:

@@ -1,4 +1,5 @@
 import math
+from random import Random
 
 import pytest
 import torch
@@ -7,8 +8,11 @@ from hypothesis import strategies as st
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.request import Sampling
-from llmhost.core.step import Row
-from llmhost.engines.torch.sampler import sample, uniform
+from llmhost.core.step import Draw, Row
+from llmhost.engines.drawing import Place
+from llmhost.engines.torch.logprobs import report
+from llmhost.engines.torch.sampler import Sampler, sample, uniform
+from llmhost.engines.torch.shaping import Shaper
 
 DRAWS = 4000
 
@@ -158,3 +162,167 @@ def test_numbers_that_are_none_fail_their_own_row(bad: float, sampling: Sampling
 
     assert isinstance(fine, int)
     assert isinstance(failed, EngineFailed) and "sequence 6" in failed.message
+
+
+def test_min_p_bars_what_is_less_likely_than_its_share_of_the_likeliest() -> None:
+    shares = LOGITS.softmax(-1)
+    kept = shares.where(shares >= 0.2 * shares.max(), 0.0)
+    tokens = draws(LOGITS, Sampling(min_p=0.2))
+    assert abs(chi_square(tokens, kept / kept.sum())) < 4
+
+
+def test_penalties_are_taken_in_the_order_of_the_docstring() -> None:
+    """Repetition over prompt and answer, then frequency and presence over the answer alone."""
+    logits = torch.tensor([[2.0, 2.0, -1.0, -1.0, 3.0]])
+    asked = Sampling(
+        temperature=0.0,
+        repetition_penalty=2.0,
+        frequency_penalty=0.25,
+        presence_penalty=0.5,
+        logit_bias=((3, 0.125),),
+    )
+    known = [0, 2, 1, 1, 3]  # a prompt of two tokens, and three of the answer
+    at = row(asked)._replace(known=known, prompt_tokens=2, tokens=known, start=0)
+
+    shaped = logits.clone()
+    Shaper().shape(shaped, [Place(at)], {})
+
+    assert shaped.tolist() == [[1.0, 1.0 - 0.5 - 0.5, -2.0, -2.0 - 0.25 - 0.5 + 0.125, 3.0]]
+
+
+def test_a_text_that_grows_is_counted_as_one_that_came_at_once() -> None:
+    random = Random(3)
+    known = [random.randrange(40) for _ in range(10)]
+    asked = Sampling(temperature=0.0, frequency_penalty=0.1, repetition_penalty=1.1)
+    sampler = Sampler()
+    for _ in range(200):
+        at = row(asked)._replace(known=known, prompt_tokens=6, tokens=known, start=0)
+        logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(len(known)))
+        fresh = at._replace(known=tuple(known))
+        [drawn] = sampler.sample(logits, [at])
+        assert [drawn] == sample(logits, [fresh])
+        assert isinstance(drawn, int)
+        known.append(drawn)
+
+
+def test_ids_that_the_vocabulary_lacks_are_not_there() -> None:
+    asked = Sampling(
+        temperature=0.0,
+        logit_bias=((30, 100.0), (-1, 100.0), (29, 1.0)),
+        allowed_token_ids=(4, 5, 900, -3),
+        bad_words=((31,), (5,)),
+    )
+    barred = row(asked, position=1)._replace(barred=frozenset({77}), barred_until=9)
+    assert sample(LOGITS[None], [barred]) == [4]
+
+
+def test_log_probabilities_and_ranks_are_those_of_log_softmax() -> None:
+    logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(1)).bfloat16()
+    tokens = [place * 7 for place in range(40)]
+    wanted = logits.double().log_softmax(-1)
+    for line, found in enumerate(report(logits, tokens, [line % 9 for line in range(40)])):
+        order = sorted(range(300), key=lambda token: (-float(logits[line, token]), token))
+        assert found.token == tokens[line]
+        assert found.logprob == pytest.approx(float(wanted[line, tokens[line]]), abs=1e-5)
+        assert order[found.rank - 1] == tokens[line]
+        assert [token for token, _ in found.top] == order[: line % 9]
+        for token, value in found.top:
+            assert value == pytest.approx(float(wanted[line, token]), abs=1e-5)
+
+
+def test_reports_do_not_depend_on_how_they_are_sliced(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(7, 50).bfloat16()
+    asked: tuple[list[int], list[int]] = ([3] * 7, [0, 5, 1, 5, 50, 2, 0])
+    whole = report(logits, *asked)
+    monkeypatch.setattr("llmhost.engines.torch.logprobs.SLICE_NUMBERS", 100)
+    assert report(logits, *asked) == whole
+
+
+def test_a_guess_is_right_as_often_as_it_is_likely() -> None:
+    """Guesses leave the distribution as it is: both of the guess, and of what is said instead of it."""
+    count = 4000
+    guess = int(LOGITS.argmax())
+    rows = [
+        Row(0, (0, guess), place, (0,), Sampling(), 5, wants_token=True, drafts=1, known=(0,))
+        for place in range(count)
+    ]
+    answers = sample(LOGITS.expand(2 * count, -1), rows)
+    said = [one.tokens if isinstance(one, Draw) else (one,) for one in answers]
+    assert abs(chi_square([tokens[0] for tokens in said], LOGITS.softmax(-1))) < 4
+    right = [tokens for tokens in said if tokens[0] == guess]
+    assert all(len(tokens) == 2 for tokens in right)
+    assert abs(chi_square([tokens[1] for tokens in right], LOGITS.softmax(-1))) < 4
+    assert all(len(tokens) == 1 for tokens in said if tokens[0] != guess)
+
+
+def speculating(*guesses: int) -> Row:
+    greedy = row(Sampling(temperature=0.0))
+    return greedy._replace(seq_id=6, tokens=(0, *guesses), drafts=len(guesses), known=(0,))
+
+
+def test_logits_that_are_no_numbers_fail_a_row_only_where_its_guesses_were_right() -> None:
+    logits = torch.zeros(3, 10)
+    logits[:, 4] = 1.0
+    logits[1, 2] = float("nan")
+    plain = row(Sampling(temperature=0.0))
+
+    assert sample(logits, [speculating(3, 4)]) == [4]
+    assert sample(logits, [speculating(4, 4)]) == [4], "the next step fails"
+    [failed, fine] = sample(logits[[1, 0, 0]], [speculating(4), plain])
+    assert isinstance(failed, EngineFailed) and "sequence 6" in failed.message
+    assert fine == 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    known=st.lists(st.integers(0, 29), min_size=1, max_size=12),
+    guesses=st.lists(st.integers(0, 29), max_size=4),
+    asked=st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.7, 1.5]),
+        top_k=st.sampled_from([None, 3]),
+        min_p=st.sampled_from([0.0, 0.1]),
+        repetition_penalty=st.sampled_from([1.0, 1.4]),
+        frequency_penalty=st.sampled_from([0.0, 1.0]),
+        bad_words=st.lists(
+            st.lists(st.integers(0, 29), min_size=1, max_size=2).map(tuple), max_size=9
+        ).map(tuple),
+        logprobs=st.sampled_from([None, 2]),
+    ),
+    seed=st.integers(0, 2**40),
+    barred_until=st.integers(0, 15),
+    right=st.integers(0, 4),
+)
+def test_a_row_with_guesses_says_what_one_without_would_say_step_by_step(
+    known: list[int],
+    guesses: list[int],
+    asked: Sampling,
+    seed: int,
+    barred_until: int,
+    right: int,
+) -> None:
+    def logits_after(tokens: list[int]) -> torch.Tensor:
+        return torch.randn(30, generator=torch.Generator().manual_seed(hash(tuple(tokens)) % 2**31))
+
+    plain = Row(1, known[-1:], len(known) - 1, (0,), asked, seed, wants_token=True, prompt_tokens=1)
+    plain = plain._replace(barred=frozenset(range(15)), barred_until=barred_until)
+    said, reports, text = [], [], [*known]
+    while len(said) <= len(guesses):
+        at = plain._replace(known=text, start=len(text) - 1)
+        [one] = sample(logits_after(text)[None], [at])
+        draw = one if isinstance(one, Draw) else Draw((one,))  # type: ignore[arg-type]
+        said += draw.tokens
+        reports += draw.logprobs
+        text = [*text, *draw.tokens]
+        if len(said) <= right and len(said) <= len(guesses):
+            guesses[len(said) - 1] = said[-1]
+        if len(said) > len(guesses) or guesses[len(said) - 1] != said[-1]:
+            break
+    places = torch.stack([logits_after([*known, *guesses[:at]]) for at in range(len(guesses) + 1)])
+    row_ = plain._replace(tokens=[known[-1], *guesses], drafts=len(guesses), known=known)
+
+    [found] = sample(places, [row_])
+
+    draw = found if isinstance(found, Draw) else Draw((found,))  # type: ignore[arg-type]
+    assert draw.tokens == tuple(said)
+    assert list(draw.logprobs) == reports

@@ -1,14 +1,19 @@
-"""A toy scheduler that drives a runner: as many sequences, chunks and odd block tables as a test likes."""
+"""A toy scheduler that drives a runner: as many sequences, chunks, guesses and odd block tables as a test likes."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from llmhost.core.errors import EngineFailed
+from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import Runner
 from llmhost.core.request import Sampling
-from llmhost.core.step import Row
+from llmhost.core.step import Draw, Drawn, GrammarState, Row
 
 GREEDY = Sampling(temperature=0.0)
+
+Guesser = Callable[[Sequence[int]], Sequence[int]]
+"""What may come after the tokens that are known."""
 
 
 @dataclass(slots=True)
@@ -21,17 +26,44 @@ class Asked:
     seed: int = 0
     joins_at: int = 0
     """Step from which on it takes part."""
+    guess: Guesser | None = None
+    barred: frozenset[int] = frozenset()
+    barred_until: int = 0
+    grammar: GrammarState | None = None
     made: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    failure: EngineFailed | None = None
+    steps: int = 0
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
 
-    @property
-    def tokens(self) -> list[int]:
-        return [*self.prompt, *self.made]
+    def __post_init__(self) -> None:
+        self.tokens = [*self.prompt, *self.made]
 
     @property
     def is_done(self) -> bool:
-        return len(self.made) >= self.new_tokens
+        return self.failure is not None or len(self.made) >= self.new_tokens
+
+    def take(self, row: Row, drawn: Drawn) -> None:
+        """What the runner said of a row of this sequence."""
+        if isinstance(drawn, EngineFailed):
+            self.failure = drawn
+            return
+        draw = Draw((drawn,)) if isinstance(drawn, int) else drawn or Draw()
+        assert bool(draw.tokens) == row.wants_token
+        assert len(draw.tokens) <= row.drafts + 1
+        self.steps += 1
+        self.cached += len(row.tokens) - row.drafts + max(0, len(draw.tokens) - 1)
+        self.prompt_logprobs += draw.prompt_logprobs
+        room = self.new_tokens - len(self.made)
+        self.logprobs += draw.logprobs[:room]
+        for token in draw.tokens[:room]:
+            self.made.append(token)
+            self.tokens.append(token)
+            if self.grammar is not None:
+                self.grammar.accept(token)
 
 
 class ToyScheduler:
@@ -55,15 +87,16 @@ class ToyScheduler:
         return [one.made for one in asked]
 
     def step(self, asked: Sequence[Asked]) -> None:
-        running = [one for one in asked if not one.is_done and one.joins_at <= self.step_count]
+        running = [
+            (i, one)
+            for i, one in enumerate(asked)
+            if not one.is_done and one.joins_at <= self.step_count
+        ]
         self.random.shuffle(running)
-        rows = [self._row(i, one) for i, one in enumerate(running)]
+        rows = [self._row(i, one) for i, one in running]
         drawn = self.runner.run(rows)
-        for row, one, token in zip(rows, running, drawn, strict=True):
-            one.cached += len(row.tokens)
-            assert (token is not None) == row.wants_token
-            if token is not None:
-                one.made.append(token)
+        for row, (_, one), said in zip(rows, running, drawn, strict=True):
+            one.take(row, said)
             if one.is_done:
                 self.release(one)
         self.step_count += 1
@@ -77,16 +110,24 @@ class ToyScheduler:
 
     def _row(self, index: int, one: Asked) -> Row:
         fed = one.tokens[one.cached : one.cached + self.chunk]
-        end = one.cached + len(fed)
+        wants_token = one.cached + len(fed) == len(one.tokens)
+        guesses = one.guess(one.tokens) if one.guess is not None and wants_token else ()
+        end = one.cached + len(fed) + len(guesses)
         size = self.runner.facts.block_tokens
         while len(one.blocks) * size < end:
             one.blocks.append(self.free.pop())
         return Row(
             seq_id=index,
-            tokens=fed,
+            tokens=[*fed, *guesses],
             start=one.cached,
             blocks=one.blocks,
             sampling=one.sampling,
             seed=one.seed,
-            wants_token=end == len(one.tokens),
+            wants_token=wants_token,
+            prompt_tokens=len(one.prompt),
+            known=one.tokens,
+            drafts=len(guesses),
+            barred=one.barred,
+            barred_until=one.barred_until,
+            grammar=one.grammar,
         )

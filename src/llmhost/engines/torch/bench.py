@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from llmhost.engines.torch import runner as runner_module
 from llmhost.engines.torch.runner import TorchRunner
 
 _ROUNDS = 5
@@ -56,8 +55,8 @@ class ModelWork:
 @contextmanager
 def watched(runner: TorchRunner) -> Iterator[Phases]:
     """Time `runner`'s forward passes and sampling until the block ends."""
-    phases, names = Phases(), vars(runner_module)
-    forward, sample = runner.forward, names["sample"]
+    phases, sampler = Phases(), runner.sampler
+    forward, sample = runner.forward, sampler.sample
 
     def timed(call: Callable[..., Any], field: str) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -71,12 +70,11 @@ def watched(runner: TorchRunner) -> Iterator[Phases]:
         return wrapped
 
     runner.forward = timed(forward, "forward_ns")  # type: ignore[method-assign]
-    names["sample"] = timed(sample, "sample_ns")
+    sampler.sample = timed(sample, "sample_ns")  # type: ignore[method-assign]
     try:
         yield phases
     finally:
-        del runner.forward  # the instance's; the class has its own
-        names["sample"] = sample
+        del runner.forward, sampler.sample  # the instances'; the classes have their own
 
 
 def model_work(runner: TorchRunner) -> ModelWork:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmhost.core.step import Row
+from llmhost.engines.drawing import places_of, scored_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,9 @@ class StepLayout:
     entered: Tensor | None
     """Blocks whose first position is written in this step and whose last one is not: they hold leftovers."""
     sampled: Tensor
-    """Flat places of the tokens after which one is to be drawn, in row order."""
+    """Flat places of the tokens after which one is to be drawn, in row order; a row with guesses has several."""
+    scored: Tensor | None
+    """Flat places of the tokens after which a prompt token is scored, in row order; None where there are none."""
 
 
 def lay_out(rows: Sequence[Row], *, block_tokens: int, device: torch.device) -> StepLayout:
@@ -63,7 +66,8 @@ def lay_out(rows: Sequence[Row], *, block_tokens: int, device: torch.device) -> 
     positions = np.arange(total) + (firsts - offsets[:-1])[row_of]
     slots = tables[row_of, positions // block_tokens] * block_tokens + positions % block_tokens
     is_entered = ((used - 1) * block_tokens >= firsts) & (ends % block_tokens != 0)
-    wants = np.array([row.wants_token for row in ordered])
+    drawn = np.array([places_of(row) for row in ordered])
+    scored = np.array([scored_of(row) for row in ordered])
 
     ids = np.fromiter(chain.from_iterable(row.tokens for row in ordered), np.int64, total)
     return StepLayout(
@@ -77,8 +81,20 @@ def lay_out(rows: Sequence[Row], *, block_tokens: int, device: torch.device) -> 
         slots=_tensor(slots, device),
         block_tables=_tensor(tables, device),
         entered=_tensor(tables[is_entered, -1], device) if is_entered.any() else None,
-        sampled=_tensor(offsets[1:][wants] - 1, device),
+        sampled=_tensor(_runs(offsets[1:] - drawn, drawn), device),
+        scored=_tensor(_runs(offsets[:-1], scored), device) if scored.any() else None,
     )
+
+
+def _runs(
+    firsts: "np.ndarray[tuple[int], np.dtype[np.int64]]",
+    lengths: "np.ndarray[tuple[int], np.dtype[np.int64]]",
+) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Whole numbers that follow each other, from each of `firsts` on, so many as its length says."""
+    before = np.cumsum(lengths) - lengths
+    runs: np.ndarray[tuple[int], np.dtype[np.int64]]
+    runs = np.arange(lengths.sum()) + np.repeat(firsts - before, lengths)
+    return runs
 
 
 def _rank(row: Row) -> tuple[bool, int, int]:

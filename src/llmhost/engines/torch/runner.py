@@ -4,7 +4,8 @@ It does what the step says and decides nothing: which sequences run, which block
 is comes from outside, and rows are taken as valid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,11 @@ from llmhost.engines.torch.attention import ForwardPass, forward_pass
 from llmhost.engines.torch.backend_torch import Scratch, StepAttention
 from llmhost.engines.torch.kv import KvShape, PagedKv
 from llmhost.engines.torch.layout import StepLayout, lay_out
-from llmhost.engines.torch.sampler import sample
+from llmhost.engines.torch.sampler import Sampler
+from llmhost.engines.torch.scoring import Scores, computed_once, score, with_scores
+
+Inputs = dict[str, Any]
+"""What a model is called with."""
 
 
 class TorchRunner:
@@ -30,6 +35,7 @@ class TorchRunner:
         self.device: torch.device = model.device
         self._kv: PagedKv | None = PagedKv(shape, self.device)
         self._scratch = Scratch()
+        self.sampler = Sampler()
         self._block_tokens = shape.block_tokens
         self.windows: Sequence[int | None] = (None,) * shape.layers
         """For each layer how many last positions it sees; set once they are known (`probe`)."""
@@ -54,46 +60,72 @@ class TorchRunner:
 
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         """One forward pass over `rows`. A row for which the model computed no numbers fails alone."""
-        drawn: list[Drawn] = [None] * len(rows)
+        answers: list[Drawn] = [None] * len(rows)
         if not rows:
-            return drawn
+            return answers
         with torch.inference_mode():
             layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
-            logits = self.forward(layout)
+            ordered = [rows[i] for i in layout.order]
+            logits, scores = self._compute(layout, ordered)
             if logits is not None:
-                places = [i for i in layout.order if rows[i].wants_token]
-                tokens = sample(logits, [rows[i] for i in places])
-                for i, token in zip(places, tokens, strict=True):
-                    drawn[i] = token
-        return drawn
+                drawing = [i for i in layout.order if rows[i].wants_token]
+                drawn = self.sampler.sample(logits, [rows[i] for i in drawing])
+                for i, one in zip(drawing, drawn, strict=True):
+                    answers[i] = one
+        if layout.scored is not None:
+            for i, scored in zip(layout.order, scores, strict=True):
+                answers[i] = with_scores(answers[i], scored)
+        return answers
 
     def forward(self, layout: StepLayout, *, ahead: int = 0) -> Tensor | None:
-        """Logits [wanted rows, vocabulary] in the layout's order, or None when no row wants a token.
+        """Logits [places to draw at, vocabulary] in the layout's order, or None when no row wants a token.
 
         The model is told positions `ahead` of those in the cache.
         """
+        inputs = _inputs(layout, ahead)
+        with self._pass(layout):
+            if len(layout.sampled):
+                return self._logits(inputs, layout.sampled)
+            self._model.base_model(**inputs)
+            return None
+
+    def _compute(
+        self, layout: StepLayout, ordered: Sequence[Row]
+    ) -> tuple[Tensor | None, Sequence[Scores]]:
+        """Logits as `forward` has them, and each row's scores of its prompt where any row asks for some."""
+        if layout.scored is None:
+            return self.forward(layout), ()
+        body, inputs = self._model.base_model, _inputs(layout)
+        with self._pass(layout), computed_once(body, body(**inputs)):
+            scores = score(
+                ordered,
+                layout.scored,
+                self.facts.vocab_size,
+                lambda places: self._logits(inputs, places),
+            )
+            logits = self._logits(inputs, layout.sampled) if len(layout.sampled) else None
+        return logits, scores
+
+    @contextmanager
+    def _pass(self, layout: StepLayout) -> Iterator[None]:
+        """What the model computes until the block ends is this step."""
         kv = self._open_kv()
         attention = StepAttention(
             layout, self._scratch, block_tokens=self._block_tokens, dtype=kv.shape.dtype
         )
-        state = ForwardPass(layout, kv, attention, self.windows)
-        inputs = {
-            "input_ids": layout.input_ids,
-            "position_ids": layout.positions + ahead if ahead else layout.positions,
-            "use_cache": False,
-        }
-        with forward_pass(state):
-            if len(layout.sampled) == 0:
-                self._model.base_model(**inputs)
-                logits = None
-            else:
-                logits = self._model(**inputs, logits_to_keep=layout.sampled).logits[0]
+        with forward_pass(ForwardPass(layout, kv, attention, self.windows)):
+            yield
+
+    def _logits(self, inputs: Inputs, places: Tensor) -> Tensor:
+        """[places, vocabulary]"""
+        logits: Tensor = self._model(**inputs, logits_to_keep=places).logits[0]
         return logits
 
     def close(self) -> None:
         self._model = None
         self._kv = None
         self._scratch = Scratch()
+        self.sampler = Sampler()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -101,6 +133,14 @@ class TorchRunner:
         if self._kv is None:
             raise EngineFailed("This model was unloaded; it can't run another step.")
         return self._kv
+
+
+def _inputs(layout: StepLayout, ahead: int = 0) -> Inputs:
+    return {
+        "input_ids": layout.input_ids,
+        "position_ids": layout.positions + ahead if ahead else layout.positions,
+        "use_cache": False,
+    }
 
 
 def _weights_bytes(model: Any) -> int:

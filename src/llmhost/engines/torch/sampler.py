@@ -1,18 +1,25 @@
 """Drawing the next tokens, for all rows of a step at once.
 
-Stateless: the draw of a row depends on its logits, its seed and the position of the drawn token, and on nothing else.
-So it doesn't change with the batch, with preemption, or with a move to another machine. Each row takes one uniform
-number and finds its place in the cumulated probabilities in token order; filters only set probabilities to zero.
+Stateless: the draw of a row depends on its logits, what it asks for, its known tokens, its seed and the position of
+the drawn token, and on nothing else. So it doesn't change with the batch, with guesses, with preemption, or with a move
+to another machine. Each place takes one uniform number and finds it in the cumulated probabilities in token order;
+filters only set probabilities to zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
+from llmhost.core.output import TokenLogprobs
+from llmhost.core.request import Sampling
 from llmhost.core.step import Drawn, Row
+from llmhost.engines.drawing import Picked, Place, answer, confirm, is_shaped, nothing_left
+from llmhost.engines.torch.logprobs import report
+from llmhost.engines.torch.shaping import Masks, Shaper
 
 NUCLEUS_CANDIDATES = (256, 4096)
 """Most likely tokens that are looked at for `top_p`, first and then; after that the whole vocabulary is sorted."""
@@ -20,26 +27,136 @@ _LANE = 256
 """Probabilities are cumulated in two levels: over groups of so many tokens, then inside one group."""
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_asked = attrgetter(
+    "temperature",
+    "logprobs",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+)
+_PLAIN = _asked(Sampling(temperature=0.0))
+
+Said = tuple[int, ...] | EngineFailed
 
 
-def sample(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
-    """One token per row from `logits` [rows, vocabulary]. Ties at the edge of a filter stay in together.
+class Sampler:
+    """Draws for one runner. What it keeps from step to step saves work and changes no draw."""
 
-    A row whose logits hold NaN or positive infinity fails, and fails alone.
-    """
+    def __init__(self) -> None:
+        self._shaper = Shaper()
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[Row], masks: Masks | None = None
+    ) -> list[Drawn]:
+        """What each row says, from `logits` [places, vocabulary]: a row has one place, and one more per guess.
+
+        Ties at the edge of a filter stay in together. A row whose logits hold NaN or positive infinity fails, and
+        fails alone; so does one that may draw nothing.
+        """
+        if all(map(_is_plain, rows)):
+            return [*_best(logits, lambda line: broken(rows[line]))[1]]
+        places = [Place(row, depth) for row in rows for depth in range(row.drafts + 1)]
+        picked = self._pick(logits, places, masks or {})
+        if all(row.drafts == 0 and row.sampling.logprobs is None for row in rows):
+            return [*picked]
+        firsts = [line for line, place in enumerate(places) if place.depth == 0]
+        said = [
+            confirm(row, picked[first : first + row.drafts + 1])
+            for row, first in zip(rows, firsts, strict=True)
+        ]
+        reports = _reports(logits, rows, said, firsts)
+        return [
+            tokens if isinstance(tokens, EngineFailed) else answer(tokens, reported)
+            for tokens, reported in zip(said, reports, strict=True)
+        ]
+
+    def _pick(self, logits: Tensor, places: Sequence[Place], masks: Masks) -> list[Picked]:
+        """What would be drawn at each place if the text before it is right."""
+        best, picked = _best(logits, lambda line: broken(places[line].row))
+        fine = [line for line, one in enumerate(picked) if isinstance(one, int)]
+        shaped = [line for line in fine if is_shaped(places[line])]
+        hot = [line for line in fine if not places[line].row.sampling.is_greedy]
+        _heat(logits, best, places, sorted({*hot} - {*shaped}) if shaped else hot, picked)
+        if shaped:
+            some = [places[line] for line in shaped]
+            for line, one in zip(
+                shaped, self._pick_shaped(logits[shaped], some, masks), strict=True
+            ):
+                picked[line] = one
+        return picked
+
+    def _pick_shaped(self, logits: Tensor, places: Sequence[Place], masks: Masks) -> list[Picked]:
+        scores = logits.float()
+        self._shaper.shape(scores, places, masks)
+        best, picked = _best(scores, lambda line: nothing_left(places[line]))
+        hot = [
+            line
+            for line, one in enumerate(picked)
+            if isinstance(one, int) and not places[line].row.sampling.is_greedy
+        ]
+        _heat(scores, best, places, hot, picked)
+        return picked
+
+
+def sample(logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> list[Drawn]:
+    """As `Sampler.sample`, once."""
+    return Sampler().sample(logits, rows, masks)
+
+
+def _is_plain(row: Row) -> bool:
+    """Whether the best token is all that a row asks for. Quick: it is asked for every row of every step."""
+    return (
+        row.drafts == 0
+        and row.grammar is None
+        and not row.barred
+        and _asked(row.sampling) == _PLAIN
+    )
+
+
+def _best(logits: Tensor, failure: Callable[[int], EngineFailed]) -> tuple[Tensor, list[Picked]]:
+    """The largest logit of each line, and its token, or the line's `failure` where that is no number."""
     best, tokens = logits.max(dim=-1)
-    drawn: list[Drawn] = tokens.tolist()
-    is_sound = best.isfinite().tolist()  # the largest logit is NaN or infinite when any is
-    for i, row in enumerate(rows):
-        if not is_sound[i]:
-            drawn[i] = _broken(row)
-    hot = [i for i, row in enumerate(rows) if is_sound[i] and not row.sampling.is_greedy]
-    if hot:
-        chosen = [rows[i] for i in hot]
-        picked = logits if len(hot) == len(rows) else logits[hot]
-        for i, token in zip(hot, _draw(picked, best[hot], chosen), strict=True):
-            drawn[i] = token
-    return drawn
+    picked: list[Picked] = tokens.tolist()
+    for line, is_sound in enumerate(best.isfinite().tolist()):
+        if not is_sound:  # the largest logit is NaN or infinite when any is
+            picked[line] = failure(line)
+    return best, picked
+
+
+def _heat(
+    logits: Tensor, best: Tensor, places: Sequence[Place], hot: list[int], picked: list[Picked]
+) -> None:
+    """Replace what was picked on the lines `hot` by draws."""
+    if not hot:
+        return
+    is_all = len(hot) == len(places)
+    chosen = [places[line] for line in hot]
+    drawn = _draw(logits if is_all else logits[hot], best if is_all else best[hot], chosen)
+    for line, token in zip(hot, drawn, strict=True):
+        picked[line] = token
+
+
+def _reports(
+    logits: Tensor, rows: Sequence[Row], said: Sequence[Said], firsts: Sequence[int]
+) -> list[tuple[TokenLogprobs, ...]]:
+    """The log probabilities of what was said, for rows that ask for them."""
+    asked = [
+        (first + at, token, row.sampling.logprobs)
+        for row, tokens, first in zip(rows, said, firsts, strict=True)
+        if row.sampling.logprobs is not None and not isinstance(tokens, EngineFailed)
+        for at, token in enumerate(tokens)
+    ]
+    if not asked:
+        return [()] * len(rows)
+    lines, tokens_, tops = zip(*asked, strict=True)
+    found = dict(zip(lines, report(logits[[*lines]], tokens_, tops), strict=True))
+    return [
+        tuple(found[line] for line in range(first, first + row.drafts + 1) if line in found)
+        for row, first in zip(rows, firsts, strict=True)
+    ]
 
 
 def uniform(seed: int, position: int) -> float:
@@ -54,41 +171,55 @@ def _mix(bits: int) -> int:
     return bits ^ bits >> 31
 
 
-def _broken(row: Row) -> EngineFailed:
+def broken(row: Row) -> EngineFailed:
+    """The failure of a row whose logits are no numbers."""
     return EngineFailed(
         f"The model computed NaN or infinite logits for sequence {row.seq_id}. The checkpoint is damaged,"
         " or its numbers are too large for the dtype: try options.dtype = 'bfloat16' or 'float32'."
     )
 
 
-def _draw(logits: Tensor, best: Tensor, rows: Sequence[Row]) -> list[int]:
+def _draw(logits: Tensor, best: Tensor, places: Sequence[Place]) -> list[int]:
+    asked = [place.row.sampling for place in places]
     # Below 1e-30 float32 would divide by zero; what is drawn at such temperatures is the best token.
-    temperatures = [max(row.sampling.temperature, 1e-30) for row in rows]
+    temperatures = [max(one.temperature, 1e-30) for one in asked]
     scores = logits.float() - best.float()[:, None]
     scores /= torch.tensor(temperatures, device=scores.device)[:, None]
-    filtered = [i for i, row in enumerate(rows) if _has_filter(row, scores.shape[1])]
+    filtered = [line for line, one in enumerate(asked) if _has_filter(one, scores.shape[1])]
     if filtered:
-        edges = _edges(scores[filtered], [rows[i] for i in filtered])
-        floor = torch.full((len(rows), 1), float("-inf"), device=scores.device)
-        floor[filtered] = edges
-        scores.masked_fill_(scores < floor, float("-inf"))
-    at = [uniform(row.seed, row.start + len(row.tokens)) for row in rows]
+        edges = _edges(scores, filtered, asked)
+        scores.masked_fill_(scores < edges, float("-inf"))
+    at = [uniform(place.row.seed, place.position) for place in places]
     where = torch.tensor(at, dtype=torch.float64, device=scores.device)
     tokens: list[int] = _invert(scores.exp_(), where).tolist()
     return tokens
 
 
-def _has_filter(row: Row, vocabulary: int) -> bool:
-    top_k = row.sampling.top_k
-    return row.sampling.top_p < 1.0 or (top_k is not None and 0 < top_k < vocabulary)
+def _has_filter(asked: Sampling, vocabulary: int) -> bool:
+    return asked.min_p > 0.0 or _has_nucleus(asked, vocabulary)
 
 
-def _edges(scores: Tensor, rows: Sequence[Row]) -> Tensor:
+def _has_nucleus(asked: Sampling, vocabulary: int) -> bool:
+    return asked.top_p < 1.0 or (asked.top_k is not None and 0 < asked.top_k < vocabulary)
+
+
+def _edges(scores: Tensor, filtered: Sequence[int], asked: Sequence[Sampling]) -> Tensor:
+    """The lowest score that the filters of each line let through: [lines, 1]."""
+    edges = torch.full((len(asked), 1), float("-inf"), device=scores.device)
+    narrow = [line for line in filtered if _has_nucleus(asked[line], scores.shape[1])]
+    if narrow:
+        some = scores if len(narrow) == len(asked) else scores[narrow]
+        edges[narrow] = _nucleus_edges(some, [asked[line] for line in narrow])
+    shares = torch.tensor([one.min_p for one in asked], device=scores.device)
+    return torch.maximum(edges, shares.log()[:, None])
+
+
+def _nucleus_edges(scores: Tensor, asked: Sequence[Sampling]) -> Tensor:
     """The lowest score that `top_k`, then `top_p` of what is left, let through: [rows, 1]."""
     vocabulary = scores.shape[1]
-    limits = [min(row.sampling.top_k or vocabulary, vocabulary) for row in rows]
-    edges = torch.empty((len(rows), 1), device=scores.device)
-    open_rows = list(range(len(rows)))
+    limits = [min(one.top_k or vocabulary, vocabulary) for one in asked]
+    edges = torch.empty((len(asked), 1), device=scores.device)
+    open_rows = list(range(len(asked)))
     largest = max((limit for limit in limits if limit < vocabulary), default=0)
     for candidates in (*NUCLEUS_CANDIDATES, vocabulary):
         count = min(max(candidates, largest), vocabulary)
@@ -96,7 +227,7 @@ def _edges(scores: Tensor, rows: Sequence[Row]) -> Tensor:
             scores[open_rows],
             count,
             [limits[i] for i in open_rows],
-            [rows[i].sampling.top_p for i in open_rows],
+            [asked[i].top_p for i in open_rows],
         )
         edges[open_rows] = found
         open_rows = [i for i, done in zip(open_rows, is_certain.tolist(), strict=True) if not done]

@@ -1,0 +1,153 @@
+"""What a request asks of the next token beside temperature and filters: logits are barred, lowered and raised.
+
+In the order of `Sampling`. All of it touches few tokens of few rows, so it is done as lists of (place, token id), for
+all places at once; only an allowed list or a grammar writes whole lines.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmhost.core.request import Sampling
+from llmhost.core.step import Row
+from llmhost.engines.drawing import Ids, Numbers, Place, Tally, bars, has_penalty
+
+Masks = Mapping[tuple[int, int], "np.ndarray[tuple[int], np.dtype[np.int32]]"]
+"""By (sequence, depth of the place): one bit per token of the vocabulary, the lowest bit of each word first."""
+
+
+class Spots(NamedTuple):
+    """Some tokens at some places."""
+
+    lines: Tensor
+    tokens: Tensor
+
+
+class Shaper:
+    """Shapes logits, and keeps between two steps what need not be made again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Wishes] = {}
+
+    def shape(self, scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
+        """Change `scores` [places, vocabulary], float32, in place. What may not be drawn becomes negative infinity."""
+        wishes = self._wishes(places, scores.shape[1])
+        _allow(scores, wishes)
+        _mask(scores, places, masks)
+        _bar(scores, places)
+        _penalise(scores, places, wishes)
+        _favour(scores, wishes)
+
+    def _wishes(self, places: Sequence[Place], vocabulary: int) -> list["Wishes"]:
+        """One for each place; of earlier ones only those of sequences that are here again are kept."""
+        kept: dict[int, Wishes] = {}
+        found = []
+        for row, _ in places:
+            wishes = kept.get(row.seq_id) or self._kept.get(row.seq_id)
+            if wishes is None or not wishes.belongs_to(row):
+                wishes = Wishes(row, vocabulary)
+            kept[row.seq_id] = wishes
+            found.append(wishes)
+        self._kept = kept
+        return found
+
+
+class Wishes:
+    """What one sequence asks for, as arrays. Ids that the vocabulary lacks are left out: nothing draws them anyway."""
+
+    def __init__(self, row: Row, vocabulary: int) -> None:
+        asked = self._sampling = row.sampling
+        self.tally = Tally(row.known, row.prompt_tokens) if has_penalty(asked) else None
+        self.allowed = None
+        if asked.allowed_token_ids is not None:
+            self.allowed = _present(np.array(asked.allowed_token_ids, np.int64), vocabulary)
+        self.favoured = _present(np.array([t for t, _ in asked.logit_bias], np.int64), vocabulary)
+        biases = [bias for token, bias in asked.logit_bias if 0 <= token < vocabulary]
+        self.biases: Numbers = np.array(biases, np.float32)
+
+    def belongs_to(self, row: Row) -> bool:
+        is_counted = self.tally is None or self.tally.belongs_to(row)
+        return is_counted and self._sampling is row.sampling
+
+
+def _present(ids: Ids, vocabulary: int) -> Ids:
+    return ids[(ids >= 0) & (ids < vocabulary)]
+
+
+def _spots(parts: Iterable[tuple[int, Ids]], device: torch.device) -> Spots | None:
+    """Lists of tokens at lines as one; None when there are none."""
+    some = [(line, ids) for line, ids in parts if len(ids)]
+    if not some:
+        return None
+    lines = np.repeat([line for line, _ in some], [len(ids) for _, ids in some])
+    tokens = np.concatenate([ids for _, ids in some])
+    return Spots(torch.from_numpy(lines).to(device), torch.from_numpy(tokens).to(device))
+
+
+def _allow(scores: Tensor, wishes: Sequence[Wishes]) -> None:
+    limited = [(line, one.allowed) for line, one in enumerate(wishes) if one.allowed is not None]
+    if not limited:
+        return
+    spots = _spots(limited, scores.device)
+    kept = None if spots is None else scores[spots]
+    scores[[line for line, _ in limited]] = float("-inf")
+    if spots is not None and kept is not None:
+        scores[spots] = kept
+
+
+def _mask(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
+    held = [line for line, place in enumerate(places) if place.row.grammar is not None]
+    if not held:
+        return
+    packed = np.stack([masks[places[line].row.seq_id, places[line].depth] for line in held])
+    bits = np.unpackbits(
+        packed.view(np.uint8), axis=1, count=scores.shape[1], bitorder="little"
+    ).view(np.bool_)
+    is_barred = torch.from_numpy(~bits).to(scores.device)
+    if len(held) == len(places):
+        scores.masked_fill_(is_barred, float("-inf"))
+    else:
+        scores[held] = scores[held].masked_fill_(is_barred, float("-inf"))
+
+
+def _bar(scores: Tensor, places: Sequence[Place]) -> None:
+    barred = ((line, np.array([*bars(place)], np.int64)) for line, place in enumerate(places))
+    parts = ((line, _present(ids, scores.shape[1])) for line, ids in barred)
+    if spots := _spots(parts, scores.device):
+        scores[spots] = float("-inf")
+
+
+def _penalise(scores: Tensor, places: Sequence[Place], wishes: Sequence[Wishes]) -> None:
+    read = [
+        (line, places[line].row.sampling, *one.tally.read(places[line].guesses))
+        for line, one in enumerate(wishes)
+        if one.tally is not None
+    ]
+    spots = _spots(((line, ids) for line, _, ids, _ in read), scores.device)
+    if spots is None:
+        return
+    lengths = [len(ids) for _, _, ids, _ in read]
+    counts = torch.from_numpy(np.concatenate([counts for *_, counts in read])).to(scores.device)
+    repetition, presence, frequency = (
+        torch.from_numpy(np.repeat(column, lengths)).to(scores.device)
+        for column in _penalties([asked for _, asked, _, _ in read])
+    )
+    values = scores[spots]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    values -= frequency * counts + presence * (counts > 0)
+    scores[spots] = values
+
+
+def _penalties(asked: Sequence[Sampling]) -> tuple[Numbers, ...]:
+    table = [(a.repetition_penalty, a.presence_penalty, a.frequency_penalty) for a in asked]
+    return tuple(np.array(table, np.float32).T)
+
+
+def _favour(scores: Tensor, wishes: Sequence[Wishes]) -> None:
+    parts = ((line, one.favoured) for line, one in enumerate(wishes))
+    if spots := _spots(parts, scores.device):
+        biases = torch.from_numpy(np.concatenate([one.biases for one in wishes]))
+        scores.index_put_(spots, biases.to(scores.device), accumulate=True)
