@@ -46,6 +46,10 @@ class RunnerFacts:
     """Bytes of one KV block over all layers; 0 when the runner keeps none."""
     weights_bytes: int
     """Of the loaded weights; in a footprint, what is predicted of them."""
+    step_token_bytes: int = 0
+    """Of intermediate results, for each token that a step feeds."""
+    step_row_bytes: int = 0
+    """Of intermediate results, for each sequence that draws in a step."""
     measured_bytes: int | None = None
     """What loading them took on the device, by the device's own count; None where it has none."""
     task: str = "generate"

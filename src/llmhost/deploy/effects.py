@@ -175,7 +175,12 @@ class LoadEffects:
         memory = self._devices.memory(facts.device)
         plan = plan_memory(entry.spec, facts, None if memory is None else memory.free_bytes)
         if memory is not None:
-            memory.grant(str(entry.ref), weights_bytes=plan.weights_bytes, kv_bytes=plan.kv_bytes)
+            memory.grant(
+                str(entry.ref),
+                weights_bytes=plan.weights_bytes,
+                kv_bytes=plan.kv_bytes,
+                step_bytes=plan.step_bytes,
+            )
         self._lease_host(str(entry.ref), plan)
         asked = entry.spec.max_sequence_length or facts.max_sequence_length
         if plan.max_sequence_length < max(asked, facts.max_sequence_length):

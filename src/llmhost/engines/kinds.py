@@ -80,6 +80,8 @@ class TorchKind:
             block_tokens=spec.block_tokens,
             kv_block_bytes=needs.kv_block_bytes,
             weights_bytes=needs.weights_bytes,
+            step_token_bytes=needs.step_token_bytes,
+            step_row_bytes=needs.step_row_bytes,
         )
 
     def device_bytes(self, device: str) -> int | None:

@@ -13,10 +13,12 @@ class Lease:
     holder: str
     weights_bytes: int
     kv_bytes: int
+    step_bytes: int = 0
+    """Intermediate results of the largest step."""
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes
+        return self.weights_bytes + self.kv_bytes + self.step_bytes
 
 
 class DeviceMemory:
@@ -38,10 +40,12 @@ class DeviceMemory:
     def leases(self) -> tuple[Lease, ...]:
         return tuple(self._leases.values())
 
-    def grant(self, holder: str, *, weights_bytes: int, kv_bytes: int) -> Lease:
+    def grant(
+        self, holder: str, *, weights_bytes: int, kv_bytes: int, step_bytes: int = 0
+    ) -> Lease:
         """Lease memory to `holder`. Raises DoesNotFit with the numbers, and then nothing is leased."""
         assert holder not in self._leases, f"{holder} holds a lease already"
-        lease = Lease(holder, weights_bytes, kv_bytes)
+        lease = Lease(holder, weights_bytes, kv_bytes, step_bytes)
         if lease.total_bytes > self.free_bytes:
             raise DoesNotFit(self._refusal(lease))
         self._leases[holder] = lease
@@ -55,8 +59,9 @@ class DeviceMemory:
         held = ", ".join(f"{le.holder} {show_bytes(le.total_bytes)}" for le in self.leases())
         return (
             f"{lease.holder} needs {show_bytes(lease.total_bytes)} on {self.device}"
-            f" ({show_bytes(lease.weights_bytes)} weights, {show_bytes(lease.kv_bytes)} KV cache), but"
+            f" ({show_bytes(lease.weights_bytes)} weights, {show_bytes(lease.kv_bytes)} KV cache,"
+            f" {show_bytes(lease.step_bytes)} for a step), but"
             f" {show_bytes(self.free_bytes)} of {show_bytes(self.capacity_bytes)} are free"
             f"{f' (loaded: {held})' if held else ''}."
-            " Unload a model, lower kv_memory or max_batch_size, or take a smaller model."
+            " Unload a model, lower kv_memory, max_batch_size or max_tokens_per_batch, or take a smaller model."
         )

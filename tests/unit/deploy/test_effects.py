@@ -169,7 +169,8 @@ async def test_a_model_that_does_not_fit_is_refused_with_the_numbers(box: Box) -
     with pytest.raises(DoesNotFit) as refused:
         await box.load(toy())
     assert re.search(
-        r"m@1 needs 20\.6 KiB on cpu:0 \(20\.0 KiB weights, 640 B KV cache\), but 9\.8 KiB of 9\.8 KiB are free",
+        r"m@1 needs 20\.6 KiB on cpu:0 \(20\.0 KiB weights, 640 B KV cache, 0 B for a step\),"
+        r" but 9\.8 KiB of 9\.8 KiB are free",
         refused.value.message,
     )
     assert "load" not in box.toy.done

@@ -1,5 +1,7 @@
 """The KV cache's size: pure arithmetic that never plans past what is free or what was asked for."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.deploy.fakes import facts
@@ -91,3 +93,15 @@ def test_little_memory_shortens_the_longest_sequence() -> None:
     plan = plan_memory(ModelSpec(), facts(max_sequence_length=100_000), 1000 + 100 * 10)
 
     assert (plan.kv_blocks, plan.max_sequence_length) == (100, 1600)
+
+
+def test_the_largest_step_has_its_memory_before_the_kv_cache_gets_the_rest() -> None:
+    known = facts(weights_bytes=1000, kv_block_bytes=10, block_tokens=8)
+    hungry = replace(known, step_token_bytes=10, step_row_bytes=100)
+    spec = ModelSpec(max_batch_size=64, max_tokens_per_batch=100)
+    plan = plan_memory(spec, hungry, None)
+    assert plan.step_bytes == 100 * 10 + 64 * 100
+
+    free = 1000 + plan.step_bytes + 600
+    assert plan_memory(spec, known, free).kv_blocks == (plan.step_bytes + 600) // 10
+    assert plan_memory(spec, hungry, free).kv_blocks == 60

@@ -210,3 +210,10 @@ def test_a_file_with_no_tensors_is_refused(folder: Path) -> None:
     write_weights(folder / "model.safetensors", {})
     with pytest.raises(ModelUnavailable, match="no tensors"):
         read_footprint(folder, block_tokens=16)
+
+
+def test_a_step_is_predicted_for_its_tokens_and_its_rows(folder: Path) -> None:
+    small = read_footprint(folder, block_tokens=16, dtype="bfloat16")
+    large = read_footprint(folder, block_tokens=16, dtype="float32")
+    assert large.step_token_bytes == 2 * small.step_token_bytes > 0
+    assert small.step_row_bytes == small.vocab_size * (2 + 12)

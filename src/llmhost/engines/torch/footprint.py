@@ -19,6 +19,8 @@ _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Element types of a weights file that are converted to the computation type when it is read."""
 _DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAMPLER_BYTES = 12
+"""Three float32 numbers for each token of the vocabulary: scores, the kept ones, and their exponentials."""
 _MAX_HEADER_BYTES = 100 * 2**20
 """The limit that the safetensors format sets itself."""
 _WINDOW_BOUND_ROPE = ("dynamic", "longrope")
@@ -42,6 +44,10 @@ class Footprint:
     layers: int
     kv_heads: int
     head_dim: int
+    step_token_bytes: int
+    """Of intermediate results, for each token that a step feeds: those of one layer, which are the most at a time."""
+    step_row_bytes: int
+    """For each sequence that draws: its logits, and what the sampler makes of them."""
 
 
 def read_footprint(
@@ -81,7 +87,17 @@ def read_footprint(
         layers=layers,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        step_token_bytes=item * _layer_width(config, hidden, (heads + 2 * kv_heads) * head_dim),
+        step_row_bytes=_number(folder, config, "vocab_size") * (item + _SAMPLER_BYTES),
     )
+
+
+def _layer_width(config: Mapping[str, Any], hidden: int, projected: int) -> int:
+    """Numbers that one token has alive at the widest place of a layer: the residual and its norm, and then either the
+    projections with their rotated copies, or gate, up and their product."""
+    inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
+    experts = config.get("num_experts_per_tok") or 1
+    return int(2 * hidden + max(2 * projected, 3 * inner * experts))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
