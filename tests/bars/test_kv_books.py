@@ -80,6 +80,8 @@ class Life:
             self.bench.add(replace(spec, index=index))
 
     def step(self) -> None:
+        if self.random.random() < 0.3:
+            self.bench.guess([self.random.random() < 0.7 for _ in range(4)])
         self.bench.step(self.random.randint(0, 10**7))
 
     def preempt(self, live: list[int]) -> None:

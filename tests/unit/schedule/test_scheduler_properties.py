@@ -61,6 +61,20 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, interval_ns: int) -> None:
         self.bench.step(interval_ns)
 
+    @rule(right=st.lists(st.booleans(), min_size=1, max_size=5))
+    def guess_and_step(self, right: list[bool]) -> None:
+        self.bench.guess(right)
+        self.bench.step(1_003)
+
+    @precondition(lambda self: self.bench.callers)
+    @rule(data=st.data())
+    def preempt(self, data: st.DataObject) -> None:
+        self.bench.scheduler.preempt([self.pick(data)])
+
+    @rule()
+    def forget_texts(self) -> None:
+        self.bench.scheduler.forget_texts()
+
     @rule(count=st.integers(2, 6))
     def several_steps(self, count: int) -> None:
         for _ in range(count):
