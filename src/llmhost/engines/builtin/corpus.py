@@ -88,6 +88,12 @@ def unknown() -> tuple[Pair, ...]:
 
 
 @cache
+def rewordings() -> tuple[tuple[str, str], ...]:
+    """(question, the same in other words): what the embedder is measured by, and never trained on."""
+    return tuple((record["Q"][0], record["R"][0]) for record in _records(ANSWERS / "reworded.txt"))
+
+
+@cache
 def tool_dialogues() -> tuple[ToolDialogue, ...]:
     """All conversations in which tools are called."""
     return tuple(
