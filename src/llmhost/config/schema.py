@@ -107,6 +107,10 @@ class FakeOptions(Section, frozen=True):
     """Each sequence fails after this many generated tokens; none does when absent."""
     vocab: Annotated[int, Meta(ge=16, le=1_000_000)] = 4096
     """Number of different words."""
+    task: Literal["generate", "embed", "classify"] = "generate"
+    """What it stands in for: a model that generates text, that embeds it, or that classifies it."""
+    labels: tuple[str, ...] = ("relevant",)
+    """What it tells apart when it classifies; with a single label it scores pairs of texts."""
 
 
 class TorchOptions(Section, frozen=True):

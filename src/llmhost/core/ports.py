@@ -156,6 +156,13 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
+    def encode_whole(
+        self, text: str, second: str | None = None, *, most_tokens: int | None = None
+    ) -> tuple[list[int], int | None]:
+        """One text, or two as a model is taught to compare them, with the special tokens around them; and where
+        the second one begins, for a model that tells them apart. Beyond `most_tokens` the longer one is cut first."""
+        ...
+
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def render_chat(

@@ -127,17 +127,42 @@ LOCAL_CALLER = Caller(key_id=None, org="local")
 class Kind(StrEnum):
     CHAT = "chat"
     COMPLETION = "completion"
+    EMBEDDING = "embedding"
+    SCORE = "score"
+    CLASSIFY = "classify"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolingWish:
+    """What a request for vectors or scores says beside its texts, which are its `prompts`."""
+
+    fields: tuple[tuple[str, int], ...] = (("input", 1),)
+    """The parameters that the texts came in, and how many each brought."""
+    pairs: tuple[tuple[int, int], ...] = ()
+    """Places in `prompts` of the two texts that each score compares."""
+    is_cut: bool = False
+    """A text that is too long is cut at its end, and not refused."""
+    most_tokens: int | None = None
+    """What it is cut to, when that is less than the model takes."""
+    dimensions: int | None = None
+    """So many numbers of each vector; None for all."""
+    is_raw: bool = False
+    """See Pooling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One request for generated text. `prompts` holds text or token ids; a chat has `messages` and no prompts."""
+    """One request for generated text. `prompts` holds text or token ids; a chat has `messages` and no prompts.
+
+    With `pooled` it asks for a vector or scores of its prompts instead.
+    """
 
     request_id: str
     kind: Kind
     model: str
     messages: tuple[dict[str, Any], ...] = ()
     prompts: tuple[str | tuple[int, ...], ...] = ()
+    pooled: PoolingWish | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = Sampling()
@@ -186,7 +211,7 @@ class GenerationRequest:
     def texts(self) -> Iterator[str]:
         """`text` in parts, whose ends are what `^` and `$` mean: prompts, contents of messages, what else each
         message holds, and the template's variables."""
-        if self.kind is Kind.COMPLETION:
+        if self.kind is not Kind.CHAT:
             yield from (prompt for prompt in self.prompts if isinstance(prompt, str))
             return
         for message in self.messages:

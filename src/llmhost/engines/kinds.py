@@ -9,6 +9,7 @@ from llmhost.config.schema import FakeOptions, ModelSpec, TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
 from llmhost.engines.fake import FakeRunner
+from llmhost.engines.fake_pooling import FakePoolingRunner
 from llmhost.text.tokenizer import load_tokenizer
 from llmhost.text.words import WordTokenizer
 
@@ -51,7 +52,10 @@ class FakeKind:
     def device_bytes(self, device: str) -> int | None:
         return None
 
-    def _runner(self, spec: ModelSpec) -> FakeRunner:
+    def _runner(self, spec: ModelSpec) -> FakeRunner | FakePoolingRunner:
+        options = _options(spec, FakeOptions)
+        if options.task != "generate":
+            return FakePoolingRunner(options, block_tokens=spec.block_tokens)
         return FakeRunner(_options(spec, FakeOptions), block_tokens=spec.block_tokens)
 
 

@@ -18,6 +18,7 @@ from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.detokenise import detokeniser_factory, drops_first_space, token_speller
 from llmhost.text.grammar import Grammars, Thinking, Vocabulary
+from llmhost.text.pairs import fit
 from llmhost.text.template import ChatTemplate, load_chat_template
 from llmhost.text.watch import Watch
 
@@ -58,6 +59,20 @@ class FileTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def encode_whole(
+        self, text: str, second: str | None = None, *, most_tokens: int | None = None
+    ) -> tuple[list[int], int | None]:
+        texts = (text,) if second is None else (text, second)
+        bare = [self._tokenizer.encode(each, add_special_tokens=False) for each in texts]
+        if most_tokens is not None:
+            room = most_tokens - self._tokenizer.num_special_tokens_to_add(second is not None)
+            lengths = [len(each) for each in bare]
+            for each, kept in zip(bare, fit(lengths[0], sum(lengths[1:]), room), strict=False):
+                each.truncate(kept)
+        other = bare[1] if second is not None else None
+        whole = self._tokenizer.post_process(bare[0], other, add_special_tokens=True)
+        return whole.ids, next((i for i, kind in enumerate(whole.type_ids) if kind), None)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))

@@ -11,6 +11,7 @@ from llmhost.core.ports import TextWatch
 from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.grammar import Grammars, Vocabulary
+from llmhost.text.pairs import fit
 from llmhost.text.watch import Watch
 
 SYLLABLES = tuple(c + v for c in "bdfgklmnprstvzhj" for v in "aeio")
@@ -46,6 +47,13 @@ class WordTokenizer:
             crc32(word.encode()) % size if (token := known(word)) is None else token
             for word in text.split()
         ]
+
+    def encode_whole(
+        self, text: str, second: str | None = None, *, most_tokens: int | None = None
+    ) -> tuple[list[int], int | None]:
+        ids, others = self.encode(text), [] if second is None else self.encode(second)
+        kept = fit(len(ids), len(others), most_tokens)
+        return ids[: kept[0]] + others[: kept[1]], None if second is None else kept[0]
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return " ".join(self._words[token] for token in tokens if token < len(self._words))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import RunnerFacts
-from llmhost.core.step import Draw, Drawn, KvMove, Row
+from llmhost.core.step import Draw, Drawn, Row
+from llmhost.engines.without_kv import WithoutKv
 
 Squash = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Squash] = {
@@ -31,22 +32,13 @@ PADDED_SHARE = 0.15
 """Padding that a group may have beside that, as a part of its real tokens."""
 
 
-class PoolingRunner:
+class PoolingRunner(WithoutKv):
     """A transformers model without a cache. `pool` turns a padded batch into one float32 vector for each text."""
 
     def __init__(self, pool: "Embedder | Classifier", facts: RunnerFacts) -> None:
         self._pool: Embedder | Classifier | None = pool
         self.device: torch.device = pool.device
         self.facts = facts
-
-    def set_kv_blocks(self, count: int) -> None:
-        """Nothing is kept between steps."""
-
-    def set_host_blocks(self, count: int) -> None:
-        """There are no blocks to keep."""
-
-    def move_blocks(self, moves: Sequence[KvMove]) -> None:
-        assert not moves, "a pooling model has no KV blocks"
 
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         """A vector for each row. A row that is not a whole text to pool, or has no numbers, fails alone."""
