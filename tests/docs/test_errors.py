@@ -12,6 +12,7 @@ import pytest
 
 from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.openai import parse_chat, parse_completion
+from llmhost.api.pooling import POOLING
 from llmhost.core.errors import AlreadyRunning, ConfigError, LlmhostError, UnsupportedParameter
 from llmhost.core.request import GenerationRequest
 from llmhost.storage.connect import StorageFailed
@@ -80,7 +81,8 @@ async def test_the_routes_are_those_of_the_application():
     described = {
         (method.upper(), path) for path, methods in schema["paths"].items() for method in methods
     }
-    hot = {("POST", "/v1/chat/completions"), ("POST", "/v1/completions")}
+    paths = ("/v1/chat/completions", "/v1/completions", *(p for r in POOLING for p in r.paths))
+    hot = {("POST", path) for path in paths}
 
     table = re.findall(ROUTE, section(API, "Routes"), re.MULTILINE)
     documented = {(method, path) for methods, path in table for method in methods.split(", ")}

@@ -34,6 +34,19 @@ engine = "fake"
 [models.silent.options]
 prefill_delay_ms = 700
 
+[models.embedder]
+engine = "fake"
+max_sequence_length = 64
+[models.embedder.options]
+task = "embed"
+[models.embedder.price]
+input = "1.00"
+
+[models.judge]
+engine = "fake"
+[models.judge.options]
+task = "classify"
+
 [models.fragile]
 engine = "fake"
 [models.fragile.options]
@@ -77,6 +90,12 @@ aliases = ["gpt-4o-mini"]
 [models.tiny.options]
 device = "cpu"
 threads = 1
+
+[models.tiny-embed]
+source = "builtin:tiny-embed"
+load = "request"
+[models.tiny-embed.options]
+device = "cpu"
 """
 
 

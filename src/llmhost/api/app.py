@@ -18,6 +18,7 @@ from llmhost.api.door import bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
+from llmhost.api.pooling import pooling_routes
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, Overloaded
 from llmhost.core.ids import new_request_id
@@ -88,6 +89,7 @@ def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:
     return [
         asgi("/v1/chat/completions", copy_scope=False)(chat),
         asgi("/v1/completions", copy_scope=False)(completions),
+        *pooling_routes(surface.processor, **limits),
     ]
 
 

@@ -8,8 +8,9 @@ the end is sent when it has been recorded.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
@@ -48,8 +49,11 @@ STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 INLINE_BYTES = 256 * 1024
 """Larger bodies are decoded and checked in a thread: a few megabytes of token ids take a tenth of a second."""
 
-Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, bool]]
-"""Body, our id, the client's id -> the request, and whether its stream shall report usage."""
+Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, Any]]
+"""Body, our id, the client's id -> the request, and what its answer must know beside: of generation, whether a stream
+shall report usage."""
+Respond = Callable[["Visit", Send, Any], Awaitable[None]]
+"""Answers a request that runs; its last argument is what `Parse` gave."""
 
 
 def parse_chat(
@@ -69,10 +73,16 @@ def parse_completion(
 
 
 def generation_route(
-    processor: Processor, kind: Kind, parse: Parse, *, max_body_bytes: int, heartbeat_s: float
+    processor: Processor,
+    kind: Kind,
+    parse: Parse,
+    *,
+    max_body_bytes: int,
+    heartbeat_s: float,
+    respond: Respond | None = None,
 ) -> ASGIApp:
-    """An ASGI app for one route."""
-    return _Route(processor, kind, parse, max_body_bytes, heartbeat_s).call
+    """An ASGI app for one route. `respond` answers in another way than generation does."""
+    return _Route(processor, kind, parse, max_body_bytes, heartbeat_s, respond).call
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,7 @@ class _Route:
     parse: Parse
     max_body_bytes: int
     heartbeat_s: float
+    respond: Respond | None = None
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP
@@ -116,7 +127,7 @@ class _Route:
         except LlmhostError as error:
             await visit.dismiss(send, receive, error, is_small=is_small(scope))
             return
-        request, include_usage, fault = await self._parsed(visit, receive, blank, caller)
+        request, beside, fault = await self._parsed(visit, receive, blank, caller)
         opening = asyncio.ensure_future(
             self.processor.open(request, bearer(scope), headers, caller=caller, fault=fault)
         )
@@ -124,14 +135,16 @@ class _Route:
             visit.exchange = await opening
             if visit.is_gone:  # at the very moment of acceptance, too late to cancel the opening
                 return
-            if request.stream:
-                await _stream(visit, send, self.heartbeat_s, include_usage=include_usage)
+            if self.respond is not None:
+                await self.respond(visit, send, beside)
+            elif request.stream:
+                await _stream(visit, send, self.heartbeat_s, include_usage=beside)
             else:
                 await _answer(visit, send)
 
     async def _parsed(
         self, visit: "Visit", receive: Receive, blank: GenerationRequest, caller: Caller
-    ) -> tuple[GenerationRequest, bool, LlmhostError | None]:
+    ) -> tuple[GenerationRequest, Any, LlmhostError | None]:
         """The request; or what is wrong with it, and a blank one to meter that by."""
         try:
             raw = await read_all(receive, self.max_body_bytes)

@@ -65,7 +65,7 @@ def completion_request(
     if body.prompt is None:
         raise MissingParameter("prompt")
     refuse({"suffix": bool(body.suffix)})
-    prompts = _prompts(body.prompt)
+    prompts = texts_or_ids(body.prompt, "prompt")
     best_of = _best_of(body)
     choices = len(prompts) * (best_of or body.n or 1)
     if choices > MAX_CHOICES:
@@ -173,21 +173,21 @@ def _best_of(body: CompletionBody) -> int | None:
     return best_of
 
 
-def _prompts(prompt: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
+def texts_or_ids(given: str | list[Any], param: str) -> tuple[str | tuple[int, ...], ...]:
     """A string, token ids, or a list of either."""
-    if isinstance(prompt, str):
-        return (prompt,)
-    if not prompt:
-        raise InvalidValue("'prompt' is an empty list.", param="prompt")
-    if _are_ids(prompt):
-        return (tuple(prompt),)
-    for i, item in enumerate(prompt):
+    if isinstance(given, str):
+        return (given,)
+    if not given:
+        raise InvalidValue(f"'{param}' is an empty list.", param=param)
+    if _are_ids(given):
+        return (tuple(given),)
+    for i, item in enumerate(given):
         if not isinstance(item, str) and not (isinstance(item, list) and _are_ids(item)):
             raise InvalidValue(
-                "A prompt is a string, a list of token ids, or a list of either.",
-                param=f"prompt[{i}]",
+                f"'{param}' is a string, a list of token ids, or a list of either.",
+                param=f"{param}[{i}]",
             )
-    return tuple(item if isinstance(item, str) else tuple(item) for item in prompt)
+    return tuple(item if isinstance(item, str) else tuple(item) for item in given)
 
 
 def _are_ids(items: list[Any]) -> bool:

@@ -32,7 +32,13 @@ DEFAULT_MODELS = {
     "tiny": ModelSpec(
         aliases=("gpt-4o-mini",),
         price=PriceSettings(input="0.10", cached_input="0.01", output="0.40"),
-    )
+    ),
+    "tiny-embed": ModelSpec(
+        source="builtin:tiny-embed",
+        aliases=("text-embedding-3-small",),
+        load="request",
+        price=PriceSettings(input="0.02"),
+    ),
 }
 """What is served where no file says otherwise; the shipped models.toml declares the same."""
 

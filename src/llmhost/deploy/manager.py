@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import DeploymentChanged
-from llmhost.core.ports import Clock, EngineLoad, Tokenizer
+from llmhost.core.ports import Clock, EngineLoad, RunnerFacts, Tokenizer
 from llmhost.deploy.catalogue import Catalogue
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.effects import LoadEffects
@@ -47,6 +47,12 @@ class Deployments:
     def files(self, deployment: Deployment) -> str | None:
         """Whether the model's files are here: present, partial or absent; None where it needs none. Blocks a little."""
         return self._effects.files(deployment.entry)
+
+    async def facts(self, deployment: Deployment) -> RunnerFacts:
+        """What the model is and does, as far as is known without loading the weights."""
+        if deployment.replicas:
+            return deployment.least_busy().facts
+        return await self._effects.predict(deployment.entry)
 
     async def longest_tokens(self, deployment: Deployment) -> int:
         """Most tokens of prompt and answer together, as far as is known without loading the weights."""

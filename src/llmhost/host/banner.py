@@ -63,11 +63,21 @@ def _print_ready(host: Host, url: str) -> None:
             )
     rss = show_bytes(psutil.Process().memory_info().rss)
     ready = [d for d in host.deployments.all() if d.state is not State.FAILED]
+    ready.sort(key=_pools)
     if not ready:
         _say("No model could be loaded; the reasons are above.")
         return
     _say(f"Ready after {_age_s():.1f} s, {rss} resident. Try:")
-    _say(_first_request(url, ready[0].entry.name, needs_key=host.books.keys.has_keys))
+    _say(
+        _first_request(
+            url, ready[0].entry.name, needs_key=host.books.keys.has_keys, pools=_pools(ready[0])
+        )
+    )
+
+
+def _pools(deployment: Deployment) -> bool:
+    """It is loaded, and makes vectors or scores."""
+    return any(replica.facts.task != "generate" for replica in deployment.replicas)
 
 
 def _line(deployment: Deployment) -> str:
@@ -88,15 +98,15 @@ def _line(deployment: Deployment) -> str:
     return f"{entry.ref} [{entry.spec.engine} {source}".rstrip() + f"]{aliases}: {state}"
 
 
-def _first_request(url: str, model: str, *, needs_key: bool) -> str:
-    body = {
-        "model": model,
-        "stream": True,
-        "messages": [{"role": "user", "content": "What is llmhost?"}],
-    }
+def _first_request(url: str, model: str, *, needs_key: bool, pools: bool = False) -> str:
+    path = "embeddings" if pools else "chat/completions"
+    body: dict[str, Any] = {"model": model, "input": "What is llmhost?"}
+    if not pools:
+        messages = [{"role": "user", "content": "What is llmhost?"}]
+        body = {"model": model, "stream": True, "messages": messages}
     key = " -H 'authorization: Bearer YOUR_KEY'" if needs_key else ""
     return (
-        f"  curl -N {url}/v1/chat/completions{key} -H 'content-type: application/json' \\\n"
+        f"  curl -N {url}/v1/{path}{key} -H 'content-type: application/json' \\\n"
         f"    -d '{json.dumps(body)}'"
     )
 

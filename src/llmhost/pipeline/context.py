@@ -7,7 +7,7 @@ from llmhost.core.errors import LlmhostError
 from llmhost.core.events import RequestEnded
 from llmhost.core.output import FinishReason, Outcome, Usage
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import Caller, GenerationRequest, Pooling
 from llmhost.cost.pricing import Price
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica
@@ -69,6 +69,11 @@ class RequestContext:
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
         return self.known_terms.prompts
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """How each prompt is pooled, in a request for vectors or scores."""
+        return self.known_terms.poolings
 
     @property
     def deadline_ns(self) -> int | None:

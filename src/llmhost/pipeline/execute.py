@@ -18,6 +18,7 @@ from llmhost.core.request import Sampling, SequenceSpec
 from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.best_of import BestOf
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.pool import pooled_specs
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.stream import ReplayStream
 from llmhost.safety.screen import OutputScreen
@@ -261,6 +262,10 @@ class Execute:
         generation = Generation(context, self._clock, settle, observe_gap)
         context.submitted_ns = self._clock.monotonic_ns()
         try:
+            if context.poolings:
+                for index, spec in enumerate(pooled_specs(context)):
+                    generation.submit(index, spec, None)
+                return generation
             for index in range(len(context.prompts) * context.request.runs):
                 spec = self._spec(context, index)
                 generation.submit(index, spec, self._screen.output(context))

@@ -1,14 +1,16 @@
 """Stage 2: which model at which version, and what the request is in its tokens. It only reads."""
 
 import asyncio
+from functools import partial
 
 from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed
-from llmhost.core.ports import Tokenizer
+from llmhost.core.ports import RunnerFacts, Tokenizer
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.pool import check_purpose, pooled_terms
 from llmhost.pipeline.terms import Terms, is_short, terms_of
 
 
@@ -25,11 +27,24 @@ class Resolve:
         context.deployment = deployment
         if not deployment.entry.may_be_used_by(context.known_caller):
             raise ModelNotAllowed(request.model)
+        facts = await self._deployments.facts(deployment)
+        check_purpose(request, facts)
         tokenizer = await self._deployments.tokenizer(deployment)
         context.tokenizer = tokenizer
+        if request.pooled is not None:
+            await self._pool(context, tokenizer, facts)
+            return
         context.terms = await self._terms(request, tokenizer)
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
         context.max_new_tokens = self.room(context, context.longest_tokens)
+
+    async def _pool(
+        self, context: RequestContext, tokenizer: Tokenizer, facts: RunnerFacts
+    ) -> None:
+        request, deployment = context.request, context.known_deployment
+        context.longest_tokens = await self._deployments.longest_tokens(deployment)
+        work = partial(pooled_terms, request, tokenizer, facts, context.longest_tokens)
+        context.terms = work() if is_short(request) else await asyncio.to_thread(work)
 
     async def _chosen(self, context: RequestContext) -> str:
         """The model's name: what the caller asked for, unless a plugin routes it elsewhere."""

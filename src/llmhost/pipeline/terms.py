@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from llmhost.core.errors import InvalidValue
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GenerationRequest, Kind, Sampling
+from llmhost.core.request import GenerationRequest, Kind, Pooling, Sampling
 
 INLINE_CHARS = 4096
 INLINE_MESSAGES = 64
@@ -28,6 +28,8 @@ class Terms:
     """The caller's own, beside the model's."""
     echoes: tuple[str, ...] = ()
     """Each prompt's text, where it comes before the answer."""
+    poolings: tuple[Pooling, ...] = ()
+    """How each prompt is pooled, in a request for vectors or scores."""
 
 
 def is_short(request: GenerationRequest) -> bool:

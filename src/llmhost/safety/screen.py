@@ -176,6 +176,8 @@ def _readable(request: GenerationRequest, decode: Decode | None) -> GenerationRe
 
 
 def _param(request: GenerationRequest) -> str:
+    if request.pooled is not None:
+        return request.pooled.fields[-1][0]
     return "messages" if request.kind is Kind.CHAT else "prompt"
 
 
