@@ -140,7 +140,8 @@ class Frames:
         return self._head + b'],"usage":' + _encode(usage_object(usage)) + b"}\n\n" + DONE
 
     def _piece(self, out: list[bytes], index: int, texts: list[str]) -> None:
-        self._introduce(out, index)
+        if index not in self._introduced:
+            self._introduce(out, index)
         if texts:
             self._event(out, index, self._said("".join(texts)), b"null")
 
@@ -149,8 +150,8 @@ class Frames:
         return b'"delta":{"content":' + written + b"}" if self._is_chat else b'"text":' + written
 
     def _introduce(self, out: list[bytes], index: int) -> None:
-        if self._is_chat and index not in self._introduced:
-            self._introduced.add(index)
+        self._introduced.add(index)
+        if self._is_chat:
             first = b'"delta":{"role":"assistant","content":"","refusal":null}'
             self._event(out, index, first, b"null")
 
@@ -208,16 +209,13 @@ class ReportingFrames(Frames):
 
     def _told(self, out: list[bytes], index: int, texts: list[str], tokens: list[Placed]) -> None:
         text = "".join(texts)
-        if not (text or tokens) and index in self._introduced:
-            return
-        self._introduce(out, index)
+        if index not in self._introduced:
+            self._introduce(out, index)
         if text or tokens:
             logprobs = self._report.logprobs(index, tokens) if tokens else None
             self._tell(out, index, text, logprobs, self._report.ids(tokens))
 
     def _introduce(self, out: list[bytes], index: int) -> None:
-        if index in self._introduced:
-            return
         of_prompt = self._report.of_prompt(index)
         if self._is_chat:
             super()._introduce(out, index)
