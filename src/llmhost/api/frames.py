@@ -223,8 +223,8 @@ class ReportingFrames(Frames):
             return
         self._introduced.add(index)
         if self._report.echoes or of_prompt:
-            text, tokens = self._report.echo(index)
-            logprobs = self._report.logprobs(index, tokens, is_prompt=True)
+            text, before = self._report.echo(index)
+            logprobs = self._report.logprobs(index, (), before)
             self._tell(out, index, text, logprobs, of_prompt)
 
     def _tell(

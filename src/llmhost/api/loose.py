@@ -54,7 +54,9 @@ def loose(raw: Raw, shape: type[T], param: str) -> T | None:
         return msgspec.json.decode(raw, type=shape | None)
     except msgspec.ValidationError as error:
         at = _AT.search(str(error))
-        text = _AT.sub("", str(error)).replace("`", "'")
+        text = _AT.sub(" as a key" if "`key` in" in str(error) else "", str(error)).replace(
+            "`", "'"
+        )
         place = param + (at[1].replace("[...]", "") if at and at[1].startswith("[") else "")
         raise InvalidValue(f"{place}: {text}", param=place) from None
     except RecursionError:

@@ -16,6 +16,8 @@ from llmhost.pipeline.terms import Terms
 
 LARGE = 5_000
 """Log probabilities and ids, some 10 ms of writing; what holds more is written in a thread."""
+SLICE = 2_000
+"""Entries that are encoded at once, because no other thread runs meanwhile."""
 
 _encode = msgspec.json.encode
 
@@ -96,22 +98,27 @@ class Report:
     def complete(self, choice: dict[str, Any], tokens: Sequence[Placed]) -> None:
         """Add to a whole answer's choice what is to be said of it."""
         index = choice["index"]
-        choice["logprobs"] = self._all_logprobs(index, tokens)
+        text, before = self.echo(index)
+        choice["logprobs"] = self.logprobs(index, tokens, before)
         choice |= self.ids(tokens)
         if not self._is_chat:
-            choice["text"] = self.echo(index)[0] + choice["text"]
+            choice["text"] = text + choice["text"]
             choice |= self.of_prompt(index)
 
-    def logprobs(self, index: int, tokens: Sequence[Placed], *, is_prompt: bool = False) -> Any:
-        """The JSON of `logprobs`, as something to encode; None where none were asked for."""
+    def logprobs(self, index: int, tokens: Sequence[Placed], before: Sequence[Placed] = ()) -> Any:
+        """The JSON of `logprobs` of an answer's tokens, and of the prompt's before them, as something to encode.
+
+        None where none were asked for.
+        """
         if (count := self._request.sampling.logprobs) is None:
             return None
         if self._is_chat:
             thoughts = (placed.logprobs for placed in tokens)
             entries = [self._spelling.chat_entry(each, count) for each in thoughts if each]
             return msgspec.Raw(b'{"content":[' + b",".join(entries) + b'],"refusal":null}')
-        offset = 0 if is_prompt or not self.echoes else len(self._terms.echoes[self._prompt(index)])
-        return self._columns(tokens, count, offset)
+        behind = len(self._terms.echoes[self._prompt(index)]) if self.echoes else 0
+        offsets = [placed.start for placed in before] + [behind + each.start for each in tokens]
+        return self._columns([*before, *tokens], count, offsets)
 
     def ids(self, tokens: Sequence[Placed]) -> dict[str, Any]:
         """The member `token_ids` of a choice, where it was asked for."""
@@ -126,15 +133,9 @@ class Report:
             members["prompt_token_ids"] = self._terms.prompts[prompt]
         if (count := self._request.sampling.prompt_logprobs) is not None:
             placed = self._placed_prompt(prompt)
-            members["prompt_logprobs"] = [self._ranked(each.logprobs, count) for each in placed]
+            ranked = [self._ranked(each.logprobs, count) for each in placed]
+            members["prompt_logprobs"] = _listed(ranked)
         return members
-
-    def _all_logprobs(self, index: int, tokens: Sequence[Placed]) -> Any:
-        of_answer = self.logprobs(index, tokens)
-        if of_answer is None or not self.echoes:
-            return of_answer
-        of_prompt = self.logprobs(index, self.echo(index)[1], is_prompt=True)
-        return {name: of_prompt[name] + column for name, column in of_answer.items()}
 
     def _prompt(self, index: int) -> int:
         return index // self._request.n
@@ -147,14 +148,16 @@ class Report:
             self._placed[prompt] = placed
         return placed
 
-    def _columns(self, tokens: Sequence[Placed], count: int, offset: int) -> dict[str, Any]:
+    def _columns(
+        self, tokens: Sequence[Placed], count: int, offsets: Sequence[int]
+    ) -> dict[str, Any]:
         """OpenAI's `logprobs` of completions: the drawn token is among its likeliest even if it is not."""
         key = self._spelling.key
         return {
-            "tokens": [key(placed.token) for placed in tokens],
-            "token_logprobs": [_thought(placed) for placed in tokens],
-            "top_logprobs": [self._likeliest(placed, count) for placed in tokens],
-            "text_offset": [offset + placed.start for placed in tokens],
+            "tokens": _listed([key(placed.token) for placed in tokens]),
+            "token_logprobs": _listed([_thought(placed) for placed in tokens]),
+            "top_logprobs": _listed([self._likeliest(placed, count) for placed in tokens]),
+            "text_offset": _listed(offsets),
         }
 
     def _likeliest(self, placed: Placed, count: int) -> dict[str, float] | None:
@@ -183,3 +186,11 @@ class Report:
 
 def _thought(placed: Placed) -> float | None:
     return None if placed.logprobs is None else written(placed.logprobs.logprob)
+
+
+def _listed(values: Sequence[Any]) -> msgspec.Raw:
+    """A list as JSON, written slice by slice."""
+    if len(values) <= SLICE:
+        return msgspec.Raw(_encode(values))
+    slices = (values[at : at + SLICE] for at in range(0, len(values), SLICE))
+    return msgspec.Raw(b"[" + b",".join([_encode(part)[1:-1] for part in slices]) + b"]")

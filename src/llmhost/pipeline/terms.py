@@ -13,8 +13,8 @@ from llmhost.core.request import GenerationRequest, Kind, Pooling, Sampling
 INLINE_CHARS = 4096
 INLINE_MESSAGES = 64
 """Longer prompts, and all with tool calls, are rendered and tokenised in a thread: the HTTP loop waits for none."""
-MAX_PROMPT_LOGPROBS = 500_000
-"""Log probabilities of prompt tokens in one answer, as often as they are in it: some 30 MB of JSON."""
+MAX_REPEATED = 300_000
+"""Tokens and log probabilities of prompts in one answer, as often as they are in it: some 20 MB of JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ def terms_of(request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
     prompts = _prompts(request, tokenizer)
     sampling = _sampling(request, tokenizer)
     _check_size(request, prompts, sampling)
+    _check_sayable(request, sampling, tokenizer)
     return Terms(
         prompts,
         sampling,
@@ -100,14 +101,37 @@ def _spellings(words: tuple[str, ...], tokenizer: Tokenizer) -> Iterator[tuple[i
 def _check_size(
     request: GenerationRequest, prompts: tuple[tuple[int, ...], ...], sampling: Sampling
 ) -> None:
-    if sampling.prompt_logprobs is None:
+    """What an answer repeats of its prompts, which each of its choices has."""
+    of_prompt = sampling.prompt_logprobs
+    if of_prompt is None and not (request.echo or request.return_token_ids):
         return
-    reported = sum(map(len, prompts)) * request.n * (sampling.prompt_logprobs + 1)
-    if reported > MAX_PROMPT_LOGPROBS:
+    repeated = sum(map(len, prompts)) * request.n * (1 + (of_prompt or 0))
+    if repeated > MAX_REPEATED:
         raise InvalidValue(
-            f"The answer would hold {reported} log probabilities of prompt tokens;"
-            f" {MAX_PROMPT_LOGPROBS} are allowed. Send fewer prompts at a time, or ask for fewer.",
-            param="prompt_logprobs" if request.sampling.prompt_logprobs is not None else "logprobs",
+            f"The answer would repeat {repeated} tokens and log probabilities of prompts;"
+            f" {MAX_REPEATED} are allowed. Send fewer prompts at a time, or ask for fewer choices.",
+            param=_repeater(request),
+        )
+
+
+def _repeater(request: GenerationRequest) -> str:
+    if request.sampling.prompt_logprobs is not None:
+        return "prompt_logprobs"
+    return "echo" if request.echo else "return_token_ids"
+
+
+def _check_sayable(request: GenerationRequest, sampling: Sampling, tokenizer: Tokenizer) -> None:
+    """Raises InvalidValue where nothing could be drawn from the first token on."""
+    if (allowed := sampling.allowed_token_ids) is None:
+        return
+    never = {words[0] for words in sampling.bad_words if len(words) == 1}
+    if request.min_tokens:
+        never |= set(request.stop_token_ids)
+        never |= frozenset() if request.ignore_eos else tokenizer.eos_ids
+    if never.issuperset(allowed):
+        raise InvalidValue(
+            "'bad_words' and 'min_tokens' leave none of the 'allowed_token_ids'. Allow more.",
+            param="allowed_token_ids",
         )
 
 

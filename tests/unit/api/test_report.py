@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.pipeline.node import asks
 
 from llmhost.api.frames import frames_of, whole_answer
-from llmhost.api.report import LARGE, Report, report_of
+from llmhost.api.report import LARGE, SLICE, Report, report_of
 from llmhost.api.tokens import Spelling
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.request import GenerationRequest, Kind, Sampling
@@ -304,6 +304,14 @@ def test_much_to_report_is_written_in_a_thread() -> None:
     assert not report_for(request, ((0,) * 100,)).is_large([])
     assert report_for(request, ((0,) * (LARGE + 1),)).is_large([])
     assert report_for(request_for(Kind.CHAT)).is_large([long])
+
+
+def test_a_long_column_is_the_same_in_slices() -> None:
+    tokens = [index % 3 for index in range(2 * SLICE + 1)]
+    [choice] = whole(request_for(Kind.COMPLETION), said(tokens))["choices"]
+
+    assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+    assert len(choice["logprobs"]["text_offset"]) == len(tokens)
 
 
 def test_a_token_is_looked_up_once() -> None:

@@ -260,13 +260,43 @@ async def test_more_must_be_said_than_there_is_room_for() -> None:
     assert refused.value.param == "min_tokens"
 
 
-async def test_more_log_probabilities_of_prompts_than_an_answer_holds_are_refused() -> None:
-    sampling = Sampling(logprobs=20)
+@pytest.mark.parametrize(
+    ("facts", "param"),
+    [
+        ({"echo": True, "sampling": Sampling(logprobs=20)}, "echo"),
+        ({"echo": True, "n": 21}, "echo"),
+        ({"return_token_ids": True, "n": 21}, "return_token_ids"),
+        ({"sampling": Sampling(prompt_logprobs=20)}, "prompt_logprobs"),
+    ],
+    ids=str,
+)
+async def test_an_answer_that_would_repeat_too_much_of_its_prompts_is_refused(
+    facts: dict[str, Any], param: str
+) -> None:
     async with scripted_node() as (host, _):
         with pytest.raises(InvalidValue, match="are allowed") as refused:
-            await open_on(host, prompts=((1,) * 30_000,), echo=True, sampling=sampling)
+            await open_on(host, prompts=((1,) * 24_000,), **facts)
 
-    assert refused.value.param == "logprobs"
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"stop_token_ids": (5,), "min_tokens": 1},
+        {"bad_words": (WORDS.decode([5]),)},
+    ],
+    ids=str,
+)
+async def test_a_request_that_leaves_nothing_to_say_is_refused(facts: dict[str, Any]) -> None:
+    async with scripted_node() as (host, engine):
+        with pytest.raises(InvalidValue) as refused:
+            await open_on(host, sampling=Sampling(allowed_token_ids=(5,)), **facts)
+        some = await open_on(host, sampling=Sampling(allowed_token_ids=(5, 6)), **facts)
+        some.leave()
+
+    assert refused.value.param == "allowed_token_ids"
+    assert list(engine.specs) == [0]
 
 
 # -- deadlines ------------------------------------------------------------------------------------------------------
