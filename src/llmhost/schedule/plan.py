@@ -232,4 +232,4 @@ class _Sharing:
 
 
 def _decodes(work: Work) -> bool:
-    return work.todo - work.drafts == 1 and not work.is_atomic
+    return not work.is_atomic and work.todo - work.drafts == 1

@@ -206,7 +206,8 @@ class Scheduler:
         self._requeue(plan, hits)
         rows = [self._row(self._sequences[seq_id], share) for seq_id, share in plan.grants]
         for sequence in self._running:
-            sequence.draft = []
+            if sequence.draft:
+                sequence.draft = []
         return rows
 
     def take_moves(self) -> list[KvMove]:
@@ -266,10 +267,10 @@ class Scheduler:
         start, end, known = sequence.computed, sequence.computed + share, len(sequence.tokens)
         if not sequence.is_atomic:
             self.kv.grow(sequence, end)
-        spec = sequence.spec
-        drafts = max(end - known, 0)
+        spec, drafts, prompt_tokens = sequence.spec, 0, len(sequence.spec.prompt)
         tokens = sequence.tokens[start:end]
-        if drafts:
+        if end > known:
+            drafts = end - known
             tokens += sequence.draft[:drafts]
         return Row(
             sequence.seq_id,
@@ -278,13 +279,13 @@ class Scheduler:
             sequence.blocks,
             spec.sampling,
             spec.seed,
-            end >= known and not sequence.is_scored_only,
+            end >= known and not (spec.max_new_tokens == 0 and sequence.is_scored_only),
             spec.purpose,
-            len(spec.prompt),
+            prompt_tokens,
             sequence.tokens,
             drafts,
-            spec.stop_token_ids if spec.min_new_tokens else frozenset(),
-            len(spec.prompt) + spec.min_new_tokens,
+            sequence.barred,
+            prompt_tokens + spec.min_new_tokens,
             sequence.grammar,
             spec.adapter,
             spec.pooling,
@@ -310,7 +311,8 @@ class Scheduler:
             if isinstance(drawn, EngineFailed):
                 emissions += self.fail([row.seq_id], drawn)
                 continue
-            self.kv.record(sequence)
+            if sequence.computed >= (sequence.recorded + 1) * self.limits.block_tokens:
+                self.kv.record(sequence)
             delta = self._take(sequence, row, drawn, longest)
             if delta is not None:
                 emissions.append((row.seq_id, delta))
@@ -350,21 +352,24 @@ class Scheduler:
         self, sequence: Sequence, row: Row, drawn: int | Draw | None, longest: int
     ) -> Delta | None:
         """The sequence's delta for what was drawn; None when it has nothing to say."""
-        if isinstance(drawn, int):
-            drawn = Draw((drawn,))
+        if isinstance(drawn, int):  # by far the most common
+            assert row.wants_token, "a token where none was wanted"
+            delta = sequence.accept(drawn)
+            if delta.finish_reason is None and len(sequence.tokens) < longest:
+                return delta
+            return self._last_if_full(sequence, delta, longest)
         if sequence.is_atomic:
             assert isinstance(drawn, Draw) and drawn.pooled is not None, "a vector was wanted"
             self._remove(sequence)
             return replace(sequence.end(FinishReason.STOP), pooled=drawn.pooled)
-        has_token = isinstance(drawn, Draw) and bool(drawn.tokens)
+        has_token = drawn is not None and bool(drawn.tokens)
         assert has_token is row.wants_token, "a token where none was wanted, or none"
-        delta = None
-        if drawn is not None:
-            if drawn.prompt_logprobs:
-                fresh = sequence.fresh_logprobs(row.start, drawn.prompt_logprobs)
-                drawn = drawn._replace(prompt_logprobs=fresh)
-            delta = sequence.take(drawn)
-        return self._last_if_full(sequence, delta, longest)
+        if drawn is None:
+            return self._last_if_full(sequence, None, longest)
+        if drawn.prompt_logprobs:
+            fresh = sequence.fresh_logprobs(row.start, drawn.prompt_logprobs)
+            drawn = drawn._replace(prompt_logprobs=fresh)
+        return self._last_if_full(sequence, sequence.take(drawn), longest)
 
     def _last_if_full(self, sequence: Sequence, delta: Delta | None, longest: int) -> Delta | None:
         if delta is None or delta.finish_reason is None:

@@ -24,6 +24,10 @@ class Sequence:
     most_tokens: int
     """Length at which it has said all that it may."""
     grammar: GrammarState | None = None
+    is_atomic: bool = False
+    """Computed in one step as a whole, and without KV blocks."""
+    barred: frozenset[int] = frozenset()
+    """Ids that are not drawn while the answer is too short to end."""
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
@@ -63,6 +67,8 @@ class Sequence:
             tokens=[*spec.prompt, *spec.generated],
             most_tokens=len(spec.prompt) + spec.max_new_tokens,
             grammar=grammar,
+            is_atomic=spec.pooling is not None,
+            barred=spec.stop_token_ids if spec.min_new_tokens else frozenset(),
             high_water=spec.high_water,
             engine_ns=spec.engine_ns,
             cached_tokens=spec.cached_tokens,
@@ -89,11 +95,6 @@ class Sequence:
     @property
     def held(self) -> int:
         return len(self.blocks)
-
-    @property
-    def is_atomic(self) -> bool:
-        """Computed in one step as a whole, and without KV blocks."""
-        return self.spec.pooling is not None
 
     @property
     def is_scored_only(self) -> bool:
