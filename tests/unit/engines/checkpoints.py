@@ -86,7 +86,7 @@ _SMALL: dict[str, Any] = {
     "swa_num_key_value_heads": 2,
 }
 """Applied where a config has that setting."""
-_OPTIONAL = ("index_topk", "kv_lora_rank", "num_key_value_heads", "q_lora_rank", "sliding_window")
+_OPTIONAL = ("index_topk", "kv_lora_rank", "q_lora_rank", "sliding_window")
 """Left unset where a config leaves them unset: setting them would make another model of it."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
