@@ -30,6 +30,7 @@ class Asked:
     barred: frozenset[int] = frozenset()
     barred_until: int = 0
     grammar: GrammarState | None = None
+    adapter: str | None = None
     made: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -130,4 +131,5 @@ class ToyScheduler:
             barred=one.barred,
             barred_until=one.barred_until,
             grammar=one.grammar,
+            adapter=one.adapter,
         )

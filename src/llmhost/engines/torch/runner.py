@@ -4,7 +4,7 @@ It does what the step says and decides nothing: which sequences run, which block
 is comes from outside, and rows are taken as valid.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from llmhost.engines.torch.attention import ForwardPass, forward_pass
 from llmhost.engines.torch.backend_torch import Scratch, StepAttention
 from llmhost.engines.torch.kv import KvShape, PagedKv
 from llmhost.engines.torch.layout import StepLayout, lay_out
+from llmhost.engines.torch.lora import LoraAdapters
 from llmhost.engines.torch.sampler import Sampler
 from llmhost.engines.torch.scoring import Scores, computed_once, score, with_scores
 
@@ -34,6 +35,7 @@ class TorchRunner:
         self._model: Any = model
         self.device: torch.device = model.device
         self._kv: PagedKv | None = PagedKv(shape, self.device)
+        self.adapters = LoraAdapters(model)
         self._scratch = Scratch()
         self.sampler = Sampler()
         self._block_tokens = shape.block_tokens
@@ -63,10 +65,13 @@ class TorchRunner:
         answers: list[Drawn] = [None] * len(rows)
         if not rows:
             return answers
+        if lost := self.adapters.missing(rows):
+            return self._without(rows, lost)
         with torch.inference_mode():
             layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
             ordered = [rows[i] for i in layout.order]
-            logits, scores = self._compute(layout, ordered)
+            with self.adapters.step(ordered, layout):
+                logits, scores = self._compute(layout, ordered)
             if logits is not None:
                 drawing = [i for i in layout.order if rows[i].wants_token]
                 drawn = self.sampler.sample(logits, [rows[i] for i in drawing])
@@ -118,10 +123,18 @@ class TorchRunner:
 
     def _logits(self, inputs: Inputs, places: Tensor) -> Tensor:
         """[places, vocabulary]"""
-        logits: Tensor = self._model(**inputs, logits_to_keep=places).logits[0]
+        with self.adapters.head_at(places):
+            logits: Tensor = self._model(**inputs, logits_to_keep=places).logits[0]
         return logits
 
+    def _without(self, rows: Sequence[Row], lost: Mapping[int, EngineFailed]) -> list[Drawn]:
+        """The step without the rows in `lost`, which fail alone."""
+        kept = [i for i in range(len(rows)) if i not in lost]
+        others = dict(zip(kept, self.run([rows[i] for i in kept]), strict=True))
+        return [lost[i] if i in lost else others[i] for i in range(len(rows))]
+
     def close(self) -> None:
+        self.adapters.close()
         self._model = None
         self._kv = None
         self._scratch = Scratch()

@@ -1,0 +1,242 @@
+"""LoRA adapters in the forward pass: many per batch, each row with its own or none.
+
+A hook at each linear layer that some loaded adapter targets adds x[rows] @ A.T @ B.T * scale to the layer's output,
+adapter by adapter. The layer itself computes the whole batch as ever, so rows without an adapter get the very bits
+that they get from the model alone. Which token belongs to which adapter is one index per step, and comes from a
+context variable as attention's view of the step does.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
+
+from llmhost.core.errors import EngineFailed, ModelUnavailable
+from llmhost.core.step import Row
+from llmhost.engines.torch.layout import StepLayout
+from llmhost.engines.torch.lora_files import LoraFiles, LoraModule, read_adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One adapter's matrices for one layer."""
+
+    a: Tensor
+    """[rank, inputs]"""
+    b: Tensor
+    """[outputs, rank], the scale multiplied in."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraWeights:
+    """An adapter on the model's device, ready to be added. Opaque to everybody else."""
+
+    pairs: Mapping[str, Pair]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Which places of a layer's input belong to which adapter; None stands for all of them."""
+
+    places: int
+    of: Mapping[str, Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    tokens: _Groups
+    head: _Groups
+    """For the layer that makes logits, which sees only the tokens whose logits are wanted."""
+
+
+_current: ContextVar[_Step | None] = ContextVar("llmhost_lora_step", default=None)
+
+
+class LoraAdapters:
+    """The adapters of one loaded model. `read` may be called from any thread, the rest on the engine's."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._sites: dict[str, _Site] = {}
+        self._loaded: dict[str, LoraWeights] = {}
+
+    def size_bytes(self, folder: Path) -> int:
+        """What an adapter will take, from its headers. Raises ModelUnavailable."""
+        item: int = self._model.dtype.itemsize
+        return read_adapter(folder).parameters * item
+
+    def read(self, folder: Path) -> LoraWeights:
+        """An adapter's matrices on the model's device. Raises ModelUnavailable when it is not for this model."""
+        files = read_adapter(folder)
+        layers = {module.name: self._layer(files, module) for module in files.modules}
+        try:
+            tensors = load_file(files.weights)
+        except Exception as error:  # safetensors has an error of its own, and the disk others
+            raise ModelUnavailable(f"{files.weights} could not be read: {error}.") from error
+        pairs = {}
+        for module in files.modules:
+            a = tensors[files.tensors[module.name, "A"]]
+            b = tensors[files.tensors[module.name, "B"]].float() * module.scale
+            target = layers[module.name].weight
+            pairs[module.name] = Pair(
+                a.to(target.device, target.dtype), b.to(target.device, target.dtype)
+            )
+        return LoraWeights(pairs)
+
+    def add(self, key: str, weights: LoraWeights) -> None:
+        """From the next step on, rows that name `key` run with it."""
+        self.drop(key)
+        self._loaded[key] = weights
+        for name, pair in weights.pairs.items():
+            if name not in self._sites:
+                self._sites[name] = _Site(self._model, name)
+            self._sites[name].pairs[key] = pair
+
+    def drop(self, key: str) -> None:
+        """Forget an adapter, and let go of layers that no other one targets. Unknown keys are ignored."""
+        weights = self._loaded.pop(key, None)
+        for name in weights.pairs if weights is not None else ():
+            site = self._sites[name]
+            del site.pairs[key]
+            if not site.pairs:
+                site.close()
+                del self._sites[name]
+
+    def missing(self, rows: Sequence[Row]) -> dict[int, EngineFailed]:
+        """Rows, by their place, whose adapter is not here."""
+        return {
+            i: EngineFailed(f"The adapter {row.adapter!r} is not loaded any more. Ask again.")
+            for i, row in enumerate(rows)
+            if row.adapter is not None and row.adapter not in self._loaded
+        }
+
+    @contextmanager
+    def step(self, rows: Sequence[Row], layout: StepLayout) -> Iterator[None]:
+        """The forward pass in this block runs `rows`, in the order of `layout`, each with its adapter."""
+        if all(row.adapter is None for row in rows):
+            yield
+            return
+        tokens = _groups(rows, layout)
+        token = _current.set(_Step(tokens, tokens))
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    @contextmanager
+    def head_at(self, places: Tensor) -> Iterator[None]:
+        """The layer that makes logits sees the step's tokens at `places` only, until the block ends."""
+        step = _current.get()
+        if step is None or not any(site.is_head for site in self._sites.values()):
+            yield
+            return
+        token = _current.set(_Step(step.tokens, _at(step.tokens, places)))
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    def close(self) -> None:
+        for key in list(self._loaded):
+            self.drop(key)
+        self._model = None
+
+    def _layer(self, files: LoraFiles, module: LoraModule) -> Any:
+        """The model's layer that a part of an adapter is for. Raises ModelUnavailable when there is none such."""
+        kind = type(self._model).__name__
+        try:
+            layer = self._model.get_submodule(module.name)
+        except AttributeError:
+            raise ModelUnavailable(
+                f"The adapter in {files.folder} is for another model: it adapts {module.name}, which this"
+                f" {kind} does not have."
+            ) from None
+        if not isinstance(layer, nn.Linear | Conv1D):
+            raise ModelUnavailable(
+                f"The adapter in {files.folder} adapts {module.name}, which is a {type(layer).__name__} in this"
+                f" {kind}; only linear layers can be adapted."
+            )
+        outputs, inputs = (
+            layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.T.shape
+        )
+        if (inputs, outputs) != (module.inputs, module.outputs):
+            raise ModelUnavailable(
+                f"The adapter in {files.folder} is for another model: its {module.name} goes from {module.inputs}"
+                f" to {module.outputs} numbers, and this {kind}'s from {inputs} to {outputs}."
+            )
+        return layer
+
+
+class _Site:
+    """One layer of the model, and the adapters that target it."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.pairs: dict[str, Pair] = {}
+        self._name = name
+        layer: nn.Module = model.get_submodule(name)
+        self.is_head = layer is model.get_output_embeddings()
+        self._handle: RemovableHandle = layer.register_forward_hook(self._adapt)
+
+    def close(self) -> None:
+        self._handle.remove()
+
+    def _adapt(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        step = _current.get()
+        if step is None:
+            return output
+        groups = step.head if self.is_head else step.tokens
+        x, out = inputs[0].flatten(0, -2), output.flatten(0, -2)
+        if len(x) != groups.places:
+            raise EngineFailed(
+                f"The layer {self._name} was run on {len(x)} of {groups.places} tokens: adapters can't be told apart"
+                " in it."
+            )
+        for key, places in groups.of.items():
+            if (pair := self.pairs.get(key)) is None:
+                continue
+            if places is None:
+                out += F.linear(F.linear(x, pair.a), pair.b)
+            else:
+                out.index_add_(0, places, F.linear(F.linear(x[places], pair.a), pair.b))
+        return out.view(output.shape)
+
+
+def _groups(rows: Sequence[Row], layout: StepLayout) -> _Groups:
+    """Sort the step's flat places by adapter, on the host, once for all layers."""
+    found: dict[str, list[int]] = {}
+    for at, row in enumerate(rows):
+        if row.adapter is not None:
+            here = range(layout.offsets[at], layout.offsets[at + 1])
+            found.setdefault(row.adapter, []).extend(here)
+    total, device = layout.offsets[-1], layout.input_ids.device
+    return _Groups(
+        total,
+        {
+            key: None if len(here) == total else torch.tensor(here, device=device)
+            for key, here in found.items()
+        },
+    )
+
+
+def _at(groups: _Groups, places: Tensor) -> _Groups:
+    """The same for those of the step's places that a layer sees, in its order."""
+    return _Groups(
+        len(places),
+        {
+            key: None if here is None else torch.isin(places, here).nonzero().flatten()
+            for key, here in groups.of.items()
+        },
+    )
