@@ -6,10 +6,12 @@ from typing import Any, cast, get_args
 
 import msgspec
 
+from llmhost.config.check import is_adapter_name
 from llmhost.core.errors import Conflict, InvalidValue
 from llmhost.core.units import nano_to_dollars
 from llmhost.cost.chain import VerifyReport
 from llmhost.cost.ledger import By, Ledger, UsageRow
+from llmhost.deploy.catalogue import Catalogue, Served
 from llmhost.deploy.deployment import Deployment, State
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.registry import PluginReport, Plugins
@@ -37,6 +39,13 @@ class NewOrg(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The body that makes an organisation."""
 
     name: str
+
+
+class NewAdapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body that loads or unloads a LoRA adapter: `MODEL:NAME` and, for one that is not declared, its source."""
+
+    adapter: str
+    source: str | None = None
 
 
 class Admin:
@@ -69,7 +78,7 @@ class Admin:
         _check_bound(new.requests_per_minute, MOST_PER_MINUTE, "requests_per_minute")
         if new.models is not None and self._deployments is not None:
             for name in new.models:
-                self._deployments.catalogue.find(name)
+                self._deployments.catalogue.locate(name)
         record, token = await self._keys.create(
             org=new.org,
             team=new.team,
@@ -102,6 +111,31 @@ class Admin:
         deployment = self._running.find(name)
         await deployment.unload(drain_s=drain_s, reason="operator")
         return _model_state(deployment)
+
+    async def adapters(self) -> list[dict[str, Any]]:
+        """LoRA adapters that requests can name, and which of them are in memory."""
+        running = self._running
+        rows = [row for d in running.all() for row in _adapters(running, d)]
+        files = await asyncio.to_thread(lambda: [running.presence(row["source"]) for row in rows])
+        return [{**row, "files": here} for row, here in zip(rows, files, strict=True)]
+
+    async def load_adapter(self, new: NewAdapter) -> dict[str, Any]:
+        """Load an adapter, and its model if need be. With a source, one that models.toml does not declare."""
+        running = self._running
+        served = _named(running.catalogue, new)
+        await running.load_adapter(served)
+        return _adapter_row(running, served)
+
+    async def unload_adapter(self, name: str, *, drain_s: float) -> dict[str, Any]:
+        """Drop an adapter from memory once nobody uses it. One that was added at run time is forgotten."""
+        running = self._running
+        served = running.catalogue.locate(name)
+        if served.adapter is None:
+            raise InvalidValue(
+                f"{name!r} is a model; an adapter is named MODEL:NAME.", param="adapter"
+            )
+        await running.unload_adapter(served, drain_s=drain_s)
+        return {**_adapter_row(running, served), "state": "absent"}
 
     def usage(self, by: str, since_ns: int | None, until_ns: int | None) -> list[dict[str, Any]]:
         """Blocks. Requests, tokens and money of since <= time < until."""
@@ -219,6 +253,54 @@ def _model(deployment: Deployment) -> dict[str, Any]:
     }
 
 
+def _named(catalogue: Catalogue, new: NewAdapter) -> Served:
+    """The adapter that is meant: a known one, or one that the source makes."""
+    if new.source is None:
+        served = catalogue.locate(new.adapter)
+        if served.adapter is None:
+            raise InvalidValue(
+                f"{new.adapter!r} is a model; an adapter is named MODEL:NAME.", param="adapter"
+            )
+        return served
+    model, _, name = new.adapter.rpartition(":")
+    if not model or not is_adapter_name(name):
+        raise InvalidValue(
+            f"{new.adapter!r} does not name an adapter: it is written MODEL:NAME, with letters, digits, '.', '_',"
+            " '-' and '/' in NAME.",
+            param="adapter",
+        )
+    entry = catalogue.find(model)
+    known = {served.adapter: served for served in catalogue.adapters(entry)}.get(name)
+    if known is not None and known.source != new.source:
+        raise Conflict(
+            f"The adapter {known.name!r} exists with the source {known.source!r}. Unload it first, or choose another"
+            " name."
+            if not known.is_declared
+            else f"models.toml declares the adapter {known.name!r} with the source {known.source!r}. Choose another"
+            " name."
+        )
+    return known or Served(entry, name, new.source, is_declared=False)
+
+
+def _adapters(running: Deployments, deployment: Deployment) -> list[dict[str, Any]]:
+    return [
+        _adapter_row(running, served) for served in running.catalogue.adapters(deployment.entry)
+    ]
+
+
+def _adapter_row(running: Deployments, served: Served) -> dict[str, Any]:
+    loaded = [row for row in running.loaded_adapters(served.entry) if row.name == served.adapter]
+    return {
+        "adapter": served.name,
+        "model": served.entry.name,
+        "source": served.source,
+        "origin": "file" if served.is_declared else "operator",
+        "state": "ready" if loaded else "absent",
+        "bytes": sum(row.size_bytes for row in loaded),
+        "requests": sum(row.users for row in loaded),
+    }
+
+
 def _model_state(deployment: Deployment) -> dict[str, Any]:
     replica = deployment.replicas[0] if deployment.replicas else None
     return {
@@ -254,6 +336,7 @@ def _ps(deployment: Deployment) -> list[dict[str, Any]]:
                 "kv_blocks_total": load.kv_blocks_total,
                 "since_ns": replica.ready_utc_ns,
                 "load_s": replica.load_s,
+                "adapters": [] if replica.adapters is None else replica.adapters.names(),
             }
         )
     return rows

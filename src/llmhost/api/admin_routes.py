@@ -14,7 +14,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
-from llmhost.api.admin import Admin, NewKey, NewOrg
+from llmhost.api.admin import Admin, NewAdapter, NewKey, NewOrg
 from llmhost.core.errors import InvalidValue, NotFound, Unauthenticated
 
 NDJSON = "application/x-ndjson"
@@ -76,6 +76,21 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
             return await admin.unload(name, drain_s=drain_s)
         raise NotFound(f"A model can be told to load or unload, and not to {verb!r}.")
 
+    @get("/adapters")
+    async def list_adapters() -> dict[str, Any]:
+        """LoRA adapters, and which of them are in memory."""
+        return {"data": await admin.adapters()}
+
+    @post("/adapters/load", status_code=200)
+    async def load_adapter(data: JSONBody[NewAdapter]) -> dict[str, Any]:
+        """Load an adapter; with a source, add one."""
+        return await admin.load_adapter(data)
+
+    @post("/adapters/unload", status_code=200)
+    async def unload_adapter(data: JSONBody[NewAdapter]) -> dict[str, Any]:
+        """Drop an adapter from memory when nobody uses it; forget it, if it was added by a load."""
+        return await admin.unload_adapter(data.adapter, drain_s=drain_s)
+
     @get("/usage")
     async def usage(
         by: FromQuery[str] = "org",
@@ -114,6 +129,9 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
             list_models,
             list_loaded,
             turn,
+            list_adapters,
+            load_adapter,
+            unload_adapter,
             usage,
             verify_ledger,
             export_ledger,

@@ -23,7 +23,7 @@ from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, Overloaded
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import Caller, Kind
-from llmhost.deploy.catalogue import Catalogue, ModelEntry
+from llmhost.deploy.catalogue import Catalogue, Served
 from llmhost.observe.metrics import CONTENT_TYPE, Metrics
 from llmhost.pipeline.processor import Processor
 
@@ -102,21 +102,23 @@ def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
         """The models that this caller may use."""
         caller = await caller_of(request)
         data = [
-            model_object(entry, name)
+            model_object(Served(entry), name)
             for entry in surface.catalogue.entries()
             for name in (entry.name, *entry.spec.aliases)
             if entry.may_be_used_by(caller)
         ]
+        adapters = surface.catalogue.adapters()
+        data += [model_object(one, one.name) for one in adapters if one.may_be_used_by(caller)]
         return _stamped({"object": "list", "data": data})
 
     @get("/v1/models/{model:path}", tags=["models"])
     async def read_model(request: AnyRequest, model: FromPath[str]) -> Response[dict[str, Any]]:
         """One model, by name or alias."""
         caller, name = await caller_of(request), model.strip("/")
-        entry = surface.catalogue.find(name)
-        if not entry.may_be_used_by(caller):
+        served = surface.catalogue.locate(name)
+        if not served.may_be_used_by(caller):
             raise ModelNotAllowed(name)
-        return _stamped(model_object(entry, name))
+        return _stamped(model_object(served, name))
 
     return [list_models, read_model]
 
@@ -143,8 +145,9 @@ def _operation_routes(surface: Surface) -> list[ControllerRouterHandler]:
     return [health, ready, metrics]
 
 
-def model_object(entry: ModelEntry, name: str) -> dict[str, Any]:
-    """OpenAI's model object, with the names that vLLM's clients read beside."""
+def model_object(served: Served, name: str) -> dict[str, Any]:
+    """OpenAI's model object, with the names that vLLM's clients read beside. An adapter's `parent` is its model."""
+    entry = served.entry
     return {
         "id": name,
         "object": "model",
@@ -152,6 +155,7 @@ def model_object(entry: ModelEntry, name: str) -> dict[str, Any]:
         "owned_by": "llmhost",
         "root": entry.name,
         "version": entry.ref.version,
+        "parent": entry.name if served.adapter is not None else None,
     }
 
 

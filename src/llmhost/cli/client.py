@@ -88,6 +88,17 @@ class HttpAdmin:
     def unload(self, model: str) -> Row:
         return self._turn(model, "unload")
 
+    def adapters(self) -> list[Row]:
+        return self._http.many("/admin/v1/adapters")
+
+    def load_adapter(self, adapter: str, source: str | None) -> Row:
+        body = {"adapter": adapter, "source": source}
+        return self._http.one("POST", "/admin/v1/adapters/load", json=body, read_s=None)
+
+    def unload_adapter(self, adapter: str) -> Row:
+        body = {"adapter": adapter}
+        return self._http.one("POST", "/admin/v1/adapters/unload", json=body, read_s=None)
+
     def plugins(self) -> list[Row]:
         return self._http.many("/admin/v1/plugins")
 

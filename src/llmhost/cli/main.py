@@ -9,12 +9,24 @@ import typer
 from typer.core import TyperGroup
 
 from llmhost import __version__
-from llmhost.cli import bench, chat, config, doctor, keys, models, plugins, pull, serve, usage
+from llmhost.cli import (
+    adapters,
+    bench,
+    chat,
+    config,
+    doctor,
+    keys,
+    models,
+    plugins,
+    pull,
+    serve,
+    usage,
+)
 from llmhost.cli.options import Json, examples
 from llmhost.core.errors import LlmhostError
 
 _ORDER = (
-    *("serve", "chat", "models", "pull", "ps", "load", "unload"),
+    *("serve", "chat", "models", "pull", "ps", "load", "unload", "adapters"),
     *("orgs", "keys", "usage", "ledger"),
     *("bench", "plugins", "config", "doctor", "version"),
 )
@@ -98,5 +110,5 @@ def show_version(as_json: Json = False) -> None:
         typer.echo(f"llmhost {__version__}")
 
 
-for commands in (serve, chat, models, pull, keys, usage, bench, plugins, config, doctor):
+for commands in (serve, chat, models, pull, adapters, keys, usage, bench, plugins, config, doctor):
     commands.add_to(app)

@@ -77,10 +77,26 @@ def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
             f"is {spec.max_tokens_per_batch}, but each of max_batch_size = {spec.max_batch_size} sequences"
             " needs a token in every step",
         )
+    yield from _adapters(f"{key}.adapters", spec)
     if spec.price is not None:
         for field in spec.price.__struct_fields__:
             yield from _price(f"{key}.price.{field}", getattr(spec.price, field))
     yield from _device(f"{key}.options.device", spec.options.get("device"))
+
+
+def _adapters(key: str, spec: ModelSpec) -> Iterator[Problem]:
+    if spec.adapters and spec.engine == "fake":
+        yield key, "has no effect: the engine 'fake' has no weights to adapt"
+    for name, source in spec.adapters.items():
+        if not is_adapter_name(name):
+            yield key, f"has the name {name!r}; it may have letters, digits, '.', '_', '-' and '/'"
+        for _, what in _source(key, source):
+            yield key, f"{name} {what}"
+
+
+def is_adapter_name(name: str) -> bool:
+    """Callers write it after the model's name and a colon."""
+    return re.fullmatch(r"[A-Za-z0-9_][\w./-]*", name, re.ASCII) is not None
 
 
 def is_hub_source(source: str) -> bool:

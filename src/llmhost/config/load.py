@@ -255,6 +255,9 @@ def _model(name: str, table: Any, path: Path, origins: dict[str, Origin]) -> Mod
     keys = convert_keys(flat, ModelSpec, place, _homes())
     if "source" in keys:
         keys["source"] = _source(path, keys["source"], place)
+    if "adapters" in keys:
+        beside = {each: _source(path, source, place) for each, source in keys["adapters"].items()}
+        keys["adapters"] = beside
     if "price" in below:
         inner = Place(place.file, f"{place.table}.price")
         price = convert_keys(below["price"], PriceSettings, inner)

@@ -163,6 +163,10 @@ class ModelSpec(Section, frozen=True):
     """Memory of the host, such as "8GiB", for blocks that have to leave the KV cache; none when absent."""
     block_tokens: Literal[8, 16, 32, 64] = 16
     """Tokens in one KV block."""
+    adapters: dict[str, str] = msgspec.field(default_factory=dict)
+    """LoRA adapters in PEFT's format: NAME = a source, a folder or `hf:ORG/NAME`; callers name them as MODEL:NAME."""
+    max_adapters: Annotated[int, Meta(ge=1, le=1024)] = 8
+    """Adapters in memory at once; the least recently used one that nobody uses makes room."""
     price: PriceSettings | None = None
     """What callers pay. Absent, requests are metered and cost nothing."""
     options: dict[str, Any] = msgspec.field(default_factory=dict)

@@ -28,6 +28,8 @@ class RequestEnded:
     ttft_ms: float | None
     total_ms: float
     stream: bool
+    adapter: str | None = None
+    """Name of the LoRA adapter that answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from llmhost.core.output import Delta
@@ -89,6 +90,27 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give back weights and KV memory. Idempotent."""
+        ...
+
+
+class AdapterHost(Protocol):
+    """The LoRA adapters of a loaded model. A runner that can run them has one as `adapters`."""
+
+    def size_bytes(self, folder: Path) -> int:
+        """What the adapter in `folder` will take on the device, from its headers. Any thread. Raises
+        ModelUnavailable."""
+        ...
+
+    def read(self, folder: Path) -> Any:
+        """The adapter, for `add`. Blocks; any thread. Raises ModelUnavailable when it is not for this model."""
+        ...
+
+    def add(self, key: str, weights: Any) -> None:
+        """From the next step on, rows whose `adapter` is `key` run with it. Between two steps."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Give its memory back. Between two steps. Unknown keys are ignored."""
         ...
 
 

@@ -26,13 +26,43 @@ class ModelEntry:
         return any(caller.may_use(name) for name in (self.name, *self.spec.aliases))
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a request can name: a model, or a model with one of its LoRA adapters."""
+
+    entry: ModelEntry
+    adapter: str | None = None
+    source: str = ""
+    """Where the adapter's files are."""
+    is_declared: bool = True
+    """False for an adapter that an operator added since the start."""
+
+    @property
+    def name(self) -> str:
+        return self.entry.name if self.adapter is None else f"{self.entry.name}:{self.adapter}"
+
+    def may_be_used_by(self, caller: Caller) -> bool:
+        """Who may use a model may use its adapters; a key may also be for an adapter alone, by any of its names."""
+        if self.entry.may_be_used_by(caller):
+            return True
+        names = (self.entry.name, *self.entry.spec.aliases)
+        return self.adapter is not None and any(
+            caller.may_use(name) for name in (self.adapter, *(f"{n}:{self.adapter}" for n in names))
+        )
+
+
 class Catalogue:
-    """Names and aliases to entries; config has made sure that no two clash."""
+    """Names and aliases to entries; config has made sure that no two clash. Adapters come and go while it runs."""
 
     def __init__(self, entries: Iterable[ModelEntry]) -> None:
         self._entries = {entry.name: entry for entry in entries}
         self._aliases = {
             alias: entry for entry in self._entries.values() for alias in entry.spec.aliases
+        }
+        self._adapters = {
+            (entry.name, name): Served(entry, name, source)
+            for entry in self._entries.values()
+            for name, source in entry.spec.adapters.items()
         }
 
     def entries(self) -> tuple[ModelEntry, ...]:
@@ -40,8 +70,44 @@ class Catalogue:
 
     def find(self, name: str) -> ModelEntry:
         """The entry with this name or alias. Raises UnknownModel with the nearest name."""
-        entry = self._entries.get(name) or self._aliases.get(name)
-        if entry is None:
-            known = [*self._entries, *self._aliases]
-            raise UnknownModel(name, nearest=next(iter(get_close_matches(name, known, n=1)), None))
+        if (entry := self._model(name)) is None:
+            raise self._unknown(name)
         return entry
+
+    def locate(self, name: str) -> Served:
+        """What a request names: a model or alias, `MODEL:ADAPTER`, or an adapter that one model alone has.
+
+        Raises UnknownModel with the nearest name.
+        """
+        if (entry := self._model(name)) is not None:
+            return Served(entry)
+        model, _, adapter = name.rpartition(":")
+        if (entry := self._model(model)) is not None and (entry.name, adapter) in self._adapters:
+            return self._adapters[entry.name, adapter]
+        bare = [served for served in self._adapters.values() if served.adapter == name]
+        if len(bare) != 1:
+            raise self._unknown(name)
+        return bare[0]
+
+    def adapters(self, entry: ModelEntry | None = None) -> tuple[Served, ...]:
+        """All of them, or one model's."""
+        return tuple(
+            served for served in self._adapters.values() if entry is None or served.entry is entry
+        )
+
+    def add_adapter(self, served: Served) -> None:
+        """From now on requests can name it."""
+        assert served.adapter is not None
+        self._adapters[served.entry.name, served.adapter] = served
+
+    def remove_adapter(self, served: Served) -> None:
+        """Requests can't name it any more. Unknown ones are ignored."""
+        self._adapters.pop((served.entry.name, served.adapter or ""), None)
+
+    def _model(self, name: str) -> ModelEntry | None:
+        return self._entries.get(name) or self._aliases.get(name)
+
+    def _unknown(self, name: str) -> UnknownModel:
+        adapters = (served.name for served in self._adapters.values())
+        known = [*self._entries, *self._aliases, *adapters]
+        return UnknownModel(name, nearest=next(iter(get_close_matches(name, known, n=1)), None))

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -20,6 +20,7 @@ from llmhost.core.output import Delta
 from llmhost.core.ports import Clock, EngineLoad, Runner, RunnerFacts, Tokenizer
 from llmhost.core.request import Pooling, Purpose, Sampling, SequenceSpec
 from llmhost.core.step import StepResult
+from llmhost.deploy.adapters import AdapterShelf
 from llmhost.deploy.catalogue import ModelEntry
 from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
 from llmhost.deploy.off_loop import OffLoop
@@ -93,7 +94,8 @@ class LoadEffects:
             facts = await self.predict(entry)
             await self._know_device(entry, facts.device)
             try:
-                plan = self._lease(entry, facts)
+                kept = await self._adapter_bytes(entry)
+                plan = self._lease(entry, facts, kept)
                 before = psutil.Process().memory_info().rss
                 runner = await self._read_weights(entry, facts, plan)
                 grown = psutil.Process().memory_info().rss - before
@@ -114,6 +116,7 @@ class LoadEffects:
             plan=plan,
             facts=runner.facts,
             lease_holder=str(entry.ref),
+            adapters=self._shelf(entry, runner, engine),
             load_s=(self._clock.monotonic_ns() - started_ns) / 1e9,
             ready_utc_ns=self._clock.utc_ns(),
             measured_bytes=_measured(runner.facts, grown),
@@ -121,6 +124,8 @@ class LoadEffects:
 
     async def unload(self, replica: Replica, *, drain_s: float) -> None:
         await replica.engine.stop(drain_s=drain_s)
+        if replica.adapters is not None:
+            replica.adapters.close()
         for device in replica.devices:
             self._give_back(replica.lease_holder, device)
 
@@ -130,6 +135,10 @@ class LoadEffects:
         if kind is None or not kind.needs_files:
             return None
         return presence(entry.spec.source, self._models_dir)
+
+    def presence(self, source: str) -> str:
+        """Whether a source's files are here: present, partial or absent. Blocks."""
+        return presence(source, self._models_dir)
 
     @property
     def is_reading(self) -> bool:
@@ -171,9 +180,45 @@ class LoadEffects:
             if total_bytes is not None:
                 self._devices.add_gpu(device, total_bytes)
 
-    def _lease(self, entry: ModelEntry, facts: RunnerFacts) -> MemoryPlan:
+    async def _adapter_bytes(self, entry: ModelEntry) -> int:
+        """What the declared adapters will take, as many as may be loaded at once, the largest first. Fetches them."""
+        size_bytes: Any = getattr(self._kind(entry), "adapter_bytes", None)
+        if size_bytes is None:
+            return 0
+        sizes = []
+        for name, source in entry.spec.adapters.items():
+
+            def look(model: Path | None, source: str = source) -> int:
+                return int(size_bytes(entry.spec, model, find_files(source, self._models_dir)))
+
+            try:
+                sizes.append(await self._read(entry, look))
+            except (
+                ModelUnavailable
+            ) as error:  # whoever asks for it hears so; the model itself is fine
+                facts = {"model": str(entry.ref), "adapter": name, "why": error.message}
+                log_event(log, "adapter.unusable", level=logging.WARNING, **facts)
+        return sum(sorted(sizes)[-entry.spec.max_adapters :])
+
+    def _shelf(self, entry: ModelEntry, runner: Runner, engine: EngineLoop) -> AdapterShelf | None:
+        host = getattr(runner, "adapters", None)
+        if host is None:
+            return None
+        return AdapterShelf(
+            str(entry.ref),
+            host,
+            call=engine.call,
+            off_thread=self._off_loop.run,
+            memory=self._devices.memory(runner.facts.device),
+            limit=entry.spec.max_adapters,
+            models_dir=self._models_dir,
+        )
+
+    def _lease(self, entry: ModelEntry, facts: RunnerFacts, kept_bytes: int) -> MemoryPlan:
+        """Lease weights and KV cache, and leave `kept_bytes` of what is free to adapters."""
         memory = self._devices.memory(facts.device)
-        plan = plan_memory(entry.spec, facts, None if memory is None else memory.free_bytes)
+        free_bytes = None if memory is None else memory.free_bytes - kept_bytes
+        plan = plan_memory(entry.spec, facts, free_bytes)
         if memory is not None:
             memory.grant(
                 str(entry.ref),

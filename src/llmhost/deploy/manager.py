@@ -7,7 +7,8 @@ from collections.abc import Callable
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock, EngineLoad, RunnerFacts, Tokenizer
-from llmhost.deploy.catalogue import Catalogue
+from llmhost.deploy.adapters import AdapterRow
+from llmhost.deploy.catalogue import Catalogue, ModelEntry, Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.effects import LoadEffects
 
@@ -53,6 +54,31 @@ class Deployments:
         if deployment.replicas:
             return deployment.least_busy().facts
         return await self._effects.predict(deployment.entry)
+
+    def presence(self, source: str) -> str:
+        """Whether the files of a source are here: present, partial or absent. Blocks a little."""
+        return self._effects.presence(source)
+
+    def loaded_adapters(self, entry: ModelEntry) -> list[AdapterRow]:
+        """Of all of a model's replicas."""
+        replicas = self._all[entry.name].replicas
+        return [row for replica in replicas if replica.adapters for row in replica.adapters.rows()]
+
+    async def load_adapter(self, served: Served) -> None:
+        """Have an adapter in memory, and its model. One that is new can be named from then on."""
+        deployment = self._all[served.entry.name]
+        await deployment.ensure_ready("operator")
+        for replica in deployment.replicas:
+            (await replica.hold_adapter(served)).let_go()
+        self.catalogue.add_adapter(served)
+
+    async def unload_adapter(self, served: Served, *, drain_s: float) -> None:
+        """Have an adapter out of memory once nobody uses it. One that is not declared can't be named any more."""
+        if not served.is_declared:
+            self.catalogue.remove_adapter(served)
+        for replica in self._all[served.entry.name].replicas:
+            if replica.adapters is not None and served.adapter is not None:
+                await replica.adapters.unload(served.adapter, drain_s=drain_s)
 
     async def longest_tokens(self, deployment: Deployment) -> int:
         """Most tokens of prompt and answer together, as far as is known without loading the weights."""

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import EngineClient, RunnerFacts, Tokenizer
+from llmhost.deploy.adapters import AdapterHold, AdapterShelf
+from llmhost.deploy.catalogue import Served
 from llmhost.deploy.memory_plan import MemoryPlan
 
 
@@ -20,3 +23,14 @@ class Replica:
     ready_utc_ns: int
     measured_bytes: int
     """What the device says that loading took; on the CPU, by how much the process grew meanwhile."""
+    adapters: AdapterShelf | None = None
+    """None where the engine runs no LoRA adapters."""
+
+    async def hold_adapter(self, served: Served) -> AdapterHold:
+        """The adapter, loaded and kept until it is let go. Raises ModelUnavailable, DoesNotFit or Overloaded."""
+        if self.adapters is None or served.adapter is None:
+            raise ModelUnavailable(
+                f"The model {self.lease_holder} runs no LoRA adapters: its engine or its task has none."
+                f" Ask for {served.entry.name!r} alone."
+            )
+        return await self.adapters.hold(served.adapter, served.source)

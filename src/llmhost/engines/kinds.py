@@ -88,6 +88,18 @@ class TorchKind:
             step_row_bytes=needs.step_row_bytes,
         )
 
+    def adapter_bytes(self, spec: ModelSpec, folder: Path | None, adapter: Path) -> int:
+        """What a LoRA adapter of this model will take, from its headers. Raises ModelUnavailable."""
+        from llmhost.engines.torch.footprint import _ITEM_BYTES, read_footprint
+        from llmhost.engines.torch.lora_files import read_adapter
+
+        options = _options(spec, TorchOptions)
+        on_gpu = self._device(options).startswith("cuda")
+        needs = read_footprint(
+            _present(folder), block_tokens=spec.block_tokens, dtype=options.dtype, on_gpu=on_gpu
+        )
+        return read_adapter(adapter).parameters * _ITEM_BYTES[needs.dtype]
+
     def device_bytes(self, device: str) -> int | None:
         import torch
 

@@ -9,6 +9,8 @@ from llmhost.core.output import FinishReason, Outcome, Usage
 from llmhost.core.ports import Tokenizer
 from llmhost.core.request import Caller, GenerationRequest, Pooling
 from llmhost.cost.pricing import Price
+from llmhost.deploy.adapters import AdapterHold
+from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica
 from llmhost.pipeline.terms import Terms
@@ -35,6 +37,9 @@ class RequestContext:
     allowance: Allowance | None = None
     price: Price | None = None
     replica: Replica | None = None
+    adapter: Served | None = None
+    """The LoRA adapter that was asked for, if one was."""
+    adapter_hold: AdapterHold | None = None
     submitted_ns: int | None = None
     first_token_ns: int | None = None
     ended_ns: int | None = None
@@ -81,6 +86,11 @@ class RequestContext:
         timeout_ms = self.request.timeout_ms
         return None if timeout_ms is None else self.arrived_ns + timeout_ms * 1_000_000
 
+    def let_go(self) -> None:
+        """The request has ended: its adapter may make room for others. Idempotent."""
+        if self.adapter_hold is not None:
+            self.adapter_hold.let_go()
+
     def event(self) -> RequestEnded:
         """How it ended, as a fact for ledger, metrics, analytics and observers."""
         request, error = self.request, self.error
@@ -102,6 +112,7 @@ class RequestContext:
             ttft_ms=_ms(self.arrived_ns, self.first_token_ns),
             total_ms=_ms(self.arrived_ns, self.ended_ns) or 0.0,
             stream=request.stream,
+            adapter=self.adapter.adapter if self.adapter is not None else None,
         )
 
 

@@ -298,6 +298,7 @@ class Execute:
             deadline_ns=context.deadline_ns,
             tenant=context.known_caller.org,
             cache_scope=_cache_scope(context),
+            adapter=context.adapter_hold.key if context.adapter_hold is not None else None,
         )
 
 

@@ -38,6 +38,7 @@ def _write(event: RequestEnded) -> None:
         client_request=event.client_request_id,
         kind=event.kind,
         model=event.model,
+        adapter=event.adapter,
         org=event.caller.org if event.caller else None,
         key=event.caller.key_id if event.caller else None,
         status=event.status,

@@ -120,8 +120,12 @@ class Processor:
         with self._metered(context):
             generation = await self._admit_in_time(context, fault)
         self._live.add(generation)
-        generation.ended.add_done_callback(lambda _: self._live.discard(generation))
+        generation.ended.add_done_callback(lambda _: self._ended(generation))
         return Exchange(generation)
+
+    def _ended(self, generation: Generation) -> None:
+        self._live.discard(generation)
+        generation.context.let_go()
 
     def _arrived(
         self,
@@ -222,6 +226,7 @@ class Processor:
 
     def _end_early(self, context: RequestContext, outcome: Outcome) -> None:
         """End a request that never reached an engine. Its zero-amount entry need not be waited for."""
+        context.let_go()
         context.outcome = outcome
         context.finish_reason = (
             FinishReason.CANCELLED if outcome is Outcome.CANCELLED else FinishReason.ERROR

@@ -23,9 +23,11 @@ class Resolve:
 
     async def __call__(self, context: RequestContext) -> None:
         request = context.request
-        deployment = self._deployments.find(await self._chosen(context))
+        served = self._deployments.catalogue.locate(await self._chosen(context))
+        deployment = self._deployments.find(served.entry.name)
         context.deployment = deployment
-        if not deployment.entry.may_be_used_by(context.known_caller):
+        context.adapter = served if served.adapter is not None else None
+        if not served.may_be_used_by(context.known_caller):
             raise ModelNotAllowed(request.model)
         facts = await self._deployments.facts(deployment)
         check_purpose(request, facts)

@@ -15,6 +15,8 @@ class Route:
             if deployment.replicas:
                 break  # else an unload was queued behind the load, and came before its waiters
         context.replica = deployment.least_busy()
+        if context.adapter is not None:
+            context.adapter_hold = await context.replica.hold_adapter(context.adapter)
         longest = context.replica.plan.max_sequence_length
         if longest < context.longest_tokens:  # less KV room than the headers promised
             context.longest_tokens = longest

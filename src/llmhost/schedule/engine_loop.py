@@ -63,6 +63,7 @@ class EngineLoop:
         self._ids = itertools.count(1)
         self._sinks: dict[int, tuple[int, DeltaSink]] = {}  # with the choice's index
         self._ends: deque[float] = deque(maxlen=256)  # when sequences ended, for the drain estimate
+        self._calls: set[asyncio.Future[None]] = set()
         self._wake = threading.Condition()
         self._inbox: deque[Command] = deque()
         self._is_stopping = False
@@ -106,6 +107,18 @@ class EngineLoop:
     def resize_kv(self, blocks: int) -> None:
         """Hand the runner another KV lease between two steps."""
         self._post(lambda: self._resize(blocks))
+
+    async def call(self, act: Callable[[], None]) -> None:
+        """Have the engine's thread do `act` between two steps. Raises what it raises, or EngineFailed at its end."""
+        if self._is_stopping or not self._thread.is_alive():
+            raise self._cut_short()
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._calls.add(done)
+        try:
+            self._post(lambda: self._do(act, done))
+            await done
+        finally:
+            self._calls.discard(done)
 
     def drain_estimate_s(self) -> float:
         """Seconds until a place frees up, from the measured rate at which sequences end."""
@@ -159,6 +172,8 @@ class EngineLoop:
         for index, sink in list(self._sinks.values()):
             self._tell(sink, Delta(index, finish_reason=FinishReason.ERROR, error=error))
         self._sinks.clear()
+        for done in self._calls:
+            _settle(done, error)
         self._stopped.set()
 
     def _post(self, command: Command) -> None:
@@ -286,6 +301,15 @@ class EngineLoop:
             return emissions
         return self._scheduler.resize_kv(blocks) if is_growth else emissions
 
+    def _do(self, act: Callable[[], None], done: "asyncio.Future[None]") -> list[Emission]:
+        failure: Exception | None = None
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - boundary: raised by whoever waits
+            failure = error
+        self._call_back(lambda: _settle(done, failure))
+        return []
+
     def _abandon(self) -> list[Emission]:
         """At the end of the thread: whatever is still here ends, so that no stream hangs."""
         leftovers = self._take_inbox()
@@ -311,6 +335,15 @@ class EngineLoop:
         except RuntimeError:  # the HTTP loop is gone: nobody is left to tell
             self._is_stopping = True
             log.debug("engine.loop_gone model=%s", self.name)
+
+
+def _settle(done: "asyncio.Future[None]", failure: Exception | None) -> None:
+    if done.done():
+        return
+    if failure is None:
+        done.set_result(None)
+    else:
+        done.set_exception(failure)
 
 
 def _some(emission: Emission | None) -> list[Emission]:

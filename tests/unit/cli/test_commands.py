@@ -63,6 +63,32 @@ def test_loaded_models_are_listed_with_memory_and_load(node, llmhost):
     ]
 
 
+ADAPTER = {"adapter": "tiny:pirate", "model": "tiny", "source": "/a", "origin": "file"}
+ADAPTER |= {"files": "present", "state": "ready", "bytes": 2**20, "requests": 2}
+
+
+def test_adapters_are_listed_loaded_and_unloaded(node, llmhost, tmp_path: Path):
+    node.answers["GET /admin/v1/adapters"] = {"data": [ADAPTER]}
+    node.answers["POST /admin/v1/adapters/load"] = ADAPTER
+    node.answers["POST /admin/v1/adapters/unload"] = ADAPTER | {"state": "absent"}
+    (tmp_path / "lora").mkdir()
+
+    assert llmhost("adapters", "list").stdout.splitlines() == [
+        "ADAPTER      SOURCE  ORIGIN  FILES    STATE  SIZE     REQUESTS",
+        "tiny:pirate  /a      file    present  ready  1.0 MiB         2",
+    ]
+    loaded = llmhost("adapters", "load", "tiny:pirate", "--source", "lora")
+    assert loaded.stdout == "tiny:pirate is ready, 1.0 MiB\n"
+    assert llmhost("adapters", "unload", "tiny:pirate").stdout == "tiny:pirate is absent\n"
+    assert json.loads(llmhost("adapters", "load", "tiny:pirate", "--json").stdout) == ADAPTER
+    bodies = [asked["body"] for asked in node.asked if asked["body"]]
+    assert bodies == [
+        {"adapter": "tiny:pirate", "source": str(tmp_path / "lora")},
+        {"adapter": "tiny:pirate"},
+        {"adapter": "tiny:pirate", "source": None},
+    ]
+
+
 def test_only_a_running_node_has_loaded_models(llmhost, tmp_path: Path):
     for args in (("ps",), ("load", "tiny"), ("unload", "tiny")):
         result = llmhost(*args)

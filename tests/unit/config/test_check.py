@@ -113,6 +113,15 @@ def test_other_sources_are_refused(source: str):
     assert model(source=source).startswith("models.a.source is ")
 
 
+def test_adapters_have_names_that_can_be_asked_for_and_sources():
+    assert found(models={"a": {"adapters": {"x-1": "hf:org/name", "team/y": "/a/folder"}}}) == []
+    assert "has the name 'a:b'; it may have letters" in model(adapters={"a:b": "/a"})
+    assert model(adapters={"x": "hf:name"}).startswith(
+        "models.a.adapters x is 'hf:name', but a hub model is named like"
+    )
+    assert "no weights to adapt" in model(engine="fake", adapters={"x": "/a"})
+
+
 def test_a_fake_model_needs_no_source():
     assert found(models={"a": {"engine": "fake", "source": "hf:"}}) == []
 

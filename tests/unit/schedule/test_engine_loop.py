@@ -548,6 +548,42 @@ async def test_a_resize_that_the_runner_refuses_leaves_books_that_are_true(block
     assert scheduler.books.total == min(blocks, 8)
 
 
+# ---------------------------------------------------------------- acts between steps
+
+
+async def test_an_act_is_done_on_the_engines_thread_between_two_steps() -> None:
+    gate, seen = Gate(), []
+    async with running(Spoilt(sleep=gate)) as engine:
+        reader = Reader()
+        engine.submit(a_spec(max_new_tokens=3), reader)
+        await gate.step_begun()
+        act = asyncio.create_task(engine.call(lambda: seen.append(threading.current_thread().name)))
+        await asyncio.sleep(0)
+        assert seen == []
+        gate.open()
+        await act
+        await reader.end()
+
+    assert len(seen) == 1
+    assert seen[0].startswith("engine-")
+
+
+async def test_what_an_act_raises_is_raised_to_whoever_waits_and_ends_nothing() -> None:
+    async with running(Spoilt()) as engine:
+        with pytest.raises(ZeroDivisionError):
+            await engine.call(lambda: 1 // 0 and None)
+        reader = Reader()
+        engine.submit(a_spec(max_new_tokens=3), reader)
+        assert (await reader.end()).error is None
+
+
+async def test_an_act_on_an_engine_that_has_ended_is_refused() -> None:
+    async with running(Spoilt()) as engine:
+        await engine.stop()
+        with pytest.raises(EngineFailed):
+            await engine.call(lambda: None)
+
+
 # ---------------------------------------------------------------- stopping
 
 
