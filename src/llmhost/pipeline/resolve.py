@@ -6,6 +6,7 @@ from functools import partial
 from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed
 from llmhost.core.ports import RunnerFacts, Tokenizer
 from llmhost.core.request import GenerationRequest, Kind
+from llmhost.deploy.catalogue import Served
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
@@ -52,10 +53,11 @@ class Resolve:
         """The model's name: what the caller asked for, unless a plugin routes it elsewhere."""
         if not self._plugins.has("route_request"):
             return context.request.model
+        catalogue = self._deployments.catalogue
         candidates = tuple(
-            entry.name
-            for entry in self._deployments.catalogue.entries()
-            if entry.may_be_used_by(context.known_caller)
+            one.name
+            for one in (*map(Served, catalogue.entries()), *catalogue.adapters())
+            if one.may_be_used_by(context.known_caller)
         )
         answer = await ask(
             self._plugins, "route_request", request=context.request, candidates=candidates
