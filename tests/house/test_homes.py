@@ -42,6 +42,7 @@ PURE = [
     "schedule/scheduler.py",
     "schedule/drafting.py",
     "schedule/speculation.py",
+    "engines/drawing.py",
     "deploy/memory_plan.py",
     "cost/pricing.py",
     "cost/chain.py",

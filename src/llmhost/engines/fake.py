@@ -33,6 +33,7 @@ from llmhost.engines.drawing import (
     scored_of,
     scored_tokens,
 )
+from llmhost.engines.masks import Masks, fill
 
 MAX_SEQUENCE_LENGTH = 131_072
 STATE_BYTES = 4
@@ -104,7 +105,9 @@ class FakeRunner:
 
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         self._delay(rows)
-        return [self._run_row(row) for row in rows]
+        has_grammar = any(row.grammar is not None for row in rows)
+        masks = fill(rows, self._options.vocab) if has_grammar else None
+        return [self._run_row(row, masks) for row in rows]
 
     def close(self) -> None:
         self._given.clear()
@@ -118,13 +121,15 @@ class FakeRunner:
         if delay_ms:
             self._sleep(delay_ms / 1000)
 
-    def _run_row(self, row: Row) -> Drawn:
+    def _run_row(self, row: Row, masks: Masks | None) -> Drawn:
         states = self._feed(row)
         scores = self._score(row, states) if scored_of(row) else ()
         if not row.wants_token:
             return answer((), (), scores)
         drawing = states[len(states) - row.drafts - 1 :]
-        said = confirm(row, [self._pick(Place(row, at), state) for at, state in enumerate(drawing)])
+        said = confirm(
+            row, [self._pick(Place(row, at), state, masks) for at, state in enumerate(drawing)]
+        )
         if not isinstance(said, EngineFailed):
             said = self._within_script(row.seq_id, said)
         if isinstance(said, EngineFailed):
@@ -148,11 +153,13 @@ class FakeRunner:
             fed.append(state)
         return fed
 
-    def _pick(self, place: Place, state: int) -> Picked:
+    def _pick(self, place: Place, state: int, masks: Masks | None) -> Picked:
         favourite = state % self._options.vocab
         if not is_shaped(place):
             return favourite
         logits = shaped(np.roll(self._liking, favourite), place)
+        if place.row.grammar is not None and masks is not None:
+            logits[~masks.allowed([place], len(logits))[0]] = -np.inf
         best = int(logits.argmax())
         return best if np.isfinite(logits[best]) else nothing_left(place)
 

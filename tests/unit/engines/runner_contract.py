@@ -1,5 +1,6 @@
 """What every runner must do. A test class inherits RunnerContract and brings a `runner` fixture."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,8 +10,9 @@ from tests.unit.engines.toy_scheduler import GREEDY, Asked, Guesser, ToySchedule
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import Runner
-from llmhost.core.request import Sampling
+from llmhost.core.request import GrammarSpec, Sampling
 from llmhost.core.step import Row
+from llmhost.text.words import WordTokenizer
 
 HOT = Sampling(temperature=1.0, top_p=0.95)
 PROMPTS = ((3,), (5, 6, 7, 8, 9), tuple(range(2, 15)), tuple((5 * i) % 16 for i in range(37)))
@@ -301,6 +303,49 @@ class RunnerContract:
             assert found == pytest.approx([r.logprob for r in other.logprobs], abs=1e-3)
             if kind == "right":
                 assert one.steps < other.steps
+
+    # Grammars.
+
+    @pytest.mark.parametrize("kind", ["none", "right", "wrong", "mixed"])
+    def test_an_answer_keeps_to_its_grammar_with_guesses_and_without(
+        self, runner: Runner, kind: str
+    ) -> None:
+        tokenizer = WordTokenizer(runner.facts.vocab_size)
+        choices = [tokenizer.decode([5, at, at, 3][: 2 + at % 3]) for at in range(14)]
+        spec = GrammarSpec("choice", json.dumps(choices))
+        tokenizer.compile_grammar(spec)
+        plain, held = ask_everything(), ask_everything()
+        for one in (*plain, *held):
+            # Of the sorts only "bad_words" bars something that all the choices have at a place.
+            one.sampling = replace(one.sampling, allowed_token_ids=None, bad_words=())
+            one.grammar = tokenizer.grammar(spec)
+        ToyScheduler(runner, chunk=9).answer(*plain)
+        for one, other in zip(held, plain, strict=True):
+            if kind != "none":
+                one.guess = guesser(kind, [*other.tokens], runner.facts.vocab_size)
+        free, usual = ask(), said(runner, GREEDY)
+        ToyScheduler(runner).answer(*held, *free)
+        assert [one.made for one in free] == usual
+        for one, other in zip(held, plain, strict=True):
+            assert one.failure is None
+            assert tokenizer.decode(one.made) in choices
+            assert one.made == other.made
+        if kind == "none":
+            assert len({tuple(one.made) for one in held}) > 1
+
+    def test_a_grammar_that_other_wishes_contradict_fails_its_row_alone(
+        self, runner: Runner
+    ) -> None:
+        tokenizer = WordTokenizer(runner.facts.vocab_size)
+        spec = GrammarSpec("choice", json.dumps([tokenizer.decode([5, 6]), tokenizer.decode([7])]))
+        tokenizer.compile_grammar(spec)
+        barred = replace(GREEDY, bad_words=((5,), (7,)))
+        held = Asked(PROMPTS[1], 4, barred, grammar=tokenizer.grammar(spec))
+        fine = Asked(PROMPTS[0], 4)
+        ToyScheduler(runner).answer(held, fine)
+        assert fine.made == said(runner, GREEDY, new_tokens=4)[0]
+        assert held.failure is not None
+        assert "the grammar and bad_words" in held.failure.message
 
     def test_what_follows_a_wrong_guess_is_no_failure(self, runner: Runner) -> None:
         """The guess would bar everything, were it true."""

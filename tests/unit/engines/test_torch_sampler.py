@@ -10,6 +10,7 @@ from llmhost.core.errors import EngineFailed
 from llmhost.core.request import Sampling
 from llmhost.core.step import Draw, Row
 from llmhost.engines.drawing import Place
+from llmhost.engines.masks import Masks
 from llmhost.engines.torch.logprobs import report
 from llmhost.engines.torch.sampler import Sampler, sample, uniform
 from llmhost.engines.torch.shaping import Shaper
@@ -185,7 +186,7 @@ def test_penalties_are_taken_in_the_order_of_the_docstring() -> None:
     at = row(asked)._replace(known=known, prompt_tokens=2, tokens=known, start=0)
 
     shaped = logits.clone()
-    Shaper().shape(shaped, [Place(at)], {})
+    Shaper().shape(shaped, [Place(at)], Masks())
 
     assert shaped.tolist() == [[1.0, 1.0 - 0.5 - 0.5, -2.0, -2.0 - 0.25 - 0.5 + 0.125, 3.0]]
 

@@ -45,7 +45,8 @@ class Asked:
 
     @property
     def is_done(self) -> bool:
-        return self.failure is not None or len(self.made) >= self.new_tokens
+        is_complete = self.grammar is not None and self.grammar.is_ended
+        return is_complete or self.failure is not None or len(self.made) >= self.new_tokens
 
     def take(self, row: Row, drawn: Drawn) -> None:
         """What the runner said of a row of this sequence."""
@@ -65,6 +66,8 @@ class Asked:
             self.tokens.append(token)
             if self.grammar is not None:
                 self.grammar.accept(token)
+                if self.grammar.is_ended:
+                    break
 
 
 class ToyScheduler:

@@ -14,6 +14,7 @@ from torch import Tensor
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
+from llmhost.engines.masks import MaskFiller
 from llmhost.engines.torch.attention import ForwardPass, forward_pass
 from llmhost.engines.torch.backend_torch import Scratch, StepAttention
 from llmhost.engines.torch.kv import KvShape, PagedKv
@@ -38,6 +39,7 @@ class TorchRunner:
         self.adapters = LoraAdapters(model)
         self._scratch = Scratch()
         self.sampler = Sampler()
+        self._masks = MaskFiller()
         self._block_tokens = shape.block_tokens
         self.windows: Sequence[int | None] = (None,) * shape.layers
         """For each layer how many last positions it sees; set once they are known (`probe`)."""
@@ -70,11 +72,12 @@ class TorchRunner:
         with torch.inference_mode():
             layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
             ordered = [rows[i] for i in layout.order]
+            masks = self._masks.start(ordered, self.facts.vocab_size)
             with self.adapters.step(ordered, layout):
                 logits, scores = self._compute(layout, ordered)
             if logits is not None:
                 drawing = [i for i in layout.order if rows[i].wants_token]
-                drawn = self.sampler.sample(logits, [rows[i] for i in drawing])
+                drawn = self.sampler.sample(logits, [rows[i] for i in drawing], masks())
                 for i, one in zip(drawing, drawn, strict=True):
                     answers[i] = one
         if layout.scored is not None:
@@ -135,6 +138,7 @@ class TorchRunner:
 
     def close(self) -> None:
         self.adapters.close()
+        self._masks.close()
         self._model = None
         self._kv = None
         self._scratch = Scratch()

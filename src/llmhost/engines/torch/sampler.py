@@ -18,8 +18,9 @@ from llmhost.core.output import TokenLogprobs
 from llmhost.core.request import Sampling
 from llmhost.core.step import Drawn, Row
 from llmhost.engines.drawing import Picked, Place, answer, confirm, is_shaped, nothing_left
+from llmhost.engines.masks import Masks
 from llmhost.engines.torch.logprobs import report
-from llmhost.engines.torch.shaping import Masks, Shaper
+from llmhost.engines.torch.shaping import Shaper
 
 NUCLEUS_CANDIDATES = (256, 4096)
 """Most likely tokens that are looked at for `top_p`, first and then; after that the whole vocabulary is sorted."""
@@ -59,7 +60,7 @@ class Sampler:
         if all(map(_is_plain, rows)):
             return [*_best(logits, lambda line: broken(rows[line]))[1]]
         places = [Place(row, depth) for row in rows for depth in range(row.drafts + 1)]
-        picked = self._pick(logits, places, masks or {})
+        picked = self._pick(logits, places, masks or Masks())
         if all(row.drafts == 0 and row.sampling.logprobs is None for row in rows):
             return [*picked]
         firsts = [line for line, place in enumerate(places) if place.depth == 0]

@@ -4,7 +4,7 @@ In the order of `Sampling`. All of it touches few tokens of few rows, so it is d
 all places at once; only an allowed list or a grammar writes whole lines.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,7 @@ from torch import Tensor
 from llmhost.core.request import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.drawing import Ids, Numbers, Place, Tally, bars, has_penalty
-
-Masks = Mapping[tuple[int, int], "np.ndarray[tuple[int], np.dtype[np.int32]]"]
-"""By (sequence, depth of the place): one bit per token of the vocabulary, the lowest bit of each word first."""
+from llmhost.engines.masks import Masks
 
 
 class Spots(NamedTuple):
@@ -102,11 +100,8 @@ def _mask(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
     held = [line for line, place in enumerate(places) if place.row.grammar is not None]
     if not held:
         return
-    packed = np.stack([masks[places[line].row.seq_id, places[line].depth] for line in held])
-    bits = np.unpackbits(
-        packed.view(np.uint8), axis=1, count=scores.shape[1], bitorder="little"
-    ).view(np.bool_)
-    is_barred = torch.from_numpy(~bits).to(scores.device)
+    allowed = masks.allowed([places[line] for line in held], scores.shape[1])
+    is_barred = torch.from_numpy(~allowed).to(scores.device)
     if len(held) == len(places):
         scores.masked_fill_(is_barred, float("-inf"))
     else:
