@@ -53,6 +53,8 @@ class RunnerFacts:
     """Of intermediate results, for each sequence that draws in a step."""
     measured_bytes: int | None = None
     """What loading them took on the device, by the device's own count; None where it has none."""
+    checks_drafts: bool = False
+    """It draws after each confirmed guess of a row, as `Row.drafts` says. Others are given no guesses."""
     task: str = "generate"
     """What the model is for: `generate`, or to pool a text into one vector (`embed`) or scores (`classify`)."""
     pooled_size: int = 0

@@ -89,6 +89,11 @@ class KvMove(NamedTuple):
     is_to_host: bool
 
 
+def confirmed_drafts(row: Row, drawn: Drawn) -> int:
+    """How many of a row's guesses its draws have confirmed."""
+    return len(drawn.tokens) - 1 if row.drafts and isinstance(drawn, Draw) and drawn.tokens else 0
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What one step did and what it cost: cost, latency prediction and capacity all read this one event.

@@ -85,6 +85,7 @@ class FakeRunner:
             block_tokens=block_tokens,
             kv_block_bytes=block_tokens * STATE_BYTES,
             weights_bytes=0,
+            checks_drafts=True,
         )
 
     def set_kv_blocks(self, count: int) -> None:

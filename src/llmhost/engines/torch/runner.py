@@ -50,6 +50,7 @@ class TorchRunner:
             block_tokens=shape.block_tokens,
             kv_block_bytes=shape.block_bytes,
             weights_bytes=_weights_bytes(model),
+            checks_drafts=True,
         )
 
     def set_kv_blocks(self, count: int) -> None:
