@@ -174,7 +174,12 @@ class Scheduler:
                 spec = sequence.spec
                 asks.append(
                     DraftAsk(
-                        sequence.seq_id, sequence.tokens, min(most, room), spec.sampling, spec.seed
+                        sequence.seq_id,
+                        sequence.tokens,
+                        min(most, room),
+                        spec.sampling,
+                        spec.seed,
+                        len(spec.prompt),
                     )
                 )
         return asks

@@ -92,7 +92,8 @@ class SequenceKv:
     def record(self, sequence: Sequence) -> None:
         """Have full blocks found by their text from now on."""
         size = self.books.block_tokens
-        full = min(sequence.computed // size, sequence.held)
+        known = min(sequence.computed, len(sequence.tokens))  # confirmed guesses are taken in later
+        full = min(known // size, sequence.held)
         for place in range(sequence.recorded, full):
             text = tuple(sequence.tokens[place * size : (place + 1) * size])
             found = self.books.record(sequence.parent, text, sequence.blocks[place])

@@ -6,12 +6,21 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, Workbench, a_spec, some_limits
+from tests.unit.schedule.kit import (
+    BLOCK_TOKENS,
+    VOCAB,
+    SpelledWatch,
+    Workbench,
+    a_spec,
+    some_limits,
+)
 
 from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.core.step import Draw, Row, StepResult
 from llmhost.engines.fake import fake_answer
 from llmhost.schedule.kv_books import KvBooks
 from llmhost.schedule.prefix import PrefixIndex, chain_hashes
+from llmhost.schedule.scheduler import Scheduler
 
 texts = st.lists(st.integers(0, 1), min_size=0, max_size=16)
 
@@ -233,3 +242,28 @@ def check_scopes(bench: Workbench, specs: dict[int, SequenceSpec]) -> None:
         for block in sequence.blocks:
             scope = specs[sequence.seq_id].cache_scope
             assert holders.setdefault(block, scope) == scope
+
+
+def test_a_block_that_guesses_filled_is_found_by_all_of_its_text() -> None:
+    """Two answers that differ only in what their guesses said must not end up in one block."""
+    scheduler = Scheduler(some_limits(max_tokens_per_batch=32))
+    for seq_id, seed in ((1, 11), (2, 12)):
+        scheduler.add(
+            seq_id, a_spec((1, 2), request_id="r", seed=seed, max_new_tokens=20), SpelledWatch()
+        )
+
+    def step(said: dict[int, Draw]) -> list[Row]:
+        rows = scheduler.plan()
+        scheduler.take_moves()
+        drawn = [said[row.seq_id] if row.wants_token else None for row in rows]
+        scheduler.absorb(StepResult(rows, drawn, 0, 100, [50] * len(rows)))
+        return rows
+
+    while len(scheduler.draft_asks(2)) < 2:
+        step({1: Draw((3,)), 2: Draw((3,))})
+    scheduler.set_drafts({1: [7, 8], 2: [9, 6]})
+    step({1: Draw((7, 8, 5)), 2: Draw((9, 6, 5))})
+    rows = step({1: Draw((4,)), 2: Draw((4,))})
+
+    assert {tuple(row.known[:6]) for row in rows} == {(1, 2, 3, 7, 8, 5), (1, 2, 3, 9, 6, 5)}
+    assert rows[0].blocks[0] != rows[1].blocks[0]
