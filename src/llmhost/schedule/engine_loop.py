@@ -17,6 +17,7 @@ from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer, Turn
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Drawn, KvMove, Row, StepResult, split_exactly, work_units
+from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Emission, Scheduler
 
 log = logging.getLogger("llmhost.schedule")
@@ -36,7 +37,7 @@ Command = Callable[[], list[Emission]]
 class EngineLoop:
     """Runs one runner. Implements the EngineClient port."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a loop drives, and whom it tells
         self,
         name: str,
         runner: Runner,
@@ -48,6 +49,7 @@ class EngineLoop:
         on_step: StepObserver | None = None,
         on_broken: Callable[[EngineFailed], None] | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
+        guesser: Guesser | None = None,
     ) -> None:
         self.name = name
         self._runner = runner
@@ -59,6 +61,7 @@ class EngineLoop:
         self._on_broken = on_broken
         self._now_ns = now_ns
         """The clock of arrivals and deadlines."""
+        self._guesser = guesser
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._sinks: dict[int, tuple[int, DeltaSink]] = {}  # with the choice's index
@@ -135,7 +138,7 @@ class EngineLoop:
         self._is_stopping = True
         self._post(list)
         if self._thread.ident is None:
-            self._runner.close()
+            self._close()
         elif (
             self._loop.is_closed()
         ):  # called on a later loop: nothing can be heard on ours any more
@@ -194,7 +197,7 @@ class EngineLoop:
         finally:
             self._is_stopping = True
             self._quietly(lambda: self._emit(self._abandon()))
-            self._quietly(self._runner.close)
+            self._quietly(self._close)
             self._call_back(self._ended)
 
     def _wait_for_work(self) -> None:
@@ -214,10 +217,14 @@ class EngineLoop:
         emissions = self._take_inbox()
         now_ns = self._now_ns()
         emissions += self._scheduler.expire(now_ns)
+        if self._guesser is not None:
+            self._guesser.guess(self._scheduler)
         rows = self._scheduler.plan(now_ns)
         if rows:
             emissions += self._step(rows)
         self._load = self._scheduler.load()
+        if self._guesser is not None:
+            self._guesser.forget_ended(emissions)
         self._emit(emissions)
 
     def _take_inbox(self) -> list[Emission]:
@@ -235,6 +242,8 @@ class EngineLoop:
         shares = split_exactly(turn.ended_ns - turn.started_ns, [work_units(row) for row in rows])
         result = StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares)
         emissions = self._scheduler.absorb(result)
+        if self._guesser is not None:
+            self._guesser.learn(result)
         if self._on_step is not None:
             self._on_step(result, self._scheduler.load())
         return emissions
@@ -317,6 +326,13 @@ class EngineLoop:
 
     def _cut_short(self) -> EngineFailed:
         return EngineFailed(f"The model {self.name} was stopped before the answer was complete.")
+
+    def _close(self) -> None:
+        try:
+            self._runner.close()
+        finally:
+            if self._guesser is not None:
+                self._guesser.close()
 
     def _quietly(self, act: Callable[[], None]) -> None:
         """At the end of the thread every act gets its turn, whatever the one before it did."""

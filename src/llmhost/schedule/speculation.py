@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llmhost.core.ports import DraftAsk
-from llmhost.core.step import Draw, Row, StepResult
+from llmhost.core.step import Draw, Row, StepResult, confirmed_drafts
 
 CREDIT_SHARE = 0.02
 """Part of the time that may be spent on finding out whether guesses pay."""
@@ -223,11 +223,6 @@ def best_counts(
     for _, _, place in likely[:best_taken]:
         counts[place] += 1
     return counts
-
-
-def confirmed_drafts(row: Row, drawn: int | Draw) -> int:
-    """How many of a row's guesses its draws have confirmed."""
-    return len(drawn.tokens) - 1 if isinstance(drawn, Draw) and row.drafts else 0
 
 
 def _is_decode(rows: Iterable[Row]) -> bool:

@@ -17,6 +17,7 @@ from llmhost.engines.fake import FakeRunner, fake_answer
 from llmhost.gpu.lane import FreeLane
 from llmhost.observe.clock import SystemClock
 from llmhost.schedule.engine_loop import EngineLoop
+from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
 
 PATIENCE_S = 20
@@ -129,6 +130,7 @@ def make_engine(
     on_step: Callable[[StepResult, EngineLoad], None] | None = None,
     on_broken: Callable[[EngineFailed], None] | None = None,
     scheduler: Scheduler | None = None,
+    guesser: Guesser | None = None,
 ) -> EngineLoop:
     limits = limits or some_limits()
     runner.set_kv_blocks(limits.kv_blocks)
@@ -141,6 +143,7 @@ def make_engine(
         max_queue=max_queue,
         on_step=on_step,
         on_broken=on_broken,
+        guesser=guesser,
     )
 
 
