@@ -16,6 +16,7 @@ from llmhost.core.events import RequestEnded
 from llmhost.core.output import Outcome
 from llmhost.core.ports import EngineLoad
 from llmhost.core.step import StepResult
+from llmhost.observe.guesses import GuessMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -87,6 +88,7 @@ class Metrics:
         self._step_tokens = Counter(
             "llmhost_step_tokens", "Tokens fed to the engine.", labels, registry=self.registry
         )
+        self._guesses = GuessMetrics(self.registry)
 
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""
@@ -109,10 +111,12 @@ class Metrics:
     def step_observer(self, model: str) -> Callable[[StepResult, EngineLoad], None]:
         """Takes each step of `model`, on its engine thread."""
         seconds, tokens = self._step.labels(model), self._step_tokens.labels(model)
+        guesses = self._guesses.observer(model)
 
         def observe(result: StepResult, _load: EngineLoad) -> None:
             seconds.observe(result.busy_ns / 1e9)
             tokens.inc(sum(len(row.tokens) for row in result.rows))
+            guesses(result)
 
         return observe
 
