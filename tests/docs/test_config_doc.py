@@ -17,6 +17,7 @@ from llmhost.config.schema import (
     PriceSettings,
     Section,
     Settings,
+    SpeculationSettings,
     TorchOptions,
 )
 from llmhost.core.errors import ConfigError
@@ -29,9 +30,13 @@ HEADINGS: dict[str, type[Section]] = {
     **{f"[{table}]": section for table, section in TABLES.items()},
     "[models.NAME]": ModelSpec,
     "[models.NAME.price]": PriceSettings,
+    "[models.NAME.speculation]": SpeculationSettings,
     '[models.NAME.options] of engine "torch"': TorchOptions,
     '[models.NAME.options] of engine "fake"': FakeOptions,
 }
+
+NO_DEFAULT_SHOWN = ("adapters", "aliases", "options", "speculation")
+"""Keys of a model whose line in the shipped file is an example, or a table."""
 
 
 def uncommented(text: str) -> str:
@@ -71,8 +76,11 @@ def test_a_commented_line_shows_the_default_unless_there_is_none(tmp_path: Path)
             if field.default is not None:
                 assert getattr(getattr(shown, table), field.name) == default(field), field.name
     for field in msgspec.structs.fields(ModelSpec):
-        if field.default is not None and field.name not in ("adapters", "aliases", "options"):
+        if field.default is not None and field.name not in NO_DEFAULT_SHOWN:
             assert getattr(shown.models["tiny"], field.name) == default(field), field.name
+    for field in msgspec.structs.fields(SpeculationSettings):
+        if field.default is not None:
+            assert getattr(shown.models["tiny"].speculation, field.name) == default(field)
 
 
 def test_every_key_stands_in_the_shipped_file_below_its_documentation():
@@ -101,7 +109,9 @@ def test_every_key_is_documented_with_type_default_and_meaning(heading: str):
     expected = []
     for field in msgspec.structs.fields(section):
         value = default(field)
-        shown = "absent" if value is None else f"`{json.dumps(value)}`"
+        shown = "absent" if value is None else "as below"
+        if value is not None and not isinstance(value, Section):
+            shown = f"`{json.dumps(value)}`"
         cells = [f"`{field.name}`", describe(field.type), shown]
         if heading.strip("[]") in TABLES:
             cells.append(f"`LLMHOST_{heading.strip('[]').upper()}_{field.name.upper()}`")

@@ -81,6 +81,7 @@ def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
     if spec.price is not None:
         for field in spec.price.__struct_fields__:
             yield from _price(f"{key}.price.{field}", getattr(spec.price, field))
+    yield from _speculation(f"{key}.speculation", spec)
     yield from _device(f"{key}.options.device", spec.options.get("device"))
 
 
@@ -122,6 +123,16 @@ def _source(key: str, source: str) -> Iterator[Problem]:
             key,
             f"is {source!r}; of the form NAME: only builtin: and hf: are known, all else is a folder",
         )
+
+
+def _speculation(key: str, spec: ModelSpec) -> Iterator[Problem]:
+    speculation = spec.speculation
+    if speculation.draft is not None:
+        if spec.engine == "torch":
+            yield from _source(f"{key}.draft", speculation.draft)
+    elif speculation.method == "draft":
+        yield f"{key}.method", "is 'draft', which needs a smaller model; name it with draft"
+    yield from _size(f"{key}.kv_memory", speculation.kv_memory)
 
 
 def _size(key: str, text: str | None) -> Iterator[Problem]:

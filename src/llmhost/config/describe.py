@@ -14,7 +14,7 @@ import msgspec
 from llmhost.config import schema
 from llmhost.config.convert import describe, key_types
 from llmhost.config.load import LoadedSettings, Origin, walk
-from llmhost.config.schema import ENGINE_OPTIONS, Section, Settings
+from llmhost.config.schema import ENGINE_OPTIONS, MODEL_TABLES, Section, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +93,13 @@ def _value(settings: Settings, dotted: str, section: type[Section], key: str) ->
     if section in ENGINE_OPTIONS.values():
         default = getattr(section(), key)
         return spec.options.get(key, default)
-    return getattr(spec.price if section is schema.PriceSettings else spec, key)
+    for name, table in MODEL_TABLES.items():
+        if section is table:
+            return getattr(getattr(spec, name), key)
+    return getattr(spec, key)
 
 
 _TAILS: dict[type[Section], str] = {
-    schema.PriceSettings: ".price.{}",
+    **{table: f".{name}.{{}}" for name, table in MODEL_TABLES.items()},
     **dict.fromkeys(ENGINE_OPTIONS.values(), ".options.{}"),
 }

@@ -23,7 +23,14 @@ from llmhost.config.convert import (
     nearest,
 )
 from llmhost.config.environment import TABLES, VARIABLES, read_settings
-from llmhost.config.schema import ENGINE_OPTIONS, ModelSpec, PriceSettings, Section, Settings
+from llmhost.config.schema import (
+    ENGINE_OPTIONS,
+    MODEL_TABLES,
+    ModelSpec,
+    PriceSettings,
+    Section,
+    Settings,
+)
 from llmhost.core.errors import ConfigError
 
 DEFAULT_FILE = Path("models.toml")
@@ -124,9 +131,9 @@ def walk(settings: Settings) -> Iterator[tuple[str, type[Section], str]]:
             yield f"{table}.{key}", section, key
     for name, spec in settings.models.items():
         for key in ModelSpec.__struct_fields__:
-            if key == "price" and spec.price is not None:
-                for part in PriceSettings.__struct_fields__:
-                    yield f"models.{name}.price.{part}", PriceSettings, part
+            if key in MODEL_TABLES and getattr(spec, key) is not None:
+                for part in MODEL_TABLES[key].__struct_fields__:
+                    yield f"models.{name}.{key}.{part}", MODEL_TABLES[key], part
             elif key == "options":
                 if options := ENGINE_OPTIONS.get(spec.engine):
                     for part in options.__struct_fields__:
@@ -250,7 +257,7 @@ def _model(name: str, table: Any, path: Path, origins: dict[str, Origin]) -> Mod
     place = Place(str(path), model_table(name))
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: [models] {name} is not a table; a model is [models.NAME].")
-    below = {key: table[key] for key in ("price", "options") if key in table}
+    below = {key: table[key] for key in (*MODEL_TABLES, "options") if key in table}
     flat = {key: value for key, value in table.items() if key not in below}
     keys = convert_keys(flat, ModelSpec, place, _homes())
     if "source" in keys:
@@ -258,10 +265,8 @@ def _model(name: str, table: Any, path: Path, origins: dict[str, Origin]) -> Mod
     if "adapters" in keys:
         beside = {each: _source(path, source, place) for each, source in keys["adapters"].items()}
         keys["adapters"] = beside
-    if "price" in below:
-        inner = Place(place.file, f"{place.table}.price")
-        price = convert_keys(below["price"], PriceSettings, inner)
-        keys["price"] = PriceSettings(**price)
+    for part in MODEL_TABLES.keys() & below.keys():
+        keys[part] = _model_table(path, below[part], part, place)
     spec = ModelSpec(**keys)
     if "options" in below:
         inner = Place(place.file, f"{place.table}.options")
@@ -276,13 +281,21 @@ def _model(name: str, table: Any, path: Path, origins: dict[str, Origin]) -> Mod
     return spec
 
 
-def _source(path: Path, source: str, place: Place) -> str:
+def _model_table(path: Path, table: Any, part: str, place: Place) -> Section:
+    inner = Place(place.file, f"{place.table}.{part}")
+    keys = convert_keys(table, MODEL_TABLES[part], inner)
+    if "draft" in keys:
+        keys["draft"] = _source(path, keys["draft"], inner, "draft")
+    return MODEL_TABLES[part](**keys)
+
+
+def _source(path: Path, source: str, place: Place, key: str = "source") -> str:
     if re.match(r"[A-Za-z][A-Za-z0-9+.]+:", source):
         return source
     folder = _beside(path, source)
     if looks_like_a_hub_name(source) and not Path(folder).exists():
         raise ConfigError(
-            f"{place} source is {source!r}, which is no folder."
+            f"{place} {key} is {source!r}, which is no folder."
             f" From the Hugging Face hub it is written 'hf:{source}'."
         )
     return folder

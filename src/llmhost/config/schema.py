@@ -96,6 +96,21 @@ class PriceSettings(Section, frozen=True):
     """Generated tokens."""
 
 
+class SpeculationSettings(Section, frozen=True):
+    """[models.NAME.speculation]: guess tokens ahead, and check several in one step. It changes no answer."""
+
+    method: Literal["auto", "off", "ngram", "draft"] = "auto"
+    """`ngram` repeats what followed the same words before, `draft` asks a smaller model; `auto`: `ngram` for torch."""
+    draft: str | None = None
+    """The smaller model of method "draft", which has the same tokenizer: `builtin:NAME`, a folder, or `hf:ORG/NAME`."""
+    max_tokens: Annotated[int, Meta(ge=1, le=16)] = 5
+    """Most guesses for one sequence in a step. Fewer are made, or none, where they have not paid so far."""
+    max_sequences: Annotated[int, Meta(ge=1, le=256)] = 16
+    """With more sequences in a step nothing is guessed."""
+    kv_memory: str | None = None
+    """Memory for the smaller model's KV cache, such as "256MiB"; enough for `max_sequences` when absent."""
+
+
 class FakeOptions(Section, frozen=True):
     """[models.NAME.options] of engine "fake"."""
 
@@ -169,9 +184,17 @@ class ModelSpec(Section, frozen=True):
     """Adapters in memory at once; the least recently used one that nobody uses makes room."""
     price: PriceSettings | None = None
     """What callers pay. Absent, requests are metered and cost nothing."""
+    speculation: SpeculationSettings = SpeculationSettings()
+    """Guessing ahead, which is quicker where it pays and off where it does not."""
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     """Settings of the engine itself; checked against the engine's own table when the file is read."""
 
+
+MODEL_TABLES: dict[str, type[Section]] = {
+    "price": PriceSettings,
+    "speculation": SpeculationSettings,
+}
+"""Tables below a model's own."""
 
 ENGINE_OPTIONS: dict[str, type[Section]] = {"torch": TorchOptions, "fake": FakeOptions}
 

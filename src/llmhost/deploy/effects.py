@@ -17,11 +17,12 @@ import psutil
 from llmhost.core.errors import ConfigError, EngineFailed, LlmhostError, ModelUnavailable
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
-from llmhost.core.ports import Clock, EngineLoad, Runner, RunnerFacts, Tokenizer
+from llmhost.core.ports import Clock, Drafter, EngineLoad, Runner, RunnerFacts, Tokenizer
 from llmhost.core.request import Pooling, Purpose, Sampling, SequenceSpec
 from llmhost.core.step import StepResult
 from llmhost.deploy.adapters import AdapterShelf
 from llmhost.deploy.catalogue import ModelEntry
+from llmhost.deploy.drafts import check_same_words, draft_entry, draft_holder
 from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
 from llmhost.deploy.off_loop import OffLoop
 from llmhost.deploy.replica import Replica
@@ -29,8 +30,12 @@ from llmhost.deploy.sources import find_files, presence
 from llmhost.engines.kinds import EngineKind
 from llmhost.gpu.devices import Devices
 from llmhost.observe.logs import log_event
+from llmhost.schedule.draft_model import ModelDrafter
+from llmhost.schedule.drafting import PromptLookup
 from llmhost.schedule.engine_loop import EngineLoop
+from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.speculation import Speculation
 
 log = logging.getLogger("llmhost.deploy")
 
@@ -93,14 +98,18 @@ class LoadEffects:
             tokenizer = await self.tokenizer(entry)
             facts = await self.predict(entry)
             await self._know_device(entry, facts.device)
+            drafter: Drafter | None = None
             try:
+                drafter = await self._drafter(entry, tokenizer)
                 kept = await self._adapter_bytes(entry)
                 plan = self._lease(entry, facts, kept)
                 before = psutil.Process().memory_info().rss
                 runner = await self._read_weights(entry, facts, plan)
                 grown = psutil.Process().memory_info().rss - before
-                engine = self._start(entry, runner, plan, tokenizer, on_broken)
+                engine = self._start(entry, runner, plan, tokenizer, on_broken, drafter)
             except BaseException:
+                if drafter is not None:
+                    drafter.close()
                 self._give_back(str(entry.ref), facts.device)
                 raise
         try:
@@ -246,12 +255,36 @@ class LoadEffects:
 
     def _give_back(self, holder: str, device: str) -> None:
         """End a model's stay: its memory is free, and its files are looked at anew when it comes back."""
-        for name, lease in ((device, holder), (HOST, _on_host(holder))):
+        draft = draft_holder(holder)
+        for name, lease in ((device, holder), (device, draft), (HOST, _on_host(holder))):
             memory = self._devices.memory(name)
             if memory is not None:
                 memory.give_back(lease)
-        self._tokenizers.pop(holder, None)
-        self._predictions.pop(holder, None)
+        for model in (holder, draft):
+            self._tokenizers.pop(model, None)
+            self._predictions.pop(model, None)
+
+    async def _drafter(self, entry: ModelEntry, tokenizer: Tokenizer) -> Drafter | None:
+        """What guesses for the model: nothing, its own text, or a smaller model, which is loaded first."""
+        method = entry.spec.speculation.method
+        if method == "ngram" or (method == "auto" and entry.spec.engine == "torch"):
+            return PromptLookup()
+        draft = draft_entry(entry)
+        if draft is None:
+            return None
+        words = await self.tokenizer(draft)
+        await self._off_loop.run(partial(check_same_words, entry.spec, tokenizer, words))
+        facts = await self.predict(draft)
+        plan = self._lease(draft, facts, 0)
+        return ModelDrafter(
+            str(draft.ref),
+            await self._read_weights(draft, facts, plan),
+            lane=self._devices.lane(facts.device),
+            kv_blocks=plan.kv_blocks,
+            vocab_size=tokenizer.vocab_size,
+            end_ids=tokenizer.eos_ids,
+            most_tokens=entry.spec.max_tokens_per_batch,
+        )
 
     async def _read_weights(
         self, entry: ModelEntry, facts: RunnerFacts, plan: MemoryPlan
@@ -277,6 +310,7 @@ class LoadEffects:
         plan: MemoryPlan,
         tokenizer: Tokenizer,
         on_broken: Callable[[LlmhostError], None],
+        drafter: Drafter | None,
     ) -> EngineLoop:
         limits = SchedulerLimits(
             max_batch_size=entry.spec.max_batch_size,
@@ -299,6 +333,7 @@ class LoadEffects:
                 on_step=self._observe_steps(str(entry.ref)),
                 on_broken=on_broken,
                 now_ns=self._clock.monotonic_ns,
+                guesser=_guesser(entry, runner, drafter),
             )
             engine.start()
         except BaseException:
@@ -345,6 +380,22 @@ class LoadEffects:
 
 def _on_host(holder: str) -> str:
     return f"{holder} (KV on the host)"
+
+
+def _guesser(entry: ModelEntry, runner: Runner, drafter: Drafter | None) -> Guesser | None:
+    if drafter is None:
+        return None
+    if not runner.facts.checks_drafts:
+        drafter.close()
+        log_event(
+            log, "speculation.off", model=str(entry.ref), why="this engine can't check guesses"
+        )
+        return None
+    settings = entry.spec.speculation
+    return Guesser(
+        drafter,
+        Speculation(most_tokens=settings.max_tokens, most_sequences=settings.max_sequences),
+    )
 
 
 def _measured(facts: RunnerFacts, grown_bytes: int) -> int:

@@ -148,3 +148,10 @@ def test_a_key_of_a_model_with_dots_is_found_in_its_own_table():
     assert where("models.q.5.price.input", settings, {}, None) == '[models."q.5".price] input'
     assert where("models.q.source", settings, {}, None) == "[models.q] source"
     assert where("models.q.5", settings, {}, None) == '[models."q.5"]'
+
+
+def test_a_smaller_model_must_be_named_and_be_a_source():
+    assert "needs a smaller model" in model(speculation={"method": "draft"})
+    assert "a built-in model is named like" in model(speculation={"draft": "builtin:"})
+    assert "must be a size" in model(speculation={"kv_memory": "much"})
+    assert found(models={"a": {"speculation": {"method": "draft", "draft": "/models/small"}}}) == []

@@ -333,3 +333,13 @@ def test_a_named_plugin_folder_has_to_exist():
     )
     with pytest.raises(ConfigError, match=r"^--plugins is 'nowhere', and there is no such folder"):
         load(None, {}, {"plugins.dir": "nowhere"})
+
+
+def test_a_smaller_model_counts_from_the_files_folder(tmp_path: Path):
+    path = tmp_path / "models.toml"
+    path.write_text('[models.a.speculation]\nmethod = "draft"\ndraft = "small"')
+    loaded = load(path, {}, {})
+
+    assert loaded.settings.models["a"].speculation.draft == str(tmp_path / "small")
+    assert loaded.origins["models.a.speculation.draft"].kind == "file"
+    assert loaded.origins["models.a.speculation.max_tokens"].kind == "default"
