@@ -147,6 +147,9 @@ WANTED: dict[str, Any] = {
     "service_tier": "flex",
     "timeout_ms": 1000,
     "cache_salt": "mine",
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+    "truncate_prompt_tokens": 5,
 }
 """A value of each parameter that asks for something else than what happens without it."""
 
@@ -158,6 +161,8 @@ def wanted(name: str, route: str) -> dict[str, Any]:
         return {name: {"include_usage": True}, "stream": True}
     if name == "top_logprobs":
         return {name: WANTED[name], "logprobs": True}
+    if name == "add_special_tokens":
+        return {name: route == "chat"}
     return {name: WANTED[name]}
 
 

@@ -21,7 +21,7 @@ MAX_TIMEOUT_MS = 86_400_000
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Repetition = Annotated[float, Meta(gt=0, le=10)]
+Repetition = Annotated[float, Meta(ge=0.01, le=10)]
 Count = Annotated[int, Meta(ge=0)]
 Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
@@ -87,6 +87,8 @@ class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: Tier | None = None
     timeout_ms: Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS)] | None = None
     cache_salt: Annotated[str, Meta(max_length=128)] | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=1)] | None = None
     user: str | None = None
 
 
@@ -106,6 +108,8 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     modalities: Raw = NULL
     audio: Raw = NULL
     chat_template_kwargs: Raw = NULL
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class CompletionBody(GenerationBody, frozen=True, kw_only=True):

@@ -45,11 +45,13 @@ def said(raw: Raw) -> bytes:
 
 def asks(raw: Raw) -> bool:
     """It wants something else than what happens anyway, which null, false, 0 and what is empty ask for."""
-    return said(raw) not in _NOTHING
+    return raw is not NULL and said(raw) not in _NOTHING
 
 
 def loose(raw: Raw, shape: type[T], param: str) -> T | None:
     """The value of a field that was kept as text. Raises InvalidValue."""
+    if raw is NULL:  # it was not sent
+        return None
     try:
         return msgspec.json.decode(raw, type=shape | None)
     except msgspec.ValidationError as error:
@@ -65,7 +67,7 @@ def loose(raw: Raw, shape: type[T], param: str) -> T | None:
 
 def bounded(raw: Raw, shape: type[T], param: str, *, most: int) -> T | None:
     """As `loose`, for a list or table of scalars with at most `most` entries, counted before anything is made of it."""
-    commas = bytes(raw).count(b",")
+    commas = 0 if raw is NULL else bytes(raw).count(b",")
     if commas >= most:
         raise InvalidValue(f"'{param}' has {commas + 1} entries; {most} are allowed.", param=param)
     return loose(raw, shape, param)

@@ -55,6 +55,7 @@ def chat_request(
         messages=tuple(_message(m, i) for i, m in enumerate(body.messages)),
         max_tokens=_chat_limit(body),
         template_kwargs=template_kwargs or {},
+        **_prompt_end(body),
     )
 
 
@@ -84,6 +85,7 @@ def completion_request(
         max_tokens=_completion_limit(body),
         best_of=best_of,
         echo=bool(body.echo),
+        add_special_tokens=body.add_special_tokens is not False,
     )
 
 
@@ -125,11 +127,29 @@ def _request(
         is_flex=is_flex,
         timeout_ms=body.timeout_ms,
         cache_salt=body.cache_salt or "",
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
         stream=bool(body.stream),
         client_request_id=client_request_id,
         user=body.user,
         **rest,
     )
+
+
+def _prompt_end(body: ChatBody) -> dict[str, bool]:
+    """How a chat's prompt ends: with the beginning of an answer, with its last message, or within that."""
+    if body.add_special_tokens:
+        raise UnsupportedParameter(
+            "A chat's template writes its special tokens itself. Leave 'add_special_tokens' out.",
+            param="add_special_tokens",
+        )
+    if not body.continue_final_message:
+        return {"add_generation_prompt": body.add_generation_prompt is not False}
+    if body.add_generation_prompt:
+        raise InvalidValue(
+            "'continue_final_message' goes on with a message, and 'add_generation_prompt' begins one. Send one.",
+            param="continue_final_message",
+        )
+    return {"add_generation_prompt": False, "continue_final_message": True}
 
 
 def _chat_limit(body: ChatBody) -> int | None:

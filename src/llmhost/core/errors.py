@@ -209,6 +209,15 @@ class DeadlineExceeded(LlmhostError):
     type = "timeout_error"
     code = "deadline_exceeded"
 
+    @classmethod
+    def after(cls, timeout_ms: int) -> "DeadlineExceeded":
+        """As a caller hears it, who named the time."""
+        return cls(
+            f"The answer had not ended after the {timeout_ms} ms of 'timeout_ms'. What was computed until then is"
+            " billed. Give it more time, or ask for fewer tokens.",
+            param="timeout_ms",
+        )
+
 
 class ConfigError(LlmhostError):
     code = "config_error"

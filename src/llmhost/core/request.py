@@ -165,6 +165,14 @@ class GenerationRequest:
     pooled: PoolingWish | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    """A chat's prompt ends with the beginning of an answer."""
+    continue_final_message: bool = False
+    """A chat's prompt ends within its last message, which the answer goes on with."""
+    add_special_tokens: bool = True
+    """A completion's prompt begins as the tokenizer has texts begin; a chat's template says that itself."""
+    truncate_prompt_tokens: int | None = None
+    """Of longer prompts only so many of the last tokens are taken."""
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     """0: nothing is said, only the prompt is looked at."""

@@ -125,7 +125,7 @@ class Generation:
         if delta.usage is not None:
             self._usage[delta.index] = delta.usage
         if delta.error is not None and context.error is None:
-            context.error = delta.error
+            context.error = _for_caller(delta.error, context.request.timeout_ms)
             self.cancel()
         if context.finish_reason is None or delta.index == 0:
             context.finish_reason = delta.finish_reason
@@ -182,6 +182,12 @@ def _for_readers(delta: Delta) -> Delta:
     if delta.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
         return replace(delta, finish_reason=None, usage=None)
     return delta
+
+
+def _for_caller(error: LlmhostError, timeout_ms: int | None) -> LlmhostError:
+    if isinstance(error, DeadlineExceeded) and timeout_ms is not None:
+        return DeadlineExceeded.after(timeout_ms)
+    return error
 
 
 def _outcome(error: LlmhostError) -> Outcome:

@@ -174,20 +174,17 @@ class Processor:
         self, context: RequestContext, fault: LlmhostError | None
     ) -> Generation:
         """A deadline runs from the arrival: what waits for a model to load is in time, too, or not."""
-        if context.deadline_ns is None:
+        timeout_ms, deadline_ns = context.request.timeout_ms, context.deadline_ns
+        if timeout_ms is None or deadline_ns is None:
             return await self._admit(context, fault)
-        left_s = (context.deadline_ns - self._clock.monotonic_ns()) / 1e9
+        left_s = (deadline_ns - self._clock.monotonic_ns()) / 1e9
         try:
             async with asyncio.timeout(left_s) as patience:
                 return await self._admit(context, fault)
         except TimeoutError:
             if not patience.expired():
                 raise
-            raise DeadlineExceeded(
-                f"Nothing of the answer had begun after the {context.request.timeout_ms} ms of 'timeout_ms'."
-                " Give it more time.",
-                param="timeout_ms",
-            ) from None
+            raise DeadlineExceeded.after(timeout_ms) from None
 
     async def _admit(self, context: RequestContext, fault: LlmhostError | None) -> Generation:
         stages = self._stages

@@ -54,27 +54,57 @@ def terms_of(request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
         prompts,
         sampling,
         frozenset(request.stop_token_ids),
-        tuple(_texts(request, tokenizer)) if request.echo else (),
+        tuple(_texts(request, prompts, tokenizer)) if request.echo else (),
     )
 
 
 def _prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    prompts = _whole_prompts(request, tokenizer)
+    if (most := request.truncate_prompt_tokens) is None:
+        return prompts
+    return tuple(prompt[-most:] for prompt in prompts)
+
+
+def _whole_prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     if request.kind is Kind.CHAT:
-        text = tokenizer.render_chat(
-            request.messages, tools=request.tools, **request.template_kwargs
-        )
+        text = _rendered(request, tokenizer)
         return (_not_empty(tokenizer.encode(text, add_special_tokens=False), "messages"),)
+    special = request.add_special_tokens
     return tuple(
-        _not_empty(tokenizer.encode(prompt), "prompt")
+        _not_empty(tokenizer.encode(prompt, add_special_tokens=special), "prompt")
         if isinstance(prompt, str)
         else _known_prompt(prompt, tokenizer)
         for prompt in request.prompts
     )
 
 
-def _texts(request: GenerationRequest, tokenizer: Tokenizer) -> Iterator[str]:
-    for prompt in request.prompts:
-        yield prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+def _rendered(request: GenerationRequest, tokenizer: Tokenizer) -> str:
+    text = tokenizer.render_chat(
+        request.messages,
+        tools=request.tools,
+        **{"add_generation_prompt": request.add_generation_prompt, **request.template_kwargs},
+    )
+    if not request.continue_final_message:
+        return text
+    content = request.messages[-1].get("content") or ""
+    last = content.strip()
+    if not last or (begin := text.rfind(last)) < 0:
+        raise InvalidValue(
+            "'continue_final_message' needs a last message whose text the model's template repeats as it is.",
+            param="continue_final_message",
+        )
+    if text.startswith(content.lstrip(), begin):
+        last = content.lstrip()  # the template kept the space at its end
+    return text[: begin + len(last)]
+
+
+def _texts(
+    request: GenerationRequest, prompts: tuple[tuple[int, ...], ...], tokenizer: Tokenizer
+) -> Iterator[str]:
+    """As they were written, unless a part of them was left out."""
+    is_cut = request.truncate_prompt_tokens is not None
+    for prompt, tokens in zip(request.prompts, prompts, strict=True):
+        yield prompt if isinstance(prompt, str) and not is_cut else tokenizer.decode(tokens)
 
 
 def _sampling(request: GenerationRequest, tokenizer: Tokenizer) -> Sampling:

@@ -164,7 +164,7 @@ def test_what_must_be_there_is_missed_by_name(route: str, field: str) -> None:
         ("stream_options", {"include_usage": True}, "stream_options"),
         ("frequency_penalty", 3, "frequency_penalty"),
         ("presence_penalty", -2.1, "presence_penalty"),
-        ("repetition_penalty", 0, "repetition_penalty"),
+        ("repetition_penalty", 0.009, "repetition_penalty"),
         ("repetition_penalty", 10.1, "repetition_penalty"),
         ("min_p", 1.1, "min_p"),
         ("logit_bias", {"1": 100.1}, "logit_bias"),
@@ -197,6 +197,7 @@ def test_what_must_be_there_is_missed_by_name(route: str, field: str) -> None:
         ("timeout_ms", 0, "timeout_ms"),
         ("timeout_ms", 86_400_001, "timeout_ms"),
         ("cache_salt", "x" * 129, "cache_salt"),
+        ("truncate_prompt_tokens", 0, "truncate_prompt_tokens"),
         ("ignore_eos", "yes", "ignore_eos"),
     ],
 )
@@ -333,6 +334,28 @@ def test_more_may_be_run_than_is_answered_with() -> None:
     assert (taken.best_of, taken.n, taken.runs) == (5, 2, 5)
     assert take("completion", best_of=2, n=2, stream=True).best_of is None
     assert take("completion", best_of=0).best_of is None
+
+
+def test_a_chats_prompt_ends_with_an_answer_begun_a_message_or_within_it() -> None:
+    ends = [
+        (taken.add_generation_prompt, taken.continue_final_message)
+        for taken in (
+            take("chat"),
+            take("chat", add_generation_prompt=False),
+            take("chat", continue_final_message=True),
+            take("chat", continue_final_message=True, add_generation_prompt=False),
+        )
+    ]
+
+    assert ends == [(True, False), (False, False), (False, True), (False, True)]
+    both = refusal("chat", continue_final_message=True, add_generation_prompt=True)
+    assert both.param == "continue_final_message"
+
+
+def test_special_tokens_are_a_matter_of_completions() -> None:
+    assert not take("completion", add_special_tokens=False).add_special_tokens
+    assert take("chat", add_special_tokens=False) == take("chat")
+    assert refusal("chat", add_special_tokens=True).code == "unsupported_parameter"
 
 
 @pytest.mark.parametrize("tier", ["auto", "default", "priority", "scale", "fast"])

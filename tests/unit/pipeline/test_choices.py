@@ -310,7 +310,7 @@ async def test_what_a_deadline_cut_off_is_an_error_and_what_was_made_is_paid_for
         late = DeadlineExceeded("late")
         engine.end(0, FinishReason.ERROR, late)
         seen = list[Delta]()
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceeded, match="1000 ms of 'timeout_ms'"):
             while fresh := await exchange.read():
                 seen += fresh
         [entry] = await settled(host)
