@@ -140,9 +140,9 @@ def test_options_outweigh_the_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", "roberta", "distilbert", "mpnet", "modernbert", "qwen3"]
+    ("family", "labels"),
+    [("bert", 1), ("roberta", 3), ("distilbert", 3), ("mpnet", 1), ("modernbert", 3), ("qwen3", 1)],
 )
-@pytest.mark.parametrize("labels", [1, 3])
 def test_scores_are_what_transformers_gives_for_the_text_alone(
     tmp_path: Path, family: str, labels: int
 ) -> None:
@@ -185,7 +185,7 @@ def batched(made: Callable[[str], Path]) -> list[PoolingRunner]:
     return [load(made(family), task="embed") for family in ("bert", "mpnet", "modernbert", "qwen3")]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 120), min_size=1, max_size=12), st.integers(0, 3), st.integers(0, 9))
 def test_company_does_not_change_a_vector(
     batched: list[PoolingRunner], lengths: list[int], which: int, seed: int

@@ -94,6 +94,16 @@ def test_what_is_predicted_is_what_is_loaded(bert: Path, cross: Path) -> None:
     assert predicted.kv_block_bytes == 0
 
 
+def test_the_largest_step_is_counted_scores_of_attention_where_they_are_made(
+    bert: Path, tmp_path: Path
+) -> None:
+    fused = load(bert).facts.step_token_bytes
+    unfused = load(save_embedder(tmp_path, "mpnet")).facts.step_token_bytes
+
+    assert fused >= 4 * (2 * 32 + 3 * 64)
+    assert unfused > fused + 2 * 4 * 4 * 100
+
+
 def test_labels_have_the_names_that_the_checkpoint_gives_them(tmp_path: Path) -> None:
     labels = {"0": "fine", "1": "harassment", "2": "violence"}
     folder = save_classifier(tmp_path, "distilbert", 3)

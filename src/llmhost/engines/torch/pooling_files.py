@@ -18,6 +18,7 @@ from llmhost.engines.torch.footprint import (
     _FLOATS,
     _ITEM_BYTES,
     _computation_dtype,
+    _layer_width,
     _number,
     _read_config,
     _tensors,
@@ -29,6 +30,10 @@ _OFFSET_POSITIONS = frozenset(
     ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet")
 )
 """Model types whose first position comes after that of the padding: they hold so many tokens less."""
+_UNFUSED = frozenset(("mpnet",))
+"""Model types whose attention transformers computes score by score."""
+PADDED = 1.25
+"""Tokens with padding to tokens without, at most, when groups are large."""
 _MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -57,6 +62,8 @@ class PoolingFiles:
     weights_bytes: int
     vocab_size: int
     max_sequence_length: int
+    step_token_bytes: int
+    """Of intermediate results, for each token that a step feeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,7 @@ def read_pooling(
         weights_bytes=sum(sizes),
         vocab_size=_number(folder, config, "vocab_size"),
         max_sequence_length=_longest(folder, config),
+        step_token_bytes=_step_token_bytes(folder, config, item),
         **how,
     )
 
@@ -119,10 +127,21 @@ def facts_of(files: PoolingFiles, device: str, block_tokens: int) -> RunnerFacts
         block_tokens=block_tokens,
         kv_block_bytes=0,
         weights_bytes=files.weights_bytes,
+        step_token_bytes=files.step_token_bytes,
         task=files.task,
         pooled_size=files.pooled_size,
         labels=files.labels,
     )
+
+
+def _step_token_bytes(folder: Path, config: Mapping[str, Any], item: int) -> int:
+    """One layer's numbers, the pooled copy in float32, and padding; without a fused attention its scores, too."""
+    hidden = _number(folder, config, "hidden_size", "n_embd", "d_model", "dim")
+    heads = _number(folder, config, "num_attention_heads", "n_head", "n_heads")
+    numbers = item * _layer_width(config, hidden, 3 * hidden) + 4 * 2 * hidden
+    if config.get("model_type") in _UNFUSED:
+        numbers += 2 * item * heads * _longest(folder, config)
+    return int(numbers * PADDED)
 
 
 def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
