@@ -35,8 +35,10 @@ class FileTokenizer:
         *,
         eos_ids: frozenset[int] = frozenset(),
         template: ChatTemplate | None = None,
+        tells_pairs_apart: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
+        self._tells_pairs_apart = tells_pairs_apart
         self._eos_ids = eos_ids
         self._template = template
         added = tokenizer.get_added_tokens_decoder().values()
@@ -72,7 +74,8 @@ class FileTokenizer:
                 each.truncate(kept)
         other = bare[1] if second is not None else None
         whole = self._tokenizer.post_process(bare[0], other, add_special_tokens=True)
-        return whole.ids, next((i for i, kind in enumerate(whole.type_ids) if kind), None)
+        kinds = whole.type_ids if self._tells_pairs_apart else ()
+        return whole.ids, next((i for i, kind in enumerate(kinds) if kind), None)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
@@ -155,7 +158,15 @@ def load_tokenizer(folder: Path) -> FileTokenizer:
         tokenizer,
         eos_ids=frozenset(_eos_ids(folder, tokenizer, named)),
         template=load_chat_template(folder, config, named),
+        tells_pairs_apart=_tells_pairs_apart(config),
     )
+
+
+def _tells_pairs_apart(config: Mapping[str, Any]) -> bool:
+    """Whether transformers would hand the types of tokens to the model, as far as the tokenizer has a say in it."""
+    if names := config.get("model_input_names"):
+        return "token_type_ids" in names
+    return config.get("tokenizer_class") != "TokenizersBackend"
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

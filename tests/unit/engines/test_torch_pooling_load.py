@@ -19,7 +19,7 @@ from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.kinds import TorchKind
 from llmhost.engines.torch import pooling_load
 from llmhost.engines.torch.pooling import Embedder
-from llmhost.engines.torch.pooling_files import task_of
+from llmhost.engines.torch.pooling_files import read_pooling, task_of
 from llmhost.engines.torch.pooling_load import load_pooling
 
 
@@ -154,6 +154,40 @@ def test_an_activation_that_the_engine_lacks_is_refused(tmp_path: Path) -> None:
     folder = save_classifier(tmp_path, "bert", 1)
     change(folder / "config.json", sentence_transformers={"activation_fn": "my.module.Swoosh"})
     assert "Swoosh" in refusal(folder, "classify")
+
+
+@pytest.mark.parametrize(
+    ("labels", "named", "activation"),
+    [
+        (1, "linear.Identity", "identity"),
+        (1, "activation.Tanh", "tanh"),
+        (3, "linear.Identity", "softmax"),
+    ],
+)
+def test_the_activation_of_newer_files_is_read(
+    tmp_path: Path, labels: int, named: str, activation: str
+) -> None:
+    folder = save_classifier(tmp_path, "bert", labels)
+    (folder / "config_sentence_transformers.json").write_text(
+        json.dumps({"activation_fn": f"torch.nn.modules.{named}", "model_type": "CrossEncoder"})
+    )
+
+    files = read_pooling(folder, task="classify", options=TorchOptions())
+
+    assert files.activation == activation
+
+
+def test_the_longest_text_is_the_least_that_any_file_says(copied: Path) -> None:
+    def longest() -> int:
+        return read_pooling(copied, task="embed", options=TorchOptions()).max_sequence_length
+
+    assert longest() == 130
+    (copied / "tokenizer_config.json").write_text('{"model_max_length": 1e30}')
+    assert longest() == 130
+    (copied / "tokenizer_config.json").write_text('{"model_max_length": 64}')
+    assert longest() == 64
+    (copied / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    assert longest() == 32
 
 
 def test_modules_that_the_engine_lacks_are_refused(copied: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -84,6 +85,25 @@ def test_words_have_pairs_too() -> None:
     assert tokenizer.encode_whole("a b c", "d") == (first + second, 3)
     assert tokenizer.encode_whole("a b c", "d", most_tokens=2) == ([first[0], second[0]], 1)
     assert tokenizer.encode_whole("a b c", most_tokens=2) == (first[:2], None)
+
+
+@pytest.mark.parametrize(
+    ("config", "second_from"),
+    [
+        ({}, 4),
+        ({"tokenizer_class": "BertTokenizer"}, 4),
+        ({"tokenizer_class": "TokenizersBackend"}, None),
+        ({"tokenizer_class": "TokenizersBackend", "model_input_names": ["token_type_ids"]}, 4),
+        ({"model_input_names": ["input_ids", "attention_mask"]}, None),
+    ],
+)
+def test_the_second_text_is_told_apart_where_transformers_does(
+    tmp_path: Path, config: dict[str, Any], second_from: int | None
+) -> None:
+    made("bert").save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+
+    assert load_tokenizer(tmp_path).encode_whole("w1 w2", "w3")[1] == second_from
 
 
 def test_a_truncation_in_the_file_is_not_the_servers(tmp_path: Path) -> None:

@@ -170,12 +170,20 @@ def _classes(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _activation(folder: Path, config: Mapping[str, Any]) -> str:
-    """The one that sentence-transformers wrote down, else the one that the kind of problem asks for."""
-    own = config.get("sentence_transformers") or {}
-    named = own.get("activation_fn") or config.get("sbert_ce_default_activation_function")
-    if named:
-        return _known_activation(folder, str(named))
+    """The one that sentence-transformers wrote down, else the one that the kind of problem asks for.
+
+    It writes down the identity for several labels where nobody chose; that gives no probabilities.
+    """
     count = len(config.get("id2label") or ("0", "1"))
+    path = folder / "config_sentence_transformers.json"
+    own = _read_json(path) if path.is_file() else {}
+    named = (
+        own.get("activation_fn")
+        or (config.get("sentence_transformers") or {}).get("activation_fn")
+        or config.get("sbert_ce_default_activation_function")
+    )
+    if named and not (count > 1 and str(named).endswith(".Identity")):
+        return _known_activation(folder, str(named))
     match config.get("problem_type"):
         case "regression":
             return "identity"
@@ -279,13 +287,19 @@ def _json_list(folder: Path) -> list[dict[str, Any]]:
 
 
 def _longest(folder: Path, config: Mapping[str, Any]) -> int:
-    """Most tokens of one text: positions that the model has, or less where sentence-transformers says so."""
+    """Most tokens of one text: positions that the model has, or less where the tokenizer or sentence-transformers
+    says so."""
     positions = _number(folder, config, "max_position_embeddings", "n_positions", "n_ctx")
     if config.get("model_type") in _OFFSET_POSITIONS:
         positions -= int(config.get("pad_token_id", 1)) + 1
-    own = folder / "sentence_bert_config.json"
-    limit = _read_json(own).get("max_seq_length") if own.is_file() else None
-    return min(positions, limit) if isinstance(limit, int) and limit > 0 else positions
+    for name, key in (
+        ("tokenizer_config.json", "model_max_length"),
+        ("sentence_bert_config.json", "max_seq_length"),
+    ):
+        limit = _read_json(folder / name).get(key) if (folder / name).is_file() else None
+        if isinstance(limit, int | float) and 0 < limit < positions:
+            positions = int(limit)
+    return positions
 
 
 def _read_json(path: Path) -> dict[str, Any]:
