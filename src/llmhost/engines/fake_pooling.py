@@ -83,6 +83,8 @@ class FakePoolingRunner(WithoutKv):
     def _run_row(self, row: Row) -> Drawn:
         if row.pooling is None or row.pooling.task != self.facts.task:
             return EngineFailed(f"This fake model was loaded to {self.facts.task}.")
+        if row.start or not row.wants_token:
+            return EngineFailed("A text that is pooled can't be computed in pieces.")
         if row.pooling.task == "embed":
             numbers = fake_vector(row.tokens, is_raw=row.pooling.is_raw)
         else:

@@ -1,13 +1,21 @@
 """The stand-in for models that pool: texts with the same words are alike, and everything is known beforehand."""
 
 import pytest
+from tests.unit.engines.pooling_contract import PoolingContract
 
 from llmhost.config.schema import FakeOptions, ModelSpec
 from llmhost.core.errors import EngineFailed
+from llmhost.core.ports import Runner
 from llmhost.core.request import Pooling, Sampling
 from llmhost.core.step import Draw, Row
 from llmhost.engines.fake_pooling import FakePoolingRunner, fake_scores, fake_vector
 from llmhost.engines.kinds import FakeKind
+
+
+class TestContract(PoolingContract):
+    @pytest.fixture(params=["embed", "classify"])
+    def runner(self, request: pytest.FixtureRequest) -> Runner:
+        return FakePoolingRunner(FakeOptions(task=request.param, labels=("a", "b")))
 
 
 def row(tokens: list[int], task: str | None = "embed", second_from: int | None = None) -> Row:

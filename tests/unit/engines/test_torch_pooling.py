@@ -17,10 +17,12 @@ from tests.unit.engines.pooling_checkpoints import (
     save_classifier,
     save_embedder,
 )
+from tests.unit.engines.pooling_contract import PoolingContract
 from torch.nn.functional import normalize
 
 from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import EngineFailed
+from llmhost.core.ports import Runner
 from llmhost.core.request import Pooling, Sampling
 from llmhost.core.step import Draw, Row
 from llmhost.engines.torch.pooling import PoolingRunner, group_by_length
@@ -207,30 +209,6 @@ def test_groups_hold_every_row_once_and_little_padding(lengths: list[int]) -> No
         assert max(lengths[p] for p in group) * len(group) - real <= 64 + 0.15 * real
 
 
-def test_rows_that_are_no_whole_text_to_embed_fail_alone(made: Callable[[str], Path]) -> None:
-    runner = load(made("bert"))
-    [text] = texts(8)
-    good = row(text)
-    wrong = [
-        good._replace(pooling=None),
-        good._replace(start=4),
-        good._replace(wants_token=False),
-        row(text, "classify"),
-    ]
-
-    drawn = runner.run([good, *wrong, good])
-
-    assert [isinstance(one, EngineFailed) for one in drawn] == [
-        False,
-        True,
-        True,
-        True,
-        True,
-        False,
-    ]
-    assert runner.run([]) == []
-
-
 def test_a_text_without_numbers_fails_alone(tmp_path: Path) -> None:
     folder = save_embedder(tmp_path, "bert")
     runner = load(folder)
@@ -243,10 +221,24 @@ def test_a_text_without_numbers_fails_alone(tmp_path: Path) -> None:
     assert isinstance(drawn[1], EngineFailed)
 
 
-def test_closing_twice_is_closing_once(made: Callable[[str], Path]) -> None:
+class TestContract(PoolingContract):
+    @pytest.fixture(params=["bert", "mpnet", "qwen3", "classifier"])
+    def runner(
+        self, request: pytest.FixtureRequest, made: Callable[[str], Path], tmp_path: Path
+    ) -> Runner:
+        if request.param == "classifier":
+            return load(save_classifier(tmp_path, "bert", 3))
+        return load(made(request.param), task="embed")
+
+
+def test_a_decoder_keeps_no_cache(made: Callable[[str], Path]) -> None:
+    runner = load(made("qwen3"), task="embed")
+    model: Any = runner._pool._model  # type: ignore[union-attr]
+    assert model(input_ids=torch.tensor([[3, 4]])).past_key_values is None
+
+
+def test_an_unloaded_model_says_so(made: Callable[[str], Path]) -> None:
     runner = load(made("bert"))
-    runner.set_kv_blocks(3)
-    runner.close()
     runner.close()
     with pytest.raises(EngineFailed):
         runner.run([row([3])])

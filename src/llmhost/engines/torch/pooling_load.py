@@ -93,6 +93,7 @@ def _read_model(folder: Path, files: PoolingFiles, options: TorchOptions) -> Any
             f"The weights in {folder} lack {len(missing)} tensors that a {type(model).__name__} needs,"
             f" {missing[0]} first. The checkpoint is incomplete or belongs to another config.json."
         )
+    model.config.use_cache = False  # decoders would keep keys and values of texts that never go on
     return model
 
 
