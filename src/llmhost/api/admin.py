@@ -249,6 +249,7 @@ def _model(deployment: Deployment) -> dict[str, Any]:
         "state": deployment.state.value,
         "reason": deployment.reason,
         "load": entry.spec.load,
+        "adapters": entry.spec.adapters,
         "price": None if price is None else msgspec.to_builtins(price),
     }
 

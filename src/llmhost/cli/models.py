@@ -115,6 +115,7 @@ def _declared(data_dir: Path | None) -> list[dict[str, Any]]:
             "reason": None,
             "price": None if spec.price is None else _parts(spec.price),
             "load": spec.load,
+            "adapters": spec.adapters,
         }
         for name, spec in loaded.settings.models.items()
     ]

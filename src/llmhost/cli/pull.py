@@ -28,6 +28,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
             "llmhost pull qwen",
+            "llmhost pull qwen:support",
             "llmhost pull hf:Qwen/Qwen3-0.6B",
             "llmhost pull hf:Qwen/Qwen3-0.6B --revision main --json",
         )
@@ -38,7 +39,8 @@ def pull(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|hf:ORG/NAME", help="A model of the settings, or a repository."
+            metavar="NAME|hf:ORG/NAME",
+            help="Model of the settings, its adapter as MODEL:NAME, or a repository.",
         ),
     ],
     revision: Annotated[
@@ -122,6 +124,8 @@ def _source(model: str, models: Path | None, data_dir: Path) -> str:
     if model.startswith("hf:"):
         return model
     known = [*(_of_node(data_dir) if models is None else ()), *_of_settings(models)]
+    if (adapter := _adapter_source(model, known)) is not None:
+        return adapter
     for row in known:
         if model == row["name"] or model in row["aliases"]:
             if row["engine"] == "fake" or not row["source"]:
@@ -134,6 +138,15 @@ def _source(model: str, models: Path | None, data_dir: Path) -> str:
     raise NothingToPull(f"There is no model {model!r} in the settings; there is: {names}.{hub}")
 
 
+def _adapter_source(model: str, known: list[dict[str, Any]]) -> str | None:
+    """Of a LoRA adapter that is named as MODEL:ADAPTER."""
+    base, _, adapter = model.rpartition(":")
+    for row in known:
+        if base and (base == row["name"] or base in row["aliases"]) and adapter in row["adapters"]:
+            return str(row["adapters"][adapter])
+    return None
+
+
 def _of_node(data_dir: Path) -> list[dict[str, Any]]:
     node = read_server_file(data_dir)
     if node is None or not answers(node.url):
@@ -141,12 +154,18 @@ def _of_node(data_dir: Path) -> list[dict[str, Any]]:
     from llmhost.cli.client import HttpAdmin
 
     with HttpAdmin(node) as admin:
-        return admin.models()
+        return [{"adapters": {}, **row} for row in admin.models()]
 
 
 def _of_settings(models: Path | None) -> list[dict[str, Any]]:
     return [
-        {"name": name, "aliases": spec.aliases, "engine": spec.engine, "source": spec.source}
+        {
+            "name": name,
+            "aliases": spec.aliases,
+            "engine": spec.engine,
+            "source": spec.source,
+            "adapters": spec.adapters,
+        }
         for name, spec in load_settings(models).settings.models.items()
     ]
 

@@ -16,6 +16,9 @@ source = "hf:org/name"
 aliases = ["gpt"]
 [models.tiny]
 source = "builtin:tiny"
+aliases = ["small"]
+[models.tiny.adapters]
+pirate = "hf:org/pirate"
 [models.echo]
 engine = "fake"
 """
@@ -66,6 +69,16 @@ def test_a_name_is_looked_up_in_the_running_node_first(hub: Hub, llmhost, node, 
     node.answers["GET /admin/v1/models"] = {"data": [row]}
 
     assert llmhost("pull", "mine").stdout.startswith("hf:org/name is here")
+
+
+def test_an_adapter_is_pulled_by_its_models_name_and_its_own(hub: Hub, llmhost, tmp_path: Path):
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"a" * 5000}
+    hub.add("org/pirate", adapter)
+
+    for name in ("tiny:pirate", "small:pirate"):
+        assert llmhost("pull", name).stdout.startswith("hf:org/pirate is here: 2 files")
+    assert (tmp_path / "data/models/org--pirate/main/adapter_config.json").exists()
+    assert "There is no model 'tiny:none'" in llmhost("pull", "tiny:none").stderr
 
 
 def test_what_is_on_this_machine_needs_no_fetching(hub: Hub, llmhost):

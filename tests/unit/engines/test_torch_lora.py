@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.unit.engines.adapters import peft_answers, save_adapter
 from tests.unit.engines.checkpoints import VOCAB
 from tests.unit.engines.toy_scheduler import GREEDY, Asked, ToyScheduler
 
 from llmhost.core.errors import EngineFailed, ModelUnavailable
 from llmhost.core.step import Row
+from llmhost.engines.torch import lora
 from llmhost.engines.torch.runner import TorchRunner
 
 NEW_TOKENS = 12
@@ -111,6 +114,13 @@ def test_answers_are_those_of_peft(
     assert answers != without
 
 
+@pytest.fixture(params=[1024, 2], ids=["one by one", "all at once"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to go through a step with several adapters."""
+    monkeypatch.setitem(lora.ONE_BY_ONE, "cpu", request.param)
+
+
+@pytest.mark.usefixtures("way")
 def test_adapters_and_the_model_itself_share_a_batch(
     load: Load, checkpoint: Checkpoint, adapter: Adapter
 ) -> None:
@@ -133,19 +143,26 @@ def test_adapters_and_the_model_itself_share_a_batch(
         assert agrees(part, expected(checkpoint("llama"), adapter(name))), name
 
 
-def test_rows_without_an_adapter_get_the_models_own_bits(load: Load, adapter: Adapter) -> None:
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("names", [["everywhere"], ["everywhere", "attention", "head", "patterns"]])
+def test_rows_without_an_adapter_get_the_models_own_bits(
+    names: list[str], load: Load, adapter: Adapter
+) -> None:
     runner = load("llama")
-    rows = [row(i, prompt, None) for i, prompt in enumerate(prompts())]
     runner.set_kv_blocks(96)
-    before = logits(runner, rows)
-    add(runner, "everywhere", adapter("everywhere"))
+    chosen = [None, *names, None, *names, None]
+    mixed = [row(i, prompts()[i % 3], name) for i, name in enumerate(chosen)]
+    plain = [each._replace(adapter=None) for each in mixed]
+    before = logits(runner, plain)
+    for name in names:
+        add(runner, name, adapter(name))
 
-    mixed = [rows[0], rows[1]._replace(adapter="everywhere"), rows[2]]
-    after, unmixed = logits(runner, mixed), logits(runner, rows)
+    after, unmixed = logits(runner, mixed), logits(runner, plain)
 
+    own = [i for i, name in enumerate(chosen) if name is None]
     assert torch.equal(unmixed, before)
-    assert torch.equal(after[[0, 2]], before[[0, 2]])
-    assert not torch.allclose(after[1], before[1])
+    assert torch.equal(after[own], before[own])
+    assert not torch.isclose(after, before).all(dim=-1)[1 : len(names) + 1].any()
 
 
 def test_a_dropped_adapter_leaves_nothing_behind(load: Load, adapter: Adapter) -> None:
@@ -229,6 +246,18 @@ def test_what_would_be_run_otherwise_than_it_was_trained_is_refused_by_name(
         load("llama").adapters.read(tmp_path)
 
     assert said in caught.value.message
+
+
+def test_numbers_that_could_spread_to_other_rows_are_refused(
+    load: Load, adapter: Adapter, tmp_path: Path
+) -> None:
+    tensors = load_file(adapter("attention") / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("inf")
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    shutil.copy(adapter("attention") / "adapter_config.json", tmp_path)
+
+    with pytest.raises(ModelUnavailable, match="numbers in it that are not finite"):
+        load("llama").adapters.read(tmp_path)
 
 
 def test_an_adapter_of_another_model_is_refused(load: Load, adapter: Adapter) -> None:
