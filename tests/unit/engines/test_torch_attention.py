@@ -11,6 +11,7 @@ from tests.unit.engines.toy_scheduler import GREEDY
 from torch import Tensor
 
 from llmhost.core.step import Row
+from llmhost.engines.torch import backend_torch
 from llmhost.engines.torch.backend_torch import (
     GROUP_OVERHEAD_BLOCKS,
     Scores,
@@ -57,26 +58,44 @@ def cases(draw: st.DrawFn) -> tuple[list[tuple[int, int]], int, int]:
         softcap=st.sampled_from([None, 3.0]),
         sinks=st.sampled_from([None, torch.tensor([-1.0, 0.0, 1.0, 3.0])]),
     ),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    worthwhile=st.sampled_from([0, 300, 2**14]),
 )
 def test_every_query_gets_what_it_would_get_alone(
-    case: tuple[list[tuple[int, int]], int, int], scores: Scores
+    case: tuple[list[tuple[int, int]], int, int],
+    scores: Scores,
+    dtype: torch.dtype,
+    worthwhile: int,
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_torch, "WORTHWHILE_ELEMENTS", {2: worthwhile, 4: worthwhile})
+        out, expected = attended(case, scores, dtype)
+    tolerance = 1e-5 if dtype is torch.float32 else 0.03
+    torch.testing.assert_close(out.float(), expected, rtol=10 * tolerance, atol=tolerance)
+
+
+def attended(
+    case: tuple[list[tuple[int, int]], int, int], scores: Scores, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What attention gives for every query of a step, and what it should."""
     spans, size, seed = case
     numbers = torch.Generator().manual_seed(seed)
     known = [
-        torch.randn(2, start + count, KV_HEADS, DIM, generator=numbers) for start, count in spans
+        torch.randn(2, start + count, KV_HEADS, DIM, generator=numbers).to(dtype)
+        for start, count in spans
     ]
-    queries = [torch.randn(count, HEADS, DIM, generator=numbers) for _, count in spans]
+    queries = [torch.randn(count, HEADS, DIM, generator=numbers).to(dtype) for _, count in spans]
 
     pool = list(range(sum(-(-one.shape[1] // size) for one in known) + 3))
     random.Random(seed).shuffle(pool)
+    if seed % 2:  # blocks that follow each other, but for some
+        pool.sort()
+        pool.insert(len(pool) // 2, pool.pop())
     rows = []
     for i, (start, count) in enumerate(spans):
         blocks = [pool.pop() for _ in range(-(-(start + count) // size))]
         rows.append(Row(i, [0] * count, start, blocks, GREEDY, 0, True))
-    shape = KvShape(
-        layers=1, kv_heads=KV_HEADS, head_dim=DIM, block_tokens=size, dtype=torch.float32
-    )
+    shape = KvShape(layers=1, kv_heads=KV_HEADS, head_dim=DIM, block_tokens=size, dtype=dtype)
     kv = PagedKv(shape, CPU)
     kv.resize(sum(len(row.blocks) for row in rows) + 3)
     for part in kv.layers[0]:
@@ -95,21 +114,24 @@ def test_every_query_gets_what_it_would_get_alone(
         ],
         size,
     )
-    attention = StepAttention(layout, Scratch(), block_tokens=size, dtype=torch.float32)
+    attention = StepAttention(layout, Scratch(), block_tokens=size, dtype=dtype)
     query = torch.cat([queries[i] for i in layout.order]).transpose(0, 1)[None]
     out = attention.attend(query, fresh, kv.layers[0], scores)[0]
 
     expected = torch.stack(
         [
             by_hand(
-                queries[i][t], known[i][0][: start + t + 1], known[i][1][: start + t + 1], scores
+                queries[i][t].float(),
+                known[i][0][: start + t + 1].float(),
+                known[i][1][: start + t + 1].float(),
+                scores,
             )
             for i in layout.order
             for start, count in [spans[i]]
             for t in range(count)
         ]
     )
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    return out, expected
 
 
 def write(

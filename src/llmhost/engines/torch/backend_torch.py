@@ -1,10 +1,12 @@
 """Attention over block tables in plain torch, for every device that torch has.
 
-One-token rows of similar length are gathered together and attend in one call; each longer chunk attends on its own,
-a first chunk directly over the fresh keys. Masks and block indices are made once per step and shared by all layers.
+One-token rows of similar length are gathered together and attend in one call, but for long ones on the CPU
+(`decode_rows`); each longer chunk attends on its own, a first chunk directly over the fresh keys. Masks and block
+indices are made once per step and shared by all layers.
 A kernel backend replaces this file: it reads the same StepLayout and has the same `attend`.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmhost.engines.torch.decode_rows import WORTHWHILE_ELEMENTS, Past, RowAttention, pasts
 from llmhost.engines.torch.kv import KeyValue
 from llmhost.engines.torch.layout import StepLayout
 
@@ -33,6 +36,8 @@ class Span:
     """Gathered positions per row that take part."""
     mask: Tensor | None = None
     """Added to the scores, [rows, 1, tokens per row, length]; None where every position counts."""
+    pasts: tuple[Past, ...] | None = None
+    """What each row sees, where rows attend one by one."""
 
 
 class Scores(NamedTuple):
@@ -62,6 +67,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self._room = KeyValue(torch.empty(0), torch.empty(0))
+        self.rows = RowAttention()
 
     def gather(self, cache: KeyValue, blocks: Tensor) -> KeyValue:
         """The cache's `blocks`, valid until the next call."""
@@ -98,9 +104,10 @@ class StepAttention:
         [blocks, block_tokens, kv_heads, head_dim] with the fresh ones written. A query at position p sees p and
         what is before it.
         """
+        position_elements = cache.key.shape[2] * cache.key.shape[3]
         outs = [
             self._attend_span(span, query, fresh, cache, scores)
-            for span in self._spans_for(scores.window, scores.is_plain)
+            for span in self._spans_for(scores.window, scores.is_plain, position_elements)
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
@@ -108,6 +115,11 @@ class StepAttention:
         self, span: Span, query: Tensor, fresh: KeyValue, cache: KeyValue, scores: Scores
     ) -> Tensor:
         """The span's part of the result, [1, span.last - span.first, heads, head_dim]."""
+        if span.pasts is not None:
+            alone = query[0, :, span.first : span.last].transpose(0, 1)
+            scaling = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
+            attend = self._scratch.rows.attend
+            return attend(alone, cache, span.pasts, scaling, scores.softcap, scores.sinks)[None]
         q = _per_row(query, span)
         if span.blocks is None:
             key, value = _per_row(fresh.key, span), _per_row(fresh.value, span)
@@ -128,22 +140,27 @@ class StepAttention:
             out = _step_by_step(q, key, value, span.mask, scores)
         return out.transpose(1, 2).flatten(0, 1)[None]
 
-    def _spans_for(self, window: int | None, is_plain: bool) -> list[Span]:
+    def _spans_for(self, window: int | None, is_plain: bool, position_elements: int) -> list[Span]:
         spans = self._spans.get((window, is_plain))
         if spans is None:
-            spans = list(self._plan(window, is_plain))
+            spans = list(self._plan(window, is_plain, position_elements))
             self._spans[window, is_plain] = spans
         return spans
 
-    def _plan(self, window: int | None, is_plain: bool) -> Iterator[Span]:
+    def _plan(self, window: int | None, is_plain: bool, position_elements: int) -> Iterator[Span]:
         layout = self._layout
         first_blocks = [self._first_block(start, window) for start in layout.starts]
         counts = [
             -(-end // self._block_tokens) - first
             for end, first in zip(layout.ends, first_blocks, strict=True)
         ]
-        for first, last in split_by_length(counts[: layout.decode_rows]):
+        together = self._rows_together(window, position_elements)
+        for first, last in split_by_length(counts[:together]):
             yield self._gathered(first, last, first_blocks, max(counts[first:last]), window)
+        if together < layout.decode_rows:
+            rows = range(together, layout.decode_rows)
+            seen = tuple(pasts(layout, rows, self._block_tokens, window))
+            yield Span(together, layout.decode_rows, len(rows), pasts=seen)
         row = layout.decode_rows
         while row < len(layout.starts):
             tokens = layout.ends[row] - layout.starts[row]
@@ -155,6 +172,14 @@ class StepAttention:
                 last = row + 1
                 yield self._gathered(row, last, first_blocks, counts[row], window)
             row = last
+
+    def _rows_together(self, window: int | None, position_elements: int) -> int:
+        """One-token rows that are gathered; those after them see more, and go one by one."""
+        layout = self._layout
+        short = WORTHWHILE_ELEMENTS[self._dtype.itemsize] // position_elements
+        if layout.block_tables.device.type != "cpu" or (window is not None and window <= short):
+            return layout.decode_rows
+        return bisect_right(layout.ends, short, hi=layout.decode_rows)
 
     def _first_block(self, start: int, window: int | None) -> int:
         """The block that holds the first position which a query at `start` or later can see."""

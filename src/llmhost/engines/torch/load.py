@@ -19,6 +19,7 @@ from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
 from llmhost.engines.torch import attention
+from llmhost.engines.torch.cpu_linear import widen_where_it_helps
 from llmhost.engines.torch.falcon import lead_through_interface
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kv import KvShape
@@ -51,6 +52,7 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
             f"The weights in {folder} need {show_bytes(footprint.weights_bytes)} on {device}, which is more"
             " than is free there. Unload another model, or use a smaller dtype."
         ) from error
+    widen_where_it_helps(model)
     shape = KvShape(
         layers=footprint.layers,
         kv_heads=footprint.kv_heads,

@@ -1,0 +1,101 @@
+"""Linear layers of 16-bit weights on CPUs that have no 16-bit arithmetic.
+
+There torch's own product unpacks the weights in its innermost loop, again for every few rows of the input: it takes
+two to three times as long as float32 does. Here a slice of the weights that fits the cache is widened once, and all
+rows are multiplied with it in float32. Memory is read in 16 bits, sums are at least as exact.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEW_ROWS = 4
+"""Up to so many rows the weights are read faster than they are computed with, and torch's own product is best."""
+SOME_ROWS = 10
+"""Up to so many the product is best written row by row."""
+MANY_ROWS = 256
+"""From here on too, with slices that no cache holds; in between it is best written column by column."""
+SOME_ELEMENTS, MORE_ELEMENTS, MANY_ELEMENTS = 2**17, 2**18, 2**22
+"""Elements of a slice: half of a usual second-level cache, all of it, and most layers whole."""
+
+
+class Room:
+    """Where slices are widened. One model's layers share it: they run one after the other, in one thread."""
+
+    def __init__(self) -> None:
+        self._elements = torch.empty(0)
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        if self._elements.numel() < rows * columns:
+            self._elements = torch.empty(rows * columns)
+        return self._elements[: rows * columns].view(rows, columns)
+
+
+class WideningLinear(nn.Linear):
+    """An `nn.Linear` that computes in float32. Same weights, same result up to rounding."""
+
+    room: Room
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
+        flat = input.reshape(-1, input.shape[-1])
+        if len(flat) <= FEW_ROWS or input.dtype is torch.float32:
+            return F.linear(input, self.weight, self.bias)
+        out = self._product(flat.float())
+        if self.bias is not None:
+            out += self.bias
+        narrow = out.to(input.dtype, memory_format=torch.contiguous_format)
+        return narrow.view(*input.shape[:-1], self.out_features)
+
+    def _product(self, wide: Tensor) -> Tensor:
+        if len(wide) <= SOME_ROWS:
+            return self._by_row(wide, SOME_ELEMENTS * torch.get_num_threads())
+        if len(wide) < MANY_ROWS:
+            return self._by_column(wide, MORE_ELEMENTS * torch.get_num_threads())
+        return self._by_row(wide, MANY_ELEMENTS)
+
+    def _by_row(self, wide: Tensor, elements: int) -> Tensor:
+        product = wide.new_empty(len(wide), self.out_features)
+        parts = self._slices(elements)
+        for part, out in zip(parts, torch.split(product, len(parts[0]), 1), strict=True):
+            torch.mm(wide, self._widened(part).t(), out=out)
+        return product
+
+    def _by_column(self, wide: Tensor, elements: int) -> Tensor:
+        columns = wide.t().contiguous()
+        product = wide.new_empty(self.out_features, len(wide))
+        parts = self._slices(elements)
+        for part, out in zip(parts, torch.split(product, len(parts[0])), strict=True):
+            torch.mm(self._widened(part), columns, out=out)
+        return product.t()
+
+    def _slices(self, elements: int) -> tuple[Tensor, ...]:
+        rows = max(elements // self.in_features, 1)
+        return torch.split(self.weight, rows)
+
+    def _widened(self, part: Tensor) -> Tensor:
+        return self.room.take(*part.shape).copy_(part)
+
+
+def widen_where_it_helps(model: nn.Module) -> int:
+    """Have `model`'s 16-bit linear layers compute in float32 if this CPU is faster so; how many do then."""
+    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    chosen = [one for one in linears if is_slow_here(one.weight)]
+    room = Room()
+    for linear in chosen:
+        linear.__class__ = WideningLinear
+        linear.room = room  # type: ignore[assignment]
+    return len(chosen)
+
+
+def is_slow_here(weight: Tensor) -> bool:
+    """The weights are on an x86 CPU that has no instructions for their type."""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    can: Mapping[str, Any] = torch.cpu.get_capabilities()
+    if can.get("architecture") != "x86_64":
+        return False
+    kind = "bf16" if weight.dtype is torch.bfloat16 else "fp16"
+    return not (can.get(f"avx512_{kind}") or can.get(f"amx_{kind}"))

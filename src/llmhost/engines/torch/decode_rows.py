@@ -1,0 +1,125 @@
+"""Attention of one-token rows on the CPU: each row on its own, in float32, over its blocks where they lie.
+
+A row's keys and values are copied into a room that stays in the cache, widened on the way if they have 16 bits, and
+not copied at all where they are float32 and lie in one piece. Nothing is padded or masked, so a row's result depends
+on that row alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmhost.engines.torch.kv import KeyValue
+from llmhost.engines.torch.layout import StepLayout
+
+WORTHWHILE_ELEMENTS = {2: 2**13, 4: 3 * 2**14}
+"""By the bytes of an element: so many of a row's keys, from which on going through rows one by one costs less than
+gathering several together. torch's own attention is slow in 16 bits on many CPUs: there it does so early."""
+
+
+class Piece(NamedTuple):
+    """Positions whose keys lie one after the other: slots `first` to `last`, exclusive, and where they go."""
+
+    first: int
+    last: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What one row sees."""
+
+    pieces: tuple[Piece, ...]
+    length: int
+
+
+def pasts(
+    layout: StepLayout, rows: Sequence[int], block_tokens: int, window: int | None
+) -> list[Past]:
+    """Of one-token `rows`, what each sees: all before it and itself, or the last `window` positions."""
+    tables = layout.block_tables.numpy()
+    breaks = np.flatnonzero(np.diff(tables, axis=1, append=-1) != 1)
+    width = tables.shape[1]
+    found = []
+    for row in rows:
+        end = layout.ends[row]
+        first = 0 if window is None else max(end - window, 0)
+        low, high = first // block_tokens, -(-end // block_tokens)
+        begin, stop = np.searchsorted(breaks, (row * width + low, row * width + high - 1))
+        cuts = [int(cut) - row * width + 1 for cut in breaks[begin:stop]]
+        found.append(_past(tables[row], [low, *cuts, high], first, end, block_tokens))
+    return found
+
+
+def _past(
+    table: "np.ndarray[tuple[int], np.dtype[np.int64]]",
+    cuts: Sequence[int],
+    first: int,
+    end: int,
+    size: int,
+) -> Past:
+    """`cuts` are the places in `table` at which runs of consecutive blocks begin, and the end."""
+    pieces = []
+    for low, high in pairwise(cuts):
+        begin, stop = max(low * size, first), min(high * size, end)
+        shift = int(table[low]) * size - low * size
+        pieces.append(Piece(begin + shift, stop + shift, begin - first))
+    return Past(tuple(pieces), end - first)
+
+
+class RowAttention:
+    """The room that rows are copied to, kept over layers and steps."""
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0)
+
+    def attend(
+        self,
+        query: Tensor,
+        cache: KeyValue,
+        rows: Sequence[Past],
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Attend with `query` [rows, heads, head_dim], over `cache` [blocks, block_tokens, kv_heads, head_dim].
+
+        Returns [rows, heads, head_dim], in the query's type.
+        """
+        count, heads, dim = query.shape
+        keys, values = (part.view(-1, *part.shape[2:]) for part in cache)
+        kv_heads = keys.shape[1]
+        grouped = (query.float() * scaling).view(count, kv_heads, heads // kv_heads, dim)
+        out = torch.empty_like(grouped)
+        sunk = None if sinks is None else sinks.float().view(kv_heads, -1, 1)
+        for past, asked, answer in zip(rows, grouped, out, strict=True):
+            scores = torch.bmm(asked, self._laid_out(keys, past).permute(1, 2, 0))
+            weights = _weights(scores, softcap, sunk)
+            torch.bmm(weights, self._laid_out(values, past).transpose(0, 1), out=answer)
+        return out.view(count, heads, dim).to(query.dtype)
+
+    def _laid_out(self, flat: Tensor, past: Past) -> Tensor:
+        """[length, kv_heads, head_dim] in float32, valid until the next call."""
+        if flat.dtype is torch.float32 and len(past.pieces) == 1:
+            first, last, _ = past.pieces[0]
+            return flat[first:last]
+        elements = past.length * flat.shape[1] * flat.shape[2]
+        if self._room.numel() < elements:
+            self._room = torch.empty(elements)
+        room = self._room[:elements].view(past.length, *flat.shape[1:])
+        for first, last, at in past.pieces:
+            room[at : at + last - first].copy_(flat[first:last])
+        return room
+
+
+def _weights(scores: Tensor, softcap: float | None, sinks: Tensor | None) -> Tensor:
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if sinks is None:
+        return scores.softmax(-1)
+    return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
