@@ -65,7 +65,7 @@ def _rope_bytes(runner: Any) -> int:
 
 
 def test_a_decode_steps_floor_is_its_bytes_or_its_arithmetic():
-    steps = [Step(2_000_000_000, 1_500_000_000, 100_000_000, 2)] * 3
+    steps = [Step(2_000_000_000, 1_500_000_000, 100_000_000, 400_000_000, 2)] * 3
     context = 10 + WARM_STEPS + 1
     moved = 1000 + 2 * context * 8
     flops = 2 * 100 + 2 * 10 + 2 * context * 4
@@ -81,7 +81,7 @@ def test_a_decode_steps_floor_is_its_bytes_or_its_arithmetic():
 
 
 def test_a_prefills_attention_is_a_triangle():
-    one = figures(Case("prefill", 1, 3), [Step(10**9, 0, 0, 3)], WORK, Ceilings(1e12, 1.0))
+    one = figures(Case("prefill", 1, 3), [Step(10**9, 0, 0, 0, 3)], WORK, Ceilings(1e12, 1.0))
 
     assert one.floor_ms == 1e3 * (3 * 100 + 10 + 6 * 4)
     assert one.tokens_per_s == 3

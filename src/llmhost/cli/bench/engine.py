@@ -51,7 +51,7 @@ class Measured:
     forward_ms: float
     sample_ms: float
     python_ms: float
-    """Everything but forward pass and sampling: plan, layout of the step, absorb."""
+    """CPU time of everything but forward pass and sampling: plan, layout of the step, absorb."""
     tokens_per_s: float
     step_bytes: int
     """Least that a step must move: weights once, and keys and values of every context."""
@@ -65,12 +65,10 @@ class Step:
     whole_ns: int
     forward_ns: int
     sample_ns: int
+    python_ns: int
+    """CPU time of the rest, in this thread: what others take of the machine is not counted."""
     fed: int
     """Tokens."""
-
-    @property
-    def python_ns(self) -> int:
-        return self.whole_ns - self.forward_ns - self.sample_ns
 
 
 class EngineBench:
@@ -137,17 +135,19 @@ class EngineBench:
         scheduler.add(seq_id, spec, self._watch())
 
     def _step(self, scheduler: Scheduler) -> Step:
-        self._phases.forward_ns = self._phases.sample_ns = 0
-        began = time.perf_counter_ns()
+        phases = self._phases
+        phases.forward_ns = phases.sample_ns = phases.cpu_ns = 0
+        began, cpu = time.perf_counter_ns(), time.thread_time_ns()
         rows = scheduler.plan()
         started = time.perf_counter_ns()
         drawn = self._runner.run(rows)
         ended = time.perf_counter_ns()
         shares = split_exactly(ended - started, [work_units(row) for row in rows])
         scheduler.absorb(StepResult(rows, drawn, started, ended, shares))
+        python = time.thread_time_ns() - cpu - phases.cpu_ns
         whole = time.perf_counter_ns() - began
         fed = sum(len(row.tokens) for row in rows)
-        return Step(whole, self._phases.forward_ns, self._phases.sample_ns, fed)
+        return Step(whole, phases.forward_ns, phases.sample_ns, python, fed)
 
 
 def figures(case: Case, steps: list[Step], work: "ModelWork", ceilings: "Ceilings") -> Measured:

@@ -73,7 +73,7 @@ def engine(
 ) -> None:
     """Measure a model's steps without HTTP: decode and prefill, beside what the machine could do at best.
 
-    PYTHON is what a step takes beside forward pass and sampling. FLOOR is the least time for its bytes and its
+    PYTHON is the CPU time of a step beside forward pass and sampling. FLOOR is the least time for its bytes and its
     arithmetic at the bandwidth and matrix rate measured in this run, and ROOF the share of the step that it is.
     """
     cases = [(b, c) for b in _numbers(batch, "--batch") for c in _numbers(context, "--context")]
