@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.parity import WAYS, Score, reference
+from tests.unit.engines.test_torch_quantised import KINDS, check
 
 from llmhost.config.schema import TorchOptions
 from llmhost.engines.torch.load import load_runner
@@ -37,3 +38,11 @@ def test_a_family_answers_as_generate_does(
         f" {total.ties} more at near-ties"
     )
     assert total.wrong == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_model_answers_as_generate_does(
+    kind: str, tmp_path: Path, bar: Callable[[str], None]
+) -> None:
+    check(kind, tmp_path)
+    bar(f"parity of a model quantised as {kind}: 0 answers differ")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCAB = 256
@@ -92,6 +93,13 @@ _OPTIONAL = ("index_topk", "kv_lora_rank", "q_lora_rank", "sliding_window")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("cohere2", {"num_hidden_layers": 4}),
     "cwm": ("cwm", {"bos_token_id": 1, "eos_token_id": 255, "pad_token_id": 0}),
+    "dbrx": (
+        "dbrx",
+        {
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+    ),
     "exaone4": ("exaone4", {"num_hidden_layers": 4}),
     "falcon": ("falcon", {"alibi": False, "multi_query": True}),
     "falcon_alibi": ("falcon", {"alibi": True}),
@@ -101,6 +109,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text": ("gemma3_text", {"num_hidden_layers": 6, "query_pre_attn_scalar": 16}),
     "gemma3n_text": ("gemma3n_text", {"num_hidden_layers": 5, "num_kv_shared_layers": 0}),
     "gpt_oss": ("gpt_oss", {"num_hidden_layers": 4}),
+    "lfm2_moe": ("lfm2_moe", {"layer_types": ["conv", "full_attention", "conv"]}),
     "lfm2_attention": ("lfm2", {"layer_types": ["full_attention"] * 3}),
     "mistral_full": ("mistral", {"sliding_window": None}),
     "mistral_window": ("mistral", {"sliding_window": WINDOW}),
@@ -125,12 +134,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def config_of(family: str, **changes: Any) -> Any:
     kind, own = VARIANTS.get(family, (family, {}))
     config_class = CONFIG_MAPPING[kind]
+    return config_class(**{**_shape(config_class), **own, **changes})
+
+
+def _shape(config_class: Any) -> dict[str, Any]:
+    """What makes a config small, those that it is made of too."""
     usual = config_class()
     names = {*usual.to_dict(), *config_class.attribute_map}
     names -= {name for name in _OPTIONAL if getattr(usual, name, None) is None}
     names -= {"is_decoder"} if usual.is_encoder_decoder else set()
     shape = {name: value for name, value in _SMALL.items() if name in names}
-    return config_class(**{**shape, **own, **changes})
+    for name, part in config_class.sub_configs.items():
+        if getattr(usual, name, None) is not None:
+            kind = type(getattr(usual, name)) if part is AutoConfig else part
+            shape[name] = {**_shape(kind), "model_type": kind.model_type}
+    return shape
 
 
 def save_checkpoint(folder: Path, family: str, *, seed: int = 1, **changes: Any) -> Path:

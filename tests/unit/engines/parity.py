@@ -287,5 +287,6 @@ WAYS: Mapping[str, Callable[[TorchRunner, Reference], Score]] = {
         after_prefix_hits,
         after_preemption,
         four_choices,
+        with_guesses,
     )
 }

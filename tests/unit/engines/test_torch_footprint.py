@@ -139,7 +139,6 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
         ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM, which does not generate text"),
         ({"architectures": ["LlavaForConditionalGeneration"]}, "from text alone"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\)"),
         ({"kv_lora_rank": 512}, "latent attention"),
         ({"layer_types": ["linear_attention", "full_attention"]}, "type linear_attention"),
         ({"max_position_embeddings": None}, "no positive 'max_position_embeddings'"),

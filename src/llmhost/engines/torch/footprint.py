@@ -9,15 +9,18 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmhost.core.errors import ModelUnavailable
+from llmhost.engines.torch import quantised
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Element types of a weights file that are converted to the computation type when it is read."""
+_EXPANDED = "expanded"
+"""Of a quantised weight that is a number of the computation type once it is loaded."""
 _DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAMPLER_BYTES = 12
 """Three float32 numbers for each token of the vocabulary: scores, the kept ones, and their exponentials."""
@@ -25,6 +28,19 @@ _MAX_HEADER_BYTES = 100 * 2**20
 """The limit that the safetensors format sets itself."""
 _WINDOW_BOUND_ROPE = ("dynamic", "longrope")
 """Rotary scalings that recompute their frequencies from the longest sequence of a batch."""
+
+
+UNWRITTEN: dict[str, dict[str, int]] = {
+    "falcon": {"max_position_embeddings": 2048},
+    "gemma3_text": {
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 262208,
+    },
+}
+"""What checkpoints of a model type leave to transformers' defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +75,9 @@ def read_footprint(
     """
     config = _read_config(folder)
     architecture = _text_architecture(folder, config)
+    config = _text_part(config)
     _refuse_unserved(folder, config)
-    tensors = dict(_tensors(folder))
+    tensors = {name: _expanded(name, one, config) for name, one in _tensors(folder)}
     if not tensors:
         raise ModelUnavailable(f"The weight files in {folder} hold no tensors.")
     if config.get("tie_word_embeddings"):
@@ -78,7 +95,9 @@ def read_footprint(
         dtype=computed,
         parameters=sum(tensor.elements for tensor in tensors.values()),
         weights_bytes=sum(
-            tensor.elements * item if tensor.kind in _FLOATS else tensor.stored_bytes
+            tensor.elements * item
+            if tensor.kind in _FLOATS or tensor.kind == _EXPANDED
+            else tensor.stored_bytes
             for tensor in tensors.values()
         ),
         kv_block_bytes=2 * layers * kv_heads * head_dim * block_tokens * item,
@@ -96,6 +115,8 @@ def _layer_width(config: Mapping[str, Any], hidden: int, projected: int) -> int:
     """Numbers that one token has alive at the widest place of a layer: the residual and its norm, and then either the
     projections with their rotated copies, or gate, up and their product."""
     inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
+    if isinstance(inner, list):  # one for each layer
+        inner = max(inner)
     experts = config.get("num_experts_per_tok") or 1
     return int(2 * hidden + max(2 * projected, 3 * inner * experts))
 
@@ -127,10 +148,19 @@ def _text_architecture(folder: Path, config: Mapping[str, Any]) -> str:
     for name in names:
         if str(name).endswith(("ForCausalLM", "LMHeadModel")):
             return str(name)
+    if isinstance(config.get("text_config"), dict):
+        return str(names[0])
     raise ModelUnavailable(
         f"{folder} holds a {names[0]}, which does not generate text from text alone. The torch engine"
         " serves decoder-only language models (architectures ending in ForCausalLM)."
     )
+
+
+def _text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the language model: of one that sees or hears too, those of its part for text."""
+    part = config.get("text_config")
+    text = {**config, **part} if isinstance(part, dict) else dict(config)
+    return {**UNWRITTEN.get(str(text.get("model_type")), {}), **text}
 
 
 def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
@@ -138,8 +168,6 @@ def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
     reason = None
     if config.get("is_encoder_decoder"):
         reason = "is an encoder-decoder model"
-    elif method := config.get("quantization_config"):
-        reason = f"is quantised ({method.get('quant_method', 'method not named')})"
     elif config.get("alibi"):
         reason = "lowers the scores of distant positions (ALiBi)"
     elif config.get("kv_lora_rank"):
@@ -152,6 +180,8 @@ def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
         raise ModelUnavailable(
             f"The model in {folder} {reason}, which the torch engine does not serve yet."
         )
+    if reason := quantised.refusal(config):
+        raise ModelUnavailable(f"The model in {folder} {reason}.")
 
 
 def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
@@ -199,6 +229,12 @@ def _computation_dtype(
         return str(named)
     kinds = Counter(tensor.kind for tensor in tensors.values() if tensor.kind in _FLOATS)
     return _DTYPES[kinds.most_common(1)[0][0]] if kinds else "float32"
+
+
+def _expanded(name: str, stored: _Tensor, config: Mapping[str, Any]) -> _Tensor:
+    """What becomes of a stored tensor when it is loaded."""
+    elements = quantised.weight_elements(name, stored.kind, stored.elements, config)
+    return stored if elements is None else replace(stored, kind=_EXPANDED, elements=elements)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:

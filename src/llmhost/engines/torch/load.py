@@ -99,7 +99,8 @@ def _load_model(folder: Path, footprint: Footprint, options: TorchOptions) -> An
     local = {"local_files_only": True, "trust_remote_code": options.trust_remote_code}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **local)
-        _refuse_architecture(footprint.architecture, config, options)
+        refuse_architecture(footprint.architecture, config, options)
+        _expand_weights(config)
         is_falcon = config.model_type == "falcon"
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -125,7 +126,14 @@ def _load_model(folder: Path, footprint: Footprint, options: TorchOptions) -> An
     return model
 
 
-def _refuse_architecture(name: str, config: Any, options: TorchOptions) -> None:
+def _expand_weights(config: Any) -> None:
+    """Have transformers turn quantised weights into plain ones while it reads them; by itself it may look for kernels,
+    or quantise what goes into a layer too, which makes answers depend on the last bit of it."""
+    if settings := getattr(config, "quantization_config", None):
+        config.quantization_config = {**settings, "dequantize": True}
+
+
+def refuse_architecture(name: str, config: Any, options: TorchOptions) -> None:
     """Say no before weights are read when transformers can't enter this architecture through our attention."""
     if options.trust_remote_code and getattr(config, "auto_map", None):
         return  # its class is known once its code has run; the check after loading covers it
