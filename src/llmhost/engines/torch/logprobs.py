@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmhost.core.output import TokenLogprobs
+from llmhost.engines.torch.lines import at_least, ranks, top
 
 SLICE_NUMBERS = 2**24
 """Logits that are worked on at once: what is taken beside them stays a small multiple of 64 MiB."""
@@ -28,11 +29,9 @@ def report(logits: Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[T
 def _report(logits: Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprobs]:
     whole = logits.logsumexp(-1, keepdim=True)
     ids = torch.tensor(tokens, device=logits.device)[:, None]
-    chosen = logits.gather(1, ids)
-    ranks = (logits > chosen).sum(-1) + 1
-    ranks += ((logits == chosen) & (torch.arange(logits.shape[1], device=ids.device) < ids)).sum(-1)
+    shares = (logits.gather(1, ids) - whole)[:, 0].tolist()
     likeliest = _likeliest(logits, whole, tops)
-    parts = zip(tokens, (chosen - whole)[:, 0].tolist(), ranks.tolist(), likeliest, strict=True)
+    parts = zip(tokens, shares, ranks(logits, tokens), likeliest, strict=True)
     return [TokenLogprobs(*part) for part in parts]
 
 
@@ -40,17 +39,15 @@ def _likeliest(
     logits: Tensor, whole: Tensor, tops: Sequence[int]
 ) -> list[tuple[tuple[int, float], ...]]:
     """(token, log probability) of each line's likeliest. topk alone might settle ties by what else is in the batch."""
-    vocabulary = logits.shape[1]
-    wanted = [min(top, vocabulary) for top in tops]
+    wanted = [min(count, logits.shape[1]) for count in tops]
     most = max(wanted)
     if most == 0:
         return [()] * len(tops)
-    edges = logits.topk(most, dim=-1).values
-    lasts = torch.tensor([max(top - 1, 0) for top in wanted], device=logits.device)[:, None]
-    lines, ids = (logits >= edges.gather(1, lasts)).nonzero(as_tuple=True)
+    lasts = torch.tensor([max(count - 1, 0) for count in wanted], device=logits.device)[:, None]
+    lines, ids = at_least(logits, top(logits, most).gather(1, lasts))
     values = logits[lines, ids]
     order = np.lexsort([key.cpu().numpy() for key in (ids, -values, lines)])
     starts = torch.searchsorted(lines, torch.arange(len(tops), device=lines.device)).tolist()
     pairs = [ids.cpu().numpy(), (values - whole[lines, 0]).cpu().numpy()]
-    best = (order[start : start + top] for start, top in zip(starts, wanted, strict=True))
+    best = (order[start : start + count] for start, count in zip(starts, wanted, strict=True))
     return [tuple(zip(*(part[some].tolist() for part in pairs), strict=True)) for some in best]

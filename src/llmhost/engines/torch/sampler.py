@@ -19,6 +19,7 @@ from llmhost.core.request import Sampling
 from llmhost.core.step import Drawn, Row
 from llmhost.engines.drawing import Picked, Place, answer, confirm, is_shaped, nothing_left
 from llmhost.engines.masks import Masks
+from llmhost.engines.torch.lines import largest, top, zero_below
 from llmhost.engines.torch.logprobs import report
 from llmhost.engines.torch.shaping import Shaper
 
@@ -119,8 +120,8 @@ def _is_plain(row: Row) -> bool:
 
 def _best(logits: Tensor, failure: Callable[[int], EngineFailed]) -> tuple[Tensor, list[Picked]]:
     """The largest logit of each line, and its token, or the line's `failure` where that is no number."""
-    best, tokens = logits.max(dim=-1)
-    picked: list[Picked] = tokens.tolist()
+    best, tokens = largest(logits)
+    picked: list[Picked] = [*tokens]
     for line, is_sound in enumerate(best.isfinite().tolist()):
         if not is_sound:  # the largest logit is NaN or infinite when any is
             picked[line] = failure(line)
@@ -182,18 +183,26 @@ def broken(row: Row) -> EngineFailed:
 
 def _draw(logits: Tensor, best: Tensor, places: Sequence[Place]) -> list[int]:
     asked = [place.row.sampling for place in places]
+    weights = _weights(logits, best, asked)
+    if any(_has_filter(one, weights.shape[1]) for one in asked):
+        zero_below(weights, _edges(weights, asked))
+    at = [uniform(place.row.seed, place.position) for place in places]
+    where = torch.tensor(at, dtype=torch.float64, device=weights.device)
+    tokens: list[int] = _invert(weights, where).tolist()
+    return tokens
+
+
+def _weights(logits: Tensor, best: Tensor, asked: Sequence[Sampling]) -> Tensor:
+    """Probabilities at each line's temperature, as shares of the best token's; zero below 2e-38.
+
+    torch's exp is up to a hundred times slower where its result is no normal float32 number.
+    """
     # Below 1e-30 float32 would divide by zero; what is drawn at such temperatures is the best token.
     temperatures = [max(one.temperature, 1e-30) for one in asked]
-    scores = logits.float() - best.float()[:, None]
-    scores /= torch.tensor(temperatures, device=scores.device)[:, None]
-    filtered = [line for line, one in enumerate(asked) if _has_filter(one, scores.shape[1])]
-    if filtered:
-        edges = _edges(scores, filtered, asked)
-        scores.masked_fill_(scores < edges, float("-inf"))
-    at = [uniform(place.row.seed, place.position) for place in places]
-    where = torch.tensor(at, dtype=torch.float64, device=scores.device)
-    tokens: list[int] = _invert(scores.exp_(), where).tolist()
-    return tokens
+    weights = logits.float() - best.float()[:, None]
+    weights /= torch.tensor(temperatures, device=weights.device)[:, None]
+    F.threshold(weights, -87.0, -87.0, inplace=True).exp_()
+    return F.threshold(weights, 2e-38, 0.0, inplace=True)
 
 
 def _has_filter(asked: Sampling, vocabulary: int) -> bool:
@@ -204,55 +213,58 @@ def _has_nucleus(asked: Sampling, vocabulary: int) -> bool:
     return asked.top_p < 1.0 or (asked.top_k is not None and 0 < asked.top_k < vocabulary)
 
 
-def _edges(scores: Tensor, filtered: Sequence[int], asked: Sequence[Sampling]) -> Tensor:
-    """The lowest score that the filters of each line let through: [lines, 1]."""
-    edges = torch.full((len(asked), 1), float("-inf"), device=scores.device)
-    narrow = [line for line in filtered if _has_nucleus(asked[line], scores.shape[1])]
-    if narrow:
-        some = scores if len(narrow) == len(asked) else scores[narrow]
-        edges[narrow] = _nucleus_edges(some, [asked[line] for line in narrow])
-    shares = torch.tensor([one.min_p for one in asked], device=scores.device)
-    return torch.maximum(edges, shares.log()[:, None])
+def _edges(weights: Tensor, asked: Sequence[Sampling]) -> Tensor:
+    """The least weight that the filters of each line let through: [lines, 1]."""
+    shares = torch.tensor([one.min_p for one in asked], device=weights.device)
+    narrow = [line for line, one in enumerate(asked) if _has_nucleus(one, weights.shape[1])]
+    if not narrow:
+        return shares[:, None]
+    edges = torch.zeros((len(asked), 1), device=weights.device)
+    some = weights if len(narrow) == len(asked) else weights[narrow]
+    edges[narrow] = _nucleus_edges(some, [asked[line] for line in narrow])
+    return torch.maximum(edges, shares[:, None])
 
 
-def _nucleus_edges(scores: Tensor, asked: Sequence[Sampling]) -> Tensor:
-    """The lowest score that `top_k`, then `top_p` of what is left, let through: [rows, 1]."""
-    vocabulary = scores.shape[1]
+def _nucleus_edges(weights: Tensor, asked: Sequence[Sampling]) -> Tensor:
+    """The least weight that `top_k`, then `top_p` of what is left, let through: [lines, 1]."""
+    vocabulary = weights.shape[1]
     limits = [min(one.top_k or vocabulary, vocabulary) for one in asked]
-    edges = torch.empty((len(asked), 1), device=scores.device)
-    open_rows = list(range(len(asked)))
-    largest = max((limit for limit in limits if limit < vocabulary), default=0)
+    whole = weights.sum(-1).double()
+    edges = torch.empty((len(asked), 1), device=weights.device)
+    open_lines = list(range(len(asked)))
+    widest = max((limit for limit in limits if limit < vocabulary), default=0)
     for candidates in (*NUCLEUS_CANDIDATES, vocabulary):
-        count = min(max(candidates, largest), vocabulary)
+        count = min(max(candidates, widest), vocabulary)
+        is_all = len(open_lines) == len(asked)
         found, is_certain = _edges_among(
-            scores[open_rows],
-            count,
-            [limits[i] for i in open_rows],
-            [asked[i].top_p for i in open_rows],
+            top(weights if is_all else weights[open_lines], count),
+            whole[open_lines],
+            [limits[line] for line in open_lines],
+            [asked[line].top_p for line in open_lines],
         )
-        edges[open_rows] = found
-        open_rows = [i for i, done in zip(open_rows, is_certain.tolist(), strict=True) if not done]
-        if not open_rows:
+        edges[open_lines] = found
+        open_lines = [
+            line for line, done in zip(open_lines, is_certain.tolist(), strict=True) if not done
+        ]
+        if not open_lines:
             break
     return edges
 
 
 def _edges_among(
-    scores: Tensor, count: int, limits: Sequence[int], shares: Sequence[float]
+    best: Tensor, whole: Tensor, limits: Sequence[int], shares: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Edges found by looking at the `count` best tokens, and whether that was enough, per row."""
-    top = scores.topk(count, dim=-1).values
-    device = scores.device
+    """Edges found by looking at the `best` weights [lines, count], and whether that was enough, per line."""
+    count, device = best.shape[1], best.device
     places = torch.tensor([min(limit, count) - 1 for limit in limits], device=device)[:, None]
-    kept = top.masked_fill(torch.arange(count, device=device) > places, float("-inf"))
-    weights = kept.double().exp_()
+    kept = best.masked_fill(torch.arange(count, device=device) > places, 0.0).double()
     is_limited = torch.tensor([limit <= count for limit in limits], device=device)
-    whole = torch.where(is_limited, weights.sum(-1), scores.exp().sum(-1, dtype=torch.float64))
-    wanted = torch.tensor(shares, dtype=torch.float64, device=device) * whole
-    reached = weights.cumsum(-1)
-    inside = (reached - weights < wanted[:, None]) & (kept > float("-inf"))
+    wanted = torch.tensor(shares, dtype=torch.float64, device=device)
+    wanted *= torch.where(is_limited, kept.sum(-1), whole)
+    reached = kept.cumsum(-1)
+    inside = (reached - kept < wanted[:, None]) & (kept > 0.0)
     inside[:, 0] = True
-    edges = top.gather(1, inside.sum(-1, keepdim=True) - 1)
+    edges = best.gather(1, inside.sum(-1, keepdim=True) - 1)
     return edges, is_limited | (reached[:, -1] >= wanted)
 
 
