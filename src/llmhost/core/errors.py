@@ -26,6 +26,7 @@
     ├── ModelUnavailable           503  the model could not be loaded
     │   └── DoesNotFit                  it needs more memory than the device has
     ├── EngineFailed               500  the forward pass raised
+    │   └── OutOfMemory                 and it was for want of device memory
     ├── DeadlineExceeded           504  not answered within the time that the caller gave
     ├── ConfigError                     models.toml, environment or flags are wrong (never on the wire)
     └── AlreadyRunning                  the port or the data dir is taken (never on the wire)
@@ -202,6 +203,18 @@ class DoesNotFit(ModelUnavailable):
 
 class EngineFailed(LlmhostError):
     code = "engine_failed"
+
+
+class OutOfMemory(EngineFailed):
+    """Raised by a runner whose step did not fit on the device; the same rows in smaller steps may."""
+
+    code = "engine_out_of_memory"
+
+    def __init__(self, device: str) -> None:
+        super().__init__(
+            f"The device {device} has too little memory for this answer, even in the smallest step."
+            " Ask for a shorter one, or try again later."
+        )
 
 
 class DeadlineExceeded(LlmhostError):

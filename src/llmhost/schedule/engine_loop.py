@@ -14,16 +14,14 @@ from collections.abc import Callable
 
 from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason
-from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer, Turn
+from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer
 from llmhost.core.request import SequenceSpec
-from llmhost.core.step import Drawn, KvMove, Row, StepResult, split_exactly, work_units
+from llmhost.core.step import Row
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Emission, Scheduler
+from llmhost.schedule.stepping import StepObserver, Stepper
 
 log = logging.getLogger("llmhost.schedule")
-
-StepObserver = Callable[[StepResult, EngineLoad], None]
-"""Told of every step, on the engine thread: must be quick. One that raises ends the loop: money reads it."""
 
 FAILURES_IN_A_ROW = 3
 """Steps that may fail one after another before the loop gives up and its deployment is marked failed."""
@@ -55,9 +53,10 @@ class EngineLoop:
         self._runner = runner
         self._scheduler = scheduler
         self._tokenizer = tokenizer
-        self._lane = lane
+        self._stepper = Stepper(
+            name, runner, scheduler, lane=lane, guesser=guesser, on_step=on_step
+        )
         self._max_live = max_queue + scheduler.limits.max_batch_size
-        self._on_step = on_step
         self._on_broken = on_broken
         self._now_ns = now_ns
         """The clock of arrivals and deadlines."""
@@ -72,7 +71,6 @@ class EngineLoop:
         self._is_stopping = False
         self._is_draining = False
         self._stopped = asyncio.Event()
-        self._failures = 0
         self._load = scheduler.load()
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
 
@@ -234,48 +232,12 @@ class EngineLoop:
         return [emission for command in commands for emission in command()]
 
     def _step(self, rows: list[Row]) -> list[Emission]:
-        with self._lane.turn() as turn:
-            drawn = self._draw(rows)
-        if isinstance(drawn, Exception):
-            return self._failed(rows, turn, drawn)
-        self._failures = 0
-        shares = split_exactly(turn.ended_ns - turn.started_ns, [work_units(row) for row in rows])
-        result = StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares)
-        emissions = self._scheduler.absorb(result)
-        if self._guesser is not None:
-            self._guesser.learn(result)
-        if self._on_step is not None:
-            self._on_step(result, self._scheduler.load())
+        """A model of whose steps nothing can be computed any more gives up."""
+        emissions = self._stepper.step(rows)
+        if self._stepper.failures >= FAILURES_IN_A_ROW:
+            assert self._stepper.last_error is not None
+            self._give_up(self._stepper.last_error)
         return emissions
-
-    def _draw(self, rows: list[Row]) -> list[Drawn] | Exception:
-        try:
-            if moves := self._scheduler.take_moves():
-                self._move(moves)
-            return self._runner.run(rows)
-        except Exception as error:  # noqa: BLE001 - boundary: a runner may raise anything
-            return error
-
-    def _move(self, moves: list[KvMove]) -> None:
-        try:
-            self._runner.move_blocks(moves)
-        except BaseException:
-            self._scheduler.forget_texts()
-            raise
-
-    def _failed(self, rows: list[Row], turn: Turn, error: Exception) -> list[Emission]:
-        """Only the sequences of this step fail; a loop that fails again and again gives up."""
-        self._failures += 1
-        log.error("step.failed model=%s rows=%d", self.name, len(rows), exc_info=error)
-        failure = (
-            error
-            if isinstance(error, EngineFailed)
-            else EngineFailed(f"The model {self.name} failed while it computed an answer.")
-        )
-        if self._failures >= FAILURES_IN_A_ROW:
-            self._give_up(failure)
-        self._scheduler.operator_ns += turn.ended_ns - turn.started_ns
-        return self._scheduler.fail((row.seq_id for row in rows), failure)
 
     def _give_up(self, failure: EngineFailed) -> None:
         self._is_stopping = True

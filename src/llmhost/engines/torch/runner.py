@@ -20,6 +20,7 @@ from llmhost.engines.torch.backend_torch import Scratch, StepAttention
 from llmhost.engines.torch.kv import KvShape, PagedKv
 from llmhost.engines.torch.layout import StepLayout, lay_out
 from llmhost.engines.torch.lora import LoraAdapters
+from llmhost.engines.torch.memory import memory_errors
 from llmhost.engines.torch.sampler import Sampler
 from llmhost.engines.torch.scoring import Scores, computed_once, score, with_scores
 
@@ -70,7 +71,7 @@ class TorchRunner:
             return answers
         if lost := self.adapters.missing(rows):
             return self._without(rows, lost)
-        with torch.inference_mode():
+        with torch.inference_mode(), memory_errors(self.device):
             layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
             ordered = [rows[i] for i in layout.order]
             masks = self._masks.start(ordered, self.facts.vocab_size)

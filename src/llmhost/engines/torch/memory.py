@@ -1,0 +1,26 @@
+"""What torch says when a device is full, as the one error that the scheduler can do something about."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from llmhost.core.errors import OutOfMemory
+
+
+@contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Raises OutOfMemory instead, once everything that the failed computation held is free again."""
+    is_full = False
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        is_full = True
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # the CPU's allocator has no error of its own
+            raise
+        is_full = True
+    if is_full:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemory(str(device))
