@@ -20,7 +20,7 @@ from llmhost.api.errors import INTERNAL, error_headers, error_object, known_erro
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.pooling import pooling_routes
 from llmhost.config.schema import ServerSettings
-from llmhost.core.errors import LlmhostError, ModelNotAllowed, Overloaded
+from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import Caller, Kind
 from llmhost.deploy.catalogue import Catalogue, Served
@@ -48,6 +48,7 @@ class Surface:
     admin: Admin
     admin_token: str
     why_not_ready: Callable[[], str | None]
+    why_not_healthy: Callable[[], str | None]
     plugin_routes: Sequence[tuple[str, Any]] = field(default_factory=tuple)
     """(plugin, route handler) pairs, mounted under /plugins/<plugin>/."""
 
@@ -126,7 +127,10 @@ def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
 def _operation_routes(surface: Surface) -> list[ControllerRouterHandler]:
     @get("/health", tags=["operation"], sync_to_thread=False)
     def health() -> dict[str, str]:
-        """Live: the process answers."""
+        """Live: the process answers, and no model hangs in a step."""
+        why = surface.why_not_healthy()
+        if why is not None:
+            raise ModelUnavailable(why)
         return {"status": "ok"}
 
     @get("/ready", tags=["operation"], sync_to_thread=False)

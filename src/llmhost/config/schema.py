@@ -172,6 +172,8 @@ class ModelSpec(Section, frozen=True):
     """Who shares computed beginnings, which can be noticed by the speed: without a team, the organisation."""
     max_queue: Positive = 1024
     """Sequences that may wait; more are refused with 503 and a retry-after."""
+    step_timeout_s: Annotated[float, Meta(gt=0)] = 120.0
+    """Seconds after which a step counts as hung and `/health` fails, naming the model; five times that at first."""
     kv_memory: str | None = None
     """Memory for the KV cache, such as "2GiB"; enough for a full batch, within what is free, when absent."""
     kv_host_memory: str | None = None

@@ -238,6 +238,8 @@ class EngineLoad:
     preemptions: int = 0
     operator_ns: int = 0
     """Device time that no caller pays for."""
+    hung_s: float = 0.0
+    """How long a step has been running that should have ended; 0 while none has."""
     prefix_query_tokens: int = 0
     """Prompt tokens that were looked up in the prefix cache."""
     prefix_hit_tokens: int = 0

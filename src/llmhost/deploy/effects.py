@@ -334,6 +334,7 @@ class LoadEffects:
                 on_broken=on_broken,
                 now_ns=self._clock.monotonic_ns,
                 guesser=_guesser(entry, runner, drafter),
+                step_timeout_s=entry.spec.step_timeout_s,
             )
             engine.start()
         except BaseException:

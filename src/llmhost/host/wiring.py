@@ -110,6 +110,14 @@ class Host:
             return "The server is shutting down."
         return None if self.deployments.is_settled else "Models are loading."
 
+    def why_not_healthy(self) -> str | None:
+        """Names the models that hang in a step; None while none does."""
+        hung = [(name, load.hung_s) for name, load in self.deployments.loads() if load.hung_s]
+        if not hung:
+            return None
+        named = ", ".join(f"{name} for {seconds:.0f} s" for name, seconds in hung)
+        return f"A step hangs: {named}. The log line engine.hangs says where."
+
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests and wait for those that run; cut what is left after `timeout_s`. How many were cut.
 
@@ -237,6 +245,7 @@ class Host:
                 admin=Admin(self.books.keys, self.books.ledger, self.plugins, self.deployments),
                 admin_token=self.admin_token,
                 why_not_ready=self.why_not_ready,
+                why_not_healthy=self.why_not_healthy,
                 plugin_routes=[
                     (found.plugin, found.item) for found in collect(self.plugins, "register_routes")
                 ],

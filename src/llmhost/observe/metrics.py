@@ -211,7 +211,13 @@ class _Gauges(Collector):
             labels=["model_name"],
         )
         yield from self._prefix_caches()
+        hung = GaugeMetricFamily(
+            "llmhost_step_hung_seconds",
+            "How long a step has been running that should have ended; 0 while none has.",
+            labels=["model_name"],
+        )
         for model, load in self._source.engine_loads():
+            hung.add_metric([model], load.hung_s)
             running.add_metric([model], load.running)
             waiting.add_metric([model], load.waiting)
             kv.add_metric([model], load.kv_blocks_used / max(load.kv_blocks_total, 1))
@@ -222,7 +228,7 @@ class _Gauges(Collector):
         )
         for model, name in self._source.deployment_states():
             state.add_metric([model, name], 1)
-        yield from (running, waiting, kv, preempted, unpaid, state)
+        yield from (running, waiting, kv, preempted, unpaid, hung, state)
 
     def _prefix_caches(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         labels = ["model_name"]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason
@@ -20,11 +21,16 @@ from llmhost.core.step import Row
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Emission, Scheduler
 from llmhost.schedule.stepping import StepObserver, Stepper
+from llmhost.schedule.watchdog import Watchdog
 
 log = logging.getLogger("llmhost.schedule")
 
 FAILURES_IN_A_ROW = 3
 """Steps that may fail one after another before the loop gives up and its deployment is marked failed."""
+
+WATCH_S = 1.0
+HUNG_RETRY_S = 10.0
+"""When to ask again for a model whose step hangs."""
 
 QUIET_S = 1.0
 """Idle time after which the KV books are audited: not between two requests, where it would cost the second one."""
@@ -48,6 +54,7 @@ class EngineLoop:
         on_broken: Callable[[EngineFailed], None] | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
         guesser: Guesser | None = None,
+        step_timeout_s: float = 120.0,
     ) -> None:
         self.name = name
         self._runner = runner
@@ -73,9 +80,13 @@ class EngineLoop:
         self._stopped = asyncio.Event()
         self._load = scheduler.load()
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+        self._watchdog = Watchdog(
+            name, self._stepper, self._thread, timeout_s=step_timeout_s, now_ns=now_ns
+        )
 
     def start(self) -> None:
         self._thread.start()
+        self._watch()
 
     # ------------------------------------------------------------ HTTP loop's side
 
@@ -85,11 +96,17 @@ class EngineLoop:
         return len(self._sinks)
 
     def load(self) -> EngineLoad:
-        return self._load
+        hung_s = self._watchdog.running_s
+        return self._load if hung_s is None else replace(self._load, hung_s=hung_s)
 
     def submit(self, spec: SequenceSpec, sink: DeltaSink) -> int:
         if self._is_stopping or self._is_draining or not self._thread.is_alive():
             raise Overloaded(f"The model {spec.model} is being unloaded.", retry_after_s=1)
+        if self._watchdog.running_s is not None:
+            raise Overloaded(
+                f"The model {spec.model} hangs in a step. Its operator knows; try again later.",
+                retry_after_s=HUNG_RETRY_S,
+            )
         if self.live >= self._max_live:
             raise Overloaded(
                 f"{self.live} sequences are running or waiting for {spec.model}, which is all it takes."
@@ -176,6 +193,12 @@ class EngineLoop:
         for done in self._calls:
             _settle(done, error)
         self._stopped.set()
+
+    def _watch(self) -> None:
+        """Once a second, for as long as the thread runs."""
+        self._watchdog.look()
+        if not self._stopped.is_set():
+            self._loop.call_later(WATCH_S, self._watch)
 
     def _post(self, command: Command) -> None:
         with self._wake:

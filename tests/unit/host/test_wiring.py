@@ -12,6 +12,7 @@ from tests.unit.pipeline.node import HELD_MODEL, Held, asks, until
 from llmhost.config.schema import ModelSpec, ServerSettings, Settings
 from llmhost.core.errors import ConfigError, Overloaded
 from llmhost.core.events import DeploymentChanged, RequestEnded
+from llmhost.core.ports import EngineLoad
 from llmhost.deploy.deployment import State
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import hookimpl
@@ -163,3 +164,18 @@ async def test_a_node_that_stops_does_not_wait_for_files_that_are_fetched(tmp_pa
 
     assert [type(outcome) for outcome in outcomes] == [Overloaded, Overloaded]
     may_read.set()
+
+
+async def test_a_model_that_hangs_in_a_step_fails_the_health_check_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with make_host() as host:
+        assert (await host.client.get("/health")).json() == {"status": "ok"}
+
+        monkeypatch.setattr(
+            host.host.deployments, "loads", lambda: [("fake@1", EngineLoad(hung_s=130.4))]
+        )
+        answer = await host.client.get("/health")
+
+        assert answer.status_code == 503
+        assert "A step hangs: fake@1 for 130 s" in answer.json()["error"]["message"]

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, SpelledWatch, a_spec, some_limits
@@ -131,6 +132,7 @@ def make_engine(
     on_broken: Callable[[EngineFailed], None] | None = None,
     scheduler: Scheduler | None = None,
     guesser: Guesser | None = None,
+    **more: Any,
 ) -> EngineLoop:
     limits = limits or some_limits()
     runner.set_kv_blocks(limits.kv_blocks)
@@ -144,6 +146,7 @@ def make_engine(
         on_step=on_step,
         on_broken=on_broken,
         guesser=guesser,
+        **more,
     )
 
 
