@@ -41,6 +41,7 @@ PURE = [
     "schedule/sequence.py",
     "schedule/scheduler.py",
     "schedule/drafting.py",
+    "schedule/drain.py",
     "schedule/speculation.py",
     "engines/drawing.py",
     "deploy/memory_plan.py",

@@ -18,6 +18,7 @@ from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Row
+from llmhost.schedule.drain import DrainForecast
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Emission, Scheduler
 from llmhost.schedule.stepping import StepObserver, Stepper
@@ -34,6 +35,9 @@ HUNG_RETRY_S = 10.0
 
 QUIET_S = 1.0
 """Idle time after which the KV books are audited: not between two requests, where it would cost the second one."""
+
+WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
+"""Ends of answers that nobody cut."""
 
 Command = Callable[[], list[Emission]]
 
@@ -71,7 +75,7 @@ class EngineLoop:
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._sinks: dict[int, tuple[int, DeltaSink]] = {}  # with the choice's index
-        self._ends: deque[float] = deque(maxlen=256)  # when sequences ended, for the drain estimate
+        self._drain = DrainForecast(batch=scheduler.limits.max_batch_size, most_live=self._max_live)
         self._calls: set[asyncio.Future[None]] = set()
         self._wake = threading.Condition()
         self._inbox: deque[Command] = deque()
@@ -111,10 +115,12 @@ class EngineLoop:
             raise Overloaded(
                 f"{self.live} sequences are running or waiting for {spec.model}, which is all it takes."
                 " Try again later.",
-                retry_after_s=self.drain_estimate_s(),
+                retry_after_s=self._drain.wait_s(time.monotonic()),
             )
         seq_id = next(self._ids)
         self._sinks[seq_id] = (spec.index, sink)
+        left = spec.max_new_tokens - len(spec.generated)
+        self._drain.came(seq_id, left, time.monotonic())
         self._post(lambda: self._add(seq_id, spec))
         return seq_id
 
@@ -138,13 +144,6 @@ class EngineLoop:
         finally:
             self._calls.discard(done)
 
-    def drain_estimate_s(self) -> float:
-        """Seconds until a place frees up, from the measured rate at which sequences end."""
-        if len(self._ends) < 2 or self._ends[-1] == self._ends[0]:
-            return 1.0
-        per_second = (len(self._ends) - 1) / (self._ends[-1] - self._ends[0])
-        return max(1.0, (self.live - self._max_live + 1) / per_second)
-
     async def stop(self, *, drain_s: float = 0.0) -> None:
         """Let what runs end for up to `drain_s`, cancel the rest, then end the thread. Idempotent."""
         self._is_draining = True
@@ -167,12 +166,14 @@ class EngineLoop:
             await asyncio.sleep(0.02)
 
     def _deliver(self, emissions: list[Emission]) -> None:
+        now_s = time.monotonic()
         for seq_id, delta in emissions:
+            self._drain.said(seq_id, len(delta.tokens), now_s)
             if delta.finish_reason is None:
                 entry = self._sinks.get(seq_id)
             else:
                 entry = self._sinks.pop(seq_id, None)
-                self._ends.append(time.monotonic())
+                self._drain.ended(seq_id, is_whole=delta.finish_reason in WHOLE)
             if entry is not None:
                 self._tell(entry[1], delta)
 
