@@ -19,6 +19,7 @@ OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "ContextTooLong": {"prompt_tokens": 9, "max_tokens": 1, "limit_tokens": 8, "param": "prompt"},
     "ModelNotAllowed": {"model": "m"},
     "UnknownModel": {"model": "m", "nearest": "n"},
+    "OutOfMemory": {"device": "cuda:0"},
     "StorageFailed": {"path": Path("x.db"), "error": OSError("full")},
     "RequestRateExceeded": {
         "message": "slower",
