@@ -3,9 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.deploy.fakes import entry
 
 from llmhost.core.errors import Conflict, DoesNotFit, ModelUnavailable, Overloaded, UnknownModel
@@ -205,6 +208,37 @@ async def test_a_closed_shelf_has_given_everything_back_and_takes_nothing(box: S
         await box.hold("c")
     held.let_go()
     assert box.memory.leased_bytes == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 4)), max_size=40), st.data())
+def test_whatever_is_asked_for_in_whatever_order_the_books_are_right(
+    acts: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    """Holds taken, let go and kept, unloads, and files that can't be read, over a device that is too small."""
+
+    async def story(folder: Path) -> None:
+        box = Shelf(folder, limit=data.draw(st.integers(1, 4)), capacity_bytes=3 * SIZE)
+        kept: list[adapters.AdapterHold] = []
+        for name, act in acts:
+            box.host.broken = {name} if act == 4 else set()
+            try:
+                if act == 3:
+                    await box.shelf.unload(name, drain_s=0)
+                elif act == 2 and kept:
+                    kept.pop(0).let_go()
+                else:
+                    kept.append(await box.hold(name))
+            except (Conflict, DoesNotFit, ModelUnavailable, Overloaded):
+                pass
+            assert {hold.key for hold in kept} <= box.host.here.keys()
+            assert len(box.host.here) == len(box.shelf.names()) <= box.shelf._limit
+            assert box.memory.leased_bytes == SIZE * len(box.host.here)
+        box.shelf.close()
+        assert box.memory.leased_bytes == 0
+
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapters, "ROOM_TIMEOUT_S", 0.0)
+        asyncio.run(story(Path(folder)))
 
 
 # ---------------------------------------------------------------- names

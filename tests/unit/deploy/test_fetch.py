@@ -1,6 +1,7 @@
 """Fetching from a hub on loopback: what arrives, what is taken up again, and what is said when it can't be."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -240,6 +241,30 @@ def test_what_was_left_and_damaged_meanwhile_is_not_believed(hub: Hub, tmp_path:
     part.write_bytes(bytes(100_000))
 
     assert (bring(tmp_path).folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_breaks_what_ends_up_here_is_right_or_said_to_be_missing(
+    hub: Hub, tmp_path: Path, seed: int
+) -> None:
+    """Cuts, refusals, wrong bytes and lost ranges in any order, over as many fetches as it takes."""
+    chance = random.Random(seed)
+    for _ in range(6):
+        hub.ignores_ranges = chance.random() < 0.3
+        for name in USED:
+            size = len(FILES[name])
+            hub.cut[name] = [chance.randrange(size + 1) for _ in range(chance.randrange(4))]
+            hub.refuse[name] = chance.choices([503, 429, 403], k=chance.randrange(3))
+            hub.corrupt[name] = chance.randrange(3)
+        try:
+            folder = bring(tmp_path).folder
+        except ModelUnavailable:
+            assert not Place.of(SOURCE, tmp_path).is_complete
+            continue
+        assert {name: (folder / name).read_bytes() for name in names(folder)} == {
+            name: FILES[name] for name in USED
+        }
+        (folder / chance.choice(sorted(USED))).write_bytes(b"damaged")
 
 
 # ---------------------------------------------------------------- what is refused
