@@ -142,6 +142,31 @@ def test_a_new_adapter_of_an_old_name_does_not_answer_from_the_old_ones_cache(
     assert load("clerk") == answer(client, "tiny:clerk")
 
 
+def test_vllms_routes_do_the_same_for_the_holder_of_the_admin_token(
+    client: OpenAI, node: Node, folder: Path
+):
+    body = {"lora_name": "tiny:poet", "lora_path": str(folder / "adapters/poet")}
+    headers = {"authorization": f"Bearer {node.admin_token}"}
+
+    assert node.post("/v1/load_lora_adapter", body).status_code == 401
+    added = node.post("/v1/load_lora_adapter", body, headers=headers)
+    assert answer(client, "poet")
+    removed = node.post("/v1/unload_lora_adapter", {"lora_name": "poet"}, headers=headers)
+    apart = {"lora_name": "poet", "base_model_name": "tiny", "lora_path": body["lora_path"]}
+    assert node.post("/v1/load_lora_adapter", apart, headers=headers).status_code == 200
+    gone = node.post("/v1/unload_lora_adapter", {"lora_name": "tiny:poet"}, headers=headers)
+
+    assert (added.status_code, added.text) == (
+        200,
+        "Success: LoRA adapter 'tiny:poet' added successfully.",
+    )
+    assert (removed.text, gone.text) == (
+        "Success: LoRA adapter 'tiny:poet' removed successfully.",
+    ) * 2
+    with pytest.raises(openai.NotFoundError):
+        answer(client, "poet")
+
+
 def test_what_can_not_be_loaded_says_why_and_leaves_no_name(node: Node, folder: Path):
     bad = node.admin("POST", "/adapters/load", {"adapter": "tiny:bad", "source": str(folder)})
     other = node.admin(

@@ -13,6 +13,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
+from litestar.types import Guard
 
 from llmhost.api.admin import Admin, NewAdapter, NewKey, NewOrg
 from llmhost.core.errors import InvalidValue, NotFound, Unauthenticated
@@ -20,8 +21,8 @@ from llmhost.core.errors import InvalidValue, NotFound, Unauthenticated
 NDJSON = "application/x-ndjson"
 
 
-def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa: C901 - a list of routes
-    """The routes, guarded by `token`."""
+def guard_by(token: str) -> Guard:
+    """Lets only the holder of the admin token in."""
 
     def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         sent = connection.headers.get("authorization", "").removeprefix("Bearer ").strip()
@@ -29,6 +30,12 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
             raise Unauthenticated(
                 "Admin routes need the admin token: it is in server.json in the data directory."
             )
+
+    return guard
+
+
+def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa: C901 - a list of routes
+    """The routes, guarded by `token`."""
 
     @get("/orgs", sync_to_thread=False)
     def list_orgs() -> dict[str, Any]:
@@ -118,7 +125,7 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
 
     return Router(
         "/admin/v1",
-        guards=[guard],
+        guards=[guard_by(token)],
         tags=["admin"],
         route_handlers=[
             list_orgs,

@@ -17,6 +17,7 @@ from llmhost.api.admin_routes import admin_router
 from llmhost.api.door import bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
+from llmhost.api.lora_routes import lora_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.pooling import pooling_routes
 from llmhost.config.schema import ServerSettings
@@ -60,6 +61,7 @@ def build_app(surface: Surface) -> ASGIApp:
             *_generation_routes(surface),
             *_model_routes(surface),
             *_operation_routes(surface),
+            *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
             admin_router(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
             *(
                 Router(f"/plugins/{name}", route_handlers=[route])
