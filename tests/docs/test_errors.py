@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmhost.api.bodies import ChatBody, CompletionBody
+from llmhost.api.bodies import ChatBody, CompletionBody, StreamOptions
 from llmhost.api.openai import parse_chat, parse_completion
 from llmhost.api.pooling import POOLING
 from llmhost.core.errors import AlreadyRunning, ConfigError, LlmhostError, UnsupportedParameter
@@ -166,10 +166,10 @@ def wanted(name: str, route: str) -> dict[str, Any]:
     return {name: WANTED[name]}
 
 
-def parsed(route: str, **more: Any) -> tuple[GenerationRequest, bool]:
+def parsed(route: str, **more: Any) -> tuple[GenerationRequest, StreamOptions]:
     parse = parse_chat if route == "chat" else parse_completion
-    request, include_usage = parse(json.dumps({**LEAST[route], **more}).encode(), "r", None)
-    return replace(request, user=None), include_usage
+    request, options = parse(json.dumps({**LEAST[route], **more}).encode(), "r", None)
+    return replace(request, user=None), options
 
 
 @pytest.mark.parametrize("route", BODIES)

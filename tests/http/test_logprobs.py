@@ -7,6 +7,9 @@ import pytest
 from openai import OpenAI
 from server_process import Node, events
 
+from llmhost.deploy.sources import BUILT_IN_MODELS
+from llmhost.text.tokenizer import load_tokenizer
+
 ClientOf = Callable[[Node, str], OpenAI]
 
 CHAT: dict[str, Any] = {
@@ -121,6 +124,23 @@ def test_a_text_scored_has_the_log_probabilities_that_it_was_written_with(tiny: 
         len(before) + len(said),
         0,
     )
+
+
+def test_harnesses_find_one_token_more_than_they_scored_even_if_it_is_the_end(
+    tiny_node: Node,
+) -> None:
+    """They ask for one token after the text, and drop the last entry."""
+    end = tiny_end()
+    body = {"model": "tiny", "prompt": [5, 6, 7, 8], "max_tokens": 1, "echo": True, "logprobs": 1}
+
+    for bias in ({}, {str(end): 100}):
+        [choice] = tiny_node.post("/v1/completions", {**body, "logit_bias": bias}).json()["choices"]
+        assert len(choice["logprobs"]["token_logprobs"]) == 5
+        assert choice["finish_reason"] == ("stop" if bias else "length")
+
+
+def tiny_end() -> int:
+    return min(load_tokenizer(BUILT_IN_MODELS / "tiny").eos_ids)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -31,6 +31,7 @@ Tier = Literal["auto", "default", "flex", "priority", "scale", "fast"]
 
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class WirePart(msgspec.Struct, frozen=True):

@@ -96,11 +96,21 @@ def _text_choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
 
 
 def frames_of(
-    request: GenerationRequest, created_s: int, *, include_usage: bool, report: Report | None = None
+    request: GenerationRequest,
+    created_s: int,
+    *,
+    include_usage: bool,
+    report: Report | None = None,
+    prompt_tokens: int | None = None,
 ) -> "Frames":
+    """With `prompt_tokens` every event has the usage so far."""
     if report is None:
-        return Frames(request, created_s, include_usage=include_usage)
-    return ReportingFrames(request, created_s, report, include_usage=include_usage)
+        frames = Frames(request, created_s, include_usage=include_usage)
+    else:
+        frames = ReportingFrames(request, created_s, report, include_usage=include_usage)
+    if prompt_tokens is not None:
+        frames.count_from(prompt_tokens)
+    return frames
 
 
 class Frames:
@@ -114,6 +124,12 @@ class Frames:
         envelope = _envelope(request, kind, created_s)
         self._head = b"data: " + _encode(envelope)[:-1] + b',"choices":['
         self._tail = (b',"usage":null' if include_usage else b"") + b"}\n\n"
+        self._so_far: Usage | None = None
+
+    def count_from(self, prompt_tokens: int) -> None:
+        """Say in every event how many tokens there were by then; the last one has the usage that is billed."""
+        self._include_usage = True
+        self._so_far = Usage(prompt_tokens)
 
     def is_large(self, deltas: Sequence[Delta]) -> bool:
         """Writing the events of these takes so long that others should not wait for it."""
@@ -121,6 +137,8 @@ class Frames:
 
     def events(self, deltas: Sequence[Delta]) -> bytes:
         """What came since the last write; pieces of one choice that piled up become one event."""
+        if self._so_far is not None:
+            self._count(self._so_far, deltas)
         out: list[bytes] = []
         pending: dict[int, list[str]] = {}
         for delta in deltas:
@@ -132,6 +150,11 @@ class Frames:
         for index, texts in pending.items():
             self._piece(out, index, texts)
         return b"".join(out)
+
+    def _count(self, before: Usage, deltas: Sequence[Delta]) -> None:
+        fresh = sum(len(delta.tokens) for delta in deltas)
+        self._so_far = before + Usage(completion_tokens=fresh)
+        self._tail = b',"usage":' + _encode(usage_object(self._so_far)) + b"}\n\n"
 
     def last(self, usage: Usage) -> bytes:
         """The end of the stream."""
@@ -185,6 +208,8 @@ class ReportingFrames(Frames):
         return self._report.is_large(deltas)
 
     def events(self, deltas: Sequence[Delta]) -> bytes:
+        if self._so_far is not None:
+            self._count(self._so_far, deltas)
         out: list[bytes] = []
         pending: dict[int, tuple[list[str], list[Placed]]] = {}
         for delta in self._ready(deltas):

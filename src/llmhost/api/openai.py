@@ -15,7 +15,7 @@ from typing import Any
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
-from llmhost.api.bodies import ChatBody, CompletionBody
+from llmhost.api.bodies import ChatBody, CompletionBody, StreamOptions
 from llmhost.api.door import (
     ClientGone,
     DisconnectWatch,
@@ -50,26 +50,27 @@ INLINE_BYTES = 256 * 1024
 """Larger bodies are decoded and checked in a thread: a few megabytes of token ids take a tenth of a second."""
 
 Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, Any]]
-"""Body, our id, the client's id -> the request, and what its answer must know beside: of generation, whether a stream
-shall report usage."""
+"""Body, our id, the client's id -> the request, and what its answer must know beside: of generation, what a stream
+shall report of usage."""
 Respond = Callable[["Visit", Send, Any], Awaitable[None]]
 """Answers a request that runs; its last argument is what `Parse` gave."""
 
 
+NO_OPTIONS = StreamOptions()
+
+
 def parse_chat(
     raw: bytes, request_id: str, client_id: str | None
-) -> tuple[GenerationRequest, bool]:
+) -> tuple[GenerationRequest, StreamOptions]:
     body = read_body(raw, ChatBody)
-    options = body.stream_options
-    return chat_request(body, request_id, client_id), bool(options and options.include_usage)
+    return chat_request(body, request_id, client_id), body.stream_options or NO_OPTIONS
 
 
 def parse_completion(
     raw: bytes, request_id: str, client_id: str | None
-) -> tuple[GenerationRequest, bool]:
+) -> tuple[GenerationRequest, StreamOptions]:
     body = read_body(raw, CompletionBody)
-    options = body.stream_options
-    return completion_request(body, request_id, client_id), bool(options and options.include_usage)
+    return completion_request(body, request_id, client_id), body.stream_options or NO_OPTIONS
 
 
 def generation_route(
@@ -138,7 +139,7 @@ class _Route:
             if self.respond is not None:
                 await self.respond(visit, send, beside)
             elif request.stream:
-                await _stream(visit, send, self.heartbeat_s, include_usage=beside)
+                await _stream(visit, send, self.heartbeat_s, beside)
             else:
                 await _answer(visit, send)
 
@@ -153,7 +154,7 @@ class _Route:
                 return (*await asyncio.to_thread(self.parse, *given), None)
             return (*self.parse(*given), None)
         except LlmhostError as fault:
-            return blank, False, fault
+            return blank, NO_OPTIONS, fault
         except (ClientGone, asyncio.CancelledError):
             self.processor.lose(blank, caller)
             raise
@@ -231,12 +232,16 @@ async def _answer(visit: Visit, send: Send) -> None:
     await send_whole(send, 200, body, visit.headers())
 
 
-async def _stream(visit: Visit, send: Send, heartbeat_s: float, *, include_usage: bool) -> None:
+async def _stream(visit: Visit, send: Send, heartbeat_s: float, options: StreamOptions) -> None:
     assert visit.exchange is not None
     exchange, context = visit.exchange, visit.exchange.context
     created_s = context.arrived_utc_ns // 1_000_000_000
     frames = frames_of(
-        context.request, created_s, include_usage=include_usage, report=_report(context)
+        context.request,
+        created_s,
+        include_usage=bool(options.include_usage),
+        report=_report(context),
+        prompt_tokens=sum(map(len, context.prompts)) if options.continuous_usage_stats else None,
     )
     await start(send, 200, EVENT_STREAM, {**STREAM_HEADERS, **visit.headers()})
     visit.has_started = True

@@ -82,8 +82,12 @@ class Report:
     def fresh(self, delta: Delta) -> list[Placed]:
         """The tokens that come out with the text of this delta."""
         if (trail := self._trails.get(delta.index)) is None:
-            watch, to_the_end = self._tokenizer.watch(()), self._request.return_token_ids
-            trail = Trail(watch, self._ends, to_the_end=to_the_end)
+            trail = Trail(
+                self._tokenizer.watch(()),
+                self._ends,
+                with_end=not self._is_chat,  # evaluation harnesses count on it in completions
+                to_the_end=self._request.return_token_ids,
+            )
             self._trails[delta.index] = trail
         return trail.take(delta)
 

@@ -30,16 +30,23 @@ class Placed(NamedTuple):
 
 
 class Trail:
-    """One choice's tokens, each let out when its text is. With `to_the_end` those that end the answer are, too.
+    """One choice's tokens, each let out when its text is.
 
-    `ends` are the ids that end an answer.
+    `ends` are the ids that end an answer; such a token is let out with `with_end`. With `to_the_end` those are, too,
+    that have nothing left in the text because a stop string began before them.
     """
 
     def __init__(
-        self, watch: TextWatch, ends: frozenset[int] = frozenset(), *, to_the_end: bool = False
+        self,
+        watch: TextWatch,
+        ends: frozenset[int] = frozenset(),
+        *,
+        with_end: bool = False,
+        to_the_end: bool = False,
     ) -> None:
         self._watch = watch
         self._ends = ends
+        self._with_end = with_end
         self._to_the_end = to_the_end
         self._held: deque[Placed] = deque()
         self._placed = 0
@@ -76,7 +83,7 @@ class Trail:
         held = list(self._held)
         if self._to_the_end:
             return held
-        if has_end:
+        if has_end and not self._with_end:
             held.pop()
         if self._placed + len(self._watch.flush()) > self._out:
             return [placed for placed in held if placed.start < self._out]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.pipeline.node import asks
 
-from llmhost.api.frames import DONE, Frames, whole_answer
+from llmhost.api.frames import DONE, Frames, frames_of, whole_answer
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.request import GenerationRequest, Kind
 
@@ -131,6 +131,19 @@ def test_answers_name_the_tier_that_they_got(is_flex: bool, tier: str) -> None:
     assert json.loads(whole_answer(request, 1, ended, USAGE))["service_tier"] == tier
     events = events_of(stream(request, [ended], usage=True))
     assert {event["service_tier"] for event in events} == {tier}
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_event_counts_when_that_is_asked_for(kind: Kind) -> None:
+    frames = frames_of(request_for(kind), 1, include_usage=False, prompt_tokens=7)
+    batches = [[Delta(0, "a", (1,))], [Delta(0, "b", (2, 3))]]
+    batches += [[Delta(0, "", (4, 5), FinishReason.STOP)]]
+    raw = b"".join(frames.events(batch) for batch in batches) + frames.last(USAGE)
+
+    counts = [event["usage"]["completion_tokens"] for event in events_of(raw)]
+    assert counts == sorted(counts)
+    assert {1, 3, 5} == set(counts)
+    assert {event["usage"]["prompt_tokens"] for event in events_of(raw)} == {7}
 
 
 def test_pieces_that_piled_up_become_one_event() -> None:

@@ -114,7 +114,7 @@ TOKENS = st.lists(st.integers(0, END - 1), max_size=8)
 STOPS = st.sampled_from([(), ("b",), ("bc", "é"), ("cd b",), ("�",)])
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", [Kind.CHAT, Kind.COMPLETION])
 @settings(max_examples=150)
 @given(tokens=TOKENS, ends=st.booleans(), stop=STOPS, cuts=st.sets(st.integers(1, 8)))
 def test_entries_cover_the_text_in_every_piece_of_a_stream_and_in_the_whole(
@@ -129,7 +129,8 @@ def test_entries_cover_the_text_in_every_piece_of_a_stream_and_in_the_whole(
 
     text, entries = "".join(delta.text for delta in deltas), entries_of(kind, answer)
     assert [e for p in pieces for e in entries_of(kind, p)] == entries
-    count = len(entries)
+    has_end = kind is Kind.COMPLETION and END in (t for d in deltas for t in d.tokens)
+    count = len(entries) - (has_end and len(entries) > len(tokens))
     assert tokens[:count] == [token for d in deltas for token in d.tokens][:count]
     covered = TOKENIZER.watch(())
     shown = "".join(map(covered.push, tokens[:count])) + covered.flush()
@@ -139,7 +140,8 @@ def test_entries_cover_the_text_in_every_piece_of_a_stream_and_in_the_whole(
     so_far = ""
     for part in pieces:  # no entry comes before its text
         so_far += part.get("text") or part.get("delta", {}).get("content") or ""
-        assert all(start < len(so_far) for start in entries_of(kind, part) if kind is not Kind.CHAT)
+        if kind is Kind.COMPLETION:
+            assert all(at < len(so_far) + has_end for at in entries_of(kind, part))
 
 
 def entries_of(kind: Kind, choice: dict[str, Any]) -> list[Any]:
@@ -183,6 +185,14 @@ def test_a_completion_has_columns_and_names_parts_of_characters_apart() -> None:
     assert choice["logprobs"]["top_logprobs"][0] == {" b": -0.25, "cd": -0.5, "a": -1.5}
 
 
+def test_the_end_of_a_completion_is_its_last_entry_though_it_has_no_text() -> None:
+    [choice] = whole(request_for(Kind.COMPLETION), said([0, 1, END]))["choices"]
+
+    assert choice["text"] == "a b"
+    assert choice["logprobs"]["tokens"] == ["a", " b", "<end>"]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 3]
+
+
 def test_a_special_token_in_the_middle_is_named_and_has_no_bytes() -> None:
     deltas = [Delta(0, "a", (0,), logprobs=(thought(0),))]
     deltas += [Delta(0, "", (END,), logprobs=(thought(END),))]
@@ -220,7 +230,7 @@ def test_tokens_whose_text_a_rule_holds_back_are_not_shown() -> None:
     assert choice["token_ids"] == [0]
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", [Kind.CHAT, Kind.COMPLETION])
 def test_with_token_ids_there_is_an_entry_for_the_end_as_well(kind: Kind) -> None:
     deltas = said([0, 1, 2, END], ("cd",))
     request = request_for(kind, return_token_ids=True)
@@ -275,7 +285,7 @@ def test_an_echo_whose_log_probabilities_never_come_is_not_waited_for_for_ever()
     assert events[0]["choices"][0]["logprobs"]["token_logprobs"] == [None, None]
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", [Kind.CHAT, Kind.COMPLETION])
 def test_what_is_thought_of_the_prompt_comes_by_token_id_with_ranks(kind: Kind) -> None:
     request = request_for(kind, top=None, prompt_logprobs=1)
     told = [Delta(0, prompt_logprobs=(thought(1, 0, 2),)), *said([2])]
