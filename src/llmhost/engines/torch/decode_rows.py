@@ -43,16 +43,24 @@ def pasts(
 ) -> list[Past]:
     """Of one-token `rows`, what each sees: all before it and itself, or the last `window` positions."""
     tables = layout.block_tables.numpy()
-    breaks = np.flatnonzero(np.diff(tables, axis=1, append=-1) != 1)
     width = tables.shape[1]
+    at = np.fromiter(rows, np.int64)
+    ends = np.array(layout.ends)[at]
+    firsts = np.zeros_like(ends) if window is None else np.maximum(ends - window, 0)
+    lows, highs = firsts // block_tokens, -(-ends // block_tokens)
+    # A break at a place: the block after it does not follow the one there.
+    breaks = np.flatnonzero(np.diff(tables, axis=1, append=-1) != 1)
+    begins = np.searchsorted(breaks, at * width + lows)
+    stops = np.searchsorted(breaks, at * width + highs - 1)
+    shifts = (tables[at, lows] - lows) * block_tokens
+    columns = (at, firsts, ends, shifts, begins, stops)
     found = []
-    for row in rows:
-        end = layout.ends[row]
-        first = 0 if window is None else max(end - window, 0)
-        low, high = first // block_tokens, -(-end // block_tokens)
-        begin, stop = np.searchsorted(breaks, (row * width + low, row * width + high - 1))
-        cuts = [int(cut) - row * width + 1 for cut in breaks[begin:stop]]
-        found.append(_past(tables[row], [low, *cuts, high], first, end, block_tokens))
+    for row, first, end, shift, begin, stop in zip(*(c.tolist() for c in columns), strict=True):
+        if begin == stop:
+            found.append(Past((Piece(first + shift, end + shift, 0),), end - first))
+        else:
+            cuts = (breaks[begin:stop] - row * width + 1).tolist()
+            found.append(_past(tables[row], cuts, first, end, block_tokens))
     return found
 
 
@@ -63,11 +71,11 @@ def _past(
     end: int,
     size: int,
 ) -> Past:
-    """`cuts` are the places in `table` at which runs of consecutive blocks begin, and the end."""
+    """`cuts` are the places in `table` at which runs of consecutive blocks begin, the first run left out."""
     pieces = []
-    for low, high in pairwise(cuts):
+    for low, high in pairwise((first // size, *cuts, -(-end // size))):
         begin, stop = max(low * size, first), min(high * size, end)
-        shift = int(table[low]) * size - low * size
+        shift = (int(table[low]) - low) * size
         pieces.append(Piece(begin + shift, stop + shift, begin - first))
     return Past(tuple(pieces), end - first)
 
