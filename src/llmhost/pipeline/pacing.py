@@ -6,7 +6,6 @@ It stands between one request and the engine, and looks like the engine to both.
 
 import asyncio
 import itertools
-from collections import deque
 
 from llmhost.core.errors import LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason, Usage
@@ -22,7 +21,7 @@ class PacedEngine:
         self._most_live = most_live
         self._ids = itertools.count(1)
         self._started: dict[int, int] = {}  # our id -> the engine's
-        self._waiting: deque[tuple[int, SequenceSpec, DeltaSink]] = deque()
+        self._waiting: dict[int, tuple[SequenceSpec, DeltaSink]] = {}  # the first came first
 
     @property
     def live(self) -> int:
@@ -33,16 +32,15 @@ class PacedEngine:
         ours = next(self._ids)
         has_turn = len(self._started) < self._most_live and not self._waiting
         if not (has_turn and self._start(ours, spec, sink)):
-            self._waiting.append((ours, spec, sink))
+            self._waiting[ours] = (spec, sink)
         return ours
 
     def cancel(self, seq_id: int) -> None:
         if seq_id in self._started:
             self._engine.cancel(self._started[seq_id])
             return
-        for entry in [entry for entry in self._waiting if entry[0] == seq_id]:
-            self._waiting.remove(entry)
-            _, spec, sink = entry
+        if seq_id in self._waiting:
+            spec, sink = self._waiting.pop(seq_id)
             last = Delta(spec.index, finish_reason=FinishReason.CANCELLED, usage=Usage())
             # Not from within the call: the canceller may be in the midst of another delta.
             asyncio.get_running_loop().call_soon(sink, last)
@@ -76,13 +74,13 @@ class PacedEngine:
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._started) < self._most_live:
-            entry = self._waiting.popleft()
+            ours = next(iter(self._waiting))
+            spec, sink = self._waiting[ours]
             try:
-                is_started = self._start(*entry)
+                if not self._start(ours, spec, sink):
+                    return
             except LlmhostError as error:
-                _, spec, sink = entry
+                del self._waiting[ours]
                 sink(Delta(spec.index, finish_reason=FinishReason.ERROR, error=error))
-                continue
-            if not is_started:
-                self._waiting.appendleft(entry)
-                return
+            else:
+                del self._waiting[ours]

@@ -76,6 +76,11 @@ def pooled_terms(
     for (ids, _), param in zip(made, params, strict=True):
         if not ids:
             raise InvalidValue("The text is empty: it has no tokens.", param=param)
+        if wrong := [token for token in ids if not 0 <= token < facts.vocab_size]:
+            raise InvalidValue(
+                f"Token id {wrong[0]} is outside this model's vocabulary of {facts.vocab_size}.",
+                param=param,
+            )
         if len(ids) > longest_tokens:
             raise ContextTooLong(
                 prompt_tokens=len(ids), max_tokens=None, limit_tokens=longest_tokens, param=param
@@ -116,13 +121,6 @@ def _ids(
     prompt = request.prompts[place]
     if isinstance(prompt, str):
         return tokenizer.encode_whole(prompt, most_tokens=most)[0]
-    assert request.pooled is not None
-    for token in prompt:
-        if not 0 <= token < tokenizer.vocab_size:
-            raise InvalidValue(
-                f"Token id {token} is outside this model's vocabulary of {tokenizer.vocab_size}.",
-                param=param_of(request.pooled, place),
-            )
     return list(prompt[:most])
 
 
