@@ -120,7 +120,6 @@ WANTED: dict[str, Any] = {
     "stream": True,
     "chat_template_kwargs": {"enable_thinking": False},
     "user": "somebody",
-    "tool_choice": "auto",
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "functions": [{"name": "f"}],
     "response_format": {"type": "json_object"},
@@ -138,6 +137,11 @@ WANTED: dict[str, Any] = {
     "min_tokens": 3,
     "stop_token_ids": [7],
     "structured_outputs": {"regex": "a+"},
+    "guided_json": {"type": "object"},
+    "guided_regex": "a+",
+    "guided_choice": ["a"],
+    "guided_grammar": 'start: "a"',
+    "guided_whitespace_pattern": " ",
     "reasoning_effort": "high",
     "function_call": "auto",
     "bad_words": ["x"],
@@ -154,6 +158,10 @@ WANTED: dict[str, Any] = {
 """A value of each parameter that asks for something else than what happens without it."""
 
 
+CALLING = {"tools": WANTED["tools"], "tool_choice": "required", "parallel_tool_calls": False}
+"""Each of them is said beside the others."""
+
+
 def wanted(name: str, route: str) -> dict[str, Any]:
     if name == "logprobs":
         return {name: True if route == "chat" else 1}
@@ -161,6 +169,8 @@ def wanted(name: str, route: str) -> dict[str, Any]:
         return {name: {"include_usage": True}, "stream": True}
     if name == "top_logprobs":
         return {name: WANTED[name], "logprobs": True}
+    if name in CALLING:
+        return {"tools": WANTED["tools"], "tool_choice": "required", name: CALLING[name]}
     if name == "add_special_tokens":
         return {name: route == "chat"}
     return {name: WANTED[name]}
@@ -189,6 +199,7 @@ def test_a_parameter_does_what_the_table_says(name: str, route: str):
     match STATES[name, route]:
         case "honoured":
             less = {other: value for other, value in asked.items() if other != name}
+            less = {} if name in ("tools", "tool_choice") else less
             assert parsed(route, **asked) != parsed(route, **less)
         case "ignored":
             assert parsed(route, **asked) == parsed(route)

@@ -69,6 +69,12 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
         "unsupported_parameter",
     ),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "invalid_grammar"),
+    (
+        {"structured_outputs": {"choice": ["hello"]}},
+        "structured_outputs.choice",
+        "unsupported_parameter",
+    ),
     ({"presence_penalty": 3}, "presence_penalty", "invalid_value"),
 ]
 

@@ -52,12 +52,6 @@ class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_call_id: str | None = None
 
 
-class WireType(msgspec.Struct, frozen=True):
-    """Of an object, only its type."""
-
-    type: str | None = None
-
-
 class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     """What both routes share."""
 
@@ -82,7 +76,13 @@ class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     allowed_token_ids: Raw = NULL
     prompt_logprobs: TopLogprobs | None = None
     return_token_ids: bool | None = None
+    response_format: Raw = NULL
     structured_outputs: Raw = NULL
+    guided_json: Raw = NULL
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
     ignore_eos: bool | None = None
     priority: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     service_tier: Tier | None = None
@@ -102,8 +102,8 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     top_logprobs: TopLogprobs | None = None
     tools: Raw = NULL
     tool_choice: Raw = NULL
+    parallel_tool_calls: bool | None = None
     functions: Raw = NULL
-    response_format: Raw = NULL
     reasoning_effort: str | None = None
     function_call: Raw = NULL
     modalities: Raw = NULL

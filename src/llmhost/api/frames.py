@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from llmhost.api.calls import calls_of
 from llmhost.api.report import Report
 from llmhost.api.tokens import Placed
 from llmhost.core.output import Delta, Usage
@@ -67,6 +68,8 @@ def whole_answer(
             tokens.setdefault(delta.index, []).extend(report.fresh(delta))
     is_chat = request.kind is Kind.CHAT
     choice = _chat_choice if is_chat else _text_choice
+    if (calls := calls_of(request)) is not None:
+        choice = calls.choice
     choices = [choice(i, "".join(texts[i]), reasons.get(i)) for i in sorted(texts)]
     body = {
         **_envelope(request, "chat.completion" if is_chat else "text_completion", created_s),
@@ -120,6 +123,7 @@ class Frames:
         self._is_chat = request.kind is Kind.CHAT
         self._include_usage = include_usage
         self._introduced: set[int] = set()
+        self._calls = calls_of(request)
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         envelope = _envelope(request, kind, created_s)
         self._head = b"data: " + _encode(envelope)[:-1] + b',"choices":['
@@ -166,19 +170,29 @@ class Frames:
         if index not in self._introduced:
             self._introduce(out, index)
         if texts:
-            self._event(out, index, self._said("".join(texts)), b"null")
+            for body in self._said(index, "".join(texts)):
+                self._event(out, index, body, b"null")
 
-    def _said(self, text: str) -> bytes:
+    def _said(self, index: int, text: str) -> list[bytes]:
+        if self._calls is not None:
+            return self._calls.deltas(index, text)
         written = _encode(text)
-        return b'"delta":{"content":' + written + b"}" if self._is_chat else b'"text":' + written
+        if self._is_chat:
+            return [b'"delta":{"content":' + written + b"}"]
+        return [b'"text":' + written]
 
     def _introduce(self, out: list[bytes], index: int) -> None:
         self._introduced.add(index)
         if self._is_chat:
-            first = b'"delta":{"role":"assistant","content":"","refusal":null}'
+            content = b'""' if self._calls is None else b"null"
+            first = b'"delta":{"role":"assistant","content":%s,"refusal":null}' % content
             self._event(out, index, first, b"null")
 
     def _end(self, out: list[bytes], index: int, reason: str) -> None:
+        if self._calls is not None:
+            for body in self._calls.rest(index):
+                self._event(out, index, body, b"null")
+            reason = self._calls.reason(index, reason)
         body = b'"delta":{}' if self._is_chat else b'"text":""'
         self._event(out, index, body, _encode(reason))
 
@@ -255,8 +269,10 @@ class ReportingFrames(Frames):
     def _tell(
         self, out: list[bytes], index: int, text: str, logprobs: Any, extras: dict[str, Any]
     ) -> None:
-        body = self._said(text) + _members(extras)
-        self._event(out, index, body, b"null", _encode(logprobs))
+        *others, body = self._said(index, text) or [b'"delta":{}']
+        for other in others:
+            self._event(out, index, other, b"null")
+        self._event(out, index, body + _members(extras), b"null", _encode(logprobs))
 
 
 def _members(table: dict[str, Any]) -> bytes:

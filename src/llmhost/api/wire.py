@@ -13,10 +13,10 @@ from llmhost.api.bodies import (
     GenerationBody,
     WireMessage,
     WirePart,
-    WireType,
 )
 from llmhost.api.loose import asks, loose, refuse, said
 from llmhost.api.sampling import bad_words, sampling, stop_token_ids, stops
+from llmhost.api.structured import Form, chat_form, completion_form
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
 from llmhost.core.request import GenerationRequest, Kind
 
@@ -56,6 +56,7 @@ def chat_request(
         max_tokens=_chat_limit(body),
         template_kwargs=template_kwargs or {},
         **_prompt_end(body),
+        form=chat_form(body),
     )
 
 
@@ -86,6 +87,7 @@ def completion_request(
         best_of=best_of,
         echo=bool(body.echo),
         add_special_tokens=body.add_special_tokens is not False,
+        form=completion_form(body),
     )
 
 
@@ -96,6 +98,7 @@ def _request(
     client_request_id: str | None,
     *,
     max_tokens: int | None,
+    form: Form,
     **rest: Any,
 ) -> GenerationRequest:
     if not body.model:
@@ -109,12 +112,13 @@ def _request(
             f"'min_tokens' is {body.min_tokens}, more than the {max_tokens} that there may be.",
             param="min_tokens",
         )
-    refuse({"structured_outputs": asks(body.structured_outputs)})
     is_flex = body.service_tier == "flex"
     return GenerationRequest(
         request_id=request_id,
         kind=kind,
         model=body.model,
+        tools=form.tools,
+        grammar=form.grammar,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         stop=stops(body.stop),
@@ -263,13 +267,10 @@ def _check_loose(body: ChatBody) -> None:
 
 
 def _refuse_chat_extras(body: ChatBody) -> None:
-    form = loose(body.response_format, WireType, "response_format")
     refuse(
         {
-            "tools": asks(body.tools) and said(body.tool_choice) != b'"none"',
             "functions": asks(body.functions) and said(body.function_call) != b'"none"',
             "reasoning_effort": body.reasoning_effort not in (None, "none"),
-            "response_format": form is not None and form.type != "text",
             "modalities": asks(body.modalities) and said(body.modalities) != b'["text"]',
             "audio": asks(body.audio),
         }

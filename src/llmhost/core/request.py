@@ -69,6 +69,16 @@ class GrammarSpec:
     param: str | None = field(default=None, compare=False)
     """The field of the request that it came from, for errors."""
 
+    @property
+    def words(self) -> str:
+        """The text as it is meant: JSON's escapes could hide a word."""
+        if self.kind not in ("json_schema", "choice", "tool_calls"):
+            return self.text
+        try:
+            return "\n".join(_leaves(json.loads(self.text)))
+        except (ValueError, RecursionError):
+            return self.text
+
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
@@ -164,6 +174,8 @@ class GenerationRequest:
     prompts: tuple[str | tuple[int, ...], ...] = ()
     pooled: PoolingWish | None = None
     tools: tuple[dict[str, Any], ...] | None = None
+    grammar: GrammarSpec | None = None
+    """What the answer must look like; of kind tool_calls, it is calls and not text."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     """A chat's prompt ends with the beginning of an answer."""
@@ -218,7 +230,15 @@ class GenerationRequest:
     @property
     def texts(self) -> Iterator[str]:
         """`text` in parts, whose ends are what `^` and `$` mean: prompts, contents of messages, what else each
-        message holds, and the template's variables."""
+        message holds, the template's variables, tools, and the form that the answer must have."""
+        yield from self._prompt_texts
+        if self.tools:
+            yield "\n".join(_leaves(self.tools))
+        if self.grammar is not None and self.grammar.kind != "tool_calls":
+            yield self.grammar.words
+
+    @property
+    def _prompt_texts(self) -> Iterator[str]:
         if self.kind is not Kind.CHAT:
             yield from (prompt for prompt in self.prompts if isinstance(prompt, str))
             return

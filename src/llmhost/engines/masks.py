@@ -12,7 +12,7 @@ import numpy as np
 
 from llmhost.core.step import GrammarState, Row
 from llmhost.engines.drawing import Place
-from llmhost.text.grammar import fill_masks
+from llmhost.text.grammar import Closing, fill_masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,26 @@ class Masks:
     )
     lines: Mapping[int, int] = field(default_factory=dict)
     """For each sequence with a grammar the line of its first place; those after its guesses follow."""
+    closings: Mapping[int, Closing] = field(default_factory=dict)
+    """For some lines the token that a wish to end the answer becomes."""
 
     def allowed(
         self, places: Sequence[Place], vocabulary: int
     ) -> "np.ndarray[tuple[int, int], np.dtype[np.bool_]]":
         """[places, vocabulary], for places whose rows have grammars."""
-        packed = self.packed[[self.lines[row.seq_id] + depth for row, depth in places]]
+        packed = self.packed[[self._line(place) for place in places]]
         octets = packed.view(np.uint8)
         return np.unpackbits(octets, axis=1, count=vocabulary, bitorder="little").view(np.bool_)
+
+    def closing(self, place: Place) -> Closing | None:
+        """None as well where an end is barred for other reasons than the grammar's."""
+        row = place.row
+        if row.grammar is None or (row.barred and place.position < row.barred_until):
+            return None
+        return self.closings.get(self._line(place))
+
+    def _line(self, place: Place) -> int:
+        return self.lines[place.row.seq_id] + place.depth
 
 
 def fill(rows: Sequence[Row], vocabulary: int) -> Masks:
@@ -47,8 +59,8 @@ def fill(rows: Sequence[Row], vocabulary: int) -> Masks:
             lines[row.seq_id] = line
             line += row.drafts + 1
     packed = np.zeros((line, -(-vocabulary // 32)), np.int32)
-    fill_masks(states, packed, guesses)
-    return Masks(packed, lines)
+    closings = fill_masks(states, packed, guesses)
+    return Masks(packed, lines, {closing.line: closing for closing in closings})
 
 
 class MaskFiller:

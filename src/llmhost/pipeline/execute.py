@@ -299,6 +299,7 @@ class Execute:
             min_new_tokens=request.min_tokens,
             stop=request.stop,
             stop_token_ids=eos | terms.stop_ids,
+            grammar=request.grammar,
             priority=request.priority,
             arrival_ns=context.arrived_ns,
             deadline_ns=context.deadline_ns,

@@ -195,6 +195,7 @@ class Processor:
         stages.screen.check_length(context)
         await stages.resolve(context)
         await stages.limit(context)
+        await stages.resolve.compile_grammar(context)
         await stages.bill.quote(context)
         await stages.screen(context)
         await stages.cached(context)

@@ -1,6 +1,7 @@
 """Stage 2: which model at which version, and what the request is in its tokens. It only reads."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed
@@ -13,6 +14,9 @@ from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pool import check_purpose, pooled_terms
 from llmhost.pipeline.terms import Terms, is_short, terms_of
+
+COMPILERS = ThreadPoolExecutor(2, "grammar")
+"""Threads of their own: what takes long to compile keeps others' grammars waiting, and nobody's prompt."""
 
 
 class Resolve:
@@ -48,6 +52,13 @@ class Resolve:
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
         work = partial(pooled_terms, request, tokenizer, facts, context.longest_tokens)
         context.terms = work() if is_short(request) else await asyncio.to_thread(work)
+
+    async def compile_grammar(self, context: RequestContext) -> None:
+        """Raises BadRequest for a form that this model can't be held to. Not for callers beyond their limits."""
+        spec, tokenizer = context.request.grammar, context.tokenizer
+        if spec is not None and tokenizer is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(COMPILERS, tokenizer.compile_grammar, spec)
 
     async def _chosen(self, context: RequestContext) -> str:
         """The model's name: what the caller asked for, unless a plugin routes it elsewhere."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
+from llmhost.text.schema import enforceable
+
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
@@ -84,7 +86,8 @@ def _schema_grammar(schema: Any, is_strict: bool) -> str:
     if schema is False:
         raise Unreadable("the schema false lets nothing through")
     return LLMatcher.grammar_from_json_schema(
-        json.dumps({} if schema is True else schema), overrides=STRICT if is_strict else LENIENT
+        json.dumps({} if schema is True else enforceable(schema)),
+        overrides=STRICT if is_strict else LENIENT,
     )
 
 
@@ -118,7 +121,7 @@ def _tool_calls(text: str, is_strict: bool) -> str:
     rules = []
     for place, tool in enumerate(wish["tools"]):
         options = STRICT if tool["strict"] else LENIENT
-        schema = {**tool["parameters"], "x-guidance": options}
+        schema = {**enforceable(tool["parameters"]), "x-guidance": options}
         if fault := fault_of(LLMatcher.grammar_from_json_schema(json.dumps(schema))):
             raise Unreadable(fault, f"[{place}].function.parameters")
         head = quoted(f'{{"name":{json.dumps(tool["name"])},"arguments":')

@@ -84,16 +84,16 @@ class WordTokenizer:
                 " It can be held to a choice or a regex of its words.",
                 param=spec.param,
             )
-        self._grammars.compile(spec)
         if spec.kind == "choice":
             self._check_choices(spec)
+        self._grammars.compile(spec)
 
     def grammar(self, spec: GrammarSpec, prompt: Sequence[int] = ()) -> GrammarState:
         return self._grammars.state(spec, prompt)
 
     def _check_choices(self, spec: GrammarSpec) -> None:
         for choice in json.loads(spec.text):
-            if self.decode(self.encode(choice)) != choice:
+            if isinstance(choice, str) and self.decode(self.encode(choice)) != choice:
                 raise UnsupportedParameter(
                     f"The fake engine can't say {choice!r}: it has its own words only, such as {self._words[0]!r}.",
                     param=spec.param,

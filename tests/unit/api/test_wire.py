@@ -212,9 +212,7 @@ def test_a_bad_value_is_refused_with_the_name_of_its_field(
 @pytest.mark.parametrize(
     ("route", "fields"),
     [
-        ("chat", {"tools": [{}]}),
         ("chat", {"functions": [{}]}),
-        ("chat", {"response_format": {"type": "json_object"}}),
         ("chat", {"modalities": ["audio"]}),
         ("completion", {"suffix": "x"}),
     ],
@@ -231,7 +229,8 @@ def test_what_would_change_the_answer_and_is_not_honoured_is_refused(
     ("route", "fields"),
     [
         ("chat", {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}}),
-        ("chat", {"tools": [{}], "tool_choice": "none"}),
+        ("chat", {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True}),
+        ("chat", {"structured_outputs": {}, "guided_json": None}),
         ("chat", {"response_format": {"type": "text"}, "modalities": ["text"]}),
         ("chat", {"logprobs": False, "top_logprobs": 0, "top_k": 0}),
         ("completion", {"echo": False, "suffix": "", "best_of": 1, "top_k": -1}),

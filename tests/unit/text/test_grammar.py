@@ -219,6 +219,61 @@ def test_masks_after_guesses_are_those_of_the_places(
     assert allowed(state, vocab) == ids_of(out[0])
 
 
+def closings(state: GrammarState, vocab: int, guesses: Sequence[int] = ()) -> dict[int, int]:
+    out = np.zeros((len(guesses) + 1, (vocab + 31) // 32), np.int32)
+    found = fill_masks([state], out, [guesses])
+    assert all(closing.token in ids_of(out[closing.line]) for closing in found)
+    assert all(not set(closing.ends) & set(ids_of(out[closing.line])) for closing in found)
+    return {closing.line: closing.token for closing in found}
+
+
+def test_a_wish_to_end_closes_what_is_open(load: Callable[..., Tokenizer]) -> None:
+    tokenizer = load("byte-level", generation_config={"eos_token_id": [0, 1]})
+    spec = schema({"type": "object"})
+    tokenizer.compile_grammar(spec)
+    said = tokenizer.encode('{"a":[1,"b"')
+    spelt = [tokenizer.token_bytes(token) for token in said]
+    state = tokenizer.grammar(spec)
+
+    found = closings(state, tokenizer.vocab_size, said)
+
+    nearest = {line: tokenizer.token_bytes(token) for line, token in found.items()}
+    assert spelt == [b"{", b'"', b"a", b'"', b":", b"[", b"1", b",", b'"', b"b", b'"']
+    assert nearest == {1: b"}", 2: b'"', 3: b'"', 6: b"]", 7: b"]", 9: b'"', 10: b'"', 11: b"]"}
+    for token in tokenizer.encode('{"a":1'):
+        state.accept(token)
+    closing = closings(state, tokenizer.vocab_size)[0]
+    assert tokenizer.token_bytes(closing) == b"}"
+    state.accept(closing)
+    assert closings(state, tokenizer.vocab_size) == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "most"),
+    [
+        ({"type": "integer"}, "1" * 30, 20),
+        ({"type": "number"}, "0." + "1" * 30, 21),
+        ({"type": "number"}, "1e308", 4),
+        ({"type": "number", "minimum": 1e-24, "maximum": 2e-24}, "0." + "0" * 23 + "1" * 9, 26),
+        ({"type": "string", "maxLength": 40}, '"' + "1" * 30 + '"', 32),
+    ],
+)
+def test_numbers_are_no_longer_than_they_need_be(
+    load: Callable[..., Tokenizer], asked: Any, text: str, most: int
+) -> None:
+    tokenizer = load("byte-level", generation_config={"eos_token_id": [0]})
+    spec = schema(asked)
+    tokenizer.compile_grammar(spec)
+    state, said = tokenizer.grammar(spec), tokenizer.encode(text)
+    out = np.zeros((len(said) + 1, (tokenizer.vocab_size + 31) // 32), np.int32)
+    fill_masks([state], out, [said])
+
+    may = [token in ids_of(line) for token, line in zip(said, out, strict=False)]
+
+    cut = said[: may.index(False)] if False in may else said
+    assert len(tokenizer.decode(cut)) == most
+
+
 THINK = "<think> so then</think>"
 
 

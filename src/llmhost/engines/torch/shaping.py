@@ -100,12 +100,26 @@ def _mask(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
     held = [line for line, place in enumerate(places) if place.row.grammar is not None]
     if not held:
         return
+    _wish(scores, places, masks)
     allowed = masks.allowed([places[line] for line in held], scores.shape[1])
     is_barred = torch.from_numpy(~allowed).to(scores.device)
     if len(held) == len(places):
         scores.masked_fill_(is_barred, float("-inf"))
     else:
         scores[held] = scores[held].masked_fill_(is_barred, float("-inf"))
+
+
+def _wish(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
+    """Where a grammar allows no end, the probability of one goes to what brings the answer nearer to it."""
+    found = [(line, masks.closing(place)) for line, place in enumerate(places)]
+    closing = [(line, one.token, one.ends) for line, one in found if one is not None]
+    if not closing:
+        return
+    lines, tokens, (ends, *_) = zip(*closing, strict=True)  # one model has the same ends everywhere
+    ends_ = _present(np.array(ends, np.int64), scores.shape[1])
+    spots = (torch.tensor(lines, device=scores.device), torch.tensor(tokens, device=scores.device))
+    wish = scores[spots[0]][:, torch.from_numpy(ends_).to(scores.device)].logsumexp(-1)
+    scores[spots] = torch.logaddexp(scores[spots], wish)
 
 
 def _bar(scores: Tensor, places: Sequence[Place]) -> None:

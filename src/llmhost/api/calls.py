@@ -1,0 +1,202 @@
+"""Tool calls in an answer that was held to them: from its text, as it comes, to OpenAI's shapes.
+
+The text is `{"name":...,"arguments":...}` or a list of such, without white space: the grammar leaves nothing else.
+What comes before the first call are thoughts, and is content.
+"""
+
+import json
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgspec
+
+from llmhost.core.output import FinishReason
+from llmhost.core.request import GenerationRequest, GrammarSpec
+
+END_OF_THOUGHTS = "</think>"
+CALLED = "tool_calls"
+"""Why an answer ended that is calls, and has all of them."""
+
+_encode = msgspec.json.encode
+
+
+class Piece(NamedTuple):
+    """Text that came: of the arguments of a call, with its name when it begins, or of no call and so content."""
+
+    text: str
+    call: int | None = None
+    name: str | None = None
+
+
+class CallReader:
+    """Finds the calls in one choice's text."""
+
+    def __init__(self, names: Iterable[str], *, is_list: bool) -> None:
+        self._heads = {f'{{"name":{json.dumps(name)},"arguments":': name for name in names}
+        self._is_list = is_list
+        self._calls = 0
+        self._held = ""
+        self._step = self._begin
+        self._depth = 0
+        self._in_string = False
+        self._is_escaped = False
+        self.is_complete = False
+
+    def push(self, text: str) -> list[Piece]:
+        self._held += text
+        pieces, before = list[Piece](), None
+        while self._held and (self._held, self._step) != before:
+            before = (self._held, self._step)
+            pieces += self._step()
+        return pieces
+
+    def finish(self) -> list[Piece]:
+        """What was held back of thoughts, at the end."""
+        left, self._held = self._held, ""
+        return [Piece(left)] if left and self._step == self._think else []
+
+    def _begin(self) -> list[Piece]:
+        """A call's head, or the list's end; anything else before the first call is thoughts."""
+        before = "" if not self._is_list else "," if self._calls else "["
+        for head, name in self._heads.items():
+            if self._held.startswith(before + head):
+                self._held = self._held[len(before + head) :]
+                self._calls += 1
+                self._step = self._argue
+                return [Piece("", self._calls - 1, name)]
+        if self._calls and self._held.startswith("]"):
+            self._close()
+        elif not any((before + head).startswith(self._held) for head in self._heads):
+            self._step = self._think
+        return []
+
+    def _think(self) -> list[Piece]:
+        thoughts, mark, after = self._held.partition(END_OF_THOUGHTS)
+        if mark:
+            self._held, self._step = after, self._begin
+            return [Piece(thoughts + mark)]
+        keep = _overlap(self._held, END_OF_THOUGHTS)
+        said, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
+        return [Piece(said)] if said else []
+
+    def _argue(self) -> list[Piece]:
+        """Arguments end where a brace closes that none of them opened: the call's own."""
+        call = self._calls - 1
+        for place, char in enumerate(self._held):
+            if self._in_string:
+                self._in_string = self._is_escaped or char != '"'
+                self._is_escaped = not self._is_escaped and char == "\\"
+            elif char == '"':
+                self._in_string = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]" and self._depth:
+                self._depth -= 1
+            elif char == "}":
+                said, self._held = self._held[:place], self._held[place + 1 :]
+                self._step = self._begin
+                if not self._is_list:
+                    self._close()
+                return [Piece(said, call)] if said else []
+        said, self._held = self._held, ""
+        return [Piece(said, call)]
+
+    def _close(self) -> None:
+        self._held, self.is_complete = "", True
+        self._step = self._rest
+
+    def _rest(self) -> list[Piece]:
+        self._held = ""
+        return []
+
+
+def _overlap(text: str, mark: str) -> int:
+    """Characters at the end of `text` that may be the beginning of `mark`."""
+    return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)
+
+
+def calls_of(request: GenerationRequest) -> "Calls | None":
+    """None where the answer is text."""
+    spec = request.grammar
+    return Calls(request, spec) if spec is not None and spec.kind == "tool_calls" else None
+
+
+class Calls:
+    """The calls of one request's choices, rendered whole or in pieces."""
+
+    def __init__(self, request: GenerationRequest, spec: GrammarSpec) -> None:
+        wish = json.loads(spec.text)
+        self._request_id = request.request_id
+        self._names = [tool["name"] for tool in wish["tools"]]
+        self._is_list: bool = wish["many"]
+        self._readers: dict[int, CallReader] = {}
+
+    def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        """One of a whole answer's."""
+        content, calls = list[str](), list[dict[str, Any]]()
+        for piece in [*self._reader(index).push(text), *self._reader(index).finish()]:
+            if piece.call is None:
+                content.append(piece.text)
+            elif piece.name is not None:
+                calls.append(self._opening(index, piece.call, piece.name))
+            else:
+                calls[-1]["function"]["arguments"] += piece.text
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "".join(content) or (None if calls else ""),
+            "refusal": None,
+            "annotations": [],
+        }
+        if calls:
+            message["tool_calls"] = calls
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": None if reason is None else self.reason(index, reason),
+        }
+
+    def deltas(self, index: int, text: str) -> list[bytes]:
+        """The member `delta` of each event that tells of further text."""
+        return [self._delta(index, piece) for piece in _joined(self._reader(index).push(text))]
+
+    def rest(self, index: int) -> list[bytes]:
+        """The same at the end."""
+        return [self._delta(index, piece) for piece in self._reader(index).finish()]
+
+    def reason(self, index: int, reason: str) -> str:
+        is_called = reason == FinishReason.STOP and self._reader(index).is_complete
+        return CALLED if is_called else reason
+
+    def _delta(self, index: int, piece: Piece) -> bytes:
+        if piece.call is None:
+            return b'"delta":' + _encode({"content": piece.text})
+        call: dict[str, Any] = {"index": piece.call, "function": {"arguments": piece.text}}
+        if piece.name is not None:
+            call = {"index": piece.call, **self._opening(index, piece.call, piece.name)}
+        return b'"delta":' + _encode({"tool_calls": [call]})
+
+    def _opening(self, index: int, call: int, name: str) -> dict[str, Any]:
+        named = blake2b(f"{self._request_id}/{index}/{call}".encode(), digest_size=12).hexdigest()
+        function = {"name": name, "arguments": ""}
+        return {"id": f"call_{named}", "type": "function", "function": function}
+
+    def _reader(self, index: int) -> CallReader:
+        if (reader := self._readers.get(index)) is None:
+            reader = self._readers[index] = CallReader(self._names, is_list=self._is_list)
+        return reader
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Neighbouring pieces of one call, or of content, as one."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        if joined and piece.name is None and joined[-1][1:] == (piece.call, None):
+            joined[-1] = joined[-1]._replace(text=joined[-1].text + piece.text)
+        else:
+            joined.append(piece)
+    return joined
