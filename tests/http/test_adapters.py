@@ -120,6 +120,7 @@ def test_an_operator_adds_an_adapter_and_the_least_recently_used_one_makes_room(
     states = {name: row["state"] for name, row in rows(node).items()}
     assert states == {"tiny:pirate": "ready", "tiny:clerk": "absent", "tiny:poet": "ready"}
     assert node.loaded("tiny")["adapters"] == ["pirate", "poet"]
+    assert node.metric("llmhost_adapters_loaded", model_name="tiny@1") == 2
 
     gone = node.cli("adapters", "unload", "tiny:poet")
     assert (gone.returncode, gone.stdout) == (0, "tiny:poet is absent\n"), gone.stderr
@@ -182,6 +183,16 @@ def test_what_can_not_be_loaded_says_why_and_leaves_no_name(node: Node, folder: 
     assert other.status_code == 409
     assert "models.toml declares the adapter 'tiny:pirate'" in other.json()["error"]["message"]
     assert unnamed.status_code == 400
+
+
+def test_an_unloaded_model_has_given_its_adapters_memory_back(client: OpenAI, node: Node):
+    answer(client, "tiny:clerk")
+    node.admin("POST", "/models/tiny/unload").raise_for_status()
+
+    assert node.metric("llmhost_device_leased_bytes") == 0
+    assert node.metric("llmhost_adapters_loaded") == 0
+    assert answer(client, "tiny:clerk")
+    assert rows(node)["tiny:clerk"]["state"] == "ready"
 
 
 def test_a_key_may_be_for_an_adapter_alone(node: Node, client_of: Callable[..., OpenAI]):

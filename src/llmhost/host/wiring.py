@@ -294,6 +294,11 @@ class _Gauges(GaugeSource):
     def deployment_states(self) -> Iterable[tuple[str, str]]:
         return [(str(d.entry.ref), d.state.value) for d in self._deployments.all()]
 
+    def adapters(self) -> Iterable[tuple[str, int, int]]:
+        for deployment in self._deployments.all():
+            rows = self._deployments.loaded_adapters(deployment.entry)
+            yield str(deployment.entry.ref), len(rows), sum(row.users for row in rows)
+
     def device_figures(self) -> Iterable[tuple[str, int, int, int, int]]:
         return self._devices.figures()
 

@@ -176,6 +176,10 @@ class GaugeSource:
     def deployment_states(self) -> Iterable[tuple[str, str]]:
         return ()
 
+    def adapters(self) -> Iterable[tuple[str, int, int]]:
+        """(model, LoRA adapters in memory, requests that hold one)."""
+        return ()
+
     def device_figures(self) -> Iterable[tuple[str, int, int, int, int]]:
         """(device, capacity bytes, leased bytes, busy ns, idle ns)."""
         return ()
@@ -187,6 +191,7 @@ class _Gauges(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         yield from self._engines()
+        yield from self._adapters()
         yield from self._devices()
         dropped = CounterMetricFamily("llmhost_analytics_dropped", "Analytics rows that were shed.")
         dropped.add_metric([], self._source.analytics_dropped())
@@ -229,6 +234,18 @@ class _Gauges(Collector):
         for model, name in self._source.deployment_states():
             state.add_metric([model, name], 1)
         yield from (running, waiting, kv, preempted, unpaid, hung, state)
+
+    def _adapters(self) -> Iterator[GaugeMetricFamily]:
+        loaded = GaugeMetricFamily(
+            "llmhost_adapters_loaded", "LoRA adapters in memory.", labels=["model_name"]
+        )
+        requests = GaugeMetricFamily(
+            "llmhost_adapter_requests", "Requests that hold a LoRA adapter.", labels=["model_name"]
+        )
+        for model, count, users in self._source.adapters():
+            loaded.add_metric([model], count)
+            requests.add_metric([model], users)
+        yield from (loaded, requests)
 
     def _prefix_caches(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         labels = ["model_name"]
