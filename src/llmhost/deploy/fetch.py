@@ -1,7 +1,8 @@
 """Bringing a repository's files here, all of them or none.
 
-Files arrive in a staging folder beside the one that is served from, and take its place together at the end, so that
-nothing half arrived is ever loaded. What a cut fetch left is taken up again, by this process or another: after Ctrl-C,
+Files arrive in a staging folder, which becomes a version of its own once all are right; the folder that is served from
+is a link to the newest. So nothing half arrived is ever loaded, and who loads while a newer version comes gets all of
+one. What a cut fetch left is taken up again, by this process or another: after Ctrl-C,
 `kill -9` or a full disk the next fetch goes on. One process at a time fetches into a folder, by a kernel lock; others
 wait for it and then find its work done.
 """
@@ -9,6 +10,7 @@ wait for it and then find its work done.
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -58,17 +60,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a source's files belong: the folder that is served from, and where they arrive."""
+    """Where a source's files belong: the folder that is served from, what it points to, and where they arrive."""
 
     folder: Path
+    versions: Path
     staging: Path
 
     @classmethod
     def of(cls, source: HubSource, models_dir: Path) -> "Place":
         repository = models_dir / source.repository.replace("/", "--")
+        flat = source.revision.replace("/", "--")
         return cls(
             repository / source.revision,
-            repository / ".fetching" / source.revision.replace("/", "--"),
+            repository / ".versions" / flat,
+            repository / ".fetching" / flat,
         )
 
     @property
@@ -76,14 +81,33 @@ class Place:
         return self.staging.with_name(f"{self.staging.name}.lock")
 
     @property
-    def is_complete(self) -> bool:
-        """All files are in the folder, at their sizes. Reads no contents."""
-        mark = self.folder / COMPLETE
+    def version(self) -> Path | None:
+        """The folder of the newest version, if all of its files are here at their sizes. Reads no contents."""
+        folder = self.folder.resolve()
+        mark = folder / COMPLETE
         manifest = read_manifest(mark)
         if manifest is None:
-            return mark.is_file() and not mark.stat().st_size
+            return folder if mark.is_file() and not mark.stat().st_size else None
         sizes = manifest.sizes.items()
-        return all(_size(self.folder / path) == size for path, size in sizes)
+        return folder if all(_size(folder / path) == size for path, size in sizes) else None
+
+    def point_to(self, version: Path) -> None:
+        """Serve this version from now on, and forget the others. Whoever reads their files reads on."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if self.folder.is_dir() and not self.folder.is_symlink():  # as an earlier llmhost left it
+            self.folder.rename(self.versions / "before")
+        link = self.staging.with_name(f"{self.staging.name}.link")
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(version, self.folder.parent), target_is_directory=True)
+        link.replace(self.folder)
+        for other in self.orphans():
+            shutil.rmtree(other, ignore_errors=True)
+
+    def orphans(self) -> list[Path]:
+        """Versions that are not served: older ones, and one whose process was killed just before it was."""
+        served = self.folder.resolve()
+        there = self.versions.iterdir() if self.versions.is_dir() else ()
+        return [version for version in there if version.resolve() != served]
 
     @property
     def is_begun(self) -> bool:
@@ -109,7 +133,7 @@ def fetch(source: HubSource, models_dir: Path, report: Report, *, check: bool = 
     with _disk_errors(source, place):
         place.staging.mkdir(parents=True, exist_ok=True)
         with _alone(place, listing, report):
-            if not check and place.is_complete and _is_as_listed(place, listing):
+            if not check and place.version is not None and _is_as_listed(place, listing):
                 return _outcome(place, listing, 0)
             return _Fetch(place, listing, report).run()
 
@@ -128,6 +152,9 @@ class _Fetch:
 
     def run(self) -> Fetched:
         place, listing = self._place, self._listing
+        for orphan in [] if place.is_begun else place.orphans()[:1]:
+            shutil.rmtree(place.staging, ignore_errors=True)
+            orphan.rename(place.staging)
         place.staging.mkdir(parents=True, exist_ok=True)  # whoever was waited for has moved it away
         all_of([partial(self._find, file) for file in listing.files], self._stop)
         if self._missing or self._is_moved:
@@ -136,7 +163,7 @@ class _Fetch:
             self._missing.sort(key=lambda file: file.size_bytes)
             all_of([partial(self._bring, file) for file in self._missing], self._stop)
             self._seal()
-            self._swap()
+            self._publish()
         shutil.rmtree(place.staging, ignore_errors=True)
         return _outcome(place, listing, self._meter.arrived_bytes)
 
@@ -178,16 +205,13 @@ class _Fetch:
         manifest = Manifest(commit=self._listing.commit, sizes=sizes)
         (staging / COMPLETE).write_bytes(msgspec.json.encode(manifest))
 
-    def _swap(self) -> None:
-        """Put the staging folder where the served one is. Files that somebody reads stay readable until closed."""
-        place = self._place
-        place.folder.parent.mkdir(parents=True, exist_ok=True)
-        old = place.staging.with_name(f"{place.staging.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        with suppress(FileNotFoundError):
-            place.folder.rename(old)
-        place.staging.rename(place.folder)
-        shutil.rmtree(old, ignore_errors=True)
+    def _publish(self) -> None:
+        """Make a version of the staging folder, and serve that."""
+        place, commit = self._place, self._listing.commit
+        place.versions.mkdir(parents=True, exist_ok=True)
+        version = place.versions / f"{commit[:12]}-{secrets.token_hex(4)}"
+        place.staging.rename(version)
+        place.point_to(version)
 
 
 @contextmanager

@@ -38,8 +38,7 @@ def find_local(source: str, models_dir: Path) -> Path | None:
     if kind == "builtin" and rest:
         return _built_in(rest)
     if kind == "hf" and rest:
-        place = Place.of(parse_hub_source(rest), models_dir)
-        return place.folder if place.is_complete else None
+        return Place.of(parse_hub_source(rest), models_dir).version
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise ModelUnavailable(
@@ -100,7 +99,7 @@ def _fetch(source: HubSource, models_dir: Path) -> Path:
         bytes=fetched.arrived_bytes,
         took_s=round(time.monotonic() - started_s, 3),
     )
-    return fetched.folder
+    return fetched.folder.resolve()
 
 
 def _log_progress(source: HubSource) -> Report:

@@ -173,11 +173,54 @@ def test_a_folder_of_an_earlier_version_is_taken_over(hub: Hub, tmp_path: Path) 
     folder = bring(tmp_path).folder
     (folder / ".llmhost-complete").write_bytes(b"")
     hub.asked.clear()
-    assert Place.of(SOURCE, tmp_path).is_complete
+    assert Place.of(SOURCE, tmp_path).version is not None
 
     assert bring(tmp_path).arrived_bytes == 0
     assert hub.asked == []
     assert (folder / ".llmhost-complete").stat().st_size
+
+
+def test_who_loads_while_a_newer_version_comes_never_gets_some_of_each(
+    hub: Hub, tmp_path: Path
+) -> None:
+    bring(tmp_path)
+    loading = Place.of(SOURCE, tmp_path).version
+    assert loading is not None
+    already_open = (loading / "model.safetensors").open("rb")
+    hub.repositories["org/name"].commit({**FILES, "model.safetensors": bytes(len(WEIGHTS))})
+    fetched = bring(tmp_path)
+
+    with already_open:
+        assert already_open.read() == WEIGHTS
+    assert not (loading / "config.json").exists()
+    assert (fetched.folder / "model.safetensors").read_bytes() == bytes(len(WEIGHTS))
+    assert len(list(Place.of(SOURCE, tmp_path).versions.iterdir())) == 1
+
+
+def test_a_real_folder_of_an_earlier_llmhost_becomes_a_version(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "org--name" / "main"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    (folder / ".llmhost-complete").touch()
+    bring(tmp_path)
+
+    assert "model.safetensors all" not in hub.asked
+    assert folder.is_symlink()
+    assert names(folder) == USED
+
+
+def test_a_version_that_was_complete_when_its_process_was_killed_is_taken_up(
+    hub: Hub, tmp_path: Path
+) -> None:
+    place = Place.of(SOURCE, tmp_path)
+    bring(tmp_path)
+    place.folder.unlink()
+    hub.asked.clear()
+    assert place.version is None
+
+    assert bring(tmp_path).arrived_bytes == 0
+    assert hub.asked == []
+    assert place.version is not None
 
 
 # ---------------------------------------------------------------- what breaks and goes on
@@ -230,7 +273,7 @@ def test_contents_that_stay_wrong_are_never_served(hub: Hub, tmp_path: Path, nam
     hub.corrupt[name] = 2
 
     assert f"twice sent a {name} of org/name that is not what it says it is" in refusal(tmp_path)
-    assert not Place.of(SOURCE, tmp_path).is_complete
+    assert Place.of(SOURCE, tmp_path).version is None
     assert bring(tmp_path).files == 3
 
 
@@ -259,7 +302,7 @@ def test_whatever_breaks_what_ends_up_here_is_right_or_said_to_be_missing(
         try:
             folder = bring(tmp_path).folder
         except ModelUnavailable:
-            assert not Place.of(SOURCE, tmp_path).is_complete
+            assert Place.of(SOURCE, tmp_path).version is None
             continue
         assert {name: (folder / name).read_bytes() for name in names(folder)} == {
             name: FILES[name] for name in USED

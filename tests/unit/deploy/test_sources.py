@@ -86,7 +86,7 @@ def test_a_source_at_a_hub_is_fetched_once_and_used_again_without_a_network(
 ) -> None:
     folder = find_files("hf:org/name", tmp_path)
 
-    assert folder == tmp_path / "org--name" / "main"
+    assert folder == (tmp_path / "org--name" / "main").resolve()
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     hub.repositories.clear()
     assert find_files("hf:org/name", tmp_path) == folder
