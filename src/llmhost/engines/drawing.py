@@ -31,6 +31,17 @@ _shaping = attrgetter(
     "bad_words",
 )
 _UNSHAPED = _shaping(Sampling())
+_more_than_a_token = attrgetter(
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "logprobs",
+    "prompt_logprobs",
+)
+_NO_MORE = _more_than_a_token(Sampling())
 
 
 class Place(NamedTuple):
@@ -67,6 +78,19 @@ def scored_of(row: Row) -> int:
 def scored_tokens(row: Row) -> Sequence[int]:
     """The prompt tokens that are scored."""
     return row.known[row.start + 1 : row.start + 1 + scored_of(row)]
+
+
+def is_plain(row: Row) -> bool:
+    """Whether one token is all that is wanted of a row, and nothing touches its logits but temperature and filters.
+
+    Quick: it is asked for every row of every step.
+    """
+    return (
+        row.drafts == 0
+        and row.grammar is None
+        and not row.barred
+        and _more_than_a_token(row.sampling) == _NO_MORE
+    )
 
 
 def is_shaped(place: Place) -> bool:

@@ -28,6 +28,7 @@ from llmhost.engines.drawing import (
     bars,
     confirm,
     has_penalty,
+    is_plain,
     is_shaped,
     nothing_left,
     scored_of,
@@ -124,6 +125,8 @@ class FakeRunner:
 
     def _run_row(self, row: Row, masks: Masks | None) -> Drawn:
         states = self._feed(row)
+        if is_plain(row) and self._options.fail_after_tokens is None:
+            return states[-1] % self._options.vocab if row.wants_token else None
         scores = self._score(row, states) if scored_of(row) else ()
         if not row.wants_token:
             return answer((), (), scores)

@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.engines.runner_contract import RunnerContract
+from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.request import Sampling
-from llmhost.core.step import Row
+from llmhost.core.step import Draw, Row
 from llmhost.engines.fake import MOST_COUNTED, FakeRunner, fake_answer
 
 VOCAB, SIZE = 64, 4
@@ -147,3 +148,37 @@ def test_closing_twice_is_closing_once() -> None:
 def test_the_oracle_gives_the_same_beginning_whatever_the_count() -> None:
     assert fake_answer([1, 2], 9, VOCAB)[:3] == fake_answer([1, 2], 3, VOCAB)
     assert fake_answer([1, 2], 0, VOCAB) == []
+
+
+@given(
+    prompt=prompts,
+    guesses=st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=6),
+    asked=st.builds(
+        Sampling,
+        repetition_penalty=st.sampled_from([1.0, 3.0]),
+        frequency_penalty=st.sampled_from([0.0, 2.0]),
+        allowed_token_ids=st.sampled_from([None, tuple(range(10))]),
+        bad_words=st.sampled_from([(), ((3,), (1, 2))]),
+        logprobs=st.sampled_from([None, 1]),
+    ),
+)
+@settings(max_examples=80, deadline=None)
+def test_guesses_whatever_they_are_change_no_answer(
+    prompt: list[int], guesses: list[list[int]], asked: Sampling
+) -> None:
+    """Some are right: few tokens are allowed, and they are made of those."""
+    plain, guessed = Asked(prompt, 10, asked), Asked(prompt, 10, asked)
+    guessed.guess = lambda tokens: guesses[len(tokens) % len(guesses)]
+    ToyScheduler(runner_with(0)).answer(plain)
+    ToyScheduler(runner_with(0)).answer(guessed)
+    assert guessed.made == plain.made
+    assert guessed.logprobs == plain.logprobs
+
+
+def test_scripted_failures_count_the_tokens_that_guesses_saved() -> None:
+    runner = runner_with(4, fail_after_tokens=3)
+    right = fake_answer([1], 5, VOCAB)
+    speculating = row(1, [1, *right[:3]], 0, [0])._replace(drafts=3)
+    [drawn] = runner.run([speculating])
+    assert isinstance(drawn, Draw) and list(drawn.tokens) == right[:3]
+    assert isinstance(runner.run([row(1, right[2:3], 3, [0])])[0], EngineFailed)

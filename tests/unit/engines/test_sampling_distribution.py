@@ -18,15 +18,27 @@ DRAWS = 1500
 LOGITS = torch.randn(400, generator=torch.Generator().manual_seed(4)) * 2
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_draws_follow_the_distribution_that_is_asked_for(name: str) -> None:
+def deviations(name: str, device: str) -> float:
+    """How far draws are from what a setting asks for."""
     known = [*PROMPT, *ANSWER]
     expected = distribution(LOGITS.tolist(), SETTINGS[name], known, len(PROMPT))
     row = Row(0, known[-1:], len(known) - 1, (0,), SETTINGS[name], 0, True)
     row = row._replace(known=known, prompt_tokens=len(PROMPT))
-    drawn = sample(LOGITS.expand(DRAWS, -1), [row._replace(seed=i) for i in range(DRAWS)])
+    logits = LOGITS.to(device).expand(DRAWS, -1)
+    drawn = sample(logits, [row._replace(seed=i) for i in range(DRAWS)])
     found, _ = distance([token for token in drawn if isinstance(token, int)], expected)
-    assert abs(found) < 4
+    return abs(found)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_draws_follow_the_distribution_that_is_asked_for(name: str) -> None:
+    assert deviations(name, "cpu") < 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_draws_on_a_gpu_follow_it_too() -> None:
+    assert max(deviations(name, "cuda") for name in SETTINGS) < 4
 
 
 def test_the_distance_finds_what_is_wrong() -> None:

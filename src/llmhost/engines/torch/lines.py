@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 Array = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+Flags = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 
+NUMPYS = "cpu"
+"""The kind of device whose memory numpy reads."""
 SORTED_WHOLE = 4096
 """Lines up to so long are sorted outright; of longer ones the top is parted off first."""
 
 
 def largest(numbers: Tensor) -> tuple[Tensor, list[int]]:
     """Of each line the largest number, and the first place that has it. NaN counts as larger than all."""
-    if numbers.device.type != "cpu":
+    if numbers.device.type != NUMPYS:
         best, places = numbers.max(dim=-1)
         return best, places.tolist()
     found = torch.from_numpy(_array(numbers).argmax(axis=-1))
@@ -27,7 +30,7 @@ def largest(numbers: Tensor) -> tuple[Tensor, list[int]]:
 
 def top(numbers: Tensor, count: int) -> Tensor:
     """The `count` largest numbers of each line, the largest first."""
-    if numbers.device.type != "cpu":
+    if numbers.device.type != NUMPYS:
         return numbers.topk(count, dim=-1).values
     array = _array(numbers)
     length = array.shape[1]
@@ -39,7 +42,7 @@ def top(numbers: Tensor, count: int) -> Tensor:
 
 def ranks(numbers: Tensor, places: Sequence[int]) -> list[int]:
     """What number of each line's largest stands at its place; of equals the earlier is the larger. 1 is the largest."""
-    if numbers.device.type != "cpu":
+    if numbers.device.type != NUMPYS:
         at = torch.tensor(places, device=numbers.device)[:, None]
         own = numbers.gather(1, at)
         is_earlier = torch.arange(numbers.shape[1], device=numbers.device) < at
@@ -53,7 +56,7 @@ def ranks(numbers: Tensor, places: Sequence[int]) -> list[int]:
 
 def at_least(numbers: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     """Lines and places of all numbers that are not below their line's edge [lines, 1], in order."""
-    if numbers.device.type != "cpu":
+    if numbers.device.type != NUMPYS:
         lines, places = (numbers >= edges).nonzero(as_tuple=True)
         return lines, places
     found = torch.from_numpy(np.flatnonzero(_array(numbers) >= edges.numpy()))
@@ -62,11 +65,23 @@ def at_least(numbers: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
 
 def zero_below(numbers: Tensor, edges: Tensor) -> None:
     """Set float32 numbers to zero that are below their line's edge [lines, 1]."""
-    if numbers.device.type != "cpu":
+    if numbers.device.type != NUMPYS:
         numbers.masked_fill_(numbers < edges, 0.0)
     else:
         array = numbers.numpy()
         np.copyto(array, 0.0, where=array < edges.numpy())
+
+
+def bar(numbers: Tensor, lines: Sequence[int], is_barred: Flags) -> None:
+    """Set float32 numbers of some lines to negative infinity."""
+    if numbers.device.type != NUMPYS:
+        barred = torch.from_numpy(is_barred).to(numbers.device)
+        some = torch.tensor(lines, device=numbers.device)
+        numbers[some] = numbers[some].masked_fill(barred, float("-inf"))
+        return
+    array = numbers.numpy()
+    for line, flags in zip(lines, is_barred, strict=True):
+        np.copyto(array[line], -np.inf, where=flags)
 
 
 def _array(numbers: Tensor) -> Array:

@@ -7,7 +7,6 @@ filters only set probabilities to zero.
 """
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,15 @@ from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.request import Sampling
 from llmhost.core.step import Drawn, Row
-from llmhost.engines.drawing import Picked, Place, answer, confirm, is_shaped, nothing_left
+from llmhost.engines.drawing import (
+    Picked,
+    Place,
+    answer,
+    confirm,
+    is_plain,
+    is_shaped,
+    nothing_left,
+)
 from llmhost.engines.masks import Masks
 from llmhost.engines.torch.lines import largest, top, zero_below
 from llmhost.engines.torch.logprobs import report
@@ -29,18 +36,6 @@ _LANE = 256
 """Probabilities are cumulated in two levels: over groups of so many tokens, then inside one group."""
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_asked = attrgetter(
-    "temperature",
-    "logprobs",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-)
-_PLAIN = _asked(Sampling(temperature=0.0))
-
 Said = tuple[int, ...] | EngineFailed
 
 
@@ -58,7 +53,7 @@ class Sampler:
         Ties at the edge of a filter stay in together. A row whose logits hold NaN or positive infinity fails, and
         fails alone; so does one that may draw nothing.
         """
-        if all(map(_is_plain, rows)):
+        if all(row.sampling.temperature == 0.0 and is_plain(row) for row in rows):
             return [*_best(logits, lambda line: broken(rows[line]))[1]]
         places = [Place(row, depth) for row in rows for depth in range(row.drafts + 1)]
         picked = self._pick(logits, places, masks or Masks())
@@ -106,16 +101,6 @@ class Sampler:
 def sample(logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> list[Drawn]:
     """As `Sampler.sample`, once."""
     return Sampler().sample(logits, rows, masks)
-
-
-def _is_plain(row: Row) -> bool:
-    """Whether the best token is all that a row asks for. Quick: it is asked for every row of every step."""
-    return (
-        row.drafts == 0
-        and row.grammar is None
-        and not row.barred
-        and _asked(row.sampling) == _PLAIN
-    )
 
 
 def _best(logits: Tensor, failure: Callable[[int], EngineFailed]) -> tuple[Tensor, list[Picked]]:

@@ -15,6 +15,7 @@ from llmhost.core.request import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.drawing import Ids, Numbers, Place, Tally, bars, has_penalty
 from llmhost.engines.masks import Masks
+from llmhost.engines.torch.lines import bar
 
 
 class Spots(NamedTuple):
@@ -98,15 +99,10 @@ def _allow(scores: Tensor, wishes: Sequence[Wishes]) -> None:
 
 def _mask(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
     held = [line for line, place in enumerate(places) if place.row.grammar is not None]
-    if not held:
-        return
-    _wish(scores, places, masks)
-    allowed = masks.allowed([places[line] for line in held], scores.shape[1])
-    is_barred = torch.from_numpy(~allowed).to(scores.device)
-    if len(held) == len(places):
-        scores.masked_fill_(is_barred, float("-inf"))
-    else:
-        scores[held] = scores[held].masked_fill_(is_barred, float("-inf"))
+    if held:
+        _wish(scores, places, masks)
+        allowed = masks.allowed([places[line] for line in held], scores.shape[1])
+        bar(scores, held, ~allowed)
 
 
 def _wish(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
@@ -118,7 +114,7 @@ def _wish(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
     lines, tokens, (ends, *_) = zip(*closing, strict=True)  # one model has the same ends everywhere
     ends_ = _present(np.array(ends, np.int64), scores.shape[1])
     spots = (torch.tensor(lines, device=scores.device), torch.tensor(tokens, device=scores.device))
-    wish = scores[spots[0]][:, torch.from_numpy(ends_).to(scores.device)].logsumexp(-1)
+    wish = scores[spots[0][:, None], torch.from_numpy(ends_).to(scores.device)].logsumexp(-1)
     scores[spots] = torch.logaddexp(scores[spots], wish)
 
 
