@@ -1,6 +1,7 @@
 """JSON schemas as callers write them, in the words that llguidance can enforce exactly.
 
-- Dates that no calendar has, and leap seconds, match its `date` and `date-time`: a pattern beside the format bars them.
+- Dates that no calendar has, leap seconds, and numbers without end match its formats of time: a pattern beside them
+  bars these.
 - `oneOf` is `anyOf` where no two branches can match at once; it sees that of few.
 """
 
@@ -14,10 +15,15 @@ Schema = Any
 
 _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
-_DAY = f"^(?:{_YEAR}-(?:0[13-9]|1[0-2]|02-(?:[01][0-9]|2[0-8]))|{_LEAP}-02-29)"
-_TIME = "[0-9]{2}:[0-9]{2}:[0-5]"
-PATTERNS = {"date": _DAY, "date-time": f"{_DAY}[^:]*[Tt]{_TIME}", "time": f"^{_TIME}"}
-"""What a value of a format must match besides. There was no year 0."""
+_DAY = f"^(?:{_YEAR}-(?:(?:0[13-9]|1[0-2])-[0-9]{{2}}|02-(?:[01][0-9]|2[0-8]))|{_LEAP}-02-29)"
+_TIME = "[0-9]{2}:[0-9]{2}:[0-5][0-9](?:[.][0-9]{1,9})?(?:[Zz]|[+-])"
+PATTERNS = {
+    "date": _DAY,
+    "date-time": f"{_DAY}[Tt]{_TIME}",
+    "time": f"^{_TIME}",
+    "duration": "^P[^0-9]?(?:[0-9]{1,9}[^0-9]{1,2})+$",
+}
+"""What a value of a format must match besides. There was no year 0, and clocks count nanoseconds at the finest."""
 
 _ONE = (
     "items",

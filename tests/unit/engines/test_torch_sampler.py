@@ -1,6 +1,8 @@
 import math
 from random import Random
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,12 +10,13 @@ from hypothesis import strategies as st
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.request import Sampling
-from llmhost.core.step import Draw, Row
+from llmhost.core.step import Draw, GrammarState, Row
 from llmhost.engines.drawing import Place
 from llmhost.engines.masks import Masks
 from llmhost.engines.torch.logprobs import report
 from llmhost.engines.torch.sampler import Sampler, sample, uniform
 from llmhost.engines.torch.shaping import Shaper
+from llmhost.text.grammar import Closing
 
 DRAWS = 4000
 
@@ -327,3 +330,42 @@ def test_a_row_with_guesses_says_what_one_without_would_say_step_by_step(
     draw = found if isinstance(found, Draw) else Draw((found,))  # type: ignore[arg-type]
     assert draw.tokens == tuple(said)
     assert list(draw.logprobs) == reports
+
+
+class TestAWishToEnd:
+    """Where a grammar allows no end, it goes to the token that brings the answer nearer to its end."""
+
+    LOGITS = torch.tensor([[5.0, -20.0, 0.0, -1.0, -1.0, -1.0, 2.0, 1.0]])
+    ENDS = (6, 7)
+
+    def masks(self) -> Masks:
+        """Tokens 1 and 2 are allowed; 1 closes."""
+        packed = np.array([[0b110]], np.int32)
+        return Masks(packed, {0: 0}, {0: Closing(0, 1, self.ENDS)})
+
+    def held(self, sampling: Sampling, **more: Any) -> Row:
+        return row(sampling)._replace(grammar=cast(GrammarState, object()), **more)
+
+    def test_it_closes_what_is_open(self) -> None:
+        greedy = Sampler().sample(self.LOGITS, [self.held(Sampling(temperature=0))], self.masks())
+
+        assert greedy == [1]
+
+    def test_it_has_the_probability_of_all_ends(self) -> None:
+        closes = 0
+        for seed in range(2000):
+            held = self.held(Sampling())._replace(seed=seed)
+            closes += Sampler().sample(self.LOGITS, [held], self.masks()) == [1]
+        expected = float(torch.tensor([2.0, 1.0, 0.0]).softmax(0)[:2].sum())
+
+        assert abs(closes / 2000 - expected) < 0.03
+
+    def test_an_end_that_comes_too_early_is_no_wish(self) -> None:
+        early = self.held(Sampling(temperature=0), barred=frozenset(self.ENDS), barred_until=9)
+
+        assert Sampler().sample(self.LOGITS, [early], self.masks()) == [2]
+
+    def test_ends_that_are_not_allowed_are_no_wish(self) -> None:
+        narrow = self.held(Sampling(temperature=0, allowed_token_ids=(1, 2)))
+
+        assert Sampler().sample(self.LOGITS, [narrow], self.masks()) == [2]

@@ -63,6 +63,7 @@ def test_a_date_is_a_day_of_the_calendar() -> None:
         ("date-time", "2024-02-29T23:59:59.5+01:00", "2023-02-29T23:59:59Z"),
         ("date-time", "2024-12-31T23:59:59Z", "2024-12-31T23:59:60Z"),
         ("time", "23:59:59Z", "23:59:60Z"),
+        ("time", "23:59:59.123456789-01:30", "23:59:59.1234567890Z"),
     ],
 )
 def test_times_are_those_that_clocks_show(name: str, right: str, wrong: str) -> None:
@@ -71,6 +72,16 @@ def test_times_are_those_that_clocks_show(name: str, right: str, wrong: str) -> 
         assert takes(held, right)
         assert takes(held, None)
         assert not takes(held, wrong)
+
+
+@pytest.mark.parametrize(
+    "text", ["P1Y", "P3Y6M4DT12H30M5S", "PT0S", "P2W", "P999999999D", "PT36H", "P1DT2S", "P10M"]
+)
+def test_a_duration_is_any_but_an_endless_one(text: str) -> None:
+    held = matcher({"type": "string", "format": "duration"})
+
+    assert takes(held, text)
+    assert not takes(held, text.replace("P", "P1234567890Y", 1))
 
 
 def test_what_only_looks_like_a_schema_is_left_alone() -> None:
