@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmhost.core.errors import ModelUnavailable
-from llmhost.engines.torch.footprint import read_footprint
+from llmhost.engines.torch.footprint import UNWRITTEN, read_footprint
 from llmhost.engines.torch.runner import TorchRunner
 
 CONFIG: dict[str, Any] = {
@@ -104,7 +104,15 @@ def test_rotary_scaling_that_looks_at_the_whole_batch_is_kept_inside_its_first_w
     assert read_footprint(folder, block_tokens=16).max_sequence_length == 128
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2"])
+def test_such_scaling_in_some_layers_is_enough(folder: Path) -> None:
+    scaled = {"rope_type": "dynamic", "original_max_position_embeddings": 128}
+    usual = {"rope_type": "default"}
+    rope = {"full_attention": scaled, "sliding_attention": usual}
+    write_config(folder, rope_parameters=rope)
+    assert read_footprint(folder, block_tokens=16).max_sequence_length == 128
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2", "gemma3", "falcon_new"])
 def test_a_loaded_model_is_as_large_as_was_said(
     family: str, checkpoint: Callable[[str], Path], load: Callable[..., TorchRunner]
 ) -> None:
@@ -114,6 +122,25 @@ def test_a_loaded_model_is_as_large_as_was_said(
     assert footprint.vocab_size == facts.vocab_size
     assert footprint.max_sequence_length == facts.max_sequence_length
     assert 0 <= facts.weights_bytes - footprint.weights_bytes < 0.01 * facts.weights_bytes
+
+
+def test_a_model_that_sees_is_sized_by_its_part_for_text(folder: Path) -> None:
+    part = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 5}
+    (folder / "config.json").write_text(
+        json.dumps({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": part})
+    )
+    footprint = read_footprint(folder, block_tokens=16)
+    assert footprint.architecture == "Gemma3ForConditionalGeneration"
+    assert (footprint.layers, footprint.kv_heads, footprint.head_dim) == (5, 4, 256)
+    assert footprint.vocab_size == 262208
+
+
+def test_settings_that_checkpoints_leave_out_are_those_of_transformers() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    for kind, settings in UNWRITTEN.items():
+        usual = CONFIG_MAPPING[kind]()
+        assert {name: getattr(usual, name) for name in settings} == settings
 
 
 def test_it_needs_no_torch() -> None:
@@ -138,6 +165,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
         ({"architectures": None}, "names no architecture"),
         ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM, which does not generate text"),
         ({"architectures": ["LlavaForConditionalGeneration"]}, "from text alone"),
+        ({"alibi": True}, "ALiBi"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"kv_lora_rank": 512}, "latent attention"),
         ({"layer_types": ["linear_attention", "full_attention"]}, "type linear_attention"),
