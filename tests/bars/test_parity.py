@@ -15,12 +15,12 @@ pytestmark = pytest.mark.bars
 
 FAMILIES = [
     "afmoe", "apertus", "arcee", "cohere", "cohere2", "cohere2_moe", "cwm", "dots1", "ernie4_5", "ernie4_5_moe",
-    "exaone4", "falcon", "falcon_new", "falcon_old", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text", "glm",
-    "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granite", "granitemoe", "granitemoeshared", "helium",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "llama", "minimax_m2", "ministral", "mistral_full", "mistral_window",
-    "mixtral", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe",
-    "qwen2", "qwen2_moe", "qwen2_window", "qwen3", "qwen3_moe", "qwen3_tied", "seed_oss", "smollm3", "stablelm",
-    "stablelm_norm", "starcoder2", "vaultgemma",
+    "exaone4", "falcon", "falcon_new", "falcon_old", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text",
+    "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granite", "granitemoe",
+    "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama", "minimax_m2", "ministral",
+    "mistral_full", "mistral_window", "mixtral", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe",
+    "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen2_window", "qwen3", "qwen3_moe",
+    "qwen3_tied", "seed_oss", "smollm3", "stablelm", "stablelm_norm", "starcoder2", "vaultgemma",
 ]  # fmt: skip
 
 

@@ -177,9 +177,9 @@ def window_of(layer: int, mask: Mask, longest: int) -> int | None:
     """The window that explains `mask` at every position; None when all that is past is seen."""
     if mask.rule is None:
         raise Unservable(f"layer {layer} has a mask of the model's own making")
-    width = int(_seen(mask.rule, longest - 1, longest).sum())
+    width = int(_seen(mask, longest - 1, longest).sum())
     for query in _places(width, longest):
-        seen = _seen(mask.rule, query, longest)
+        seen = _seen(mask, query, longest)
         if seen[query + 1 :].any():
             raise Unservable(f"layer {layer} sees positions after its own")
         expected = torch.zeros_like(seen)
@@ -202,12 +202,14 @@ def _places(width: int, longest: int) -> list[int]:
     return sorted({place for place in (*near, *spread, *powers) if 0 <= place < longest})
 
 
-def _seen(rule: Rule, query: int, longest: int) -> Tensor:
+def _seen(mask: Mask, query: int, longest: int) -> Tensor:
     """[longest]: the keys that the query at that position sees."""
-    zero = torch.zeros((), dtype=torch.long)
-    keys = torch.arange(longest)
+    assert mask.rule is not None
+    device = mask.values.device
+    zero = torch.zeros((), dtype=torch.long, device=device)
+    keys = torch.arange(longest, device=device)
     try:
-        seen = rule(zero, zero, torch.tensor(query), keys)
+        seen = mask.rule(zero, zero, zero + query, keys)
     except (IndexError, RuntimeError) as error:
         raise Unservable(f"the mask's rule does not hold for any position ({error})") from error
     return torch.as_tensor(seen, dtype=torch.bool).expand(longest)
