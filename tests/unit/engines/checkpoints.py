@@ -96,7 +96,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dbrx": (
         "dbrx",
         {
-            "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+            "attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 10000.0},
             "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
         },
     ),
@@ -108,9 +108,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0}),
     "gemma3_text": ("gemma3_text", {"num_hidden_layers": 6, "query_pre_attn_scalar": 16}),
     "gemma3n_text": ("gemma3n_text", {"num_hidden_layers": 5, "num_kv_shared_layers": 0}),
+    "granitemoehybrid_attention": ("granitemoehybrid", {"layer_types": ["attention"] * 3}),
     "gpt_oss": ("gpt_oss", {"num_hidden_layers": 4}),
     "lfm2_moe": ("lfm2_moe", {"layer_types": ["conv", "full_attention", "conv"]}),
-    "lfm2_attention": ("lfm2", {"layer_types": ["full_attention"] * 3}),
+    "lfm2_conv": ("lfm2", {"layer_types": ["conv", "full_attention", "conv"]}),
     "mistral_full": ("mistral", {"sliding_window": None}),
     "mistral_window": ("mistral", {"sliding_window": WINDOW}),
     "modernbert-decoder": (

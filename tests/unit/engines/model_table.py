@@ -114,6 +114,7 @@ _FORMS = (
     r"\w+ in FOLDER can't be run by the torch engine: (.*)\.",
     r"\w+ in FOLDER (gives other logits .* than transformers does) .*",
     r"\w+ (computes attention in its own code) .*",
+    r"The model in FOLDER (could not be loaded: .*)",
     r"FOLDER/(config\.json has .*)\.",
     r"FOLDER holds a \w+, which (does not generate text) .*",
     r"\w+ (can't be asked for .*)\.",

@@ -26,6 +26,7 @@ _SAMPLER_BYTES = 12
 """Three float32 numbers for each token of the vocabulary: scores, the kept ones, and their exponentials."""
 _MAX_HEADER_BYTES = 100 * 2**20
 """The limit that the safetensors format sets itself."""
+_SERVED_LAYERS = {"attention", "full_attention", "sliding_attention"}
 _WINDOW_BOUND_ROPE = ("dynamic", "longrope")
 """Rotary scalings that recompute their frequencies from the longest sequence of a batch."""
 
@@ -86,8 +87,8 @@ def read_footprint(
     item = _ITEM_BYTES[computed]
 
     hidden = _number(folder, config, "hidden_size", "n_embd", "d_model")
-    layers = _number(folder, config, "num_hidden_layers", "n_layer", "num_layers")
-    heads = _number(folder, config, "num_attention_heads", "n_head")
+    layers = _number(folder, config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    heads = _number(folder, config, "num_attention_heads", "n_head", "n_heads")
     kv_heads = _kv_heads(config, heads)
     head_dim = config.get("head_dim") or hidden // heads
     return Footprint(
@@ -173,7 +174,7 @@ def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
     elif config.get("kv_lora_rank"):
         reason = "uses multi-head latent attention (kv_lora_rank)"
     else:
-        other = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+        other = set(config.get("layer_types") or ()) - _SERVED_LAYERS
         if other:
             reason = f"has layers of type {', '.join(sorted(other))}"
     if reason:
@@ -187,11 +188,14 @@ def _refuse_unserved(folder: Path, config: Mapping[str, Any]) -> None:
 def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
     if config.get("multi_query") and not config.get("new_decoder_architecture"):
         return 1
-    return int(config.get("num_key_value_heads") or config.get("num_kv_heads") or heads)
+    nested = (config.get("attn_config") or {}).get("kv_n_heads")
+    return int(config.get("num_key_value_heads") or config.get("num_kv_heads") or nested or heads)
 
 
 def _max_sequence_length(folder: Path, config: Mapping[str, Any]) -> int:
-    length = _number(folder, config, "max_position_embeddings", "n_positions", "n_ctx")
+    length = _number(
+        folder, config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"
+    )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     of_types = [inner for inner in rope.values() if isinstance(inner, Mapping)]
     for one in of_types or [rope]:

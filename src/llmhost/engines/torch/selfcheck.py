@@ -51,7 +51,9 @@ def check_against_eager(runner: TorchRunner, model: Any, folder: Path, shape: Kv
         raise ModelUnavailable(_cant(model, folder, str(error))) from error
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ModelUnavailable(_cant(model, folder, reason)) from error
+        raise ModelUnavailable(
+            _cant(model, folder, f"its code fails in a first pass ({reason})")
+        ) from error
     finally:
         runner.set_kv_blocks(0)
     for off, where in ((mixed, "over the paged KV cache"), (far, f"at position {ahead}")):
