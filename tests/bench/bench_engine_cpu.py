@@ -273,22 +273,6 @@ class Bench:
             },
         )
 
-    def python(self, sequences: int = 64, steps: int = 30) -> None:
-        """CPU time of this thread, the forward pass and sampling left out: of a small model, as it is the same."""
-        with tempfile.TemporaryDirectory() as name:
-            shape = RandomShape(layers=2, hidden=64, ffn=128, heads=2, kv_heads=1, vocab=2048)
-            write_random(Path(name), shape)
-            from llmhost.cli.bench.engine import Case, loaded, run_case
-
-            with loaded(Path(name), TorchOptions(dtype="float32", threads=1), BLOCK_TOKENS) as it:
-                for context in (128, 512):
-                    measured = run_case(it[1], Case("decode", sequences, context), steps)
-                    spent = sorted(step.python_ns / 1e6 for step in measured)
-                    say(
-                        f"python   {sequences} sequences, context {context}: median {statistics.median(spent):.3f} ms"
-                        f" of CPU a step, p90 {percentile(spent, 90):.3f}, least {spent[0]:.3f}"
-                    )
-
     def stall(self, prompt_tokens: int, steps: int = 12) -> None:
         ours = Ours(self.runner, prompt_tokens + STREAMS * 2000 + 64)
         streams = {ours.add(self.prompt(PROMPT_TOKENS), 1500) for _ in range(STREAMS)}
@@ -348,6 +332,23 @@ class Bench:
         return first
 
 
+def python(sequences: int = 64, steps: int = 30) -> None:
+    """CPU time of this thread, the forward pass and sampling left out: of a small model, as it is the same."""
+    with tempfile.TemporaryDirectory() as name:
+        shape = RandomShape(layers=2, hidden=64, ffn=128, heads=2, kv_heads=1, vocab=2048)
+        write_random(Path(name), shape)
+        from llmhost.cli.bench.engine import Case, loaded, run_case
+
+        with loaded(Path(name), TorchOptions(dtype="float32", threads=1), BLOCK_TOKENS) as it:
+            for context in (128, 512):
+                measured = run_case(it[1], Case("decode", sequences, context), steps)
+                spent = sorted(step.python_ns / 1e6 for step in measured)
+                say(
+                    f"python   {sequences} sequences, context {context}: median {statistics.median(spent):.3f} ms"
+                    f" of CPU a step, p90 {percentile(spent, 90):.3f}, least {spent[0]:.3f}"
+                )
+
+
 SECTIONS = ("streams", "mixed", "python", "stall", "prefix")
 
 
@@ -395,8 +396,12 @@ def main() -> None:
         f" torch {torch.__version__}, transformers {transformers.__version__}"
     )
     with tempfile.TemporaryDirectory() as name, quiet():
-        write_random(Path(name), shape)
-        bench = Bench(Path(name), asked.rounds)
+        if "python" in wanted:
+            python()
+            wanted.remove("python")
+        if wanted:
+            write_random(Path(name), shape)
+            bench = Bench(Path(name), asked.rounds)
         for section in wanted:
             if section in ("streams", "mixed"):
                 getattr(bench, section)(asked.new_tokens)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from llmhost.cli.bench.engine import WARM_STEPS, Case, Step, figures, loaded, run_case
+from llmhost.cli.bench import engine
+from llmhost.cli.bench.engine import Case, Step, figures, loaded, run_case
 from llmhost.cli.main import app
 from llmhost.config.schema import TorchOptions
 from llmhost.engines.torch import bench
@@ -45,6 +46,19 @@ def test_a_random_model_runs_and_every_step_feeds_what_it_should(folder: Path):
         assert "forward" not in vars(runner) or runner.facts.vocab_size == 200
 
 
+def test_early_sequences_go_on_while_the_prompts_of_many_others_are_computed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine, "PREFILL_CHUNK", 24)
+    options = TorchOptions(dtype="float32", device="cpu", threads=1)
+
+    with loaded(folder, options, block_tokens=16) as (_, measuring):
+        decode = run_case(measuring, Case("decode", 6, 50), 3)
+
+    assert [step.fed for step in decode] == [6, 6, 6]
+    assert all(step.seen >= 6 * 50 for step in decode)
+
+
 def test_the_least_that_a_model_must_move_and_compute(folder: Path):
     options = TorchOptions(dtype="float32", device="cpu", threads=1)
     with loaded(folder, options, block_tokens=16) as (runner, _):
@@ -65,8 +79,8 @@ def _rope_bytes(runner: Any) -> int:
 
 
 def test_a_decode_steps_floor_is_its_bytes_or_its_arithmetic():
-    steps = [Step(2_000_000_000, 1_500_000_000, 100_000_000, 400_000_000, 2)] * 3
-    context = 10 + WARM_STEPS + 1
+    steps = [Step(2_000_000_000, 1_500_000_000, 100_000_000, 400_000_000, 2, 2 * 14)] * 3
+    context = 14
     moved = 1000 + 2 * context * 8
     flops = 2 * 100 + 2 * 10 + 2 * context * 4
 
@@ -81,7 +95,7 @@ def test_a_decode_steps_floor_is_its_bytes_or_its_arithmetic():
 
 
 def test_a_prefills_attention_is_a_triangle():
-    one = figures(Case("prefill", 1, 3), [Step(10**9, 0, 0, 0, 3)], WORK, Ceilings(1e12, 1.0))
+    one = figures(Case("prefill", 1, 3), [Step(10**9, 0, 0, 0, 3, 3)], WORK, Ceilings(1e12, 1.0))
 
     assert one.floor_ms == 1e3 * (3 * 100 + 10 + 6 * 4)
     assert one.tokens_per_s == 3

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 WARM_STEPS = 3
 PREFILL_CHUNK = 2048
 PREFILL_ROUNDS = 3
+NO_ITL_MS = 1e9
+"""Prompts are computed in whole chunks, however long those who decode already wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class Step:
     """CPU time of the rest, in this thread: what others take of the machine is not counted."""
     fed: int
     """Tokens."""
+    seen: int
+    """Positions in the cache after it, of all rows together."""
 
 
 class EngineBench:
@@ -84,13 +88,12 @@ class EngineBench:
         self._ids = iter(range(1, 2**31))
 
     def decode(self, case: Case, steps: int) -> list[Step]:
-        scheduler = self._scheduler(case, case.context + WARM_STEPS + steps + 2, PREFILL_CHUNK)
+        answer = headroom(case, steps)
+        scheduler = self._scheduler(case, case.context + answer, _chunk(case))
         for _ in range(case.batch):
-            self._add(scheduler, case.context, WARM_STEPS + steps + 2)
-        while (
-            self._step(scheduler).fed != case.batch
-        ):  # prompts, until all that is left is to decode
-            pass
+            self._add(scheduler, case.context, answer)
+        while self._step(scheduler).fed != case.batch:
+            assert scheduler.has_work, "sequences ended before all of them decoded"
         for _ in range(WARM_STEPS - 1):
             self._step(scheduler)
         return [self._step(scheduler) for _ in range(steps)]
@@ -116,6 +119,8 @@ class EngineBench:
                 kv_blocks=blocks,
                 block_tokens=size,
                 watermark_share=0.0,
+                target_itl_ms=NO_ITL_MS,
+                prefix_cache=False,
             )
         )
 
@@ -147,27 +152,37 @@ class EngineBench:
         python = time.thread_time_ns() - cpu - phases.cpu_ns
         whole = time.perf_counter_ns() - began
         fed = sum(len(row.tokens) for row in rows)
-        return Step(whole, phases.forward_ns, phases.sample_ns, python, fed)
+        seen = sum(row.start + len(row.tokens) for row in rows)
+        return Step(whole, phases.forward_ns, phases.sample_ns, python, fed, seen)
+
+
+def headroom(case: Case, steps: int) -> int:
+    """Most tokens that a sequence says: the first ones speak while the prompts of the others are computed."""
+    if case.kind == "prefill":
+        return 2
+    prompt_steps = case.batch * case.context // (_chunk(case) - case.batch) + 2
+    return prompt_steps + WARM_STEPS + steps + 2
+
+
+def _chunk(case: Case) -> int:
+    return max(PREFILL_CHUNK, 2 * case.batch)
 
 
 def figures(case: Case, steps: list[Step], work: "ModelWork", ceilings: "Ceilings") -> Measured:
     """Steps of one case as figures. Pure."""
     step_s = statistics.median(step.whole_ns for step in steps) / 1e9
-    if case.kind == "decode":
-        context, fed, seen = case.context + WARM_STEPS + len(steps) // 2, case.batch, case.batch
-        kv_bytes = case.batch * context * work.kv_token_bytes
-        pairs = case.batch * context
-    else:
-        context, fed, seen = case.context, case.context, 1
-        kv_bytes = case.context * work.kv_token_bytes
-        pairs = case.context * (case.context + 1) // 2
-    moved = work.weights_bytes + kv_bytes
-    flops = fed * work.token_flops + seen * work.logits_flops + pairs * work.attention_flops
+    fed, seen = steps[0].fed, int(statistics.mean(step.seen for step in steps))
+    is_decode = case.kind == "decode"
+    # Each token of a prompt attends to those before it and to itself.
+    pairs = seen if is_decode else seen * (seen + 1) // 2
+    logits = fed if is_decode else 1
+    moved = work.weights_bytes + seen * work.kv_token_bytes
+    flops = fed * work.token_flops + logits * work.logits_flops + pairs * work.attention_flops
     floor_s = max(moved / ceilings.bytes_per_s, flops / ceilings.flops_per_s)
     return Measured(
         kind=case.kind,
         batch=case.batch,
-        context=context,
+        context=seen // case.batch,
         step_ms=1e3 * step_s,
         forward_ms=statistics.median(step.forward_ns for step in steps) / 1e6,
         sample_ms=statistics.median(step.sample_ns for step in steps) / 1e6,

@@ -156,7 +156,7 @@ def _measure(
     ):
         longest = runner.facts.max_sequence_length
         for case in wanted:
-            if case.context + bench.WARM_STEPS + steps + 2 > longest:
+            if case.context + bench.headroom(case, steps) > longest:
                 raise typer.BadParameter(
                     f"{case.context} and the steps after it pass the model's {longest} tokens",
                     param_hint="--prefill" if case.kind == "prefill" else "--context",
