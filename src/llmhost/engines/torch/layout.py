@@ -105,10 +105,13 @@ def _rank(row: Row) -> tuple[bool, int, int]:
 def _block_tables(
     rows: Sequence[Row], used: Sequence[int]
 ) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
-    tables = np.empty((len(rows), max(used)), np.int64)
-    for line, row, count in zip(tables, rows, used, strict=True):
-        line[:count] = row.blocks[:count]
-        line[count:] = line[count - 1]
+    counts = np.array(used)
+    flat = chain.from_iterable(row.blocks[:count] for row, count in zip(rows, used, strict=True))
+    known = np.fromiter(flat, np.int64, int(counts.sum()))
+    # Where each place of the table is found among the known ones: a row's own, its last one from there on.
+    places = np.minimum(np.arange(max(used)), (counts - 1)[:, None])
+    places += (np.cumsum(counts) - counts)[:, None]
+    tables: np.ndarray[tuple[int, int], np.dtype[np.int64]] = known[places]
     return tables
 
 
