@@ -34,10 +34,10 @@ class Resolve:
         context.adapter = served if served.adapter is not None else None
         if not served.may_be_used_by(context.known_caller):
             raise ModelNotAllowed(request.model)
-        facts = await self._deployments.facts(deployment)
-        check_purpose(request, facts)
         tokenizer = await self._deployments.tokenizer(deployment)
         context.tokenizer = tokenizer
+        facts = await self._deployments.facts(deployment)
+        check_purpose(request, facts)
         if request.pooled is not None:
             await self._pool(context, tokenizer, facts)
             return
