@@ -91,6 +91,15 @@ aliases = ["gpt-4o-mini"]
 device = "cpu"
 threads = 1
 
+[models.guessed]
+source = "builtin:tiny"
+load = "request"
+[models.guessed.speculation]
+method = "draft"
+draft = "builtin:tiny-draft"
+[models.guessed.options]
+device = "cpu"
+
 [models.tiny-embed]
 source = "builtin:tiny-embed"
 load = "request"
