@@ -388,9 +388,9 @@ def _guesser(entry: ModelEntry, runner: Runner, drafter: Drafter | None) -> Gues
         return None
     if not runner.facts.checks_drafts:
         drafter.close()
-        log_event(
-            log, "speculation.off", model=str(entry.ref), why="this engine can't check guesses"
-        )
+        if entry.spec.speculation.method != "auto":
+            why = "what runs this model can't check guesses"
+            log_event(log, "speculation.off", model=str(entry.ref), why=why)
         return None
     settings = entry.spec.speculation
     return Guesser(
