@@ -68,6 +68,7 @@ def test_every_query_gets_what_it_would_get_alone(
     worthwhile: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 1)
         patch.setattr(backend_torch, "WORTHWHILE_ELEMENTS", {2: worthwhile, 4: worthwhile})
         out, expected = attended(case, scores, dtype)
     tolerance = 1e-5 if dtype is torch.float32 else 0.03

@@ -41,11 +41,18 @@ def widened(inputs: int, outputs: int, dtype: torch.dtype, *, bias: bool = True)
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
     bias=st.booleans(),
     slice_elements=st.sampled_from([1, 50, 2**17]),
+    threads=st.sampled_from([1, 2]),
 )
 def test_the_result_is_float32s_rounded_once(
-    rows: int, sizes: tuple[int, int], dtype: torch.dtype, bias: bool, slice_elements: int
+    rows: int,
+    sizes: tuple[int, int],
+    dtype: torch.dtype,
+    bias: bool,
+    slice_elements: int,
+    threads: int,
 ):
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
         for name in ("SOME_ELEMENTS", "MORE_ELEMENTS", "MANY_ELEMENTS"):
             patch.setattr(cpu_linear, name, slice_elements)
         linear = widened(*sizes, dtype, bias=bias)

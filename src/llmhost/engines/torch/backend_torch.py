@@ -174,8 +174,13 @@ class StepAttention:
             row = last
 
     def _rows_together(self, window: int | None, position_elements: int) -> int:
-        """One-token rows that are gathered; those after them see more, and go one by one."""
+        """One-token rows that are gathered; those after them see more, and go one by one.
+
+        With several threads all are gathered: they would wait for each other at every row.
+        """
         layout = self._layout
+        if torch.get_num_threads() > 1:
+            return layout.decode_rows
         short = WORTHWHILE_ELEMENTS[self._dtype.itemsize] // position_elements
         if layout.block_tables.device.type != "cpu" or (window is not None and window <= short):
             return layout.decode_rows

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 FEW_ROWS = 4
 """Up to so many rows the weights are read faster than they are computed with, and torch's own product is best."""
+FEW_ROWS_TOGETHER = 24
+"""The same where several threads compute: each slice is a place where they wait for each other, which on a busy machine
+takes longer than the slice. There are none then, and only what gains without them is widened, in one piece."""
 SOME_ROWS = 10
 """Up to so many the product is best written row by row."""
 MANY_ROWS = 256
@@ -41,7 +44,8 @@ class WideningLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
         flat = input.reshape(-1, input.shape[-1])
-        if len(flat) <= FEW_ROWS or input.dtype is torch.float32:
+        few = FEW_ROWS if torch.get_num_threads() == 1 else FEW_ROWS_TOGETHER
+        if len(flat) <= few or input.dtype is torch.float32:
             return F.linear(input, self.weight, self.bias)
         out = self._product(flat.float())
         if self.bias is not None:
@@ -50,11 +54,11 @@ class WideningLinear(nn.Linear):
         return narrow.view(*input.shape[:-1], self.out_features)
 
     def _product(self, wide: Tensor) -> Tensor:
+        if len(wide) >= MANY_ROWS or torch.get_num_threads() > 1:
+            return self._by_row(wide, MANY_ELEMENTS)
         if len(wide) <= SOME_ROWS:
-            return self._by_row(wide, SOME_ELEMENTS * torch.get_num_threads())
-        if len(wide) < MANY_ROWS:
-            return self._by_column(wide, MORE_ELEMENTS * torch.get_num_threads())
-        return self._by_row(wide, MANY_ELEMENTS)
+            return self._by_row(wide, SOME_ELEMENTS)
+        return self._by_column(wide, MORE_ELEMENTS)
 
     def _by_row(self, wide: Tensor, elements: int) -> Tensor:
         product = wide.new_empty(len(wide), self.out_features)
