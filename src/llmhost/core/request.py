@@ -126,7 +126,7 @@ class Caller:
         if width == "key" and self.key_id is not None:
             return f"key:{self.key_id}"
         if width == "team" and self.team is not None:
-            return f"team:{self.org}/{self.team}"
+            return f"team:{self.org}\0{self.team}"  # names may hold anything else
         return f"org:{self.org}"
 
 
