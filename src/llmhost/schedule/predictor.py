@@ -2,7 +2,8 @@
 
 A step's time is modelled as a sum: something per step, per row, per token fed and per 1,024 positions attended to.
 The four weights are fitted online by least squares on relative errors, older steps counting less and less. What is
-left of the error for steps with prompts in them is tracked apart and corrected for.
+left of the error for steps with prompts in them is tracked apart: its mean is corrected for, and its spread is left
+as a margin when a prompt's chunk is cut.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ RIDGE, TINY = 1e-4, 1e-12
 """Pull the weights that the steps seen so far don't tell apart towards zero, relative to what was seen."""
 CORRECTION_SHARE = 0.2
 """Part of each new error that enters the correction."""
+FIRST_SPREAD = 0.2
+"""By how much a step with a prompt may differ from its prediction, before any was compared; in parts of it."""
 ENOUGH_STEPS = 4
 """Steps to have seen before anything is predicted."""
 
@@ -63,6 +66,7 @@ class StepPredictor:
         self._sums = np.zeros(4)
         self._weights: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
         self._correction = 1.0
+        self._spread = FIRST_SPREAD
         self._is_stale = False
         self.seen = 0
         self.seen_prompts = 0
@@ -75,6 +79,7 @@ class StepPredictor:
             expected = self._model(work)
             if expected > 0 and self.seen_prompts:
                 error = min(max(ms / expected, 0.25), 4.0)
+                self._spread += CORRECTION_SHARE * (abs(error - self._correction) - self._spread)
                 self._correction += CORRECTION_SHARE * (error - self._correction)
         features = np.array(_features(work)) / ms
         self._squares *= FORGET
@@ -90,6 +95,12 @@ class StepPredictor:
         if self.seen < ENOUGH_STEPS:
             return None
         return self._model(work) * (self._correction if work.prompt_tokens else 1.0)
+
+    def predict_at_most(self, work: StepWork) -> float | None:
+        """As `predict`, with what steps with prompts have usually differed by on top."""
+        if self.seen < ENOUGH_STEPS:
+            return None
+        return self._model(work) * (self._correction + self._spread)
 
     def _model(self, work: StepWork) -> float:
         if self._is_stale:
@@ -137,7 +148,7 @@ def prompt_room(
     low, high = least, most
     while high - low >= least:
         middle = (low + high + 1) // 2
-        if (predictor.predict(decoding.plus(start, middle)) or 0.0) <= target_ms:
+        if (predictor.predict_at_most(decoding.plus(start, middle)) or 0.0) <= target_ms:
             low = middle
         else:
             high = middle - 1

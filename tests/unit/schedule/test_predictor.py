@@ -94,7 +94,7 @@ def test_the_room_for_a_prompt_keeps_the_step_within_its_target(
         predicted = predictor.predict(DECODING.plus(start, room))
         assert predicted is not None and predicted <= target_ms
     if room < 1024 - 16:
-        predicted = predictor.predict(DECODING.plus(start, room + 17))
+        predicted = predictor.predict_at_most(DECODING.plus(start, room + 17))
         assert predicted is not None and predicted > target_ms
 
 
@@ -104,3 +104,13 @@ def test_a_prompt_gets_on_even_when_nothing_is_known_or_all_is_too_slow() -> Non
     slow = taught((500.0, 0.0, 5.0, 0.0))
     assert prompt_room(slow, DECODING, start=0, target_ms=1, least=16, most=512) == 16
     assert prompt_room(slow, DECODING, start=0, target_ms=1, least=16, most=9) == 9
+
+
+def test_on_a_machine_that_can_not_be_relied_on_chunks_are_smaller() -> None:
+    steady, shaky = taught((5.0, 0.1, 0.2, 0.0)), taught((5.0, 0.1, 0.2, 0.0), noise=0.5)
+    rooms = [
+        prompt_room(predictor, DECODING, start=0, target_ms=60, least=16, most=1024)
+        for predictor in (steady, shaky)
+    ]
+    assert rooms[1] < rooms[0]
+    assert rooms[0] > 0.9 * (60 - 5.5) / 0.2
