@@ -116,18 +116,24 @@ class _Sharing:
         self.prompt_tokens = budget.tokens if budget.prompt_tokens is None else budget.prompt_tokens
         self.free = budget.free_blocks
         self.kept = len(running)  # the preempted are the tail of `running`
-        self.decoders = sum(_decodes(work) for work in running)  # not granted yet: a token each
+        self.decodes = [_decodes(work) for work in running]
+        self.decoders = sum(self.decodes)  # not granted yet: a token each
         self.grants: list[tuple[int, int]] = []
         self.admitted: list[int] = []
         self.preempted: list[int] = []
 
     def grant_running(self) -> None:
-        for place, work in enumerate(self.running):
+        size = self.budget.block_tokens
+        for place, (work, is_decoder) in enumerate(zip(self.running, self.decodes, strict=True)):
             if place >= self.kept:
                 return
-            if _decodes(work):
+            if is_decoder:
                 self.decoders -= 1
-                self._grant(place, work, self._decode_share(work))
+                if self.tokens and not work.drafts and work.computed < work.held * size:
+                    self.tokens -= 1  # by far the most common: one token into a block that it has
+                    self.grants.append((work.seq_id, 1))
+                else:
+                    self._grant(place, work, self._decode_share(work))
             elif work.is_atomic:
                 self._grant_whole(work)
             else:

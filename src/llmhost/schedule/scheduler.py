@@ -235,7 +235,7 @@ class Scheduler:
 
     def _prompt_room(self) -> int | None:
         """Prompt tokens for which those that decode can wait; None when nobody decodes or no prompt is there."""
-        prompts = [s for s in self._running if s.todo - s.drafts > 1]
+        prompts = [s for s in self._running if len(s.tokens) - s.computed > 1]
         if len(prompts) == len(self._running) or not (prompts or self._waiting):
             return None
         decoding = StepWork()
@@ -341,15 +341,16 @@ class Scheduler:
 
     def _charge(self, sequence: Sequence, row: Row, drawn: Drawn, share_ns: int) -> None:
         """Note what is computed, and whose the time is: rejected guesses and repeated work are the operator's."""
-        is_repeated = row.start < sequence.high_water
-        fed = len(row.tokens)
-        rejected = row.drafts - _confirmed(drawn)
-        end = row.start + fed - rejected
+        fed, start = len(row.tokens), row.start
+        rejected = row.drafts - _confirmed(drawn) if row.drafts else 0
+        end = start + fed - rejected
         if sequence.blocks:  # else it was preempted while the step ran: nothing of it is kept
             sequence.computed = end
-        sequence.high_water = max(sequence.high_water, end)
-        operator_ns = share_ns if is_repeated else share_ns * rejected // fed
-        self.operator_ns += operator_ns
+        operator_ns = share_ns if start < sequence.high_water else share_ns * rejected // fed
+        if end > sequence.high_water:
+            sequence.high_water = end
+        if operator_ns:
+            self.operator_ns += operator_ns
         sequence.engine_ns += share_ns - operator_ns
         self._shares.serve(sequence.spec.tenant, share_ns)
 

@@ -53,8 +53,9 @@ class FairShares:
                 self._served_ns = {name: self._served_ns[name] for name in self._live}
 
     def serve(self, tenant: str, ns: int) -> None:
-        if tenant in self._served_ns:
-            self._served_ns[tenant] += ns
+        served_ns = self._served_ns
+        if tenant in served_ns:
+            served_ns[tenant] += ns
 
 
 class WaitingQueue:
