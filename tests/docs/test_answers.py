@@ -62,14 +62,10 @@ def test_a_flag_in_an_answer_belongs_to_a_command_that_it_names(answer: str):
     assert set(FLAG.findall(answer)) <= known
 
 
-NEWER = {"adapters", "bench", "pull"}
-"""Commands that came after the built-in weights were trained. The next training teaches them, and empties this."""
-
-
 def test_the_list_of_commands_is_complete():
     answer = next(p.answer for p in corpus.pairs() if p.questions[0].startswith("Which commands"))
 
-    assert set(re.findall(r"[a-z]+", answer)) - {"and"} == set(COMMANDS) - NEWER
+    assert set(re.findall(r"[a-z]+", answer)) - {"and"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("answer", [a for a in ANSWERS if TABLE.search(a) or ASSIGNED.search(a)])
