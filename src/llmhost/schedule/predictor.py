@@ -68,6 +68,8 @@ class StepPredictor:
         self._correction = 1.0
         self._spread = FIRST_SPREAD
         self._is_stale = False
+        self.tried_tokens = 0
+        """The most prompt tokens that a step had beside decoders."""
         self.seen = 0
         self.seen_prompts = 0
 
@@ -89,6 +91,8 @@ class StepPredictor:
         self._is_stale = True
         self.seen += 1
         self.seen_prompts += work.prompt_tokens > 0
+        if work.tokens > work.prompt_tokens > self.tried_tokens:
+            self.tried_tokens = work.prompt_tokens
 
     def predict(self, work: StepWork) -> float | None:
         """Milliseconds that a step would take."""
@@ -145,10 +149,18 @@ def prompt_room(
         return most
     if not predictor.seen_prompts or predictor.predict(decoding) is None:
         return least
-    low, high = least, most
+    # What was learned from whole prompts need not hold for pieces of them: they grow by steps that were measured.
+    low, high = least, min(most, max(2 * predictor.tried_tokens, least))
+
+    def fits(tokens: int) -> bool:
+        ms = predictor.predict_at_most(decoding.plus(start, tokens))
+        return ms is not None and ms <= target_ms
+
+    if fits(high):
+        return high
     while high - low >= least:
         middle = (low + high + 1) // 2
-        if (predictor.predict_at_most(decoding.plus(start, middle)) or 0.0) <= target_ms:
+        if fits(middle):
             low = middle
         else:
             high = middle - 1

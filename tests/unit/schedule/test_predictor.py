@@ -88,6 +88,7 @@ def test_the_room_for_a_prompt_keeps_the_step_within_its_target(
     weights: tuple[float, float, float, float], target_ms: float, start: int
 ) -> None:
     predictor = taught(weights)
+    predictor.tried_tokens = 1024
     room = prompt_room(predictor, DECODING, start=start, target_ms=target_ms, least=16, most=1024)
     assert 16 <= room <= 1024
     if room > 16:
@@ -114,3 +115,16 @@ def test_on_a_machine_that_can_not_be_relied_on_chunks_are_smaller() -> None:
     ]
     assert rooms[1] < rooms[0]
     assert rooms[0] > 0.9 * (60 - 5.5) / 0.2
+
+
+def test_chunks_grow_by_steps_that_were_measured() -> None:
+    predictor = StepPredictor()
+    for _ in range(9):
+        predictor.learn(StepWork().plus(0, 800), 90.0)
+        predictor.learn(DECODING, 10.0)
+    rooms = []
+    for _ in range(4):
+        room = prompt_room(predictor, DECODING, start=0, target_ms=60, least=16, most=1024)
+        predictor.learn(DECODING.plus(0, room), 10.0 + 0.1 * room)
+        rooms.append(room)
+    assert rooms == [16, 32, 64, 128]
