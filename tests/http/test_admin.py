@@ -440,7 +440,7 @@ def bad_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 BAD = {
     "missing": ("There is no folder", "model_unavailable"),
-    "empty": ("is not a transformers checkpoint", "model_unavailable"),
+    "empty": ("has no tokenizer.json", "model_unavailable"),
     "huge": ("64.0 GiB", "model_does_not_fit"),
     "broken": ("first token", "model_unavailable"),
 }
