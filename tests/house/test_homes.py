@@ -11,6 +11,7 @@ SRC = Path(__file__).parents[2] / "src" / "llmhost"
 HOMES = {
     "torch": {"engines", "optimize"},
     "transformers": {"engines", "optimize"},
+    "triton": {"engines"},
     "llama_cpp": {"engines", "optimize"},
     "litestar": {"api"},
     "uvicorn": {"host"},
