@@ -44,7 +44,7 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = _load_model(folder, footprint, options)
-    before = _allocated(device)
+    before = allocated_bytes(device)
     try:
         model.to(device).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
@@ -52,7 +52,6 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
             f"The weights in {folder} need {show_bytes(footprint.weights_bytes)} on {device}, which is more"
             " than is free there. Unload another model, or use a smaller dtype."
         ) from error
-    widen_where_it_helps(model)
     shape = KvShape(
         layers=footprint.layers,
         kv_heads=footprint.kv_heads,
@@ -60,19 +59,42 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
         block_tokens=block_tokens,
         dtype=getattr(torch, footprint.dtype),
     )
-    runner = TorchRunner(
+    return proved_runner(
         model,
         shape,
         vocab_size=footprint.vocab_size,
         max_sequence_length=footprint.max_sequence_length,
+        folder=folder,
+        before_bytes=before,
     )
-    if device.type == "cuda":
-        runner.facts = replace(runner.facts, measured_bytes=_allocated(device) - before)
+
+
+def proved_runner(
+    model: Any,
+    shape: KvShape,
+    *,
+    vocab_size: int,
+    max_sequence_length: int,
+    folder: Path,
+    before_bytes: int,
+) -> TorchRunner:
+    """A runner of `model`, whose weights are on their device, once it agrees with transformers.
+
+    `folder` is what errors call it, `before_bytes` what was allocated on the device before its weights. Raises
+    ModelUnavailable.
+    """
+    widen_where_it_helps(model)
+    runner = TorchRunner(
+        model, shape, vocab_size=vocab_size, max_sequence_length=max_sequence_length
+    )
+    if runner.device.type == "cuda":
+        grown = allocated_bytes(runner.device) - before_bytes
+        runner.facts = replace(runner.facts, measured_bytes=grown)
     check_against_eager(runner, model, folder, shape)
     return runner
 
 
-def _allocated(device: torch.device) -> int:
+def allocated_bytes(device: torch.device) -> int:
     """Bytes in tensors on a GPU; 0 for the CPU, which does not count them."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
-from llmhost.engines.torch.load import _LOADING_ERRORS, _allocated, pick_device
+from llmhost.engines.torch.load import _LOADING_ERRORS, allocated_bytes, pick_device
 from llmhost.engines.torch.pooling import (
     ACTIVATIONS,
     Classifier,
@@ -47,7 +47,7 @@ def load_pooling(
         torch.set_num_threads(options.threads)
     model = _read_model(folder, files, options)
     layers = [_read_dense(dense) for dense in files.dense]
-    before = _allocated(device)
+    before = allocated_bytes(device)
     try:
         model.to(device).eval().requires_grad_(False)
         for linear, _ in layers:
@@ -59,7 +59,7 @@ def load_pooling(
         ) from error
     facts = facts_of(files, f"{device.type}:{device.index or 0}", block_tokens)
     if device.type == "cuda":
-        facts = replace(facts, measured_bytes=_allocated(device) - before)
+        facts = replace(facts, measured_bytes=allocated_bytes(device) - before)
     pool = _pool(model, files, layers)
     _check(pool, model, folder, files)
     return PoolingRunner(pool, facts)

@@ -1,4 +1,7 @@
-"""A checkpoint of a real shape with random weights: as fast and as large as a real one, and nothing to say."""
+"""A model of a real shape with random weights: as fast and as large as a real one, and nothing to say.
+
+It is written as a checkpoint, or made where it runs without any file.
+"""
 
 import json
 from dataclasses import dataclass
@@ -8,6 +11,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llmhost.engines.torch import attention
+from llmhost.engines.torch.blank import blank_model
+from llmhost.engines.torch.kv import KvShape
+from llmhost.engines.torch.load import allocated_bytes, proved_runner
+from llmhost.engines.torch.runner import TorchRunner
 
 FAMILIES = {"llama": "LlamaConfig", "qwen3": "Qwen3Config"}
 _SPREAD = 0.02
@@ -32,20 +42,7 @@ class RandomShape:
 
 def write_random(folder: Path, shape: RandomShape, seed: int = 0) -> None:
     """Write config.json and model.safetensors for the torch engine."""
-    config: Any = getattr(transformers, FAMILIES[shape.family])(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.ffn,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.hidden // shape.heads,
-        max_position_embeddings=shape.positions,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+    config = _config(shape)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     kind = getattr(torch, shape.dtype)
@@ -59,3 +56,58 @@ def write_random(folder: Path, shape: RandomShape, seed: int = 0) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     content = {**config.to_dict(), "architectures": [type(model).__name__], "dtype": shape.dtype}
     (folder / "config.json").write_text(json.dumps(content))
+
+
+def random_runner(
+    shape: RandomShape, *, device: torch.device, block_tokens: int = 16, seed: int = 0
+) -> TorchRunner:
+    """A runner of that shape, its weights drawn on `device`: no file is written, and an 8B model takes seconds.
+
+    It has no KV blocks yet, and has passed the check that every loaded model passes.
+    """
+    before = allocated_bytes(device)
+    model = blank_model(_config(shape), dtype=getattr(torch, shape.dtype), attention=attention.NAME)
+    _draw_weights(model, torch.Generator(device).manual_seed(seed), device)
+    kv = KvShape(
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.hidden // shape.heads,
+        block_tokens=block_tokens,
+        dtype=getattr(torch, shape.dtype),
+    )
+    return proved_runner(
+        model.to(device),
+        kv,
+        vocab_size=shape.vocab,
+        max_sequence_length=shape.positions,
+        folder=Path("(random weights)"),
+        before_bytes=before,
+    )
+
+
+def _draw_weights(model: nn.Module, rng: torch.Generator, device: torch.device) -> None:
+    for module in model.modules():
+        for name, blank in list(module.named_parameters(recurse=False)):
+            drawn = _drawn(torch.empty_like(blank, device=device), rng)
+            setattr(module, name, nn.Parameter(drawn, requires_grad=False))
+
+
+def _drawn(weight: Tensor, rng: torch.Generator) -> Tensor:
+    return weight.fill_(1.0) if weight.dim() == 1 else weight.normal_(0, _SPREAD, generator=rng)
+
+
+def _config(shape: RandomShape) -> Any:
+    return getattr(transformers, FAMILIES[shape.family])(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.hidden // shape.heads,
+        max_position_embeddings=shape.positions,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
