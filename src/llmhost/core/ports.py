@@ -30,6 +30,23 @@ class Turn:
 class Lane(Protocol):
     """A device's time: turns never overlap, and what lies between them is recorded as idle."""
 
+    @property
+    def is_wanted(self) -> bool:
+        """Somebody waits for a turn."""
+        ...
+
+    def take(self) -> Turn:
+        """Wait for a turn; it lasts until `give`."""
+        ...
+
+    def split(self, turn: Turn) -> Turn:
+        """End a turn and begin the next at the same instant, with nobody in between."""
+        ...
+
+    def give(self, turn: Turn) -> None:
+        """End a turn."""
+        ...
+
     def turn(self) -> AbstractContextManager[Turn]: ...
 
 
@@ -53,6 +70,8 @@ class RunnerFacts:
     """Of intermediate results, for each sequence that draws in a step."""
     measured_bytes: int | None = None
     """What loading them took on the device, by the device's own count; None where it has none."""
+    runs_ahead: bool = False
+    """It has `launch` and takes rows whose token is `PENDING`."""
     checks_drafts: bool = False
     """It draws after each confirmed guess of a row, as `Row.drafts` says. Others are given no guesses."""
     task: str = "generate"
@@ -92,6 +111,25 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give back weights and KV memory. Idempotent."""
+        ...
+
+
+class Flight(Protocol):
+    """A step that was handed to the device."""
+
+    def land(self) -> list[Drawn]:
+        """Wait for it, without Python's lock; what `Runner.run` would have returned or raised."""
+        ...
+
+
+class AheadRunner(Runner, Protocol):
+    """A runner that can be given a step before the last one is done. Steps are done in the order of their launch."""
+
+    def launch(self, rows: Sequence[Row]) -> Flight:
+        """Begin with a step. Rows want a token at most, and nothing shapes their logits.
+
+        A row whose token is `PENDING` was in the step launched before, and wanted a token there.
+        """
         ...
 
 

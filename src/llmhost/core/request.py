@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 
@@ -51,6 +52,24 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """One token is all that is wanted, and nothing but temperature and the filters after it touches the logits."""
+        return _more_than_a_token(self) == _NO_MORE
+
+
+_more_than_a_token = attrgetter(
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "logprobs",
+    "prompt_logprobs",
+)
+_NO_MORE = _more_than_a_token(Sampling())
 
 
 @dataclass(frozen=True, slots=True)

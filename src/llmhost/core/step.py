@@ -30,6 +30,10 @@ class GrammarState(Protocol):
         ...
 
 
+PENDING = -1
+"""In place of a row's token: what the step before draws for this sequence, which only the device knows yet."""
+
+
 class Row(NamedTuple):
     """One sequence's part of a step."""
 

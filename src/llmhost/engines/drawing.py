@@ -31,17 +31,6 @@ _shaping = attrgetter(
     "bad_words",
 )
 _UNSHAPED = _shaping(Sampling())
-_more_than_a_token = attrgetter(
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "logprobs",
-    "prompt_logprobs",
-)
-_NO_MORE = _more_than_a_token(Sampling())
 
 
 class Place(NamedTuple):
@@ -85,12 +74,7 @@ def is_plain(row: Row) -> bool:
 
     Quick: it is asked for every row of every step.
     """
-    return (
-        row.drafts == 0
-        and row.grammar is None
-        and not row.barred
-        and _more_than_a_token(row.sampling) == _NO_MORE
-    )
+    return row.drafts == 0 and row.grammar is None and not row.barred and row.sampling.is_plain
 
 
 def is_shaped(place: Place) -> bool:

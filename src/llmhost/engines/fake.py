@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import RunnerFacts
-from llmhost.core.step import Drawn, KvMove, Row
+from llmhost.core.step import PENDING, Drawn, KvMove, Row
 from llmhost.engines.drawing import (
     Picked,
     Place,
@@ -64,6 +65,17 @@ def fake_answer(prompt: Iterable[int], count: int, vocab: int) -> list[int]:
     return answer
 
 
+class FakeFlight(NamedTuple):
+    """A launched step of the fake runner."""
+
+    drawn: list[Drawn]
+    wait: Callable[[], None]
+
+    def land(self) -> list[Drawn]:
+        self.wait()
+        return self.drawn
+
+
 class FakeRunner:
     """Implements the Runner port. `sleep` takes seconds; tests bring their own."""
 
@@ -73,6 +85,7 @@ class FakeRunner:
         *,
         block_tokens: int = 16,
         sleep: Callable[[float], None] = time.sleep,
+        runs_ahead: bool = False,
     ) -> None:
         self._options = options
         self._sleep = sleep
@@ -87,7 +100,9 @@ class FakeRunner:
             kv_block_bytes=block_tokens * STATE_BYTES,
             weights_bytes=0,
             checks_drafts=True,
+            runs_ahead=runs_ahead,
         )
+        self._launched: dict[int, Drawn] = {}  # by sequence, what the last launched step drew
 
     def set_kv_blocks(self, count: int) -> None:
         states = np.zeros((count, self.facts.block_tokens), dtype=np.uint32)
@@ -110,6 +125,19 @@ class FakeRunner:
         has_grammar = any(row.grammar is not None for row in rows)
         masks = fill(rows, self._options.vocab) if has_grammar else None
         return [self._run_row(row, masks) for row in rows]
+
+    def launch(self, rows: Sequence[Row]) -> "FakeFlight":
+        """Computed here and now; the time that it takes passes until it lands."""
+        known = [row._replace(tokens=self._known(row)) for row in rows]
+        drawn = [self._run_row(row, None) for row in known]
+        self._launched = {row.seq_id: one for row, one in zip(rows, drawn, strict=True)}
+        return FakeFlight(drawn, lambda: self._delay(rows))
+
+    def _known(self, row: Row) -> Sequence[int]:
+        if PENDING not in row.tokens:
+            return row.tokens
+        drawn = self._launched[row.seq_id]
+        return [drawn if isinstance(drawn, int) else 0]  # after a failure nobody reads it
 
     def close(self) -> None:
         self._given.clear()

@@ -19,6 +19,7 @@ from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Row
 from llmhost.schedule.drain import DrainForecast
+from llmhost.schedule.flights import Flights, GuessRhythm
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Emission, Scheduler
 from llmhost.schedule.stepping import StepObserver, Stepper
@@ -67,6 +68,9 @@ class EngineLoop:
         self._stepper = Stepper(
             name, runner, scheduler, lane=lane, guesser=guesser, on_step=on_step
         )
+        self._flights = Flights(runner, scheduler, self._stepper, lane)
+        self._rhythm = GuessRhythm()
+        self._lane = lane
         self._max_live = max_queue + scheduler.limits.max_batch_size
         self._on_broken = on_broken
         self._now_ns = now_ns
@@ -78,7 +82,7 @@ class EngineLoop:
         self._drain = DrainForecast(batch=scheduler.limits.max_batch_size, most_live=self._max_live)
         self._calls: set[asyncio.Future[None]] = set()
         self._wake = threading.Condition()
-        self._inbox: deque[Command] = deque()
+        self._inbox: deque[tuple[Command, bool]] = deque()  # and whether no step may run meanwhile
         self._is_stopping = False
         self._is_draining = False
         self._stopped = asyncio.Event()
@@ -130,7 +134,7 @@ class EngineLoop:
 
     def resize_kv(self, blocks: int) -> None:
         """Hand the runner another KV lease between two steps."""
-        self._post(lambda: self._resize(blocks))
+        self._post(lambda: self._resize(blocks), between_steps=True)
 
     async def call(self, act: Callable[[], None]) -> None:
         """Have the engine's thread do `act` between two steps. Raises what it raises, or EngineFailed at its end."""
@@ -139,7 +143,7 @@ class EngineLoop:
         done: asyncio.Future[None] = self._loop.create_future()
         self._calls.add(done)
         try:
-            self._post(lambda: self._do(act, done))
+            self._post(lambda: self._do(act, done), between_steps=True)
             await done
         finally:
             self._calls.discard(done)
@@ -201,9 +205,9 @@ class EngineLoop:
         if not self._stopped.is_set():
             self._loop.call_later(WATCH_S, self._watch)
 
-    def _post(self, command: Command) -> None:
+    def _post(self, command: Command, *, between_steps: bool = False) -> None:
         with self._wake:
-            self._inbox.append(command)
+            self._inbox.append((command, between_steps))
             self._wake.notify()
 
     # ------------------------------------------------------------ engine thread's side
@@ -218,6 +222,7 @@ class EngineLoop:
             self._give_up(EngineFailed(f"The engine of {self.name} broke down."))
         finally:
             self._is_stopping = True
+            self._quietly(lambda: self._emit(self._flights.land_all()))
             self._quietly(lambda: self._emit(self._abandon()))
             self._quietly(self._close)
             self._call_back(self._ended)
@@ -232,28 +237,54 @@ class EngineLoop:
     def _has_work(self, timeout_s: float | None) -> bool:
         with self._wake:
             return self._wake.wait_for(
-                lambda: bool(self._inbox) or self._scheduler.has_work, timeout_s
+                lambda: bool(self._inbox) or self._scheduler.has_work or self._flights.is_up,
+                timeout_s,
             )
 
     def _turn(self) -> None:
         emissions = self._take_inbox()
         now_ns = self._now_ns()
         emissions += self._scheduler.expire(now_ns)
-        if self._guesser is not None:
-            self._guesser.guess(self._scheduler)
-        rows = self._scheduler.plan(now_ns)
-        if rows:
-            emissions += self._step(rows)
+        emissions += self._go_on(now_ns)
         self._load = self._scheduler.load()
         if self._guesser is not None:
             self._guesser.forget_ended(emissions)
         self._emit(emissions)
 
+    def _go_on(self, now_ns: int) -> list[Emission]:
+        """Have the device do a step. Where it can, the one behind it is begun before this one is looked at."""
+        if not self._flights.is_up:
+            self._guess()
+            rows = self._scheduler.plan(now_ns)
+            if not rows:
+                return []
+            if not self._flights.may_launch(rows):
+                return self._step(rows)
+            if not self._flights.launch(rows):
+                return []  # planned again in the next turn
+        if self._may_go_ahead() and (ahead := self._scheduler.plan_ahead(now_ns)):
+            self._rhythm.went_ahead()
+            self._flights.launch(ahead)
+        return self._flights.land()
+
+    def _guess(self) -> None:
+        if self._guesser is not None:
+            self._rhythm.guessed(has_guesses=self._guesser.guess(self._scheduler))
+
+    def _may_go_ahead(self) -> bool:
+        """Not when another model waits for the device, or it is time to guess."""
+        if self._lane.is_wanted or self._is_stopping:
+            return False
+        may_guess = self._guesser is not None and self._guesser.may_guess(self._scheduler)
+        return not (may_guess and self._rhythm.is_due)
+
     def _take_inbox(self) -> list[Emission]:
         with self._wake:
             commands = list(self._inbox)
             self._inbox.clear()
-        return [emission for command in commands for emission in command()]
+        is_rest_needed = any(between_steps for _, between_steps in commands)
+        emissions = self._flights.land_all() if is_rest_needed else []
+        return emissions + [emission for command, _ in commands for emission in command()]
 
     def _step(self, rows: list[Row]) -> list[Emission]:
         """A model of whose steps nothing can be computed any more gives up."""

@@ -23,23 +23,29 @@ class Guesser:
         self._clock_ns = clock_ns
         self._took_ns = 0
 
-    def guess(self, scheduler: Scheduler) -> None:
-        """Hand the scheduler what its sequences may say next, for those for whom it pays to try."""
+    def may_guess(self, scheduler: Scheduler) -> bool:
+        """So few sequences run that guesses can pay."""
+        return 0 < scheduler.running <= self.speculation.most_sequences
+
+    def guess(self, scheduler: Scheduler) -> bool:
+        """Hand the scheduler what its sequences may say next, where it pays to try; whether there is any."""
         self._took_ns = 0
-        sequences = scheduler.load().running
-        if not 0 < sequences <= self.speculation.most_sequences:
-            return
+        if not self.may_guess(scheduler):
+            return False
+        sequences = scheduler.running
         asks = scheduler.draft_asks(self.speculation.most_tokens)
         chosen = self.speculation.share_out(asks, sequences)
         if not chosen:
-            return
+            return False
         started_ns, device_ns = self._clock_ns(), self._drafter.device_ns
         found = self._drafter.propose(chosen)
         self._took_ns = self._clock_ns() - started_ns
         scheduler.operator_ns += self._drafter.device_ns - device_ns
-        scheduler.set_drafts(
-            {ask.seq_id: list(tokens) for ask, tokens in zip(chosen, found, strict=True) if tokens}
-        )
+        drafts = {
+            ask.seq_id: list(tokens) for ask, tokens in zip(chosen, found, strict=True) if tokens
+        }
+        scheduler.set_drafts(drafts)
+        return bool(drafts)
 
     def learn(self, result: StepResult) -> None:
         self.speculation.learn(result, self._took_ns)

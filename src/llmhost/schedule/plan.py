@@ -17,7 +17,10 @@ class Work(Protocol):
     @property
     def seq_id(self) -> int: ...
     @property
-    def computed(self) -> int: ...
+    def fed(self) -> int:
+        """Tokens whose keys and values are in the cache, or will be once what runs is done."""
+        ...
+
     @property
     def todo(self) -> int:
         """Tokens to feed, guesses among them."""
@@ -129,7 +132,7 @@ class _Sharing:
                 return
             if is_decoder:
                 self.decoders -= 1
-                if self.tokens and not work.drafts and work.computed < work.held * size:
+                if self.tokens and not work.drafts and work.fed < work.held * size:
                     self.tokens -= 1  # by far the most common: one token into a block that it has
                     self.grants.append((work.seq_id, 1))
                 else:
@@ -149,7 +152,7 @@ class _Sharing:
             return 1
         share = max(min(work.todo, self.tokens - self.decoders), 1)
         if self._missing(work, share) > self.free:
-            share = (work.held + self.free) * self.budget.block_tokens - work.computed
+            share = (work.held + self.free) * self.budget.block_tokens - work.fed
         return max(share, 1)
 
     def _grant(self, place: int, work: Work, share: int) -> int:
@@ -167,7 +170,7 @@ class _Sharing:
             if place < self.kept - 1:
                 self._preempt_last()
             else:
-                share = (work.held + self.free) * self.budget.block_tokens - work.computed
+                share = (work.held + self.free) * self.budget.block_tokens - work.fed
                 if share == 0:
                     self._preempt_last()
         return share
@@ -180,7 +183,7 @@ class _Sharing:
 
     def _missing(self, work: Work, share: int) -> int:
         """Blocks that `work` must be given to have room for `share` more tokens."""
-        missing = -(-(work.computed + share) // self.budget.block_tokens) - work.held
+        missing = -(-(work.fed + share) // self.budget.block_tokens) - work.held
         return missing if missing > 0 else 0
 
     def _take(self, work: Work, share: int, missing: int) -> None:
@@ -212,7 +215,7 @@ class _Sharing:
     def _admit(self, work: Work, hit: Hit) -> str | None:
         is_alone = not self.running and not self.admitted
         spare = self.free - (0 if is_alone else self.budget.watermark_blocks)
-        known = work.computed + work.todo - work.drafts
+        known = work.fed + work.todo - work.drafts
         if self._blocks(known) - hit.blocks + hit.kept_blocks > spare:
             return "blocks"
         share = min(known - hit.tokens, self.tokens, self.prompt_tokens)

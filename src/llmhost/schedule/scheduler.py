@@ -15,7 +15,7 @@ from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DraftAsk, EngineLoad, TextWatch
 from llmhost.core.request import SequenceSpec
-from llmhost.core.step import Draw, Drawn, GrammarState, KvMove, Row, StepResult
+from llmhost.core.step import PENDING, Draw, Drawn, GrammarState, KvMove, Row, StepResult
 from llmhost.schedule.kv_books import KvBooks
 from llmhost.schedule.plan import Budget, Hit, StepPlan, Work, plan_step
 from llmhost.schedule.predictor import StepPredictor, StepWork, prompt_room, work_of
@@ -71,10 +71,17 @@ class Scheduler:
         self._shares = FairShares()
         self._deadlines: list[tuple[int, int]] = []
         self._ns_per_token = 0.0
+        self._intricate = 0
+        """Sequences whose next step can't be made before their last token is known."""
 
     @property
     def has_work(self) -> bool:
         return bool(self._sequences)
+
+    @property
+    def running(self) -> int:
+        """Sequences that have been admitted."""
+        return len(self._running)
 
     @property
     def longest_tokens(self) -> int:
@@ -113,7 +120,9 @@ class Scheduler:
         """
         assert spec.prompt, "a sequence without a prompt has nothing to draw from"
         sequence = Sequence.start(seq_id, spec, watch, grammar)
+        sequence.most_known = min(sequence.most_tokens, self.longest_tokens)
         self._sequences[seq_id] = sequence
+        self._intricate += not sequence.is_plain
         self._shares.join(spec.tenant)
         self._waiting.add(sequence)
         if self._has_no_room(sequence):
@@ -160,6 +169,8 @@ class Scheduler:
             self._preempt(sequence)
         self.books.resize(blocks)
         self.limits = replace(self.limits, kv_blocks=blocks)
+        for sequence in self._sequences.values():
+            sequence.most_known = min(sequence.most_tokens, self.longest_tokens)
         too_long = [s.seq_id for s in self._sequences.values() if self._has_no_room(s)]
         return self._end_all(too_long, FinishReason.LENGTH)
 
@@ -197,6 +208,23 @@ class Scheduler:
 
     def plan(self, now_ns: int = 0) -> list[Row]:
         """The next step's rows, with their blocks taken; empty when nothing can run."""
+        return self._plan(now_ns)
+
+    def plan_ahead(self, now_ns: int = 0) -> list[Row]:
+        """The rows of the step after one that still runs. Their first token may be `PENDING`: what that one draws.
+
+        Empty when nothing can run, or when there is more to know first: what was drawn, or who gives way to whom.
+        """
+        return [] if self._intricate else self._plan(now_ns, is_ahead=True)
+
+    def unplan(self, rows: Iterable[Row]) -> None:
+        """What was planned of these sequences isn't run, or came to nothing: they are planned anew."""
+        for row in rows:
+            sequence = self._sequences.get(row.seq_id)
+            if sequence is not None:
+                sequence.fed, sequence.owed = sequence.computed, 0
+
+    def _plan(self, now_ns: int, *, is_ahead: bool = False) -> list[Row]:
         hits: dict[int, Hit] = {}
         about_to: set[int] = set()
 
@@ -208,6 +236,8 @@ class Scheduler:
 
         order = self._waiting.in_order(now_ns, self._shares, self._ns_per_token)
         plan = plan_step(self._running, order, self._budget(), lookup, self._freed)
+        if is_ahead and plan.preempted:
+            return []
         self._requeue(plan, hits)
         rows = [self._row(self._sequences[seq_id], share) for seq_id, share in plan.grants]
         for sequence in self._running:
@@ -235,20 +265,20 @@ class Scheduler:
 
     def _prompt_room(self) -> int | None:
         """Prompt tokens for which those that decode can wait; None when nobody decodes or no prompt is there."""
-        prompts = [s for s in self._running if len(s.tokens) - s.computed > 1]
+        prompts = [s for s in self._running if s.todo - s.drafts > 1]
         if len(prompts) == len(self._running) or not (prompts or self._waiting):
             return None
         decoding = StepWork()
         for sequence in self._running:
             if sequence.todo - sequence.drafts == 1:
-                decoding = decoding.plus(sequence.computed, sequence.todo)
+                decoding = decoding.plus(sequence.fed, sequence.todo)
         target_ms = self.limits.target_itl_ms
         if target_ms is None:
             target_ms = max(TARGET_ITL_MS, 2 * (self.predictor.predict(decoding) or 0.0))
         room = prompt_room(
             self.predictor,
             decoding,
-            start=prompts[0].computed if prompts else 0,
+            start=prompts[0].fed if prompts else 0,
             target_ms=target_ms,
             least=LEAST_CHUNK_TOKENS,
             most=self.limits.max_tokens_per_batch,
@@ -269,14 +299,20 @@ class Scheduler:
 
     def _row(self, sequence: Sequence, share: int) -> Row:
         """The grant as a row, with the blocks that it needs taken."""
-        start, end, known = sequence.computed, sequence.computed + share, len(sequence.tokens)
+        start, known = sequence.fed, len(sequence.tokens) + sequence.owed
+        end = start + share
         if not sequence.is_atomic:
             self.kv.grow(sequence, end)
         spec, drafts, prompt_tokens = sequence.spec, 0, len(sequence.spec.prompt)
         tokens = sequence.tokens[start:end]
-        if end > known:
+        if sequence.owed:
+            tokens.append(PENDING)
+        elif end > known:
             drafts = end - known
             tokens += sequence.draft[:drafts]
+        wants_token = end >= known and not (spec.max_new_tokens == 0 and sequence.is_scored_only)
+        sequence.fed = end
+        sequence.owed += wants_token
         return Row(
             sequence.seq_id,
             tokens,
@@ -284,7 +320,7 @@ class Scheduler:
             sequence.blocks,
             spec.sampling,
             spec.seed,
-            end >= known and not (spec.max_new_tokens == 0 and sequence.is_scored_only),
+            wants_token,
             spec.purpose,
             prompt_tokens,
             sequence.tokens,
@@ -346,6 +382,9 @@ class Scheduler:
         end = start + fed - rejected
         if sequence.blocks:  # else it was preempted while the step ran: nothing of it is kept
             sequence.computed = end
+            sequence.fed -= rejected
+        if row.wants_token and sequence.owed:
+            sequence.owed -= 1
         operator_ns = share_ns if start < sequence.high_water else share_ns * rejected // fed
         if end > sequence.high_water:
             sequence.high_water = end
@@ -415,6 +454,7 @@ class Scheduler:
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.seq_id]
+        self._intricate -= not sequence.is_plain
         self._shares.leave(sequence.spec.tenant)
         if sequence in self._running:
             self._running.remove(sequence)
@@ -426,7 +466,7 @@ class Scheduler:
         """Preemption by recompute: the blocks go back, the tokens stay. What is still found later isn't done again."""
         self._running.remove(sequence)
         self.kv.let_go(sequence)
-        sequence.computed = 0
+        sequence.computed = sequence.fed = sequence.owed = 0
         sequence.was_preempted = True
         self._waiting.add(sequence)
         self.preemptions += 1

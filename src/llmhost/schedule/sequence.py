@@ -1,5 +1,6 @@
 """One generation's state while a scheduler owns it."""
 
+import sys
 from dataclasses import dataclass, field, replace
 
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
@@ -29,6 +30,15 @@ class Sequence:
     barred: frozenset[int] = frozenset()
     """Ids that are not drawn while the answer is too short to end."""
     computed: int = 0
+    fed: int = 0
+    """`computed`, and what steps feed that are not taken in yet."""
+    owed: int = 0
+    """Tokens that those steps draw, and that are not known yet."""
+    most_known: int = sys.maxsize
+    """Length at which it ends for certain, by what it may say and by the room there is."""
+    is_plain: bool = False
+    """What it says next depends on nothing that the runner does not know: its next step can be run before the token
+    of the last one has been looked at."""
     blocks: list[int] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
     """Guesses at what comes after `tokens`, for the next step."""
@@ -69,6 +79,7 @@ class Sequence:
             grammar=grammar,
             is_atomic=spec.pooling is not None,
             barred=spec.stop_token_ids if spec.min_new_tokens else frozenset(),
+            is_plain=_is_plain(spec),
             high_water=spec.high_water,
             engine_ns=spec.engine_ns,
             cached_tokens=spec.cached_tokens,
@@ -86,7 +97,9 @@ class Sequence:
     @property
     def todo(self) -> int:
         """Tokens to feed before the next one can be drawn, and the guesses after them."""
-        return len(self.tokens) - self.computed + len(self.draft)
+        if self.owed and len(self.tokens) + self.owed >= self.most_known:
+            return 0  # it ends with the token that is being drawn
+        return len(self.tokens) + self.owed - self.fed + len(self.draft)
 
     @property
     def drafts(self) -> int:
@@ -178,3 +191,8 @@ class Sequence:
             prompt_tokens = min(prompt_tokens, self.high_water)
         cached_tokens = min(self.cached_tokens, prompt_tokens)
         return Usage(prompt_tokens, cached_tokens, self.generated, self.engine_ns)
+
+
+def _is_plain(spec: SequenceSpec) -> bool:
+    is_bare = spec.grammar is None and spec.adapter is None and spec.pooling is None
+    return is_bare and not spec.min_new_tokens and spec.sampling.is_plain

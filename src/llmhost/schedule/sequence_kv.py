@@ -75,7 +75,7 @@ class SequenceKv:
         sequence.blocks = blocks
         sequence.parent = places[-1].serial if places else self._salt(sequence.spec)
         sequence.recorded = sequence.promised = len(places)
-        sequence.computed = len(places) * size
+        sequence.computed = sequence.fed = len(places) * size
         self._promised.update(sequence.hashes[sequence.promised :])
         if sequence.high_water == 0 and _may_hit(sequence):  # not again after a preemption
             sequence.cached_tokens = sequence.computed

@@ -95,7 +95,7 @@ class Stepper:
             outcome = self._run(part)
             if isinstance(outcome, StepResult):
                 has_computed = True
-                emissions += self._absorb(outcome)
+                emissions += self.absorb(outcome)
             elif isinstance(outcome, OutOfMemory):
                 has_computed = True  # nobody failed, and the next step is smaller
                 emissions += self._cut(part, outcome)
@@ -143,7 +143,8 @@ class Stepper:
         shares = split_exactly(turn.ended_ns - turn.started_ns, [work_units(row) for row in rows])
         return StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares)
 
-    def _absorb(self, result: StepResult) -> list[Emission]:
+    def absorb(self, result: StepResult) -> list[Emission]:
+        """Take a step's tokens into their sequences, and tell whoever learns from it."""
         emissions = self._scheduler.absorb(result)
         if self._guesser is not None:
             self._guesser.learn(result)
@@ -162,6 +163,7 @@ class Stepper:
         if (is_least and not rows[0].drafts) or not self._budget.cut(fed):
             return self._fail(rows, error)
         self._limit()
+        self._scheduler.unplan(rows)
         late = rows[self._budget.now :] if len(rows) > 1 else []
         self._scheduler.preempt(row.seq_id for row in late)
         log.warning(

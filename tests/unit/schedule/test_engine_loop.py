@@ -180,6 +180,30 @@ async def test_every_reader_hears_its_own_answer_in_order() -> None:
         assert engine.live == 0
 
 
+async def test_a_runner_that_goes_ahead_gives_the_same_answers() -> None:
+    runner = FakeRunner(FakeOptions(vocab=VOCAB), block_tokens=BLOCK_TOKENS, runs_ahead=True)
+    async with running(runner) as engine:
+        readers = {n: Reader() for n in range(6)}
+        for n, reader in readers.items():
+            engine.submit(a_spec((n, 1, 2), index=n, max_new_tokens=20 + n), reader)
+        cut = Reader()
+        engine.cancel(engine.submit(a_spec(max_new_tokens=50), cut))
+        engine.resize_kv(64)
+        for n, reader in readers.items():
+            await reader.end()
+            assert reader.tokens == fake_answer((n, 1, 2), 20 + n, VOCAB)
+        assert (await cut.end()).finish_reason is FinishReason.CANCELLED
+
+
+async def test_a_stop_amid_steps_that_overlap_ends_every_stream() -> None:
+    options = FakeOptions(vocab=VOCAB, token_delay_ms=1.0)
+    runner = FakeRunner(options, block_tokens=BLOCK_TOKENS, runs_ahead=True)
+    async with running(runner) as engine:
+        reader = Reader()
+        engine.submit(a_spec(max_new_tokens=60), reader)
+    assert reader.at_end.is_set()
+
+
 async def test_the_http_loop_is_woken_once_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, gate = asyncio.get_running_loop(), Gate()
     wakes, steps = [], []

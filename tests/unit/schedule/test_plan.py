@@ -18,7 +18,7 @@ class Job:
 
     seq_id: int
     known: int
-    computed: int = 0
+    fed: int = 0
     held: int = 0
     priority: int = 0
     drafts: int = 0
@@ -30,7 +30,7 @@ class Job:
 
     @property
     def todo(self) -> int:
-        return self.known - self.computed
+        return self.known - self.fed
 
 
 def decoder(seq_id: int, known: int) -> Job:
@@ -66,7 +66,7 @@ budgets = st.builds(
 
 
 def blocks_missing(job: Job, share: int) -> int:
-    return max(-(-(job.computed + share) // SIZE) - job.held, 0)
+    return max(-(-(job.fed + share) // SIZE) - job.held, 0)
 
 
 @given(running_jobs(), waiting_jobs, budgets)

@@ -1,0 +1,262 @@
+"""Steps that are begun before the last one has been looked at: the same answers, whatever happens in the air."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.schedule.kit import (
+    BLOCK_TOKENS,
+    VOCAB,
+    Heard,
+    SpelledWatch,
+    a_spec,
+    check_answer,
+    some_limits,
+)
+
+from llmhost.config.schema import FakeOptions
+from llmhost.core.output import FinishReason
+from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.core.step import PENDING, Drawn, Row, StepResult
+from llmhost.engines.fake import FakeFlight, FakeRunner, fake_answer
+from llmhost.gpu.lane import DeviceLane
+from llmhost.schedule.flights import LEAST_AHEAD, MOST_AHEAD, STEPS_ON_FOOT, Flights, GuessRhythm
+from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.stepping import Stepper
+
+
+class Ticking:
+    """A clock that moves with every reading."""
+
+    now_ns = 0
+
+    def monotonic_ns(self) -> int:
+        self.now_ns += 7
+        return self.now_ns
+
+    def utc_ns(self) -> int:
+        return self.monotonic_ns()
+
+
+class Stormy(FakeRunner):
+    """Raises where its script says so: at a launch, or when a step lands."""
+
+    def __init__(self, script: Sequence[str] = ()) -> None:
+        super().__init__(FakeOptions(vocab=VOCAB), block_tokens=BLOCK_TOKENS, runs_ahead=True)
+        self.script = list(script)
+        self.pending_rows = 0
+
+    def launch(self, rows: Sequence[Row]) -> FakeFlight:
+        self.pending_rows += sum(PENDING in row.tokens for row in rows)
+        weather = self.script.pop(0) if self.script else "fine"
+        if weather == "launch":
+            raise RuntimeError("could not be launched")
+        flight = super().launch(rows)
+        return flight._replace(wait=_crash) if weather == "land" else flight
+
+    def run(self, rows: Sequence[Row]) -> list[Drawn]:
+        assert not any(PENDING in row.tokens for row in rows)
+        return super().run(rows)
+
+
+def _crash() -> None:
+    raise RuntimeError("it did not land")
+
+
+@dataclass
+class Airfield:
+    """A scheduler whose steps fly, as the engine loop has them fly."""
+
+    runner: FakeRunner
+    limits: SchedulerLimits = field(default_factory=some_limits)
+    heard: dict[int, Heard] = field(default_factory=dict)
+    results: list[StepResult] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.clock = Ticking()
+        self.lane = DeviceLane("fake", self.clock)
+        self.scheduler = Scheduler(self.limits)
+        self.runner.set_kv_blocks(self.limits.kv_blocks)
+        self.runner.set_host_blocks(self.limits.host_kv_blocks)
+        self.stepper = Stepper(
+            "fake",
+            self.runner,
+            self.scheduler,
+            lane=self.lane,
+            on_step=lambda result, _: self.results.append(result),
+        )
+        self.flights = Flights(self.runner, self.scheduler, self.stepper, self.lane)
+
+    def add(self, spec: SequenceSpec) -> int:
+        seq_id = len(self.heard) + 1
+        self.heard[seq_id] = Heard(spec)
+        self._hear([self.scheduler.add(seq_id, spec, SpelledWatch(spec.stop))])
+        return seq_id
+
+    def cancel(self, seq_id: int) -> None:
+        self._hear([self.scheduler.cancel(seq_id)])
+
+    def turn(self) -> None:
+        if not self.flights.is_up:
+            rows = self.scheduler.plan()
+            if not rows:
+                return
+            if not self.flights.may_launch(rows):
+                self._hear(self.stepper.step(rows))
+                return
+            if not self.flights.launch(rows):
+                return
+        if ahead := self.scheduler.plan_ahead():
+            self.flights.launch(ahead)
+        self._hear(self.flights.land())
+        self.scheduler.check()
+
+    def run_to_the_end(self) -> None:
+        for _ in range(2_000):
+            if not (self.scheduler.has_work or self.flights.is_up):
+                break
+            self.turn()
+        assert self.scheduler.ids() == []
+        assert self.scheduler.books.free == self.scheduler.books.total
+        for heard in self.heard.values():
+            check_answer(heard)
+
+    def _hear(self, emissions: Sequence[object]) -> None:
+        for emission in emissions:
+            if emission is None:
+                continue
+            seq_id, delta = emission  # type: ignore[misc]
+            heard = self.heard[seq_id]
+            assert heard.last is None, "something was said after the last delta"
+            heard.tokens += delta.tokens
+            if delta.finish_reason is not None:
+                heard.last = delta
+                heard.limit_at_end = self.scheduler.longest_tokens
+
+
+specs = st.builds(
+    lambda prompt, count, stop, logprobs: a_spec(
+        prompt,
+        max_new_tokens=count,
+        stop_token_ids=frozenset(stop),
+        sampling=Sampling(temperature=0.0, logprobs=logprobs),
+    ),
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30),
+    st.integers(1, 12),
+    st.sets(st.integers(0, VOCAB - 1), max_size=2),
+    st.sampled_from([None, None, None, None, 1]),
+)
+acts = st.one_of(
+    st.tuples(st.just("add"), specs),
+    st.tuples(st.just("cancel"), st.integers(1, 8)),
+    st.tuples(st.just("turn"), st.integers(1, 4)),
+)
+
+
+@given(
+    st.lists(acts, max_size=25),
+    st.lists(st.sampled_from(["fine", "fine", "fine", "launch", "land"]), max_size=20),
+    st.sampled_from([14, 20, 32]),
+)
+def test_answers_and_books_are_right_whatever_happens_in_the_air(
+    script: list[tuple[str, object]], weather: list[str], blocks: int
+) -> None:
+    field = Airfield(Stormy(weather), some_limits(kv_blocks=blocks, host_kv_blocks=blocks // 4))
+    for act, what in script:
+        match act, what:
+            case "add", SequenceSpec() as spec:
+                field.add(spec)
+            case "cancel", int(seq_id):
+                field.cancel(seq_id)
+            case "turn", int(turns):
+                for _ in range(turns):
+                    field.turn()
+    field.run_to_the_end()
+
+    busy_ns, idle_ns = field.lane.totals()
+    assert busy_ns + idle_ns <= field.clock.now_ns
+    shares_ns = sum(sum(result.shares_ns) for result in field.results)
+    charged_ns = sum(
+        h.last.usage.engine_ns for h in field.heard.values() if h.last and h.last.usage
+    )
+    assert charged_ns + field.scheduler.operator_ns <= busy_ns
+    assert shares_ns <= busy_ns
+
+
+def test_decoding_goes_ahead() -> None:
+    field = Airfield(runner := Stormy())
+    field.add(a_spec(max_new_tokens=9))
+    field.add(a_spec((7, 8), max_new_tokens=9))
+    field.run_to_the_end()
+
+    assert runner.pending_rows == 16, "all tokens but the first were fed before they were known"
+    assert field.scheduler.steps == 9, "no step was for nothing: they end for certain"
+
+
+def test_an_answer_that_ends_by_surprise_costs_the_operator_a_row() -> None:
+    field = Airfield(Stormy())
+    *before, end = fake_answer((1, 2, 3), 3, VOCAB)
+    assert end not in before
+    field.add(a_spec(max_new_tokens=9, stop_token_ids=frozenset([end])))
+    field.run_to_the_end()
+
+    assert field.heard[1].last is not None
+    assert field.heard[1].last.finish_reason is FinishReason.STOP
+    assert field.scheduler.steps == 4
+    assert field.scheduler.operator_ns == sum(field.results[-1].shares_ns)
+
+
+def test_busy_intervals_of_overlapping_steps_lie_one_after_the_other() -> None:
+    field = Airfield(Stormy())
+    field.add(a_spec(max_new_tokens=6))
+    field.run_to_the_end()
+
+    bounds = [(result.started_ns, result.ended_ns) for result in field.results]
+    assert all(before[1] == after[0] for before, after in pairwise(bounds))
+
+
+def test_while_somebody_wants_to_know_more_than_tokens_nothing_flies_ahead() -> None:
+    field = Airfield(runner := Stormy())
+    field.add(a_spec(max_new_tokens=6))
+    field.add(a_spec(max_new_tokens=6, sampling=Sampling(temperature=0.0, presence_penalty=1.0)))
+    for _ in range(4):
+        field.turn()
+
+    assert runner.pending_rows == 0
+
+
+def test_after_a_crash_steps_go_on_foot_for_a_while() -> None:
+    field = Airfield(Stormy(["fine", "fine", "land"]))
+    field.add(a_spec(max_new_tokens=STEPS_ON_FOOT + 12))
+    field.run_to_the_end()
+
+    assert field.flights.wasted_steps == 2, "the one that crashed and the one behind it"
+    assert len(field.heard[1].tokens) == STEPS_ON_FOOT + 12
+
+
+def test_a_model_that_waits_for_the_device_is_seen() -> None:
+    lane = DeviceLane("fake", Ticking())
+    turn = lane.take()
+    assert not lane.is_wanted
+    lane._asked += 1  # as one who waits in `take` has done
+    assert lane.is_wanted
+    lane._asked -= 1
+    lane.give(turn)
+
+
+def test_guesses_that_come_to_nothing_are_tried_ever_more_rarely() -> None:
+    rhythm, tries = GuessRhythm(), []
+    for step in range(300):
+        if rhythm.is_due:
+            tries.append(step)
+            rhythm.guessed(has_guesses=False)
+        else:
+            rhythm.went_ahead()
+    pauses = [after - before for before, after in pairwise(tries)]
+
+    assert pauses[0] <= 2 * LEAST_AHEAD + 1
+    assert pauses[-1] == MOST_AHEAD + 1
+    rhythm.guessed(has_guesses=True)
+    assert rhythm.is_due
