@@ -1,8 +1,8 @@
 """What a decoder computes between its matrix products, each part in one pass over memory.
 
 Everything is computed in float32 and rounded to the tensors' type wherever transformers' own modules round: greedy
-answers shall be theirs. A place whose slot is negative is padding: it is computed like the others, at position 0, and
-nothing of it enters the cache.
+answers shall be theirs. So no product is contracted with the sum after it (`enable_fp_fusion`). A place whose slot is
+negative is padding: it is computed like the others, at position 0, and nothing of it enters the cache.
 """
 
 import torch
@@ -50,6 +50,7 @@ def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Ten
             BLOCK=block,
             ADDS=residual is not None,
             num_warps=min(max(block // NORM_ELEMENTS_PER_WARP, 1), NORM_MOST_WARPS),
+            enable_fp_fusion=False,
         )
     return out
 
@@ -108,6 +109,7 @@ def rope_and_write(
         NORMS=q_norm is not None,
         SATURATES=key_cache.dtype is torch.float8_e4m3fn,
         num_warps=ROPE_WARPS,
+        enable_fp_fusion=False,
     )
 
 
@@ -125,6 +127,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
             FEATURES=features,
             BLOCK=SILU_ELEMENTS,
             num_warps=SILU_WARPS,
+            enable_fp_fusion=False,
         )
     return out
 
