@@ -5,16 +5,15 @@ be seen to be wrong with a checkpoint is said here, by name, before its weights 
 """
 
 import json
-import math
-import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch import quantised
+from llmhost.engines.torch.weight_files import StoredTensor, read_headers
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -24,8 +23,6 @@ _EXPANDED = "expanded"
 _DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAMPLER_BYTES = 12
 """Three float32 numbers for each token of the vocabulary: scores, the kept ones, and their exponentials."""
-_MAX_HEADER_BYTES = 100 * 2**20
-"""The limit that the safetensors format sets itself."""
 _SERVED_LAYERS = {"attention", "full_attention", "sliding_attention"}
 _WINDOW_BOUND_ROPE = ("dynamic", "longrope")
 """Rotary scalings that recompute their frequencies from the longest sequence of a batch."""
@@ -78,7 +75,7 @@ def read_footprint(
     architecture = _text_architecture(folder, config)
     config = _text_part(config)
     _refuse_unserved(folder, config)
-    tensors = {name: _expanded(name, one, config) for name, one in _tensors(folder)}
+    tensors = {name: _expanded(name, one, config) for name, one in read_headers(folder)}
     if not tensors:
         raise ModelUnavailable(f"The weight files in {folder} hold no tensors.")
     if config.get("tie_word_embeddings"):
@@ -214,15 +211,8 @@ def _number(folder: Path, config: Mapping[str, Any], *names: str) -> int:
     raise ModelUnavailable(f"{folder / 'config.json'} has no positive {names[0]!r}.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    kind: str
-    elements: int
-    stored_bytes: int
-
-
 def _computation_dtype(
-    config: Mapping[str, Any], tensors: Mapping[str, _Tensor], *, dtype: str, on_gpu: bool
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], *, dtype: str, on_gpu: bool
 ) -> str:
     if dtype != "auto":
         return dtype
@@ -235,70 +225,7 @@ def _computation_dtype(
     return _DTYPES[kinds.most_common(1)[0][0]] if kinds else "float32"
 
 
-def _expanded(name: str, stored: _Tensor, config: Mapping[str, Any]) -> _Tensor:
+def _expanded(name: str, stored: StoredTensor, config: Mapping[str, Any]) -> StoredTensor:
     """What becomes of a stored tensor when it is loaded."""
     elements = quantised.weight_elements(name, stored.kind, stored.elements, config)
     return stored if elements is None else replace(stored, kind=_EXPANDED, elements=elements)
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:
-    """Names and sizes of all tensors, from the headers of the weight files."""
-    for path in _weight_files(folder):
-        yield from _read_header(path)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
-        return [single]
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelUnavailable(f"{index} is not a weights index: {error!r}.") from error
-        missing = [name for name in names if not (folder / name).exists()]
-        if missing:
-            raise ModelUnavailable(
-                f"{folder} lacks {len(missing)} of {len(names)} weight files that its index names,"
-                f" {missing[0]} first. Download it again."
-            )
-        return [folder / name for name in names]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise ModelUnavailable(
-            f"{folder} has weights as pickle files only (.bin or .pt). Reading those can run any code that they"
-            " carry, so they are refused; use a safetensors version of the checkpoint."
-        )
-    raise ModelUnavailable(
-        f"{folder} has no weights: neither model.safetensors nor model.safetensors.index.json."
-    )
-
-
-def _read_header(path: Path) -> Iterator[tuple[str, _Tensor]]:
-    """A safetensors file is a little-endian 64-bit header length, that much JSON, then the tensors' bytes."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
-            raise _damaged(path, "its header does not fit in it")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            tensors = {name: _sized(entry) for name, entry in header.items()}
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-            raise _damaged(path, f"its header is not what it should be ({error!r})") from error
-    if size != 8 + length + end:
-        raise _damaged(path, f"it has {size} bytes and its header promises {8 + length + end}")
-    yield from tensors.items()
-
-
-def _sized(entry: Mapping[str, Any]) -> _Tensor:
-    first, last = entry["data_offsets"]
-    return _Tensor(str(entry["dtype"]), math.prod(entry["shape"]), last - first)
-
-
-def _damaged(path: Path, why: str) -> ModelUnavailable:
-    return ModelUnavailable(
-        f"{path} is not a whole safetensors file: {why}. The download or copy was cut off; get it again."
-    )

@@ -6,7 +6,9 @@ have is refused here and not noticed by its readers.
 """
 
 import inspect
+import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,17 @@ from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
 from llmhost.engines.torch import attention
+from llmhost.engines.torch.blank import CantBeBlank
 from llmhost.engines.torch.cpu_linear import widen_where_it_helps
 from llmhost.engines.torch.falcon import lead_through_interface
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.engines.torch.selfcheck import check_against_eager
+from llmhost.engines.torch.weights import DIRECT_DEVICES, NotOneToOne, read_model
+from llmhost.observe.logs import log_event
+
+log = logging.getLogger("llmhost.engines")
 
 _LOADING_ERRORS = (
     OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError
@@ -43,9 +50,9 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
     )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model = _load_model(folder, footprint, options)
     before = allocated_bytes(device)
     try:
+        model = _load_model(folder, footprint, options, device)
         model.to(device).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
         raise DoesNotFit(
@@ -115,37 +122,72 @@ def pick_device(option: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _load_model(folder: Path, footprint: Footprint, options: TorchOptions) -> Any:
+def _load_model(
+    folder: Path, footprint: Footprint, options: TorchOptions, device: torch.device
+) -> Any:
+    """The model with its weights, on `device` or still on the host."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     local = {"local_files_only": True, "trust_remote_code": options.trust_remote_code}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **local)
         refuse_architecture(footprint.architecture, config, options)
-        _expand_weights(config)
         is_falcon = config.model_type == "falcon"
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, footprint.dtype),
-            attn_implementation="eager" if is_falcon else attention.NAME,
-            use_safetensors=True,
-            output_loading_info=True,
-            **local,
-        )
+        name = "eager" if is_falcon else attention.NAME
+        model = None
+        if device.type in DIRECT_DEVICES and not _has_own_code(config, options):
+            model = _read_directly(folder, config, footprint, name, device)
+        if model is None:
+            model = _read_by_transformers(folder, config, footprint, name, local)
+    except torch.OutOfMemoryError:
+        raise
     except _LOADING_ERRORS as error:
         reason = str(error).strip().split("\n")[0] or repr(error)
         raise ModelUnavailable(f"The model in {folder} could not be loaded: {reason}") from error
+    if is_falcon:
+        lead_through_interface(model)
+        model.set_attn_implementation(attention.NAME)
+    return model
+
+
+def _read_directly(
+    folder: Path, config: Any, footprint: Footprint, name: str, device: torch.device
+) -> Any:
+    """The model on its device; None when its checkpoint is not the model's tensors one to one."""
+    try:
+        return read_model(
+            folder, config, dtype=getattr(torch, footprint.dtype), attention=name, device=device
+        )
+    except (NotOneToOne, CantBeBlank) as why:
+        log_event(log, "weights.indirect", folder=str(folder), why=str(why))
+        return None
+
+
+def _read_by_transformers(
+    folder: Path, config: Any, footprint: Footprint, name: str, local: Mapping[str, Any]
+) -> Any:
+    """The model on the host."""
+    _expand_weights(config)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=getattr(torch, footprint.dtype),
+        attn_implementation=name,
+        use_safetensors=True,
+        output_loading_info=True,
+        **local,
+    )
     if missing := sorted(report["missing_keys"]):
         # transformers fills these with random numbers and goes on.
         raise ModelUnavailable(
             f"The weights in {folder} lack {len(missing)} tensors that a {footprint.architecture} needs,"
             f" {missing[0]} first. The checkpoint is incomplete or belongs to another config.json."
         )
-    if is_falcon:
-        lead_through_interface(model)
-        model.set_attn_implementation(attention.NAME)
     return model
+
+
+def _has_own_code(config: Any, options: TorchOptions) -> bool:
+    return options.trust_remote_code and bool(getattr(config, "auto_map", None))
 
 
 def _expand_weights(config: Any) -> None:
@@ -157,7 +199,7 @@ def _expand_weights(config: Any) -> None:
 
 def refuse_architecture(name: str, config: Any, options: TorchOptions) -> None:
     """Say no before weights are read when transformers can't enter this architecture through our attention."""
-    if options.trust_remote_code and getattr(config, "auto_map", None):
+    if _has_own_code(config, options):
         return  # its class is known once its code has run; the check after loading covers it
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if known is None:

@@ -21,8 +21,8 @@ from llmhost.engines.torch.footprint import (
     _layer_width,
     _number,
     _read_config,
-    _tensors,
 )
+from llmhost.engines.torch.weight_files import read_headers
 
 _GENERATES = ("ForCausalLM", "LMHeadModel")
 _CLASSIFIES = "ForSequenceClassification"
@@ -99,7 +99,7 @@ def read_pooling(
     config = _read_config(folder)
     architecture = str(next(iter(config.get("architectures") or []), "no architecture"))
     _refuse_unserved(folder, config)
-    tensors = dict(_tensors(folder))
+    tensors = dict(read_headers(folder))
     if not tensors:
         raise ModelUnavailable(f"The weight files in {folder} hold no tensors.")
     computed = _computation_dtype(config, tensors, dtype=options.dtype, on_gpu=on_gpu)
