@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llmhost.engines.torch.cpu_linear import WideningLinear
+from llmhost.engines.torch.joined import joined
 
 
 def can_merge(linears: Sequence[object]) -> bool:
@@ -26,34 +27,22 @@ def can_merge(linears: Sequence[object]) -> bool:
 def merge(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """The weights [sum of outputs, inputs] and biases of `linears`, which `can_merge`, below one another.
 
-    What was merged before is found and not copied again.
+    Where they lie so already, as a loaded model's and those that were merged before do, nothing is copied.
     """
     assert can_merge(linears)
     with torch.inference_mode(mode=False), torch.no_grad():
-        weight = _stacked([one.weight for one in linears])
+        weight = _in_one_piece([one.weight for one in linears])
         has_bias = linears[0].bias is not None
-        bias = _stacked([one.bias for one in linears]) if has_bias else None
-    if weight.device.type == "cuda":
-        torch.cuda.empty_cache()  # else the old ones, too small for the next merged one, stay reserved
+        bias = _in_one_piece([one.bias for one in linears]) if has_bias else None
     return weight, bias
 
 
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    if _follow_each_other(parts):
-        first = parts[0].data
-        shape = (sum(len(part) for part in parts), *first.shape[1:])
-        return first.as_strided(shape, first.stride(), first.storage_offset())
-    whole = torch.cat([part.data for part in parts])
+def _in_one_piece(parts: Sequence[Tensor]) -> Tensor:
+    whole = joined([part.data for part in parts])
+    if whole.data_ptr() == parts[0].data_ptr():
+        return whole
     for part, view in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
         part.data = view
+    if whole.device.type == "cuda":
+        torch.cuda.empty_cache()  # else the old ones, too small for the next whole, stay reserved
     return whole
-
-
-def _follow_each_other(parts: Sequence[Tensor]) -> bool:
-    """They are already parts of one tensor, in this order, with nothing in between."""
-    storage, place = parts[0].untyped_storage().data_ptr(), parts[0].storage_offset()
-    for part in parts:
-        if part.untyped_storage().data_ptr() != storage or part.storage_offset() != place:
-            return False
-        place += part.numel()
-    return True
