@@ -68,7 +68,7 @@ def paged_attention(
     fresh = KeyValue(key, value)
     kv.write(layer, fresh, layout.slots, layout.entered)
     scores = Scores(kwargs.get("scaling"), window, kwargs.get("softcap"), kwargs.get("s_aux"))
-    return state.attention.attend(query, fresh, kv.layers[layer], scores), None
+    return state.attention.attend(query, kv.as_kept(fresh), kv.layers[layer], scores), None
 
 
 AttentionInterface.register(NAME, paged_attention)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmhost.engines.torch.decode_rows import WORTHWHILE_ELEMENTS, Past, RowAttention, pasts
-from llmhost.engines.torch.kv import KeyValue
+from llmhost.engines.torch.kv import KeyValue, bits
 from llmhost.engines.torch.layout import StepLayout
 
 GROUP_OVERHEAD_BLOCKS = 32
@@ -80,8 +80,10 @@ class Scratch:
             room = self._room = KeyValue(cache.key.new_empty(size), cache.key.new_empty(size))
         shape = (len(blocks), *cache.key.shape[1:])
         return KeyValue(
-            torch.index_select(cache.key, 0, blocks, out=room.key[:size].view(shape)),
-            torch.index_select(cache.value, 0, blocks, out=room.value[:size].view(shape)),
+            *(
+                _select(cached, blocks, place[:size].view(shape))
+                for cached, place in zip(cache, room, strict=True)
+            )
         )
 
 
@@ -125,7 +127,7 @@ class StepAttention:
             key, value = _per_row(fresh.key, span), _per_row(fresh.value, span)
         else:
             gathered = self._scratch.gather(cache, span.blocks)
-            key, value = _in_rows(gathered.key, span), _in_rows(gathered.value, span)
+            key, value = (_in_rows(part, span).to(query.dtype) for part in gathered)
         if scores.is_plain:
             out = F.scaled_dot_product_attention(
                 q,
@@ -246,6 +248,11 @@ def split_by_length(counts: Sequence[int]) -> list[tuple[int, int]]:
     if last:
         groups.append((0, last))
     return groups[::-1]
+
+
+def _select(cached: Tensor, blocks: Tensor, place: Tensor) -> Tensor:
+    torch.index_select(bits(cached), 0, blocks, out=bits(place))
+    return place
 
 
 def _per_row(tensor: Tensor, span: Span) -> Tensor:

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from llmhost.core.step import KvMove
 
+FP8_MOST = 448.0
+"""The largest number that float8_e4m3fn has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvShape:
@@ -26,6 +29,7 @@ class KvShape:
     head_dim: int
     block_tokens: int
     dtype: torch.dtype
+    """Of what is stored; float8_e4m3fn is widened where attention reads it."""
 
     @property
     def block_bytes(self) -> int:
@@ -67,9 +71,18 @@ class PagedKv:
         reach the sequence that has them now.
         """
         for cache, tokens in zip(self.layers[layer], fresh, strict=True):
+            stored = bits(cache)
             if entered is not None:
-                cache.index_fill_(0, entered, 0.0)
-            cache.view(-1, *cache.shape[2:]).index_copy_(0, slots, tokens[0].transpose(0, 1))
+                stored.index_fill_(0, entered, 0)
+            new = bits(narrowed(tokens[0].transpose(0, 1), cache.dtype))
+            stored.view(-1, *cache.shape[2:]).index_copy_(0, slots, new)
+
+    def as_kept(self, fresh: KeyValue) -> KeyValue:
+        """`fresh` keys and values as they would be read back: an answer must not depend on where they were read."""
+        kind = self.shape.dtype
+        if fresh.key.dtype is kind:
+            return fresh
+        return KeyValue(*(narrowed(tokens, kind).to(tokens.dtype) for tokens in fresh))
 
     def resize_host(self, count: int) -> None:
         """Have room for `count` blocks in host memory, page-locked where the device is a GPU. What was there goes."""
@@ -89,7 +102,8 @@ class PagedKv:
             blocks = torch.tensor([move.block for move in same], device=device)
             slots = torch.tensor([move.slot for move in same])
             for on_device, on_host in zip(self.layers, self._host, strict=True):
-                for cache, kept in zip(on_device, on_host, strict=True):
+                for tensors in zip(on_device, on_host, strict=True):
+                    cache, kept = map(bits, tensors)
                     if is_to_host:
                         kept.index_copy_(0, slots, cache.index_select(0, blocks).cpu())
                     else:
@@ -98,7 +112,7 @@ class PagedKv:
     def _resized(self, old: Tensor, count: int) -> Tensor:
         new = self._zeros(count, old.device)
         kept = min(count, old.shape[0])
-        new[:kept] = old[:kept]
+        bits(new)[:kept] = bits(old)[:kept]
         return new
 
     def _zeros(self, count: int, device: torch.device) -> Tensor:
@@ -110,3 +124,15 @@ class PagedKv:
             pages = np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8)
             return torch.from_numpy(pages).view(shape.dtype).view(size)
         return torch.zeros(size, dtype=shape.dtype, device=device)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The same memory in a type that torch can index and copy; it can do neither with float8 everywhere."""
+    return tensor.view(torch.uint8) if tensor.dtype is torch.float8_e4m3fn else tensor
+
+
+def narrowed(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    """`tensor` in the type of a cache. What is too large for float8 becomes its largest number, which is not NaN."""
+    if kind is torch.float8_e4m3fn and tensor.dtype is not kind:
+        return tensor.clamp(-FP8_MOST, FP8_MOST).to(kind)
+    return tensor

@@ -42,6 +42,7 @@ class TorchRunner:
         self.sampler = Sampler()
         self._masks = MaskFiller()
         self._block_tokens = shape.block_tokens
+        self._dtype: torch.dtype = model.dtype
         self.windows: Sequence[int | None] = (None,) * shape.layers
         """For each layer how many last positions it sees; set once they are known (`probe`)."""
         self.facts = RunnerFacts(
@@ -121,7 +122,7 @@ class TorchRunner:
         """What the model computes until the block ends is this step."""
         kv = self._open_kv()
         attention = StepAttention(
-            layout, self._scratch, block_tokens=self._block_tokens, dtype=kv.shape.dtype
+            layout, self._scratch, block_tokens=self._block_tokens, dtype=self._dtype
         )
         with forward_pass(ForwardPass(layout, kv, attention, self.windows)):
             yield

@@ -1,0 +1,128 @@
+"""Products of few rows with a large matrix of weights, which are read once, at the speed of memory.
+
+One row is multiplied and added by the threads that read the weights; some rows go through the tensor cores. Weights
+are plain numbers, or float8 with a scale for each row, or packed 4-bit numbers (`int4`).
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST_ROWS = 64
+"""Rows of `x` that a program takes."""
+LEAST_BLOCK_K = 16
+"""A row of weights is a whole number of these."""
+
+
+class Blocks(NamedTuple):
+    """How a product is cut: so many rows of weights by so many columns at a time, each by so many warps."""
+
+    n: int
+    k: int
+    stages: int
+    """Blocks on their way from memory at a time."""
+    warps: int
+
+
+VECTOR = {1: Blocks(8, 1024, 3, 4), 2: Blocks(8, 512, 3, 4), 4: Blocks(8, 256, 3, 4)}
+"""For one row, by bytes of a weight."""
+SKINNY = {1: Blocks(32, 256, 4, 4), 2: Blocks(32, 256, 4, 4), 4: Blocks(16, 128, 3, 4)}
+"""For some rows, by bytes of a weight."""
+
+
+def can_multiply(rows: int, weight: Tensor) -> bool:
+    """Whether `skinny_linear` has an answer for so many rows."""
+    is_whole = weight.shape[1] % LEAST_BLOCK_K == 0
+    return rows <= MOST_ROWS and is_whole and weight.is_contiguous()
+
+
+def skinny_linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    blocks: Blocks | None = None,
+) -> Tensor:
+    """`x` [M, K] times the transposed `weight` [N, K] as [M, N] in the type of `x`.
+
+    `weight` has the type of `x`, or float8 and then `scale` [N] float32. M is at most MOST_ROWS.
+    """
+    rows, width = x.shape
+    count = weight.shape[0]
+    out = torch.empty(rows, count, dtype=x.dtype, device=x.device)
+    if blocks is None:
+        blocks = (VECTOR if rows == 1 else SKINNY)[weight.itemsize]
+    block_k = min(blocks.k, _whole_block(width))
+    grid = (triton.cdiv(count, blocks.n),)
+    held = scale if scale is not None else weight
+    added = bias if bias is not None else weight
+    settings = {
+        "K": width, "HAS_SCALE": scale is not None, "HAS_BIAS": bias is not None, "BLOCK_N": blocks.n, "BLOCK_K": block_k,
+        "STAGES": blocks.stages, "num_warps": blocks.warps,
+    }  # fmt: skip
+    x = x.contiguous()
+    if rows == 1:
+        _vector[grid](x, weight, held, added, out, count, **settings)
+    else:
+        settings["BLOCK_M"] = max(16, triton.next_power_of_2(rows))
+        _skinny[grid](x, weight, held, added, out, rows, count, **settings)
+    return out
+
+
+def _whole_block(width: int) -> int:
+    """The largest power of two that divides `width`."""
+    return width & -width
+
+
+@triton.jit
+def _vector(
+    x_ptr, w_ptr, scale_ptr, bias_ptr, out_ptr, N,
+    K: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # The last block reads its last row again, which costs less than a mask in the loop.
+    read = tl.minimum(rows, N - 1).to(tl.int64)
+    columns = tl.arange(0, BLOCK_K)
+    w_block = w_ptr + read[:, None] * K + columns[None, :]
+    products = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        x = tl.load(x_ptr + start + columns).to(tl.float32)
+        w = tl.load(w_block + start).to(tl.float32)
+        products += w * x[None, :]
+    out = tl.sum(products, axis=1)
+    if HAS_SCALE:
+        out *= tl.load(scale_ptr + read)
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + read).to(tl.float32)
+    tl.store(out_ptr + rows, out.to(out_ptr.dtype.element_ty), mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _skinny(
+    x_ptr, w_ptr, scale_ptr, bias_ptr, out_ptr, M, N,
+    K: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    read = tl.minimum(rows, N - 1).to(tl.int64)
+    tokens = tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_K)
+    x_block = x_ptr + tl.minimum(tokens, M - 1)[:, None] * K + columns[None, :]
+    w_block = w_ptr + read[None, :] * K + columns[:, None]
+    out = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        x = tl.load(x_block + start)
+        w = tl.load(w_block + start).to(x_ptr.dtype.element_ty)
+        out = tl.dot(x, w, out, input_precision="ieee")
+    if HAS_SCALE:
+        out *= tl.load(scale_ptr + read)[None, :]
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + read).to(tl.float32)[None, :]
+    at = tokens.to(tl.int64)[:, None] * N + rows[None, :]
+    inside = (tokens < M)[:, None] & (rows < N)[None, :]
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
