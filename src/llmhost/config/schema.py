@@ -145,6 +145,10 @@ class TorchOptions(Section, frozen=True):
     """Which tokens' vectors become a text's, for models that embed; when absent, as the checkpoint says."""
     normalize: bool | None = None
     """Scale embeddings to length 1; when absent, as the checkpoint says."""
+    weights: Literal["auto", "fp8", "int4"] = "auto"
+    """On a GPU, bits of a weight: `fp8` has 8 and `int4` 4, which takes less memory and changes answers; or as loaded."""
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    """What the KV cache keeps: `fp8` holds twice the tokens that 16 bits do, and changes answers; or as computed."""
 
 
 class ModelSpec(Section, frozen=True):

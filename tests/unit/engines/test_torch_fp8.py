@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmhost.engines.torch import fp8
-from llmhost.engines.torch.fp8 import Fp8Projection, can_quantise, quantise_matrix
+from llmhost.engines.torch.fp8 import Fp8Projection, quantise_matrix
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -43,7 +43,7 @@ def test_a_matrix_is_quantised_some_rows_at_a_time(monkeypatch: pytest.MonkeyPat
 def test_a_product_is_near_that_of_the_loaded_weights(rows: int, most: float, dtype: torch.dtype):
     x, weight, bias = random(rows, 256).to(dtype), random(96, 256, seed=1), random(96, seed=2)
 
-    got = Fp8Projection(weight.to(dtype), bias.to(dtype))(x)
+    got = Fp8Projection.of(weight.to(dtype), bias.to(dtype))(x)
 
     assert got.dtype == dtype and got.shape == (rows, 96)
     assert 1e-3 < off(got, F.linear(x.float(), weight, bias)) < most
@@ -52,16 +52,19 @@ def test_a_product_is_near_that_of_the_loaded_weights(rows: int, most: float, dt
 def test_a_row_of_activations_that_is_large_takes_nothing_from_the_others():
     x, weight = random(20, 64), random(32, 64, seed=1)
     x[3] *= 1e5
-    got, exact = Fp8Projection(weight)(x), F.linear(x, weight)
+    got, exact = Fp8Projection.of(weight)(x), F.linear(x, weight)
     assert max(off(one, other) for one, other in zip(got, exact, strict=True)) < 0.1
 
 
 def test_a_projection_keeps_the_narrow_weights_alone():
-    projection = Fp8Projection(random(32, 64), random(32))
+    projection = Fp8Projection.of(random(32, 64), random(32))
     assert sum(tensor.nbytes for tensor in projection.tensors) == 32 * 64 + 4 * 32 + 4 * 32
 
 
-def test_sides_must_be_whole_steps():
-    assert can_quantise(random(32, 48))
-    assert not can_quantise(random(32, 40))
-    assert not can_quantise(random(40, 32))
+def test_a_part_is_some_rows_in_the_same_memory():
+    whole, x = Fp8Projection.of(random(48, 64), random(48, seed=1)), random(20, 64, seed=2)
+
+    part = whole.part(16, 48)
+
+    assert part.weight.data_ptr() == whole.weight[16:].data_ptr()
+    assert torch.allclose(part(x), whole(x)[:, 16:], rtol=1e-5, atol=1e-5)

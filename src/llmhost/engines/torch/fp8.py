@@ -17,8 +17,6 @@ WEIGHT_ONLY_ROWS = 16
 """Up to so many rows of activations are not quantised."""
 FAST_ACCUMULATION = True
 """Sums of a product are kept in the tensor cores' own precision."""
-WIDTH_STEP = 16
-"""Both sides of a matrix must be whole numbers of these for a product in float8."""
 _LEAST_SCALE = 1e-12
 _ROWS_AT_ONCE = 4096
 """Rows of weights that are quantised together, which bounds the memory that it takes."""
@@ -27,11 +25,27 @@ _ROWS_AT_ONCE = 4096
 class Fp8Projection:
     """A matrix in float8. On the CPU the same numbers are multiplied in float32, slowly."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight, self.scale = quantise_matrix(weight)
-        """[N, K] float8_e4m3fn, and [N] float32."""
+    steps = (16, 16)
+    """Rows and columns are whole numbers of these."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        """[N, K] float8_e4m3fn"""
+        self.scale = scale
+        """[N] float32: the matrix is `weight` times this."""
         self.bias = bias
         """[N]"""
+
+    @classmethod
+    def of(cls, matrix: Tensor, bias: Tensor | None = None) -> "Fp8Projection":
+        """A plain `matrix` [N, K], quantised on its device."""
+        return cls(*quantise_matrix(matrix), bias)
+
+    def part(self, first: int, last: int) -> "Fp8Projection":
+        """Rows `first` to `last`, exclusive, in the same memory."""
+        rows = slice(first, last)
+        bias = None if self.bias is None else self.bias[rows]
+        return Fp8Projection(self.weight[rows], self.scale[rows], bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         is_few = len(x) <= WEIGHT_ONLY_ROWS
@@ -66,11 +80,6 @@ class Fp8Projection:
         weight = self.weight.float() * self.scale[:, None]
         bias = None if self.bias is None else self.bias.float()
         return F.linear(wide, weight, bias).to(x.dtype)
-
-
-def can_quantise(weight: Tensor) -> bool:
-    """Whether a matrix [N, K] of these sides can be a float8 one."""
-    return all(side % WIDTH_STEP == 0 for side in weight.shape)
 
 
 def quantise_matrix(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ is comes from outside, and rows are taken as valid.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,6 +55,12 @@ class TorchRunner:
             weights_bytes=_weights_bytes(model),
             checks_drafts=True,
         )
+
+    def keep_kv_as(self, dtype: torch.dtype) -> None:
+        """Have the cache keep keys and values in this type. Only while there are no blocks."""
+        shape = replace(self._open_kv().shape, dtype=dtype)
+        self._kv = PagedKv(shape, self.device)
+        self.facts = replace(self.facts, kv_block_bytes=shape.block_bytes)
 
     def set_kv_blocks(self, count: int) -> None:
         self._open_kv().resize(count)

@@ -1,0 +1,102 @@
+"""A loaded model's linear layers with weights of fewer bits, made layer by layer on the device.
+
+Layers that are fed the same become parts of one matrix, which the fused decoder multiplies at once (`whole_of`); each
+also stays a module of its own, so that transformers' code runs as before. Embeddings, norms and biases stay as they
+are, and so does the head: noise in its weights goes straight into the logits.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmhost.engines.torch.fp8 import Fp8Projection
+from llmhost.engines.torch.projections import Projection
+
+GROUPS = (
+    ("self_attn", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", ("o_proj",)),
+    ("mlp", ("gate_proj", "up_proj")),
+    ("mlp", ("down_proj",)),
+)
+"""Of each layer: what is fed the same."""
+
+
+class NarrowLinear(nn.Module):
+    """Stands where a linear layer stood: some rows of a narrow matrix."""
+
+    def __init__(self, whole: Fp8Projection, first: int, last: int) -> None:
+        super().__init__()
+        self.whole: Projection = whole
+        self._part: Projection = whole.part(first, last)
+        for number, tensor in enumerate(self._part.tensors):  # for whoever counts a model's bytes
+            self.register_buffer(f"part_{number}", tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self._part(x.reshape(-1, x.shape[-1]))
+        return out.view(*x.shape[:-1], -1)
+
+
+KINDS = {"fp8": Fp8Projection}
+"""By the value of `options.weights`."""
+
+
+def narrow_weights(model: Any, kind: str, device: torch.device) -> None:
+    """Replace the linear layers of `model`, whose layers are built like Llama's, by narrow ones on `device`.
+
+    The rest of the model stays where it is. No more than one matrix is on the device as it was loaded.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for parent, names in _groups(model):
+            linears = [getattr(parent, name) for name in names]
+            whole = KINDS[kind].of(
+                _stacked([one.weight for one in linears], device),
+                None if linears[0].bias is None else _stacked([one.bias for one in linears], device),
+            )
+            first = 0
+            for name, linear in zip(names, linears, strict=True):
+                last = first + linear.out_features
+                setattr(parent, name, NarrowLinear(whole, first, last))
+                first = last
+
+
+def whole_of(modules: Sequence[object]) -> Projection | None:
+    """The narrow matrix of which `modules` are all the parts, in order; None if they are none."""
+    narrow = [one for one in modules if isinstance(one, NarrowLinear)]
+    if len(narrow) < len(modules) or any(one.whole is not narrow[0].whole for one in narrow):
+        return None
+    return narrow[0].whole
+
+
+def is_narrow(model: nn.Module) -> bool:
+    return any(isinstance(one, NarrowLinear) for one in model.modules())
+
+
+def refusal(model: Any, kind: str) -> str | None:
+    """Why the weights of `model` can't be narrow ones; None if they can."""
+    rows, columns = KINDS[kind].steps
+    try:
+        groups = [[getattr(parent, name) for name in names] for parent, names in _groups(model)]
+    except AttributeError:
+        return "its layers are not built like Llama's"
+    for group in groups:
+        for linear in group:
+            if not isinstance(linear, nn.Linear) or (linear.bias is None) != (group[0].bias is None):
+                return f"it has a {type(linear).__name__} that is not like those beside it"
+            if linear.out_features % rows or linear.in_features % columns:
+                return (
+                    f"it has a matrix of {linear.out_features} x {linear.in_features} numbers, and {kind}"
+                    f" wants whole multiples of {rows} x {columns}"
+                )
+    return None
+
+
+def _groups(model: Any) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
+    for layer in model.model.layers:
+        for owner, names in GROUPS:
+            yield getattr(layer, owner), names
+
+
+def _stacked(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    return torch.cat([part.data.to(device) for part in parts])

@@ -1,0 +1,101 @@
+"""Models whose weights were made narrow: what they answer, and what they weigh."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+import llmhost
+from llmhost.engines.torch.narrow import KINDS, narrow_weights, refusal, whole_of
+
+Checkpoint = Callable[[str], Path]
+CPU = torch.device("cpu")
+TINY = Path(llmhost.__file__).parent / "engines/builtin/tiny"
+MOST_OFF = {"fp8": 0.1}
+"""Relative error of logits."""
+
+
+def load(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def calm(model: Any) -> Any:
+    """With weights as large as a model has that learns: the checkpoints' own make much of any noise."""
+    for weight in model.model.layers.parameters():
+        if weight.dim() == 2:
+            weight.data *= 0.3
+    return model
+
+
+def logits(model: Any) -> Tensor:
+    with torch.inference_mode():
+        ids = torch.arange(40)[None] * 7 % 250
+        result: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    return result
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_near_those_of_the_loaded_weights(
+    kind: str, family: str, checkpoint: Checkpoint
+):
+    model = calm(load(checkpoint(family)))
+    exact = logits(model)
+    assert refusal(model, kind) is None
+
+    narrow_weights(model, kind, CPU)
+
+    off = (logits(model) - exact).norm(dim=1) / exact.norm(dim=1)
+    assert 1e-3 < float(off.median()) < MOST_OFF[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trained_model_prefers_the_same_words(kind: str):
+    model = load(TINY)
+    exact = logits(model)
+
+    narrow_weights(model, kind, CPU)
+
+    near = logits(model)
+    assert float(((near - exact).norm(dim=1) / exact.norm(dim=1)).median()) < MOST_OFF[kind]
+    assert float((near.argmax(1) == exact.argmax(1)).float().mean()) > 0.8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loaded_weights_are_gone(kind: str, checkpoint: Checkpoint):
+    model = load(checkpoint("llama"))
+    before = sum(one.nbytes for one in model.model.layers.parameters())
+
+    narrow_weights(model, kind, CPU)
+
+    layers = model.model.layers
+    kept = [*layers.parameters(), *layers.buffers()]
+    assert sum(one.nbytes for one in kept) < 0.3 * before
+
+
+def test_layers_that_are_fed_the_same_are_one_matrix(checkpoint: Checkpoint):
+    model = load(checkpoint("llama"))
+    narrow_weights(model, "fp8", CPU)
+    attention = model.model.layers[0].self_attn
+    x = torch.randn(2, 3, 64)
+
+    whole = whole_of([attention.q_proj, attention.k_proj, attention.v_proj])
+
+    assert whole is not None
+    apart = [one(x) for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    assert torch.allclose(whole(x.flatten(0, 1)).view(2, 3, -1), torch.cat(apart, -1), atol=1e-5)
+    assert whole_of([attention.q_proj, attention.o_proj]) is None
+    assert whole_of([attention.q_proj, nn.Linear(2, 2)]) is None
+
+
+def test_what_can_not_be_narrow_says_why(checkpoint: Checkpoint):
+    assert refusal(load(checkpoint("gpt2")), "fp8") == "its layers are not built like Llama's"
+    model = load(checkpoint("llama"))
+    model.model.layers[1].mlp.down_proj = nn.Linear(120, 64)
+    assert "matrix of 64 x 120 numbers" in str(refusal(model, "fp8"))
+    model.model.layers[0].self_attn.k_proj = nn.Identity()
+    assert "it has a Identity" in str(refusal(model, "fp8"))
