@@ -7,9 +7,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.unit.engines.paged_steps import PagedSteps
+from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 from torch import Tensor, nn
 
 import llmhost
+from llmhost.config.schema import TorchOptions
+from llmhost.engines.torch.fused import FusedDecoder
+from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.narrow import KINDS, narrow_weights, refusal, whole_of
 
 Checkpoint = Callable[[str], Path]
@@ -99,3 +104,29 @@ def test_what_can_not_be_narrow_says_why(checkpoint: Checkpoint):
     assert "matrix of 64 x 120 numbers" in str(refusal(model, "fp8"))
     model.model.layers[0].self_attn.k_proj = nn.Identity()
     assert "it has a Identity" in str(refusal(model, "fp8"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fused_decoder_computes_with_the_narrow_weights(kind: str, checkpoint: Checkpoint):
+    model = load(checkpoint("qwen2"))
+    narrow_weights(model, kind, CPU)
+    text = list(range(7, 18))
+
+    decoder = FusedDecoder.of(model, 64)
+
+    assert decoder is not None
+    [states] = PagedSteps(model, [text]).run(decoder, chunks=(4,))
+    exact = model.model(torch.tensor([text])).last_hidden_state[0]
+    torch.testing.assert_close(states, exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_runner_serves_them(kind: str, checkpoint: Checkpoint):
+    """The options refuse the CPU, where narrow weights are slow; what is asked of the runner is the same."""
+    options = TorchOptions(weights=kind, device="cpu")
+    runner = load_runner(checkpoint("llama"), block_tokens=16, options=options)
+    plain = load_runner(checkpoint("llama"), block_tokens=16, options=TorchOptions())
+    assert runner.facts.weights_bytes < 0.7 * plain.facts.weights_bytes
+    asked = [Asked([1, 2, 3, 4, 5], 6), Asked([9] * 30, 6)]
+    together = ToyScheduler(runner).answer(*asked)
+    assert together[0] == ToyScheduler(runner).answer(asked[0])[0]

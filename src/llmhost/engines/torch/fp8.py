@@ -4,7 +4,9 @@ A few rows of activations stay as they are and the weights are widened where the
 read them. More rows are quantised too, each with a scale of its own, and multiplied by the tensor cores in float8.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +17,27 @@ from llmhost.engines.torch.kv import FP8_MOST
 FP8 = torch.float8_e4m3fn
 WEIGHT_ONLY_ROWS = 16
 """Up to so many rows of activations are not quantised."""
+MOST_WEIGHT_ONLY_ROWS = 64
+"""So many can be."""
 FAST_ACCUMULATION = True
 """Sums of a product are kept in the tensor cores' own precision."""
 _LEAST_SCALE = 1e-12
 _ROWS_AT_ONCE = 4096
 """Rows of weights that are quantised together, which bounds the memory that it takes."""
+
+
+_weight_only_rows: ContextVar[int] = ContextVar("llmhost_fp8", default=WEIGHT_ONLY_ROWS)
+
+
+@contextmanager
+def rows_as_they_are() -> Iterator[None]:
+    """Until the block ends, up to MOST_WEIGHT_ONLY_ROWS rows are not quantised in this thread: what was computed in
+    other steps is the same but for rounding then."""
+    token = _weight_only_rows.set(MOST_WEIGHT_ONLY_ROWS)
+    try:
+        yield
+    finally:
+        _weight_only_rows.reset(token)
 
 
 class Fp8Projection:
@@ -48,7 +66,7 @@ class Fp8Projection:
         return Fp8Projection(self.weight[rows], self.scale[rows], bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        is_few = len(x) <= WEIGHT_ONLY_ROWS
+        is_few = len(x) <= _weight_only_rows.get()
         if x.device.type == "cpu":
             return self._on_cpu(x, is_few)
         from llmhost.engines.torch.kernels.quantise import quantise_rows

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llmhost.engines.torch.kv import KeyValue
 from llmhost.engines.torch.merged import can_merge, merge
+from llmhost.engines.torch.narrow import whole_of
 from llmhost.engines.torch.projections import PlainProjection, Projection
 
 FAMILIES = frozenset(
@@ -148,15 +149,24 @@ def _layer(module: Any) -> FusedLayer:
     attention, mlp = module.self_attn, module.mlp
     has_norms = hasattr(attention, "q_norm")
     return FusedLayer(
-        qkv=PlainProjection(*merge([attention.q_proj, attention.k_proj, attention.v_proj])),
-        o=PlainProjection(*merge([attention.o_proj])),
-        gate_up=PlainProjection(*merge([mlp.gate_proj, mlp.up_proj])),
-        down=PlainProjection(*merge([mlp.down_proj])),
+        qkv=_projection([attention.q_proj, attention.k_proj, attention.v_proj]),
+        o=_projection([attention.o_proj]),
+        gate_up=_projection([mlp.gate_proj, mlp.up_proj]),
+        down=_projection([mlp.down_proj]),
         before_attention=Norm.of(module.input_layernorm),
         before_mlp=Norm.of(module.post_attention_layernorm),
         q_norm=Norm.of(attention.q_norm) if has_norms else None,
         k_norm=Norm.of(attention.k_norm) if has_norms else None,
     )
+
+
+def _projection(linears: Sequence[nn.Linear]) -> Projection:
+    """One product for layers that are fed the same."""
+    return whole_of(linears) or PlainProjection(*merge(linears))
+
+
+def _are_one(linears: Sequence[object]) -> bool:
+    return whole_of(linears) is not None or can_merge(linears)
 
 
 def _table(rotary: Any, longest: int, like: Tensor) -> Tensor:
@@ -214,9 +224,9 @@ def _is_known_layer(module: Any, dim: int, dtype: torch.dtype) -> bool:
         and attention.head_dim == dim
         and abs(attention.scaling - dim**-0.5) < 1e-9
         and mlp.act_fn(probe).equal(F.silu(probe))
-        and can_merge([attention.q_proj, attention.k_proj, attention.v_proj])
-        and can_merge([mlp.gate_proj, mlp.up_proj])
-        and can_merge([attention.o_proj])
-        and can_merge([mlp.down_proj])
+        and _are_one([attention.q_proj, attention.k_proj, attention.v_proj])
+        and _are_one([mlp.gate_proj, mlp.up_proj])
+        and _are_one([attention.o_proj])
+        and _are_one([mlp.down_proj])
         and all(one.dtype is dtype for one in module.parameters())
     )

@@ -29,6 +29,9 @@ class NarrowLinear(nn.Module):
     def __init__(self, whole: Fp8Projection, first: int, last: int) -> None:
         super().__init__()
         self.whole: Projection = whole
+        self.rows = range(first, last)
+        self.whole_rows = len(whole.weight)
+        self.in_features, self.out_features = whole.weight.shape[1], last - first
         self._part: Projection = whole.part(first, last)
         for number, tensor in enumerate(self._part.tensors):  # for whoever counts a model's bytes
             self.register_buffer(f"part_{number}", tensor, persistent=False)
@@ -66,7 +69,9 @@ def whole_of(modules: Sequence[object]) -> Projection | None:
     narrow = [one for one in modules if isinstance(one, NarrowLinear)]
     if len(narrow) < len(modules) or any(one.whole is not narrow[0].whole for one in narrow):
         return None
-    return narrow[0].whole
+    rows = [row for one in narrow for row in (one.rows.start, one.rows.stop)]
+    is_all = rows[0] == 0 and rows[-1] == narrow[0].whole_rows and rows[1:-1:2] == rows[2::2]
+    return narrow[0].whole if is_all else None
 
 
 def is_narrow(model: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.request import Sampling
 from llmhost.core.step import Row
+from llmhost.engines.torch.fp8 import rows_as_they_are
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.layout import lay_out
 from llmhost.engines.torch.probe import Unservable, attending_with, layer_windows
@@ -43,7 +44,7 @@ def check_against_eager(runner: TorchRunner, model: Any, folder: Path, shape: Kv
     size = shape.block_tokens
     runner.set_kv_blocks(sum(-(-len(text) // size) for text in texts) + 1)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), rows_as_they_are():
             runner.windows = layer_windows(model, texts[0], shape, longest)
             mixed = _off(_in_mixed_steps(runner, texts), [_eager(model, text) for text in texts])
             far = _off(_in_mixed_steps(runner, texts[:1], ahead), [_eager(model, texts[0], ahead)])
