@@ -83,6 +83,8 @@ def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
             yield from _price(f"{key}.price.{field}", getattr(spec.price, field))
     yield from _speculation(f"{key}.speculation", spec)
     yield from _device(f"{key}.options.device", spec.options.get("device"))
+    if spec.engine == "torch":
+        yield from _weights(f"{key}.options.weights", spec)
 
 
 def _adapters(key: str, spec: ModelSpec) -> Iterator[Problem]:
@@ -158,6 +160,17 @@ def _price(key: str, text: str | None) -> Iterator[Problem]:
 def _device(key: str, device: Any) -> Iterator[Problem]:
     if device is not None and not _DEVICE.fullmatch(str(device)):
         yield key, f"is {device!r} but must be 'auto', 'cpu', or 'cuda:N' such as 'cuda:0'"
+
+
+def _weights(key: str, spec: ModelSpec) -> Iterator[Problem]:
+    kind = spec.options.get("weights", "auto")
+    if kind != "auto" and spec.adapters:
+        yield (
+            key,
+            f"is {kind!r}, and LoRA adapters need weights as they are loaded; drop one of them",
+        )
+    if kind != "auto" and spec.options.get("device") == "cpu":
+        yield key, f"is {kind!r}, which needs a GPU, and options.device is 'cpu'"
 
 
 def _names(models: dict[str, ModelSpec]) -> Iterator[Problem]:

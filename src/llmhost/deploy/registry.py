@@ -1,7 +1,7 @@
 """The model registry: which versions this node has known, and every state change with its reason.
 
-models.toml declares and the registry records. A model gets a new version when its source, engine or files differ
-from the newest one that is recorded. Files that are not here, before a download or while a disk is away, say nothing.
+models.toml declares and the registry records. A model gets a new version when its source, engine, files or precision
+differ from the newest one that is recorded. Files that are not here, before a download or while a disk is away, say nothing.
 """
 
 from collections.abc import Mapping
@@ -47,6 +47,9 @@ SCHEMA = Schema(
         ),
     },
 )
+
+CHANGE_ANSWERS = ("dtype", "weights", "kv_dtype")
+"""Options that decide in what precision the same files are computed."""
 
 _NEWEST = """
     SELECT version, engine, source, fingerprint, utc_ns FROM models WHERE name = ? ORDER BY version DESC LIMIT 1
@@ -117,4 +120,10 @@ def _mark(spec: ModelSpec, models_dir: Path) -> str:
         folder = find_local(spec.source, models_dir) if spec.engine != "fake" else None
     except ModelUnavailable:
         return ""
-    return "" if folder is None else fingerprint(folder)
+    return "" if folder is None else fingerprint(folder) + _computed_with(spec)
+
+
+def _computed_with(spec: ModelSpec) -> str:
+    """What of a model's options changes its answers; empty for what computes them as the files say."""
+    asked = {name: spec.options.get(name, "auto") for name in CHANGE_ANSWERS}
+    return "".join(f" {name}={value}" for name, value in asked.items() if value != "auto")

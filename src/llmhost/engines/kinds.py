@@ -66,16 +66,21 @@ class TorchKind:
 
     def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
         from llmhost.engines.torch.footprint import read_footprint
+        from llmhost.engines.torch.narrow_sizes import check_options
 
         options = _options(spec, TorchOptions)
         device = self._device(options)
-        if (task := self._task(spec, folder)) != "generate":
+        task = self._task(spec, folder)
+        check_options(options, device=device, capability=self._capability(device), task=task)
+        if task != "generate":
             return self._pooling_facts(_present(folder), task, device, spec)
         needs = read_footprint(
             _present(folder),
             block_tokens=spec.block_tokens,
             dtype=options.dtype,
             on_gpu=device.startswith("cuda"),
+            weights=options.weights,
+            kv_dtype=options.kv_dtype,
         )
         return RunnerFacts(
             device=device,
@@ -106,6 +111,11 @@ class TorchKind:
         if not device.startswith("cuda"):
             return None
         return int(torch.cuda.get_device_properties(device).total_memory)
+
+    def _capability(self, device: str) -> tuple[int, int] | None:
+        import torch
+
+        return torch.cuda.get_device_capability(device) if device.startswith("cuda") else None
 
     def _device(self, options: TorchOptions) -> str:
         if options.device == "cpu":

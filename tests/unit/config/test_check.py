@@ -131,6 +131,14 @@ def test_a_device_is_auto_cpu_or_a_numbered_gpu(device: str):
     assert "must be 'auto', 'cpu', or 'cuda:N'" in model(options={"device": device})
 
 
+def test_narrow_weights_need_a_gpu_and_no_adapters():
+    assert "which needs a GPU" in model(options={"weights": "int4", "device": "cpu"})
+    assert "is 'fp8', and LoRA adapters" in model(
+        options={"weights": "fp8"}, adapters={"x": "/a/folder"}
+    )
+    assert found(models={"a": {"options": {"weights": "fp8", "device": "cuda:0"}}}) == []
+
+
 def test_cors_origins_are_origins():
     assert found(server={"cors_origins": ["*", "https://chat.example", "http://a:1"]}) == []
     assert "which is not an origin" in problem(server={"cors_origins": ["chat.example"]})

@@ -102,6 +102,14 @@ def test_another_engine_or_source_is_another_version(node: Node) -> None:
     assert node.version(source="builtin:tiny") == 3
 
 
+def test_another_precision_is_another_version(node: Node) -> None:
+    assert node.version() == 1
+    assert node.version(options={"weights": "fp8"}) == 2
+    assert node.version(options={"weights": "fp8", "kv_dtype": "fp8"}) == 3
+    assert node.version(options={"weights": "fp8", "kv_dtype": "fp8", "threads": 2}) == 3
+    assert node.version(options={"weights": "auto"}) == 4
+
+
 def test_going_back_is_a_new_version_too_because_versions_only_grow(node: Node) -> None:
     assert [node.version(), node.version(engine="fake"), node.version()] == [1, 2, 3]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmhost.core.errors import ModelUnavailable
-from llmhost.engines.torch.footprint import UNWRITTEN, read_footprint
+from llmhost.engines.torch.footprint import UNWRITTEN, Footprint, read_footprint
 from llmhost.engines.torch.runner import TorchRunner
 
 CONFIG: dict[str, Any] = {
@@ -75,6 +75,24 @@ def test_what_it_can_do_is_read_from_the_config(folder: Path) -> None:
     assert footprint.max_sequence_length == 512
     assert footprint.vocab_size == 100
     assert footprint.parameters == 205
+
+
+def test_narrow_weights_and_blocks_are_counted_as_such(folder: Path) -> None:
+    tensors = {
+        "model.layers.0.self_attn.q_proj.weight": ("BF16", [32, 256]),
+        "model.layers.0.self_attn.q_proj.bias": ("BF16", [32]),
+        "model.embed_tokens.weight": ("BF16", [100, 64]),
+    }
+    write_weights(folder / "model.safetensors", tensors)
+
+    def read(**options: str) -> Footprint:
+        return read_footprint(folder, block_tokens=16, on_gpu=True, **options)
+
+    rest = 2 * 32 + 2 * 100 * 64
+    assert read().weights_bytes == rest + 2 * 32 * 256
+    assert read(weights="fp8").weights_bytes == rest + 32 * 256 + 4 * 32
+    assert read(weights="int4").weights_bytes == rest + 32 * 128 + 2 * 32 * 2
+    assert read(kv_dtype="fp8").kv_block_bytes * 2 == read().kv_block_bytes
 
 
 def test_shards_are_added_up(folder: Path) -> None:

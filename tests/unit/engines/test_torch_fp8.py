@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import linear
 
 from llmhost.engines.torch import fp8
 from llmhost.engines.torch.fp8 import Fp8Projection, quantise_matrix
@@ -46,13 +46,13 @@ def test_a_product_is_near_that_of_the_loaded_weights(rows: int, most: float, dt
     got = Fp8Projection.of(weight.to(dtype), bias.to(dtype))(x)
 
     assert got.dtype == dtype and got.shape == (rows, 96)
-    assert 1e-3 < off(got, F.linear(x.float(), weight, bias)) < most
+    assert 1e-3 < off(got, linear(x.float(), weight, bias)) < most
 
 
 def test_a_row_of_activations_that_is_large_takes_nothing_from_the_others():
     x, weight = random(20, 64), random(32, 64, seed=1)
     x[3] *= 1e5
-    got, exact = Fp8Projection.of(weight)(x), F.linear(x, weight)
+    got, exact = Fp8Projection.of(weight)(x), linear(x, weight)
     assert max(off(one, other) for one, other in zip(got, exact, strict=True)) < 0.1
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import linear
 
 from llmhost.engines.torch.kernels.skinny import Blocks, can_multiply, skinny_linear
 
@@ -27,13 +27,13 @@ def test_few_rows_times_weights(rows: int, count: int, width: int, dtype: torch.
     got = skinny_linear(x, weight)
 
     assert got.dtype == dtype
-    assert off(got, F.linear(x.double(), weight.double())) < TOLERANCE[dtype]
+    assert off(got, linear(x.double(), weight.double())) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_bias_is_added(rows: int):
     x, weight, bias = random(rows, 64), random(20, 64, seed=1), random(20, seed=2)
-    assert off(skinny_linear(x, weight, bias=bias), F.linear(x, weight, bias)) < 1e-5
+    assert off(skinny_linear(x, weight, bias=bias), linear(x, weight, bias)) < 1e-5
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -44,7 +44,7 @@ def test_float8_weights_have_a_scale_for_each_row(rows: int, dtype: torch.dtype)
 
     got = skinny_linear(x, weight, scale=scale)
 
-    exact = F.linear(x.double(), weight.double() * scale.double()[:, None])
+    exact = linear(x.double(), weight.double() * scale.double()[:, None])
     assert off(got, exact) < TOLERANCE[dtype]
 
 
@@ -52,7 +52,7 @@ def test_float8_weights_have_a_scale_for_each_row(rows: int, dtype: torch.dtype)
 def test_other_blocks_give_the_same(rows: int):
     x, weight = random(rows, 96), random(50, 96, seed=1)
     for blocks in (Blocks(16, 32, 1, 4), Blocks(32, 16, 2, 2)):
-        assert off(skinny_linear(x, weight, blocks=blocks), F.linear(x, weight)) < 1e-5
+        assert off(skinny_linear(x, weight, blocks=blocks), linear(x, weight)) < 1e-5
 
 
 def test_odd_widths_and_many_rows_are_left_to_others():

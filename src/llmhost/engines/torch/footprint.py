@@ -5,6 +5,7 @@ be seen to be wrong with a checkpoint is said here, by name, before its weights 
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch import quantised
+from llmhost.engines.torch.narrow_sizes import KV_BYTES, narrow_bytes
 from llmhost.engines.torch.weight_files import StoredTensor, read_headers
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -65,9 +67,15 @@ class Footprint:
 
 
 def read_footprint(
-    folder: Path, *, block_tokens: int, dtype: str = "auto", on_gpu: bool = False
+    folder: Path,
+    *,
+    block_tokens: int,
+    dtype: str = "auto",
+    on_gpu: bool = False,
+    weights: str = "auto",
+    kv_dtype: str = "auto",
 ) -> Footprint:
-    """Size up the checkpoint in `folder`; `dtype` is the option of that name.
+    """Size up the checkpoint in `folder`; `dtype`, `weights` and `kv_dtype` are the options of those names.
 
     Raises ModelUnavailable where the torch engine could not serve it, saying why.
     """
@@ -93,12 +101,14 @@ def read_footprint(
         dtype=computed,
         parameters=sum(tensor.elements for tensor in tensors.values()),
         weights_bytes=sum(
-            tensor.elements * item
-            if tensor.kind in _FLOATS or tensor.kind == _EXPANDED
-            else tensor.stored_bytes
-            for tensor in tensors.values()
+            _loaded_bytes(name, tensor, item, weights) for name, tensor in tensors.items()
         ),
-        kv_block_bytes=2 * layers * kv_heads * head_dim * block_tokens * item,
+        kv_block_bytes=2
+        * layers
+        * kv_heads
+        * head_dim
+        * block_tokens
+        * KV_BYTES.get(kv_dtype, item),
         max_sequence_length=_max_sequence_length(folder, config),
         vocab_size=_number(folder, config, "vocab_size"),
         layers=layers,
@@ -107,6 +117,14 @@ def read_footprint(
         step_token_bytes=item * _layer_width(config, hidden, (heads + 2 * kv_heads) * head_dim),
         step_row_bytes=_number(folder, config, "vocab_size") * (item + _SAMPLER_BYTES),
     )
+
+
+def _loaded_bytes(name: str, tensor: StoredTensor, item: int, weights: str) -> int:
+    if tensor.kind not in _FLOATS and tensor.kind != _EXPANDED:
+        return tensor.stored_bytes
+    is_whole = math.prod(tensor.shape) == tensor.elements
+    narrow = narrow_bytes(weights, name, tensor.shape, item) if is_whole else None
+    return tensor.elements * item if narrow is None else narrow
 
 
 def _layer_width(config: Mapping[str, Any], hidden: int, projected: int) -> int:

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
-from llmhost.engines.torch import attention
+from llmhost.engines.torch import attention, narrow
 from llmhost.engines.torch.blank import CantBeBlank
 from llmhost.engines.torch.cpu_linear import widen_where_it_helps
 from llmhost.engines.torch.falcon import lead_through_interface
@@ -46,13 +46,19 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
     """
     device = pick_device(options.device)
     footprint = read_footprint(
-        folder, block_tokens=block_tokens, dtype=options.dtype, on_gpu=device.type == "cuda"
+        folder,
+        block_tokens=block_tokens,
+        dtype=options.dtype,
+        on_gpu=device.type == "cuda",
+        weights=options.weights,
     )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     before = allocated_bytes(device)
     try:
         model = _load_model(folder, footprint, options, device)
+        if options.weights != "auto":
+            _narrow(model, options.weights, device, folder)
         model.to(device).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
         raise DoesNotFit(
@@ -73,6 +79,7 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
         max_sequence_length=footprint.max_sequence_length,
         folder=folder,
         before_bytes=before,
+        kv_dtype=options.kv_dtype,
     )
 
 
@@ -84,11 +91,12 @@ def proved_runner(
     max_sequence_length: int,
     folder: Path,
     before_bytes: int,
+    kv_dtype: str = "auto",
 ) -> TorchRunner:
     """A runner of `model`, whose weights are on their device, once it agrees with transformers.
 
-    `folder` is what errors call it, `before_bytes` what was allocated on the device before its weights. Raises
-    ModelUnavailable.
+    `folder` is what errors call it, `before_bytes` what was allocated on the device before its weights, `kv_dtype` the
+    option of that name: the check is made with a cache that rounds nothing. Raises ModelUnavailable.
     """
     widen_where_it_helps(model)
     runner = TorchRunner(
@@ -98,7 +106,7 @@ def proved_runner(
         grown = allocated_bytes(runner.device) - before_bytes
         runner.facts = replace(runner.facts, measured_bytes=grown)
     check_against_eager(runner, model, folder, shape)
-    if options.kv_dtype == "fp8":
+    if kv_dtype == "fp8":
         runner.keep_kv_as(torch.float8_e4m3fn)
     return runner
 
@@ -137,7 +145,8 @@ def _load_model(
         is_falcon = config.model_type == "falcon"
         name = "eager" if is_falcon else attention.NAME
         model = None
-        if device.type in DIRECT_DEVICES and not _has_own_code(config, options):
+        is_direct = options.weights == "auto" and device.type in DIRECT_DEVICES
+        if is_direct and not _has_own_code(config, options):
             model = _read_directly(folder, config, footprint, name, device)
         if model is None:
             model = _read_by_transformers(folder, config, footprint, name, local)
@@ -190,6 +199,16 @@ def _read_by_transformers(
 
 def _has_own_code(config: Any, options: TorchOptions) -> bool:
     return options.trust_remote_code and bool(getattr(config, "auto_map", None))
+
+
+def _narrow(model: Any, kind: str, device: torch.device, folder: Path) -> None:
+    """The matrices of `model` as narrow ones on `device`; what is left of it stays on the host."""
+    if reason := narrow.refusal(model, kind):
+        raise ModelUnavailable(
+            f"{type(model).__name__} in {folder} can't have {kind} weights: {reason}. Leave options.weights"
+            ' at "auto".'
+        )
+    narrow.narrow_weights(model, kind, device)
 
 
 def _expand_weights(config: Any) -> None:

@@ -55,7 +55,9 @@ def narrow_weights(model: Any, kind: str, device: torch.device) -> None:
             linears = [getattr(parent, name) for name in names]
             whole = KINDS[kind].of(
                 _stacked([one.weight for one in linears], device),
-                None if linears[0].bias is None else _stacked([one.bias for one in linears], device),
+                None
+                if linears[0].bias is None
+                else _stacked([one.bias for one in linears], device),
             )
             first = 0
             for name, linear in zip(names, linears, strict=True):
@@ -74,10 +76,6 @@ def whole_of(modules: Sequence[object]) -> Projection | None:
     return narrow[0].whole if is_all else None
 
 
-def is_narrow(model: nn.Module) -> bool:
-    return any(isinstance(one, NarrowLinear) for one in model.modules())
-
-
 def refusal(model: Any, kind: str) -> str | None:
     """Why the weights of `model` can't be narrow ones; None if they can."""
     rows, columns = KINDS[kind].steps
@@ -87,7 +85,9 @@ def refusal(model: Any, kind: str) -> str | None:
         return "its layers are not built like Llama's"
     for group in groups:
         for linear in group:
-            if not isinstance(linear, nn.Linear) or (linear.bias is None) != (group[0].bias is None):
+            if not isinstance(linear, nn.Linear) or (linear.bias is None) != (
+                group[0].bias is None
+            ):
                 return f"it has a {type(linear).__name__} that is not like those beside it"
             if linear.out_features % rows or linear.in_features % columns:
                 return (

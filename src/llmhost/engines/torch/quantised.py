@@ -51,7 +51,7 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return f"is quantised ({name}) and needs a library that is not installed: pip install {method.package}"
     settings = config["quantization_config"]
     if settings.get("kv_cache_scheme"):
-        return "is made for a quantised KV cache, which the torch engine does not have"
+        return "has scales for a quantised KV cache, which the torch engine does not read"
     return None
 
 

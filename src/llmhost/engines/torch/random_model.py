@@ -17,6 +17,7 @@ from llmhost.engines.torch import attention
 from llmhost.engines.torch.blank import blank_model
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.load import allocated_bytes, proved_runner
+from llmhost.engines.torch.narrow import narrow_weights
 from llmhost.engines.torch.runner import TorchRunner
 
 FAMILIES = {"llama": "LlamaConfig", "qwen3": "Qwen3Config"}
@@ -59,15 +60,24 @@ def write_random(folder: Path, shape: RandomShape, seed: int = 0) -> None:
 
 
 def random_runner(
-    shape: RandomShape, *, device: torch.device, block_tokens: int = 16, seed: int = 0
+    shape: RandomShape,
+    *,
+    device: torch.device,
+    block_tokens: int = 16,
+    seed: int = 0,
+    weights: str = "auto",
+    kv_dtype: str = "auto",
 ) -> TorchRunner:
     """A runner of that shape, its weights drawn on `device`: no file is written, and an 8B model takes seconds.
 
-    It has no KV blocks yet, and has passed the check that every loaded model passes.
+    It has no KV blocks yet, and has passed the check that every loaded model passes. `weights` and `kv_dtype` are the
+    options of those names.
     """
     before = allocated_bytes(device)
     model = blank_model(_config(shape), dtype=getattr(torch, shape.dtype), attention=attention.NAME)
     _draw_weights(model, torch.Generator(device).manual_seed(seed), device)
+    if weights != "auto":
+        narrow_weights(model, weights, device)
     kv = KvShape(
         layers=shape.layers,
         kv_heads=shape.kv_heads,
@@ -82,6 +92,7 @@ def random_runner(
         max_sequence_length=shape.positions,
         folder=Path("(random weights)"),
         before_bytes=before,
+        kv_dtype=kv_dtype,
     )
 
 

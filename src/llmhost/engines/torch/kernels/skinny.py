@@ -61,8 +61,8 @@ def skinny_linear(
     held = scale if scale is not None else weight
     added = bias if bias is not None else weight
     settings = {
-        "K": width, "HAS_SCALE": scale is not None, "HAS_BIAS": bias is not None, "BLOCK_N": blocks.n, "BLOCK_K": block_k,
-        "STAGES": blocks.stages, "num_warps": blocks.warps,
+        "K": width, "HAS_SCALE": scale is not None, "HAS_BIAS": bias is not None,
+        "BLOCK_N": blocks.n, "BLOCK_K": block_k, "STAGES": blocks.stages, "num_warps": blocks.warps,
     }  # fmt: skip
     x = x.contiguous()
     if rows == 1:

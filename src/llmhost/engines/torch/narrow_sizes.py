@@ -1,0 +1,64 @@
+"""Options that keep numbers in fewer bits: where they can be had, and what they save. No torch is imported."""
+
+from collections.abc import Mapping
+
+from llmhost.config.schema import TorchOptions
+from llmhost.core.errors import ModelUnavailable
+
+NARROW_LAYERS = (
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+)
+"""Linear layers whose weights become narrow ones."""
+LEAST_CAPABILITY = (8, 9)
+"""The first GPUs that compute with float8 numbers."""
+KV_BYTES: Mapping[str, int] = {"fp8": 1}
+"""By `options.kv_dtype`: of a number in the KV cache."""
+INT4_GROUP = 128
+"""4-bit weights that share a scale."""
+_SCALE_BYTES = 4
+
+
+def narrow_bytes(kind: str, name: str, shape: tuple[int, ...], item: int) -> int | None:
+    """Bytes of a checkpoint's tensor once its weights are `kind`, an option; None if it stays as it is loaded.
+
+    `item` are the bytes of a number of the computation type.
+    """
+    layer = name.removesuffix(".weight").rpartition(".")[2]
+    if kind == "auto" or layer not in NARROW_LAYERS or len(shape) != 2:
+        return None
+    rows, columns = shape
+    if kind == "fp8":
+        return rows * columns + rows * _SCALE_BYTES
+    return rows * columns // 2 + rows * columns // INT4_GROUP * item
+
+
+def check_options(
+    options: TorchOptions, *, device: str, capability: tuple[int, int] | None, task: str
+) -> None:
+    """Raises ModelUnavailable where `device`, of that compute capability if it is a GPU, can't do what is asked."""
+    if options.weights != "auto":
+        key = f'options.weights = "{options.weights}"'
+        if capability is None:
+            raise ModelUnavailable(
+                f'{key} needs a GPU, and this model would run on {device}. Leave it at "auto" there.'
+            )
+        _check_capability(key, device, capability)
+        if task != "generate":
+            raise ModelUnavailable(
+                f'{key} is for models that generate text, and this one is to {task}. Leave it at "auto".'
+            )
+    if options.kv_dtype != "auto" and capability is not None:
+        _check_capability(f'options.kv_dtype = "{options.kv_dtype}"', device, capability)
+
+
+def _check_capability(key: str, device: str, capability: tuple[int, int]) -> None:
+    if capability < LEAST_CAPABILITY:
+        raise ModelUnavailable(
+            f"{key} needs a GPU of compute capability {_shown(LEAST_CAPABILITY)} or more, and {device} has"
+            f' {_shown(capability)}. Leave it at "auto" there.'
+        )
+
+
+def _shown(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,45 @@
+"""What narrow numbers save, and where they can't be had."""
+
+import pytest
+
+from llmhost.config.schema import TorchOptions
+from llmhost.core.errors import ModelUnavailable
+from llmhost.engines.torch.narrow import GROUPS
+from llmhost.engines.torch.narrow_sizes import NARROW_LAYERS, check_options
+
+FP8, FP8_KV = TorchOptions(weights="fp8"), TorchOptions(kv_dtype="fp8")
+
+
+def refusal(
+    options: TorchOptions,
+    device: str = "cuda:0",
+    capability: tuple[int, int] | None = (9, 0),
+    task: str = "generate",
+) -> str:
+    with pytest.raises(ModelUnavailable) as caught:
+        check_options(options, device=device, capability=capability, task=task)
+    return caught.value.message
+
+
+def test_the_layers_that_are_counted_are_those_that_become_narrow():
+    assert {name for _, names in GROUPS for name in names} == set(NARROW_LAYERS)
+
+
+def test_a_new_gpu_can_do_everything():
+    for options in (FP8, FP8_KV, TorchOptions(weights="int4", kv_dtype="fp8")):
+        check_options(options, device="cuda:0", capability=(8, 9), task="generate")
+
+
+def test_the_cpu_has_no_narrow_weights_but_a_narrow_cache():
+    assert "needs a GPU, and this model would run on cpu:0" in refusal(FP8, "cpu:0", None)
+    check_options(FP8_KV, device="cpu:0", capability=None, task="generate")
+
+
+@pytest.mark.parametrize("options", [FP8, FP8_KV])
+def test_an_older_gpu_is_told_what_it_lacks(options: TorchOptions):
+    told = refusal(options, capability=(8, 6))
+    assert "needs a GPU of compute capability 8.9 or more, and cuda:0 has 8.6" in told
+
+
+def test_a_model_that_embeds_has_no_narrow_weights():
+    assert "this one is to embed" in refusal(FP8, task="embed")
