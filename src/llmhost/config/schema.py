@@ -146,7 +146,7 @@ class TorchOptions(Section, frozen=True):
     normalize: bool | None = None
     """Scale embeddings to length 1; when absent, as the checkpoint says."""
     weights: Literal["auto", "fp8", "int4"] = "auto"
-    """On a GPU, bits of a weight: `fp8` has 8 and `int4` 4, which takes less memory and changes answers; or as loaded."""
+    """Bits of a weight on a GPU: `fp8` has 8 and `int4` 4, which saves memory and changes answers; or as loaded."""
     kv_dtype: Literal["auto", "fp8"] = "auto"
     """What the KV cache keeps: `fp8` holds twice the tokens that 16 bits do, and changes answers; or as computed."""
 

@@ -1,7 +1,8 @@
 """The model registry: which versions this node has known, and every state change with its reason.
 
 models.toml declares and the registry records. A model gets a new version when its source, engine, files or precision
-differ from the newest one that is recorded. Files that are not here, before a download or while a disk is away, say nothing.
+differ from the newest one that is recorded. Files that are not here, before a download or while a disk is away, say
+nothing.
 """
 
 from collections.abc import Mapping
