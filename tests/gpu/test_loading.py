@@ -1,5 +1,7 @@
 """Weights on their way to a real GPU: they arrive as they are stored, and how fast. Run with -s for the figures."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,15 @@ import transformers
 from safetensors.torch import load_file
 
 from llmhost.config.schema import TorchOptions
+from llmhost.core.request import Sampling
+from llmhost.core.step import Row
 from llmhost.core.units import show_bytes
 from llmhost.engines.torch.file_reader import Read, read_all
-from llmhost.engines.torch.joined import joined
+from llmhost.engines.torch.layout import lay_out
 from llmhost.engines.torch.load import load_runner
+from llmhost.engines.torch.merged import merge
 from llmhost.engines.torch.random_model import RandomShape, write_random
+from llmhost.engines.torch.runner import TorchRunner
 from llmhost.engines.torch.weights import read_model
 
 pytestmark = [
@@ -43,8 +49,8 @@ def test_every_weight_arrives_as_it_is_stored(folder: Path) -> None:
     assert all(model.get_parameter(name).cpu().equal(weight) for name, weight in right.items())
     assert model.model.rotary_emb.inv_freq.device == device
     mlp = model.model.layers[3].mlp
-    parts = [mlp.gate_proj.weight, mlp.up_proj.weight]
-    assert joined(parts).data_ptr() == parts[0].data_ptr()
+    place = mlp.gate_proj.weight.data_ptr()
+    assert merge([mlp.gate_proj, mlp.up_proj])[0].data_ptr() == place
 
 
 @pytest.mark.parametrize("readers", [2, 4, 8, 12])
@@ -83,3 +89,44 @@ def test_a_loaded_model_is_ready_and_its_memory_is_what_its_weights_take(folder:
         assert measured < runner.facts.weights_bytes * 1.1
     finally:
         runner.close()
+
+
+def test_a_model_that_slept_gives_the_same_logits_to_the_last_bit(folder: Path) -> None:
+    runner = load_runner(folder, block_tokens=16, options=TorchOptions(device="cuda:0"))
+    try:
+        before = _logits(runner)
+        runner.set_kv_blocks(0)
+        held = torch.cuda.memory_allocated()
+
+        sleep_s, wake_s = [], []
+        for _ in range(3):
+            sleep_s.append(_took_s(runner.sleep))
+            assert torch.cuda.memory_allocated() < held - runner.facts.weights_bytes * 0.9
+            wake_s.append(_took_s(runner.wake))
+
+        gib = runner.facts.weights_bytes / GIB
+        print(
+            f"\n{gib:.2f} GiB: to sleep in {min(sleep_s):.3f} s (first {sleep_s[0]:.3f}),"
+            f" awake in {min(wake_s):.3f} s, {gib / min(wake_s):.1f} GiB/s"
+        )
+        assert torch.cuda.memory_allocated() <= held * 1.01
+        assert _logits(runner).equal(before)
+    finally:
+        runner.close()
+
+
+def _took_s(act: Callable[[], None]) -> float:
+    began_s = time.perf_counter()
+    act()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began_s
+
+
+def _logits(runner: TorchRunner) -> torch.Tensor:
+    runner.set_kv_blocks(8)
+    greedy = Sampling(temperature=0.0)
+    rows = [Row(0, list(range(5, 60)), 0, [1, 2, 3, 4], greedy, 0, True)]
+    with torch.inference_mode():
+        logits = runner.forward(lay_out(rows, block_tokens=16, device=runner.device))
+    assert logits is not None
+    return logits.clone()

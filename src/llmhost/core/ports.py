@@ -74,6 +74,8 @@ class RunnerFacts:
     """It has `launch` and takes rows whose token is `PENDING`."""
     checks_drafts: bool = False
     """It draws after each confirmed guess of a row, as `Row.drafts` says. Others are given no guesses."""
+    can_sleep: bool = False
+    """Its weights can wait in host memory, see `SleepingRunner`."""
     task: str = "generate"
     """What the model is for: `generate`, or to pool a text into one vector (`embed`) or scores (`classify`)."""
     pooled_size: int = 0
@@ -133,6 +135,18 @@ class AheadRunner(Runner, Protocol):
         ...
 
 
+class SleepingRunner(Runner, Protocol):
+    """A runner whose weights can make room on their device without being forgotten. Called between two steps."""
+
+    def sleep(self) -> None:
+        """Move the weights to host memory. Called without KV blocks; until `wake` no step is run."""
+        ...
+
+    def wake(self) -> None:
+        """Move them back. Raises OutOfMemory, and goes on sleeping."""
+        ...
+
+
 class AdapterHost(Protocol):
     """The LoRA adapters of a loaded model. A runner that can run them has one as `adapters`."""
 
@@ -180,6 +194,14 @@ class Drafter(Protocol):
 
     def forget(self, seq_id: int) -> None:
         """The sequence has ended or was preempted. Unknown ids are ignored."""
+        ...
+
+    def sleep(self) -> None:
+        """Give back what it holds of a device, until `wake`. No sequence is left."""
+        ...
+
+    def wake(self) -> None:
+        """Raises OutOfMemory, and goes on sleeping."""
         ...
 
     def close(self) -> None: ...

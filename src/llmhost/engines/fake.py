@@ -101,7 +101,9 @@ class FakeRunner:
             weights_bytes=0,
             checks_drafts=True,
             runs_ahead=runs_ahead,
+            can_sleep=True,
         )
+        self.is_asleep = False
         self._launched: dict[int, Drawn] = {}  # by sequence, what the last launched step drew
 
     def set_kv_blocks(self, count: int) -> None:
@@ -138,6 +140,13 @@ class FakeRunner:
             return row.tokens
         drawn = self._launched[row.seq_id]
         return [drawn if isinstance(drawn, int) else 0]  # after a failure nobody reads it
+
+    def sleep(self) -> None:
+        """There are no weights to move."""
+        self.is_asleep = True
+
+    def wake(self) -> None:
+        self.is_asleep = False
 
     def close(self) -> None:
         self._given.clear()

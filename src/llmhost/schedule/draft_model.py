@@ -8,8 +8,9 @@ positions, so where the two models see alike they draw alike, at any temperature
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
-from llmhost.core.ports import DraftAsk, Lane, Runner
+from llmhost.core.ports import DraftAsk, Lane, Runner, SleepingRunner
 from llmhost.core.request import Sampling
 from llmhost.core.step import Draw, Drawn, Row
 
@@ -74,6 +75,7 @@ class ModelDrafter:
         self.device_ns = 0
         self._runner = runner
         self._lane = lane
+        self._kv_blocks = kv_blocks
         self._free = list(range(kv_blocks - 1, -1, -1))
         self._vocab_size = min(vocab_size, runner.facts.vocab_size)
         self._end_ids = end_ids
@@ -102,6 +104,19 @@ class ModelDrafter:
         mirror = self._mirrors.pop(seq_id, None)
         if mirror is not None:
             self._free.extend(mirror.blocks)
+
+    def sleep(self) -> None:
+        """A runner that can't keeps its weights where they are."""
+        for seq_id in list(self._mirrors):
+            self.forget(seq_id)
+        self._runner.set_kv_blocks(0)
+        if self._runner.facts.can_sleep:
+            cast(SleepingRunner, self._runner).sleep()
+
+    def wake(self) -> None:
+        if self._runner.facts.can_sleep:
+            cast(SleepingRunner, self._runner).wake()
+        self._runner.set_kv_blocks(self._kv_blocks)
 
     def close(self) -> None:
         self._mirrors.clear()

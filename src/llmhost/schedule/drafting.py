@@ -33,6 +33,12 @@ class PromptLookup:
     def forget(self, seq_id: int) -> None:
         self._texts.pop(seq_id, None)
 
+    def sleep(self) -> None:
+        self._texts.clear()
+
+    def wake(self) -> None:
+        pass
+
     def close(self) -> None:
         self._texts.clear()
 

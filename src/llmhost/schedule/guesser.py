@@ -56,5 +56,13 @@ class Guesser:
                 self.speculation.forget(seq_id)
                 self._drafter.forget(seq_id)
 
+    def sleep(self) -> None:
+        """No sequence is left. Nothing is guessed until `wake`."""
+        self._drafter.sleep()
+
+    def wake(self) -> None:
+        """Raises OutOfMemory, and goes on sleeping."""
+        self._drafter.wake()
+
     def close(self) -> None:
         self._drafter.close()

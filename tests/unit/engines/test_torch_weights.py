@@ -17,7 +17,7 @@ from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch import load as loading
 from llmhost.engines.torch.blank import CantBeBlank, blank_model
-from llmhost.engines.torch.joined import joined
+from llmhost.engines.torch.merged import merge
 from llmhost.engines.torch.weights import NotOneToOne, read_model
 
 Checkpoint = Callable[[str], Path]
@@ -71,11 +71,13 @@ def test_layers_that_are_fed_the_same_lie_side_by_side(checkpoint: Checkpoint):
     layer = read(checkpoint("llama")).model.layers[0]
     attention, mlp = layer.self_attn, layer.mlp
     for parts in (
-        [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight],
-        [mlp.gate_proj.weight, mlp.up_proj.weight],
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [mlp.gate_proj, mlp.up_proj],
     ):
-        assert joined(parts).data_ptr() == parts[0].data_ptr()
-        assert joined(parts).equal(torch.cat(parts))
+        place = parts[0].weight.data_ptr()
+        whole, _ = merge(parts)
+        assert whole.data_ptr() == place
+        assert whole.equal(torch.cat([part.weight for part in parts]))
 
 
 def test_experts_that_are_stacked_while_they_are_read_are_left_to_transformers(

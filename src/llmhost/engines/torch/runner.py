@@ -7,6 +7,7 @@ is comes from outside, and rows are taken as valid.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from llmhost.engines.torch.lora import LoraAdapters
 from llmhost.engines.torch.memory import memory_errors
 from llmhost.engines.torch.sampler import Sampler
 from llmhost.engines.torch.scoring import Scores, computed_once, score, with_scores
+from llmhost.engines.torch.sleep import Sleeping
 
 Inputs = dict[str, Any]
 """What a model is called with."""
@@ -40,6 +42,7 @@ class TorchRunner:
         self._kv: PagedKv | None = PagedKv(shape, self.device)
         self.adapters = LoraAdapters(model)
         self._scratch = Scratch()
+        self._asleep: Sleeping | None = None
         self.sampler = Sampler()
         self._masks = MaskFiller()
         self._block_tokens = shape.block_tokens
@@ -54,6 +57,7 @@ class TorchRunner:
             kv_block_bytes=shape.block_bytes,
             weights_bytes=_weights_bytes(model),
             checks_drafts=True,
+            can_sleep=self.device.type == "cuda",  # on the CPU nothing would be gained
         )
 
     def keep_kv_as(self, dtype: torch.dtype) -> None:
@@ -146,8 +150,18 @@ class TorchRunner:
         others = dict(zip(kept, self.run([rows[i] for i in kept]), strict=True))
         return [lost[i] if i in lost else others[i] for i in range(len(rows))]
 
+    def sleep(self) -> None:
+        self._scratch = Scratch()
+        self._asleep = Sleeping(chain(self._model.parameters(), self._model.buffers()))
+
+    def wake(self) -> None:
+        if self._asleep is not None:
+            self._asleep.wake()
+            self._asleep = None
+
     def close(self) -> None:
         self.adapters.close()
+        self._asleep = None
         self._masks.close()
         self._model = None
         self._kv = None
