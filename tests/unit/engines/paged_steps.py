@@ -18,7 +18,8 @@ class PagedSteps:
     def __init__(self, model: Any, texts: Sequence[Sequence[int]]) -> None:
         self._device, config = model.device, model.config
         counts = [-(-len(text) // BLOCK_TOKENS) for text in texts]
-        strewn = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(0))
+        rng = torch.Generator("cpu").manual_seed(0)
+        strewn = torch.randperm(sum(counts) + 2, generator=rng, device="cpu")
         self._tables = strewn[: sum(counts)].to(self._device).split(counts)
         self._texts = texts
         dim = model.model.layers[0].self_attn.head_dim

@@ -1,5 +1,9 @@
-"""The fused decoder against transformers' own forward pass, in float32; Triton's interpreter runs its kernels."""
+"""The fused decoder against transformers' own forward pass, in float32.
 
+Triton's interpreter runs its kernels, or a GPU does where there is one.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,12 +48,14 @@ TEXTS = [
     [(41 * place + 7 * text) % 256 for place in range(size)] for text, size in enumerate((7, 3, 5))
 ]
 LONGEST = 64
+TOLERANCE = 1e-4 if torch.cuda.is_available() else 1e-5
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """The interpreter's arrays are small."""
-    torch.set_num_threads(1)
+def on_the_device() -> Iterator[None]:
+    torch.set_num_threads(1)  # the interpreter's arrays are small
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield
 
 
 def model_of(family: str, **changes: Any) -> Any:
@@ -81,7 +87,7 @@ def test_hidden_states_are_those_of_transformers(name: str) -> None:
     expected = hidden_states(model)
     states = PagedSteps(model, TEXTS).run(fused(model), chunks=(4, 1, 5))
     for ours, theirs in zip(states, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -107,7 +113,7 @@ def test_transformers_modules_share_the_merged_weights() -> None:
     decoder = fused(model)
     assert all(weight.equal(before[key]) for key, weight in model.state_dict().items())
     for ours, theirs in zip(hidden_states(model), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
     qkv = decoder.layers[0].qkv
     assert isinstance(qkv, PlainProjection) and qkv.bias is not None
     attention = model.model.layers[0].self_attn
@@ -132,7 +138,7 @@ def test_a_model_that_is_fused_again_keeps_its_weights_where_they_are() -> None:
     before = [weight.data_ptr() for weight in model.parameters()]
     states = PagedSteps(model, TEXTS).run(fused(model), chunks=(7, 3, 5))
     assert before == [weight.data_ptr() for weight in model.parameters()]
-    torch.testing.assert_close(states[0], hidden_states(model)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(states[0], hidden_states(model)[0], rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_a_projection_can_be_replaced() -> None:
@@ -147,7 +153,7 @@ def test_a_projection_can_be_replaced() -> None:
     decoder.layers[1].down = Doubled(down.weight)
     states = PagedSteps(model, TEXTS).run(decoder, chunks=(7, 3, 5))
     model.model.layers[1].mlp.down_proj.weight.data.mul_(2)
-    torch.testing.assert_close(states[0], hidden_states(model)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(states[0], hidden_states(model)[0], rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_angles_of_many_positions_are_those_that_the_model_would_compute() -> None:

@@ -1,6 +1,10 @@
-"""Modules that were replaced against the same modules before, in float32; Triton's interpreter runs the kernels."""
+"""Modules that were replaced against the same modules before, in float32.
+
+Triton's interpreter runs the kernels, or a GPU does where there is one.
+"""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,8 +26,14 @@ FUSED = {
 }
 
 
-def model_of(family: str) -> Any:
+@pytest.fixture(autouse=True)
+def on_the_device() -> Iterator[None]:
     torch.set_num_threads(1)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield
+
+
+def model_of(family: str) -> Any:
     torch.manual_seed(3)
     config = config_of(family, num_hidden_layers=2)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -1,4 +1,6 @@
-"""The fused layers against plain torch, rounded as transformers' modules round."""
+"""The fused layers against plain torch, rounded as transformers' modules round. On a GPU where there is one."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +14,13 @@ TYPES = [torch.float32, torch.float16]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 BLOCK_TOKENS = 4
 BLOCKS = 5
+
+
+@pytest.fixture(autouse=True)
+def on_the_device() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
