@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from llmhost.engines.torch.cpu_linear import WideningLinear
-from llmhost.engines.torch.joined import joined
 
 
 def can_merge(linears: Sequence[object]) -> bool:
@@ -38,11 +37,23 @@ def merge(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 
 
 def _in_one_piece(parts: Sequence[Tensor]) -> Tensor:
-    whole = joined([part.data for part in parts])
-    if whole.data_ptr() == parts[0].data_ptr():
-        return whole
+    if _follow_each_other(parts):
+        first = parts[0].data
+        shape = (sum(len(part) for part in parts), *first.shape[1:])
+        return first.as_strided(shape, first.stride(), first.storage_offset())
+    whole = torch.cat([part.data for part in parts])
     for part, view in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
         part.data = view
     if whole.device.type == "cuda":
         torch.cuda.empty_cache()  # else the old ones, too small for the next whole, stay reserved
     return whole
+
+
+def _follow_each_other(parts: Sequence[Tensor]) -> bool:
+    """They are already parts of one tensor, in this order, with nothing in between."""
+    storage, place = parts[0].untyped_storage().data_ptr(), parts[0].storage_offset()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != storage or part.storage_offset() != place:
+            return False
+        place += part.numel()
+    return True
