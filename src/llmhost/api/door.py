@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any, Protocol
 
 from litestar.types import Receive, Scope, Send
 
@@ -18,6 +19,26 @@ SMALL_BYTES = 64 * 1024
 """What is left of a body this small is not worth a connection."""
 
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+WIRE = "llmhost.wire"
+"""Where a server that can do it puts a `Wire` among a scope's extensions."""
+
+
+class Wire(Protocol):
+    """A shortcut to the socket for the pieces of an answer: without a task, and so without waiting."""
+
+    def is_free(self) -> bool:
+        """Whether a piece may be written now: the answer has begun, and its client keeps up."""
+
+    def write(self, body: bytes) -> None:
+        """One piece of the body, when `is_free`."""
+
+
+def wire_of(scope: Scope) -> Wire | None:
+    """None with servers that have none; then all goes through `send`."""
+    extensions: dict[str, Any] = scope.get("extensions") or {}  # type: ignore[assignment]
+    return extensions.get(WIRE)
 
 
 class ClientGone(Exception):

@@ -122,6 +122,7 @@ class Frames:
     def __init__(self, request: GenerationRequest, created_s: int, *, include_usage: bool) -> None:
         self._is_chat = request.kind is Kind.CHAT
         self._include_usage = include_usage
+        self._quotes = (b'"delta":{"content":', b"}") if self._is_chat else (b'"text":', b"")
         self._introduced: set[int] = set()
         self._calls = calls_of(request)
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
@@ -129,6 +130,8 @@ class Frames:
         self._head = b"data: " + _encode(envelope)[:-1] + b',"choices":['
         self._tail = (b',"usage":null' if include_usage else b"") + b"}\n\n"
         self._so_far: Usage | None = None
+        self._around: dict[int, tuple[bytes, bytes]] = {}
+        """What stands before and behind a piece of text, of choices that have nothing else to say."""
 
     def count_from(self, prompt_tokens: int) -> None:
         """Say in every event how many tokens there were by then; the last one has the usage that is billed."""
@@ -141,6 +144,10 @@ class Frames:
 
     def events(self, deltas: Sequence[Delta]) -> bytes:
         """What came since the last write; pieces of one choice that piled up become one event."""
+        if len(deltas) == 1 and (around := self._around.get(deltas[0].index)) is not None:
+            if deltas[0].finish_reason is None:  # by far the most common
+                text = deltas[0].text
+                return b"%b%b%b" % (around[0], _encode(text), around[1]) if text else b""
         if self._so_far is not None:
             self._count(self._so_far, deltas)
         out: list[bytes] = []
@@ -177,12 +184,17 @@ class Frames:
         if self._calls is not None:
             return self._calls.deltas(index, text)
         written = _encode(text)
-        if self._is_chat:
-            return [b'"delta":{"content":' + written + b"}"]
-        return [b'"text":' + written]
+        return [self._quotes[0] + written + self._quotes[1]]
 
     def _introduce(self, out: list[bytes], index: int) -> None:
         self._introduced.add(index)
+        if self._calls is None and self._so_far is None:
+            before, behind = self._quotes
+            closing = b',"logprobs":null,"finish_reason":null}]'
+            self._around[index] = (
+                self._head + b'{"index":%d,' % index + before,
+                behind + closing + self._tail,
+            )
         if self._is_chat:
             content = b'""' if self._calls is None else b"null"
             first = b'"delta":{"role":"assistant","content":%s,"refusal":null}' % content

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from litestar.enums import ScopeType
@@ -19,6 +20,7 @@ from llmhost.api.bodies import ChatBody, CompletionBody, StreamOptions
 from llmhost.api.door import (
     ClientGone,
     DisconnectWatch,
+    Wire,
     bearer,
     client_id,
     is_small,
@@ -26,9 +28,10 @@ from llmhost.api.door import (
     send_last,
     send_whole,
     start,
+    wire_of,
 )
 from llmhost.api.errors import error_body, error_headers, known_error
-from llmhost.api.frames import HEARTBEAT, frames_of, whole_answer
+from llmhost.api.frames import HEARTBEAT, Frames, frames_of, whole_answer
 from llmhost.api.loose import read_body
 from llmhost.api.report import Report, report_of
 from llmhost.api.wire import chat_request, completion_request
@@ -167,6 +170,7 @@ class Visit:
         self.started = time.perf_counter()
         self.request_id = new_request_id()
         self.client_id = client_id(scope)
+        self.wire = wire_of(scope)
         self.exchange: Exchange | None = None
         self.is_gone = False
         self.has_started = False
@@ -245,7 +249,8 @@ async def _stream(visit: Visit, send: Send, heartbeat_s: float, options: StreamO
     )
     await start(send, 200, EVENT_STREAM, {**STREAM_HEADERS, **visit.headers()})
     visit.has_started = True
-    while (deltas := await exchange.read(heartbeat_s)) != []:
+    take = None if visit.wire is None else partial(_write, visit.wire, frames)
+    while (deltas := await exchange.read(heartbeat_s, take)) != []:
         if deltas is None:
             body = HEARTBEAT
         elif frames.is_large(deltas):
@@ -257,6 +262,15 @@ async def _stream(visit: Visit, send: Send, heartbeat_s: float, options: StreamO
     if not visit.is_gone:
         last = frames.last(context.usage)
         await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _write(wire: Wire, frames: Frames, deltas: list[Delta]) -> bool:
+    """Write what came, unless it has to wait for the client or takes so long that others would."""
+    if not wire.is_free() or frames.is_large(deltas):
+        return False
+    if body := frames.events(deltas):
+        wire.write(body)
+    return True
 
 
 def _report(context: RequestContext) -> Report | None:

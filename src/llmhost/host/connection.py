@@ -5,9 +5,11 @@ on for nobody). A head has a size and a time in which it must come. What isn't H
 """
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from llmhost.api.door import WIRE
 from llmhost.api.errors import error_body
 from llmhost.core.errors import BadRequest
 from llmhost.core.ids import new_request_id
@@ -15,6 +17,30 @@ from llmhost.core.ids import new_request_id
 MAX_HEAD_BYTES = 128 * 1024
 HEAD_TIMEOUT_S = 60.0
 """Without these two, a client could hold a connection for ever, or any amount of memory, with one unending head."""
+
+
+class Wire:
+    """The shortcut of `door.Wire` past ASGI's `send`, which makes a message and awaits for every piece."""
+
+    __slots__ = ("_cycle", "_flow", "_write")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._flow = cycle.flow
+        self._write = cycle.transport.write
+
+    def is_free(self) -> bool:
+        cycle = self._cycle
+        return not (
+            self._flow.write_paused
+            or cycle.disconnected
+            or cycle.response_complete
+            or not cycle.response_started
+            or not cycle.chunked_encoding
+        )
+
+    def write(self, body: bytes) -> None:
+        self._write(b"%x\r\n%b\r\n" % (len(body), body))
 
 
 class Connection(HttpToolsProtocol):
@@ -56,6 +82,9 @@ class Connection(HttpToolsProtocol):
         self._stop_alarm()
         super().on_headers_complete()
         self._cycles = (*(c for c in self._cycles if not c.response_complete), self.cycle)
+        # Its task has not begun, so this is there when the app looks.
+        extensions: dict[str, Any] = {WIRE: Wire(self.cycle)}
+        self.scope["extensions"] = extensions
 
     def send_400_response(self, msg: str) -> None:
         """The last thing that this connection says."""

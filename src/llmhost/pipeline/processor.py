@@ -25,6 +25,7 @@ from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.store import Store
+from llmhost.pipeline.stream import Outbox, Take
 
 log = logging.getLogger("llmhost.request")
 
@@ -51,16 +52,18 @@ class Stages:
 class Exchange:
     """An accepted request, from its caller's side: read what comes, or leave."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, outbox: Outbox | None = None) -> None:
         self.context = generation.context
-        self._reader = generation.stream.reader()
+        self._reader = generation.stream.reader(outbox=outbox)
 
-    async def read(self, timeout_s: float | None = None) -> list[Delta] | None:
+    async def read(
+        self, timeout_s: float | None = None, take: Take | None = None
+    ) -> list[Delta] | None:
         """Everything that came since the last read; empty at the end, None when nothing came in time.
 
-        Raises the error that ended the answer.
+        What comes while it waits goes to `take`, for as long as that takes it. Raises the error that ended the answer.
         """
-        return await self._reader.next(timeout_s)
+        return await self._reader.next(timeout_s, take)
 
     def leave(self) -> None:
         """The caller is gone. The last one to leave stops the sequences; what they used is billed. Idempotent."""
@@ -73,6 +76,7 @@ class Processor:
     def __init__(self, stages: Stages, clock: Clock) -> None:
         self._stages = stages
         self._clock = clock
+        self._outbox = Outbox()
         self._live: set[Generation] = set()
         self._opening = 0
 
@@ -121,7 +125,7 @@ class Processor:
             generation = await self._admit_in_time(context, fault)
         self._live.add(generation)
         generation.ended.add_done_callback(lambda _: self._ended(generation))
-        return Exchange(generation)
+        return Exchange(generation, self._outbox)
 
     def _ended(self, generation: Generation) -> None:
         self._live.discard(generation)

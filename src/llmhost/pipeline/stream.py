@@ -3,14 +3,50 @@
 Slow readers, identical requests in flight, idempotent duplicates and background responses are all readers of one
 stream. Everything happens on the HTTP loop, so nothing is locked, and what was pushed is kept until the stream is
 dropped. A reader that falls behind gets more at once; nobody waits for it.
+
+To wake a task for every token costs more than all else that is done with one. So a read may bring a `take`: while it
+waits, what comes is given to that, from one callback for all readers, and the task sleeps on.
 """
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.output import Delta
+
+SLICE_S = 0.001
+"""How long readers are served before the loop may do something else. What comes meanwhile to those that are not yet
+served is joined to what they get."""
+
+Take = Callable[[list[Delta]], bool]
+"""Takes what came since the last call, or says that it can't now; then the read that brought it returns it."""
+
+
+class Outbox:
+    """Readers with a `take` to whom something came, in that order. One for all streams of a loop."""
+
+    def __init__(self) -> None:
+        self._due: deque[StreamReader] = deque()
+        self._is_called = False
+
+    def put(self, reader: "StreamReader") -> None:
+        self._due.append(reader)
+        if not self._is_called:
+            self._is_called = True
+            asyncio.get_running_loop().call_soon(self._serve)
+
+    def _serve(self) -> None:
+        due, end_s = self._due, time.perf_counter() + SLICE_S
+        while due:
+            due.popleft()._offer()
+            if time.perf_counter() >= end_s:
+                break
+        self._is_called = bool(due)
+        if due:
+            asyncio.get_running_loop().call_soon(self._serve)
 
 
 class ReplayStream:
@@ -54,11 +90,11 @@ class ReplayStream:
             self._error = error
             self.close()
 
-    def reader(self, cursor: int = 0) -> "StreamReader":
-        """A reader that starts at the delta numbered `cursor`; 0 replays everything."""
+    def reader(self, cursor: int = 0, *, outbox: Outbox | None = None) -> "StreamReader":
+        """A reader that starts at the delta numbered `cursor`; 0 replays everything. `outbox` serves its `take`s."""
         if cursor < 0:
             raise ValueError(f"a cursor counts from 0, and this one is {cursor}")
-        reader = StreamReader(self, cursor)
+        reader = StreamReader(self, cursor, outbox)
         self._readers.add(reader)
         return reader
 
@@ -81,21 +117,36 @@ class StreamReader:
     Leave it by `close` or `async with`: a reader that is merely dropped keeps the stream from being abandoned.
     """
 
-    def __init__(self, stream: ReplayStream, cursor: int) -> None:
+    __slots__ = (
+        *("_cursor", "_is_closed", "_is_due", "_outbox", "_stream"),
+        *("_take", "_taken_s", "_timer", "_waiter"),
+    )
+
+    def __init__(self, stream: ReplayStream, cursor: int, outbox: Outbox | None = None) -> None:
         self._stream = stream
         self._cursor = cursor
+        self._outbox = outbox
         self._waiter: asyncio.Future[bool] | None = None
         self._is_closed = False
+        self._take: Take | None = None
+        self._taken_s = 0.0
+        """When `_take` last took something, on the loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_due = False
+        """It is in the outbox."""
 
     @property
     def cursor(self) -> int:
         """How many deltas of the stream lie behind: where another reader may go on."""
         return self._cursor
 
-    async def next(self, timeout_s: float | None = None) -> list[Delta] | None:
+    async def next(
+        self, timeout_s: float | None = None, take: Take | None = None
+    ) -> list[Delta] | None:
         """Everything that is new; None when nothing came in `timeout_s`; an empty list at the end.
 
-        Raises the stream's error once all deltas before it are read.
+        While it waits, all but the end is offered to `take` first. Raises the stream's error once all deltas before
+        it are read, and what `take` raises.
         """
         while not self._is_closed:
             if fresh := self._stream._deltas[self._cursor :]:
@@ -106,7 +157,7 @@ class StreamReader:
                     # Shared by all readers, so one's frames must not pile up on it.
                     raise self._stream._error.with_traceback(None)
                 break
-            if not await self._woken(timeout_s):
+            if not await self._woken(timeout_s, take):
                 return None
         return []
 
@@ -136,27 +187,65 @@ class StreamReader:
     ) -> None:
         self.close()
 
-    async def _woken(self, timeout_s: float | None) -> bool:
+    async def _woken(self, timeout_s: float | None, take: Take | None) -> bool:
         """Wait for a wake-up, and say whether it came. What it was for is for the caller to look up."""
         if self._waiter is not None:
             raise RuntimeError("two tasks read one StreamReader; give each its own")
+        assert take is None or self._outbox is not None, "nobody serves this reader's takes"
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiter = waiter
-        # A bare timer: this runs once per token and reader, and asyncio.timeout costs several times as much.
-        timer = None if timeout_s is None else loop.call_later(timeout_s, _resolve, waiter, False)
+        self._take, self._taken_s = take, loop.time()
+        # A bare timer: this may run once per token and reader, and asyncio.timeout costs several times as much.
+        if timeout_s is not None:
+            self._timer = loop.call_later(timeout_s, self._look, waiter, timeout_s)
         self._stream._waiting.add(self)
         try:
             return await waiter
         finally:
             self._stream._waiting.discard(self)
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
+            self._waiter = self._take = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _look(self, waiter: "asyncio.Future[bool]", timeout_s: float) -> None:
+        """The time is over, unless something was taken meanwhile: then it began anew."""
+        loop = asyncio.get_running_loop()
+        left_s = self._taken_s + timeout_s - loop.time()
+        if left_s <= 0:
+            _resolve(waiter, False)
+        else:
+            self._timer = loop.call_later(left_s, self._look, waiter, timeout_s)
 
     def _wake(self) -> None:
-        if self._waiter is not None:
+        """Something came, or nothing comes any more."""
+        if self._take is not None and not self._stream.is_ended and not self._is_closed:
+            if not self._is_due:
+                self._is_due = True
+                assert self._outbox is not None
+                self._outbox.put(self)
+        elif self._waiter is not None:
             _resolve(self._waiter, True)
+
+    def _offer(self) -> None:
+        """The outbox has come to this reader."""
+        self._is_due = False
+        waiter, take = self._waiter, self._take
+        if waiter is None or take is None or waiter.done():
+            return  # whoever reads has been woken, and finds it there
+        if not (fresh := self._stream._deltas[self._cursor :]):
+            return
+        try:
+            is_taken = take(fresh)
+        except Exception as error:  # noqa: BLE001 - boundary: raised by the read, which is whose bug it is
+            waiter.set_exception(error)
+            return
+        if is_taken:
+            self._cursor += len(fresh)
+            self._taken_s = asyncio.get_running_loop().time()
+        else:
+            waiter.set_result(True)
 
 
 def _resolve(waiter: "asyncio.Future[bool]", is_wake: bool) -> None:
