@@ -97,14 +97,22 @@ class Generation:
             self.context.replica.engine.cancel(self._sequences[index])
 
     def _publish(self, delta: Delta) -> None:
+        """Take what a choice said. This runs for every token."""
         if self._is_detached:
             return
         if delta.tokens:
             self._note_time(delta.index)
         if delta.finish_reason is not None:
-            self._open.discard(delta.index)
-            self._note_end(delta)
-        if delta.finish_reason is not None and not self._open:
+            self._end_choice(delta)
+        elif self._contest is None:
+            self.stream.push(delta)
+        else:
+            self._contest.push(delta)
+
+    def _end_choice(self, delta: Delta) -> None:
+        self._open.discard(delta.index)
+        self._note_end(delta)
+        if not self._open:
             self._complete(delta)
         elif self._contest is not None:
             self._contest.push(delta)
@@ -113,10 +121,10 @@ class Generation:
 
     def _note_time(self, index: int) -> None:
         now_ns = self._clock.monotonic_ns()
-        if self.context.first_token_ns is None:
-            self.context.first_token_ns = now_ns
         if (last_ns := self._last_ns.get(index)) is not None:
             self._observe_gap((now_ns - last_ns) / 1e9)
+        elif self.context.first_token_ns is None:
+            self.context.first_token_ns = now_ns
         self._last_ns[index] = now_ns
 
     def _note_end(self, delta: Delta) -> None:

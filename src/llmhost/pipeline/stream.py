@@ -18,35 +18,62 @@ from llmhost.core.errors import LlmhostError
 from llmhost.core.output import Delta
 
 SLICE_S = 0.001
-"""How long readers are served before the loop may do something else. What comes meanwhile to those that are not yet
-served is joined to what they get."""
+"""How long readers are served before the loop may do something else."""
+SHARE = 0.2
+"""Part of a core that serving readers may take. Where it would be more, they are served less often and get more at
+once: the engine's thread needs the interpreter, too, and a write costs the same whatever it brings."""
+LEAST_PAUSE_S = 0.001
 
 Take = Callable[[list[Delta]], bool]
 """Takes what came since the last call, or says that it can't now; then the read that brought it returns it."""
 
 
 class Outbox:
-    """Readers with a `take` to whom something came, in that order. One for all streams of a loop."""
+    """Readers with a `take` to whom something came, in that order. One for all streams of a loop.
 
-    def __init__(self) -> None:
+    They are served in rounds; what comes to a reader before its turn is joined to what it gets.
+    """
+
+    def __init__(self, share: float = SHARE) -> None:
+        self._share = share
         self._due: deque[StreamReader] = deque()
+        self._left = 0
+        """Of `_due`, how many belong to this round."""
         self._is_called = False
+        self._began_s = 0.0
+        self._spent_s = 0.0
+        """CPU time of this round."""
+        self._pause_ends_s = 0.0
 
     def put(self, reader: "StreamReader") -> None:
         self._due.append(reader)
         if not self._is_called:
-            self._is_called = True
-            asyncio.get_running_loop().call_soon(self._serve)
+            self._call()
+
+    def _call(self) -> None:
+        self._is_called = True
+        loop, pause_s = asyncio.get_running_loop(), self._pause_ends_s - time.monotonic()
+        if pause_s < LEAST_PAUSE_S:
+            loop.call_soon(self._serve)
+        else:
+            loop.call_later(pause_s, self._serve)
 
     def _serve(self) -> None:
-        due, end_s = self._due, time.perf_counter() + SLICE_S
-        while due:
-            due.popleft()._offer()
-            if time.perf_counter() >= end_s:
+        due, now_s, cpu_s = self._due, time.monotonic(), time.thread_time()
+        if not self._left:
+            self._left, self._began_s, self._spent_s = len(due), now_s, 0.0
+        end_s = now_s + SLICE_S
+        while self._left:
+            self._left -= 1
+            due.popleft()._offer(now_s)
+            if time.monotonic() >= end_s:
                 break
-        self._is_called = bool(due)
+        self._spent_s += time.thread_time() - cpu_s
+        self._pause_ends_s = 0.0 if self._left else self._began_s + self._spent_s / self._share
         if due:
-            asyncio.get_running_loop().call_soon(self._serve)
+            self._call()
+        else:
+            self._is_called = False
 
 
 class ReplayStream:
@@ -77,12 +104,14 @@ class ReplayStream:
         """Never blocks."""
         if not self.is_ended:
             self._deltas.append(delta)
-            self._wake_readers()
+            for reader in self._waiting:
+                reader._hear()
 
     def close(self) -> None:
         if not self.is_ended:
             self.is_ended = True
-            self._wake_readers()
+            for reader in self._waiting:
+                reader._wake()
 
     def fail(self, error: LlmhostError) -> None:
         """End it with `error`, which every reader gets raised after the deltas that came before."""
@@ -97,10 +126,6 @@ class ReplayStream:
         reader = StreamReader(self, cursor, outbox)
         self._readers.add(reader)
         return reader
-
-    def _wake_readers(self) -> None:
-        for reader in self._waiting:
-            reader._wake()
 
     def _leave(self, reader: "StreamReader") -> None:
         self._readers.discard(reader)
@@ -130,7 +155,7 @@ class StreamReader:
         self._is_closed = False
         self._take: Take | None = None
         self._taken_s = 0.0
-        """When `_take` last took something, on the loop's clock."""
+        """When `_take` last took something."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_due = False
         """It is in the outbox."""
@@ -195,7 +220,7 @@ class StreamReader:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiter = waiter
-        self._take, self._taken_s = take, loop.time()
+        self._take, self._taken_s = take, time.monotonic()
         # A bare timer: this may run once per token and reader, and asyncio.timeout costs several times as much.
         if timeout_s is not None:
             self._timer = loop.call_later(timeout_s, self._look, waiter, timeout_s)
@@ -211,24 +236,28 @@ class StreamReader:
 
     def _look(self, waiter: "asyncio.Future[bool]", timeout_s: float) -> None:
         """The time is over, unless something was taken meanwhile: then it began anew."""
-        loop = asyncio.get_running_loop()
-        left_s = self._taken_s + timeout_s - loop.time()
-        if left_s <= 0:
+        left_s = self._taken_s + timeout_s - time.monotonic()
+        if left_s < LEAST_PAUSE_S:
             _resolve(waiter, False)
         else:
+            loop = asyncio.get_running_loop()
             self._timer = loop.call_later(left_s, self._look, waiter, timeout_s)
 
     def _wake(self) -> None:
         """Something came, or nothing comes any more."""
-        if self._take is not None and not self._stream.is_ended and not self._is_closed:
-            if not self._is_due:
-                self._is_due = True
-                assert self._outbox is not None
-                self._outbox.put(self)
-        elif self._waiter is not None:
+        if self._waiter is not None:
             _resolve(self._waiter, True)
 
-    def _offer(self) -> None:
+    def _hear(self) -> None:
+        """Something came. The very first of it waits for no round."""
+        if self._take is None or not self._cursor:
+            self._wake()
+        elif not self._is_due:
+            self._is_due = True
+            assert self._outbox is not None
+            self._outbox.put(self)
+
+    def _offer(self, now_s: float) -> None:
         """The outbox has come to this reader."""
         self._is_due = False
         waiter, take = self._waiter, self._take
@@ -243,7 +272,7 @@ class StreamReader:
             return
         if is_taken:
             self._cursor += len(fresh)
-            self._taken_s = asyncio.get_running_loop().time()
+            self._taken_s = now_s
         else:
             waiter.set_result(True)
 

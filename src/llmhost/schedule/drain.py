@@ -44,6 +44,8 @@ class DrainForecast:
         self._promised: deque[float] = deque()
         self._token_s: float | None = None
         """Seconds from one token of a sequence to its next."""
+        self._measured_s = float("-inf")
+        """When it was last measured: once in a step, for all of a step tell the same."""
         self._start_s = 0.0
         """Seconds from a place in the batch to the first token."""
         self._said_share = 1.0
@@ -70,7 +72,8 @@ class DrainForecast:
             speaker.first_s = now_s
             if speaker.began_s is not None:
                 self._start_s += CHANGE * (now_s - speaker.began_s - self._start_s)
-        elif speaker.said > 1:
+        elif now_s != self._measured_s and speaker.said > 1:
+            self._measured_s = now_s
             each = (now_s - speaker.first_s) / (speaker.said - 1)
             self._token_s = each if self._token_s is None else self._toward(self._token_s, each)
 

@@ -171,12 +171,12 @@ class EngineLoop:
 
     def _deliver(self, emissions: list[Emission]) -> None:
         now_s = time.monotonic()
+        sinks, said = self._sinks, self._drain.said
         for seq_id, delta in emissions:
-            self._drain.said(seq_id, len(delta.tokens), now_s)
-            if delta.finish_reason is None:
-                entry = self._sinks.get(seq_id)
-            else:
-                entry = self._sinks.pop(seq_id, None)
+            said(seq_id, len(delta.tokens), now_s)
+            entry = sinks.get(seq_id)
+            if delta.finish_reason is not None:
+                sinks.pop(seq_id, None)
                 self._drain.ended(seq_id, is_whole=delta.finish_reason in WHOLE)
             if entry is not None:
                 self._tell(entry[1], delta)
