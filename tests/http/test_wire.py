@@ -12,6 +12,8 @@ import httpx
 import pytest
 from server_process import Node, chat_body, events, eventually, http_bytes
 
+from llmhost.testing import fake_words
+
 GOLDEN = Path(__file__).parent / "golden"
 PAGE = {"origin": "http://localhost:3000"}
 
@@ -427,3 +429,24 @@ def test_a_head_that_does_not_end_is_cut_off(open_node: Node) -> None:
 
     assert sent < 1000 * 65536
     assert open_node.get("/health").status_code == 200
+
+
+# ------------------------------------------------------------ readers of every speed
+
+
+def test_a_reader_that_pauses_costs_nobody_else_and_gets_everything(open_node: Node) -> None:
+    body = {"model": "echo", "prompt": "to a slow reader", "max_tokens": 20_000, "stream": True}
+    with open_node.raw(receive_buffer=1024) as connection:
+        connection.sendall(http_bytes("/v1/completions", body))
+        chunks = wire_chunks(connection)
+        assert next(chunks).startswith(b"HTTP/1.1 200 ")
+        _, beside = streamed(open_node, "/v1/chat/completions", chat_body(max_tokens=50))
+        eventually(lambda: open_node.is_idle("echo"), "the model waits for its reader")
+        pieces = list(chunks)
+
+    assert beside[-1].endswith(b"data: [DONE]\n\n")
+    said = b"".join(pieces).split(b"\n\n")
+    assert said[-2:] == [b"data: [DONE]", b""]
+    choices = [json.loads(event[6:])["choices"][0] for event in said[:-2]]
+    assert "".join(choice["text"] for choice in choices) == fake_words("to a slow reader", 20_000)
+    assert len(pieces) < 20_000

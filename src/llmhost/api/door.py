@@ -37,7 +37,7 @@ class Wire(Protocol):
 
 def wire_of(scope: Scope) -> Wire | None:
     """None with servers that have none; then all goes through `send`."""
-    extensions: dict[str, Any] = scope.get("extensions") or {}  # type: ignore[assignment]
+    extensions: dict[str, Any] = scope.get("extensions") or {}
     return extensions.get(WIRE)
 
 

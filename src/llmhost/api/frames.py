@@ -144,10 +144,11 @@ class Frames:
 
     def events(self, deltas: Sequence[Delta]) -> bytes:
         """What came since the last write; pieces of one choice that piled up become one event."""
-        if len(deltas) == 1 and (around := self._around.get(deltas[0].index)) is not None:
-            if deltas[0].finish_reason is None:  # by far the most common
-                text = deltas[0].text
-                return b"%b%b%b" % (around[0], _encode(text), around[1]) if text else b""
+        if len(deltas) == 1:  # by far the most common
+            only = deltas[0]
+            around = self._around.get(only.index)
+            if around is not None and only.finish_reason is None:
+                return around[0] + _encode(only.text) + around[1] if only.text else b""
         if self._so_far is not None:
             self._count(self._so_far, deltas)
         out: list[bytes] = []

@@ -31,6 +31,8 @@ class ServerSettings(Section, frozen=True):
     """How long running answers may go on after SIGTERM or Ctrl-C before they are cut."""
     heartbeat_s: Annotated[float, Meta(gt=0)] = 10.0
     """A comment line is sent on a stream that has been silent for this long."""
+    write_share: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    """Part of a core that writing streams may take; beyond it, pieces are joined. Its first piece never waits."""
     max_body_bytes: Positive = 16 * 2**20
     """Larger request bodies are refused with 413."""
     cors_origins: tuple[str, ...] = ()

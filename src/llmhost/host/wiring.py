@@ -232,7 +232,7 @@ class Host:
             bill=Bill(self.books.ledger, plugins, prices),
             log=Log(self.metrics, (self.analytics.record, self.observers.tell)),
         )
-        return Processor(stages, clock)
+        return Processor(stages, clock, write_share=self.settings.server.write_share)
 
     def _app(self) -> ASGIApp:
         return build_app(

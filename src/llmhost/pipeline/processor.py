@@ -73,10 +73,10 @@ class Exchange:
 class Processor:
     """Runs requests through the stages. Owns nothing else."""
 
-    def __init__(self, stages: Stages, clock: Clock) -> None:
+    def __init__(self, stages: Stages, clock: Clock, *, write_share: float = 1.0) -> None:
         self._stages = stages
         self._clock = clock
-        self._outbox = Outbox()
+        self._outbox = Outbox(write_share)
         self._live: set[Generation] = set()
         self._opening = 0
 

@@ -19,10 +19,8 @@ from llmhost.core.output import Delta
 
 SLICE_S = 0.001
 """How long readers are served before the loop may do something else."""
-SHARE = 0.2
-"""Part of a core that serving readers may take. Where it would be more, they are served less often and get more at
-once: the engine's thread needs the interpreter, too, and a write costs the same whatever it brings."""
 LEAST_PAUSE_S = 0.001
+"""The loop's timers know no shorter time."""
 
 Take = Callable[[list[Delta]], bool]
 """Takes what came since the last call, or says that it can't now; then the read that brought it returns it."""
@@ -31,10 +29,12 @@ Take = Callable[[list[Delta]], bool]
 class Outbox:
     """Readers with a `take` to whom something came, in that order. One for all streams of a loop.
 
-    They are served in rounds; what comes to a reader before its turn is joined to what it gets.
+    They are served in rounds; what comes to a reader before its turn is joined to what it gets. `share` is the part of
+    a core that serving them may take. Where it would be more, rounds are fewer and bring more each: the engine's thread
+    needs the interpreter, too, and a write costs the same whatever it brings.
     """
 
-    def __init__(self, share: float = SHARE) -> None:
+    def __init__(self, share: float = 1.0) -> None:
         self._share = share
         self._due: deque[StreamReader] = deque()
         self._left = 0

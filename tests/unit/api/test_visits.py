@@ -145,7 +145,7 @@ class ExchangeThatIsLeft:
         self.left = asyncio.Event()
         self.context = None
 
-    async def read(self, timeout_s: float | None = None) -> list[Any]:
+    async def read(self, timeout_s: float | None = None, take: object = None) -> list[Any]:
         await asyncio.wait_for(self.left.wait(), 5)
         return []
 
@@ -215,7 +215,7 @@ async def test_a_failure_of_ours_is_a_plain_500_whose_reason_is_only_in_the_log(
 
 async def test_a_failure_after_the_headers_is_the_last_event_of_the_stream() -> None:
     class Breaking(ExchangeThatIsLeft):
-        async def read(self, timeout_s: float | None = None) -> list[Any]:
+        async def read(self, timeout_s: float | None = None, take: object = None) -> list[Any]:
             raise ZeroDivisionError
 
     held = Held()

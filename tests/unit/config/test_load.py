@@ -144,6 +144,7 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_SERVER_LOG_FORMAT": "json",
         "LLMHOST_SAFETY_CHECK_OUTPUT": "0",
         "LLMHOST_DEVICES_GPU_MEMORY_FRACTION": "0.5",
+        "LLMHOST_SERVER_WRITE_SHARE": "0.5",
     }.get(name, "77")
     rate = {"LLMHOST_LIMITS_REQUESTS_PER_MINUTE": "60"} if key == "burst_requests" else {}
 

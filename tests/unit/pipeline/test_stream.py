@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmhost.core.errors import EngineFailed, Overloaded
 from llmhost.core.output import Delta
-from llmhost.pipeline.stream import ReplayStream, StreamReader
+from llmhost.pipeline.stream import Outbox, ReplayStream, StreamReader
 
 
 def delta(number: int) -> Delta:
@@ -396,9 +396,9 @@ STEPS = st.lists(
 class Person:
     """One reader, what it has read, and the read it waits for."""
 
-    def __init__(self, stream: ReplayStream, cursor: int) -> None:
+    def __init__(self, stream: ReplayStream, cursor: int, outbox: Outbox) -> None:
         self.start = cursor
-        self.reader = stream.reader(cursor)
+        self.reader = stream.reader(cursor, outbox=outbox)
         self.seen = ""
         self.task: asyncio.Task[bool] | None = None
         self.has_left = False
@@ -433,15 +433,17 @@ class Person:
         return None
 
 
-async def play(steps: list[tuple[str, int]], error: str | None) -> None:
+async def play(
+    steps: list[tuple[str, int]], error: str | None, make: type[Person] = Person
+) -> None:
     abandoned = Calls()
-    stream = ReplayStream(on_abandoned=abandoned)
+    stream, outbox = ReplayStream(on_abandoned=abandoned), Outbox()
     people: list[Person] = []
     for name, number in steps:
         if name == "push":
             stream.push(delta(len(stream)))
         elif name == "join":
-            people.append(Person(stream, number))
+            people.append(make(stream, number, outbox))
         elif name == "settle":
             await settle()
         elif number < len(people):

@@ -1,0 +1,173 @@
+"""The shortcut past ASGI's `send`: chunks of the same response, for as long as its client takes them."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+
+from llmhost.api.door import Wire, wire_of
+from llmhost.host.connection import Connection
+from llmhost.host.serving import Server
+
+ASK = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+START = {"type": "http.response.start", "status": 200}
+END = {"type": "http.response.body", "body": b"end", "more_body": False}
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+Client = Callable[[socket.socket], Awaitable[None]]
+
+
+@pytest.fixture
+def client_socket() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.getsockname())
+        listener.setblocking(False)
+        client.setblocking(False)
+        yield listener, client
+
+
+def serve(sockets: tuple[socket.socket, socket.socket], app: App, client: Client) -> None:
+    """Serve `app` until `client` is done."""
+    listener, connection = sockets
+
+    async def run() -> None:
+        config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None)
+        server = Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(connection, ASK)
+        await client(connection)
+        server.hang_up_at(loop.time())
+        server.should_exit = True
+        await serving
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+async def read_all(connection: socket.socket) -> bytes:
+    loop, data = asyncio.get_running_loop(), b""
+    while piece := await loop.sock_recv(connection, 65536):
+        data += piece
+    return data
+
+
+def wire(scope: Any) -> Wire:
+    found = wire_of(scope)
+    assert found is not None
+    return found
+
+
+def test_what_goes_over_the_wire_is_part_of_the_response(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    got: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        wire(scope).write(b"two " * 5)
+        await send(END)
+
+    async def client(connection: socket.socket) -> None:
+        got.append(await read_all(connection))
+
+    serve(client_socket, app, client)
+
+    body = got[0].partition(b"\r\n\r\n")[2]
+    assert body == b"3\r\none\r\n14\r\ntwo two two two two \r\n3\r\nend\r\n0\r\n\r\n"
+
+
+def test_a_wire_is_free_between_the_beginning_and_the_end(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    free: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        free.append(wire(scope).is_free())
+        await send(START)
+        free.append(wire(scope).is_free())
+        await send(END)
+        free.append(wire(scope).is_free())
+
+    async def client(connection: socket.socket) -> None:
+        await read_all(connection)
+
+    serve(client_socket, app, client)
+
+    assert free == [False, True, False]
+
+
+def test_a_wire_is_not_free_for_an_answer_of_known_length(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    free: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({**START, "headers": [(b"content-length", b"3")]})
+        free.append(wire(scope).is_free())
+        await send(END)
+
+    async def client(connection: socket.socket) -> None:
+        await read_all(connection)
+
+    serve(client_socket, app, client)
+
+    assert free == [False]
+
+
+def test_a_wire_is_not_free_while_its_client_does_not_read_and_bounds_what_waits(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    written: list[int] = []
+    blocked = asyncio.Event()
+    got: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        pieces = 0
+        while wire(scope).is_free():
+            wire(scope).write(b"x" * 10_000)
+            pieces += 1
+            await asyncio.sleep(0)
+        written.append(pieces)
+        blocked.set()
+        await send(END)  # waits for the client
+
+    async def client(connection: socket.socket) -> None:
+        await blocked.wait()
+        got.append(await read_all(connection))
+
+    serve(client_socket, app, client)
+
+    assert written[0] * 10_000 < 16 * 2**20
+    assert got[0].count(b"x" * 10_000) == written[0]
+    assert got[0].endswith(b"3\r\nend\r\n0\r\n\r\n")
+
+
+def test_a_wire_is_not_free_when_its_client_has_left(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    free: list[bool] = []
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        free.append(wire(scope).is_free())
+        ended.set()
+
+    async def client(connection: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_recv(connection, 1)
+        connection.close()
+        await ended.wait()
+
+    serve(client_socket, app, client)
+
+    assert free == [False]
