@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llmhost.engines.torch.blank import blank_model
 from llmhost.engines.torch.file_reader import Read, progress, read_all
+from llmhost.engines.torch.joined import PARTNERS, side_by_side
 from llmhost.engines.torch.quantised import method_of
 from llmhost.engines.torch.weight_files import StoredTensor, read_headers
 from llmhost.observe.logs import log_event
@@ -24,10 +25,6 @@ log = logging.getLogger("llmhost.engines")
 DIRECT_DEVICES = ("cuda",)
 """Kinds of device whose weights are read this way. On the CPU transformers maps the files, which takes no time."""
 
-PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that are fed the same. Their weights are read to places side by side, where `merged` finds them."""
-_ALIGNED_BYTES = 256
-"""As an allocation of its own begins; kernels read the fastest from there."""
 _KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -117,21 +114,9 @@ def _rooms(blanks: Mapping[str, Tensor], device: torch.device) -> dict[int, Tens
         if len(group) < 2 or any(id(one) in rooms for one in group):
             group = [blank]
         rooms |= {
-            id(one): room for one, room in zip(group, _side_by_side(group, device), strict=True)
+            id(one): room for one, room in zip(group, side_by_side(group, device), strict=True)
         }
     return rooms
-
-
-def _side_by_side(blanks: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Room for tensors of these forms, one below the other unless that would put one at an odd place."""
-    first = blanks[0]
-    is_alike = all(one.dtype == first.dtype and one.shape[1:] == first.shape[1:] for one in blanks)
-    is_even = not any(one.nbytes % _ALIGNED_BYTES for one in blanks[:-1])
-    if len(blanks) == 1 or not is_alike or not is_even:
-        return [torch.empty_like(one, device=device) for one in blanks]
-    rows = [len(one) for one in blanks]
-    whole = torch.empty((sum(rows), *first.shape[1:]), dtype=first.dtype, device=device)
-    return list(torch.split(whole, rows))
 
 
 def _partners(name: str) -> Sequence[str]:
