@@ -37,7 +37,8 @@ def eventually(ask: Callable[[], T], why: str, within_s: float = PATIENCE_S) -> 
 def environment(**more: str) -> dict[str, str]:
     """This process's environment without llmhost's own variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LLMHOST_")}
-    return {**kept, "PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1", **more}
+    paths = os.pathsep.join(filter(None, (str(SOURCE), os.environ.get("PYTHONPATH"))))
+    return {**kept, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **more}
 
 
 class Node:

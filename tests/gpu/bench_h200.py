@@ -1,0 +1,414 @@
+"""The engine on a GPU beside what the card allows and what transformers does: `python -m tests.gpu.bench_h200`.
+
+A random bf16 model in the shape of Llama 3.1 8B unless told otherwise. Figures are written to `--out` one by one, as
+soon as they are known, and the table comes last. `--shape tiny --device cpu` rehearses all of it without a GPU.
+
+  exact     tokens and logits of small models, and the tests that are marked `gpu`
+  ceilings  memory, matrix products and uploads at their best
+  decode    steps of 1 to 256 sequences: kernels alone, the runner, the engine loop
+  prefill   steps that are one prompt, and one beside decoding sequences
+  peer      transformers: continuous batching and a static batch
+  fp8       decode with weights and KV cache in float8, where the engine has it
+  http      a server process: its start, and its callers' latencies
+"""
+
+import argparse
+import gc
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.gpu import engine, exact, models, peer, served
+from tests.gpu.report import Figure, Report
+from tests.gpu.timing import Speeds, measure_speeds
+
+from llmhost.config.schema import TorchOptions
+from llmhost.core.request import Sampling
+from llmhost.engines.torch.bench import ModelWork, model_work
+from llmhost.engines.torch.load import load_runner
+from llmhost.engines.torch.random_model import random_runner
+from llmhost.engines.torch.runner import TorchRunner
+
+SECTIONS = ("exact", "ceilings", "decode", "prefill", "peer", "fp8", "http")
+BLOCK_TOKENS = 16
+SAMPLED = Sampling(temperature=0.8, top_p=0.95)
+
+
+class Sizes:
+    """How much is measured: the real run, or its rehearsal."""
+
+    def __init__(self, *, is_tiny: bool) -> None:
+        self.decode = (
+            ((1, 40), (3, 40)) if is_tiny else ((1, 1024), (32, 1024), (32, 4096), (256, 1024))
+        )
+        self.sampled = (3, 40) if is_tiny else (256, 1024)
+        self.fp8 = ((3, 40),) if is_tiny else ((1, 1024), (256, 1024))
+        self.prefill = (50,) if is_tiny else (250, 2048, 8192)
+        self.mixed = (3, 40, 32) if is_tiny else (32, 1024, 512)
+        self.steps = 12 if is_tiny else 100
+        self.rounds = 2 if is_tiny else 10
+        self.engine_batches = (3,) if is_tiny else (1, 32, 256)
+        self.engine_prompt, self.engine_tokens = (40, 16) if is_tiny else (1024, 128)
+        self.crowd = 4 if is_tiny else 256
+        self.crowd_prompt, self.crowd_output = (20, 8) if is_tiny else (128, 200)
+        self.short_prompt = 30 if is_tiny else 250
+        self.requests = 8 if is_tiny else 60
+        self.rate_s = 1.0 if is_tiny else 8.0
+        self.kv_memory = "64MiB" if is_tiny else "40GiB"
+        self.peer_s, self.tests_s, self.engine_s = 75.0, 90.0, 40.0
+
+
+class Bench:
+    """What the sections share."""
+
+    def __init__(self, shape: str, device: torch.device, report: Report) -> None:
+        self.shape_name, self.shape = shape, models.SHAPES[shape]
+        self.device = device
+        self.report = report
+        self.sizes = Sizes(is_tiny=shape == "tiny")
+        self.scratch = Path(tempfile.mkdtemp(prefix="llmhost-gpu-", dir=_roomy()))
+        self._runner: TorchRunner | None = None
+
+    @cached_property
+    def speeds(self) -> Speeds:
+        speeds = measure_speeds(self.device)
+        self.report.add(_rate("copy on the device", "GB/s", speeds.copy_bytes_per_s / 1e9))
+        self.report.add(_rate("read on the device", "GB/s", speeds.read_bytes_per_s / 1e9))
+        self.report.add(_rate("bf16 matrix product", "TFLOP/s", speeds.flops_per_s / 1e12))
+        self.report.add(_rate("upload", "GB/s", speeds.upload_bytes_per_s / 1e9))
+        self._free()
+        return speeds
+
+    @property
+    def runner(self) -> TorchRunner:
+        """The model, made on the device."""
+        if self._runner is None:
+            began = time.perf_counter()
+            self._runner = random_runner(self.shape, device=self.device, block_tokens=BLOCK_TOKENS)
+            self.report.say(f"  the model is there after {time.perf_counter() - began:.1f} s")
+        return self._runner
+
+    @cached_property
+    def folder(self) -> Path:
+        began = time.perf_counter()
+        folder = self.scratch / "model"
+        written = models.write_folder(folder, self.shape, self.device)
+        spent = time.perf_counter() - began
+        self.report.say(f"  wrote {written / 1e9:.1f} GB to {folder} in {spent:.1f} s")
+        self._free()
+        return folder
+
+    def drop_runner(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+        self._free()
+
+    def close(self) -> None:
+        self.drop_runner()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _free(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # ------------------------------------------------------------ sections
+
+    def section_exact(self) -> None:
+        for verdict in exact.small_models(str(self.device)):
+            self._say(verdict)
+        if self.device.type == "cuda":
+            self._say(exact.marked_tests(self.sizes.tests_s))
+
+    def _say(self, verdict: exact.Verdict) -> None:
+        word = "right" if verdict.is_right else "WRONG"
+        self.report.say(f"  {word}: {verdict.what}: {verdict.said}")
+
+    def section_ceilings(self) -> None:
+        assert self.speeds
+
+    def section_decode(self) -> None:
+        work = model_work(self.runner)
+        for batch, context in self.sizes.decode:
+            self._decode(self.runner, work, batch, context, "decode")
+        self._decode(self.runner, work, *self.sizes.sampled, "decode, top-p", sampling=SAMPLED)
+        for batch in self.sizes.engine_batches:
+            self._engine(batch)
+
+    def _decode(
+        self,
+        runner: TorchRunner,
+        work: ModelWork,
+        batch: int,
+        context: int,
+        title: str,
+        sampling: Sampling = engine.GREEDY,
+    ) -> None:
+        """Kernels and runner over rows made by hand."""
+        sizes, what = self.sizes, f"{title} {batch} x {context}"
+        decoders = engine.Decoders(runner, batch, context, sizes.steps + 40, sampling)
+        step_s = engine.runner_step_s(decoders, sizes.steps)
+        floor_s = self._floor_s(work, batch, decoders.seen)
+        note = f"{batch / step_s:,.0f} tokens/s"
+        self.report.add(_time(f"{what}: runner", step_s, floor_s, note))
+        kernels = engine.kernel_times(decoders.step, self.device)
+        self.report.add(_time(f"{what}: kernels", kernels.total_s, floor_s))
+        for name, count, seconds in kernels.most:
+            self.report.say(f"      {1e3 * seconds:8.3f} ms {count:6.1f} x {name[:110]}")
+
+    def _floor_s(self, work: ModelWork, batch: int, seen: int) -> float:
+        moved = work.weights_bytes + seen * work.kv_token_bytes
+        flops = batch * (work.token_flops + work.logits_flops) + seen * work.attention_flops
+        return max(moved / self.speeds.bytes_per_s, flops / self.speeds.flops_per_s)
+
+    def _engine(self, batch: int) -> None:
+        """The whole loop, prompts first."""
+        sizes, work = self.sizes, model_work(self.runner)
+        prompt, new_tokens = sizes.engine_prompt, sizes.engine_tokens
+        run = engine.engine_run(
+            self.runner,
+            prompts=engine.random_prompts(self.runner, batch, prompt),
+            new_tokens=new_tokens,
+            at_once=batch,
+            tokens_per_step=8192,
+            most_s=sizes.engine_s,
+        )
+        what = f"decode {batch} x {prompt}: engine"
+        if run.step_s is None:
+            self.report.say(f"  {what}: its time was up before all decoded")
+            return
+        floor_s = self._floor_s(work, batch, batch * (prompt + new_tokens // 2))
+        note = f"{batch / run.step_s:,.0f} tokens/s, {run.steps} steps"
+        self.report.add(_time(what, run.step_s, floor_s, note))
+
+    def section_prefill(self) -> None:
+        work, sizes = model_work(self.runner), self.sizes
+        for tokens in sizes.prefill:
+            spent_s = engine.prefill_s(self.runner, tokens, sizes.rounds)
+            pairs = tokens * (tokens + 1) // 2
+            flops = tokens * work.token_flops + work.logits_flops + pairs * work.attention_flops
+            floor_s = max(
+                flops / self.speeds.flops_per_s, work.weights_bytes / self.speeds.bytes_per_s
+            )
+            note = f"{flops / spent_s / 1e12:.0f} TFLOP/s, {tokens / spent_s:,.0f} tokens/s"
+            self.report.add(_time(f"prefill {tokens}", spent_s, floor_s, note))
+            call = lambda: engine.prefill_s(self.runner, tokens, 1)  # noqa: B023, E731 - called at once
+            for name, count, seconds in engine.kernel_times(call, self.device, 1).most[:8]:
+                self.report.say(f"      {1e3 * seconds:8.3f} ms {count:6.1f} x {name[:110]}")
+        batch, context, tokens = sizes.mixed
+        decoders = engine.Decoders(self.runner, batch, context + tokens, 8)
+        spent_s = engine.mixed_s(self.runner, decoders, tokens, sizes.rounds)
+        fed = batch - 1 + tokens
+        flops = fed * work.token_flops
+        floor_s = max(flops / self.speeds.flops_per_s, self._floor_s(work, batch, decoders.seen))
+        self.report.add(_time(f"mixed {batch - 1} x {context} + {tokens}", spent_s, floor_s))
+
+    def section_peer(self) -> None:
+        self.drop_runner()
+        file = self.scratch / "peer.jsonl"
+        for line in peer.run_peer(self.shape_name, str(self.device), file, self.sizes.peer_s):
+            if "error" in line:
+                self.report.say(f"  transformers, {line['way']}, {line['case']}: {line['error']}")
+                continue
+            what = f"decode {line['case']}: engine" if line["way"] == "continuous" else None
+            self.report.add(
+                Figure(
+                    what=what or f"decode {line['case']}: static batch",
+                    unit="ms",
+                    peer=1e3 * line["step_s"],
+                )
+            )
+
+    def section_fp8(self) -> None:
+        if not {"weights", "kv_dtype"} <= set(TorchOptions.__struct_fields__):
+            self.report.say("  the engine has no options for it")
+            return
+        self.drop_runner()
+        options: dict[str, Any] = {"weights": "fp8", "kv_dtype": "fp8"}
+        began = time.perf_counter()
+        runner = load_runner(
+            self.folder,
+            block_tokens=BLOCK_TOKENS,
+            options=TorchOptions(device=str(self.device), dtype="bfloat16", **options),
+        )
+        self.report.say(f"  loaded in {time.perf_counter() - began:.1f} s")
+        work = model_work(runner)
+        for batch, context in self.sizes.fp8:
+            self._decode(runner, work, batch, context, "fp8 decode")
+        runner.close()
+        self._free()
+
+    def section_http(self) -> None:
+        self.drop_runner()
+        folder, sizes = self.folder, self.sizes
+        text = served.settings(
+            folder, str(self.device), batch=sizes.crowd, kv_memory=sizes.kv_memory
+        )
+        began = time.perf_counter()
+        with served.serving(self.scratch / "node", text) as node:
+            try:
+                self._served(node, began)
+            except BaseException:
+                self.report.say(f"  the server's last words:\n{node.log()[-3000:]}")
+                raise
+        run = engine.engine_run(
+            self._loaded_again(),
+            prompts=engine.random_prompts(self.runner, 2 * sizes.crowd, sizes.crowd_prompt),
+            new_tokens=sizes.crowd_output,
+            at_once=sizes.crowd,
+            tokens_per_step=4096,
+            most_s=sizes.engine_s,
+        )
+        self.report.add(
+            _rate(f"{sizes.crowd} streams: engine without HTTP", "tokens/s", run.tokens_per_s)
+        )
+
+    def _served(self, node: Any, began: float) -> None:
+        sizes, add = self.sizes, self.report.add
+        vocab = ("--vocab", str(min(2000, self.shape.vocab)))
+        ready_s, first_s = served.first_token_s(node, began)
+        bytes_ = sum(path.stat().st_size for path in self.folder.iterdir())
+        floor_s = bytes_ / self.speeds.upload_bytes_per_s
+        add(Figure(what="process to ready", unit="s", ours=ready_s, floor=floor_s))
+        add(Figure(what="process to first token", unit="s", ours=first_s, floor=floor_s))
+        report = served.load_test(
+            node,
+            *("--concurrency", "4", "--requests", str(sizes.requests), "--output-tokens", "32"),
+            *("--prompt-tokens", str(sizes.short_prompt), "--warm-up", "4"),
+            *vocab,
+            most_s=60,
+        )
+        title = f"4 streams, prompts of {sizes.short_prompt}"
+        self._latency(f"{title}: TTFT p50", report["ttft_ms"]["p50"], report)
+        self._latency(f"{title}: ITL p50", report["itl_ms"]["p50"], report)
+        report = served.load_test(
+            node,
+            *("--rate", "8", "--duration-s", str(sizes.rate_s), "--output-tokens", "200"),
+            *("--prompt-tokens", str(sizes.short_prompt)),
+            *vocab,
+            most_s=60,
+        )
+        itl = report["itl_ms"]
+        self._latency("8 arrivals/s: ITL p50", itl["p50"], report)
+        self._latency(
+            "8 arrivals/s: ITL p99", itl["p99"], report, f"{itl['p99'] / itl['p50']:.2f} x p50"
+        )
+        report = served.load_test(
+            node,
+            *("--concurrency", str(sizes.crowd), "--requests", str(2 * sizes.crowd)),
+            *(
+                "--prompt-tokens",
+                str(sizes.crowd_prompt),
+                "--output-tokens",
+                str(sizes.crowd_output),
+            ),
+            *vocab,
+            most_s=90,
+        )
+        self._latency(f"{sizes.crowd} streams: ITL p50", report["itl_ms"]["p50"], report)
+        add(_rate(f"{sizes.crowd} streams: HTTP", "tokens/s", report["output_tokens_per_s"]))
+
+    def _latency(self, what: str, ms: float, report: dict[str, Any], note: str = "") -> None:
+        notes = [note, f"{report['requests']}", *report["client"]["notes"]]
+        self.report.add(Figure(what=what, unit="ms", ours=ms, note="; ".join(filter(None, notes))))
+
+    def _loaded_again(self) -> TorchRunner:
+        """The folder's model in this process."""
+        began = time.perf_counter()
+        self._runner = load_runner(
+            self.folder,
+            block_tokens=BLOCK_TOKENS,
+            options=TorchOptions(device=str(self.device), dtype="bfloat16"),
+        )
+        self.report.add(Figure(what="load_runner", unit="s", ours=time.perf_counter() - began))
+        return self._runner
+
+
+def _roomy() -> str | None:
+    """Where 16 GB stay in memory, as a checkpoint does that was read before."""
+    shm = Path("/dev/shm")
+    if shm.is_dir() and shutil.disk_usage(shm).free > 40e9:
+        return str(shm)
+    return None
+
+
+def _time(what: str, spent_s: float, floor_s: float, note: str = "") -> Figure:
+    return Figure(what=what, unit="ms", ours=1e3 * spent_s, floor=1e3 * floor_s, note=note)
+
+
+def _rate(what: str, unit: str, value: float) -> Figure:
+    return Figure(what=what, unit=unit, ours=value)
+
+
+def run(bench: Bench, names: list[str], most_s: float) -> bool:
+    """Whether all sections went well. One that fails is told of, and the next one runs; after `most_s` none begins."""
+    is_fine, began = True, time.monotonic()
+    for name in names:
+        if time.monotonic() - began > most_s:
+            bench.report.say(f"{name}: not begun, {most_s:.0f} s are over")
+            continue
+        bench.report.say(name)
+        section: Callable[[], None] = getattr(bench, f"section_{name}")
+        try:
+            section()
+        except Exception:  # noqa: BLE001 - the other sections' figures are worth having
+            is_fine = False
+            bench.report.say(f"{name} failed:\n{traceback.format_exc()[-3000:]}")
+    return is_fine
+
+
+def end_late(report: Report, most_s: float) -> threading.Timer:
+    """A run that hangs still shows what it has."""
+
+    def end() -> None:
+        report.say(f"stopped after {most_s:.0f} s")
+        sys.stdout.write(report.table() + "\n")
+        sys.stdout.flush()
+        os._exit(3)
+
+    timer = threading.Timer(most_s, end)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas")
+    parser.add_argument("--out", type=Path, help="file for the figures, one JSON object a line")
+    parser.add_argument("--shape", choices=models.SHAPES, default="8b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--budget-s", type=float, default=600.0, help="begin no section after this")
+    parser.add_argument("--most-s", type=float, help="end the process after this, with its table")
+    options = parser.parse_args(words)
+    names = options.only.split(",")
+    assert set(names) <= set(SECTIONS), f"the sections are {', '.join(SECTIONS)}"
+
+    report = Report(options.out)
+    timer = end_late(report, options.most_s) if options.most_s else None
+    device = torch.device(options.device)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    report.say(f"{card}, torch {torch.__version__}, {options.shape}")
+    bench = Bench(options.shape, device, report)
+    try:
+        is_fine = run(bench, names, options.budget_s)
+    finally:
+        bench.close()
+    if timer is not None:
+        timer.cancel()
+    sys.stdout.write(report.table() + "\n")
+    return 0 if is_fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Numbers before speed: small random models on the device against transformers in float32."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.unit.engines.checkpoints import save_checkpoint
+from tests.unit.engines.parity import WAYS, reference
+
+from llmhost.config.schema import TorchOptions
+from llmhost.engines.torch import selfcheck
+from llmhost.engines.torch.load import load_runner
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, heads of 128": ("llama", {"head_dim": 128}),
+    "llama, heads of 64": ("llama", {"head_dim": 64, "num_attention_heads": 8}),
+    "qwen3": ("qwen3", {}),
+    "gemma2": ("gemma2", {}),
+    "mistral_window": ("mistral_window", {}),
+    "gpt_oss": ("gpt_oss", {}),
+}
+WAYS_TRIED = ("in_mixed_steps", "after_prefix_hits", "with_guesses")
+HALF = {"bfloat16": 0.05, "float16": 0.01}
+"""How far logits may be from those in float32: the median of all tokens."""
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    what: str
+    is_right: bool
+    said: str
+
+
+def small_models(device: str) -> Iterator[Verdict]:
+    """Greedy tokens in float32 and logits in half precision, family by family."""
+    for title, (family, changes) in FAMILIES.items():
+        with tempfile.TemporaryDirectory() as name:
+            folder = save_checkpoint(Path(name), family, **changes)
+            yield from _judged(f"{title}, float32", lambda: _tokens(folder, device))  # noqa: B023 - called at once
+            for dtype in HALF:
+                yield from _judged(f"{title}, {dtype}", lambda: _logits(folder, device, dtype))  # noqa: B023
+
+
+def _judged(what: str, judge: Any) -> Iterator[Verdict]:
+    try:
+        is_right, said = judge()
+    except Exception as error:  # noqa: BLE001 - whatever a family raises, the next ones are judged too
+        is_right, said = False, repr(error)[:400]
+    yield Verdict(what, is_right, said)
+
+
+def _tokens(folder: Path, device: str) -> tuple[bool, str]:
+    options = TorchOptions(device=device, dtype="float32")
+    wrong: list[str] = []
+    tokens = ties = 0
+    right = reference(folder)
+    runner = load_runner(folder, block_tokens=16, options=options)
+    for way in WAYS_TRIED:
+        score = WAYS[way](runner, right)
+        tokens, ties = tokens + score.tokens, ties + score.ties
+        wrong += [f"{way}: {each}" for each in score.wrong]
+    runner.close()
+    return not wrong, f"{tokens} tokens, {ties} near-ties, wrong: {wrong[:3]}"
+
+
+def _logits(folder: Path, device: str, dtype: str) -> tuple[bool, str]:
+    """Of our runner in half precision against transformers' eager attention in float32."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    vocab = model.config.vocab_size
+    texts = [
+        [(7919 * (place + 1) + 31 * n) % vocab for place in range(61 - 8 * n)] for n in range(2)
+    ]
+    with torch.inference_mode():
+        theirs = [model(input_ids=torch.tensor([text])).logits[0] for text in texts]
+        runner = load_runner(
+            folder, block_tokens=16, options=TorchOptions(device=device, dtype=dtype)
+        )
+        runner.set_kv_blocks(32)
+        ours = [each.cpu() for each in selfcheck._in_mixed_steps(runner, texts)]
+    distance = torch.cat(
+        [
+            (one.float() - other).norm(dim=-1) / other.norm(dim=-1)
+            for one, other in zip(ours, theirs, strict=True)
+        ]
+    )
+    runner.close()
+    middle, worst = float(distance.median()), float(distance.max())
+    return middle <= HALF[dtype], f"logits off by {middle:.2g} (median), {worst:.2g} (worst)"
+
+
+def marked_tests(most_s: float) -> Verdict:
+    """The tests that need a GPU, and those of the kernels, which run anywhere."""
+    tests = ROOT / "tests"
+    marked = [
+        str(path.relative_to(ROOT))
+        for path in sorted([*tests.glob("unit/**/test_*.py"), *tests.glob("gpu/test_*.py")])
+        if "mark.gpu" in path.read_text()
+    ]
+    if not marked:
+        return Verdict("tests with a GPU", True, "there are none")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, timeout=most_s, capture_output=True, text=True, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Verdict("tests with a GPU", False, f"not over after {most_s:.0f} s")
+    lines = [line for line in done.stdout.splitlines() if re.match(r"FAILED|ERROR|E  |=+ ", line)]
+    return Verdict(
+        "tests with a GPU",
+        done.returncode == 0,
+        "\n    ".join(lines[-40:] or done.stdout.splitlines()[-3:]),
+    )
