@@ -40,6 +40,7 @@ from llmhost.engines.torch.runner import TorchRunner
 
 SECTIONS = ("exact", "ceilings", "decode", "prefill", "peer", "fp8", "http")
 BLOCK_TOKENS = 16
+SHOWN_KERNELS = 6
 SAMPLED = Sampling(temperature=0.8, top_p=0.95)
 
 
@@ -163,8 +164,14 @@ class Bench:
         self.report.add(_time(f"{what}: runner", step_s, floor_s, note))
         kernels = engine.kernel_times(decoders.step, self.device)
         self.report.add(_time(f"{what}: kernels", kernels.total_s, floor_s))
-        for name, count, seconds in kernels.most:
-            self.report.say(f"      {1e3 * seconds:8.3f} ms {count:6.1f} x {name[:110]}")
+        self._show(what, kernels)
+
+    def _show(self, what: str, kernels: engine.Kernels) -> None:
+        self.report.keep(
+            {"kernels": what, "ms": [(name, n, 1e3 * seconds) for name, n, seconds in kernels.most]}
+        )
+        for name, count, seconds in kernels.most[:SHOWN_KERNELS]:
+            self.report.say(f"    {1e3 * seconds:7.3f} ms {count:5.0f} x {name[:72]}")
 
     def _floor_s(self, work: ModelWork, batch: int, seen: int) -> float:
         moved = work.weights_bytes + seen * work.kv_token_bytes
@@ -203,8 +210,7 @@ class Bench:
             note = f"{flops / spent_s / 1e12:.0f} TFLOP/s, {tokens / spent_s:,.0f} tokens/s"
             self.report.add(_time(f"prefill {tokens}", spent_s, floor_s, note))
             call = lambda: engine.prefill_s(self.runner, tokens, 1)  # noqa: B023, E731 - called at once
-            for name, count, seconds in engine.kernel_times(call, self.device, 1).most[:8]:
-                self.report.say(f"      {1e3 * seconds:8.3f} ms {count:6.1f} x {name[:110]}")
+            self._show(f"prefill {tokens}", engine.kernel_times(call, self.device, 1))
         batch, context, tokens = sizes.mixed
         decoders = engine.Decoders(self.runner, batch, context + tokens, 8)
         spent_s = engine.mixed_s(self.runner, decoders, tokens, sizes.rounds)
@@ -230,18 +236,14 @@ class Bench:
             )
 
     def section_fp8(self) -> None:
-        if not {"weights", "kv_dtype"} <= set(TorchOptions.__struct_fields__):
-            self.report.say("  the engine has no options for it")
-            return
         self.drop_runner()
-        options: dict[str, Any] = {"weights": "fp8", "kv_dtype": "fp8"}
-        began = time.perf_counter()
-        runner = load_runner(
-            self.folder,
+        runner = random_runner(
+            self.shape,
+            device=self.device,
             block_tokens=BLOCK_TOKENS,
-            options=TorchOptions(device=str(self.device), dtype="bfloat16", **options),
+            weights="fp8",
+            kv_dtype="fp8",
         )
-        self.report.say(f"  loaded in {time.perf_counter() - began:.1f} s")
         work = model_work(runner)
         for batch, context in self.sizes.fp8:
             self._decode(runner, work, batch, context, "fp8 decode")

@@ -132,7 +132,8 @@ def kernel_times(call: Callable[[], object], device: torch.device, rounds: int =
 
     is_gpu = device.type == "cuda"
     call()
-    with profile(activities=[ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]) as watched:
+    kind = ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU
+    with profile(activities=[kind], acc_events=True) as watched:
         for _ in range(rounds):
             call()
         wait(device)
@@ -141,7 +142,7 @@ def kernel_times(call: Callable[[], object], device: torch.device, rounds: int =
         for event in watched.key_averages()
     ]
     spent = sorted((one for one in spent if one[2] > 0), key=lambda one: -one[2])
-    return Kernels(sum(seconds for _, _, seconds in spent), spent[:14])
+    return Kernels(sum(seconds for _, _, seconds in spent), spent[:30])
 
 
 def _device_us(event: Any, *, is_gpu: bool) -> float:

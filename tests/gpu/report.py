@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 COLUMNS = ("what", "unit", "floor", "ours", "ratio", "peer")
 
@@ -49,9 +50,13 @@ class Report:
             f"  {figure.what}: ours {_shown(figure.ours)}, floor {_shown(figure.floor)},"
             f" peer {_shown(figure.peer)} {figure.unit} {figure.note}"
         )
+        self.keep(asdict(figure))
+
+    def keep(self, fact: dict[str, Any]) -> None:
+        """For the file alone."""
         if self.path is not None:
             with self.path.open("a") as lines:
-                lines.write(json.dumps(asdict(figure)) + "\n")
+                lines.write(json.dumps(fact) + "\n")
 
     def say(self, text: str) -> None:
         sys.stdout.write(f"[{time.monotonic() - self._began:6.1f} s] {text}\n")
