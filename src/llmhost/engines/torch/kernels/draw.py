@@ -1,0 +1,489 @@
+"""Drawing a token at each place, on the device: greedily, or by a race that each token enters at its own odds.
+
+A token waits for a time that is exponentially distributed, divided by its probability; the shortest wait wins, which
+is the softmax's distribution without a softmax (Gumbel, 1954; Efraimidis and Spirakis, 2006). Times come from a hash of
+seed, position and token. So what is drawn depends on the row's logits, on what it asks for, its seed and the position:
+not on the batch, not on the row's line, not on how the work was split, because the tiles that a line is cut into are
+the same everywhere. Equals go to the lower id.
+
+Two launches. The first looks at each tile of each line once, and that is all for rows without filters. The second has
+one program per line. It joins the tiles; where a row filters, it reads again those groups of tokens that may hold one
+that stays in, finds the edge by bisection over the numbers' bit patterns, and holds the race behind it.
+
+Rounding: the edge of `top_k` and ties are exact. Masses are integers, units of 2**-43 of the best token's weight, so
+their sums have no order; a weight is float32, and a nucleus can differ by a token from the one by definition where
+the mass reaches the share within about 1e-6. Odds are right to about 1e-6 of a token's probability, and tokens less
+likely than 1e-10 are drawn too rarely.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmhost.engines.torch.asked import DrawAsked
+
+GROUP_TOKENS = 128
+"""The largest logit of so many tokens is kept, for filters to tell which groups they need not read."""
+TILE_GROUPS = 16
+"""Groups in a tile, which is what one program of the first launch looks at. Part of what a seed means: references of
+the race are the tiles' largest logits, so a change here may change a draw in its last bit."""
+TILE_WARPS = 4
+NUCLEUS_GROUPS = 128
+"""`top_p` is first looked for in so many groups with the largest logits."""
+CHUNK_GROUPS = 64
+"""Groups that the second launch reads at once."""
+SETTLE_WARPS = 16
+LONGEST_VOCABULARY = 2**19
+"""Masses of longer lines might not fit their integers."""
+
+_END = tl.constexpr(2**31 - 1)
+_LOWEST = tl.constexpr(-(2**31) + 2**23 - 1)
+"""What `_ordered` makes of negative infinity."""
+_SPARE_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
+"""So many low bits of a float32 are the same in all numbers of a type."""
+
+
+class DrawRoom:
+    """What the launches leave each other, for up to `places` lines of `vocabulary` logits."""
+
+    def __init__(self, places: int, vocabulary: int, device: torch.device) -> None:
+        if vocabulary > LONGEST_VOCABULARY:
+            raise ValueError(f"A vocabulary of {vocabulary} is over {LONGEST_VOCABULARY}.")
+        self.places, self.vocabulary = places, vocabulary
+        self.groups = triton.cdiv(vocabulary, GROUP_TOKENS)
+        self.tiles = triton.cdiv(self.groups, TILE_GROUPS)
+
+        def empty(width: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty((places, width), dtype=dtype, device=device)
+
+        self.tile_best = empty(self.tiles, torch.float32)
+        self.tile_first = empty(self.tiles, torch.int32)
+        self.tile_key = empty(self.tiles, torch.float32)
+        self.tile_token = empty(self.tiles, torch.int32)
+        self.tile_mass = empty(self.tiles, torch.int64)
+        self.group_best = empty(self.groups, torch.float32)
+        self.listed = empty(self.groups, torch.int32)
+        self.edges = empty(1, torch.float32)
+        """Of lines that filter: the least logit that stayed in."""
+
+    def fits(self, places: int, vocabulary: int) -> bool:
+        return places <= self.places and vocabulary == self.vocabulary
+
+
+def draw_tokens(logits: Tensor, asked: DrawAsked, out: Tensor, room: DrawRoom) -> None:
+    """Draw a token for each line of `logits` [places, vocabulary] into `out` [places], int32.
+
+    `asked` and `out` may be longer than the lines. -1 says that a line holds NaN or positive infinity, or nothing but
+    negative infinity. Two launches, which can be captured.
+    """
+    places, vocabulary = logits.shape
+    assert room.fits(places, vocabulary)
+    assert logits.stride(1) == 1
+    if places == 0:
+        return
+    wishes = (asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.seed, asked.position)
+    tiles = (room.tile_best, room.tile_first, room.tile_key, room.tile_token, room.tile_mass)
+    _look[(room.tiles, places)](
+        logits,
+        logits.stride(0),
+        vocabulary,
+        room.groups,
+        *wishes,
+        *tiles,
+        room.group_best,
+        TILE_GROUPS=TILE_GROUPS,
+        GROUP=GROUP_TOKENS,
+        num_warps=TILE_WARPS,
+    )
+    _settle[(places,)](
+        logits,
+        logits.stride(0),
+        vocabulary,
+        room.groups,
+        room.tiles,
+        *wishes,
+        *tiles,
+        room.group_best,
+        room.listed,
+        room.edges,
+        out,
+        TILES=triton.next_power_of_2(room.tiles),
+        GROUPS=triton.next_power_of_2(room.groups),
+        GROUP=GROUP_TOKENS,
+        CHUNK=CHUNK_GROUPS,
+        FIRST_GROUPS=NUCLEUS_GROUPS,
+        SPARE_BITS=_SPARE_BITS[logits.dtype],
+        num_warps=SETTLE_WARPS,
+    )
+
+
+@triton.jit
+def _mixed(bits):
+    """A 32-bit number, each bit of which depends on all bits of the given one (the end of MurmurHash3)."""
+    bits = bits ^ (bits >> 16)
+    bits = bits * 0x85EBCA6B
+    bits = bits ^ (bits >> 13)
+    bits = bits * 0xC2B2AE35
+    return bits ^ (bits >> 16)
+
+
+@triton.jit
+def _row_keys(seed, position):
+    """Two 32-bit numbers that belong to a seed and a position, of which the low 32 bits count."""
+    low = seed.to(tl.uint32)
+    high = (seed >> 32).to(tl.uint32)
+    place = position.to(tl.uint32)
+    first = _mixed(_mixed(_mixed(low + 0x9E3779B9) ^ high) + place)
+    second = _mixed(_mixed(_mixed(place + 0x7F4A7C15) ^ low) + high)
+    return first, second
+
+
+@triton.jit
+def _head_start(tokens, first, second):
+    """log2 of 1 / an exponentially distributed number that belongs to each token: what it is ahead in the race.
+
+    Small numbers decide the race, so these are the fine ones: they begin at 2**-33.
+    """
+    bits = _mixed(_mixed(tokens.to(tl.uint32) + first) ^ second)
+    share = tl.minimum((bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
+    # -log(1 - share): by its series where 1 - share would round most of it away.
+    series = 1.0 + share * (0.5 + share * (0.33333334 + share * (0.25 + share * 0.2)))
+    time = tl.where(share < 0.015625, share * series, -tl.log(1.0 - share))
+    return -tl.log2(time)
+
+
+@triton.jit
+def _scale(temperature):
+    """What logits are multiplied by to be log2 of weights."""
+    return 1.4426950408889634 / tl.maximum(temperature, 1e-30)
+
+
+@triton.jit
+def _units(logits, best, scale):
+    """Weights as integers, in units of 2**-43 of the weight of `best`. Two conversions to int32, as int64 is slow."""
+    scaled = tl.exp2(tl.minimum((logits - best) * scale, 0.0)) * 1073741824.0
+    high = scaled.to(tl.int32)
+    low = ((scaled - high.to(tl.float32)) * 8192.0).to(tl.int32)
+    return (high.to(tl.int64) << 13) + low.to(tl.int64)
+
+
+@triton.jit
+def _ordered(numbers):
+    """float32 as int32 in the same order, both zeros as one."""
+    bits = numbers.to(tl.int32, bitcast=True)
+    bits = tl.where(bits == -2147483648, 0, bits)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _is_filtered(top_k, top_p, min_p, vocabulary):
+    return ((top_k > 0) & (top_k < vocabulary)) | (top_p < 1.0) | (min_p > 0.0)
+
+
+@triton.jit
+def _look(
+    logits,
+    stride,
+    vocabulary,
+    groups,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    seed,
+    position,
+    tile_best,
+    tile_first,
+    tile_key,
+    tile_token,
+    tile_mass,
+    group_best,
+    TILE_GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One tile of one line: its largest logit and the first token that has it, the winner of its race, its mass."""
+    tile = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    group = tile * TILE_GROUPS + tl.arange(0, TILE_GROUPS)
+    tokens = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    line = logits + row * stride
+    x = tl.load(line + tokens, mask=tokens < vocabulary, other=float("-inf")).to(tl.float32)
+    x = tl.where(x == x, x, float("inf"))
+    tops = tl.max(x, 1)
+    tl.store(group_best + row * groups + group, tops, mask=group < groups)
+    best = tl.max(tops, 0)
+    at = row * tl.num_programs(0) + tile
+    tl.store(tile_best + at, best)
+    tl.store(tile_first + at, tl.min(tl.min(tl.where(x == best, tokens, _END), 1), 0))
+    heat = tl.load(temperature + row)
+    if heat > 0.0:
+        scale = _scale(heat)
+        start = tl.where(tl.abs(best) < float("inf"), best, 0.0)
+        share = tl.load(top_p + row)
+        if _is_filtered(tl.load(top_k + row), share, tl.load(min_p + row), vocabulary):
+            if share < 1.0:
+                tl.store(tile_mass + at, tl.sum(tl.sum(_units(x, start, scale), 1), 0))
+        else:
+            first, second = _row_keys(tl.load(seed + row), tl.load(position + row))
+            keys = tl.fma(x - start, scale, _head_start(tokens, first, second))
+            key = tl.max(tl.max(keys, 1), 0)
+            tl.store(tile_key + at, key)
+            tl.store(tile_token + at, tl.min(tl.min(tl.where(keys == key, tokens, _END), 1), 0))
+
+
+@triton.jit
+def _settle(
+    logits,
+    stride,
+    vocabulary,
+    groups,
+    tiles,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    seed,
+    position,
+    tile_best,
+    tile_first,
+    tile_key,
+    tile_token,
+    tile_mass,
+    group_best,
+    listed,
+    edges,
+    out,
+    TILES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FIRST_GROUPS: tl.constexpr,
+    SPARE_BITS: tl.constexpr,
+):
+    """One line: what its tiles come to, or the race again behind the edge of its filters."""
+    row = tl.program_id(0).to(tl.int64)
+    tile = tl.arange(0, TILES)
+    at = row * tiles + tile
+    is_tile = tile < tiles
+    bests = tl.load(tile_best + at, mask=is_tile, other=float("-inf"))
+    best = tl.max(bests, 0)
+    heat = tl.load(temperature + row)
+    limit = tl.load(top_k + row)
+    share = tl.load(top_p + row)
+    least = tl.load(min_p + row)
+    scale = _scale(heat)
+    drawn = tl.full((), -1, tl.int32)
+    if (best > float("-inf")) & (best < float("inf")):
+        if heat > 0.0:
+            first, second = _row_keys(tl.load(seed + row), tl.load(position + row))
+            behind = (bests - best) * scale
+            if _is_filtered(limit, share, least, vocabulary):
+                mass = tl.zeros((), tl.float64)
+                if share < 1.0:
+                    masses = tl.load(tile_mass + at, mask=is_tile, other=0)
+                    mass = tl.sum(masses.to(tl.float64) * tl.exp2(behind).to(tl.float64), 0)
+                drawn, edge = _race_behind_the_edge(
+                    logits + row * stride,
+                    group_best + row * groups,
+                    listed + row * groups,
+                    vocabulary,
+                    groups,
+                    best,
+                    mass,
+                    scale,
+                    limit,
+                    share,
+                    least,
+                    first,
+                    second,
+                    GROUPS,
+                    GROUP,
+                    CHUNK,
+                    FIRST_GROUPS,
+                    SPARE_BITS,
+                )
+                tl.store(edges + row, edge)
+            else:
+                keys = tl.load(tile_key + at, mask=is_tile, other=float("-inf")) + behind
+                tokens = tl.load(tile_token + at, mask=is_tile, other=_END)
+                drawn = tl.min(tl.where(keys == tl.max(keys, 0), tokens, _END), 0)
+        else:
+            firsts = tl.load(tile_first + at, mask=is_tile, other=_END)
+            drawn = tl.min(tl.where(bests == best, firsts, _END), 0)
+    tl.store(out + row, drawn)
+
+
+@triton.jit
+def _race_behind_the_edge(
+    line,
+    group_best,
+    listed,
+    vocabulary,
+    groups,
+    best,
+    mass,
+    scale,
+    limit,
+    share,
+    least,
+    first,
+    second,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FIRST_GROUPS: tl.constexpr,
+    SPARE_BITS: tl.constexpr,
+):
+    """The token drawn on a line that filters, and the least logit that stays in.
+
+    An edge is the least `_ordered` number that stays in, without its spare bits, as int64. No edge that is looked for
+    lies below the one that decides which groups are listed.
+    """
+    group = tl.arange(0, GROUPS)
+    tops = tl.load(group_best + group, mask=group < groups, other=float("-inf"))
+    order = _ordered(tops) >> SPARE_BITS
+    has_limit = (limit > 0) & (limit < vocabulary)
+    has_share = share < 1.0
+    lowest = tl.full((), _LOWEST >> SPARE_BITS, tl.int64)
+    end = (_ordered(best) >> SPARE_BITS).to(tl.int64) + 1
+    edge = lowest
+    # The n largest logits are not below the n largest of the groups' best.
+    wanted = tl.where(has_limit, limit, FIRST_GROUPS)
+    if (has_limit | has_share) & (wanted < groups):
+        edge = _nth_largest(order, wanted, lowest, end)
+    floor = tl.where(least > 0.0, tl.log2(tl.maximum(least, 1e-37)), float("-inf"))
+    # Of what top_k leaves top_p takes the mass of all, also of what min_p bars.
+    cut = tl.where(has_limit & has_share, float("-inf"), floor)
+    is_in = (order >= edge.to(tl.int32)) & (tops > float("-inf"))
+    count = _list(listed, group, is_in & ((tops - best) * scale >= cut))
+    if has_limit:
+        low = edge
+        high = end
+        while high - low > 1:
+            middle = (low + high) >> 1
+            found = _count(line, listed, count, vocabulary, middle, GROUP, CHUNK, SPARE_BITS)
+            low = tl.where(found >= limit, middle, low)
+            high = tl.where(found >= limit, high, middle)
+        edge = low
+    if has_share:
+        reached = _mass(
+            line, listed, count, vocabulary, edge, best, scale, GROUP, CHUNK, SPARE_BITS
+        ).to(tl.float64)
+        whole = tl.where(has_limit, reached, mass)
+        goal = whole * share.to(tl.float64)
+        if reached < goal:
+            # Tokens below this are too light to reach the rest of the mass, were all of the vocabulary such.
+            light = (whole - goal) / vocabulary / 8796093022208.0
+            cut = tl.maximum(floor, tl.log2(light.to(tl.float32)) - 0.01)
+            is_in = (tops > float("-inf")) & ((tops - best) * scale >= cut)
+            count = _list(listed, group, is_in)
+            edge = lowest
+        low = edge
+        high = end
+        while high - low > 1:
+            middle = (low + high) >> 1
+            found = _mass(
+                line, listed, count, vocabulary, middle, best, scale, GROUP, CHUNK, SPARE_BITS
+            ).to(tl.float64)
+            low = tl.where(found >= goal, middle, low)
+            high = tl.where(found >= goal, high, middle)
+        edge = low
+    last = edge.to(tl.int32)
+    keys = tl.full((CHUNK, GROUP), float("-inf"), tl.float32)
+    winners = tl.full((CHUNK, GROUP), _END, tl.int32)
+    leasts = tl.full((CHUNK, GROUP), float("inf"), tl.float32)
+    at = 0
+    while at < count:
+        tokens, x = _chunk(line, listed, at, count, vocabulary, GROUP, CHUNK)
+        behind = x - best
+        is_kept = ((_ordered(x) >> SPARE_BITS) >= last) & (behind * scale >= floor)
+        is_kept = is_kept & (x > float("-inf"))
+        key = tl.fma(behind, scale, _head_start(tokens, first, second))
+        key = tl.where(is_kept, key, float("-inf"))
+        winners = tl.where(key > keys, tokens, winners)
+        keys = tl.maximum(key, keys)
+        leasts = tl.where(is_kept, tl.minimum(x, leasts), leasts)
+        at += CHUNK
+    key = tl.max(tl.max(keys, 1), 0)
+    drawn = tl.min(tl.min(tl.where(keys == key, winners, _END), 1), 0)
+    return drawn, tl.min(tl.min(leasts, 1), 0)
+
+
+@triton.jit
+def _nth_largest(order, nth, low, high):
+    """The nth largest of the numbers in `order`; all are below `high`."""
+    while high - low > 1:
+        middle = (low + high) >> 1
+        found = tl.sum((order >= middle.to(tl.int32)).to(tl.int32), 0)
+        low = tl.where(found >= nth, middle, low)
+        high = tl.where(found >= nth, high, middle)
+    return low
+
+
+@triton.jit
+def _list(listed, group, is_in):
+    """Write down in order which groups are in, and return how many."""
+    flags = is_in.to(tl.int32)
+    slots = tl.cumsum(flags, 0) - flags
+    tl.debug_barrier()  # nobody reads the last list any more
+    tl.store(listed + slots, group, mask=is_in)
+    tl.debug_barrier()  # all have written
+    return tl.sum(flags, 0)
+
+
+@triton.jit
+def _chunk(line, listed, at, count, vocabulary, GROUP: tl.constexpr, CHUNK: tl.constexpr):
+    """Tokens and logits [CHUNK, GROUP] of the next groups that are listed, negative infinity behind the end."""
+    place = at + tl.arange(0, CHUNK)
+    group = tl.load(listed + place, mask=place < count, other=0)
+    tokens = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    is_there = (place < count)[:, None] & (tokens < vocabulary)
+    return tokens, tl.load(line + tokens, mask=is_there, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _count(
+    line,
+    listed,
+    count,
+    vocabulary,
+    edge,
+    GROUP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPARE_BITS: tl.constexpr,
+):
+    """How many logits of the listed groups are not below the edge."""
+    last = edge.to(tl.int32)
+    found = tl.zeros((CHUNK, GROUP), tl.int32)
+    at = 0
+    while at < count:
+        _, x = _chunk(line, listed, at, count, vocabulary, GROUP, CHUNK)
+        found += ((_ordered(x) >> SPARE_BITS) >= last).to(tl.int32)
+        at += CHUNK
+    return tl.sum(tl.sum(found, 1), 0)
+
+
+@triton.jit
+def _mass(
+    line,
+    listed,
+    count,
+    vocabulary,
+    edge,
+    best,
+    scale,
+    GROUP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPARE_BITS: tl.constexpr,
+):
+    """What the logits of the listed groups weigh that are not below the edge, in `_units`."""
+    last = edge.to(tl.int32)
+    found = tl.zeros((CHUNK, GROUP), tl.int64)
+    at = 0
+    while at < count:
+        _, x = _chunk(line, listed, at, count, vocabulary, GROUP, CHUNK)
+        is_kept = (_ordered(x) >> SPARE_BITS) >= last
+        found += tl.where(is_kept, _units(x, best, scale), 0)
+        at += CHUNK
+    return tl.sum(tl.sum(found, 1), 0)
