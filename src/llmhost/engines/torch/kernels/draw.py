@@ -82,6 +82,7 @@ def draw_tokens(logits: Tensor, asked: DrawAsked, out: Tensor, room: DrawRoom) -
     assert logits.stride(1) == 1
     if places == 0:
         return
+    # Nothing is fused but what says so: a draw must be the same in all variants of a kernel.
     wishes = (asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.seed, asked.position)
     tiles = (room.tile_best, room.tile_first, room.tile_key, room.tile_token, room.tile_mass)
     _look[(room.tiles, places)](
@@ -95,6 +96,7 @@ def draw_tokens(logits: Tensor, asked: DrawAsked, out: Tensor, room: DrawRoom) -
         TILE_GROUPS=TILE_GROUPS,
         GROUP=GROUP_TOKENS,
         num_warps=TILE_WARPS,
+        enable_fp_fusion=False,
     )
     _settle[(places,)](
         logits,
@@ -115,6 +117,7 @@ def draw_tokens(logits: Tensor, asked: DrawAsked, out: Tensor, room: DrawRoom) -
         FIRST_GROUPS=NUCLEUS_GROUPS,
         SPARE_BITS=_SPARE_BITS[logits.dtype],
         num_warps=SETTLE_WARPS,
+        enable_fp_fusion=False,
     )
 
 
@@ -389,6 +392,41 @@ def _race_behind_the_edge(
             low = tl.where(found >= goal, middle, low)
             high = tl.where(found >= goal, high, middle)
         edge = low
+    return _race(
+        line,
+        listed,
+        count,
+        vocabulary,
+        edge,
+        floor,
+        best,
+        scale,
+        first,
+        second,
+        GROUP,
+        CHUNK,
+        SPARE_BITS,
+    )
+
+
+@triton.jit
+def _race(
+    line,
+    listed,
+    count,
+    vocabulary,
+    edge,
+    floor,
+    best,
+    scale,
+    first,
+    second,
+    GROUP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPARE_BITS: tl.constexpr,
+):
+    """The winner among the listed groups' tokens behind the edge and the floor (log2 of a share of the best's
+    weight), and the least of their logits."""
     last = edge.to(tl.int32)
     keys = tl.full((CHUNK, GROUP), float("-inf"), tl.float32)
     winners = tl.full((CHUNK, GROUP), _END, tl.int32)
