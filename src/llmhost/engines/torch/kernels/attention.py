@@ -1,0 +1,463 @@
+"""Attention over block tables: one kernel for rows of one token, one for rows of several.
+
+A query reads exactly the positions that it sees. Places of a tile beyond them read the last one again and weigh
+nothing, so no load needs a mask, and whatever lies behind a row's end in its last block reaches nobody. Scores are in
+base 2, softmax runs online in float32 (Milakov and Gimelshein, 2018; Dao et al., 2022), and few rows are split over
+their positions, to be put together by a second kernel (Dao et al., 2023).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = math.log2(math.e)
+PROGRAMS_PER_SM = 3
+"""Rows are split until `decode_attention` has about so many equal programs for each multiprocessor."""
+SPREAD = 2
+"""A row that is longer than the others may have so many times the splits that rows of equal length would have."""
+MOST_SPLITS = 64
+CPU_MULTIPROCESSORS = 4
+"""What the interpreter pretends to have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a kernel cuts its work; to be varied by a benchmark."""
+
+    tile: int
+    """Positions that are read at a time."""
+    warps: int
+    stages: int
+    queries: int = 16
+    """Prefill: places for (token, head) pairs in a program."""
+
+
+def decode_tiles(key_bytes: int, query_bytes: int, dim: int) -> Tiles:
+    """For keys and queries of so many bytes an element."""
+    if query_bytes == 4:
+        return Tiles(tile=32, warps=4, stages=2)
+    if dim > 128:
+        return Tiles(tile=64 if key_bytes == 1 else 32, warps=4, stages=3)
+    return Tiles(tile=64, warps=4, stages=4 if key_bytes == 1 else 3)
+
+
+def prefill_tiles(query_bytes: int, dim: int, pairs: int) -> Tiles:
+    """For rows of at most so many (token, head) pairs for each head of keys."""
+    if query_bytes == 4:
+        return Tiles(tile=32 if dim <= 128 else 16, warps=8, stages=2, queries=16)
+    if pairs <= 16:
+        return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3, queries=16)
+    if pairs <= 64:
+        return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3, queries=64)
+    return Tiles(tile=64 if dim <= 128 else 32, warps=8, stages=3, queries=128)
+
+
+class DecodeRoom:
+    """Room for the parts of split rows, made once for the most rows that `decode_attention` will be given."""
+
+    def __init__(
+        self, rows: int, heads: int, kv_heads: int, dim: int, device: torch.device
+    ) -> None:
+        self.programs = PROGRAMS_PER_SM * _multiprocessors(device)
+        split = ((count, self.splits(count, kv_heads)) for count in range(1, rows + 1))
+        self.parts = max((count * splits for count, splits in split if splits > 1), default=1)
+        """Most (row, split) pairs."""
+        self.weights = torch.empty(self.parts * heads, dtype=torch.float32, device=device)
+        """[row, split, head]: the base-2 logarithm of the part's summed weights."""
+        self.results = torch.empty(self.parts * heads * dim, dtype=torch.float32, device=device)
+        """[row, split, head, dim]: what the part alone would give."""
+
+    def splits(self, rows: int, kv_heads: int) -> int:
+        """How many programs may share the positions of a row and a head of keys.
+
+        The same for every length, so that a captured graph stays right; how many do share them is found on the device.
+        """
+        programs = max(rows * kv_heads, 1)
+        if programs >= self.programs:
+            return 1
+        return min(-(-SPREAD * self.programs // programs), MOST_SPLITS)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return CPU_MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def decode_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    ends: Tensor,
+    out: Tensor,
+    *,
+    room: DecodeRoom,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    splits: int | None = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
+    tiles: Tiles | None = None,
+) -> None:
+    """Attend with one token per row: `query` and `out` are [R, heads, dim], with any strides but the last.
+
+    Caches are [blocks, block_tokens, kv_heads, dim], of the query's dtype or float8_e4m3fn; what is stored in them
+    counts `key_scale` and `value_scale` times. Row r sees positions below `ends[r]`, which are in the blocks
+    `block_tables[r]` [R, W]; with a `window` only the last so many. A row that ends at 0 reads nothing and gets zeros.
+    `sinks` [heads] are scores of places that take their share and give nothing.
+    """
+    rows, heads, dim = query.shape
+    if rows == 0:
+        return
+    kv_heads = key_cache.shape[2]
+    splits = splits or room.splits(rows, kv_heads)
+    assert splits == 1 or rows * splits <= room.parts, "the room was made for fewer rows"
+    assert query.stride(2) == out.stride(2) == key_cache.stride(3) == value_cache.stride(3) == 1
+    assert key_cache.stride() == value_cache.stride()
+    tiles = tiles or decode_tiles(key_cache.itemsize, query.itemsize, dim)
+    group = heads // kv_heads
+    _decode[(kv_heads, splits, rows)](
+        query, key_cache, value_cache, block_tables, ends, sinks, out, room.weights, room.results,
+        query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_tables.stride(0),
+        *_factors(scaling * key_scale, softcap), value_scale, window, room.programs,
+        BLOCK_STRIDE=key_cache.stride(0), TOKEN_STRIDE=key_cache.stride(1),
+        HEAD_STRIDE=key_cache.stride(2), BLOCK_TOKENS=key_cache.shape[1],
+        GROUP=group, GROUP_ROWS=max(triton.next_power_of_2(group), 16),
+        DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
+        TILE=tiles.tile, IS_SPLIT=splits > 1,
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    if splits > 1:
+        _reduce[(heads, rows)](
+            room.weights, room.results, ends, sinks, out, out.stride(0), out.stride(1),
+            window, room.programs, kv_heads, splits,
+            DIM=dim, DIM_ROOM=triton.next_power_of_2(dim), TILE=tiles.tile,
+            ROOM=MOST_SPLITS, num_warps=1,
+        )  # fmt: skip
+
+
+def prefill_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    starts: Tensor,
+    offsets: Tensor,
+    out: Tensor,
+    *,
+    longest: int,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
+    tiles: Tiles | None = None,
+) -> None:
+    """Attend with rows of one to `longest` tokens: `query` and `out` are [T, heads, dim].
+
+    Row r's tokens are at places `offsets[r]` to `offsets[r + 1] - 1` and positions from `starts[r]` on; each sees its
+    own and what is before it. The rest is as in `decode_attention`.
+    """
+    _, heads, dim = query.shape
+    rows = len(starts)
+    if rows == 0:
+        return
+    kv_heads = key_cache.shape[2]
+    assert query.stride(2) == out.stride(2) == key_cache.stride(3) == value_cache.stride(3) == 1
+    assert key_cache.stride() == value_cache.stride()
+    group = heads // kv_heads
+    tiles = tiles or prefill_tiles(query.itemsize, dim, longest * group)
+    places = max(tiles.queries, triton.next_power_of_2(group))
+    _prefill[(kv_heads, triton.cdiv(longest, places // group), rows)](
+        query, key_cache, value_cache, block_tables, starts, offsets, sinks, out,
+        query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_tables.stride(0),
+        *_factors(scaling * key_scale, softcap), value_scale, window,
+        BLOCK_STRIDE=key_cache.stride(0), TOKEN_STRIDE=key_cache.stride(1),
+        HEAD_STRIDE=key_cache.stride(2), BLOCK_TOKENS=key_cache.shape[1],
+        GROUP=group, PLACES=places, DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
+        TILE=tiles.tile, num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+
+
+def _factors(scaling: float, softcap: float | None) -> tuple[float, float | None]:
+    """The factor on a product, and the bound of what comes out, in base 2."""
+    if softcap is None:
+        return scaling * LOG2E, None
+    return scaling / softcap, softcap * LOG2E
+
+
+@triton.jit
+def _slots(table, positions, BLOCK_TOKENS: tl.constexpr):
+    """Where the cache has `positions` of the row that has the block `table`."""
+    blocks = tl.load(table + positions // BLOCK_TOKENS).to(tl.int64)
+    return blocks, positions % BLOCK_TOKENS
+
+
+@triton.jit
+def _scores(query, keys, factor, softcap):
+    """Base-2 scores [queries, positions] in float32."""
+    scores = tl.dot(query, tl.trans(keys).to(query.dtype), input_precision="ieee") * factor
+    if softcap is not None:
+        # tanh, by way of an exponential that may become infinite
+        scores = softcap - 2 * softcap / (1 + tl.exp2(scores * 2.8853900817779268))
+    return scores
+
+
+@triton.jit
+def _over_tiles(
+    acc, total, top, q, seen_to, keys, values, table, dims, low, first, last, high,
+    factor, softcap, window,
+    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr, IS_EDGE: tl.constexpr,
+):  # fmt: skip
+    """Go over tiles `first` to `last`, exclusive, of positions `low` to `high`, exclusive.
+
+    At an edge not every query sees all of a tile: queries stand at positions `seen_to`, or behind all when None.
+    """
+    # Block ids are read a tile ahead, so that keys and values wait for no other load.
+    at = low + first * TILE + tl.arange(0, TILE)
+    blocks, inner = _slots(table, tl.minimum(at, high - 1), BLOCK_TOKENS)
+    for _ in range(first, last):
+        places = (blocks * BLOCK_STRIDE + inner * TOKEN_STRIDE)[:, None]
+        if dims.shape[0] == DIM:
+            k = tl.load(keys + places)
+            v = tl.load(values + places)
+        else:
+            k = tl.load(keys + places, mask=(dims < DIM)[None, :], other=0.0)
+            v = tl.load(values + places, mask=(dims < DIM)[None, :], other=0.0)
+        blocks, inner = _slots(table, tl.minimum(at + TILE, high - 1), BLOCK_TOKENS)
+
+        s = _scores(q, k, factor, softcap)
+        if IS_EDGE:
+            is_seen = (at < high)[None, :]
+            if seen_to is not None:
+                is_seen = is_seen & (at[None, :] <= seen_to[:, None])
+            if window is not None:
+                is_seen = is_seen & (at[None, :] > seen_to[:, None] - window)
+            s = tl.where(is_seen, s, float("-inf"))
+        higher = tl.maximum(top, tl.max(s, 1))
+        base = higher
+        if IS_EDGE and seen_to is not None:  # a query may have seen nothing yet
+            base = tl.where(higher == float("-inf"), 0.0, higher)
+        p = tl.exp2(s - base[:, None])
+        fade = tl.exp2(top - base)
+        total = total * fade + tl.sum(p, 1)
+        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * fade[:, None], input_precision="ieee")
+        top = higher
+        at += TILE
+    return acc, total, top
+
+
+@triton.jit
+def _with_sinks(acc, total, top, sinks, is_there):
+    """Let the places that give nothing take their share."""
+    sink = tl.load(sinks, mask=is_there, other=0.0).to(tl.float32) * 1.4426950408889634
+    higher = tl.maximum(top, sink)
+    fade = tl.exp2(top - higher)
+    return acc * fade[:, None], total * fade + tl.exp2(sink - higher)
+
+
+@triton.jit
+def _seen(ends, window):
+    """The first position that each row sees, and how many it sees."""
+    first = ends * 0
+    if window is not None:
+        first = tl.maximum(ends - window, 0)
+    return first, ends - first
+
+
+@triton.jit
+def _share(ends, rows, seen, window, programs, kv_heads, splits, TILE: tl.constexpr):
+    """How many of the `seen` positions of a row each of its programs takes, in whole tiles.
+
+    If all rows were cut into such shares there would be about as many `programs` as are wanted.
+    """
+    total = seen * 0
+    place = tl.arange(0, 128)
+    for before in range(0, rows, 128):
+        every = tl.load(ends + before + place, mask=before + place < rows, other=0)
+        _, lengths = _seen(every, window)
+        total += tl.sum(lengths, 0)
+    share = tl.maximum(tl.cdiv(total * kv_heads, programs), TILE)
+    used = tl.maximum(tl.minimum(tl.cdiv(seen, share), splits), 1)
+    return tl.cdiv(tl.cdiv(seen, used), TILE) * TILE
+
+
+@triton.jit(do_not_specialize=["table_stride", "window", "programs"])
+def _decode(
+    query, key, value, tables, ends, sinks, out, weights, results,
+    query_stride, query_head_stride, out_stride, out_head_stride, table_stride,
+    factor, softcap, value_factor, window, programs,
+    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
+    TILE: tl.constexpr, IS_SPLIT: tl.constexpr,
+):  # fmt: skip
+    """One program per head of keys, split and row; it has all query heads of its head of keys."""
+    kv_head = tl.program_id(0)
+    kv_heads = tl.num_programs(0)
+    split = tl.program_id(1)
+    splits = tl.num_programs(1)
+    # Rows are sorted by length: the longest begin first.
+    row = tl.num_programs(2) - 1 - tl.program_id(2)
+
+    end = tl.load(ends + row)
+    first, share = _seen(end, window)
+    if IS_SPLIT:
+        share = _share(ends, tl.num_programs(2), share, window, programs, kv_heads, splits, TILE)
+    low = first + split * share
+    high = tl.minimum(low + share, end)
+
+    member = tl.arange(0, GROUP_ROWS)
+    head = kv_head * GROUP + member
+    dims = tl.arange(0, DIM_ROOM)
+    is_ours = (member < GROUP)[:, None] & (dims < DIM)[None, :]
+    outs = out + row.to(tl.int64) * out_stride + head[:, None] * out_head_stride + dims[None, :]
+    if low < high:
+        queries = query + row.to(tl.int64) * query_stride + head[:, None] * query_head_stride
+        q = tl.load(queries + dims[None, :], mask=is_ours, other=0.0)
+        table = tables + row.to(tl.int64) * table_stride
+        keys = key + kv_head * HEAD_STRIDE + dims[None, :]
+        values = value + kv_head * HEAD_STRIDE + dims[None, :]
+
+        acc, total, top = _over_tiles(
+            tl.zeros([GROUP_ROWS, DIM_ROOM], tl.float32), tl.zeros([GROUP_ROWS], tl.float32),
+            tl.full([GROUP_ROWS], float("-inf"), tl.float32),
+            q, None, keys, values, table, dims, low, 0, tl.cdiv(high - low, TILE), high,
+            factor, softcap, None,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True,
+        )  # fmt: skip
+        if not IS_SPLIT or high - low == end - first:
+            if sinks is not None:
+                acc, total = _with_sinks(acc, total, top, sinks + head, member < GROUP)
+            given = acc * (value_factor / total)[:, None]
+            tl.store(outs, given.to(out.dtype.element_ty), mask=is_ours)
+        else:
+            part = (row * splits + split) * kv_heads * GROUP + head
+            tl.store(weights + part, top + tl.log2(total), mask=member < GROUP)
+            given = acc * (value_factor / total)[:, None]
+            tl.store(results + part[:, None] * DIM + dims[None, :], given, mask=is_ours)
+    elif end <= 0 and split == 0:
+        nothing = tl.zeros([GROUP_ROWS, DIM_ROOM], out.dtype.element_ty)
+        tl.store(outs, nothing, mask=is_ours)
+
+
+@triton.jit(do_not_specialize=["window", "programs", "kv_heads", "splits"])
+def _reduce(
+    weights, results, ends, sinks, out, out_stride, out_head_stride,
+    window, programs, kv_heads, splits,
+    DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr,
+):  # fmt: skip
+    """One program per head and row: what the parts of a split row give together."""
+    head = tl.program_id(0)
+    row = tl.program_id(1)
+    _, seen = _seen(tl.load(ends + row), window)
+    share = _share(ends, tl.num_programs(1), seen, window, programs, kv_heads, splits, TILE)
+    if share < seen:
+        used = tl.cdiv(seen, share)
+        heads = tl.num_programs(0)
+        every = tl.arange(0, ROOM)
+        places = weights + (row * splits + every) * heads + head
+        every_weight = tl.load(places, mask=every < used, other=float("-inf"))
+        top = tl.max(every_weight, 0)
+        if sinks is not None:
+            sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+            top = tl.maximum(top, sink)
+        total = tl.sum(tl.exp2(every_weight - top), 0)
+        if sinks is not None:
+            total += tl.exp2(sink - top)
+
+        dims = tl.arange(0, DIM_ROOM)
+        given = tl.zeros([DIM_ROOM], tl.float32)
+        for before in range(0, used, 8):
+            split = before + tl.arange(0, 8)
+            part = (row * splits + split) * heads + head
+            weight = tl.load(weights + part, mask=split < used, other=float("-inf"))
+            is_there = (split < used)[:, None] & (dims < DIM)[None, :]
+            parts = results + part[:, None] * DIM + dims[None, :]
+            result = tl.load(parts, mask=is_there, other=0.0)
+            given += tl.sum(result * tl.exp2(weight - top)[:, None], 0)
+        outs = out + row.to(tl.int64) * out_stride + head * out_head_stride + dims
+        tl.store(outs, (given / total).to(out.dtype.element_ty), mask=dims < DIM)
+
+
+@triton.jit(do_not_specialize=["table_stride", "window"])
+def _prefill(
+    query, key, value, tables, starts, offsets, sinks, out,
+    query_stride, query_head_stride, out_stride, out_head_stride, table_stride,
+    factor, softcap, value_factor, window,
+    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    GROUP: tl.constexpr, PLACES: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """One program per head of keys, tile of tokens and row; it has all query heads of its head of keys."""
+    TOKENS: tl.constexpr = PLACES // GROUP
+    kv_head = tl.program_id(0)
+    row = tl.program_id(2)
+    # Later tokens see more: they begin first.
+    begin = (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS
+    flat = tl.load(offsets + row)
+    count = tl.load(offsets + row + 1) - flat
+    if begin < count:
+        start = tl.load(starts + row)
+        place = tl.arange(0, PLACES)
+        token = begin + place // GROUP
+        head = kv_head * GROUP + place % GROUP
+        dims = tl.arange(0, DIM_ROOM)
+        is_ours = (place < TOKENS * GROUP) & (token < count)
+        is_stored = is_ours[:, None] & (dims < DIM)[None, :]
+        where = (flat + token).to(tl.int64)[:, None]
+        queries = query + where * query_stride + head[:, None] * query_head_stride + dims[None, :]
+        q = tl.load(queries, mask=is_stored, other=0.0)
+        table = tables + row.to(tl.int64) * table_stride
+        keys = key + kv_head * HEAD_STRIDE + dims[None, :]
+        values = value + kv_head * HEAD_STRIDE + dims[None, :]
+
+        high = start + tl.minimum(begin + TOKENS, count)
+        low = start * 0
+        edge_from = start * 0
+        if window is not None:
+            low = tl.maximum(start + begin - window + 1, 0)
+            # All of our queries see from here on, as far as they see at all.
+            edge_from = tl.cdiv(tl.maximum(high - window, 0) - low, TILE)
+        tiles = tl.cdiv(high - low, TILE)
+        edge_from = tl.minimum(edge_from, tiles)
+        edge_to = tl.maximum((start + begin + 1 - low) // TILE, edge_from)
+
+        seen_to = tl.minimum(start + token, high - 1)
+        top = tl.full([PLACES], float("-inf"), tl.float32)
+        total = tl.zeros([PLACES], tl.float32)
+        acc = tl.zeros([PLACES, DIM_ROOM], tl.float32)
+        if window is not None:
+            acc, total, top = _over_tiles(
+                acc, total, top, q, seen_to, keys, values, table, dims, low, 0, edge_from, high,
+                factor, softcap, window,
+                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True,
+            )  # fmt: skip
+        acc, total, top = _over_tiles(
+            acc, total, top, q, seen_to, keys, values, table, dims, low, edge_from, edge_to, high,
+            factor, softcap, window,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=False,
+        )  # fmt: skip
+        acc, total, top = _over_tiles(
+            acc, total, top, q, seen_to, keys, values, table, dims, low, edge_to, tiles, high,
+            factor, softcap, window,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True,
+        )  # fmt: skip
+
+        if sinks is not None:
+            acc, total = _with_sinks(acc, total, top, sinks + head, is_ours)
+        outs = out + where * out_stride + head[:, None] * out_head_stride + dims[None, :]
+        given = acc * (value_factor / total)[:, None]
+        tl.store(outs, given.to(out.dtype.element_ty), mask=is_stored)

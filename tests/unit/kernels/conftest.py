@@ -1,0 +1,1 @@
+import tests.unit.kernels.interpreting  # noqa: F401

@@ -1,0 +1,85 @@
+"""Paged attention, by Triton's interpreter, against float64."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.kernels.paged import (
+    FP8,
+    Shape,
+    asked,
+    decoded,
+    expected,
+    make_step,
+    prefilled,
+)
+
+from llmhost.engines.torch.kernels.attention import DecodeRoom, Tiles
+
+SHAPES = [
+    Shape(heads=4, kv_heads=2, dim=16, block_tokens=8),
+    Shape(heads=3, kv_heads=1, dim=80, block_tokens=16),
+    Shape(heads=2, kv_heads=2, dim=32, block_tokens=32, dtype=torch.float16),
+    Shape(heads=17, kv_heads=1, dim=24, block_tokens=64),
+]
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"window": 1},
+    {"window": 40},
+    {"softcap": 3.0},
+    {"sinks": 2.0},
+    {"window": 33, "softcap": 5.0, "sinks": -1.0, "key_scale": 0.5, "value_scale": 3.0},
+]
+CASES = [
+    *((SHAPES[i % 3], way, 1 + 2 * (i % 2)) for i, way in enumerate(WAYS)),
+    (SHAPES[1], WAYS[-1], 3),
+    (SHAPES[2], WAYS[-1], 1),
+    (SHAPES[3], WAYS[0], 1),
+]
+"""With the most splits of a row."""
+
+
+def is_close(out: torch.Tensor, reference: torch.Tensor) -> None:
+    tolerance = 2e-6 if out.dtype is torch.float32 else 2e-3
+    torch.testing.assert_close(out.double(), reference, rtol=5 * tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("shape", "way", "splits"), CASES)
+def test_a_row_of_one_token_gets_what_it_would_get_in_float64(
+    shape: Shape, way: dict[str, Any], splits: int
+) -> None:
+    step = make_step(shape, [1] * 3, [0, 33, 90], seed=splits)
+    ask = asked(way, shape)
+    is_close(decoded(step, ask, splits=splits), expected(step, **ask))
+
+
+@pytest.mark.parametrize(("shape", "way"), [case[:2] for case in CASES])
+def test_every_token_of_a_chunk_gets_what_it_would_get_in_float64(
+    shape: Shape, way: dict[str, Any]
+) -> None:
+    step = make_step(shape, [1, 20, 3], [9, 20, 75], seed=7)
+    ask = asked(way, shape)
+    tiles = Tiles(tile=32, warps=4, stages=2, queries=32)
+    is_close(prefilled(step, ask, tiles=tiles), expected(step, **ask))
+
+
+def test_keys_and_values_may_be_stored_in_float8() -> None:
+    shape = replace(SHAPES[0], stored=FP8)
+    step, ask = make_step(shape, [1, 1], [5, 40], seed=3), asked({"value_scale": 2.0}, shape)
+    is_close(decoded(step, ask), expected(step, **ask))
+    step = make_step(shape, [5, 2], [5, 40], seed=3)
+    is_close(prefilled(step, ask), expected(step, **ask))
+
+
+def test_few_rows_are_split_and_many_are_not() -> None:
+    room = DecodeRoom(16, 4, 2, 8, torch.device("cpu"))
+    splits = [room.splits(rows, 2) for rows in (1, 2, 5, 6, 1000)]
+    assert splits == [12, 6, 3, 1, 1]
+    assert room.parts == max(rows * room.splits(rows, 2) for rows in range(1, 6))
+
+
+def test_a_room_that_is_too_small_is_noticed() -> None:
+    step = make_step(SHAPES[0], [1] * 40, [1] * 40, seed=0)
+    with pytest.raises(AssertionError, match="fewer rows"):
+        decoded(step, asked({}, SHAPES[0]), splits=2)
