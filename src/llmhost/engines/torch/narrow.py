@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llmhost.engines.torch.fp8 import Fp8Projection
+from llmhost.engines.torch.int4 import Int4Projection
 from llmhost.engines.torch.projections import Projection
 
 GROUPS = (
@@ -26,12 +27,11 @@ GROUPS = (
 class NarrowLinear(nn.Module):
     """Stands where a linear layer stood: some rows of a narrow matrix."""
 
-    def __init__(self, whole: Fp8Projection, first: int, last: int) -> None:
+    def __init__(self, whole: Fp8Projection | Int4Projection, first: int, last: int) -> None:
         super().__init__()
         self.whole: Projection = whole
         self.rows = range(first, last)
         self.whole_rows = len(whole.weight)
-        self.in_features, self.out_features = whole.weight.shape[1], last - first
         self._part: Projection = whole.part(first, last)
         for number, tensor in enumerate(self._part.tensors):  # for whoever counts a model's bytes
             self.register_buffer(f"part_{number}", tensor, persistent=False)
@@ -41,7 +41,10 @@ class NarrowLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
-KINDS = {"fp8": Fp8Projection}
+KINDS: dict[str, type[Fp8Projection] | type[Int4Projection]] = {
+    "fp8": Fp8Projection,
+    "int4": Int4Projection,
+}
 """By the value of `options.weights`."""
 
 

@@ -1,0 +1,90 @@
+"""Projections whose weights have 4 bits, with a scale for each 128 of a row. Activations stay as they are.
+
+The weights are widened where they are read, for some rows of activations, and as a whole before a product of many. The
+kernels are our own: a library's would be one more thing that must fit the version of torch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GROUP = 128
+"""Weights of a row that share a scale."""
+CHUNK = 2 * GROUP
+"""Columns that lie in GROUP bytes: byte j has column j in its low half and column GROUP + j in its high one."""
+_LOWEST = -8
+"""Of the 16 numbers that 4 bits are, before the scale."""
+_ROWS_AT_ONCE = 2048
+"""Rows of weights that are quantised together, which bounds the memory that it takes."""
+
+
+class Int4Projection:
+    """A matrix in 4 bits. On the CPU it is widened for each product, slowly."""
+
+    steps = (16, CHUNK)
+    """Rows and columns are whole numbers of these."""
+
+    def __init__(self, packed: Tensor, scales: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = packed
+        """[N, K / 2] uint8"""
+        self.scales = scales
+        """[K / 128, N] in the type of the matrix"""
+        self.bias = bias
+        """[N]"""
+
+    @classmethod
+    def of(cls, matrix: Tensor, bias: Tensor | None = None) -> "Int4Projection":
+        """A plain `matrix` [N, K], quantised on its device."""
+        return cls(*pack_matrix(matrix), bias)
+
+    def part(self, first: int, last: int) -> "Int4Projection":
+        """Rows `first` to `last`, exclusive, in the same memory."""
+        rows = slice(first, last)
+        bias = None if self.bias is None else self.bias[rows]
+        return Int4Projection(self.weight[rows], self.scales[:, rows], bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return F.linear(x, unpack_matrix(self.weight, self.scales).to(x.dtype), self.bias)
+        from llmhost.engines.torch.kernels.int4 import int4_linear, widen
+        from llmhost.engines.torch.kernels.skinny import MOST_ROWS
+
+        if len(x) <= MOST_ROWS:
+            return int4_linear(x, self.weight, self.scales, self.bias)
+        return F.linear(x, widen(self.weight, self.scales, x.dtype), self.bias)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        stored = (self.weight, self.scales)
+        return stored if self.bias is None else (*stored, self.bias)
+
+
+def pack_matrix(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`matrix` [N, K] as uint8 [N, K / 2] and scales [K / 128, N] of its type, on its device, some rows at a time.
+
+    A scale is such that the number farthest from zero in its group becomes the lowest of the 16, which reaches farther
+    than the highest.
+    """
+    count, width = matrix.shape
+    packed = torch.empty(count, width // 2, dtype=torch.uint8, device=matrix.device)
+    scales = torch.empty(width // GROUP, count, dtype=matrix.dtype, device=matrix.device)
+    for first in range(0, count, _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        groups = matrix[rows].float().unflatten(1, (-1, GROUP))
+        farthest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True)).squeeze(2)
+        scale = (farthest / _LOWEST).to(matrix.dtype)
+        scales[:, rows] = scale.t()
+        divisor = torch.where(scale == 0, 1.0, scale.float())[:, :, None]
+        bits = (groups / divisor - _LOWEST).round_().clamp_(0, 15).to(torch.uint8)
+        halves = bits.unflatten(1, (-1, 2))
+        packed[rows] = (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)
+    return packed, scales
+
+
+def unpack_matrix(packed: Tensor, scales: Tensor) -> Tensor:
+    """The matrix [N, K] that they stand for, in float32."""
+    chunks = packed.unflatten(1, (-1, GROUP))
+    bits = torch.stack([chunks & 15, chunks >> 4], dim=2).flatten(1, 2)
+    return ((bits.float() + _LOWEST) * scales.float().t()[:, :, None]).flatten(1)
