@@ -69,11 +69,16 @@ class Fp8Projection:
         is_few = len(x) <= _weight_only_rows.get()
         if x.device.type == "cpu":
             return self._on_cpu(x, is_few)
-        from llmhost.engines.torch.kernels.quantise import quantise_rows
+        if not is_few:
+            return self.scaled(x)
         from llmhost.engines.torch.kernels.skinny import skinny_linear
 
-        if is_few:
-            return skinny_linear(x, self.weight, scale=self.scale, bias=self.bias)
+        return skinny_linear(x, self.weight, scale=self.scale, bias=self.bias)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Rows of any number, quantised and multiplied in float8 on a GPU."""
+        from llmhost.engines.torch.kernels.quantise import quantise_rows
+
         numbers, scale = quantise_rows(x)
         out = torch._scaled_mm(
             numbers,

@@ -72,19 +72,19 @@ def pack_matrix(matrix: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(width // GROUP, count, dtype=matrix.dtype, device=matrix.device)
     for first in range(0, count, _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
-        groups = matrix[rows].float().unflatten(1, (-1, GROUP))
+        groups = matrix[rows].float().view(-1, width // GROUP, GROUP)
         farthest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True)).squeeze(2)
         scale = (farthest / _LOWEST).to(matrix.dtype)
         scales[:, rows] = scale.t()
         divisor = torch.where(scale == 0, 1.0, scale.float())[:, :, None]
         bits = (groups / divisor - _LOWEST).round_().clamp_(0, 15).to(torch.uint8)
-        halves = bits.unflatten(1, (-1, 2))
+        halves = bits.view(-1, width // CHUNK, 2, GROUP)
         packed[rows] = (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)
     return packed, scales
 
 
 def unpack_matrix(packed: Tensor, scales: Tensor) -> Tensor:
     """The matrix [N, K] that they stand for, in float32."""
-    chunks = packed.unflatten(1, (-1, GROUP))
+    chunks = packed.view(len(packed), -1, GROUP)
     bits = torch.stack([chunks & 15, chunks >> 4], dim=2).flatten(1, 2)
     return ((bits.float() + _LOWEST) * scales.float().t()[:, :, None]).flatten(1)

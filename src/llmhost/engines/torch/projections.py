@@ -10,6 +10,10 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+OWN_MOST_ROWS = 0
+"""On a GPU up to so many rows are multiplied by our own kernel with weights of 16 bits. `tests.gpu.tune_fp8` tells
+whether torch is slower."""
+
 
 class Projection(Protocol):
     """x [T, K] -> [T, N], in the type of x. It can be captured in a CUDA graph."""
@@ -23,7 +27,7 @@ class Projection(Protocol):
 
 
 class PlainProjection:
-    """The matrix as it was loaded, multiplied by torch."""
+    """The matrix as it was loaded, multiplied by torch, or for a few rows by a kernel of our own."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
@@ -32,6 +36,11 @@ class PlainProjection:
         """[N]"""
 
     def __call__(self, x: Tensor) -> Tensor:
+        if 0 < len(x) <= OWN_MOST_ROWS and x.is_cuda and x.itemsize == 2:
+            from llmhost.engines.torch.kernels.skinny import can_multiply, skinny_linear
+
+            if can_multiply(len(x), self.weight):
+                return skinny_linear(x, self.weight, bias=self.bias)
         return F.linear(x, self.weight, self.bias)
 
     @property
