@@ -31,9 +31,14 @@ class Masks:
         self, places: Sequence[Place], vocabulary: int
     ) -> "np.ndarray[tuple[int, int], np.dtype[np.bool_]]":
         """[places, vocabulary], for places whose rows have grammars."""
-        packed = self.packed[[self._line(place) for place in places]]
-        octets = packed.view(np.uint8)
+        octets = self.packed_at(places).view(np.uint8)
         return np.unpackbits(octets, axis=1, count=vocabulary, bitorder="little").view(np.bool_)
+
+    def packed_at(
+        self, places: Sequence[Place]
+    ) -> "np.ndarray[tuple[int, int], np.dtype[np.int32]]":
+        """As `packed`, for places whose rows have grammars."""
+        return self.packed[[self._line(place) for place in places]]
 
     def closing(self, place: Place) -> Closing | None:
         """None as well where an end is barred for other reasons than the grammar's."""

@@ -17,7 +17,7 @@ from llmhost.engines.torch.asked import DrawAsked, asked_of, pack
 from llmhost.engines.torch.kernels import draw
 from llmhost.engines.torch.kernels.draw import DrawRoom, draw_tokens
 
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GREEDY = Sampling(temperature=0.0)
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -34,14 +34,15 @@ def place(sampling: Sampling, seed: int = 0, position: int = 1) -> Place:
 
 def drawn(logits: Tensor, places: Sequence[Place]) -> tuple[list[int], list[float]]:
     """The tokens, and the least logits that stayed in on lines that filter."""
-    room = DrawRoom(*logits.shape, CPU)
-    out = torch.empty(len(places), dtype=torch.int32)
-    draw_tokens(logits, asked_of(places, CPU), out, room)
+    room = DrawRoom(*logits.shape, DEVICE)
+    out = torch.empty(len(places), dtype=torch.int32, device=DEVICE)
+    draw_tokens(logits, asked_of(places, DEVICE), out, room)
     return out.tolist(), room.edges[:, 0].tolist()
 
 
 def random_logits(lines: int, vocabulary: int, seed: int = 1) -> Tensor:
-    return torch.randn(lines, vocabulary, generator=torch.Generator().manual_seed(seed)) * 2
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(lines, vocabulary, generator=generator) * 2).to(DEVICE)
 
 
 def left_in(logits: Tensor, asked: Sampling) -> Tensor:
@@ -181,8 +182,8 @@ def test_a_draw_does_not_depend_on_what_stands_behind_its_line() -> None:
 def test_a_refilled_room_of_a_longer_step_draws_the_same() -> None:
     logits = random_logits(2, 300)
     places = [place(Sampling(), 1), place(Sampling(0.5), 2)]
-    room, out = DrawRoom(8, 300, CPU), torch.full((8,), 7, dtype=torch.int32)
-    asked = DrawAsked.greedy(8, CPU)
+    room, out = DrawRoom(8, 300, DEVICE), torch.full((8,), 7, dtype=torch.int32, device=DEVICE)
+    asked = DrawAsked.greedy(8, DEVICE)
 
     draw_tokens(logits, asked, out, room)
     assert out[:2].tolist() == logits.argmax(-1).tolist()
@@ -206,11 +207,17 @@ def race(logits, seeds, out, count, vocabulary, LINES: tl.constexpr, TOKENS: tl.
 
 def winners(logits: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     count, vocabulary = len(seeds), len(logits)
-    out = torch.empty(count, dtype=torch.int32)
+    out = torch.empty(count, dtype=torch.int32, device=DEVICE)
     room = triton.next_power_of_2(vocabulary)
-    lines = min(count, 2**13)
+    lines = min(count, 64 if DEVICE.type == "cuda" else 2**13)
     race[(count // lines,)](
-        logits, torch.cat([seeds, positions]), out, count, vocabulary, lines, room
+        logits.to(DEVICE),
+        torch.cat([seeds, positions]).to(DEVICE),
+        out,
+        count,
+        vocabulary,
+        lines,
+        room,
     )
     return out
 
@@ -229,7 +236,7 @@ def test_draws_follow_the_softmax_over_seeds_and_over_positions(
     logits = random_logits(1, 50, seed=2)[0] * 0.7
     logits[3] = -INFINITE
     tokens = winners(logits, seeds, positions)
-    expected = logits.double().softmax(-1).numpy()
+    expected = logits.double().softmax(-1).cpu().numpy()
     assert abs(distance(tokens.tolist(), expected)[0]) < 4
 
 
@@ -252,7 +259,7 @@ def test_rare_tokens_win_as_often_as_they_should() -> None:
     logits[32] = 0.0
     seeds = torch.arange(2**17)
     tokens = winners(logits, seeds, seeds * 0)
-    assert abs(distance(tokens.tolist(), logits.double().softmax(-1).numpy())[0]) < 4
+    assert abs(distance(tokens.tolist(), logits.double().softmax(-1).cpu().numpy())[0]) < 4
 
 
 def test_the_launches_hold_the_race_that_was_looked_at_here() -> None:
@@ -279,4 +286,4 @@ def test_a_seed_means_the_same_in_all_versions() -> None:
 
 def test_a_vocabulary_too_long_for_exact_masses_is_refused() -> None:
     with pytest.raises(ValueError, match="600000"):
-        DrawRoom(1, 600_000, CPU)
+        DrawRoom(1, 600_000, DEVICE)

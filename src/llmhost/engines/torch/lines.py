@@ -84,5 +84,15 @@ def bar(numbers: Tensor, lines: Sequence[int], is_barred: Flags) -> None:
         np.copyto(array[line], -np.inf, where=flags)
 
 
+def bar_bits(numbers: Tensor, lines: Tensor, allowed: Tensor) -> None:
+    """Set float32 numbers of some lines to negative infinity whose bit in `allowed` [lines, words] is not set.
+
+    int32 words, the first place in the lowest bit. Nothing is waited for.
+    """
+    shifts = torch.arange(32, dtype=torch.int32, device=numbers.device)
+    bits = (allowed[:, :, None] >> shifts & 1).view(len(allowed), -1)[:, : numbers.shape[1]]
+    numbers[lines] = numbers[lines].masked_fill(bits == 0, float("-inf"))
+
+
 def _array(numbers: Tensor) -> Array:
     return numbers.float().numpy()

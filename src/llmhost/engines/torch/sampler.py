@@ -2,11 +2,13 @@
 
 Stateless: the draw of a row depends on its logits, what it asks for, its known tokens, its seed and the position of
 the drawn token, and on nothing else. So it doesn't change with the batch, with guesses, with preemption, or with a move
-to another machine. Each place takes one uniform number and finds it in the cumulated probabilities in token order;
-filters only set probabilities to zero.
+to another machine of the same kind.
+
+On the CPU each place takes one uniform number and finds it in the cumulated probabilities in token order; filters only
+set probabilities to zero. On a GPU a kernel holds a race (`kernels/draw.py`), and a step waits for the device once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +28,10 @@ from llmhost.engines.drawing import (
     nothing_left,
 )
 from llmhost.engines.masks import Masks
+from llmhost.engines.torch.asked import to_device
+from llmhost.engines.torch.device_draws import NO_NUMBERS, DeviceDraws, has_kernels
 from llmhost.engines.torch.lines import largest, top, zero_below
-from llmhost.engines.torch.logprobs import report
+from llmhost.engines.torch.logprobs import measure, read, report
 from llmhost.engines.torch.shaping import Shaper
 
 NUCLEUS_CANDIDATES = (256, 4096)
@@ -36,6 +40,8 @@ _LANE = 256
 """Probabilities are cumulated in two levels: over groups of so many tokens, then inside one group."""
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+KERNELS = "cuda"
+"""The kind of device on which kernels draw."""
 Said = tuple[int, ...] | EngineFailed
 
 
@@ -44,6 +50,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self._shaper = Shaper()
+        self._device_draws = DeviceDraws()
 
     def sample(
         self, logits: Tensor, rows: Sequence[Row], masks: Masks | None = None
@@ -53,22 +60,41 @@ class Sampler:
         Ties at the edge of a filter stay in together. A row whose logits hold NaN or positive infinity fails, and
         fails alone; so does one that may draw nothing.
         """
+        if logits.device.type == KERNELS and has_kernels():
+            return self._sample_there(logits, rows, masks or Masks())
         if all(row.sampling.temperature == 0.0 and is_plain(row) for row in rows):
             return [*_best(logits, lambda line: broken(rows[line]))[1]]
-        places = [Place(row, depth) for row in rows for depth in range(row.drafts + 1)]
+        places = _places(rows)
         picked = self._pick(logits, places, masks or Masks())
         if all(row.drafts == 0 and row.sampling.logprobs is None for row in rows):
             return [*picked]
-        firsts = [line for line, place in enumerate(places) if place.depth == 0]
-        said = [
-            confirm(row, picked[first : first + row.drafts + 1])
-            for row, first in zip(rows, firsts, strict=True)
+        said, firsts = _said(rows, places, picked)
+        return _answers(rows, said, firsts, _reports(logits, rows, said, firsts))
+
+    def _sample_there(self, logits: Tensor, rows: Sequence[Row], masks: Masks) -> list[Drawn]:
+        """`sample` where kernels draw. The device is waited for once, for all that is read."""
+        places = _places(rows)
+        tokens = self._device_draws.pick(logits, places, masks, self._shaper)
+        asked = [
+            (line, min(place.row.sampling.logprobs, logits.shape[1]))
+            for line, place in enumerate(places)
+            if place.row.sampling.logprobs is not None
         ]
-        reports = _reports(logits, rows, said, firsts)
-        return [
-            tokens if isinstance(tokens, EngineFailed) else answer(tokens, reported)
-            for tokens, reported in zip(said, reports, strict=True)
-        ]
+        if not asked:
+            picked = _picked(places, tokens.tolist())
+            if len(places) == len(rows):
+                return [*picked]
+            said, firsts = _said(rows, places, picked)
+            return _answers(rows, said, firsts, {})
+        lines, tops = zip(*asked, strict=True)
+        at = to_device(torch.tensor(lines), logits.device)
+        measured = measure(logits, at, tokens[at], max(tops))
+        numbers = torch.cat([tokens, measured.view(-1)]).cpu().numpy()
+        drawn = numbers[: len(places)].tolist()
+        table = zip(asked, numbers[len(places) :].reshape(len(asked), -1), strict=True)
+        reports = {line: read(one, drawn[line], count) for (line, count), one in table}
+        said, firsts = _said(rows, places, _picked(places, drawn))
+        return _answers(rows, said, firsts, reports)
 
     def _pick(self, logits: Tensor, places: Sequence[Place], masks: Masks) -> list[Picked]:
         """What would be drawn at each place if the text before it is right."""
@@ -126,10 +152,54 @@ def _heat(
         picked[line] = token
 
 
+def _places(rows: Sequence[Row]) -> list[Place]:
+    return [Place(row, depth) for row in rows for depth in range(row.drafts + 1)]
+
+
+def _picked(places: Sequence[Place], drawn: Sequence[int]) -> list[Picked]:
+    """What kernels drew, with a failure where that is no token."""
+    picked: list[Picked] = [*drawn]
+    for line, token in enumerate(drawn):
+        if token < 0:
+            place = places[line]
+            picked[line] = broken(place.row) if token == NO_NUMBERS else nothing_left(place)
+    return picked
+
+
+def _said(
+    rows: Sequence[Row], places: Sequence[Place], picked: Sequence[Picked]
+) -> tuple[list[Said], list[int]]:
+    """What each row says, and the line of its first place."""
+    firsts = [line for line, place in enumerate(places) if place.depth == 0]
+    said = [
+        confirm(row, picked[first : first + row.drafts + 1])
+        for row, first in zip(rows, firsts, strict=True)
+    ]
+    return said, firsts
+
+
+def _answers(
+    rows: Sequence[Row],
+    said: Sequence[Said],
+    firsts: Sequence[int],
+    reports: Mapping[int, TokenLogprobs],
+) -> list[Drawn]:
+    """`reports` are those of lines, of all that rows say which ask for some."""
+    answers: list[Drawn] = []
+    for row, tokens, first in zip(rows, said, firsts, strict=True):
+        if isinstance(tokens, EngineFailed):
+            answers.append(tokens)
+        elif row.sampling.logprobs is None:
+            answers.append(answer(tokens))
+        else:
+            answers.append(answer(tokens, tuple(reports[first + at] for at in range(len(tokens)))))
+    return answers
+
+
 def _reports(
     logits: Tensor, rows: Sequence[Row], said: Sequence[Said], firsts: Sequence[int]
-) -> list[tuple[TokenLogprobs, ...]]:
-    """The log probabilities of what was said, for rows that ask for them."""
+) -> dict[int, TokenLogprobs]:
+    """The log probabilities of what was said, by lines, for rows that ask for them."""
     asked = [
         (first + at, token, row.sampling.logprobs)
         for row, tokens, first in zip(rows, said, firsts, strict=True)
@@ -137,13 +207,9 @@ def _reports(
         for at, token in enumerate(tokens)
     ]
     if not asked:
-        return [()] * len(rows)
+        return {}
     lines, tokens_, tops = zip(*asked, strict=True)
-    found = dict(zip(lines, report(logits[[*lines]], tokens_, tops), strict=True))
-    return [
-        tuple(found[line] for line in range(first, first + row.drafts + 1) if line in found)
-        for row, first in zip(rows, firsts, strict=True)
-    ]
+    return dict(zip(lines, report(logits[[*lines]], tokens_, tops), strict=True))
 
 
 def uniform(seed: int, position: int) -> float:

@@ -5,7 +5,7 @@ all places at once; only an allowed list or a grammar writes whole lines.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from llmhost.core.request import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.drawing import Ids, Numbers, Place, Tally, bars, has_penalty
 from llmhost.engines.masks import Masks
-from llmhost.engines.torch.lines import bar
+from llmhost.engines.torch.asked import to_device
+from llmhost.engines.torch.lines import bar, bar_bits
 
 
 class Spots(NamedTuple):
@@ -83,7 +84,11 @@ def _spots(parts: Iterable[tuple[int, Ids]], device: torch.device) -> Spots | No
         return None
     lines = np.repeat([line for line, _ in some], [len(ids) for _, ids in some])
     tokens = np.concatenate([ids for _, ids in some])
-    return Spots(torch.from_numpy(lines).to(device), torch.from_numpy(tokens).to(device))
+    return Spots(_there(lines, device), _there(tokens, device))
+
+
+def _there(numbers: "np.ndarray[Any, Any]", device: torch.device) -> Tensor:
+    return to_device(torch.from_numpy(numbers), device)
 
 
 def _allow(scores: Tensor, wishes: Sequence[Wishes]) -> None:
@@ -92,7 +97,7 @@ def _allow(scores: Tensor, wishes: Sequence[Wishes]) -> None:
         return
     spots = _spots(limited, scores.device)
     kept = None if spots is None else scores[spots]
-    scores[[line for line, _ in limited]] = float("-inf")
+    scores[_there(np.array([line for line, _ in limited]), scores.device)] = float("-inf")
     if spots is not None and kept is not None:
         scores[spots] = kept
 
@@ -101,8 +106,12 @@ def _mask(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
     held = [line for line, place in enumerate(places) if place.row.grammar is not None]
     if held:
         _wish(scores, places, masks)
-        allowed = masks.allowed([places[line] for line in held], scores.shape[1])
-        bar(scores, held, ~allowed)
+        those = [places[line] for line in held]
+        if scores.device.type == "cpu":
+            bar(scores, held, ~masks.allowed(those, scores.shape[1]))
+        else:
+            at = _there(np.array(held), scores.device)
+            bar_bits(scores, at, _there(masks.packed_at(those), scores.device))
 
 
 def _wish(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
@@ -113,8 +122,8 @@ def _wish(scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
         return
     lines, tokens, (ends, *_) = zip(*closing, strict=True)  # one model has the same ends everywhere
     ends_ = _present(np.array(ends, np.int64), scores.shape[1])
-    spots = (torch.tensor(lines, device=scores.device), torch.tensor(tokens, device=scores.device))
-    wish = scores[spots[0][:, None], torch.from_numpy(ends_).to(scores.device)].logsumexp(-1)
+    spots = (_there(np.array(lines), scores.device), _there(np.array(tokens), scores.device))
+    wish = scores[spots[0][:, None], _there(ends_, scores.device)].logsumexp(-1)
     scores[spots] = torch.logaddexp(scores[spots], wish)
 
 
@@ -135,9 +144,9 @@ def _penalise(scores: Tensor, places: Sequence[Place], wishes: Sequence[Wishes])
     if spots is None:
         return
     lengths = [len(ids) for _, _, ids, _ in read]
-    counts = torch.from_numpy(np.concatenate([counts for *_, counts in read])).to(scores.device)
+    counts = _there(np.concatenate([counts for *_, counts in read]), scores.device)
     repetition, presence, frequency = (
-        torch.from_numpy(np.repeat(column, lengths)).to(scores.device)
+        _there(np.repeat(column, lengths), scores.device)
         for column in _penalties([asked for _, asked, _, _ in read])
     )
     values = scores[spots]
@@ -154,5 +163,5 @@ def _penalties(asked: Sequence[Sampling]) -> tuple[Numbers, ...]:
 def _favour(scores: Tensor, wishes: Sequence[Wishes]) -> None:
     parts = ((line, one.favoured) for line, one in enumerate(wishes))
     if spots := _spots(parts, scores.device):
-        biases = torch.from_numpy(np.concatenate([one.biases for one in wishes]))
-        scores.index_put_(spots, biases.to(scores.device), accumulate=True)
+        biases = _there(np.concatenate([one.biases for one in wishes]), scores.device)
+        scores.index_put_(spots, biases, accumulate=True)
