@@ -29,7 +29,7 @@ class PagedSteps:
             for _ in range(config.num_hidden_layers)
         ]
 
-    def run(self, decoder: Any, chunks: Sequence[int], padding: int = 2) -> list[Tensor]:
+    def run(self, decoder: Any, chunks: Sequence[int], padding: int = 1) -> list[Tensor]:
         """Hidden states [tokens, H] of each text. Sequence i feeds `chunks[i]` tokens in each step."""
         states: list[list[Tensor]] = [[] for _ in self._texts]
         for rows in self._steps(chunks):

@@ -1,6 +1,6 @@
 """The decoder that most open models share, with its elementwise parts in a few kernels.
 
-It stands for the layers of Llama, Mistral, Qwen2 and Qwen3 between token ids and logits, uses their own weights and
+It stands for the layers of Llama, Mistral, Qwen and their like between token ids and logits, uses their own weights and
 rounds where they round. transformers' modules stay usable beside it. It knows neither rows nor blocks: where keys and
 values go comes in `slots`, and attention over them is the caller's.
 """
@@ -19,9 +19,13 @@ from llmhost.engines.torch.narrow import whole_of
 from llmhost.engines.torch.projections import PlainProjection, Projection
 
 FAMILIES = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-)
-"""Classes of transformers."""
+    {
+        "CwmForCausalLM", "LlamaForCausalLM", "MinistralForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM", "SeedOssForCausalLM",
+    }
+)  # fmt: skip
+"""Classes of transformers. Not by their parts alone: some models with the same ones do something else with them, and
+some only at later positions or in later layers."""
 _ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Angles depend on the position only, and not on how long the text is."""
 _TABLE_STEP = 8192

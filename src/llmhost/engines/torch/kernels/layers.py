@@ -163,6 +163,8 @@ def _norm_kernel(
     token = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
     inside = place < HIDDEN
+    # Before the sum, for which a program waits: one token alone is all waiting.
+    scale = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
     wide = tl.load(x + token * x_stride + place, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
         at = residual + token * residual_stride + place
@@ -170,19 +172,18 @@ def _norm_kernel(
         tl.store(at, wide.to(residual.dtype.element_ty), mask=inside)
     variance = tl.sum(wide * wide, axis=0) / HIDDEN
     normed = _rounded(wide * tl.rsqrt(variance + eps), x)
-    scale = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + token * HIDDEN + place, (normed * scale).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _head_norm(first, second, q_norm, k_norm, is_query, place, in_half, eps, DIM: tl.constexpr):
     """Both halves [heads, dim / 2] of some heads, normalised, before their rounding."""
-    variance = (tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / DIM
-    scale = tl.rsqrt(variance + eps)[:, None]
     q_first = tl.load(q_norm + place, mask=in_half, other=0.0).to(tl.float32)
     k_first = tl.load(k_norm + place, mask=in_half, other=0.0).to(tl.float32)
     q_second = tl.load(q_norm + DIM // 2 + place, mask=in_half, other=0.0).to(tl.float32)
     k_second = tl.load(k_norm + DIM // 2 + place, mask=in_half, other=0.0).to(tl.float32)
+    variance = (tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / DIM
+    scale = tl.rsqrt(variance + eps)[:, None]
     w_first = tl.where(is_query, q_first[None, :], k_first[None, :])
     w_second = tl.where(is_query, q_second[None, :], k_second[None, :])
     return (
@@ -233,15 +234,15 @@ def _rope_kernel(
     source = qkv + token * qkv_stride + head[:, None] * DIM + place[None, :]
     first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(source + DIM // 2, mask=inside, other=0.0).to(tl.float32)
+    angle = table + position * DIM + place
+    cos = tl.load(angle, mask=in_half, other=0.0).to(tl.float32)[None, :]
+    sin = tl.load(angle + DIM // 2, mask=in_half, other=0.0).to(tl.float32)[None, :]
     a = first
     b = second
     if NORMS:
         a, b = _head_norm(first, second, q_norm, k_norm, is_query, place, in_half, eps, DIM)
         a = _rounded(a, qkv)
         b = _rounded(b, qkv)
-    angle = table + position * DIM + place
-    cos = tl.load(angle, mask=in_half, other=0.0).to(tl.float32)[None, :]
-    sin = tl.load(angle + DIM // 2, mask=in_half, other=0.0).to(tl.float32)[None, :]
     a_turned = _rounded(_rounded(a * cos, qkv) - _rounded(b * sin, qkv), qkv)
     b_turned = _rounded(_rounded(b * cos, qkv) + _rounded(a * sin, qkv), qkv)
     first = tl.where(is_turned, a_turned, first)
