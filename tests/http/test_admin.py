@@ -242,6 +242,30 @@ def test_a_model_that_loads_on_request_does_so(own_node: Node) -> None:
     assert own_node.admin("POST", "/models/later/unload").json()["state"] == "absent"
 
 
+def test_a_model_sleeps_until_somebody_asks_for_it(own_node: Node) -> None:
+    own_node.chat(model="later", max_tokens=3)
+    before = own_node.chat(model="later", max_tokens=3).json()["choices"]
+
+    asleep = own_node.admin("POST", "/models/later/sleep").json()
+    [row] = [
+        row for row in own_node.admin("GET", "/ps").json()["data"] if row["model"] == "later@1"
+    ]
+    states = own_node.http.get(f"{own_node.url}/metrics").text
+
+    assert (asleep["state"], asleep["reason"]) == ("asleep", "operator")
+    assert (row["state"], row["device"], row["kv_bytes"]) == ("asleep", "cpu:0", 0)
+    assert 'llmhost_model_state{model_name="later@1",state="asleep"} 1.0' in states
+    assert own_node.chat(model="later", max_tokens=3).json()["choices"] == before
+    assert own_node.state("later") == "ready"
+    own_node.admin("POST", "/models/later/sleep")
+    assert own_node.admin("POST", "/models/later/wake").json()["state"] == "ready"
+    own_node.admin("POST", "/models/later/sleep")
+    assert own_node.admin("POST", "/models/later/unload").json()["state"] == "absent"
+    refused = own_node.admin("POST", "/models/later/sleep")
+    assert refused.status_code == 409
+    assert "only a loaded model can be put to sleep" in refused.json()["error"]["message"]
+
+
 def test_an_unload_lets_a_stream_finish_and_a_request_meanwhile_gets_a_fresh_load(
     own_node: Node,
 ) -> None:

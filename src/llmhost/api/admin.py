@@ -8,12 +8,15 @@ import msgspec
 
 from llmhost.config.check import is_adapter_name
 from llmhost.core.errors import Conflict, InvalidValue
+from llmhost.core.ports import EngineLoad
 from llmhost.core.units import nano_to_dollars
 from llmhost.cost.chain import VerifyReport
 from llmhost.cost.ledger import By, Ledger, UsageRow
 from llmhost.deploy.catalogue import Catalogue, Served
 from llmhost.deploy.deployment import Deployment, State
+from llmhost.deploy.effects import HOST
 from llmhost.deploy.manager import Deployments
+from llmhost.deploy.replica import Replica
 from llmhost.hooks.registry import PluginReport, Plugins
 from llmhost.tenants.keys import KeyRecord, KeyStore, Org
 
@@ -110,6 +113,16 @@ class Admin:
     async def unload(self, name: str, *, drain_s: float) -> dict[str, Any]:
         deployment = self._running.find(name)
         await deployment.unload(drain_s=drain_s, reason="operator")
+        return _model_state(deployment)
+
+    async def sleep(self, name: str, *, drain_s: float) -> dict[str, Any]:
+        deployment = self._running.find(name)
+        await deployment.sleep(drain_s=drain_s, reason="operator")
+        return _model_state(deployment)
+
+    async def wake(self, name: str) -> dict[str, Any]:
+        deployment = self._running.find(name)
+        await deployment.wake("operator")
         return _model_state(deployment)
 
     async def adapters(self) -> list[dict[str, Any]]:
@@ -303,41 +316,44 @@ def _adapter_row(running: Deployments, served: Served) -> dict[str, Any]:
 
 
 def _model_state(deployment: Deployment) -> dict[str, Any]:
-    replica = deployment.replicas[0] if deployment.replicas else None
+    replica = deployment.held
+    kv_bytes = replica.plan.kv_bytes if replica and deployment.replicas else 0
     return {
         "model": str(deployment.entry.ref),
         "state": deployment.state.value,
         "reason": deployment.reason,
         "took_s": deployment.took_s,
-        "bytes": replica.plan.weights_bytes + replica.plan.kv_bytes if replica else 0,
+        "bytes": replica.plan.weights_bytes + kv_bytes if replica else 0,
     }
 
 
 def _ps(deployment: Deployment) -> list[dict[str, Any]]:
     name, state = str(deployment.entry.ref), deployment.state.value
+    if deployment.asleep is not None:
+        replica = deployment.asleep
+        row = _ps_row(name, state, replica, EngineLoad())
+        return [{**row, "device": HOST, "kv_bytes": 0}]
     if not deployment.replicas:
         is_quiet = deployment.state is State.ABSENT
         return [] if is_quiet else [{"model": name, "state": state, "reason": deployment.reason}]
-    rows = []
-    for replica in deployment.replicas:
-        load = replica.engine.load()
-        rows.append(
-            {
-                "model": name,
-                "state": state,
-                "device": ",".join(replica.devices),
-                "weights_bytes": replica.facts.weights_bytes,
-                "kv_bytes": replica.plan.kv_bytes,
-                "predicted_bytes": replica.plan.weights_bytes,
-                "measured_bytes": replica.measured_bytes,
-                "max_sequence_length": replica.plan.max_sequence_length,
-                "running": load.running,
-                "waiting": load.waiting,
-                "kv_blocks_used": load.kv_blocks_used,
-                "kv_blocks_total": load.kv_blocks_total,
-                "since_ns": replica.ready_utc_ns,
-                "load_s": replica.load_s,
-                "adapters": [] if replica.adapters is None else replica.adapters.names(),
-            }
-        )
-    return rows
+    return [_ps_row(name, state, one, one.engine.load()) for one in deployment.replicas]
+
+
+def _ps_row(name: str, state: str, replica: Replica, load: EngineLoad) -> dict[str, Any]:
+    return {
+        "model": name,
+        "state": state,
+        "device": ",".join(replica.devices),
+        "weights_bytes": replica.facts.weights_bytes,
+        "kv_bytes": replica.plan.kv_bytes,
+        "predicted_bytes": replica.plan.weights_bytes,
+        "measured_bytes": replica.measured_bytes,
+        "max_sequence_length": replica.plan.max_sequence_length,
+        "running": load.running,
+        "waiting": load.waiting,
+        "kv_blocks_used": load.kv_blocks_used,
+        "kv_blocks_total": load.kv_blocks_total,
+        "since_ns": replica.ready_utc_ns,
+        "load_s": replica.load_s,
+        "adapters": [] if replica.adapters is None else replica.adapters.names(),
+    }

@@ -72,16 +72,21 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
         """Loaded models: memory, load, KV use."""
         return {"data": admin.loaded()}
 
-    # One route for both verbs: a model's name may hold slashes, and a path parameter takes all that follows.
+    # One route for all verbs: a model's name may hold slashes, and a path parameter takes all that follows.
     @post("/models/{target:path}", status_code=200)
     async def turn(target: FromPath[str]) -> dict[str, Any]:
-        """NAME/load answers when the model is ready, or why it can't be; NAME/unload when its answers have ended."""
+        """NAME/load answers when the model is ready, or why it can't be; NAME/unload when its answers have ended;
+        NAME/sleep when its weights are in host memory, and NAME/wake when they are back."""
         name, _, verb = target.strip("/").rpartition("/")
         if verb == "load":
             return await admin.load(name)
         if verb == "unload":
             return await admin.unload(name, drain_s=drain_s)
-        raise NotFound(f"A model can be told to load or unload, and not to {verb!r}.")
+        if verb == "sleep":
+            return await admin.sleep(name, drain_s=drain_s)
+        if verb == "wake":
+            return await admin.wake(name)
+        raise NotFound(f"A model can be told to load, unload, sleep or wake, and not to {verb!r}.")
 
     @get("/adapters")
     async def list_adapters() -> dict[str, Any]:

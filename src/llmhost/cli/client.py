@@ -88,6 +88,12 @@ class HttpAdmin:
     def unload(self, model: str) -> Row:
         return self._turn(model, "unload")
 
+    def sleep(self, model: str) -> Row:
+        return self._turn(model, "sleep")
+
+    def wake(self, model: str) -> Row:
+        return self._turn(model, "wake")
+
     def adapters(self) -> list[Row]:
         return self._http.many("/admin/v1/adapters")
 

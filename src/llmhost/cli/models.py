@@ -1,4 +1,4 @@
-"""`llmhost models`, `ps`, `load` and `unload`: what is served, and what of it is in memory."""
+"""`llmhost models`, `ps`, `load`, `unload`, `sleep` and `wake`: what is served, and what of it is in memory."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,8 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog=examples("llmhost ps", "llmhost ps --url http://10.0.0.5:8000"))(ps)
     app.command(epilog=examples("llmhost load tiny", "llmhost load tiny --json"))(load)
     app.command(epilog=examples("llmhost unload tiny", "llmhost unload tiny --json"))(unload)
+    app.command(epilog=examples("llmhost sleep tiny", "llmhost sleep tiny --json"))(sleep)
+    app.command(epilog=examples("llmhost wake tiny", "llmhost wake tiny --json"))(wake)
 
 
 def models(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
@@ -83,11 +85,24 @@ def unload(model: Name, url: Url = None, data_dir: DataDir = None, as_json: Json
     _turn("unload", model, need_node(url, data_dir), as_json)
 
 
+def sleep(model: Name, url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Let a model's running answers finish, then move its weights to host memory.
+
+    The memory of its device is free for others then. The next request wakes it, without reading its files again.
+    """
+    _turn("sleep", model, need_node(url, data_dir), as_json)
+
+
+def wake(model: Name, url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Bring a sleeping model back to its device now instead of on its next request."""
+    _turn("wake", model, need_node(url, data_dir), as_json)
+
+
 def _turn(verb: str, model: str, node: Any, as_json: bool) -> None:
     from llmhost.cli.client import HttpAdmin
 
     with HttpAdmin(node) as admin:
-        row = admin.load(model) if verb == "load" else admin.unload(model)
+        row = getattr(admin, verb)(model)
     if as_json:
         show.value(row)
         return

@@ -333,6 +333,17 @@ class EngineClient(Protocol):
         """Hand the runner another KV lease between two steps."""
         ...
 
+    async def sleep(self, *, drain_s: float = 0.0) -> None:
+        """Let what runs end for up to `drain_s`, cut the rest, and give back what is held of the device.
+
+        Until `wake` nothing is let in. Raises what the runner raises, and then it goes on as before.
+        """
+        ...
+
+    async def wake(self) -> None:
+        """Be as before `sleep`, but for the prefix cache, which is empty. Raises OutOfMemory, and sleeps on."""
+        ...
+
     async def stop(self, *, drain_s: float = 0.0) -> None:
         """Let what runs end for up to `drain_s`, cut the rest, give everything back. Idempotent."""
         ...

@@ -1,7 +1,9 @@
 """One model's life: absent > loading > ready > draining > absent, or failed. It is the single writer of its state.
 
-Callers ask (`ensure_ready`, `unload`); it decides in its own turn, so a request that arrives during a drain gets a
-fresh load, and many that arrive during a load share it.
+From ready it can also go to sleep and be woken: draining > asleep > waking > ready, with nothing read again.
+
+Callers ask (`ensure_ready`, `sleep`, `unload`); it decides in its own turn, so a request that arrives during a drain
+gets a fresh load, and many that arrive during a load share it.
 """
 
 import asyncio
@@ -10,7 +12,15 @@ from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Any, Protocol
 
-from llmhost.core.errors import ConfigError, DoesNotFit, LlmhostError, ModelUnavailable
+from llmhost.core.errors import (
+    ConfigError,
+    Conflict,
+    DoesNotFit,
+    EngineFailed,
+    LlmhostError,
+    ModelUnavailable,
+    OutOfMemory,
+)
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock
 from llmhost.deploy.catalogue import ModelEntry
@@ -34,6 +44,8 @@ class State(StrEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+    ASLEEP = "asleep"
+    WAKING = "waking"
     FAILED = "failed"
 
 
@@ -45,6 +57,12 @@ class Effects(Protocol):
     ) -> Replica: ...
 
     async def unload(self, replica: Replica, *, drain_s: float) -> None: ...
+
+    def check_sleep(self, replica: Replica) -> None: ...
+
+    async def sleep(self, replica: Replica, *, drain_s: float) -> int: ...
+
+    async def wake(self, replica: Replica) -> None: ...
 
 
 class Deployment:
@@ -61,6 +79,9 @@ class Deployment:
         self.state = State.ABSENT
         self.reason = "declared"
         self.replicas: tuple[Replica, ...] = ()
+        """Those that requests can be routed to."""
+        self.asleep: Replica | None = None
+        """The one that waits in host memory."""
         self._effects = effects
         self._clock = clock
         self._on_change = on_change
@@ -102,6 +123,26 @@ class Deployment:
         """
         await asyncio.shield(self._start(self._become_absent(drain_s, reason)))
 
+    async def sleep(self, *, drain_s: float, reason: str) -> None:
+        """Let running answers end, then have the weights wait in host memory. Idempotent; the next request wakes it.
+
+        Raises Conflict where it is not loaded or can't sleep, DoesNotFit where the host has no room for it.
+        """
+        await asyncio.shield(self._start(self._become_asleep(drain_s, reason)))
+
+    async def wake(self, reason: str) -> None:
+        """Come back once requests can run. Raises Conflict when it is neither asleep nor ready."""
+        if self.state not in (State.ASLEEP, State.WAKING, State.READY):
+            raise Conflict(
+                f"The model {self.entry.ref} is {self.state}, not asleep. Load it instead."
+            )
+        await self.ensure_ready(reason)
+
+    @property
+    def held(self) -> Replica | None:
+        """What is in memory of it, awake or asleep."""
+        return self.replicas[0] if self.replicas else self.asleep
+
     def least_busy(self) -> Replica:
         """The replica with the fewest live sequences. Raises ModelUnavailable when none is loaded."""
         if not self.replicas:
@@ -123,6 +164,9 @@ class Deployment:
         async with self._turn:  # waits out a drain in flight
             if self.state is State.READY:
                 return
+            if self.asleep is not None:
+                await self._wake_up(self.asleep, reason)
+                return
             started_ns = self._clock.monotonic_ns()
             self._change(State.LOADING, reason)
             try:
@@ -139,9 +183,53 @@ class Deployment:
             self.replicas = (replica,)
             self._change(State.READY, reason, started_ns=started_ns, replica=replica)
 
+    async def _wake_up(self, replica: Replica, reason: str) -> None:
+        """Without room it sleeps on; after any other failure it is given up, and the next request loads it."""
+        started_ns = self._clock.monotonic_ns()
+        self._change(State.WAKING, reason)
+        try:
+            await self._effects.wake(replica)
+        except (DoesNotFit, OutOfMemory, asyncio.CancelledError) as error:
+            self._change(State.ASLEEP, str(error) or "shutdown", started_ns=started_ns)
+            raise
+        except BaseException as error:
+            known = error if isinstance(error, LlmhostError) else ModelUnavailable(repr(error))
+            self._change(State.FAILED, known.message, started_ns=started_ns)
+            await self._give_back(0.0)
+            raise
+        self.replicas, self.asleep = (replica,), None
+        self._change(State.READY, reason, started_ns=started_ns, replica=replica)
+
+    async def _become_asleep(self, drain_s: float, reason: str) -> None:
+        async with self._turn:
+            if self.state is State.ASLEEP:
+                return
+            if self.state is not State.READY:
+                raise Conflict(
+                    f"The model {self.entry.ref} is {self.state}; only a loaded model can be put to sleep."
+                )
+            (replica,) = self.replicas
+            self._effects.check_sleep(replica)
+            self._change(State.DRAINING, reason)
+            self.replicas = ()
+            started_ns = self._clock.monotonic_ns()
+            try:
+                size_bytes = await self._effects.sleep(replica, drain_s=drain_s)
+            except EngineFailed as error:  # it broke down while it drained
+                self.replicas = (replica,)
+                self._change(State.FAILED, error.message)
+                await self._give_back(0.0)
+                raise
+            except BaseException as error:
+                self.replicas = (replica,)
+                self._change(State.READY, str(error))
+                raise
+            self.asleep = replica
+            self._change(State.ASLEEP, reason, started_ns=started_ns, size_bytes=size_bytes)
+
     async def _become_absent(self, drain_s: float, reason: str) -> None:
         async with self._turn:
-            if self.state is not State.READY:
+            if self.state not in (State.READY, State.ASLEEP):
                 return
             self._change(State.DRAINING, reason)
             started_ns = self._clock.monotonic_ns()
@@ -165,7 +253,8 @@ class Deployment:
         return task
 
     async def _give_back(self, drain_s: float) -> None:
-        replicas, self.replicas = self.replicas, ()
+        replicas = (*self.replicas, self.asleep) if self.asleep else self.replicas
+        self.replicas, self.asleep = (), None
         for replica in replicas:
             await self._effects.unload(replica, drain_s=drain_s)
 
@@ -176,6 +265,7 @@ class Deployment:
         *,
         started_ns: int | None = None,
         replica: Replica | None = None,
+        size_bytes: int | None = None,
     ) -> None:
         self.state, self.reason = state, reason
         took_s = None if started_ns is None else (self._clock.monotonic_ns() - started_ns) / 1e9
@@ -186,7 +276,7 @@ class Deployment:
             reason=reason,
             utc_ns=self._clock.utc_ns(),
             took_s=took_s,
-            bytes=replica.plan.weights_bytes + replica.plan.kv_bytes if replica else None,
+            bytes=replica.plan.weights_bytes + replica.plan.kv_bytes if replica else size_bytes,
         )
         log_event(
             log,

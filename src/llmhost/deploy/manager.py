@@ -51,8 +51,8 @@ class Deployments:
 
     async def facts(self, deployment: Deployment) -> RunnerFacts:
         """What the model is and does, as far as is known without loading the weights."""
-        if deployment.replicas:
-            return deployment.least_busy().facts
+        if (held := deployment.held) is not None:
+            return held.facts
         return await self._effects.predict(deployment.entry)
 
     def presence(self, source: str) -> str:
@@ -82,8 +82,8 @@ class Deployments:
 
     async def longest_tokens(self, deployment: Deployment) -> int:
         """Most tokens of prompt and answer together, as far as is known without loading the weights."""
-        if deployment.replicas:
-            return deployment.least_busy().plan.max_sequence_length
+        if (held := deployment.held) is not None:
+            return held.plan.max_sequence_length
         spec, facts = deployment.entry.spec, await self._effects.predict(deployment.entry)
         return min(facts.max_sequence_length, spec.max_sequence_length or facts.max_sequence_length)
 

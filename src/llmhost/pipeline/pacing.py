@@ -51,6 +51,12 @@ class PacedEngine:
     def resize_kv(self, blocks: int) -> None:
         self._engine.resize_kv(blocks)
 
+    async def sleep(self, *, drain_s: float = 0.0) -> None:
+        await self._engine.sleep(drain_s=drain_s)
+
+    async def wake(self) -> None:
+        await self._engine.wake()
+
     async def stop(self, *, drain_s: float = 0.0) -> None:
         await self._engine.stop(drain_s=drain_s)
 

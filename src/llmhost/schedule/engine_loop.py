@@ -18,6 +18,7 @@ from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Row
+from llmhost.schedule.bed import Bed
 from llmhost.schedule.drain import DrainForecast
 from llmhost.schedule.flights import Flights, GuessRhythm
 from llmhost.schedule.guesser import Guesser
@@ -70,6 +71,7 @@ class EngineLoop:
         )
         self._flights = Flights(runner, scheduler, self._stepper, lane)
         self._rhythm = GuessRhythm()
+        self._bed = Bed(runner, scheduler, guesser)
         self._lane = lane
         self._max_live = max_queue + scheduler.limits.max_batch_size
         self._on_broken = on_broken
@@ -109,7 +111,9 @@ class EngineLoop:
 
     def submit(self, spec: SequenceSpec, sink: DeltaSink) -> int:
         if self._is_stopping or self._is_draining or not self._thread.is_alive():
-            raise Overloaded(f"The model {spec.model} is being unloaded.", retry_after_s=1)
+            raise Overloaded(
+                f"The model {spec.model} is being unloaded or put to sleep.", retry_after_s=1
+            )
         if self._watchdog.running_s is not None:
             raise Overloaded(
                 f"The model {spec.model} hangs in a step. Its operator knows; try again later.",
@@ -147,6 +151,27 @@ class EngineLoop:
             await done
         finally:
             self._calls.discard(done)
+
+    async def sleep(self, *, drain_s: float = 0.0) -> None:
+        """Let what runs end for up to `drain_s`, cancel the rest, then give back what is held of the device.
+
+        Nothing is let in until `wake`. Raises what the runner raises, and then it goes on as before.
+        """
+        self._is_draining = True
+        try:
+            if self._sinks:
+                await self._drained(drain_s)
+            for seq_id in list(self._sinks):
+                self.cancel(seq_id)
+            await self.call(self._bed.lie_down)
+        except BaseException:
+            self._is_draining = self._is_stopping
+            raise
+
+    async def wake(self) -> None:
+        """Be as before `sleep`, but for the prefix cache, which is empty. Raises OutOfMemory, and sleeps on."""
+        await self.call(self._bed.get_up)
+        self._is_draining = self._is_stopping
 
     async def stop(self, *, drain_s: float = 0.0) -> None:
         """Let what runs end for up to `drain_s`, cancel the rest, then end the thread. Idempotent."""

@@ -90,7 +90,7 @@ def test_adapters_are_listed_loaded_and_unloaded(node, llmhost, tmp_path: Path):
 
 
 def test_only_a_running_node_has_loaded_models(llmhost, tmp_path: Path):
-    for args in (("ps",), ("load", "tiny"), ("unload", "tiny")):
+    for args in (("ps",), *((verb, "tiny") for verb in ("load", "unload", "sleep", "wake"))):
         result = llmhost(*args)
 
         assert result.exit_code == 1
@@ -109,6 +109,16 @@ def test_a_model_is_loaded_and_unloaded(node, llmhost):
     assert llmhost("unload", "a/b").stdout == "a/b@1 is stopped after 1.2 s\n"
     assert json.loads(llmhost("load", "a/b", "--json").stdout) == done
     assert node.asked[0]["raw_path"] == "/admin/v1/models/a%2Fb/load"
+
+
+def test_a_model_is_put_to_sleep_and_woken(node, llmhost):
+    done = {"model": "a/b@1", "state": "asleep", "took_s": 0.75, "bytes": 2**30}
+    node.answers["POST /admin/v1/models/a/b/sleep"] = done
+    node.answers["POST /admin/v1/models/a/b/wake"] = done | {"state": "ready", "took_s": 0.3}
+
+    assert llmhost("sleep", "a/b").stdout == "a/b@1 is asleep after 0.8 s, 1.0 GiB\n"
+    assert llmhost("wake", "a/b").stdout == "a/b@1 is ready after 0.3 s, 1.0 GiB\n"
+    assert json.loads(llmhost("sleep", "a/b", "--json").stdout) == done
 
 
 PLUGIN = {"name": "night_rates", "version": None, "hooks": ["quote_price"], "calls": 5}

@@ -64,6 +64,7 @@ class RecordedEffects:
     """Each loaded engine's way to say that it gave up."""
     held: int = 0
     """Leases that are out."""
+    sleep_refusal: LlmhostError | None = None
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -94,6 +95,23 @@ class RecordedEffects:
         await self.unload_gate.wait()
         self.held -= 1
         self.done.append("unloaded")
+
+    def check_sleep(self, replica: Replica) -> None:
+        if self.sleep_refusal is not None:
+            raise self.sleep_refusal
+
+    async def sleep(self, replica: Replica, *, drain_s: float) -> int:
+        self.done.append(f"sleep {drain_s:g}")
+        await self.unload_gate.wait()
+        if self.fails:
+            raise self.fails.pop(0)
+        return replica.plan.weights_bytes
+
+    async def wake(self, replica: Replica) -> None:
+        self.done.append("wake")
+        await self.gate.wait()
+        if self.fails:
+            raise self.fails.pop(0)
 
 
 @dataclass

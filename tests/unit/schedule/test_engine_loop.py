@@ -795,3 +795,104 @@ def test_an_idle_loop_can_be_stopped_after_the_http_loop_is_gone(drain_s: float)
     asyncio.run(stop())
     assert not engine._thread.is_alive()
     assert runner.closed == 1
+
+
+# ------------------------------------------------------------ sleep
+
+
+async def test_a_model_that_slept_answers_as_before_and_finds_nothing_of_what_it_knew() -> None:
+    runner, found = Spoilt(), list[bool]()
+    async with running(runner) as engine:
+        prompt = tuple(range(12))
+        for sleeps_before in (False, False, True, False):
+            if sleeps_before:
+                await engine.sleep()
+                await engine.sleep()
+                assert runner.is_asleep
+                assert len(runner._states) == 0
+                await engine.wake()
+                await engine.wake()
+                assert not runner.is_asleep
+            reader = Reader()
+            engine.submit(a_spec(prompt), reader)
+            last = await reader.end()
+            assert reader.tokens == fake_answer(prompt, 4, VOCAB)
+            assert last.usage is not None
+            found.append(last.usage.cached_tokens > 0)
+    assert found == [False, True, False, True]
+
+
+async def test_a_sleeper_lets_nobody_in() -> None:
+    async with running(Spoilt()) as engine:
+        await engine.sleep()
+        with pytest.raises(Overloaded, match="put to sleep"):
+            engine.submit(a_spec(), Reader())
+        await engine.wake()
+        reader = Reader()
+        engine.submit(a_spec(), reader)
+        await reader.end()
+
+
+async def test_answers_end_before_a_model_sleeps() -> None:
+    gate = Gate()
+    runner = Spoilt(sleep=gate)
+    async with running(runner) as engine:
+        reader = Reader()
+        engine.submit(a_spec(max_new_tokens=6), reader)
+        await gate.step_begun()
+        sleeping = asyncio.create_task(engine.sleep(drain_s=PATIENCE_S))
+        await asyncio.sleep(0)
+        assert not runner.is_asleep
+        gate.open()
+        await sleeping
+        assert (await reader.end()).finish_reason is FinishReason.LENGTH
+        assert runner.is_asleep
+
+
+async def test_answers_that_take_too_long_are_cut_before_a_model_sleeps() -> None:
+    gate = Gate()
+    runner = Spoilt(sleep=gate)
+    async with running(runner) as engine:
+        reader = Reader()
+        engine.submit(a_spec(max_new_tokens=40), reader)
+        await gate.step_begun()
+        sleeping = asyncio.create_task(engine.sleep(drain_s=0))
+        await asyncio.sleep(0)
+        gate.open()
+        await sleeping
+        assert (await reader.end()).finish_reason is FinishReason.CANCELLED
+        assert runner.is_asleep
+
+
+@pytest.mark.parametrize("act", ["sleep", "wake", "set_kv_blocks"])
+async def test_whatever_fails_on_the_way_leaves_a_model_as_it_was(
+    act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Spoilt()
+    async with running(runner) as engine:
+        if act != "sleep":
+            await engine.sleep()
+        with monkeypatch.context() as patch:
+            real = getattr(runner, act)
+
+            def fails(*args: int) -> None:
+                if args == (0,):
+                    return real(*args)
+                raise EngineFailed("no room")
+
+            patch.setattr(runner, act, fails)
+            with pytest.raises(EngineFailed, match="no room"):
+                await (engine.sleep() if act == "sleep" else engine.wake())
+        assert runner.is_asleep is (act != "sleep")
+        await engine.wake()
+        reader = Reader()
+        engine.submit(a_spec(), reader)
+        await reader.end()
+        assert reader.tokens == fake_answer((1, 2, 3), 4, VOCAB)
+
+
+async def test_a_sleeper_can_be_stopped() -> None:
+    runner = Spoilt()
+    async with running(runner) as engine:
+        await engine.sleep()
+    assert runner.closed == 1
