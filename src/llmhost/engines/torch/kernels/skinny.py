@@ -79,6 +79,14 @@ def _whole_block(width: int) -> int:
 
 
 @triton.jit
+def widened(w, KIND: tl.constexpr):
+    """`w` as numbers of KIND. From float8 it goes by float32: the GPU has no way to bfloat16 that is as short."""
+    if w.dtype == KIND:
+        return w
+    return w.to(tl.float32).to(KIND)
+
+
+@triton.jit
 def _vector(
     x_ptr, w_ptr, scale_ptr, bias_ptr, out_ptr, N,
     K: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -117,7 +125,7 @@ def _skinny(
     out = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         x = tl.load(x_block + start)
-        w = tl.load(w_block + start).to(x_ptr.dtype.element_ty)
+        w = widened(tl.load(w_block + start), x_ptr.dtype.element_ty)
         out = tl.dot(x, w, out, input_precision="ieee")
     if HAS_SCALE:
         out *= tl.load(scale_ptr + read)[None, :]
