@@ -38,7 +38,7 @@ SECONDS = 40.0
 VECTOR = {
     "bf16": (Blocks(8, 1024, 3, 4), Blocks(4, 1024, 4, 4), Blocks(8, 512, 1, 4), Blocks(4, 2048, 1, 8)),
     "fp8": (Blocks(8, 1024, 3, 4), Blocks(4, 2048, 3, 4), Blocks(8, 1024, 1, 4), Blocks(4, 2048, 1, 4)),
-    "int4": (Blocks(16, 256, 4, 4), Blocks(8, 256, 4, 4), Blocks(16, 256, 1, 4)),
+    "int4": (Blocks(16, 256, 4, 2), Blocks(16, 256, 4, 1), Blocks(32, 256, 4, 2)),
 }  # fmt: skip
 SKINNY = {
     "bf16": (Blocks(32, 256, 4, 4), Blocks(16, 256, 6, 4), Blocks(64, 128, 5, 4)),

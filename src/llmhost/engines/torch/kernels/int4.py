@@ -13,7 +13,7 @@ from llmhost.engines.torch.kernels.skinny import MOST_ROWS, Blocks
 
 CHUNK = 256
 """Columns whose weights lie in CHUNK / 2 bytes."""
-VECTOR = Blocks(16, CHUNK, 4, 4)
+VECTOR = Blocks(16, CHUNK, 4, 2)
 """For one row."""
 SKINNY = Blocks(32, CHUNK, 4, 4)
 """For some rows."""
