@@ -1,7 +1,9 @@
 """The pure-torch attention against one query at a time, by hand."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -75,8 +77,15 @@ def test_every_query_gets_what_it_would_get_alone(
     torch.testing.assert_close(out.float(), expected, rtol=10 * tolerance, atol=tolerance)
 
 
+def in_torch(layout: StepLayout, block_tokens: int, dtype: torch.dtype) -> StepAttention:
+    return StepAttention(layout, Scratch(), block_tokens=block_tokens, dtype=dtype)
+
+
 def attended(
-    case: tuple[list[tuple[int, int]], int, int], scores: Scores, dtype: torch.dtype
+    case: tuple[list[tuple[int, int]], int, int],
+    scores: Scores,
+    dtype: torch.dtype,
+    backend: Callable[[StepLayout, int, torch.dtype], Any] = in_torch,
 ) -> tuple[Tensor, Tensor]:
     """What attention gives for every query of a step, and what it should."""
     spans, size, seed = case
@@ -115,7 +124,7 @@ def attended(
         ],
         size,
     )
-    attention = StepAttention(layout, Scratch(), block_tokens=size, dtype=dtype)
+    attention = backend(layout, size, dtype)
     query = torch.cat([queries[i] for i in layout.order]).transpose(0, 1)[None]
     out = attention.attend(query, fresh, kv.layers[0], scores)[0]
 

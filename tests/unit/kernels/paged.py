@@ -64,12 +64,8 @@ def make_step(
     used = [-(-end // size) for end in ends]
     order = torch.randperm(sum(used) + 2, generator=numbers, device=device).int()
     tables = torch.full((len(ends), max(used) + 1), 2**30, dtype=torch.int32, device=device)
-    caches = []
-    for _ in "kv":
-        cache = torch.empty(
-            len(order), size, shape.kv_heads, shape.dim, dtype=stored, device=device
-        ).fill_(float("nan"))
-        caches.append(cache)
+    cache_shape = (len(order), size, shape.kv_heads, shape.dim)
+    caches = [torch.full(cache_shape, float("nan"), device=device).to(stored) for _ in "kv"]
     taken = 0
     for row, (count, end) in enumerate(zip(used, ends, strict=True)):
         blocks = order[taken : taken + count]
@@ -82,7 +78,7 @@ def make_step(
             fresh[:end] = torch.randn(
                 (end, shape.kv_heads, shape.dim), generator=numbers, device=device
             )
-            cache[blocks.long()] = fresh.to(stored).view(count, *cache.shape[1:])
+            _bits(cache)[blocks.long()] = _bits(fresh.to(stored)).view(count, *cache.shape[1:])
     total = sum(counts)
     query = torch.randn(
         (shape.heads, total, shape.dim), generator=numbers, device=device, dtype=torch.float32
@@ -98,6 +94,11 @@ def make_step(
             query.transpose(0, 1), float("nan"), memory_format=torch.contiguous_format
         ),
     )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The same memory in a type that torch can index everywhere."""
+    return tensor.view(torch.uint8) if tensor.dtype is FP8 else tensor
 
 
 def expected(
@@ -120,7 +121,7 @@ def expected(
         size = step.keys.shape[1]
         blocks = step.tables[row, : -(-end // size)].long()
         keys, values = (
-            cache[blocks].double().flatten(0, 1)[:end].repeat_interleave(
+            _bits(cache)[blocks].view(cache.dtype).double().flatten(0, 1)[:end].repeat_interleave(
                 heads // cache.shape[2], dim=1
             )
             for cache in (step.keys, step.values)
@@ -152,7 +153,8 @@ def asked(way: dict[str, Any], shape: Shape, device: str = "cpu") -> dict[str, A
 
 def decoded(step: Step, ask: dict[str, Any], **more: Any) -> Tensor:
     rows, heads, dim = step.query.shape
-    room = DecodeRoom(min(rows, 8), heads, step.keys.shape[2], dim, step.query.device)
+    few = 4 if step.query.device.type == "cpu" else None
+    room = DecodeRoom(rows, heads, step.keys.shape[2], dim, step.query.device, multiprocessors=few)
     decode_attention(
         step.query,
         step.keys,

@@ -73,13 +73,13 @@ def test_keys_and_values_may_be_stored_in_float8() -> None:
 
 
 def test_few_rows_are_split_and_many_are_not() -> None:
-    room = DecodeRoom(16, 4, 2, 8, torch.device("cpu"))
+    room = DecodeRoom(16, 4, 2, 8, torch.device("cpu"), multiprocessors=4)
     splits = [room.splits(rows, 2) for rows in (1, 2, 5, 6, 1000)]
     assert splits == [12, 6, 3, 1, 1]
     assert room.parts == max(rows * room.splits(rows, 2) for rows in range(1, 6))
 
 
 def test_a_room_that_is_too_small_is_noticed() -> None:
-    step = make_step(SHAPES[0], [1] * 40, [1] * 40, seed=0)
+    step = make_step(SHAPES[0], [1] * 9, [1] * 9, seed=0)
     with pytest.raises(AssertionError, match="fewer rows"):
         decoded(step, asked({}, SHAPES[0]), splits=2)

@@ -6,6 +6,7 @@ both read go to the device once per step, together.
 
 from contextlib import nullcontext
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,41 +44,43 @@ class TritonAttention:
 
         The cache must have this step's keys and values; `fresh` is not read.
         """
-        tokens = query[0].transpose(0, 1)
-        if tokens.stride(2) != 1:
-            tokens = tokens.contiguous()
-        out = torch.empty(tokens.shape, dtype=query.dtype, device=query.device)
-        scaling = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
+        return self.attend_flat(query[0].transpose(0, 1), cache, scores)[None]
+
+    def attend_flat(self, query: Tensor, cache: KeyValue, scores: Scores) -> Tensor:
+        """`query` [T, heads, head_dim], of any strides, gives as much, contiguous."""
+        if query.stride(2) != 1:
+            query = query.contiguous()
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         decoding = self._layout.decode_rows
+        asked: dict[str, Any] = {
+            "scaling": query.shape[2] ** -0.5 if scores.scaling is None else scores.scaling,
+            "window": scores.window,
+            "softcap": scores.softcap,
+            "sinks": scores.sinks,
+        }
         with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
             if decoding:
                 decode_attention(
-                    tokens[:decoding],
+                    query[:decoding],
                     *cache,
                     self._decode_tables,
                     self._ends,
                     out[:decoding],
                     room=self._room,
-                    scaling=scaling,
-                    window=scores.window,
-                    softcap=scores.softcap,
-                    sinks=scores.sinks,
+                    **asked,
                 )
             if self._longest:
                 prefill_attention(
-                    tokens[decoding:],
+                    query[decoding:],
                     *cache,
                     self._prefill_tables,
                     self._starts,
                     self._offsets,
                     out[decoding:],
                     longest=self._longest,
-                    scaling=scaling,
-                    window=scores.window,
-                    softcap=scores.softcap,
-                    sinks=scores.sinks,
+                    **asked,
                 )
-        return out[None]
+        return out
 
 
 def _on_device(*lists: list[int], device: torch.device) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ PROGRAMS_PER_SM = 3
 SPREAD = 2
 """A row that is longer than the others may have so many times the splits that rows of equal length would have."""
 MOST_SPLITS = 64
-CPU_MULTIPROCESSORS = 4
+CPU_MULTIPROCESSORS = 1
 """What the interpreter pretends to have."""
 
 
@@ -61,9 +61,16 @@ class DecodeRoom:
     """Room for the parts of split rows, made once for the most rows that `decode_attention` will be given."""
 
     def __init__(
-        self, rows: int, heads: int, kv_heads: int, dim: int, device: torch.device
+        self,
+        rows: int,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        device: torch.device,
+        *,
+        multiprocessors: int | None = None,
     ) -> None:
-        self.programs = PROGRAMS_PER_SM * _multiprocessors(device)
+        self.programs = PROGRAMS_PER_SM * (multiprocessors or _multiprocessors(device))
         split = ((count, self.splits(count, kv_heads)) for count in range(1, rows + 1))
         self.parts = max((count * splits for count, splits in split if splits > 1), default=1)
         """Most (row, split) pairs."""

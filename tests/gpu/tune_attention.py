@@ -1,0 +1,213 @@
+"""Times of paged attention on a GPU: `python -m tests.gpu.tune_attention`, under a minute with what it compiles.
+
+For each case the five fastest of the constants that are tried, and the ones in use: positions per tile, warps, stages,
+and for decode programs per multiprocessor, for prefill places of a program. Calls take turns over more data than the
+GPU's cache holds and are timed by CUDA graph, so that what the host takes doesn't count.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from llmhost.engines.torch.kernels import attention
+from llmhost.engines.torch.kernels.attention import (
+    DecodeRoom,
+    Tiles,
+    decode_attention,
+    decode_tiles,
+    prefill_attention,
+    prefill_tiles,
+)
+
+HEADS, KV_HEADS, DIM, BLOCK_TOKENS = 32, 8, 128, 16
+BLOCKS = 2**16
+"""4 GiB in bfloat16: 256 rows of 4,096 positions."""
+DEVICE = torch.device("cuda")
+MOST_CALLS, REPLAYS = 40, 4
+
+DECODE_ROWS, DECODE_POSITIONS = (1, 32, 256), (1024, 4096)
+DECODE_TILES = [
+    Tiles(tile, warps, stages)
+    for tile, warps, stages in (
+        (64, 4, 3), (64, 4, 2), (64, 4, 4), (64, 8, 3), (32, 4, 4), (128, 4, 2), (128, 8, 3),
+    )
+]  # fmt: skip
+FP8_TILES = [
+    Tiles(tile, warps, stages) for tile, warps, stages in ((64, 4, 4), (64, 4, 3), (128, 8, 3))
+]
+PER_SM = (1, 2, 3, 4, 6)
+PREFILL_CASES = ((1, 2048, 0), (1, 256, 4096), (32, 5, 4096))
+"""Rows, tokens of each, and what is before them."""
+PREFILL_TILES = [
+    Tiles(tile, warps, stages, queries)
+    for queries, tile, warps, stages in (
+        (128, 64, 8, 3), (128, 64, 8, 2), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 2),
+    )
+]  # fmt: skip
+SHORT_TILES = [
+    Tiles(64, 4, 3, 64), Tiles(64, 4, 2, 32), Tiles(64, 4, 3, 16), Tiles(128, 8, 2, 32)
+]  # fmt: skip
+
+Call = Callable[[int], None]
+"""Of the number of the data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A layer's cache, and block tables that never meet."""
+
+    keys: Tensor
+    values: Tensor
+    order: Tensor
+
+    def tables(self, rows: int, positions: int) -> list[Tensor]:
+        """[rows, blocks] of as many data sets as there can be, up to the calls of a graph."""
+        width = -(-positions // BLOCK_TOKENS)
+        sets = min(MOST_CALLS, BLOCKS // (rows * width))
+        return [
+            self.order[at * rows * width : (at + 1) * rows * width].view(rows, width)
+            for at in range(sets)
+        ]
+
+
+def new_pool(kind: torch.dtype) -> Pool:
+    shape = (BLOCKS, BLOCK_TOKENS, KV_HEADS, DIM)
+    halves = (torch.randn(shape, device=DEVICE, dtype=torch.bfloat16).to(kind) for _ in "kv")
+    return Pool(*halves, torch.randperm(BLOCKS, device=DEVICE).int())
+
+
+def graph_us(call: Call, sets: int) -> float:
+    """Of one call, the least of some replays; infinite where the GPU has no room for what is tried."""
+    try:
+        call(0)
+    except OutOfResources:
+        return math.inf
+    torch.cuda.synchronize()
+    calls = max(sets, 4)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for at in range(calls):
+            call(at % sets)
+    times = []
+    for _ in range(REPLAYS):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        graph.replay()
+        ended.record()
+        torch.cuda.synchronize()
+        times.append(1e3 * began.elapsed_time(ended) / calls)
+    return min(times)
+
+
+def decode_times(
+    pool: Pool, rows: int, positions: int, tried: list[Tiles]
+) -> Iterator[tuple[str, float]]:
+    query = torch.randn(rows, HEADS, DIM, device=DEVICE, dtype=torch.bfloat16)
+    ends = torch.full((rows,), positions, dtype=torch.int32, device=DEVICE)
+    tables, out = pool.tables(rows, positions), torch.empty_like(query)
+    seen = set()
+    for per_sm in dict.fromkeys((attention.PROGRAMS_PER_SM, *PER_SM)):
+        room = new_room(rows, per_sm)
+        splits = room.splits(rows, KV_HEADS)
+        if splits in seen and splits == 1:
+            continue
+        seen.add(splits)
+        for tiles in tried:
+
+            def call(at: int, room: DecodeRoom = room, tiles: Tiles = tiles) -> None:
+                decode_attention(
+                    query, pool.keys, pool.values, tables[at], ends, out,
+                    room=room, scaling=DIM**-0.5, tiles=tiles,
+                )  # fmt: skip
+
+            label = f"tile {tiles.tile} warps {tiles.warps} stages {tiles.stages}"
+            yield f"{label} per SM {per_sm} (splits {splits})", graph_us(call, len(tables))
+
+
+def new_room(rows: int, per_sm: int) -> DecodeRoom:
+    before = attention.PROGRAMS_PER_SM
+    attention.PROGRAMS_PER_SM = per_sm
+    try:
+        return DecodeRoom(rows, HEADS, KV_HEADS, DIM, DEVICE)
+    finally:
+        attention.PROGRAMS_PER_SM = before
+
+
+def prefill_times(
+    pool: Pool, rows: int, tokens: int, start: int, tried: list[Tiles]
+) -> Iterator[tuple[str, float]]:
+    query = torch.randn(rows * tokens, HEADS, DIM, device=DEVICE, dtype=torch.bfloat16)
+    starts = torch.full((rows,), start, dtype=torch.int32, device=DEVICE)
+    offsets = torch.arange(0, rows * tokens + 1, tokens, dtype=torch.int32, device=DEVICE)
+    tables, out = pool.tables(rows, start + tokens), torch.empty_like(query)
+    for tiles in tried:
+
+        def call(at: int, tiles: Tiles = tiles) -> None:
+            prefill_attention(
+                query, pool.keys, pool.values, tables[at], starts, offsets, out,
+                longest=tokens, scaling=DIM**-0.5, tiles=tiles,
+            )  # fmt: skip
+
+        label = (
+            f"places {tiles.queries} tile {tiles.tile} warps {tiles.warps} stages {tiles.stages}"
+        )
+        yield label, graph_us(call, len(tables))
+
+
+def report(case: str, times: Iterator[tuple[str, float]], amount: float, unit: str) -> None:
+    """`amount` is what a call does, in units of 1,000 `unit` a microsecond."""
+    found = list(times)
+    best = sorted(found, key=lambda one: one[1])[:5]
+    sys.stdout.write(f"{case}\n")
+    for label, us in [*best, found[0]]:
+        mark = " as it is" if label == found[0][0] else ""
+        sys.stdout.write(f"  {us:9.1f} us {amount / us:8.1f} {unit}  {label}{mark}\n")
+    sys.stdout.flush()
+
+
+def first(chosen: Tiles, tried: list[Tiles]) -> list[Tiles]:
+    return [chosen, *(tiles for tiles in tried if tiles != chosen)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("decode", "fp8", "prefill"))
+    only = parser.parse_args().only
+    began = time.monotonic()
+    sys.stdout.write(f"{torch.cuda.get_device_name()}, {HEADS}/{KV_HEADS} heads of {DIM}\n")
+    for name, kind, tried in (
+        ("decode", torch.bfloat16, DECODE_TILES),
+        ("fp8", torch.float8_e4m3fn, FP8_TILES),
+    ):
+        if only not in (None, name):
+            continue
+        pool = new_pool(kind)
+        tried = first(decode_tiles(kind.itemsize, 2, DIM), tried)
+        for rows in DECODE_ROWS if name == "decode" else DECODE_ROWS[-1:]:
+            for positions in DECODE_POSITIONS:
+                moved = 2 * rows * positions * KV_HEADS * DIM * kind.itemsize
+                case = f"{name}: {rows} rows of {positions}"
+                report(case, decode_times(pool, rows, positions, tried), moved / 1e3, "GB/s")
+        del pool
+    if only in (None, "prefill"):
+        pool = new_pool(torch.bfloat16)
+        for rows, tokens, start in PREFILL_CASES:
+            chosen = prefill_tiles(2, DIM, tokens * HEADS // KV_HEADS)
+            tried = first(chosen, PREFILL_TILES if tokens > 16 else SHORT_TILES)
+            pairs = rows * tokens * (start + (tokens + 1) / 2)
+            case = f"prefill: {rows} rows of {tokens} after {start}"
+            times = partial(prefill_times, pool, rows, tokens, start)
+            report(case, times(tried), 4 * HEADS * DIM * pairs / 1e6, "TFLOP/s")
+    sys.stdout.write(f"{time.monotonic() - began:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main()
