@@ -50,6 +50,15 @@ for device in devices:
     assert (torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)).sum().item() == 64**3
 print(", ".join(devices))
 """
+_KERNELS = """
+import torch
+from llmhost.engines.torch.kernels.layers import silu_mul
+for i in range(torch.cuda.device_count()):
+    with torch.cuda.device(i):
+        x = torch.ones(4, 256, device="cuda", dtype=torch.bfloat16)
+        assert (silu_mul(x).float() - 0.7311).abs().max().item() < 0.01
+print(", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count())))
+"""
 
 Status = Literal["ok", "info", "warning", "missing"]
 
@@ -108,6 +117,8 @@ def look(models: Path | None, *, deep: bool = False) -> Iterator[Finding]:
     yield from extras()
     if deep:
         yield torch_works()
+        if nvidia_smi() and cuda_of_torch():
+            yield kernels_work()
 
 
 def python() -> Finding:
@@ -173,17 +184,49 @@ def gpus() -> Iterator[Finding]:
     lines = nvidia_smi()
     if not lines:
         yield Finding("gpu", "info", "none found; models run on the CPU")
+        return
     for index, line in enumerate(lines):
-        name, total, free, driver = (part.strip() for part in line.split(","))
+        name, total, free, driver, _ = (part.strip() for part in line.split(","))
         yield Finding(
             f"gpu {index}", "ok", f"{name}, {free} MiB of {total} MiB free, driver {driver}"
         )
+    if cuda_of_torch() is None:
+        return  # torch's own finding says so: none of them can be used
+    yield attention()
+    yield Finding("cuda graphs", "ok", "steps that decode are recorded once and replayed")
+    for index, line in enumerate(lines):
+        yield float8(index, line.rpartition(",")[2].strip())
+
+
+def attention() -> Finding:
+    """How a GPU attends: by our kernels, or slower."""
+    from llmhost.config.environment import process_environment
+    from llmhost.engines.kernel_needs import missing_for_kernels
+
+    reason = missing_for_kernels(process_environment())
+    if reason is not None:
+        return Finding("attention", "warning", "torch, which is slower than kernels", f"{reason}.")
+    return Finding("attention", "ok", f"triton, by kernels of Triton {installed('triton')}")
+
+
+def float8(index: int, capability: str) -> Finding:
+    """Whether weights and KV cache can be kept in 8 bits."""
+    from llmhost.engines.torch.narrow_sizes import LEAST_CAPABILITY
+
+    name, least = f"fp8 {index}", ".".join(map(str, LEAST_CAPABILITY))
+    if not numbers(capability):
+        return Finding(name, "info", "not known: nvidia-smi does not say the compute capability")
+    if numbers(capability) < LEAST_CAPABILITY:
+        found = f"no: compute capability {capability}, and float8 needs {least}"
+        return Finding(name, "info", found)
+    return Finding(name, "ok", f"yes, compute capability {capability}")
 
 
 def nvidia_smi() -> list[str]:
-    query = "--query-gpu=name,memory.total,memory.free,driver_version"
+    """A line for each GPU: name, MiB, free MiB, driver, compute capability."""
+    query = "--query-gpu=name,memory.total,memory.free,driver_version,compute_cap"
     found = run("nvidia-smi", query, "--format=csv,noheader,nounits")
-    return [line for line in (found or "").splitlines() if line.count(",") == 3]
+    return [line for line in (found or "").splitlines() if line.count(",") == 4]
 
 
 def cores() -> Finding:
@@ -281,6 +324,18 @@ def torch_works() -> Finding:
         )
         return Finding("compute", "missing", "torch fails to import or compute", advice)
     return Finding("compute", "ok", f"torch computes on {found}")
+
+
+def kernels_work() -> Finding:
+    found = run(sys.executable, "-c", _KERNELS, timeout_s=120)
+    if found is None:
+        return Finding(
+            "kernels",
+            "warning",
+            "Triton fails to compile or run a kernel; torch attends instead",
+            "llmhost doctor says under attention what is missing, if it can be seen.",
+        )
+    return Finding("kernels", "ok", f"a kernel was compiled and is right on {found}")
 
 
 def installed(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The process environment, read here and nowhere else.
+"""The process environment, read and written here and nowhere else.
 
 Every key of the fixed tables has a variable, `LLMHOST_<TABLE>_<KEY>`; a few more steer the command line and debugging.
 Any other `LLMHOST_*` variable is an error, so that a misspelt one cannot be overlooked. Values stay text here:
@@ -7,9 +7,10 @@ Any other `LLMHOST_*` variable is an error, so that a misspelt one cannot be ove
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 import msgspec
 
@@ -55,9 +56,15 @@ class Variables:
     trace_hooks: bool = False
 
 
-def process_environment() -> Mapping[str, str]:
+def process_environment() -> MutableMapping[str, str]:
     """The real one. Whoever needs it passes it on as an argument, so that tests bring their own."""
     return os.environ
+
+
+def keep_kernels(environ: MutableMapping[str, str], folder: Path) -> None:
+    """Have compiled GPU kernels kept in `folder`, so that the next start compiles none, unless the environment names
+    another place. Called before an engine is imported."""
+    environ.setdefault("TRITON_CACHE_DIR", str(folder))
 
 
 def read_variables(environ: Mapping[str, str]) -> Variables:

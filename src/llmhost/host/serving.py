@@ -21,7 +21,7 @@ import psutil
 import uvicorn
 import uvloop
 
-from llmhost.config.environment import process_environment, read_variables
+from llmhost.config.environment import keep_kernels, process_environment, read_variables
 from llmhost.config.load import LoadedSettings
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import AlreadyRunning, ConfigError
@@ -49,7 +49,9 @@ def serve(loaded: LoadedSettings, *, as_json: bool = False) -> int:
     server = loaded.settings.server
     start_logging(server.log_level, server.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    trace = read_variables(process_environment()).trace_hooks
+    environ = process_environment()
+    keep_kernels(environ, loaded.data_dir / "kernels")
+    trace = read_variables(environ).trace_hooks
     plugins = Plugins.load(loaded.settings.plugins, folder=loaded.plugins_dir, trace=trace)
     with (
         DataDir(loaded.data_dir) as data_dir,

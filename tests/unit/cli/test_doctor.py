@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llmhost.cli import doctor
+from llmhost.engines import kernel_needs
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **programs: str | None) -> None:
@@ -83,7 +84,7 @@ def test_a_python_without_sqlite_cannot_serve(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_gpus_are_listed_and_a_torch_that_cannot_use_them_is_named(monkeypatch: pytest.MonkeyPatch):
-    pretend(monkeypatch, nvidia_smi="NVIDIA H200, 143771, 143000, 570.86\njunk")
+    pretend(monkeypatch, nvidia_smi="NVIDIA H200, 143771, 143000, 570.86, 9.0\njunk")
     monkeypatch.setattr(doctor, "cuda_of_torch", lambda: None)
 
     [gpu] = doctor.gpus()
@@ -92,6 +93,38 @@ def test_gpus_are_listed_and_a_torch_that_cannot_use_them_is_named(monkeypatch: 
     assert doctor.torch("2.13.0+cpu").status == "warning"
     monkeypatch.setattr(doctor, "cuda_of_torch", lambda: "12.8")
     assert doctor.torch("2.13.0+cu128").found == "2.13.0, for CUDA 12.8"
+
+
+def test_what_a_gpu_will_be_used_with_is_said(monkeypatch: pytest.MonkeyPatch):
+    lines = "NVIDIA H200, 143771, 143000, 570.86, 9.0\nNVIDIA A100, 81920, 80000, 570.86, 8.0"
+    pretend(monkeypatch, nvidia_smi=f"{lines}\nNVIDIA X, 1, 1, 1, [N/A]")
+    monkeypatch.setattr(doctor, "cuda_of_torch", lambda: "13.0")
+    monkeypatch.setattr(doctor, "installed", lambda name: "3.6.0")
+    monkeypatch.setattr(kernel_needs, "missing_for_kernels", lambda environ: None)
+
+    found = {finding.name: finding for finding in doctor.gpus()}
+
+    assert found["attention"].found == "triton, by kernels of Triton 3.6.0"
+    assert found["cuda graphs"].status == "ok"
+    assert found["fp8 0"].found == "yes, compute capability 9.0"
+    assert found["fp8 1"].found == "no: compute capability 8.0, and float8 needs 8.9"
+    assert found["fp8 2"].found.startswith("not known")
+
+
+def test_a_gpu_that_has_to_do_without_kernels_is_told_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernel_needs, "missing_for_kernels", lambda environ: "no compiler")
+
+    found = doctor.attention()
+
+    assert (found.status, found.advice) == ("warning", "no compiler.")
+    assert found.found.startswith("torch")
+
+
+def test_a_kernel_is_tried_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    pretend(monkeypatch, python="cuda:0")
+    assert doctor.kernels_work().found == "a kernel was compiled and is right on cuda:0"
+    pretend(monkeypatch)
+    assert doctor.kernels_work().status == "warning"
 
 
 @pytest.mark.parametrize(

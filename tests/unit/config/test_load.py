@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llmhost.config.environment import VARIABLES
+from llmhost.config.environment import VARIABLES, keep_kernels
 from llmhost.config.load import DEFAULT_MODELS, LoadedSettings, Origin, load
 from llmhost.config.schema import ModelSpec, ServerSettings, Settings
 from llmhost.core.errors import ConfigError
@@ -344,3 +344,12 @@ def test_a_smaller_model_counts_from_the_files_folder(tmp_path: Path):
     assert loaded.settings.models["a"].speculation.draft == str(tmp_path / "small")
     assert loaded.origins["models.a.speculation.draft"].kind == "file"
     assert loaded.origins["models.a.speculation.max_tokens"].kind == "default"
+
+
+@pytest.mark.parametrize("named", [None, "/elsewhere"])
+def test_compiled_kernels_are_kept_unless_the_environment_names_another_place(
+    named: str | None, tmp_path: Path
+):
+    environ = {} if named is None else {"TRITON_CACHE_DIR": named}
+    keep_kernels(environ, tmp_path)
+    assert environ["TRITON_CACHE_DIR"] == (named or str(tmp_path))
