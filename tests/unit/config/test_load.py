@@ -284,7 +284,8 @@ def test_a_bad_variable_is_named(environ: dict[str, str], message: str):
         (
             "[models.a.options]\ntoken_delay_ms = 1",
             "models.toml: [models.a.options] has no key 'token_delay_ms'."
-            " It has dtype, device, threads, trust_remote_code, task, pooling, normalize.",
+            " It has dtype, device, threads, trust_remote_code, task, pooling, normalize, weights,"
+            " kv_dtype.",
         ),
         (
             '[models.a]\nengine = "fake"\n[models.a.options]\nvocab = 1',
