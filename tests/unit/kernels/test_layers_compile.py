@@ -15,8 +15,8 @@ def launches() -> Iterator[Launch]:
         yield Launch(
             layers._silu_mul_kernel,
             {"gate_up": f"*{kind}", "out": f"*{kind}", "stride": "i32"},
-            {"FEATURES": 14336, "BLOCK": layers.SILU_ELEMENTS},
-            {"num_warps": layers.SILU_WARPS, "enable_fp_fusion": False},
+            {"FEATURES": 14336, "BLOCK": layers.SILU_ELEMENTS, "EARLY": kind == "bf16"},
+            {"num_warps": layers.SILU_WARPS, **_options(kind == "bf16")},
         )
 
 
@@ -28,8 +28,8 @@ def _norm(kind: str, adds: bool) -> Launch:
             **dict.fromkeys(("x_stride", "residual_stride"), "i32"),
             "eps": "fp32",
         },
-        {"HIDDEN": 3584, "BLOCK": 4096, "ADDS": adds},
-        {"num_warps": 16, "enable_fp_fusion": False},
+        {"HIDDEN": 3584, "BLOCK": 4096, "ADDS": adds, "EARLY": adds},
+        {"num_warps": 16, **_options(adds)},
     )
 
 
@@ -47,10 +47,14 @@ def _rope(kind: str, cache: str, has_norms: bool) -> Launch:
         },
         {
             "HEADS": 32, "KV_HEADS": 8, "DIM": 128, "HALF": 64, "BLOCK_TOKENS": 16, "BLOCK_HEADS": layers.ROPE_HEADS,
-            "NORMS": has_norms, "SATURATES": cache == "*fp8e4nv",
+            "NORMS": has_norms, "SATURATES": cache == "*fp8e4nv", "EARLY": has_norms,
         },
-        {"num_warps": layers.ROPE_WARPS, "enable_fp_fusion": False},
+        {"num_warps": layers.ROPE_WARPS, **_options(has_norms)},
     )  # fmt: skip
+
+
+def _options(early: bool) -> dict[str, bool]:
+    return {"enable_fp_fusion": False, "launch_pdl": early}
 
 
 def test_the_layers_compile_for_a_gpu() -> None:

@@ -9,7 +9,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
+STARTS_EARLY = False
+"""Kernels are made ready, and read what no other kernel writes, while the one before them still runs. Needs compute
+capability 9.0."""
 NORM_ELEMENTS_PER_WARP = 256
 """One program has a whole token: 4,096 numbers are 16 warps, which read 16 bytes a thread."""
 NORM_MOST_WARPS = 16
@@ -51,6 +55,8 @@ def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Ten
             ADDS=residual is not None,
             num_warps=min(max(block // NORM_ELEMENTS_PER_WARP, 1), NORM_MOST_WARPS),
             enable_fp_fusion=False,
+            EARLY=STARTS_EARLY,
+            launch_pdl=STARTS_EARLY,
         )
     return out
 
@@ -110,6 +116,8 @@ def rope_and_write(
         SATURATES=key_cache.dtype is torch.float8_e4m3fn,
         num_warps=ROPE_WARPS,
         enable_fp_fusion=False,
+        EARLY=STARTS_EARLY,
+        launch_pdl=STARTS_EARLY,
     )
 
 
@@ -128,6 +136,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
             BLOCK=SILU_ELEMENTS,
             num_warps=SILU_WARPS,
             enable_fp_fusion=False,
+            EARLY=STARTS_EARLY,
+            launch_pdl=STARTS_EARLY,
         )
     return out
 
@@ -159,12 +169,15 @@ def _norm_kernel(
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
     ADDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
     inside = place < HIDDEN
     # Before the sum, for which a program waits: one token alone is all waiting.
     scale = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+    if EARLY:
+        gdc_wait()
     wide = tl.load(x + token * x_stride + place, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
         at = residual + token * residual_stride + place
@@ -176,19 +189,18 @@ def _norm_kernel(
 
 
 @triton.jit
-def _head_norm(first, second, q_norm, k_norm, is_query, place, in_half, eps, DIM: tl.constexpr):
-    """Both halves [heads, dim / 2] of some heads, normalised, before their rounding."""
-    q_first = tl.load(q_norm + place, mask=in_half, other=0.0).to(tl.float32)
-    k_first = tl.load(k_norm + place, mask=in_half, other=0.0).to(tl.float32)
-    q_second = tl.load(q_norm + DIM // 2 + place, mask=in_half, other=0.0).to(tl.float32)
-    k_second = tl.load(k_norm + DIM // 2 + place, mask=in_half, other=0.0).to(tl.float32)
+def _head_norm(first, second, q_norm, k_norm, is_query, place, inside, eps, DIM: tl.constexpr):
+    """Both halves [heads, dim / 2] of some heads, normalised, before their rounding. `place` is as large as they are:
+    what is read through it lies in the same threads, and needs no exchange between them."""
+    q_first = tl.load(q_norm + place, mask=inside, other=0.0).to(tl.float32)
+    k_first = tl.load(k_norm + place, mask=inside, other=0.0).to(tl.float32)
+    q_second = tl.load(q_norm + DIM // 2 + place, mask=inside, other=0.0).to(tl.float32)
+    k_second = tl.load(k_norm + DIM // 2 + place, mask=inside, other=0.0).to(tl.float32)
     variance = (tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / DIM
     scale = tl.rsqrt(variance + eps)[:, None]
-    w_first = tl.where(is_query, q_first[None, :], k_first[None, :])
-    w_second = tl.where(is_query, q_second[None, :], k_second[None, :])
     return (
-        _rounded(first * scale, q_norm) * w_first,
-        _rounded(second * scale, q_norm) * w_second,
+        _rounded(first * scale, q_norm) * tl.where(is_query, q_first, k_first),
+        _rounded(second * scale, q_norm) * tl.where(is_query, q_second, k_second),
     )
 
 
@@ -219,28 +231,30 @@ def _rope_kernel(
     BLOCK_HEADS: tl.constexpr,
     NORMS: tl.constexpr,
     SATURATES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
-    place = tl.arange(0, HALF)
-    in_half = place < DIM // 2
+    place = tl.arange(0, HALF)[None, :] + tl.zeros([BLOCK_HEADS, 1], dtype=tl.int32)
+    if EARLY:
+        gdc_wait()
     slot = tl.load(slots + token).to(tl.int64)
     position = tl.load(positions + token).to(tl.int64)
     position = tl.where(slot < 0, 0, position)
 
     is_query = (head < HEADS)[:, None]
     is_turned = (head < HEADS + KV_HEADS)[:, None]
-    inside = (head < HEADS + 2 * KV_HEADS)[:, None] & in_half[None, :]
-    source = qkv + token * qkv_stride + head[:, None] * DIM + place[None, :]
+    inside = (head < HEADS + 2 * KV_HEADS)[:, None] & (place < DIM // 2)
+    source = qkv + token * qkv_stride + head[:, None] * DIM + place
     first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(source + DIM // 2, mask=inside, other=0.0).to(tl.float32)
     angle = table + position * DIM + place
-    cos = tl.load(angle, mask=in_half, other=0.0).to(tl.float32)[None, :]
-    sin = tl.load(angle + DIM // 2, mask=in_half, other=0.0).to(tl.float32)[None, :]
+    cos = tl.load(angle, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(angle + DIM // 2, mask=inside, other=0.0).to(tl.float32)
     a = first
     b = second
     if NORMS:
-        a, b = _head_norm(first, second, q_norm, k_norm, is_query, place, in_half, eps, DIM)
+        a, b = _head_norm(first, second, q_norm, k_norm, is_query, place, inside, eps, DIM)
         a = _rounded(a, qkv)
         b = _rounded(b, qkv)
     a_turned = _rounded(_rounded(a * cos, qkv) - _rounded(b * sin, qkv), qkv)
@@ -248,7 +262,7 @@ def _rope_kernel(
     first = tl.where(is_turned, a_turned, first)
     second = tl.where(is_turned, b_turned, second)
 
-    target = query_out + token * (HEADS * DIM) + head[:, None] * DIM + place[None, :]
+    target = query_out + token * (HEADS * DIM) + head[:, None] * DIM + place
     tl.store(target, first.to(query_out.dtype.element_ty), mask=inside & is_query)
     tl.store(target + DIM // 2, second.to(query_out.dtype.element_ty), mask=inside & is_query)
 
@@ -259,21 +273,25 @@ def _rope_kernel(
     offset = slot % BLOCK_TOKENS
     is_key = kept & is_turned & (head >= HEADS)[:, None]
     target = key_cache + block * key_block_stride + offset * key_token_stride
-    target = target + (head - HEADS)[:, None] * key_head_stride + place[None, :]
+    target = target + (head - HEADS)[:, None] * key_head_stride + place
     tl.store(target, first.to(key_cache.dtype.element_ty), mask=is_key)
     tl.store(target + DIM // 2, second.to(key_cache.dtype.element_ty), mask=is_key)
     is_value = kept & (head >= HEADS + KV_HEADS)[:, None]
     target = value_cache + block * value_block_stride + offset * value_token_stride
-    target = target + (head - HEADS - KV_HEADS)[:, None] * value_head_stride + place[None, :]
+    target = target + (head - HEADS - KV_HEADS)[:, None] * value_head_stride + place
     tl.store(target, first.to(value_cache.dtype.element_ty), mask=is_value)
     tl.store(target + DIM // 2, second.to(value_cache.dtype.element_ty), mask=is_value)
 
 
 @triton.jit
-def _silu_mul_kernel(gate_up, out, stride, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul_kernel(
+    gate_up, out, stride, FEATURES: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
     token = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = place < FEATURES
+    if EARLY:
+        gdc_wait()
     gate = tl.load(gate_up + token * stride + place, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + token * stride + FEATURES + place, mask=inside, other=0.0)
     activated = _rounded(gate / (1.0 + tl.exp(-gate)), gate_up)
