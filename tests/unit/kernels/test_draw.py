@@ -200,9 +200,10 @@ def race(logits, seeds, out, count, vocabulary, LINES: tl.constexpr, TOKENS: tl.
     tokens = tl.arange(0, TOKENS)
     x = tl.load(logits + tokens, mask=tokens < vocabulary, other=float("-inf"))
     first, second = draw._row_keys(tl.load(seeds + line), tl.load(seeds + count + line))
-    ahead = draw._head_start(tokens[None, :], first[:, None], second[:, None])
-    keys = tl.fma(x[None, :] - tl.max(x, 0), draw._scale(1.0), ahead)
-    tl.store(out + line, tl.argmax(keys, 1))
+    times = draw._arrival(
+        x[None, :], tl.max(x, 0), draw._scale(1.0), tokens[None, :], first[:, None], second[:, None]
+    )
+    tl.store(out + line, tl.argmin(times, 1))
 
 
 def winners(logits: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
@@ -282,6 +283,10 @@ def test_a_seed_means_the_same_in_all_versions() -> None:
     seeds = torch.tensor([0, 1, 1234, 2**63 - 1])
     positions = torch.tensor([1, 56, 100_000, 3])
     assert winners(torch.zeros(1000), seeds, positions).tolist() == [942, 637, 134, 180]
+
+
+def test_all_that_is_drawn_with_can_be_compiled_ahead() -> None:
+    draw.compile_draws(70, torch.bfloat16, DEVICE)
 
 
 def test_a_vocabulary_too_long_for_exact_masses_is_refused() -> None:

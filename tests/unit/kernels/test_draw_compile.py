@@ -6,7 +6,7 @@ from tests.unit.kernels.gpu_compiler import Launch, compile_all
 
 from llmhost.engines.torch.kernels import draw
 
-NUMBERS = ("temperature", "top_p", "min_p", "tile_best", "tile_key", "group_best", "edges")
+NUMBERS = ("temperature", "top_p", "min_p", "tile_best", "tile_time", "group_best", "edges")
 WHOLE = ("top_k", "tile_first", "tile_token", "listed", "out")
 COUNTS = ("stride", "vocabulary", "groups", "tiles")
 

@@ -37,6 +37,8 @@ SETTLE_WARPS = 16
 LONGEST_VOCABULARY = 2**19
 """Masses of longer lines might not fit their integers."""
 
+_ONE_EACH = ("temperature", "top_k", "top_p", "min_p", "seed", "position", "out")
+"""Arguments with one number per line: how they lie in memory changes with the step, and must not ask for a compiler."""
 _END = tl.constexpr(2**31 - 1)
 _LOWEST = tl.constexpr(-(2**31) + 2**23 - 1)
 """What `_ordered` makes of negative infinity."""
@@ -59,7 +61,7 @@ class DrawRoom:
 
         self.tile_best = empty(self.tiles, torch.float32)
         self.tile_first = empty(self.tiles, torch.int32)
-        self.tile_key = empty(self.tiles, torch.float32)
+        self.tile_time = empty(self.tiles, torch.float32)
         self.tile_token = empty(self.tiles, torch.int32)
         self.tile_mass = empty(self.tiles, torch.int64)
         self.group_best = empty(self.groups, torch.float32)
@@ -84,7 +86,7 @@ def draw_tokens(logits: Tensor, asked: DrawAsked, out: Tensor, room: DrawRoom) -
         return
     # Nothing is fused but what says so: a draw must be the same in all variants of a kernel.
     wishes = (asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.seed, asked.position)
-    tiles = (room.tile_best, room.tile_first, room.tile_key, room.tile_token, room.tile_mass)
+    tiles = (room.tile_best, room.tile_first, room.tile_time, room.tile_token, room.tile_mass)
     _look[(room.tiles, places)](
         logits,
         logits.stride(0),
@@ -121,6 +123,18 @@ def draw_tokens(logits: Tensor, asked: DrawAsked, out: Tensor, room: DrawRoom) -
     )
 
 
+def compile_draws(vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Have the compiler make what lines of `vocabulary` need, so that no request waits for it.
+
+    In `dtype`, which the model's logits have, and in float32, in which shaped ones are.
+    """
+    room = DrawRoom(1, vocabulary, device)
+    out = torch.empty(1, dtype=torch.int32, device=device)
+    for kind in {dtype, torch.float32}:
+        logits = torch.zeros((1, vocabulary), dtype=kind, device=device)
+        draw_tokens(logits, DrawAsked.greedy(1, device), out, room)
+
+
 @triton.jit
 def _mixed(bits):
     """A 32-bit number, each bit of which depends on all bits of the given one (the end of MurmurHash3)."""
@@ -143,17 +157,28 @@ def _row_keys(seed, position):
 
 
 @triton.jit
-def _head_start(tokens, first, second):
-    """log2 of 1 / an exponentially distributed number that belongs to each token: what it is ahead in the race.
+def _patience(tokens, first, second):
+    """An exponentially distributed number that belongs to each token, from 2**-33 to 24.
 
-    Small numbers decide the race, so these are the fine ones: they begin at 2**-33.
+    Small numbers decide the race, so these are the fine ones.
     """
     bits = _mixed(_mixed(tokens.to(tl.uint32) + first) ^ second)
     share = tl.minimum((bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
-    # -log(1 - share): by its series where 1 - share would round most of it away.
-    series = 1.0 + share * (0.5 + share * (0.33333334 + share * (0.25 + share * 0.2)))
-    time = tl.where(share < 0.015625, share * series, -tl.log(1.0 - share))
-    return -tl.log2(time)
+    # -log2(1 - share): by its series where 1 - share would round most of it away.
+    series = tl.fma(share, 0.28853901, 0.36067376)
+    series = tl.fma(share, series, 0.48089835)
+    series = tl.fma(share, series, 0.72134752)
+    series = tl.fma(share, series, 1.442695)
+    return tl.where(share < 0.015625, share * series, -tl.log2(1.0 - share))
+
+
+@triton.jit
+def _arrival(logits, best, scale, tokens, first, second):
+    """When each token reaches the goal: its patience over its weight, that of `best` being 1.
+
+    Weights end at 2**-100. What is lighter loses to the best whatever the numbers are.
+    """
+    return _patience(tokens, first, second) * tl.exp2(tl.minimum((best - logits) * scale, 100.0))
 
 
 @triton.jit
@@ -184,7 +209,7 @@ def _is_filtered(top_k, top_p, min_p, vocabulary):
     return ((top_k > 0) & (top_k < vocabulary)) | (top_p < 1.0) | (min_p > 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ONE_EACH)
 def _look(
     logits,
     stride,
@@ -198,7 +223,7 @@ def _look(
     position,
     tile_best,
     tile_first,
-    tile_key,
+    tile_time,
     tile_token,
     tile_mass,
     group_best,
@@ -229,13 +254,13 @@ def _look(
                 tl.store(tile_mass + at, tl.sum(tl.sum(_units(x, start, scale), 1), 0))
         else:
             first, second = _row_keys(tl.load(seed + row), tl.load(position + row))
-            keys = tl.fma(x - start, scale, _head_start(tokens, first, second))
-            key = tl.max(tl.max(keys, 1), 0)
-            tl.store(tile_key + at, key)
-            tl.store(tile_token + at, tl.min(tl.min(tl.where(keys == key, tokens, _END), 1), 0))
+            times = _arrival(x, start, scale, tokens, first, second)
+            time = tl.min(tl.min(times, 1), 0)
+            tl.store(tile_time + at, time)
+            tl.store(tile_token + at, tl.min(tl.min(tl.where(times == time, tokens, _END), 1), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ONE_EACH)
 def _settle(
     logits,
     stride,
@@ -250,7 +275,7 @@ def _settle(
     position,
     tile_best,
     tile_first,
-    tile_key,
+    tile_time,
     tile_token,
     tile_mass,
     group_best,
@@ -308,7 +333,8 @@ def _settle(
                 )
                 tl.store(edges + row, edge)
             else:
-                keys = tl.load(tile_key + at, mask=is_tile, other=float("-inf")) + behind
+                # Logarithms, as a tile may be behind by more than float32 reaches.
+                keys = behind - tl.log2(tl.load(tile_time + at, mask=is_tile, other=1.0))
                 tokens = tl.load(tile_token + at, mask=is_tile, other=_END)
                 drawn = tl.min(tl.where(keys == tl.max(keys, 0), tokens, _END), 0)
         else:
@@ -428,23 +454,22 @@ def _race(
     """The winner among the listed groups' tokens behind the edge and the floor (log2 of a share of the best's
     weight), and the least of their logits."""
     last = edge.to(tl.int32)
-    keys = tl.full((CHUNK, GROUP), float("-inf"), tl.float32)
+    times = tl.full((CHUNK, GROUP), float("inf"), tl.float32)
     winners = tl.full((CHUNK, GROUP), _END, tl.int32)
     leasts = tl.full((CHUNK, GROUP), float("inf"), tl.float32)
     at = 0
     while at < count:
         tokens, x = _chunk(line, listed, at, count, vocabulary, GROUP, CHUNK)
-        behind = x - best
-        is_kept = ((_ordered(x) >> SPARE_BITS) >= last) & (behind * scale >= floor)
+        is_kept = ((_ordered(x) >> SPARE_BITS) >= last) & ((x - best) * scale >= floor)
         is_kept = is_kept & (x > float("-inf"))
-        key = tl.fma(behind, scale, _head_start(tokens, first, second))
-        key = tl.where(is_kept, key, float("-inf"))
-        winners = tl.where(key > keys, tokens, winners)
-        keys = tl.maximum(key, keys)
+        time = _arrival(x, best, scale, tokens, first, second)
+        time = tl.where(is_kept, time, float("inf"))
+        winners = tl.where(time < times, tokens, winners)
+        times = tl.minimum(time, times)
         leasts = tl.where(is_kept, tl.minimum(x, leasts), leasts)
         at += CHUNK
-    key = tl.max(tl.max(keys, 1), 0)
-    drawn = tl.min(tl.min(tl.where(keys == key, winners, _END), 1), 0)
+    time = tl.min(tl.min(times, 1), 0)
+    drawn = tl.min(tl.min(tl.where(times == time, winners, _END), 1), 0)
     return drawn, tl.min(tl.min(leasts, 1), 0)
 
 
