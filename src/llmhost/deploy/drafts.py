@@ -18,7 +18,10 @@ def draft_holder(holder: str) -> str:
 
 
 def draft_entry(entry: ModelEntry) -> ModelEntry | None:
-    """The smaller model as an entry of its own, with room for the sequences that it guesses for; None without one."""
+    """The smaller model as an entry of its own, with room for the sequences that it guesses for; None without one.
+
+    Its weights are as they are loaded: it is small, and what it guesses is worth more than the memory.
+    """
     settings = entry.spec.speculation
     if settings.method != "draft" or settings.draft is None:
         return None
@@ -30,6 +33,7 @@ def draft_entry(entry: ModelEntry) -> ModelEntry | None:
         adapters={},
         max_batch_size=min(settings.max_sequences, entry.spec.max_batch_size),
         speculation=SpeculationSettings(method="off"),
+        options={name: value for name, value in entry.spec.options.items() if name != "weights"},
     )
     return ModelEntry(ModelRef(draft_holder(entry.name), entry.ref.version), spec, entry.created_s)
 

@@ -11,6 +11,7 @@ from llmhost.config.schema import ModelSpec, SpeculationSettings
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.ports import Tokenizer
 from llmhost.deploy.catalogue import ModelEntry
+from llmhost.deploy.drafts import draft_entry
 from llmhost.text.words import WordTokenizer
 
 
@@ -53,6 +54,15 @@ async def test_both_have_memory_and_give_it_back_together(box: Box):
     await box.effects.unload(replica, drain_s=0)
     assert box.leases == {}
     assert [runner.is_closed for runner in box.toy.runners] == [True, True]
+
+
+def test_the_smaller_one_has_its_weights_as_they_are_loaded():
+    precise = entry(
+        "m", speculation=large().spec.speculation, options={"weights": "fp8", "dtype": "float16"}
+    )
+    small = draft_entry(precise)
+    assert small is not None
+    assert small.spec.options == {"dtype": "float16"}
 
 
 async def test_another_tokenizer_is_refused_by_name_before_its_weights_are_read(box: Box):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llmhost.engines.torch.narrow import NarrowLinear
 from llmhost.engines.torch.runner import TorchRunner
 
 _ROUNDS = 5
@@ -87,8 +88,11 @@ def model_work(runner: TorchRunner) -> ModelWork:
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     is_tied = embedding.data_ptr() == head.data_ptr()
     parameters = {weight.data_ptr(): weight for weight in model.parameters()}.values()
+    narrow = [one for one in model.modules() if isinstance(one, NarrowLinear)]
     streamed = sum(weight.nbytes for weight in parameters)
+    streamed += sum(kept.nbytes for one in narrow for kept in one.buffers())
     counted = sum(weight.numel() for weight in parameters)
+    counted += sum(one.in_features * one.out_features for one in narrow)
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelWork(

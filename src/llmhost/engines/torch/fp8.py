@@ -91,6 +91,11 @@ class Fp8Projection:
         return out if self.bias is None else out.add_(self.bias)
 
     @property
+    def columns(self) -> int:
+        """K"""
+        return self.weight.shape[1]
+
+    @property
     def tensors(self) -> Sequence[Tensor]:
         stored = (self.weight, self.scale)
         return stored if self.bias is None else (*stored, self.bias)

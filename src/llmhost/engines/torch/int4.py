@@ -56,6 +56,11 @@ class Int4Projection:
         return F.linear(x, widen(self.weight, self.scales, x.dtype), self.bias)
 
     @property
+    def columns(self) -> int:
+        """K"""
+        return 2 * self.weight.shape[1]
+
+    @property
     def tensors(self) -> Sequence[Tensor]:
         stored = (self.weight, self.scales)
         return stored if self.bias is None else (*stored, self.bias)

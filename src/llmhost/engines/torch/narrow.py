@@ -31,6 +31,7 @@ class NarrowLinear(nn.Module):
         super().__init__()
         self.whole: Projection = whole
         self.rows = range(first, last)
+        self.in_features, self.out_features = whole.columns, last - first
         self.whole_rows = len(whole.weight)
         self._part: Projection = whole.part(first, last)
         for number, tensor in enumerate(self._part.tensors):  # for whoever counts a model's bytes
