@@ -33,8 +33,8 @@ from tests.gpu.timing import Speeds, measure_speeds
 
 from llmhost.config.schema import TorchOptions
 from llmhost.core.request import Sampling
+from llmhost.engines.torch import load
 from llmhost.engines.torch.bench import ModelWork, model_work
-from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.random_model import random_runner
 from llmhost.engines.torch.runner import TorchRunner
 
@@ -57,8 +57,8 @@ class Sizes:
         self.mixed = (3, 40, 32) if is_tiny else (32, 1024, 512)
         self.steps = 12 if is_tiny else 100
         self.rounds = 2 if is_tiny else 10
-        self.engine_batches = (3,) if is_tiny else (1, 32, 256)
-        self.engine_prompt, self.engine_tokens = (40, 16) if is_tiny else (1024, 128)
+        self.engine = ((4, 40),) if is_tiny else ((1, 1024), (32, 1024), (32, 4096), (256, 1024))
+        self.engine_tokens = 16 if is_tiny else 128
         self.crowd = 4 if is_tiny else 256
         self.crowd_prompt, self.crowd_output = (20, 8) if is_tiny else (128, 200)
         self.short_prompt = 30 if is_tiny else 250
@@ -77,6 +77,7 @@ class Bench:
         self.report = report
         self.sizes = Sizes(is_tiny=shape == "tiny")
         self.scratch = Path(tempfile.mkdtemp(prefix="llmhost-gpu-", dir=_roomy()))
+        self.families = list(exact.FAMILIES)
         self._runner: TorchRunner | None = None
 
     @cached_property
@@ -126,7 +127,7 @@ class Bench:
     # ------------------------------------------------------------ sections
 
     def section_exact(self) -> None:
-        for verdict in exact.small_models(str(self.device)):
+        for verdict in exact.small_models(str(self.device), self.families):
             self._say(verdict)
         if self.device.type == "cuda":
             self._say(exact.marked_tests(self.sizes.tests_s))
@@ -143,8 +144,8 @@ class Bench:
         for batch, context in self.sizes.decode:
             self._decode(self.runner, work, batch, context, "decode")
         self._decode(self.runner, work, *self.sizes.sampled, "decode, top-p", sampling=SAMPLED)
-        for batch in self.sizes.engine_batches:
-            self._engine(batch)
+        for batch, context in self.sizes.engine:
+            self._engine(batch, context)
 
     def _decode(
         self,
@@ -178,10 +179,10 @@ class Bench:
         flops = batch * (work.token_flops + work.logits_flops) + seen * work.attention_flops
         return max(moved / self.speeds.bytes_per_s, flops / self.speeds.flops_per_s)
 
-    def _engine(self, batch: int) -> None:
+    def _engine(self, batch: int, prompt: int) -> None:
         """The whole loop, prompts first."""
         sizes, work = self.sizes, model_work(self.runner)
-        prompt, new_tokens = sizes.engine_prompt, sizes.engine_tokens
+        new_tokens = sizes.engine_tokens
         run = engine.engine_run(
             self.runner,
             prompts=engine.random_prompts(self.runner, batch, prompt),
@@ -295,15 +296,15 @@ class Bench:
         self._latency(f"{title}: ITL p50", report["itl_ms"]["p50"], report)
         report = served.load_test(
             node,
-            *("--rate", "8", "--duration-s", str(sizes.rate_s), "--output-tokens", "200"),
+            *("--rate", "16", "--duration-s", str(sizes.rate_s), "--output-tokens", "200"),
             *("--prompt-tokens", str(sizes.short_prompt)),
             *vocab,
             most_s=60,
         )
         itl = report["itl_ms"]
-        self._latency("8 arrivals/s: ITL p50", itl["p50"], report)
+        self._latency("16 arrivals/s: ITL p50", itl["p50"], report)
         self._latency(
-            "8 arrivals/s: ITL p99", itl["p99"], report, f"{itl['p99'] / itl['p50']:.2f} x p50"
+            "16 arrivals/s: ITL p99", itl["p99"], report, f"{itl['p99'] / itl['p50']:.2f} x p50"
         )
         report = served.load_test(
             node,
@@ -327,10 +328,10 @@ class Bench:
     def _loaded_again(self) -> TorchRunner:
         """The folder's model in this process."""
         began = time.perf_counter()
-        self._runner = load_runner(
+        self._runner = load.load_runner(
             self.folder,
             block_tokens=BLOCK_TOKENS,
-            options=TorchOptions(device=str(self.device), dtype="bfloat16"),
+            options=TorchOptions(device=str(self.device)),
         )
         self.report.add(Figure(what="load_runner", unit="s", ours=time.perf_counter() - began))
         return self._runner
@@ -390,6 +391,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file for the figures, one JSON object a line")
     parser.add_argument("--shape", choices=models.SHAPES, default="8b")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--kernels",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="off is the engine without its own kernels; on has Triton's interpreter run them on a CPU",
+    )
+    parser.add_argument("--families", help="of small models in exact, with semicolons")
     parser.add_argument("--budget-s", type=float, default=600.0, help="begin no section after this")
     parser.add_argument("--most-s", type=float, help="end the process after this, with its table")
     options = parser.parse_args(words)
@@ -400,8 +408,13 @@ def main(words: list[str] | None = None) -> int:
     timer = end_late(report, options.most_s) if options.most_s else None
     device = torch.device(options.device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    report.keep({"card": card, "torch": torch.__version__, "words": sys.argv[1:]})
+    if options.kernels != "auto":
+        load.has_kernels = lambda device: options.kernels == "on"
     report.say(f"{card}, torch {torch.__version__}, {options.shape}")
     bench = Bench(options.shape, device, report)
+    if options.families:
+        bench.families = options.families.split(";")
     try:
         is_fine = run(bench, names, options.budget_s)
     finally:

@@ -31,6 +31,7 @@ _CHUNK_BLOCKS = 1024
 
 def fill_kv(runner: TorchRunner, blocks: int) -> None:
     """`blocks` of random keys and values, where there were none: attention over zeros is not what it will be."""
+    runner.most_rows = 0  # graphs come with the steps that need them
     runner.set_kv_blocks(0)
     runner.set_kv_blocks(blocks)
     for layer in runner._open_kv().layers:
@@ -228,6 +229,7 @@ def engine_run(
     """Answer `prompts`, so many at a time, by the engine loop that serves."""
     longest = max(map(len, prompts)) + new_tokens
     blocks = at_once * (-(-longest // runner.facts.block_tokens) + 1)
+    runner.most_rows = at_once
     runner.set_kv_blocks(0)
     runner.set_kv_blocks(blocks)
     limits = SchedulerLimits(

@@ -25,7 +25,7 @@ SHAPES = {
     "8b": LLAMA_8B,
     "small": replace(LLAMA_8B, layers=4),
     "tiny": RandomShape(
-        layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=512, positions=512
+        layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=512, positions=512, dtype="float32"
     ),
 }
 SHARDS = 4

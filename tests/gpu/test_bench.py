@@ -31,7 +31,7 @@ def test_a_written_folder_is_a_model_with_a_tokenizer(tmp_path: Path) -> None:
 
     written = write_folder(tmp_path, shape, CPU)
 
-    runner = load_runner(tmp_path, block_tokens=16, options=TorchOptions(dtype="bfloat16"))
+    runner = load_runner(tmp_path, block_tokens=16, options=TorchOptions())
     assert runner.facts.weights_bytes >= written > 0
     assert runner.facts.vocab_size == load_tokenizer(tmp_path).vocab_size == shape.vocab
 
