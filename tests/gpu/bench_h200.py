@@ -411,6 +411,8 @@ def main(words: list[str] | None = None) -> int:
     report.keep({"card": card, "torch": torch.__version__, "words": sys.argv[1:]})
     if options.kernels != "auto":
         load.has_kernels = lambda device: options.kernels == "on"
+    if options.kernels == "on" and device.type == "cpu":
+        import tests.unit.kernels.interpreting  # noqa: F401 - makes Triton's interpreter fit for it
     report.say(f"{card}, torch {torch.__version__}, {options.shape}")
     bench = Bench(options.shape, device, report)
     if options.families:
