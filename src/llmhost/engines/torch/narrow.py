@@ -24,6 +24,10 @@ GROUPS = (
 """Of each layer: what is fed the same."""
 
 
+WARM_ROWS = (1, 16, 32, 64, 65)
+"""The kernels differ by these."""
+
+
 class NarrowLinear(nn.Module):
     """Stands where a linear layer stood: some rows of a narrow matrix."""
 
@@ -68,6 +72,21 @@ def narrow_weights(model: Any, kind: str, device: torch.device) -> None:
                 last = first + linear.out_features
                 setattr(parent, name, NarrowLinear(whole, first, last))
                 first = last
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # else the room in which matrices were stacked stays reserved
+
+
+def compile_products(model: Any) -> None:
+    """Have the compiler make what `model` needs for any number of rows, so that no request waits for it."""
+    wholes = {
+        (one.in_features, len(one.whole.tensors)): one.whole
+        for one in model.modules()
+        if isinstance(one, NarrowLinear)
+    }
+    with torch.inference_mode():
+        for (columns, _), whole in wholes.items():
+            for rows in WARM_ROWS:
+                whole(torch.zeros(rows, columns, dtype=model.dtype, device=model.device))
 
 
 def whole_of(modules: Sequence[object]) -> Projection | None:

@@ -1,7 +1,5 @@
 """Rows of activations as float8 numbers with one scale each, on the way into a product."""
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -51,9 +49,3 @@ def _quantise_rows(
         # Rounding must not lead past the largest number, where the type has only NaN.
         kept = tl.minimum(tl.maximum(x / scale, -MOST), MOST)
         tl.store(out_row + at, kept.to(tl.float8e4nv), mask=at < K)
-
-
-def warm(widths: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-    """Compile what rows of these widths need."""
-    for width in widths:
-        quantise_rows(torch.zeros(1, width, dtype=dtype, device=device))
