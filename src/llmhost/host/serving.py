@@ -28,6 +28,7 @@ from llmhost.core.errors import AlreadyRunning, ConfigError
 from llmhost.hooks.registry import Plugins
 from llmhost.host.banner import print_ready, print_start
 from llmhost.host.connection import Connection
+from llmhost.host.garbage import Garbage
 from llmhost.host.wiring import Host
 from llmhost.observe.logs import log_event, start_logging
 from llmhost.storage.node import DataDir
@@ -116,6 +117,7 @@ async def _serve(
         data_dir.announce(url=url, admin_token=host.admin_token)
         print_start(url, as_json=as_json)
         _name_aliases(host)
+        tending = asyncio.create_task(_garbage(host).tend())
         loading = host.start_loading()
         loading.add_done_callback(partial(_loaded, host, url, as_json))
         await stop.wait()
@@ -125,8 +127,16 @@ async def _serve(
         server.hang_up_at(deadline)
         server.should_exit = True
         await accepting
+        tending.cancel()
     log_event(log, "server.stopped", why=stop.reason, cut_requests=cut)
     return host
+
+
+def _garbage(host: Host) -> Garbage:
+    return Garbage(
+        lambda: frozenset(name for name, _ in host.deployments.loads()),
+        lambda: host.processor.in_flight == 0,
+    )
 
 
 def _end_now() -> NoReturn:

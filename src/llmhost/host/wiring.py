@@ -153,6 +153,7 @@ class Host:
         self.app = self._app()
         self.metrics.read_gauges_from(_Gauges(self.deployments, self.devices, self.analytics))
         self._tasks.append(asyncio.create_task(self._keep_house()))
+        self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
 
     def _check_address(self) -> None:
         """An open address needs a key: nobody serves strangers by accident."""

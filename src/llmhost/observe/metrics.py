@@ -17,6 +17,7 @@ from llmhost.core.output import Outcome
 from llmhost.core.ports import EngineLoad
 from llmhost.core.step import StepResult
 from llmhost.observe.guesses import GuessMetrics
+from llmhost.observe.threads import ThreadMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -89,6 +90,7 @@ class Metrics:
             "llmhost_step_tokens", "Tokens fed to the engine.", labels, registry=self.registry
         )
         self._guesses = GuessMetrics(self.registry)
+        self.threads = ThreadMetrics(self.registry)
 
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""
@@ -111,12 +113,13 @@ class Metrics:
     def step_observer(self, model: str) -> Callable[[StepResult, EngineLoad], None]:
         """Takes each step of `model`, on its engine thread."""
         seconds, tokens = self._step.labels(model), self._step_tokens.labels(model)
-        guesses = self._guesses.observer(model)
+        guesses, thread = self._guesses.observer(model), self.threads.engine_observer(model)
 
         def observe(result: StepResult, _load: EngineLoad) -> None:
             seconds.observe(result.busy_ns / 1e9)
             tokens.inc(sum(len(row.tokens) for row in result.rows))
             guesses(result)
+            thread()
 
         return observe
 
