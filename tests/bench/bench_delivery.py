@@ -1,27 +1,32 @@
 """What a token costs between the engine's thread and the socket: `python -m tests.bench.bench_delivery`.
 
 A real server with the fake engine at a fixed pace, and streams that are all read by another process. CPU time is read
-per thread while all streams run, so neither the beginning of a request nor its end is in the figure.
+per thread while all streams run, so neither the beginning of a request nor its end is in the figure. Beside it, how
+fast the same engine is in this process when nobody is told what it says. With another checkout's `src` first in
+PYTHONPATH that one is measured.
 """
 
 import argparse
 import asyncio
 import multiprocessing
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import httpx
 import uvloop
 
 sys.path.append(str(Path(__file__).parents[1] / "http"))  # for server_process.py
 
 from server_process import Node, http_bytes
+
+from llmhost.config.schema import ModelSpec
+from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.testing import make_host
 
 SETTINGS = """
 [models.echo]
@@ -32,7 +37,6 @@ prefix_cache = false
 [models.echo.options]
 token_delay_ms = {step_ms}
 """
-PROBE_S = 0.25
 START_S = 1.5
 """Left out: the beginnings of the streams."""
 WORD = b'"delta":{"content":'
@@ -93,21 +97,71 @@ def thread_s(pid: int) -> dict[int, float]:
     return spent
 
 
-def fed(node: Node) -> float:
-    return node.metric("llmhost_step_tokens_total")
+def lags(node: Node) -> dict[float, float]:
+    """How often the loop was late by no more than so many seconds. Empty for servers that don't say."""
+    found = {}
+    for line in node.get("/metrics").text.splitlines():
+        if line.startswith("llmhost_loop_lag_seconds_bucket"):
+            label, count = line.rsplit(" ", 1)
+            found[float(label.split('"')[1])] = float(count)
+    return found
+
+
+def lag_p99_ms(before: dict[float, float], after: dict[float, float]) -> str:
+    fresh = {bound: after[bound] - before.get(bound, 0.0) for bound in after}
+    most = max(fresh.values(), default=0.0)
+    bound = next((b for b, count in sorted(fresh.items()) if count >= 0.99 * most), None)
+    return "not told" if bound is None else f"up to {1e3 * bound:g} ms"
 
 
 def measure(args: argparse.Namespace) -> None:
+    alone = asyncio.run(in_process(args))
+    sys.stdout.write(f"in process: {alone:.0f} tokens/s\n")
     settings = SETTINGS.format(streams=args.streams, step_ms=args.step_ms)
+    if args.write_share is not None:
+        settings += f"[server]\nwrite_share = {args.write_share}\n"
     with tempfile.TemporaryDirectory() as folder:
         node = Node(Path(folder), settings).start()
         try:
-            _measure(node, args)
+            _measure(node, args, alone)
         finally:
             node.close()
 
 
-def _measure(node: Node, args: argparse.Namespace) -> None:
+async def in_process(args: argparse.Namespace) -> float:
+    """Tokens/s of the engine alone."""
+    options = {"token_delay_ms": args.step_ms}
+    batch = {"max_batch_size": args.streams, "max_tokens_per_batch": 8192}
+    model = ModelSpec(engine="fake", prefix_cache=False, options=options, **batch)
+    spec = SequenceSpec(
+        request_id="req",
+        index=0,
+        model=ModelRef("fake", 1),
+        prompt=tuple(range(10)),
+        sampling=Sampling(temperature=0.0),
+        seed=0,
+        max_new_tokens=10**5,
+        arrival_ns=0,
+    )
+    async with make_host(models={"fake": model}) as host:
+        [deployment] = host.host.deployments.all()
+        engine, told = deployment.replicas[0].engine, 0
+
+        def count(_: object) -> None:
+            nonlocal told
+            told += 1
+
+        for index in range(args.streams):
+            engine.submit(replace(spec, arrival_ns=index), count)
+        await asyncio.sleep(1)
+        before, began = told, time.perf_counter()
+        await asyncio.sleep(args.seconds / 2)
+        rate = (told - before) / (time.perf_counter() - began)
+        await engine.stop()
+    return rate
+
+
+def _measure(node: Node, args: argparse.Namespace, alone: float) -> None:
     tokens = int((args.seconds + START_S + 1) * 1000 / args.step_ms)
     body = {"model": "echo", "max_tokens": tokens, "stream": True}
     requests = []
@@ -120,27 +174,22 @@ def _measure(node: Node, args: argparse.Namespace) -> None:
     child.start()
     ready.wait()
     time.sleep(START_S)
-    probe = httpx.Client(verify=False)
-    fed_before, cpu_before, began = fed(node), thread_s(node.pid), time.perf_counter()
-    waits = []
-    while time.perf_counter() - began < args.seconds:
-        asked_at = time.perf_counter()
-        probe.get(f"{node.url}/health")
-        waits.append(time.perf_counter() - asked_at)
-        time.sleep(PROBE_S)
-    cpu, took_s = thread_s(node.pid), time.perf_counter() - began
-    made = fed(node) - fed_before
-    spent = {tid: cpu[tid] - cpu_before.get(tid, 0.0) for tid in cpu}
+    late, fed = lags(node), node.metric("llmhost_step_tokens_total")
+    cpu, began = thread_s(node.pid), time.perf_counter()
+    time.sleep(args.seconds)
+    made = node.metric("llmhost_step_tokens_total") - fed
+    spent = {tid: used - cpu.get(tid, 0.0) for tid, used in thread_s(node.pid).items()}
+    rate, lag = made / (time.perf_counter() - began), lag_p99_ms(late, lags(node))
     loop_us = 1e6 * spent.pop(node.pid) / made
     engine_us = 1e6 * max(spent.values()) / made
-    whole, _, events = told.get(timeout=120)
+    whole, _, events = told.get(timeout=300)
     child.join()
-    p99 = statistics.quantiles(waits, n=100)[98]
     sys.stdout.write(
-        f"{args.streams} streams, {args.step_ms} ms a step: {made / took_s:.0f} tokens/s;"
+        f"{args.streams} streams, {args.step_ms:g} ms a step: {rate:.0f} tokens/s"
+        f" ({rate / alone:.0%} of the engine alone);"
         f" CPU a token: HTTP loop {loop_us:.1f} us, engine thread {engine_us:.1f} us;"
-        f" {whole} of {args.streams} whole, {tokens * args.streams / events:.2f} tokens an event;"
-        f" /health p50 {1e3 * statistics.median(waits):.1f} ms, p99 {1e3 * p99:.1f} ms\n"
+        f" {tokens * args.streams / events:.2f} tokens an event; the loop is late by {lag} (p99);"
+        f" {whole} of {args.streams} whole\n"
     )
 
 
@@ -149,4 +198,7 @@ if __name__ == "__main__":
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--step-ms", type=float, default=12)
     parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument(
+        "--write-share", type=float, help="of [server]; 1 joins as little as can be"
+    )
     measure(parser.parse_args())
