@@ -1,0 +1,198 @@
+"""Steps in which every row feeds one token, as they run on a GPU: one copy of inputs, one graph, nobody waits.
+
+What such a step computes is the same for every batch of one width, so it is captured once per width as a CUDA graph,
+for a few widths; smaller batches are padded. Everything that differs from step to step lies in tensors that stay where
+they are. Tokens that are drawn stay on the device, where the next step finds them.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmhost.core.step import Drawn, Row
+from llmhost.engines.torch.asked import DrawAsked, to_device
+from llmhost.engines.torch.row_tables import ASKED_WORDS, COLUMNS, RowTables
+from llmhost.engines.torch.sampler import broken
+
+log = logging.getLogger("llmhost.engines")
+
+WIDTHS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Rows of a step that a graph is captured for. More rows than the last are run without."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """What kernels read of such a step, [width] each, int32 on the device."""
+
+    ids: Tensor
+    """Tokens to feed; of padding 0."""
+    positions: Tensor
+    ends: Tensor
+    """Positions that the row sees; 0 for padding."""
+    slots: Tensor
+    """Where its key and value go; -1 for padding."""
+    tables: Tensor
+    """[width, most blocks of a sequence]"""
+
+
+class Draws:
+    """Tokens that a launched step has drawn, on their way to the host."""
+
+    def __init__(self, rows: Sequence[Row | None], drawn: Tensor) -> None:
+        """`rows` are those of the first places of `drawn`, and None for a row that wants no token."""
+        self._rows = rows
+        count = sum(row is not None for row in rows)
+        self._event: torch.cuda.Event | None = None
+        if drawn.device.type == "cuda":
+            self._tokens = torch.empty(count, dtype=torch.int32, pin_memory=True)
+            self._tokens.copy_(drawn[:count], non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._tokens = drawn[:count].clone()
+
+    def land(self) -> list[Drawn]:
+        if self._event is not None:
+            self._event.synchronize()
+        tokens = iter(self._tokens.tolist())
+        drawn: list[Drawn] = []
+        for row in self._rows:
+            token = next(tokens) if row is not None else None
+            drawn.append(broken(row) if row is not None and token == -1 else token)
+        return drawn
+
+
+class _Graph(NamedTuple):
+    replay: Callable[[], None]
+    logits: Tensor
+
+
+class DecodeSteps:
+    """Runs them for one model. `compute` makes logits [width, vocabulary] of a step's rows; `draw` takes logits and how
+    to draw, and fills `drawn`."""
+
+    def __init__(
+        self,
+        compute: Callable[[DecodeRows], Tensor],
+        draw: Callable[[Tensor, DrawAsked, Tensor], None],
+        *,
+        block_tokens: int,
+        longest: int,
+        device: torch.device,
+        captures: bool = True,
+    ) -> None:
+        from llmhost.engines.torch.kernels.feed import feed_tokens
+
+        self._compute = compute
+        self._draw = draw
+        self._feed = feed_tokens
+        self._device = device
+        self._captures = captures and device.type == "cuda"
+        self._tables = RowTables(block_tokens)
+        most, blocks = WIDTHS[-1], -(-longest // block_tokens)
+        self._words = torch.zeros((ASKED_WORDS + COLUMNS) * most, dtype=torch.int32, device=device)
+        self._ids = torch.zeros(most, dtype=torch.int32, device=device)
+        self._blocks = torch.zeros((most, blocks), dtype=torch.int32, device=device)
+        self.drawn = torch.zeros(most, dtype=torch.int32, device=device)
+        """What the last launched step drew, by place."""
+        self.places: Mapping[int, int] = {}
+        """And the place of each of its sequences."""
+        self._graphs: dict[int, _Graph] = {}
+        self._pool: tuple[int, int] | None = None
+        self._on_device: tuple[bytes, int] | None = None  # which tables are there, in which version
+
+    def takes(self, rows: Sequence[Row]) -> bool:
+        """Every row feeds one token and draws one, and no more of them than there are graphs for."""
+        return len(rows) <= WIDTHS[-1] and all(
+            len(row.tokens) == 1 and row.wants_token for row in rows
+        )
+
+    def launch(self, rows: Sequence[Row]) -> Draws:
+        """Compute and draw; the tokens are known once it lands."""
+        self.logits(rows)
+        self.places = {row.seq_id: place for place, row in enumerate(rows)}
+        return Draws(rows, self.drawn)
+
+    def logits(self, rows: Sequence[Row]) -> Tensor:
+        """[rows, vocabulary], in the order of the rows; valid until the next step."""
+        width = WIDTHS[bisect_left(WIDTHS, len(rows))]
+        self._bring(rows, width)
+        if not self._captures:
+            return self._body(width)[: len(rows)]
+        graph = self._graphs.get(width) or self._capture(width, rows)
+        graph.replay()
+        return graph.logits[: len(rows)]
+
+    def prepare(self, most_rows: int) -> None:
+        """Capture graphs for steps of up to `most_rows`, which have a KV cache by now."""
+        last = bisect_left(WIDTHS, min(most_rows, WIDTHS[-1]))
+        for width in WIDTHS[: last + 1] if self._captures else ():
+            if width not in self._graphs:
+                self._capture(width, ())
+
+    def forget(self) -> None:
+        """The KV cache or the weights have moved: graphs would read where they were."""
+        self._graphs.clear()
+        self._pool = None
+        self._on_device = None
+
+    def _bring(self, rows: Sequence[Row], width: int) -> None:
+        lines = self._tables.lines(rows)
+        words = self._tables.pack(rows, lines, width, self.places)
+        self._words[: len(words)].copy_(to_device(words, self._device))
+        shown = (lines.tobytes(), self._tables.version)
+        if shown != self._on_device:
+            tables = to_device(self._tables.tables(lines, rows), self._device)
+            self._blocks[: tables.shape[0], : tables.shape[1]].copy_(tables)
+            self._on_device = shown
+
+    def _rows(self, width: int) -> DecodeRows:
+        first = ASKED_WORDS * width
+        _, _, positions, ends, slots = self._words[first : first + COLUMNS * width].view(
+            COLUMNS, width
+        )
+        return DecodeRows(self._ids[:width], positions, ends, slots, self._blocks[:width])
+
+    def _body(self, width: int) -> Tensor:
+        first = ASKED_WORDS * width
+        ids, places = self._words[first : first + 2 * width].view(2, width)
+        self._feed(ids, places, self.drawn, self._ids[:width])
+        logits = self._compute(self._rows(width))
+        asked = DrawAsked.of(self._words[:first].view(torch.int64))
+        self._draw(logits, asked, self.drawn)
+        return logits
+
+    def _capture(self, width: int, rows: Sequence[Row]) -> _Graph:
+        """Run once as it is, which compiles kernels and makes libraries' rooms; then record."""
+        words = self._words.clone()
+        self._words.copy_(_padding(width, len(words)))
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(aside):
+            self._body(width)
+            aside.synchronize()
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                logits = self._body(width)
+            finally:
+                graph.capture_end()
+        current.wait_stream(aside)
+        self._words.copy_(words)
+        self._graphs[width] = _Graph(graph.replay, logits)
+        return self._graphs[width]
+
+
+def _padding(width: int, count: int) -> Tensor:
+    """Inputs of a step without a row."""
+    words = torch.zeros(count, dtype=torch.int32)
+    columns = words[ASKED_WORDS * width :][: COLUMNS * width].view(COLUMNS, width)
+    columns[1] = columns[4] = -1
+    return words
