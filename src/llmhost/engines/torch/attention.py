@@ -6,30 +6,38 @@ the layers of any architecture, and two runners in two threads don't meet. trans
 that its mask registry doesn't have.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from llmhost.engines.torch.backend_torch import Scores, StepAttention
+from llmhost.engines.torch.backend_torch import Scores
 from llmhost.engines.torch.kv import KeyValue, PagedKv
-from llmhost.engines.torch.layout import StepLayout
 
 NAME = "llmhost_paged"
 """Value of `attn_implementation` that leads here."""
+
+
+class Attention(Protocol):
+    """What attends in one step: `StepAttention`, or kernels in its place."""
+
+    def attend(self, query: Tensor, fresh: KeyValue, cache: KeyValue, scores: Scores) -> Tensor:
+        """As `StepAttention.attend`."""
+        ...
 
 
 @dataclass(slots=True)
 class ForwardPass:
     """One forward pass: what attention must know beside its arguments."""
 
-    layout: StepLayout
+    write: Callable[[int, KeyValue], None]
+    """Puts a layer's fresh keys and values where they belong."""
     kv: PagedKv
-    attention: StepAttention
+    attention: Attention
     windows: Sequence[int | None]
     """For each layer how many last positions it sees; None is all of them."""
 
@@ -64,10 +72,10 @@ def paged_attention(
     state = _current.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
     window = state.windows[layer]
-    layout, kv = state.layout, state.kv
     fresh = KeyValue(key, value)
-    kv.write(layer, fresh, layout.slots, layout.entered)
+    state.write(layer, fresh)
     scores = Scores(kwargs.get("scaling"), window, kwargs.get("softcap"), kwargs.get("s_aux"))
+    kv = state.kv
     return state.attention.attend(query, kv.as_kept(fresh), kv.layers[layer], scores), None
 
 

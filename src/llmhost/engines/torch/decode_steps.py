@@ -14,13 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmhost.core.step import Drawn, Row
-from llmhost.engines.torch.asked import DrawAsked, to_device
+from llmhost.core.step import PENDING, Drawn, Row
+from llmhost.engines.drawing import Place
+from llmhost.engines.torch.asked import DrawAsked, asked_of, to_device
 from llmhost.engines.torch.row_tables import ASKED_WORDS, COLUMNS, RowTables
 from llmhost.engines.torch.sampler import broken
 
 log = logging.getLogger("llmhost.engines")
 
+MOST_DRAWN = 4096
+"""Tokens that one step can draw: as many as `max_batch_size` can be."""
 WIDTHS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Rows of a step that a graph is captured for. More rows than the last are run without."""
 
@@ -67,6 +70,19 @@ class Draws:
         return drawn
 
 
+class InOrder(NamedTuple):
+    """Draws of rows that were put into another order."""
+
+    draws: Draws
+    order: Sequence[int]
+
+    def land(self) -> list[Drawn]:
+        drawn: list[Drawn] = [None] * len(self.order)
+        for i, one in zip(self.order, self.draws.land(), strict=True):
+            drawn[i] = one
+        return drawn
+
+
 class _Graph(NamedTuple):
     replay: Callable[[], None]
     logits: Tensor
@@ -98,7 +114,7 @@ class DecodeSteps:
         self._words = torch.zeros((ASKED_WORDS + COLUMNS) * most, dtype=torch.int32, device=device)
         self._ids = torch.zeros(most, dtype=torch.int32, device=device)
         self._blocks = torch.zeros((most, blocks), dtype=torch.int32, device=device)
-        self.drawn = torch.zeros(most, dtype=torch.int32, device=device)
+        self.drawn = torch.zeros(MOST_DRAWN, dtype=torch.int32, device=device)
         """What the last launched step drew, by place."""
         self.places: Mapping[int, int] = {}
         """And the place of each of its sequences."""
@@ -118,22 +134,46 @@ class DecodeSteps:
         self.places = {row.seq_id: place for place, row in enumerate(rows)}
         return Draws(rows, self.drawn)
 
+    def fill_pending(self, ids: Tensor, offsets: Sequence[int], rows: Sequence[Row]) -> None:
+        """Put what the step before has drawn into `ids` [T] of a step of any form, whose row r begins at offsets[r]."""
+        found = [
+            (offset, self.places[row.seq_id])
+            for offset, row in zip(offsets, rows, strict=False)
+            if row.tokens[0] == PENDING
+        ]
+        if found:
+            at, places = to_device(torch.tensor(found).T.contiguous(), self._device)
+            ids[at] = self.drawn[places].clamp(min=0).to(ids.dtype)
+
+    def draw(
+        self, logits: Tensor | None, rows: Sequence[Row], order: Sequence[int]
+    ) -> "InOrder":
+        """Draw for a step of any form: `logits` [rows that want a token, vocabulary]. `order` leads back to the order
+        in which the rows were given."""
+        drawing = [row for row in rows if row.wants_token]
+        if logits is not None:
+            asked = asked_of([Place(row) for row in drawing], self._device)
+            self._draw(logits, asked, self.drawn)
+        self.places = {row.seq_id: place for place, row in enumerate(drawing)}
+        draws = Draws([row if row.wants_token else None for row in rows], self.drawn)
+        return InOrder(draws, order)
+
     def logits(self, rows: Sequence[Row]) -> Tensor:
         """[rows, vocabulary], in the order of the rows; valid until the next step."""
         width = WIDTHS[bisect_left(WIDTHS, len(rows))]
         self._bring(rows, width)
-        if not self._captures:
+        graph = self._graphs.get(width) or self._captured(width)
+        if graph is None:
             return self._body(width)[: len(rows)]
-        graph = self._graphs.get(width) or self._capture(width, rows)
         graph.replay()
         return graph.logits[: len(rows)]
 
     def prepare(self, most_rows: int) -> None:
         """Capture graphs for steps of up to `most_rows`, which have a KV cache by now."""
         last = bisect_left(WIDTHS, min(most_rows, WIDTHS[-1]))
-        for width in WIDTHS[: last + 1] if self._captures else ():
+        for width in WIDTHS[: last + 1]:
             if width not in self._graphs:
-                self._capture(width, ())
+                self._captured(width)
 
     def forget(self) -> None:
         """The KV cache or the weights have moved: graphs would read where they were."""
@@ -167,10 +207,24 @@ class DecodeSteps:
         self._draw(logits, asked, self.drawn)
         return logits
 
-    def _capture(self, width: int, rows: Sequence[Row]) -> _Graph:
-        """Run once as it is, which compiles kernels and makes libraries' rooms; then record."""
+    def _captured(self, width: int) -> _Graph | None:
+        """The graph of that width, from now on. None where there are none: from then on steps are run as they are."""
+        if not self._captures:
+            return None
         words = self._words.clone()
         self._words.copy_(_padding(width, len(words)))
+        try:
+            graph = self._graphs[width] = self._capture(width)
+        except RuntimeError as error:  # what a model's own code does may not be recordable
+            self._captures = False
+            log.warning("graphs.off width=%d", width, exc_info=error)
+            return None
+        finally:
+            self._words.copy_(words)
+        return graph
+
+    def _capture(self, width: int) -> _Graph:
+        """Run once as it is, which compiles kernels and makes libraries' rooms; then record."""
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
@@ -185,9 +239,7 @@ class DecodeSteps:
             finally:
                 graph.capture_end()
         current.wait_stream(aside)
-        self._words.copy_(words)
-        self._graphs[width] = _Graph(graph.replay, logits)
-        return self._graphs[width]
+        return _Graph(graph.replay, logits)
 
 
 def _padding(width: int, count: int) -> Tensor:

@@ -70,19 +70,22 @@ def lay_out(rows: Sequence[Row], *, block_tokens: int, device: torch.device) -> 
     scored = np.array([scored_of(row) for row in ordered])
 
     ids = np.fromiter(chain.from_iterable(row.tokens for row in ordered), np.int64, total)
+    sampled, asked = _runs(offsets[1:] - drawn, drawn), _runs(offsets[:-1], scored)
+    entered = tables[is_entered, -1]
+    on_device = _to_device([ids, positions, slots, tables, entered, sampled, asked], device)
     return StepLayout(
         order=order,
         decode_rows=int((lengths == 1).sum()),
         starts=starts,
         ends=ends.tolist(),
         offsets=offsets.tolist(),
-        input_ids=_tensor(ids, device)[None],
-        positions=_tensor(positions, device)[None],
-        slots=_tensor(slots, device),
-        block_tables=_tensor(tables, device),
-        entered=_tensor(tables[is_entered, -1], device) if is_entered.any() else None,
-        sampled=_tensor(_runs(offsets[1:] - drawn, drawn), device),
-        scored=_tensor(_runs(offsets[:-1], scored), device) if scored.any() else None,
+        input_ids=on_device[0][None],
+        positions=on_device[1][None],
+        slots=on_device[2],
+        block_tables=on_device[3],
+        entered=on_device[4] if len(entered) else None,
+        sampled=on_device[5],
+        scored=on_device[6] if len(asked) else None,
     )
 
 
@@ -115,8 +118,12 @@ def _block_tables(
     return tables
 
 
-def _tensor(
-    array: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", device: torch.device
-) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
+def _to_device(
+    arrays: Sequence["np.ndarray[tuple[int, ...], np.dtype[np.int64]]"], device: torch.device
+) -> list[Tensor]:
+    """The arrays as tensors there. A GPU gets all of them by one copy, which the host does not wait for."""
+    if device.type != "cuda":
+        return [torch.from_numpy(array) for array in arrays]
+    flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
+    parts = flat.pin_memory().to(device, non_blocking=True).split([one.size for one in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
-from llmhost.core.ports import RunnerFacts
+from llmhost.core.ports import Flight, RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
+from llmhost.engines.drawing import is_plain
 from llmhost.engines.masks import MaskFiller
 from llmhost.engines.torch.attention import ForwardPass, forward_pass
 from llmhost.engines.torch.backend_torch import Scratch, StepAttention
-from llmhost.engines.torch.kv import KvShape, PagedKv
+from llmhost.engines.torch.decode_steps import DecodeSteps
+from llmhost.engines.torch.fused import FusedDecoder
+from llmhost.engines.torch.kernel_path import KernelPath
+from llmhost.engines.torch.kv import KeyValue, KvShape, PagedKv
 from llmhost.engines.torch.layout import StepLayout, lay_out
 from llmhost.engines.torch.lora import LoraAdapters
 from llmhost.engines.torch.memory import memory_errors
@@ -35,8 +39,15 @@ class TorchRunner:
     """A transformers model that attends under our name, its KV cache and its sampler."""
 
     def __init__(
-        self, model: Any, shape: KvShape, *, vocab_size: int, max_sequence_length: int
+        self,
+        model: Any,
+        shape: KvShape,
+        *,
+        vocab_size: int,
+        max_sequence_length: int,
+        kernels: bool = False,
     ) -> None:
+        """`kernels` has our kernels compute what they can, which takes a GPU, or Triton's interpreter."""
         self._model: Any = model
         self.device: torch.device = model.device
         self._kv: PagedKv | None = PagedKv(shape, self.device)
@@ -47,6 +58,22 @@ class TorchRunner:
         self._masks = MaskFiller()
         self._block_tokens = shape.block_tokens
         self._dtype: torch.dtype = model.dtype
+        self.most_rows = 0
+        """Graphs are captured for steps of up to so many rows as soon as there is a KV cache; others when needed."""
+        self.path = (
+            KernelPath(model, self._kv, max_sequence_length, vocab_size) if kernels else None
+        )
+        self._is_plain_step = True  # no row of this step has an adapter
+        self._decode: DecodeSteps | None = None
+        if self.path is not None:
+            path = self.path
+            self._decode = DecodeSteps(
+                lambda rows: path.decode(rows, self.windows),
+                path.draw,
+                block_tokens=shape.block_tokens,
+                longest=max_sequence_length,
+                device=self.device,
+            )
         self.windows: Sequence[int | None] = (None,) * shape.layers
         """For each layer how many last positions it sees; set once they are known (`probe`)."""
         self.facts = RunnerFacts(
@@ -58,6 +85,7 @@ class TorchRunner:
             weights_bytes=_weights_bytes(model),
             checks_drafts=True,
             can_sleep=self.device.type == "cuda",  # on the CPU nothing would be gained
+            runs_ahead=kernels,
         )
 
     def keep_kv_as(self, dtype: torch.dtype) -> None:
@@ -67,7 +95,12 @@ class TorchRunner:
         self.facts = replace(self.facts, kv_block_bytes=shape.block_bytes)
 
     def set_kv_blocks(self, count: int) -> None:
+        if self._decode is not None:
+            self._decode.forget()
         self._open_kv().resize(count)
+        if self._decode is not None and count:
+            with torch.inference_mode(), memory_errors(self.device):
+                self._decode.prepare(self.most_rows)
 
     def set_host_blocks(self, count: int) -> None:
         self._open_kv().resize_host(count)
@@ -83,6 +116,9 @@ class TorchRunner:
             return answers
         if lost := self.adapters.missing(rows):
             return self._without(rows, lost)
+        self._is_plain_step = all(row.adapter is None for row in rows)
+        if self._decode is not None and self._is_plain_step and self._decode.takes(rows):
+            return self._run_decode(self._decode, rows)
         with torch.inference_mode(), memory_errors(self.device):
             layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
             ordered = [rows[i] for i in layout.order]
@@ -99,11 +135,37 @@ class TorchRunner:
                 answers[i] = with_scores(answers[i], scored)
         return answers
 
+    def _run_decode(self, decode: DecodeSteps, rows: Sequence[Row]) -> list[Drawn]:
+        """A step of one token per row, one of which wants more than to be drawn at once, or is not in a hurry."""
+        with torch.inference_mode(), memory_errors(self.device):
+            if all(is_plain(row) for row in rows):
+                return decode.launch(rows).land()
+            masks = self._masks.start(rows, self.facts.vocab_size)
+            return self.sampler.sample(decode.logits(rows), rows, masks())
+
+    def launch(self, rows: Sequence[Row]) -> Flight:
+        """See `AheadRunner.launch`."""
+        decode = self._decode
+        assert decode is not None, "it runs ahead on a GPU only"
+        self._is_plain_step = True
+        with torch.inference_mode(), memory_errors(self.device):
+            if decode.takes(rows):
+                return decode.launch(rows)
+            layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
+            ordered = [rows[i] for i in layout.order]
+            decode.fill_pending(layout.input_ids[0], layout.offsets, ordered)
+            return decode.draw(self.forward(layout), ordered, layout.order)
+
     def forward(self, layout: StepLayout, *, ahead: int = 0) -> Tensor | None:
         """Logits [places to draw at, vocabulary] in the layout's order, or None when no row wants a token.
 
         The model is told positions `ahead` of those in the cache.
         """
+        if self.path is not None and self.path.decoder is not None and self._is_plain_step:
+            hidden = self.path.hidden(layout, self.windows, ahead)
+            if not len(layout.sampled):
+                return None
+            return self.path.decoder.logits(hidden[layout.sampled])
         inputs = _inputs(layout, ahead)
         with self._pass(layout):
             if len(layout.sampled):
@@ -117,6 +179,8 @@ class TorchRunner:
         """Logits as `forward` has them, and each row's scores of its prompt where any row asks for some."""
         if layout.scored is None:
             return self.forward(layout), ()
+        if self.path is not None and self.path.decoder is not None and self._is_plain_step:
+            return self._compute_fused(self.path, self.path.decoder, layout, ordered)
         body, inputs = self._model.base_model, _inputs(layout)
         with self._pass(layout), computed_once(body, body(**inputs)):
             scores = score(
@@ -128,14 +192,40 @@ class TorchRunner:
             logits = self._logits(inputs, layout.sampled) if len(layout.sampled) else None
         return logits, scores
 
+    def _compute_fused(
+        self,
+        path: KernelPath,
+        decoder: FusedDecoder,
+        layout: StepLayout,
+        ordered: Sequence[Row],
+    ) -> tuple[Tensor | None, Sequence[Scores]]:
+        assert layout.scored is not None
+        hidden = path.hidden(layout, self.windows)
+        scores = score(
+            ordered,
+            layout.scored,
+            self.facts.vocab_size,
+            lambda places: decoder.logits(hidden[places]),
+        )
+        drawn = decoder.logits(hidden[layout.sampled]) if len(layout.sampled) else None
+        return drawn, scores
+
     @contextmanager
     def _pass(self, layout: StepLayout) -> Iterator[None]:
         """What the model computes until the block ends is this step."""
-        kv = self._open_kv()
+        kv, path = self._open_kv(), self.path
+        if path is not None:
+            with path.through_modules(path.attention(layout), layout.slots, self.windows):
+                yield
+            return
+
+        def write(layer: int, fresh: KeyValue) -> None:
+            kv.write(layer, fresh, layout.slots, layout.entered)
+
         attention = StepAttention(
             layout, self._scratch, block_tokens=self._block_tokens, dtype=self._dtype
         )
-        with forward_pass(ForwardPass(layout, kv, attention, self.windows)):
+        with forward_pass(ForwardPass(write, kv, attention, self.windows)):
             yield
 
     def _logits(self, inputs: Inputs, places: Tensor) -> Tensor:
@@ -165,6 +255,7 @@ class TorchRunner:
         self._masks.close()
         self._model = None
         self._kv = None
+        self.path = self._decode = None
         self._scratch = Scratch()
         self.sampler = Sampler()
         if self.device.type == "cuda":
