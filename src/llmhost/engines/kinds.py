@@ -135,7 +135,9 @@ class TorchKind:
             return load_pooling(
                 _present(folder), task=task, block_tokens=spec.block_tokens, options=options
             )
-        return load_runner(_present(folder), block_tokens=spec.block_tokens, options=options)
+        runner = load_runner(_present(folder), block_tokens=spec.block_tokens, options=options)
+        runner.most_rows = spec.max_batch_size
+        return runner
 
     def _task(self, spec: ModelSpec, folder: Path | None) -> str:
         from llmhost.engines.torch.pooling_files import task_of

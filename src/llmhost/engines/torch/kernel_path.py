@@ -4,6 +4,7 @@ A model of a known family goes through `FusedDecoder` and never through transfor
 do (adapters). Any other goes through its own modules, with keys and values written and read by our kernels.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,11 @@ from llmhost.engines.torch.kv import KeyValue, PagedKv
 from llmhost.engines.torch.layout import StepLayout
 
 Windows = Sequence[int | None]
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Our kernels can be run there: a GPU, and Triton is installed, as it is with torch for CUDA."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 class KernelPath:

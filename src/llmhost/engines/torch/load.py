@@ -25,6 +25,7 @@ from llmhost.engines.torch.blank import CantBeBlank
 from llmhost.engines.torch.cpu_linear import widen_where_it_helps
 from llmhost.engines.torch.falcon import lead_through_interface
 from llmhost.engines.torch.footprint import Footprint, read_footprint
+from llmhost.engines.torch.kernel_path import has_kernels
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.engines.torch.selfcheck import check_against_eager
@@ -100,16 +101,33 @@ def proved_runner(
     """
     widen_where_it_helps(model)
     runner = TorchRunner(
-        model, shape, vocab_size=vocab_size, max_sequence_length=max_sequence_length
+        model,
+        shape,
+        vocab_size=vocab_size,
+        max_sequence_length=max_sequence_length,
+        kernels=has_kernels(model.device),
     )
     if runner.device.type == "cuda":
         grown = allocated_bytes(runner.device) - before_bytes
         runner.facts = replace(runner.facts, measured_bytes=grown)
-    check_against_eager(runner, model, folder, shape)
+    _prove(runner, model, folder, shape)
     narrow.compile_products(model)
     if kv_dtype == "fp8":
         runner.keep_kv_as(torch.float8_e4m3fn)
     return runner
+
+
+def _prove(runner: TorchRunner, model: Any, folder: Path, shape: KvShape) -> None:
+    """Where fused layers disagree, the model's own modules may well be right."""
+    if runner.path is None or runner.path.decoder is None:
+        check_against_eager(runner, model, folder, shape)
+        return
+    try:
+        check_against_eager(runner, model, folder, shape)
+    except ModelUnavailable as error:
+        log_event(log, "fused.off", level=logging.WARNING, model=folder.name, why=error.message)
+        runner.path.decoder = None
+        check_against_eager(runner, model, folder, shape)
 
 
 def allocated_bytes(device: torch.device) -> int:
