@@ -1,0 +1,109 @@
+"""The way that models run on a GPU, computed here by Triton's interpreter: the same tokens as transformers' own way."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.unit.engines.runner_contract import HOT, PROMPTS, ask
+from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
+
+from llmhost.core.errors import EngineFailed
+from llmhost.core.request import Sampling
+from llmhost.core.step import PENDING, Row
+from llmhost.engines.torch.runner import TorchRunner
+
+Load = Callable[..., TorchRunner]
+
+
+@pytest.fixture
+def load_with_kernels(load: Load, monkeypatch: pytest.MonkeyPatch) -> Load:
+    monkeypatch.setattr("llmhost.engines.torch.load.has_kernels", lambda device: True)
+    return lambda family: load(family, block_tokens=8)
+
+
+def rows_of(tables: list[list[int]], tokens: list[int], start: int, sampling: Sampling) -> list[Row]:
+    return [
+        Row(number, [token], start, table, sampling, seed=number, wants_token=True)
+        for number, (table, token) in enumerate(zip(tables, tokens, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_answers_are_those_of_the_plain_way(load: Load, load_with_kernels: Load, family: str) -> None:
+    runner = load_with_kernels(family)
+    assert runner.path is not None
+    assert (runner.path.decoder is not None) is (family == "llama")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmhost.engines.torch.load.has_kernels", lambda device: False)
+        plain = load(family, block_tokens=8)
+
+    expected = ToyScheduler(plain, chunk=9).answer(*ask(new_tokens=4))
+    assert ToyScheduler(runner, chunk=9).answer(*ask(new_tokens=4)) == expected
+
+
+def test_steps_launched_ahead_draw_what_steps_one_by_one_draw(load_with_kernels: Load) -> None:
+    runner = load_with_kernels("llama")
+    runner.set_kv_blocks(16)
+    tables = [[5, 2], [9, 1], [4, 8]]
+    one_by_one, tokens = [], [3, 4, 5]
+    for start in range(5):
+        tokens = runner.run(rows_of(tables, tokens, start, HOT))  # type: ignore[assignment]
+        one_by_one.append(tokens)
+
+    flights = [runner.launch(rows_of(tables, [3, 4, 5], 0, HOT))]
+    ahead = []
+    for start in range(1, 5):
+        rows = rows_of(tables, [PENDING] * 3, start, HOT)
+        rows.reverse()  # places are found by sequence, not by order
+        flights.append(runner.launch(rows))
+        ahead.append(flights[-2].land())
+    ahead.append(flights[-1].land())
+    assert [ahead[0], *(landed[::-1] for landed in ahead[1:])] == one_by_one
+
+
+def test_a_prompt_joins_while_others_are_ahead(load_with_kernels: Load) -> None:
+    runner = load_with_kernels("llama")
+    runner.set_kv_blocks(16)
+    prompt = list(PROMPTS[2])
+
+    def prompt_row(chunk: slice) -> Row:
+        is_last = chunk.stop >= len(prompt)
+        return Row(7, prompt[chunk], chunk.start, [3, 6], GREEDY, 0, wants_token=is_last)
+
+    first = runner.run(rows_of([[5]], [3], 0, GREEDY))
+    second = runner.run([*rows_of([[5]], first, 1, GREEDY), prompt_row(slice(0, 5))])  # type: ignore[arg-type]
+    third = runner.run([prompt_row(slice(5, 99)), *rows_of([[5]], second[:1], 2, GREEDY)])  # type: ignore[arg-type]
+
+    flights = [
+        runner.launch(rows_of([[5]], [3], 0, GREEDY)),
+        runner.launch([*rows_of([[5]], [PENDING], 1, GREEDY), prompt_row(slice(0, 5))]),
+        runner.launch([prompt_row(slice(5, 99)), *rows_of([[5]], [PENDING], 2, GREEDY)]),
+    ]
+    assert [flight.land() for flight in flights] == [first, second, third]
+
+
+def test_a_row_without_numbers_fails_alone(load_with_kernels: Load) -> None:
+    runner = load_with_kernels("llama")
+    runner.set_kv_blocks(16)
+    assert runner._kv is not None
+    runner.run(rows_of([[5], [9]], [3, 4], 0, GREEDY))
+    for key, _ in runner._kv.layers:
+        key[9].fill_(float("nan"))
+    drawn = runner.launch(rows_of([[5], [9]], [3, 4], 1, GREEDY)).land()
+
+    assert isinstance(drawn[0], int)
+    assert isinstance(drawn[1], EngineFailed)
+
+
+def test_rows_with_more_wishes_draw_as_those_that_fly(load_with_kernels: Load) -> None:
+    """Logits come from the same computation; what is drawn from them does not depend on who else is there."""
+    runner = load_with_kernels("llama")
+    runner.set_kv_blocks(16)
+    rows = rows_of([[5], [9]], [3, 4], 0, HOT)
+    flown = runner.launch(rows).land()
+    reported = rows[1]._replace(sampling=Sampling(temperature=1.0, top_p=0.95, logprobs=1))
+    drawn = runner.run([rows[0], reported])
+
+    assert drawn[0] == flown[0]
+    assert drawn[1].tokens == (flown[1],)  # type: ignore[union-attr]
+    assert torch.is_inference_mode_enabled() is False
