@@ -9,7 +9,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Draws:
         if drawn.device.type == "cuda":
             self._tokens = torch.empty(count, dtype=torch.int32, pin_memory=True)
             self._tokens.copy_(drawn[:count], non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
         else:
             self._tokens = drawn[:count].clone()
@@ -119,7 +119,7 @@ class DecodeSteps:
         self.places: Mapping[int, int] = {}
         """And the place of each of its sequences."""
         self._graphs: dict[int, _Graph] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # of the memory that graphs share
         self._on_device: tuple[bytes, int] | None = None  # which tables are there, in which version
 
     def takes(self, rows: Sequence[Row]) -> bool:
@@ -145,9 +145,7 @@ class DecodeSteps:
             at, places = to_device(torch.tensor(found).T.contiguous(), self._device)
             ids[at] = self.drawn[places].clamp(min=0).to(ids.dtype)
 
-    def draw(
-        self, logits: Tensor | None, rows: Sequence[Row], order: Sequence[int]
-    ) -> "InOrder":
+    def draw(self, logits: Tensor | None, rows: Sequence[Row], order: Sequence[int]) -> "InOrder":
         """Draw for a step of any form: `logits` [rows that want a token, vocabulary]. `order` leads back to the order
         in which the rows were given."""
         drawing = [row for row in rows if row.wants_token]
@@ -225,7 +223,8 @@ class DecodeSteps:
 
     def _capture(self, width: int) -> _Graph:
         """Run once as it is, which compiles kernels and makes libraries' rooms; then record."""
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        current = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(aside):

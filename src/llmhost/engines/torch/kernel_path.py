@@ -87,7 +87,8 @@ class KernelPath:
         def attend(layer: int, query: Tensor) -> Tensor:
             asked, cache = query.transpose(0, 1)[None], self._kv.layers[layer]
             nothing = KeyValue(asked, asked)  # the fresh ones are in the cache already
-            return attention.attend(asked, nothing, cache, Scores(window=windows[layer]))[0]
+            out: Tensor = attention.attend(asked, nothing, cache, Scores(window=windows[layer]))
+            return out[0]
 
         positions = layout.positions[0]
         return self.decoder.hidden(

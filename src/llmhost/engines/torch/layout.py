@@ -125,5 +125,6 @@ def _to_device(
     if device.type != "cuda":
         return [torch.from_numpy(array) for array in arrays]
     flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
-    parts = flat.pin_memory().to(device, non_blocking=True).split([one.size for one in arrays])
+    there = flat.pin_memory().to(device, non_blocking=True)
+    parts = torch.split(there, [one.size for one in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

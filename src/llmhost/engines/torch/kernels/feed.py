@@ -1,4 +1,4 @@
-"""What stands between two steps on the device: tokens that were just drawn, and keys and values on their way to blocks."""
+"""What is on its way on the device: tokens that were just drawn, and keys and values before they are in blocks."""
 
 import torch
 import triton
@@ -14,7 +14,9 @@ def feed_tokens(ids: Tensor, places: Tensor, drawn: Tensor, out: Tensor) -> None
     _feed[(triton.cdiv(len(ids), 256),)](ids, places, drawn, out, len(ids), BLOCK=256, num_warps=4)
 
 
-def write_kv(key: Tensor, value: Tensor, slots: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
+def write_kv(
+    key: Tensor, value: Tensor, slots: Tensor, key_cache: Tensor, value_cache: Tensor
+) -> None:
     """Put keys and values [T, kv_heads, dim] at `slots` [T] (block * block_tokens + offset) of one layer's caches
     [blocks, block_tokens, kv_heads, dim], in the caches' type. A negative slot is padding: nothing is written."""
     count, kv_heads, dim = key.shape
@@ -50,7 +52,9 @@ def _write(
     at = tl.arange(0, DIM_ROOM)
     inside = (at < DIM) & (slot >= 0)
     k = tl.load(key + token * key_stride + head * key_head_stride + at, mask=inside, other=0.0)
-    v = tl.load(value + token * value_stride + head * value_head_stride + at, mask=inside, other=0.0)
+    v = tl.load(
+        value + token * value_stride + head * value_head_stride + at, mask=inside, other=0.0
+    )
     if IS_FP8:  # what is larger would become NaN
         k = tl.minimum(tl.maximum(k.to(tl.float32), -448.0), 448.0)
         v = tl.minimum(tl.maximum(v.to(tl.float32), -448.0), 448.0)
