@@ -31,7 +31,10 @@ def has_kernels(device: torch.device) -> bool:
 class KernelPath:
     """For one loaded model. It keeps the rooms that kernels work in."""
 
-    def __init__(self, model: Any, kv: PagedKv, longest: int, vocabulary: int) -> None:
+    def __init__(
+        self, model: Any, kv: Callable[[], PagedKv], longest: int, vocabulary: int
+    ) -> None:
+        """`kv` tells which cache there is now."""
         from llmhost.engines.torch.kernels.attention import DecodeRoom
         from llmhost.engines.torch.kernels.draw import DrawRoom
 
@@ -40,7 +43,7 @@ class KernelPath:
         self._kv = kv
         self._vocabulary = vocabulary
         self._make_draw_room = DrawRoom
-        shape, config = kv.shape, model.config.get_text_config()
+        shape, config = kv().shape, model.config.get_text_config()
         self.room = DecodeRoom(
             WIDTHS[-1], config.num_attention_heads, shape.kv_heads, shape.head_dim, model.device
         )
@@ -58,9 +61,9 @@ class KernelPath:
                 rows.ids,
                 rows.positions,
                 rows.slots,
-                self._kv.layers,
+                self._kv().layers,
                 lambda layer, query: attention.over(
-                    query, self._kv.layers[layer], Scores(window=windows[layer])
+                    query, self._kv().layers[layer], Scores(window=windows[layer])
                 ),
             )
             return self.decoder.logits(hidden)
@@ -85,7 +88,7 @@ class KernelPath:
         attention = self.attention(layout)
 
         def attend(layer: int, query: Tensor) -> Tensor:
-            asked, cache = query.transpose(0, 1)[None], self._kv.layers[layer]
+            asked, cache = query.transpose(0, 1)[None], self._kv().layers[layer]
             nothing = KeyValue(asked, asked)  # the fresh ones are in the cache already
             out: Tensor = attention.attend(asked, nothing, cache, Scores(window=windows[layer]))
             return out[0]
@@ -95,7 +98,7 @@ class KernelPath:
             layout.input_ids[0],
             positions + ahead if ahead else positions,
             layout.slots,
-            self._kv.layers,
+            self._kv().layers,
             attend,
         )
 
@@ -112,9 +115,9 @@ class KernelPath:
 
         def write(layer: int, fresh: KeyValue) -> None:
             key, value = (part[0].transpose(0, 1) for part in fresh)
-            write_kv(key, value, slots, *self._kv.layers[layer])
+            write_kv(key, value, slots, *self._kv().layers[layer])
 
-        with forward_pass(ForwardPass(write, self._kv, attention, windows)):
+        with forward_pass(ForwardPass(write, self._kv(), attention, windows)):
             yield
 
     # ------------------------------------------------------------ draws

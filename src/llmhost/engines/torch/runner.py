@@ -61,7 +61,7 @@ class TorchRunner:
         self.most_rows = 0
         """Graphs are captured for steps of up to so many rows as soon as there is a KV cache; others when needed."""
         self.path = (
-            KernelPath(model, self._kv, max_sequence_length, vocab_size) if kernels else None
+            KernelPath(model, self._open_kv, max_sequence_length, vocab_size) if kernels else None
         )
         self._is_plain_step = True  # no row of this step has an adapter
         self._decode: DecodeSteps | None = None
