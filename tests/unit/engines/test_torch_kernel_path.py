@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import tests.unit.kernels.interpreting  # noqa: F401
 from tests.unit.engines.runner_contract import HOT, PROMPTS, ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
