@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 import tests.unit.kernels.interpreting  # noqa: F401
+import torch
 from tests.unit.engines.runner_contract import HOT, PROMPTS, ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
@@ -22,7 +22,9 @@ def load_with_kernels(load: Load, monkeypatch: pytest.MonkeyPatch) -> Load:
     return lambda family: load(family, block_tokens=8)
 
 
-def rows_of(tables: list[list[int]], tokens: list[int], start: int, sampling: Sampling) -> list[Row]:
+def rows_of(
+    tables: list[list[int]], tokens: list[int], start: int, sampling: Sampling
+) -> list[Row]:
     return [
         Row(number, [token], start, table, sampling, seed=number, wants_token=True)
         for number, (table, token) in enumerate(zip(tables, tokens, strict=True))
@@ -30,7 +32,9 @@ def rows_of(tables: list[list[int]], tokens: list[int], start: int, sampling: Sa
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_answers_are_those_of_the_plain_way(load: Load, load_with_kernels: Load, family: str) -> None:
+def test_answers_are_those_of_the_plain_way(
+    load: Load, load_with_kernels: Load, family: str
+) -> None:
     runner = load_with_kernels(family)
     assert runner.path is not None
     assert (runner.path.decoder is not None) is (family == "llama")

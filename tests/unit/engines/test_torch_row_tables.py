@@ -40,7 +40,9 @@ def check(tables: RowTables, rows: list[Row], width: int) -> None:
     expected = [row.blocks[row.start // SIZE] * SIZE + row.start % SIZE for row in rows]
     assert slots.tolist() == expected + [-1] * (width - count)
     asked = DrawAsked.of(words[: ASKED_WORDS * width].view(torch.int64))
-    assert torch.equal(asked.packed[: 2 * width], pack([Place(r) for r in rows], width)[: 2 * width])
+    assert torch.equal(
+        asked.packed[: 2 * width], pack([Place(r) for r in rows], width)[: 2 * width]
+    )
     assert torch.equal(asked.packed, pack([Place(r) for r in rows], width))
     found = tables.tables(lines, rows)
     for row, table in zip(rows, found, strict=True):
