@@ -16,20 +16,21 @@ import argparse
 import gc
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tests.gpu import engine, exact, models, peer, served
 from tests.gpu.report import Figure, Report
-from tests.gpu.timing import Speeds, measure_speeds
+from tests.gpu.timing import Speeds, device_times_s, measure_speeds
 
 from llmhost.config.schema import TorchOptions
 from llmhost.core.request import Sampling
@@ -127,10 +128,10 @@ class Bench:
     # ------------------------------------------------------------ sections
 
     def section_exact(self) -> None:
-        for verdict in exact.small_models(str(self.device), self.families):
-            self._say(verdict)
-        if self.device.type == "cuda":
-            self._say(exact.marked_tests(self.sizes.tests_s))
+        with exact.marked_tests() as outcome:
+            for verdict in exact.small_models(str(self.device), self.families):
+                self._say(verdict)
+            self._say(outcome(self.sizes.tests_s))
 
     def _say(self, verdict: exact.Verdict) -> None:
         word = "right" if verdict.is_right else "WRONG"
@@ -141,11 +142,27 @@ class Bench:
 
     def section_decode(self) -> None:
         work = model_work(self.runner)
-        for batch, context in self.sizes.decode:
-            self._decode(self.runner, work, batch, context, "decode")
-        self._decode(self.runner, work, *self.sizes.sampled, "decode, top-p", sampling=SAMPLED)
-        for batch, context in self.sizes.engine:
-            self._engine(batch, context)
+        cases: list[Callable[[], None]] = [
+            partial(self._decode, self.runner, work, batch, context, "decode")
+            for batch, context in self.sizes.decode
+        ]
+        cases.append(
+            partial(self._decode, self.runner, work, *self.sizes.sampled, "decode, top-p", SAMPLED)
+        )
+        cases += [partial(self._engine, batch, context) for batch, context in self.sizes.engine]
+        self._each(cases)
+
+    def _each(self, cases: list[Callable[[], None]]) -> None:
+        """All of them, whatever becomes of one; the first failure is raised at the end."""
+        failures: list[Exception] = []
+        for case in cases:
+            try:
+                case()
+            except Exception as error:  # noqa: BLE001 - the other cases are worth having
+                self.report.say(f"  failed: {traceback.format_exc()[-900:]}")
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _decode(
         self,
@@ -200,25 +217,33 @@ class Bench:
         self.report.add(_time(what, run.step_s, floor_s, note))
 
     def section_prefill(self) -> None:
-        work, sizes = model_work(self.runner), self.sizes
-        for tokens in sizes.prefill:
-            spent_s = engine.prefill_s(self.runner, tokens, sizes.rounds)
-            pairs = tokens * (tokens + 1) // 2
-            flops = tokens * work.token_flops + work.logits_flops + pairs * work.attention_flops
-            floor_s = max(
-                flops / self.speeds.flops_per_s, work.weights_bytes / self.speeds.bytes_per_s
-            )
-            note = f"{flops / spent_s / 1e12:.0f} TFLOP/s, {tokens / spent_s:,.0f} tokens/s"
-            self.report.add(_time(f"prefill {tokens}", spent_s, floor_s, note))
-            call = lambda: engine.prefill_s(self.runner, tokens, 1)  # noqa: B023, E731 - called at once
-            self._show(f"prefill {tokens}", engine.kernel_times(call, self.device, 1))
-        batch, context, tokens = sizes.mixed
+        work = model_work(self.runner)
+        cases = [partial(self._prefill, work, tokens) for tokens in self.sizes.prefill]
+        self._each([*cases, partial(self._mixed, work, *self.sizes.mixed)])
+
+    def _prefill(self, work: ModelWork, tokens: int) -> None:
+        """A step that is one prompt and draws one token."""
+        row = engine.prompt_row(self.runner, tokens)
+        spent_s = self._median_s(lambda: self.runner.run([row]))
+        pairs = tokens * (tokens + 1) // 2
+        flops = tokens * work.token_flops + work.logits_flops + pairs * work.attention_flops
+        floor_s = max(flops / self.speeds.flops_per_s, work.weights_bytes / self.speeds.bytes_per_s)
+        note = f"{flops / spent_s / 1e12:.0f} TFLOP/s, {tokens / spent_s:,.0f} tokens/s"
+        what = f"prefill {tokens}"
+        self.report.add(_time(what, spent_s, floor_s, note))
+        self._show(what, engine.kernel_times(lambda: self.runner.run([row]), self.device))
+
+    def _mixed(self, work: ModelWork, batch: int, context: int, tokens: int) -> None:
+        """A prompt in the place of one of `batch` sequences that decode."""
         decoders = engine.Decoders(self.runner, batch, context + tokens, 8)
-        spent_s = engine.mixed_s(self.runner, decoders, tokens, sizes.rounds)
-        fed = batch - 1 + tokens
-        flops = fed * work.token_flops
+        rows = engine.with_prompt(decoders, tokens)
+        spent_s = self._median_s(lambda: self.runner.run(rows))
+        flops = (batch - 1 + tokens) * work.token_flops
         floor_s = max(flops / self.speeds.flops_per_s, self._floor_s(work, batch, decoders.seen))
         self.report.add(_time(f"mixed {batch - 1} x {context} + {tokens}", spent_s, floor_s))
+
+    def _median_s(self, call: Callable[[], object]) -> float:
+        return statistics.median(device_times_s(call, self.device, self.sizes.rounds))
 
     def section_peer(self) -> None:
         self.drop_runner()
@@ -246,8 +271,9 @@ class Bench:
             kv_dtype="fp8",
         )
         work = model_work(runner)
-        for batch, context in self.sizes.fp8:
-            self._decode(runner, work, batch, context, "fp8 decode")
+        self._each(
+            [partial(self._decode, runner, work, *case, "fp8 decode") for case in self.sizes.fp8]
+        )
         runner.close()
         self._free()
 
@@ -397,6 +423,7 @@ def main(words: list[str] | None = None) -> int:
         default="auto",
         help="off is the engine without its own kernels; on has Triton's interpreter run them on a CPU",
     )
+    parser.add_argument("--tests-s", type=float, help="wait so long for the tests of exact")
     parser.add_argument("--families", help="of small models in exact, with semicolons")
     parser.add_argument("--budget-s", type=float, default=600.0, help="begin no section after this")
     parser.add_argument("--most-s", type=float, help="end the process after this, with its table")
@@ -415,6 +442,8 @@ def main(words: list[str] | None = None) -> int:
         import tests.unit.kernels.interpreting  # noqa: F401 - makes Triton's interpreter fit for it
     report.say(f"{card}, torch {torch.__version__}, {options.shape}")
     bench = Bench(options.shape, device, report)
+    if options.tests_s:
+        bench.sizes.tests_s = options.tests_s
     if options.families:
         bench.families = options.families.split(";")
     try:

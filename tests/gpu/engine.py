@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tests.gpu.timing import device_times_s, wait
+from tests.gpu.timing import wait
 from torch import Tensor
 
 from llmhost.core.output import Delta
@@ -150,24 +150,22 @@ def _device_us(event: Any, *, is_gpu: bool) -> float:
     return float(event.self_device_time_total if is_gpu else event.self_cpu_time_total)
 
 
-def prefill_s(runner: TorchRunner, tokens: int, rounds: int) -> float:
-    """Median device time of a step that is one prompt and draws one token."""
-    size = runner.facts.block_tokens
-    blocks = -(-tokens // size)
+def prompt_row(runner: TorchRunner, tokens: int) -> Row:
+    """A prompt over blocks of its own, after which one token is drawn."""
+    blocks = -(-tokens // runner.facts.block_tokens)
     fill_kv(runner, blocks + 1)
-    rng = random.Random(tokens)
-    ids = rng.choices(range(runner.facts.vocab_size), k=tokens)
-    row = Row(1, ids, 0, range(1, blocks + 1), GREEDY, 0, True, prompt_tokens=tokens)
-    return statistics.median(device_times_s(lambda: runner.run([row]), runner.device, rounds))
+    return _prompt(runner, tokens, range(1, blocks + 1))
 
 
-def mixed_s(runner: TorchRunner, decoders: Decoders, tokens: int, rounds: int) -> float:
-    """Median device time of a step of `decoders` and one prompt, whose blocks are the last decoder's own."""
-    rng = random.Random(tokens)
-    ids = rng.choices(range(runner.facts.vocab_size), k=tokens)
-    prompt = Row(0, ids, 0, decoders.rows[-1].blocks, GREEDY, 0, True, prompt_tokens=tokens)
-    rows = [*decoders.rows[:-1], prompt]
-    return statistics.median(device_times_s(lambda: runner.run(rows), runner.device, rounds))
+def with_prompt(decoders: Decoders, tokens: int) -> list[Row]:
+    """A step of all but the last one, and in its place and its blocks a prompt."""
+    *others, last = decoders.rows
+    return [*others, _prompt(decoders.runner, tokens, last.blocks)]
+
+
+def _prompt(runner: TorchRunner, tokens: int, blocks: Sequence[int]) -> Row:
+    ids = random.Random(tokens).choices(range(runner.facts.vocab_size), k=tokens)
+    return Row(0, ids, 0, blocks, GREEDY, 0, True, prompt_tokens=tokens)
 
 
 # ---------------------------------------------------------------- the whole engine loop
