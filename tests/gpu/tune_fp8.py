@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from tests.gpu.tune_layers import graph_us, sets_of
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from llmhost.engines.torch import fp8
-from llmhost.engines.torch.kernels.int4 import int4_linear, widen
+from llmhost.engines.torch.kernels.int4 import int4_linear
 from llmhost.engines.torch.kernels.skinny import Blocks, skinny_linear
 from llmhost.engines.torch.narrow import KINDS
 
@@ -101,7 +101,7 @@ def multiply(way: Way, x: Tensor, matrix: Any) -> Tensor:
         case "int4":
             return int4_linear(x, matrix.weight, matrix.scales, None, way.blocks)
         case "widened":
-            return linear(x, widen(matrix.weight, matrix.scales, x.dtype))
+            return cast(Tensor, matrix.widened(x))
     scaled: Tensor = matrix.scaled(x)
     return scaled
 

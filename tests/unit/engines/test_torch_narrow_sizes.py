@@ -41,5 +41,16 @@ def test_an_older_gpu_is_told_what_it_lacks(options: TorchOptions):
     assert "needs a GPU of compute capability 8.9 or more, and cuda:0 has 8.6" in told
 
 
+def test_four_bits_need_less_of_a_gpu():
+    four = TorchOptions(weights="int4")
+    check_options(four, device="cuda:0", capability=(8, 0), task="generate")
+    assert "compute capability 8.0 or more, and cuda:0 has 7.5" in refusal(four, capability=(7, 5))
+
+
+def test_narrow_weights_need_triton(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs Triton, which is not installed: pip install triton" in refusal(FP8)
+
+
 def test_a_model_that_embeds_has_no_narrow_weights():
     assert "this one is to embed" in refusal(FP8, task="embed")

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from llmhost.engines.torch import int4
 from llmhost.engines.torch.int4 import Int4Projection, pack_matrix, unpack_matrix
 from llmhost.engines.torch.kernels.int4 import int4_linear, widen
 from llmhost.engines.torch.kernels.skinny import Blocks
@@ -46,3 +47,11 @@ def test_a_part_of_the_rows_with_a_bias_and_other_blocks(rows: int):
 def test_weights_are_made_plain_numbers():
     packed, scales = pack_matrix(random(37, 512))
     assert torch.equal(widen(packed, scales, torch.float32), unpack_matrix(packed, scales))
+
+
+def test_many_rows_are_multiplied_with_some_plain_weights_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(int4, "_WIDENED_ELEMENTS", 20 * 256)
+    matrix, x = Int4Projection.of(random(50, 256), random(50, seed=1)), random(70, 256, seed=2)
+    assert off(matrix.widened(x), matrix(x)) < 1e-5

@@ -1,5 +1,6 @@
 """Options that keep numbers in fewer bits: where they can be had, and what they save. No torch is imported."""
 
+import importlib.util
 from collections.abc import Mapping
 
 from llmhost.config.schema import TorchOptions
@@ -12,6 +13,8 @@ NARROW_LAYERS = (
 """Linear layers whose weights become narrow ones."""
 LEAST_CAPABILITY = (8, 9)
 """The first GPUs that compute with float8 numbers."""
+LEAST_FOR_INT4 = (8, 0)
+"""The first GPUs that compute with bfloat16 numbers, which 4 bits become."""
 KV_BYTES: Mapping[str, int] = {"fp8": 1}
 """By `options.kv_dtype`: of a number in the KV cache."""
 INT4_GROUP = 128
@@ -43,19 +46,27 @@ def check_options(
             raise ModelUnavailable(
                 f'{key} needs a GPU, and this model would run on {device}. Leave it at "auto" there.'
             )
-        _check_capability(key, device, capability)
+        least = LEAST_FOR_INT4 if options.weights == "int4" else LEAST_CAPABILITY
+        _check_capability(key, device, capability, least)
+        if importlib.util.find_spec("triton") is None:
+            raise ModelUnavailable(
+                f"{key} needs Triton, which is not installed: pip install triton"
+            )
         if task != "generate":
             raise ModelUnavailable(
                 f'{key} is for models that generate text, and this one is to {task}. Leave it at "auto".'
             )
     if options.kv_dtype != "auto" and capability is not None:
-        _check_capability(f'options.kv_dtype = "{options.kv_dtype}"', device, capability)
+        key = f'options.kv_dtype = "{options.kv_dtype}"'
+        _check_capability(key, device, capability, LEAST_CAPABILITY)
 
 
-def _check_capability(key: str, device: str, capability: tuple[int, int]) -> None:
-    if capability < LEAST_CAPABILITY:
+def _check_capability(
+    key: str, device: str, capability: tuple[int, int], least: tuple[int, int]
+) -> None:
+    if capability < least:
         raise ModelUnavailable(
-            f"{key} needs a GPU of compute capability {_shown(LEAST_CAPABILITY)} or more, and {device} has"
+            f"{key} needs a GPU of compute capability {_shown(least)} or more, and {device} has"
             f' {_shown(capability)}. Leave it at "auto" there.'
         )
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmhost.engines.torch.kernels.skinny import MOST_ROWS, Blocks
+from llmhost.engines.torch.kernels.skinny import MOST_ROWS, Blocks, stages_within
 
 CHUNK = 256
 """Columns whose weights lie in CHUNK / 2 bytes."""
@@ -48,7 +48,9 @@ def int4_linear(
     if rows == 1:
         _vector[grid](x, packed, scales, added, out, count, scales.stride(0), **settings)
     else:
-        settings["BLOCK_M"] = max(16, triton.next_power_of_2(rows))
+        settings["BLOCK_M"] = block_m = max(16, triton.next_power_of_2(rows))
+        stage_bytes = CHUNK * block_m * x.itemsize + CHUNK // 2 * blocks.n
+        settings["STAGES"] = stages_within(blocks.stages, stage_bytes)
         _skinny[grid](x, packed, scales, added, out, rows, count, scales.stride(0), **settings)
     return out
 

@@ -31,6 +31,9 @@ VECTOR = {1: Blocks(8, 1024, 3, 4), 2: Blocks(8, 512, 3, 4), 4: Blocks(8, 256, 3
 """For one row, by bytes of a weight."""
 SKINNY = {1: Blocks(32, 256, 4, 4), 2: Blocks(32, 256, 4, 4), 4: Blocks(16, 128, 3, 4)}
 """For some rows, by bytes of a weight."""
+SHARED_BYTES = 96 * 2**10
+"""What the blocks on their way may take of a processor's memory: it is the smaller GPUs', and leaves the larger ones
+room for a second program."""
 
 
 def can_multiply(rows: int, weight: Tensor) -> bool:
@@ -68,9 +71,16 @@ def skinny_linear(
     if rows == 1:
         _vector[grid](x, weight, held, added, out, count, **settings)
     else:
-        settings["BLOCK_M"] = max(16, triton.next_power_of_2(rows))
+        settings["BLOCK_M"] = block_m = max(16, triton.next_power_of_2(rows))
+        stage_bytes = block_k * (block_m * x.itemsize + blocks.n * weight.itemsize)
+        settings["STAGES"] = stages_within(blocks.stages, stage_bytes)
         _skinny[grid](x, weight, held, added, out, rows, count, **settings)
     return out
+
+
+def stages_within(stages: int, stage_bytes: int) -> int:
+    """As many of `stages` as there is room for. One is always computed with while the next one comes."""
+    return max(min(stages, SHARED_BYTES // stage_bytes), 2)
 
 
 def _whole_block(width: int) -> int:
