@@ -41,7 +41,8 @@ DECODE_TILES = [
     )
 ]  # fmt: skip
 FP8_TILES = [
-    Tiles(tile, warps, stages) for tile, warps, stages in ((64, 4, 4), (64, 4, 3), (128, 8, 3))
+    Tiles(tile, warps, stages)
+    for tile, warps, stages in ((64, 4, 4), (32, 4, 4), (64, 8, 3), (128, 8, 3))
 ]
 PER_SM = (1, 2, 3, 4, 6)
 PREFILL_CASES = ((1, 2048, 0), (1, 256, 4096), (32, 5, 4096))

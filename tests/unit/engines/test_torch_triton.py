@@ -9,10 +9,11 @@ import torch
 from tests.unit.engines.test_torch_attention import CPU, DIM, HEADS, KV_HEADS, attended
 from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
+from llmhost.engines.torch import backend_triton
 from llmhost.engines.torch import runner as torch_runner
 from llmhost.engines.torch.backend_torch import Scores
-from llmhost.engines.torch.backend_triton import TritonAttention
-from llmhost.engines.torch.kernels.attention import DecodeRoom
+from llmhost.engines.torch.backend_triton import ACCEPTABLE, TritonAttention, self_test
+from llmhost.engines.torch.kernels.attention import DecodeRoom, decode_attention
 from llmhost.engines.torch.layout import StepLayout
 
 PLAIN = Scores()
@@ -20,7 +21,7 @@ RICH = Scores(0.2, 6, 3.0, torch.tensor([-1.0, 0.0, 1.0, 3.0]))
 
 
 def by_kernels(layout: StepLayout, block_tokens: int, dtype: torch.dtype) -> TritonAttention:
-    return TritonAttention(layout, DecodeRoom(8, HEADS, KV_HEADS, DIM, CPU))
+    return TritonAttention(layout, DecodeRoom(8, HEADS, KV_HEADS, DIM, CPU, multiprocessors=4))
 
 
 @pytest.mark.parametrize("scores", [PLAIN, RICH], ids=["plain", "rich"])
@@ -30,6 +31,20 @@ def test_every_query_gets_what_it_would_get_alone(
 ) -> None:
     out, expected = attended((rows, 8, 1), scores, torch.float32, by_kernels)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_self_test_finds_nothing_wrong() -> None:
+    error = self_test(CPU, torch.float32, HEADS, KV_HEADS, 24, 16)
+    assert 0 < error < ACCEPTABLE[torch.float32]
+
+
+def test_the_self_test_notices_a_kernel_that_reads_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_far(*args: Any, **asked: Any) -> None:
+        query, keys, values, tables, ends, out = args
+        decode_attention(query, keys, values, tables, ends + 1, out, **asked)
+
+    monkeypatch.setattr(backend_triton, "decode_attention", too_far)
+    assert self_test(CPU, torch.float32, HEADS, KV_HEADS, DIM, 16) > ACCEPTABLE[torch.float32]
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])

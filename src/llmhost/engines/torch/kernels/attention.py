@@ -41,9 +41,9 @@ def decode_tiles(key_bytes: int, query_bytes: int, dim: int) -> Tiles:
     """For keys and queries of so many bytes an element."""
     if query_bytes == 4:
         return Tiles(tile=32, warps=4, stages=2)
-    if dim > 128:
-        return Tiles(tile=64 if key_bytes == 1 else 32, warps=4, stages=3)
-    return Tiles(tile=64, warps=4, stages=4 if key_bytes == 1 else 3)
+    if key_bytes == 1:
+        return Tiles(tile=64, warps=8, stages=4 if dim <= 128 else 3)
+    return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3)
 
 
 def prefill_tiles(query_bytes: int, dim: int, pairs: int) -> Tiles:
@@ -70,6 +70,7 @@ class DecodeRoom:
         *,
         multiprocessors: int | None = None,
     ) -> None:
+        self.kv_heads = kv_heads
         self.programs = PROGRAMS_PER_SM * (multiprocessors or _multiprocessors(device))
         split = ((count, self.splits(count, kv_heads)) for count in range(1, rows + 1))
         self.parts = max((count * splits for count, splits in split if splits > 1), default=1)
@@ -126,7 +127,7 @@ def decode_attention(
     if rows == 0:
         return
     kv_heads = key_cache.shape[2]
-    splits = splits or room.splits(rows, kv_heads)
+    splits = splits or max(min(room.splits(rows, kv_heads), room.parts // rows), 1)
     assert splits == 1 or rows * splits <= room.parts, "the room was made for fewer rows"
     assert query.stride(2) == out.stride(2) == key_cache.stride(3) == value_cache.stride(3) == 1
     assert key_cache.stride() == value_cache.stride()
@@ -140,7 +141,7 @@ def decode_attention(
         HEAD_STRIDE=key_cache.stride(2), BLOCK_TOKENS=key_cache.shape[1],
         GROUP=group, GROUP_ROWS=max(triton.next_power_of_2(group), 16),
         DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
-        TILE=tiles.tile, IS_SPLIT=splits > 1,
+        TILE=tiles.tile, NARROW=_is_narrow(query, key_cache), IS_SPLIT=splits > 1,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if splits > 1:
@@ -192,8 +193,13 @@ def prefill_attention(
         BLOCK_STRIDE=key_cache.stride(0), TOKEN_STRIDE=key_cache.stride(1),
         HEAD_STRIDE=key_cache.stride(2), BLOCK_TOKENS=key_cache.shape[1],
         GROUP=group, PLACES=places, DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
-        TILE=tiles.tile, num_warps=tiles.warps, num_stages=tiles.stages,
+        TILE=tiles.tile, NARROW=_is_narrow(query, key_cache),
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
+
+
+def _is_narrow(query: Tensor, cache: Tensor) -> bool:
+    return cache.itemsize == 1 and query.itemsize == 2
 
 
 def _factors(scaling: float, softcap: float | None) -> tuple[float, float | None]:
@@ -204,20 +210,30 @@ def _factors(scaling: float, softcap: float | None) -> tuple[float, float | None
 
 
 @triton.jit
-def _slots(table, positions, BLOCK_TOKENS: tl.constexpr):
-    """Where the cache has `positions` of the row that has the block `table`."""
+def _places(
+    table, positions,
+    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Where the cache has `positions` of the row that has the block `table`: [positions, 1]."""
     blocks = tl.load(table + positions // BLOCK_TOKENS).to(tl.int64)
-    return blocks, positions % BLOCK_TOKENS
+    return (blocks * BLOCK_STRIDE + positions % BLOCK_TOKENS * TOKEN_STRIDE)[:, None]
 
 
 @triton.jit
-def _scores(query, keys, factor, softcap):
-    """Base-2 scores [queries, positions] in float32."""
-    scores = tl.dot(query, tl.trans(keys).to(query.dtype), input_precision="ieee") * factor
-    if softcap is not None:
-        # tanh, by way of an exponential that may become infinite
-        scores = softcap - 2 * softcap / (1 + tl.exp2(scores * 2.8853900817779268))
-    return scores
+def _read(cache, dims, DIM: tl.constexpr, DIM_ROOM: tl.constexpr):
+    if DIM == DIM_ROOM:
+        rows = tl.load(cache)
+    else:
+        rows = tl.load(cache, mask=(dims < DIM)[None, :], other=0.0)
+    return rows
+
+
+@triton.jit
+def _operand(query, NARROW: tl.constexpr):
+    """The query as keys and values in float8 are multiplied: float16 is what a GPU widens them to at once."""
+    if NARROW:
+        query = tl.clamp(query.to(tl.float32), -65504.0, 65504.0).to(tl.float16)
+    return query
 
 
 @triton.jit
@@ -225,26 +241,32 @@ def _over_tiles(
     acc, total, top, q, seen_to, keys, values, table, dims, low, first, last, high,
     factor, softcap, window,
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
-    DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr, IS_EDGE: tl.constexpr,
+    DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr,
+    IS_EDGE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Go over tiles `first` to `last`, exclusive, of positions `low` to `high`, exclusive.
 
-    At an edge not every query sees all of a tile: queries stand at positions `seen_to`, or behind all when None.
+    At an edge not every query sees all of a tile: queries stand at positions `seen_to`, or behind all when None. In
+    that case `total` is kept for each place of a tile, since warps would wait for each other to sum it up.
     """
     # Block ids are read a tile ahead, so that keys and values wait for no other load.
     at = low + first * TILE + tl.arange(0, TILE)
-    blocks, inner = _slots(table, tl.minimum(at, high - 1), BLOCK_TOKENS)
+    places = _places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+    if AHEAD:
+        v = _read(values + places, dims, DIM, DIM_ROOM)
     for _ in range(first, last):
-        places = (blocks * BLOCK_STRIDE + inner * TOKEN_STRIDE)[:, None]
-        if dims.shape[0] == DIM:
-            k = tl.load(keys + places)
-            v = tl.load(values + places)
-        else:
-            k = tl.load(keys + places, mask=(dims < DIM)[None, :], other=0.0)
-            v = tl.load(values + places, mask=(dims < DIM)[None, :], other=0.0)
-        blocks, inner = _slots(table, tl.minimum(at + TILE, high - 1), BLOCK_TOKENS)
+        k = _read(keys + places, dims, DIM, DIM_ROOM)
+        if not AHEAD:
+            v = _read(values + places, dims, DIM, DIM_ROOM)
+        behind = tl.minimum(at + TILE, high - 1)
+        places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+        if AHEAD:
+            next_v = _read(values + places, dims, DIM, DIM_ROOM)
 
-        s = _scores(q, k, factor, softcap)
+        s = tl.dot(q, tl.trans(k).to(q.dtype), input_precision="ieee")
+        if softcap is not None:
+            # tanh, by way of an exponential that may become infinite
+            s = softcap - 2 * softcap / (1 + tl.exp2(s * (factor * 2.8853900817779268)))
         if IS_EDGE:
             is_seen = (at < high)[None, :]
             if seen_to is not None:
@@ -252,16 +274,28 @@ def _over_tiles(
             if window is not None:
                 is_seen = is_seen & (at[None, :] > seen_to[:, None] - window)
             s = tl.where(is_seen, s, float("-inf"))
-        higher = tl.maximum(top, tl.max(s, 1))
+        # The factor is more than 0, so the largest score is that of the largest product.
+        if softcap is None:
+            higher = tl.maximum(top, tl.max(s, 1) * factor)
+        else:
+            higher = tl.maximum(top, tl.max(s, 1))
         base = higher
         if IS_EDGE and seen_to is not None:  # a query may have seen nothing yet
             base = tl.where(higher == float("-inf"), 0.0, higher)
-        p = tl.exp2(s - base[:, None])
+        if softcap is None:
+            p = tl.exp2(s * factor - base[:, None])
+        else:
+            p = tl.exp2(s - base[:, None])
         fade = tl.exp2(top - base)
-        total = total * fade + tl.sum(p, 1)
+        if seen_to is None:
+            total = total * fade[:, None] + p
+        else:
+            total = total * fade + tl.sum(p, 1)
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * fade[:, None], input_precision="ieee")
         top = higher
         at += TILE
+        if AHEAD:
+            v = next_v
     return acc, total, top
 
 
@@ -308,7 +342,7 @@ def _decode(
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
     HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
     GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
-    TILE: tl.constexpr, IS_SPLIT: tl.constexpr,
+    TILE: tl.constexpr, NARROW: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One program per head of keys, split and row; it has all query heads of its head of keys."""
     kv_head = tl.program_id(0)
@@ -332,18 +366,19 @@ def _decode(
     outs = out + row.to(tl.int64) * out_stride + head[:, None] * out_head_stride + dims[None, :]
     if low < high:
         queries = query + row.to(tl.int64) * query_stride + head[:, None] * query_head_stride
-        q = tl.load(queries + dims[None, :], mask=is_ours, other=0.0)
+        q = _operand(tl.load(queries + dims[None, :], mask=is_ours, other=0.0), NARROW)
         table = tables + row.to(tl.int64) * table_stride
         keys = key + kv_head * HEAD_STRIDE + dims[None, :]
         values = value + kv_head * HEAD_STRIDE + dims[None, :]
 
         acc, total, top = _over_tiles(
-            tl.zeros([GROUP_ROWS, DIM_ROOM], tl.float32), tl.zeros([GROUP_ROWS], tl.float32),
+            tl.zeros([GROUP_ROWS, DIM_ROOM], tl.float32), tl.zeros([GROUP_ROWS, TILE], tl.float32),
             tl.full([GROUP_ROWS], float("-inf"), tl.float32),
             q, None, keys, values, table, dims, low, 0, tl.cdiv(high - low, TILE), high,
             factor, softcap, None,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=NARROW,
         )  # fmt: skip
+        total = tl.sum(total, 1)
         if not IS_SPLIT or high - low == end - first:
             if sinks is not None:
                 acc, total = _with_sinks(acc, total, top, sinks + head, member < GROUP)
@@ -406,7 +441,7 @@ def _prefill(
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
     HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
     GROUP: tl.constexpr, PLACES: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
-    TILE: tl.constexpr,
+    TILE: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
     """One program per head of keys, tile of tokens and row; it has all query heads of its head of keys."""
     TOKENS: tl.constexpr = PLACES // GROUP
@@ -426,7 +461,7 @@ def _prefill(
         is_stored = is_ours[:, None] & (dims < DIM)[None, :]
         where = (flat + token).to(tl.int64)[:, None]
         queries = query + where * query_stride + head[:, None] * query_head_stride + dims[None, :]
-        q = tl.load(queries, mask=is_stored, other=0.0)
+        q = _operand(tl.load(queries, mask=is_stored, other=0.0), NARROW)
         table = tables + row.to(tl.int64) * table_stride
         keys = key + kv_head * HEAD_STRIDE + dims[None, :]
         values = value + kv_head * HEAD_STRIDE + dims[None, :]
@@ -450,17 +485,17 @@ def _prefill(
             acc, total, top = _over_tiles(
                 acc, total, top, q, seen_to, keys, values, table, dims, low, 0, edge_from, high,
                 factor, softcap, window,
-                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True,
+                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
             )  # fmt: skip
         acc, total, top = _over_tiles(
             acc, total, top, q, seen_to, keys, values, table, dims, low, edge_from, edge_to, high,
             factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=False,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=False, AHEAD=False,
         )  # fmt: skip
         acc, total, top = _over_tiles(
             acc, total, top, q, seen_to, keys, values, table, dims, low, edge_to, tiles, high,
             factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
         )  # fmt: skip
 
         if sinks is not None:
