@@ -114,10 +114,13 @@ def _named(scope: HTTPScope, send: Send) -> Send:
 
     async def send_named(message: Message) -> None:
         if message["type"] == "http.response.start":
-            present = {name for name, _ in message["headers"]}
-            ids = {b"x-request-id": new_request_id(), b"x-client-request-id": client_id(scope)}
-            added = [(k, v.encode()) for k, v in ids.items() if v and k not in present]
-            message["headers"] = [*message["headers"], *added]
+            headers = list(message["headers"])
+            present = {name for name, _ in headers}
+            if b"x-request-id" not in present:
+                headers.append((b"x-request-id", new_request_id().encode()))
+            if b"x-client-request-id" not in present and (theirs := client_id(scope)):
+                headers.append((b"x-client-request-id", theirs.encode()))
+            message["headers"] = headers
         await send(message)
 
     return send_named

@@ -221,9 +221,8 @@ class Visit:
 
 async def _answer(visit: Visit, send: Send) -> None:
     assert visit.exchange is not None
-    exchange, deltas = visit.exchange, list[Delta]()
-    while fresh := await exchange.read():
-        deltas += fresh
+    exchange = visit.exchange
+    deltas = await exchange.read_whole()
     if visit.is_gone:
         return
     context = exchange.context

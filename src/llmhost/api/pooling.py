@@ -22,7 +22,7 @@ from llmhost.api.pooling_wire import (
     rerank_request,
     score_request,
 )
-from llmhost.core.output import Delta, Usage
+from llmhost.core.output import Usage
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pool import Vector, scores, vectors
@@ -71,9 +71,8 @@ def _parser(
 
 async def _respond(visit: Visit, send: Send, shape: Shape) -> None:
     assert visit.exchange is not None
-    exchange, deltas = visit.exchange, list[Delta]()
-    while fresh := await exchange.read():
-        deltas += fresh
+    exchange = visit.exchange
+    deltas = await exchange.read_whole()
     if visit.is_gone:
         return
     pooled = [d.pooled for d in sorted(deltas, key=lambda d: d.index) if d.pooled is not None]

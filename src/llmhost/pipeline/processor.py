@@ -65,6 +65,10 @@ class Exchange:
         """
         return await self._reader.next(timeout_s, take)
 
+    async def read_whole(self) -> list[Delta]:
+        """Everything, once the answer has ended. Raises the error that ended it."""
+        return await self._reader.rest()
+
     def leave(self) -> None:
         """The caller is gone. The last one to leave stops the sequences; what they used is billed. Idempotent."""
         self._reader.close()

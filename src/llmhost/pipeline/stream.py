@@ -186,6 +186,19 @@ class StreamReader:
                 return None
         return []
 
+    async def rest(self) -> list[Delta]:
+        """All that is left, once the stream has ended: nobody is woken before. Raises the stream's error.
+
+        After `close` it is what there was.
+        """
+        if not self._stream.is_ended and not self._is_closed:
+            await self._woken(None, _leave_it)
+        if self._stream._error is not None and not self._is_closed:
+            raise self._stream._error.with_traceback(None)
+        fresh = self._stream._deltas[self._cursor :]
+        self._cursor += len(fresh)
+        return fresh
+
     def close(self) -> None:
         """Leave. A read that is waiting ends; the stream is abandoned when this was its last reader."""
         if not self._is_closed:
@@ -216,7 +229,8 @@ class StreamReader:
         """Wait for a wake-up, and say whether it came. What it was for is for the caller to look up."""
         if self._waiter is not None:
             raise RuntimeError("two tasks read one StreamReader; give each its own")
-        assert take is None or self._outbox is not None, "nobody serves this reader's takes"
+        is_served = take in (None, _leave_it) or self._outbox is not None
+        assert is_served, "nobody serves this reader's takes"
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiter = waiter
@@ -250,6 +264,8 @@ class StreamReader:
 
     def _hear(self) -> None:
         """Something came. The very first of it waits for no round."""
+        if self._take is _leave_it:
+            return
         if self._take is None or not self._cursor:
             self._wake()
         elif not self._is_due:
@@ -275,6 +291,11 @@ class StreamReader:
             self._taken_s = now_s
         else:
             waiter.set_result(True)
+
+
+def _leave_it(_: list[Delta]) -> bool:
+    """The `take` of those who want everything at the end: it is never called."""
+    return True
 
 
 def _resolve(waiter: "asyncio.Future[bool]", is_wake: bool) -> None:

@@ -491,3 +491,54 @@ async def test_a_push_costs_little_however_much_was_pushed_before() -> None:
 
     assert later < first * 10 + 0.01
     assert len(await reader.next() or []) == len(stream)
+
+
+# --- the whole at once ----------------------------------------------------------------------------
+
+
+async def test_who_wants_the_whole_is_woken_once_at_the_end() -> None:
+    stream = ReplayStream()
+    reader = stream.reader()
+    task = asyncio.create_task(reader.rest())
+    await settle()
+    for number in range(3):
+        stream.push(delta(number))
+        await settle()
+        assert reader._waiter is not None
+        assert not reader._waiter.done()
+    stream.close()
+
+    assert text(await task) == "0 1 2 "
+    assert await reader.rest() == []
+
+
+async def test_an_error_ends_a_wait_for_the_whole() -> None:
+    stream = ReplayStream()
+    task = asyncio.create_task(stream.reader().rest())
+    await settle()
+    stream.push(delta(0))
+    stream.fail(EngineFailed("the pass raised"))
+
+    with pytest.raises(EngineFailed, match="the pass raised"):
+        await task
+
+
+async def test_leaving_ends_a_wait_for_the_whole() -> None:
+    abandoned = Calls()
+    stream = ReplayStream(on_abandoned=abandoned)
+    reader = stream.reader()
+    task = asyncio.create_task(reader.rest())
+    await settle()
+    stream.push(delta(0))
+    reader.close()
+
+    assert text(await task) == "0 "
+    assert abandoned.count == 1
+
+
+async def test_the_whole_of_a_stream_that_has_ended_is_there_at_once() -> None:
+    stream = ReplayStream()
+    stream.push(delta(0))
+    stream.close()
+
+    assert text(await stream.reader().rest()) == "0 "
