@@ -1,5 +1,8 @@
 """Draws on a GPU: how often each token comes, what filters leave in, and what a draw takes."""
 
+from typing import cast
+
+import numpy as np
 import pytest
 import torch
 from tests.unit.engines.reference_sampling import distance
@@ -7,8 +10,15 @@ from tests.unit.kernels.test_draw import FILTERS, left_in, place
 from torch import Tensor
 
 from llmhost.core.request import Sampling
+from llmhost.core.step import GrammarState
+from llmhost.engines.drawing import Place
+from llmhost.engines.masks import Masks
 from llmhost.engines.torch.asked import asked_of
+from llmhost.engines.torch.device_draws import DeviceDraws
 from llmhost.engines.torch.kernels.draw import DrawRoom, draw_tokens
+from llmhost.engines.torch.logprobs import measure
+from llmhost.engines.torch.shaping import Shaper
+from llmhost.text.grammar import Closing
 
 pytestmark = [
     pytest.mark.gpu,
@@ -106,6 +116,36 @@ def test_lines_that_hold_no_numbers_are_told() -> None:
         tokens, _ = drawn(logits, [asked] * 4, range(4))
         assert tokens[:3] == [-1] * 3
         assert tokens[3] >= 0
+
+
+def test_nothing_is_waited_for_before_a_step_is_read() -> None:
+    """Whatever shapes the logits; torch says so itself where it waits."""
+    packed = np.zeros((1, VOCABULARY // 32), np.int32)
+    packed[0, :2] = -2, 7
+    masks = Masks(packed, {2: 0}, {0: Closing(0, 1, (6, 7))})
+    rows = [
+        place(Sampling(logit_bias=((5, 1.0),), top_k=5)).row,
+        place(Sampling(frequency_penalty=1.0, allowed_token_ids=(3, 5), bad_words=((3,),))).row,
+        place(GREEDY).row._replace(grammar=cast(GrammarState, object()), seq_id=2),
+        place(Sampling()).row,
+    ]
+    places = [Place(row._replace(known=[4, 5])) for row in rows]
+    logits, draws, shaper = peaked(4), DeviceDraws(), Shaper()
+    lines = torch.arange(4, device="cuda")
+
+    def step() -> Tensor:
+        tokens = draws.pick(logits, places, masks, shaper)
+        return torch.cat([tokens, measure(logits, lines, tokens, 5).view(-1)])
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        numbers = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    tokens = numbers[:4].tolist()
+    assert tokens[1] == 5
+    assert 1 <= tokens[2] < 35
 
 
 @pytest.mark.parametrize("places", [1, 32, 256])
