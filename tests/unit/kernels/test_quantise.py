@@ -3,6 +3,8 @@
 Triton's interpreter rounds to float8 in a way of its own, so rows here are such that nothing has to be rounded.
 """
 
+import warnings
+
 import pytest
 import torch
 
@@ -49,3 +51,14 @@ def test_no_number_passes_the_largest():
     x = torch.linspace(-1e38, 1e38, 64)[None]
     numbers, _ = quantise_rows(x)
     assert numbers.float().isfinite().all()
+
+
+def test_a_row_with_something_that_is_no_number_has_none():
+    x = exact_rows(256, torch.float32)
+    x[0, 3], x[2, 5] = torch.nan, torch.inf
+    with warnings.catch_warnings(action="ignore"):  # the interpreter's, which divides as numpy does
+        numbers, scales = quantise_rows(x)
+    whole = numbers.float() * scales
+    assert not whole[0].isfinite().all()
+    assert not whole[2].isfinite().all()
+    assert torch.equal(whole[1], x[1])

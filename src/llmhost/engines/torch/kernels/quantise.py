@@ -40,7 +40,8 @@ def _quantise_rows(
     for start in range(0, K, BLOCK_K):
         at = start + columns
         x = tl.load(x_row + at, mask=at < K, other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.abs(x))
+        # A row with something that is no number has no finite scale, so that it is noticed.
+        largest = tl.maximum(largest, tl.where(x == x, tl.abs(x), float("inf")))
     scale = tl.maximum(tl.max(largest, axis=0) / MOST, LEAST)
     tl.store(scale_ptr + row, scale)
     for start in range(0, K, BLOCK_K):
