@@ -25,11 +25,11 @@ import traceback
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tests.gpu import engine, exact, models, peer, served
 from tests.gpu.report import Figure, Report
+from tests.gpu.sizes import Sizes
 from tests.gpu.timing import Speeds, device_times_s, measure_speeds
 
 from llmhost.config.schema import TorchOptions
@@ -43,30 +43,6 @@ SECTIONS = ("exact", "ceilings", "decode", "prefill", "peer", "fp8", "http")
 BLOCK_TOKENS = 16
 SHOWN_KERNELS = 6
 SAMPLED = Sampling(temperature=0.8, top_p=0.95)
-
-
-class Sizes:
-    """How much is measured: the real run, or its rehearsal."""
-
-    def __init__(self, *, is_tiny: bool) -> None:
-        self.decode = (
-            ((1, 40), (3, 40)) if is_tiny else ((1, 1024), (32, 1024), (32, 4096), (256, 1024))
-        )
-        self.sampled = (3, 40) if is_tiny else (256, 1024)
-        self.fp8 = ((3, 40),) if is_tiny else ((1, 1024), (256, 1024))
-        self.prefill = (50,) if is_tiny else (250, 2048, 8192)
-        self.mixed = (3, 40, 32) if is_tiny else (32, 1024, 512)
-        self.steps = 12 if is_tiny else 100
-        self.rounds = 2 if is_tiny else 10
-        self.engine = ((4, 40),) if is_tiny else ((1, 1024), (32, 1024), (32, 4096), (256, 1024))
-        self.engine_tokens = 16 if is_tiny else 128
-        self.crowd = 4 if is_tiny else 256
-        self.crowd_prompt, self.crowd_output = (20, 8) if is_tiny else (128, 200)
-        self.short_prompt = 30 if is_tiny else 250
-        self.requests = 8 if is_tiny else 60
-        self.rate_s = 1.0 if is_tiny else 8.0
-        self.kv_memory = "64MiB" if is_tiny else "40GiB"
-        self.peer_s, self.tests_s, self.engine_s = 75.0, 90.0, 40.0
 
 
 class Bench:
@@ -279,88 +255,40 @@ class Bench:
 
     def section_http(self) -> None:
         self.drop_runner()
-        folder, sizes = self.folder, self.sizes
-        text = served.settings(
-            folder, str(self.device), batch=sizes.crowd, kv_memory=sizes.kv_memory
+        speeds, sizes, crowd = self.speeds, self.sizes, self.sizes.crowd
+        folder, place = self.folder, self.scratch / "node"
+        served.measure(
+            folder, place, str(self.device), vocab=self.shape.vocab, sizes=sizes, report=self.report
         )
         began = time.perf_counter()
-        with served.serving(self.scratch / "node", text) as node:
-            try:
-                self._served(node, began)
-            except BaseException:
-                self.report.say(f"  the server's last words:\n{node.log()[-3000:]}")
-                raise
+        options = TorchOptions(device=str(self.device))
+        runner = load.load_runner(folder, block_tokens=BLOCK_TOKENS, options=options)
+        self._runner = runner
+        loaded_s = time.perf_counter() - began
+        bytes_ = sum(path.stat().st_size for path in folder.iterdir())
+        floor_s = bytes_ / speeds.upload_bytes_per_s
+        self.report.add(Figure(what="load_runner", unit="s", ours=loaded_s, floor=floor_s))
+        self.report.add(Figure(what=served.FIRST_TOKEN, unit="s", floor=floor_s))
         run = engine.engine_run(
-            self._loaded_again(),
-            prompts=engine.random_prompts(self.runner, 2 * sizes.crowd, sizes.crowd_prompt),
+            runner,
+            prompts=engine.random_prompts(runner, 2 * crowd, sizes.crowd_prompt),
             new_tokens=sizes.crowd_output,
-            at_once=sizes.crowd,
-            tokens_per_step=4096,
+            at_once=crowd,
+            tokens_per_step=served.TOKENS_PER_STEP,
             most_s=sizes.engine_s,
+            sampling=Sampling(temperature=1.0),
         )
-        self.report.add(
-            _rate(f"{sizes.crowd} streams: engine without HTTP", "tokens/s", run.tokens_per_s)
+        self.report.add(Figure(what=served.CROWD, unit="tokens/s", floor=run.tokens_per_s))
+        work = model_work(runner)
+        prompt_s, step_s = (
+            self._floor_s(work, *fed_and_seen)
+            for fed_and_seen in (
+                (sizes.short_prompt, sizes.short_prompt),
+                (served.FEW, served.FEW * (sizes.short_prompt + served.FEW_TOKENS // 2)),
+            )
         )
-
-    def _served(self, node: Any, began: float) -> None:
-        sizes, add = self.sizes, self.report.add
-        vocab = ("--vocab", str(min(2000, self.shape.vocab)))
-        ready_s, first_s = served.first_token_s(node, began)
-        bytes_ = sum(path.stat().st_size for path in self.folder.iterdir())
-        floor_s = bytes_ / self.speeds.upload_bytes_per_s
-        add(Figure(what="process to ready", unit="s", ours=ready_s, floor=floor_s))
-        add(Figure(what="process to first token", unit="s", ours=first_s, floor=floor_s))
-        report = served.load_test(
-            node,
-            *("--concurrency", "4", "--requests", str(sizes.requests), "--output-tokens", "32"),
-            *("--prompt-tokens", str(sizes.short_prompt), "--warm-up", "4"),
-            *vocab,
-            most_s=60,
-        )
-        title = f"4 streams, prompts of {sizes.short_prompt}"
-        self._latency(f"{title}: TTFT p50", report["ttft_ms"]["p50"], report)
-        self._latency(f"{title}: ITL p50", report["itl_ms"]["p50"], report)
-        report = served.load_test(
-            node,
-            *("--rate", "16", "--duration-s", str(sizes.rate_s), "--output-tokens", "200"),
-            *("--prompt-tokens", str(sizes.short_prompt)),
-            *vocab,
-            most_s=60,
-        )
-        itl = report["itl_ms"]
-        self._latency("16 arrivals/s: ITL p50", itl["p50"], report)
-        self._latency(
-            "16 arrivals/s: ITL p99", itl["p99"], report, f"{itl['p99'] / itl['p50']:.2f} x p50"
-        )
-        report = served.load_test(
-            node,
-            *("--concurrency", str(sizes.crowd), "--requests", str(2 * sizes.crowd)),
-            *(
-                "--prompt-tokens",
-                str(sizes.crowd_prompt),
-                "--output-tokens",
-                str(sizes.crowd_output),
-            ),
-            *vocab,
-            most_s=90,
-        )
-        self._latency(f"{sizes.crowd} streams: ITL p50", report["itl_ms"]["p50"], report)
-        add(_rate(f"{sizes.crowd} streams: HTTP", "tokens/s", report["output_tokens_per_s"]))
-
-    def _latency(self, what: str, ms: float, report: dict[str, Any], note: str = "") -> None:
-        notes = [note, f"{report['requests']}", *report["client"]["notes"]]
-        self.report.add(Figure(what=what, unit="ms", ours=ms, note="; ".join(filter(None, notes))))
-
-    def _loaded_again(self) -> TorchRunner:
-        """The folder's model in this process."""
-        began = time.perf_counter()
-        self._runner = load.load_runner(
-            self.folder,
-            block_tokens=BLOCK_TOKENS,
-            options=TorchOptions(device=str(self.device)),
-        )
-        self.report.add(Figure(what="load_runner", unit="s", ours=time.perf_counter() - began))
-        return self._runner
+        self.report.add(Figure(what=served.TTFT, unit="ms", floor=1e3 * prompt_s))
+        self.report.add(Figure(what=served.ITL, unit="ms", floor=1e3 * step_s))
 
 
 def _roomy() -> str | None:

@@ -13,9 +13,71 @@ import httpx
 
 sys.path.append(str(Path(__file__).parents[1] / "http"))
 from server_process import Node, environment, eventually
+from tests.gpu.report import Figure, Report
+from tests.gpu.sizes import Sizes
 
 START_S = 90.0
 MODEL = "random"
+TOKENS_PER_STEP = 4096
+FEW, FEW_TOKENS = 4, 32
+RATE = 16
+
+FIRST_TOKEN = "process to first token"
+TTFT, ITL = (f"HTTP, {FEW} streams, short prompts: {what} p50" for what in ("TTFT", "ITL"))
+CROWD = "HTTP, full batch"
+"""What the figures are called whose floors are found elsewhere; that of the last is the engine without HTTP."""
+
+
+def measure(
+    folder: Path, place: Path, device: str, *, vocab: int, sizes: Sizes, report: Report
+) -> None:
+    """A server of the model in `folder`, which keeps its data in `place`, from its start to its full load."""
+    text = settings(folder, device, batch=sizes.crowd, kv_memory=sizes.kv_memory)
+    began = time.perf_counter()
+    with serving(place, text) as node:
+        try:
+            ready_s, first_s = first_token_s(node, began)
+            report.add(Figure(what="process to ready", unit="s", ours=ready_s))
+            report.add(Figure(what=FIRST_TOKEN, unit="s", ours=first_s))
+            _loads(node, vocab, sizes, report)
+        except BaseException:
+            report.say(f"  the server's last words:\n{node.log()[-2000:]}")
+            raise
+
+
+def _loads(node: Node, vocab: int, sizes: Sizes, report: Report) -> None:
+    always = ("--vocab", str(min(2000, vocab)), "--temperature", "1")
+    short = ("--prompt-tokens", str(sizes.short_prompt), *always)
+    few = load_test(
+        node,
+        *("--concurrency", str(FEW), "--requests", str(sizes.requests), "--warm-up", str(FEW)),
+        *("--output-tokens", str(FEW_TOKENS), *short),
+        most_s=60,
+    )
+    _latency(report, TTFT, few["ttft_ms"]["p50"], few)
+    _latency(report, ITL, few["itl_ms"]["p50"], few)
+    coming = load_test(
+        node,
+        *("--rate", str(RATE), "--duration-s", str(sizes.rate_s), *short),
+        *("--output-tokens", str(sizes.rate_output)),
+        most_s=60,
+    )
+    p50, p99 = (coming["itl_ms"][share] for share in ("p50", "p99"))
+    _latency(report, f"HTTP, {RATE} arrivals/s: ITL p50", p50, coming)
+    _latency(report, f"HTTP, {RATE} arrivals/s: ITL p99", p99, coming, f"{p99 / p50:.2f} x p50")
+    full = load_test(
+        node,
+        *("--concurrency", str(sizes.crowd), "--requests", str(2 * sizes.crowd), *always),
+        *("--prompt-tokens", str(sizes.crowd_prompt), "--output-tokens", str(sizes.crowd_output)),
+        most_s=90,
+    )
+    _latency(report, f"{CROWD}: ITL p50", full["itl_ms"]["p50"], full)
+    report.add(Figure(what=CROWD, unit="tokens/s", ours=full["output_tokens_per_s"]))
+
+
+def _latency(report: Report, what: str, ms: float, load: dict[str, Any], note: str = "") -> None:
+    notes = (note, f"{load['requests']}", *load["client"]["notes"])
+    report.add(Figure(what=what, unit="ms", ours=ms, note="; ".join(filter(None, notes))))
 
 
 def settings(folder: Path, device: str, *, batch: int, kv_memory: str, options: str = "") -> str:
@@ -23,7 +85,7 @@ def settings(folder: Path, device: str, *, batch: int, kv_memory: str, options: 
 [models.{MODEL}]
 source = "{folder}"
 max_batch_size = {batch}
-max_tokens_per_batch = 4096
+max_tokens_per_batch = {TOKENS_PER_STEP}
 kv_memory = "{kv_memory}"
 [models.{MODEL}.options]
 device = "{device}"
