@@ -3,6 +3,9 @@
 For each matrix of an 8B model and number of rows: torch's product, our own over 16-bit weights, over float8 and over
 4 bits, and the product in float8. Microseconds by CUDA graph, and GB/s of the weights as each has them. Kernels are
 compiled by some processes at once beforehand; what does not fit into the time is left out, the less important last.
+
+They set `projections.OWN_MOST_ROWS`, `fp8.WEIGHT_ONLY_ROWS`, `skinny.VECTOR_ROWS` (0 if 2 rows are quicker than one),
+and the tables of blocks in `kernels.skinny` and `kernels.int4`.
 """
 
 import multiprocessing
@@ -30,7 +33,7 @@ MATRICES = {
     "o": (4096, 4096),
     "head": (128256, 4096),
 }
-ROWS = (1, 16, 32, 64, 256)
+ROWS = (1, 2, 16, 32, 64, 256)
 KIND = torch.bfloat16
 COMPILERS = 8
 SECONDS = 40.0

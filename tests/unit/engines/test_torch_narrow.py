@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tests.unit.kernels.interpreting  # noqa: F401
 import torch
 import transformers
 from tests.unit.engines.checkpoints import config_of, save_checkpoint
@@ -132,3 +133,15 @@ def test_a_runner_serves_them(kind: str, folder: Path):
     asked = [Asked([1, 2, 3], 3), Asked([9] * 20, 2)]
     together = ToyScheduler(runner).answer(*asked)
     assert together[0] == ToyScheduler(runner).answer(asked[0])[0]
+
+
+def test_kernels_serve_them_too(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    options = TorchOptions(weights="fp8", device="cpu")
+    asked = [Asked([1, 2, 3], 2)]
+    plain = ToyScheduler(load_runner(folder, block_tokens=16, options=options)).answer(*asked)
+    monkeypatch.setattr("llmhost.engines.torch.load.has_kernels", lambda device: True)
+
+    runner = load_runner(folder, block_tokens=16, options=options)
+
+    assert runner.path is not None and runner.path.decoder is not None
+    assert ToyScheduler(runner).answer(*asked) == plain

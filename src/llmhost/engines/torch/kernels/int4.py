@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmhost.engines.torch.kernels.skinny import MOST_ROWS, Blocks, stages_within
+from llmhost.engines.torch.kernels.skinny import MOST_ROWS, VECTOR_ROWS, Blocks, stages_within
 
 CHUNK = 256
 """Columns whose weights lie in CHUNK / 2 bytes."""
@@ -37,7 +37,7 @@ def int4_linear(
     assert rows <= MOST_ROWS and width % CHUNK == 0 and packed.is_contiguous()
     out = torch.empty(rows, count, dtype=x.dtype, device=x.device)
     if blocks is None:
-        blocks = VECTOR if rows == 1 else SKINNY
+        blocks = VECTOR if rows <= VECTOR_ROWS else SKINNY
     grid = (triton.cdiv(count, blocks.n),)
     added = bias if bias is not None else scales
     settings = {
@@ -45,7 +45,7 @@ def int4_linear(
         "BLOCK_N": blocks.n, "STAGES": blocks.stages, "num_warps": blocks.warps,
     }  # fmt: skip
     x = x.contiguous()
-    if rows == 1:
+    if rows <= VECTOR_ROWS:
         _vector[grid](x, packed, scales, added, out, count, scales.stride(0), **settings)
     else:
         settings["BLOCK_M"] = block_m = max(16, triton.next_power_of_2(rows))

@@ -13,6 +13,8 @@ from torch import Tensor
 
 MOST_ROWS = 64
 """Rows of `x` that a program takes."""
+VECTOR_ROWS = 1
+"""0 has a single row go through the tensor cores too."""
 LEAST_BLOCK_K = 16
 """A row of weights is a whole number of these."""
 
@@ -58,7 +60,7 @@ def skinny_linear(
     count = weight.shape[0]
     out = torch.empty(rows, count, dtype=x.dtype, device=x.device)
     if blocks is None:
-        blocks = (VECTOR if rows == 1 else SKINNY)[weight.itemsize]
+        blocks = (VECTOR if rows <= VECTOR_ROWS else SKINNY)[weight.itemsize]
     block_k = min(blocks.k, _whole_block(width))
     grid = (triton.cdiv(count, blocks.n),)
     held = scale if scale is not None else weight
@@ -68,7 +70,7 @@ def skinny_linear(
         "BLOCK_N": blocks.n, "BLOCK_K": block_k, "STAGES": blocks.stages, "num_warps": blocks.warps,
     }  # fmt: skip
     x = x.contiguous()
-    if rows == 1:
+    if rows <= VECTOR_ROWS:
         _vector[grid](x, weight, held, added, out, count, **settings)
     else:
         settings["BLOCK_M"] = block_m = max(16, triton.next_power_of_2(rows))
