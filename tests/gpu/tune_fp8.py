@@ -4,8 +4,8 @@ For each matrix of an 8B model and number of rows: torch's product, our own over
 4 bits, and the product in float8. Microseconds by CUDA graph, and GB/s of the weights as each has them. Kernels are
 compiled by some processes at once beforehand; what does not fit into the time is left out, the less important last.
 
-They set `projections.OWN_MOST_ROWS`, `fp8.WEIGHT_ONLY_ROWS`, `skinny.VECTOR_ROWS` (0 if 2 rows are quicker than one),
-and the tables of blocks in `kernels.skinny` and `kernels.int4`.
+They set `projections.OWN_MOST_ROWS`, `fp8.WEIGHT_ONLY_ROWS` and `FAST_ACCUMULATION`, `skinny.VECTOR_ROWS` (0 if 2 rows
+are quicker than one), and the tables of blocks in `kernels.skinny` and `kernels.int4`.
 """
 
 import multiprocessing
@@ -54,7 +54,8 @@ class Way(NamedTuple):
     """One way to multiply."""
 
     kind: str
-    """Of the weights: plain, bf16, fp8, int4; or scaled, for float8 times float8, and widened, for 4 bits."""
+    """Of the weights: plain, bf16, fp8, int4; or float8 times float8, scaled with sums as the tensor cores keep them or
+    exact, and widened, for 4 bits."""
     blocks: Blocks | None = None
 
     @property
@@ -67,6 +68,7 @@ def ways(rows: int) -> Iterator[Way]:
     tried = VECTOR if rows == 1 else SKINNY if rows <= 64 else {}
     yield from (Way(kind, one) for kind, blocks in tried.items() for one in blocks)
     yield Way("scaled")
+    yield Way("exact")
     if rows > 16:
         yield Way("widened")
 
@@ -105,8 +107,19 @@ def multiply(way: Way, x: Tensor, matrix: Any) -> Tensor:
             return int4_linear(x, matrix.weight, matrix.scales, None, way.blocks)
         case "widened":
             return cast(Tensor, matrix.widened(x))
+    fp8.FAST_ACCUMULATION = way.kind == "scaled"
     scaled: Tensor = matrix.scaled(x)
     return scaled
+
+
+def off(way: Way, columns: int) -> float:
+    """How far a product in float8 is from the same numbers in float64."""
+    x = torch.randn(64, columns, device="cuda", dtype=KIND)
+    [matrix] = stored("fp8", 1024, columns, 1)
+    numbers, scale = fp8.quantise_matrix(x)
+    weights = matrix.weight.double() * matrix.scale[:, None]
+    right = (numbers.double() * scale[:, None]) @ weights.t()
+    return float((multiply(way, x, matrix).double() - right).norm() / right.norm())
 
 
 def compile_share(share: list[tuple[int, int, Way]]) -> None:
@@ -147,7 +160,9 @@ def main() -> None:
     out.write(
         f"{torch.cuda.get_device_name()}, {KIND}; compiled in {time.monotonic() - began:.1f} s\n"
     )
-    out.write(f"us (GB/s of weights); {fp8.FAST_ACCUMULATION=}\n")
+    for way in (Way("scaled"), Way("exact")):
+        out.write(f"{way.label} sums are off by {off(way, 4096):.2g} and {off(way, 14336):.2g}\n")
+    out.write("us (GB/s of weights)\n")
     for rows in ROWS:
         for name, shape in MATRICES.items():
             out.write(f"{name} {shape[0]}x{shape[1]} M={rows}:")
