@@ -12,8 +12,17 @@ from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 from llmhost.engines.torch import backend_triton
 from llmhost.engines.torch import runner as torch_runner
 from llmhost.engines.torch.backend_torch import Scores
-from llmhost.engines.torch.backend_triton import ACCEPTABLE, TritonAttention, self_test
-from llmhost.engines.torch.kernels.attention import DecodeRoom, decode_attention
+from llmhost.engines.torch.backend_triton import (
+    ACCEPTABLE,
+    TritonAttention,
+    self_test,
+    warm_up,
+)
+from llmhost.engines.torch.kernels.attention import (
+    DecodeRoom,
+    decode_attention,
+    prefill_tiles,
+)
 from llmhost.engines.torch.layout import StepLayout
 
 PLAIN = Scores()
@@ -45,6 +54,20 @@ def test_the_self_test_notices_a_kernel_that_reads_too_far(monkeypatch: pytest.M
 
     monkeypatch.setattr(backend_triton, "decode_attention", too_far)
     assert self_test(CPU, torch.float32, HEADS, KV_HEADS, DIM, 16) > ACCEPTABLE[torch.float32]
+
+
+def test_a_warm_up_has_every_form_of_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+
+    def note(query: torch.Tensor, keys: torch.Tensor, *args: Any, **asked: Any) -> None:
+        pairs = asked["longest"] * query.shape[1] // keys.shape[2]
+        seen.add((prefill_tiles(2, query.shape[2], pairs).queries, asked["window"]))
+
+    monkeypatch.setattr(backend_triton, "prefill_attention", note)
+    for heads, kv_heads in ((4, 4), (32, 8), (28, 4), (32, 1)):
+        seen.clear()
+        warm_up(CPU, torch.bfloat16, heads, kv_heads, 64, 16, [PLAIN, RICH])
+        assert seen >= {(places, window) for places in (64, 128) for window in (None, 6)}
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])

@@ -41,8 +41,8 @@ def _prefill(
 
 
 def _reduce(kind: str, dim: int) -> Launch:
-    tiles = Tiles(tile=64, warps=1, stages=3)
-    more = {"ROOM": attention.MOST_SPLITS}
+    tiles = Tiles(tile=64, warps=2, stages=3)
+    more = {"ROOM": attention.MOST_SPLITS, "PARTS": 16}
     return _launch(attention._reduce, kind, kind, 1, dim, tiles, more)
 
 

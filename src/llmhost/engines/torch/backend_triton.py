@@ -4,6 +4,7 @@ One-token rows, which the layout has first, go to the decode kernel, all others 
 both read go to the device once per step, together.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
@@ -107,6 +108,49 @@ class TritonAttention:
                     **asked,
                 )
         return out
+
+
+def warm_up(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_tokens: int,
+    kinds: Iterable[Scores],
+    *,
+    stored: torch.dtype | None = None,
+) -> None:
+    """Have the prefill kernel compiled in each form that layers of these `kinds` may call for, so that no step waits.
+
+    The decode kernel has two forms for each kind, few rows and many; whoever captures graphs has called both.
+    """
+    cache = KeyValue(
+        *(
+            torch.zeros(1, block_tokens, kv_heads, dim, device=device).to(stored or dtype)
+            for _ in "kv"
+        )
+    )
+    query = torch.zeros(1, heads, dim, dtype=dtype, device=device)
+    tables = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    starts, offsets = _on_device([0], [0, 1], device=device)
+    some = max(64 * kv_heads // heads, 2)
+    with _current(device):
+        for scores in kinds:
+            for longest in (1, some, 32_768):  # each calls for tiles of another size
+                prefill_attention(
+                    query,
+                    *cache,
+                    tables,
+                    starts,
+                    offsets,
+                    torch.empty_like(query),
+                    longest=longest,
+                    scaling=dim**-0.5,
+                    window=scores.window,
+                    softcap=scores.softcap,
+                    sinks=scores.sinks,
+                )
 
 
 def self_test(

@@ -24,6 +24,10 @@ MOST_SPLITS = 64
 CPU_MULTIPROCESSORS = 1
 """What the interpreter pretends to have."""
 
+_LOOSE = ("table_stride", "window", "programs", "kv_heads", "splits")
+_ANYWHERE = ("tables", "ends", "starts", "offsets", "sinks")
+"""Numbers and addresses that change from step to step: kernels must not be compiled again for some of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
@@ -46,13 +50,16 @@ def decode_tiles(key_bytes: int, query_bytes: int, dim: int) -> Tiles:
     return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3)
 
 
-def prefill_tiles(query_bytes: int, dim: int, pairs: int) -> Tiles:
-    """For rows of at most so many (token, head) pairs for each head of keys."""
+def prefill_tiles(query_bytes: int, dim: int, pairs: int, *, keeps_busy: bool = True) -> Tiles:
+    """For rows of at most so many (token, head) pairs for each head of keys.
+
+    Large programs read keys less often, if there are enough of them to keep the device busy.
+    """
     if query_bytes == 4:
         return Tiles(tile=32 if dim <= 128 else 16, warps=8, stages=2, queries=16)
     if pairs <= 16:
         return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3, queries=16)
-    if pairs <= 64:
+    if pairs <= 64 or not keeps_busy:
         return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3, queries=64)
     return Tiles(tile=64 if dim <= 128 else 32, warps=8, stages=3, queries=128)
 
@@ -149,7 +156,7 @@ def decode_attention(
             room.weights, room.results, ends, sinks, out, out.stride(0), out.stride(1),
             window, room.programs, kv_heads, splits,
             DIM=dim, DIM_ROOM=triton.next_power_of_2(dim), TILE=tiles.tile,
-            ROOM=MOST_SPLITS, num_warps=1,
+            ROOM=MOST_SPLITS, PARTS=16, num_warps=2,
         )  # fmt: skip
 
 
@@ -184,7 +191,10 @@ def prefill_attention(
     assert query.stride(2) == out.stride(2) == key_cache.stride(3) == value_cache.stride(3) == 1
     assert key_cache.stride() == value_cache.stride()
     group = heads // kv_heads
-    tiles = tiles or prefill_tiles(query.itemsize, dim, longest * group)
+    if tiles is None:
+        programs = rows * kv_heads * longest * group / 128
+        keeps_busy = programs >= _multiprocessors(query.device)
+        tiles = prefill_tiles(query.itemsize, dim, longest * group, keeps_busy=keeps_busy)
     places = max(tiles.queries, triton.next_power_of_2(group))
     _prefill[(kv_heads, triton.cdiv(longest, places // group), rows)](
         query, key_cache, value_cache, block_tables, starts, offsets, sinks, out,
@@ -334,7 +344,7 @@ def _share(ends, rows, seen, window, programs, kv_heads, splits, TILE: tl.conste
     return tl.cdiv(tl.cdiv(seen, used), TILE) * TILE
 
 
-@triton.jit(do_not_specialize=["table_stride", "window", "programs"])
+@triton.jit(do_not_specialize=_LOOSE, do_not_specialize_on_alignment=_ANYWHERE)
 def _decode(
     query, key, value, tables, ends, sinks, out, weights, results,
     query_stride, query_head_stride, out_stride, out_head_stride, table_stride,
@@ -394,11 +404,12 @@ def _decode(
         tl.store(outs, nothing, mask=is_ours)
 
 
-@triton.jit(do_not_specialize=["window", "programs", "kv_heads", "splits"])
+@triton.jit(do_not_specialize=_LOOSE, do_not_specialize_on_alignment=_ANYWHERE)
 def _reduce(
     weights, results, ends, sinks, out, out_stride, out_head_stride,
     window, programs, kv_heads, splits,
     DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """One program per head and row: what the parts of a split row give together."""
     head = tl.program_id(0)
@@ -421,8 +432,8 @@ def _reduce(
 
         dims = tl.arange(0, DIM_ROOM)
         given = tl.zeros([DIM_ROOM], tl.float32)
-        for before in range(0, used, 8):
-            split = before + tl.arange(0, 8)
+        for before in range(0, used, PARTS):
+            split = before + tl.arange(0, PARTS)
             part = (row * splits + split) * heads + head
             weight = tl.load(weights + part, mask=split < used, other=float("-inf"))
             is_there = (split < used)[:, None] & (dims < DIM)[None, :]
@@ -433,7 +444,7 @@ def _reduce(
         tl.store(outs, (given / total).to(out.dtype.element_ty), mask=dims < DIM)
 
 
-@triton.jit(do_not_specialize=["table_stride", "window"])
+@triton.jit(do_not_specialize=_LOOSE, do_not_specialize_on_alignment=_ANYWHERE)
 def _prefill(
     query, key, value, tables, starts, offsets, sinks, out,
     query_stride, query_head_stride, out_stride, out_head_stride, table_stride,
