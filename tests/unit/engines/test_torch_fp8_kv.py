@@ -8,7 +8,7 @@ from tests.unit.engines.parity import prompts
 from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
 from llmhost.core.step import KvMove
-from llmhost.engines.torch.kv import KeyValue, KvShape, PagedKv
+from llmhost.engines.torch.kv import KeyValue, KvShape, PagedKv, as_kept
 from llmhost.engines.torch.runner import TorchRunner
 
 SHAPE = KvShape(layers=2, kv_heads=1, head_dim=4, block_tokens=8, dtype=torch.float8_e4m3fn)
@@ -28,7 +28,7 @@ def written(cache: PagedKv, numbers: torch.Tensor, slot: int = 8) -> torch.Tenso
     fresh = KeyValue(numbers[None, None], numbers[None, None])
     slots = torch.arange(slot, slot + len(numbers))
     cache.write(0, fresh, slots, torch.tensor([1]))
-    assert torch.equal(cache.as_kept(fresh).key[0, 0], _read(cache, slots))
+    assert torch.equal(as_kept(fresh, SHAPE.dtype).key[0, 0], _read(cache, slots))
     return _read(cache, slots)
 
 

@@ -76,7 +76,7 @@ def paged_attention(
     state.write(layer, fresh)
     scores = Scores(kwargs.get("scaling"), window, kwargs.get("softcap"), kwargs.get("s_aux"))
     kv = state.kv
-    return state.attention.attend(query, kv.as_kept(fresh), kv.layers[layer], scores), None
+    return state.attention.attend(query, fresh, kv.layers[layer], scores), None
 
 
 AttentionInterface.register(NAME, paged_attention)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmhost.engines.torch.decode_rows import WORTHWHILE_ELEMENTS, Past, RowAttention, pasts
-from llmhost.engines.torch.kv import KeyValue, bits
+from llmhost.engines.torch.kv import KeyValue, as_kept, bits
 from llmhost.engines.torch.layout import StepLayout
 
 GROUP_OVERHEAD_BLOCKS = 32
@@ -107,6 +107,7 @@ class StepAttention:
         what is before it.
         """
         position_elements = cache.key.shape[2] * cache.key.shape[3]
+        fresh = as_kept(fresh, cache.key.dtype)
         outs = [
             self._attend_span(span, query, fresh, cache, scores)
             for span in self._spans_for(scores.window, scores.is_plain, position_elements)

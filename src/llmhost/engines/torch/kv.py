@@ -77,13 +77,6 @@ class PagedKv:
             new = bits(narrowed(tokens[0].transpose(0, 1), cache.dtype))
             stored.view(-1, *cache.shape[2:]).index_copy_(0, slots, new)
 
-    def as_kept(self, fresh: KeyValue) -> KeyValue:
-        """`fresh` keys and values as they would be read back: an answer must not depend on where they were read."""
-        kind = self.shape.dtype
-        if fresh.key.dtype is kind:
-            return fresh
-        return KeyValue(*(narrowed(tokens, kind).to(tokens.dtype) for tokens in fresh))
-
     def resize_host(self, count: int) -> None:
         """Have room for `count` blocks in host memory, page-locked where the device is a GPU. What was there goes."""
         shape = self.shape
@@ -129,6 +122,14 @@ class PagedKv:
 def bits(tensor: Tensor) -> Tensor:
     """The same memory in a type that torch can index and copy; it can do neither with float8 everywhere."""
     return tensor.view(torch.uint8) if tensor.dtype is torch.float8_e4m3fn else tensor
+
+
+def as_kept(fresh: KeyValue, kind: torch.dtype) -> KeyValue:
+    """`fresh` keys and values as they are read back from a cache of that type: an answer must not depend on where they
+    were read."""
+    if fresh.key.dtype is kind:
+        return fresh
+    return KeyValue(*(narrowed(tokens, kind).to(tokens.dtype) for tokens in fresh))
 
 
 def narrowed(tensor: Tensor, kind: torch.dtype) -> Tensor:
