@@ -26,6 +26,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
+import psutil
 import torch
 from tests.gpu import engine, exact, models, peer, served
 from tests.gpu.report import Figure, Report
@@ -331,6 +332,8 @@ def end_late(report: Report, most_s: float) -> threading.Timer:
         report.say(f"stopped after {most_s:.0f} s")
         sys.stdout.write(report.table() + "\n")
         sys.stdout.flush()
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
         os._exit(3)
 
     timer = threading.Timer(most_s, end)
@@ -352,6 +355,7 @@ def main(words: list[str] | None = None) -> int:
         help="off is the engine without its own kernels; on has Triton's interpreter run them on a CPU",
     )
     parser.add_argument("--tests-s", type=float, help="wait so long for the tests of exact")
+    parser.add_argument("--peer-s", type=float, help="give transformers so long")
     parser.add_argument("--families", help="of small models in exact, with semicolons")
     parser.add_argument("--budget-s", type=float, default=600.0, help="begin no section after this")
     parser.add_argument("--most-s", type=float, help="end the process after this, with its table")
@@ -372,6 +376,8 @@ def main(words: list[str] | None = None) -> int:
     bench = Bench(options.shape, device, report)
     if options.tests_s:
         bench.sizes.tests_s = options.tests_s
+    if options.peer_s:
+        bench.sizes.peer_s = options.peer_s
     if options.families:
         bench.families = options.families.split(";")
     try:
