@@ -5,8 +5,9 @@ soon as they are known, and the table comes last. `--shape tiny --device cpu` re
 
   exact     tokens and logits of small models, and the tests that are marked `gpu`
   ceilings  memory, matrix products and uploads at their best
-  decode    steps of 1 to 256 sequences: kernels alone, the runner, the engine loop
+  decode    steps of 1 to 256 sequences: by the runner alone, and by the engine loop
   prefill   steps that are one prompt, and one beside decoding sequences
+  profile   which kernels such steps are made of
   peer      transformers: continuous batching and a static batch
   fp8       decode with weights and KV cache in float8, where the engine has it
   http      a server process: its start, and its callers' latencies
@@ -40,7 +41,7 @@ from llmhost.engines.torch.bench import ModelWork, model_work
 from llmhost.engines.torch.random_model import random_runner
 from llmhost.engines.torch.runner import TorchRunner
 
-SECTIONS = ("exact", "ceilings", "decode", "prefill", "peer", "fp8", "http")
+SECTIONS = ("exact", "ceilings", "decode", "prefill", "profile", "peer", "fp8", "http")
 BLOCK_TOKENS = 16
 SHOWN_KERNELS = 6
 SAMPLED = Sampling(temperature=0.8, top_p=0.95)
@@ -150,23 +151,13 @@ class Bench:
         title: str,
         sampling: Sampling = engine.GREEDY,
     ) -> None:
-        """Kernels and runner over rows made by hand."""
+        """The runner over rows made by hand."""
         sizes, what = self.sizes, f"{title} {batch} x {context}"
         decoders = engine.Decoders(runner, batch, context, sizes.steps + 40, sampling)
         step_s = engine.runner_step_s(decoders, sizes.steps)
         floor_s = self._floor_s(work, batch, decoders.seen)
         note = f"{batch / step_s:,.0f} tokens/s"
         self.report.add(_time(f"{what}: runner", step_s, floor_s, note))
-        kernels = engine.kernel_times(decoders.step, self.device)
-        self.report.add(_time(f"{what}: kernels", kernels.total_s, floor_s))
-        self._show(what, kernels)
-
-    def _show(self, what: str, kernels: engine.Kernels) -> None:
-        self.report.keep(
-            {"kernels": what, "ms": [(name, n, 1e3 * seconds) for name, n, seconds in kernels.most]}
-        )
-        for name, count, seconds in kernels.most[:SHOWN_KERNELS]:
-            self.report.say(f"    {1e3 * seconds:7.3f} ms {count:5.0f} x {name[:72]}")
 
     def _floor_s(self, work: ModelWork, batch: int, seen: int) -> float:
         moved = work.weights_bytes + seen * work.kv_token_bytes
@@ -206,9 +197,7 @@ class Bench:
         flops = tokens * work.token_flops + work.logits_flops + pairs * work.attention_flops
         floor_s = max(flops / self.speeds.flops_per_s, work.weights_bytes / self.speeds.bytes_per_s)
         note = f"{flops / spent_s / 1e12:.0f} TFLOP/s, {tokens / spent_s:,.0f} tokens/s"
-        what = f"prefill {tokens}"
-        self.report.add(_time(what, spent_s, floor_s, note))
-        self._show(what, engine.kernel_times(lambda: self.runner.run([row]), self.device))
+        self.report.add(_time(f"prefill {tokens}", spent_s, floor_s, note))
 
     def _mixed(self, work: ModelWork, batch: int, context: int, tokens: int) -> None:
         """A prompt in the place of one of `batch` sequences that decode."""
@@ -221,6 +210,45 @@ class Bench:
 
     def _median_s(self, call: Callable[[], object]) -> float:
         return statistics.median(device_times_s(call, self.device, self.sizes.rounds))
+
+    def section_profile(self) -> None:
+        """After all that is timed: a profiler may leave the process slower than it was."""
+        sizes, work = self.sizes, model_work(self.runner)
+        cases = [
+            *(("decode", *case, engine.GREEDY) for case in sizes.profiled),
+            ("decode, top-p", *sizes.sampled, SAMPLED),
+        ]
+        profiled = [partial(self._profile, self.runner, work, *case) for case in cases]
+        self._each([*profiled, partial(self._profile_prompt, sizes.prefill[-1])])
+
+    def _profile(
+        self,
+        runner: TorchRunner,
+        work: ModelWork,
+        title: str,
+        batch: int,
+        context: int,
+        sampling: Sampling,
+    ) -> None:
+        decoders = engine.Decoders(runner, batch, context, 16, sampling)
+        floor_s = self._floor_s(work, batch, decoders.seen)
+        kernels = engine.kernel_times(decoders.step, self.device)
+        what = f"{title} {batch} x {context}: kernels"
+        self.report.add(_time(what, kernels.total_s, floor_s))
+        self._show(what, kernels)
+
+    def _profile_prompt(self, tokens: int) -> None:
+        row = engine.prompt_row(self.runner, tokens)
+        kernels = engine.kernel_times(lambda: self.runner.run([row]), self.device)
+        self.report.add(_time(f"prefill {tokens}: kernels", kernels.total_s))
+        self._show(f"prefill {tokens}", kernels)
+
+    def _show(self, what: str, kernels: engine.Kernels) -> None:
+        self.report.keep(
+            {"kernels": what, "ms": [(name, n, 1e3 * seconds) for name, n, seconds in kernels.most]}
+        )
+        for name, count, seconds in kernels.most[:SHOWN_KERNELS]:
+            self.report.say(f"    {1e3 * seconds:7.3f} ms {count:5.0f} x {name[:72]}")
 
     def section_peer(self) -> None:
         self.drop_runner()
@@ -251,6 +279,7 @@ class Bench:
         self._each(
             [partial(self._decode, runner, work, *case, "fp8 decode") for case in self.sizes.fp8]
         )
+        self._profile(runner, work, "fp8 decode", *self.sizes.fp8[-1], engine.GREEDY)
         runner.close()
         self._free()
 
@@ -300,8 +329,9 @@ def _roomy() -> str | None:
     return None
 
 
-def _time(what: str, spent_s: float, floor_s: float, note: str = "") -> Figure:
-    return Figure(what=what, unit="ms", ours=1e3 * spent_s, floor=1e3 * floor_s, note=note)
+def _time(what: str, spent_s: float, floor_s: float | None = None, note: str = "") -> Figure:
+    floor = None if floor_s is None else 1e3 * floor_s
+    return Figure(what=what, unit="ms", ours=1e3 * spent_s, floor=floor, note=note)
 
 
 def _rate(what: str, unit: str, value: float) -> Figure:

@@ -8,6 +8,7 @@ class Sizes:
         self.decode = (
             ((1, 40), (3, 40)) if is_tiny else ((1, 1024), (32, 1024), (32, 4096), (256, 1024))
         )
+        self.profiled = ((3, 40),) if is_tiny else ((1, 1024), (32, 4096), (256, 1024))
         self.sampled = (3, 40) if is_tiny else (256, 1024)
         self.fp8 = ((3, 40),) if is_tiny else ((1, 1024), (256, 1024))
         self.prefill = (50,) if is_tiny else (250, 2048, 8192)
