@@ -136,7 +136,7 @@ class TorchKind:
                 _present(folder), task=task, block_tokens=spec.block_tokens, options=options
             )
         runner = load_runner(_present(folder), block_tokens=spec.block_tokens, options=options)
-        runner.most_rows = spec.max_batch_size
+        runner.most_rows, runner.most_tokens = spec.max_batch_size, spec.max_tokens_per_batch
         return runner
 
     def _task(self, spec: ModelSpec, folder: Path | None) -> str:

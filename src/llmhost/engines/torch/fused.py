@@ -7,7 +7,7 @@ values go comes in `slots`, and attention over them is the caller's.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,16 @@ class FusedLayer:
     k_norm: Norm | None = None
 
 
+class Places(NamedTuple):
+    """Where tokens stand: [T] each."""
+
+    positions: Tensor
+    slots: Tensor
+    """block * block_tokens + offset; negative is padding."""
+    query: Tensor | None = None
+    """Where queries are left, [T, heads, dim]; None makes room each time."""
+
+
 class FusedDecoder:
     """A model's layers, embedding, last norm and head. Everything here can be captured in a CUDA graph."""
 
@@ -80,7 +90,8 @@ class FusedDecoder:
         """[positions, 2, dim / 2]: cosines and sines."""
         self.heads = heads
         self.head: Projection = PlainProjection(embedding)
-        self._embedding = embedding
+        self.embedding = embedding
+        """[vocabulary, H]"""
         self._norm = norm
         self._kernels = kernels
 
@@ -117,32 +128,67 @@ class FusedDecoder:
         Keys and values are written to `caches`, one for each layer, at `slots` (block * block_tokens + offset). A place
         whose slot is negative is padding: its id must be one of the vocabulary, and what comes out means nothing.
         """
-        kernels = self._kernels
-        residual = F.embedding(input_ids, self._embedding)
-        layers = self.layers
-        dim = 2 * self.table.shape[2]
-        following = [*(one.before_attention for one in layers[1:]), self._norm]
-        first = layers[0].before_attention
-        x: Tensor = kernels.rms_norm(residual, first.weight, first.eps)
-        for number, (layer, after) in enumerate(zip(layers, following, strict=True)):
-            query = x.new_empty(len(x), self.heads, dim)
-            q_norm, k_norm = layer.q_norm, layer.k_norm
-            kernels.rope_and_write(
-                layer.qkv(x),
-                self.table,
-                positions,
-                slots,
-                *caches[number],
-                query,
-                q_norm=q_norm.weight if q_norm else None,
-                k_norm=k_norm.weight if k_norm else None,
-                eps=q_norm.eps if q_norm else 0.0,
-            )
-            x = layer.o(attend(number, query).flatten(1))
-            x = kernels.add_rms_norm(x, residual, layer.before_mlp.weight, layer.before_mlp.eps)
-            x = layer.down(kernels.silu_mul(layer.gate_up(x)))
-            x = kernels.add_rms_norm(x, residual, after.weight, after.eps)
+        places = Places(positions, slots)
+        residual = self.embed(input_ids)
+        x = self.before(residual, places, caches)
+        for number in range(len(self.layers)):
+            x = self.after(number, attend(number, x), residual, places, caches)
         return x
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """[T] -> [T, H]: what `before` and `after` go on to add to."""
+        return F.embedding(input_ids, self.embedding)
+
+    def before(self, residual: Tensor, places: "Places", caches: Sequence[KeyValue]) -> Tensor:
+        """What comes before the first attention; returns its queries [T, heads, dim]."""
+        first = self.layers[0].before_attention
+        x = self._kernels.rms_norm(residual, first.weight, first.eps)
+        return self._queries(0, x, places, caches)
+
+    def after(
+        self,
+        number: int,
+        attended: Tensor,
+        residual: Tensor,
+        places: "Places",
+        caches: Sequence[KeyValue],
+    ) -> Tensor:
+        """What comes after a layer's attention; returns the next one's queries, or after the last the hidden states
+        [T, H]."""
+        layer, kernels = self.layers[number], self._kernels
+        x = layer.o(attended.flatten(1))
+        x = kernels.add_rms_norm(x, residual, layer.before_mlp.weight, layer.before_mlp.eps)
+        x = layer.down(kernels.silu_mul(layer.gate_up(x)))
+        is_last = number + 1 == len(self.layers)
+        norm = self._norm if is_last else self.layers[number + 1].before_attention
+        x = kernels.add_rms_norm(x, residual, norm.weight, norm.eps)
+        return x if is_last else self._queries(number + 1, x, places, caches)
+
+    def room_for_queries(self, tokens: int) -> Tensor:
+        """[T, heads, dim]"""
+        return self.table.new_empty(tokens, self.heads, 2 * self.table.shape[2])
+
+    def _queries(
+        self, number: int, x: Tensor, places: "Places", caches: Sequence[KeyValue]
+    ) -> Tensor:
+        """Of one layer, [T, heads, dim]. Its keys and values go to their places in the cache."""
+        layer = self.layers[number]
+        query = places.query
+        if query is None:
+            query = self.room_for_queries(len(x))
+        q_norm, k_norm = layer.q_norm, layer.k_norm
+        self._kernels.rope_and_write(
+            layer.qkv(x),
+            self.table,
+            places.positions,
+            places.slots,
+            *caches[number],
+            query,
+            q_norm=q_norm.weight if q_norm else None,
+            k_norm=k_norm.weight if k_norm else None,
+            eps=q_norm.eps if q_norm else 0.0,
+        )
+        return query
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[places, H] -> [places, vocabulary]"""

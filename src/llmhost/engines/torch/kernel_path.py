@@ -19,6 +19,7 @@ from llmhost.engines.torch.decode_steps import WIDTHS, DecodeRows
 from llmhost.engines.torch.fused import FusedDecoder
 from llmhost.engines.torch.kv import KeyValue, PagedKv
 from llmhost.engines.torch.layout import StepLayout
+from llmhost.engines.torch.pieces import Pieces
 
 Windows = Sequence[int | None]
 
@@ -39,6 +40,7 @@ class KernelPath:
         from llmhost.engines.torch.kernels.draw import DrawRoom
 
         self.decoder: FusedDecoder | None = FusedDecoder.of(model, longest)
+        self.pieces = Pieces(self.decoder, lambda: kv().layers) if self.decoder else None
         self._model = model
         self._kv = kv
         self._vocabulary = vocabulary
@@ -48,6 +50,10 @@ class KernelPath:
             WIDTHS[-1], config.num_attention_heads, shape.kv_heads, shape.head_dim, model.device
         )
         self._draw_rooms: list[Any] = []  # none is ever dropped: a captured graph may write there
+
+    def unfuse(self) -> None:
+        """From now on the model's own modules compute."""
+        self.decoder = self.pieces = None
 
     # ------------------------------------------------------------ a step of one token per row
 
@@ -85,22 +91,21 @@ class KernelPath:
     def hidden(self, layout: StepLayout, windows: Windows, ahead: int = 0) -> Tensor:
         """What the fused decoder makes of a step's tokens, [T, H]."""
         assert self.decoder is not None
-        attention = self.attention(layout)
+        attention, caches = self.attention(layout), self._kv().layers
 
-        def attend(layer: int, query: Tensor) -> Tensor:
-            asked, cache = query.transpose(0, 1)[None], self._kv().layers[layer]
-            nothing = KeyValue(asked, asked)  # the fresh ones are in the cache already
-            out: Tensor = attention.attend(asked, nothing, cache, Scores(window=windows[layer]))
-            return out[0]
+        def attend(layer: int, query: Tensor, out: Tensor | None = None) -> Tensor:
+            attended: Tensor = attention.attend_flat(
+                query, caches[layer], Scores(window=windows[layer]), out
+            )
+            return attended
 
-        positions = layout.positions[0]
-        return self.decoder.hidden(
-            layout.input_ids[0],
-            positions + ahead if ahead else positions,
-            layout.slots,
-            self._kv().layers,
-            attend,
-        )
+        ids, slots = layout.input_ids[0], layout.slots
+        positions = layout.positions[0] + ahead if ahead else layout.positions[0]
+        if self.pieces is not None and self.pieces.takes(len(ids)):
+            hidden = self.pieces.hidden(ids, positions, slots, attend)
+            if hidden is not None:
+                return hidden
+        return self.decoder.hidden(ids, positions, slots, caches, attend)
 
     def attention(self, layout: StepLayout) -> Any:
         """Attends for the modules in a step of any form, as `StepAttention` does."""

@@ -126,7 +126,7 @@ def _prove(runner: TorchRunner, model: Any, folder: Path, shape: KvShape) -> Non
         check_against_eager(runner, model, folder, shape)
     except ModelUnavailable as error:
         log_event(log, "fused.off", level=logging.WARNING, model=folder.name, why=error.message)
-        runner.path.decoder = None
+        runner.path.unfuse()
         check_against_eager(runner, model, folder, shape)
 
 

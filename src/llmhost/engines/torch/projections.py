@@ -10,7 +10,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-OWN_MOST_ROWS = 0
+OWN_MOST_ROWS = 1
 """On a GPU up to so many rows are multiplied by our own kernel with weights of 16 bits. `tests.gpu.tune_fp8` tells
 whether torch is slower."""
 

@@ -60,6 +60,7 @@ class TorchRunner:
         self._dtype: torch.dtype = model.dtype
         self.most_rows = 0
         """Graphs are captured for steps of up to so many rows as soon as there is a KV cache; others when needed."""
+        self.most_tokens = 0
         self.path = (
             KernelPath(model, self._open_kv, max_sequence_length, vocab_size) if kernels else None
         )
@@ -95,12 +96,24 @@ class TorchRunner:
         self.facts = replace(self.facts, kv_block_bytes=shape.block_bytes)
 
     def set_kv_blocks(self, count: int) -> None:
+        self._forget_graphs()
+        self._open_kv().resize(count)
+        if count and self.most_rows:
+            self._capture_graphs()
+
+    def _forget_graphs(self) -> None:
+        """They read the cache and the weights where they were."""
         if self._decode is not None:
             self._decode.forget()
-        self._open_kv().resize(count)
-        if self._decode is not None and count:
-            with torch.inference_mode(), memory_errors(self.device):
+        if self.path is not None and self.path.pieces is not None:
+            self.path.pieces.forget()
+
+    def _capture_graphs(self) -> None:
+        with torch.inference_mode(), memory_errors(self.device):
+            if self._decode is not None:
                 self._decode.prepare(self.most_rows)
+            if self.path is not None and self.path.pieces is not None:
+                self.path.pieces.prepare(self.most_tokens)
 
     def set_host_blocks(self, count: int) -> None:
         self._open_kv().resize_host(count)

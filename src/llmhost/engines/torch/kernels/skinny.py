@@ -29,7 +29,7 @@ class Blocks(NamedTuple):
     warps: int
 
 
-VECTOR = {1: Blocks(8, 1024, 3, 4), 2: Blocks(8, 512, 3, 4), 4: Blocks(8, 256, 3, 4)}
+VECTOR = {1: Blocks(8, 1024, 3, 4), 2: Blocks(4, 2048, 1, 8), 4: Blocks(8, 256, 3, 4)}
 """For one row, by bytes of a weight."""
 SKINNY = {1: Blocks(32, 256, 4, 4), 2: Blocks(32, 256, 4, 4), 4: Blocks(16, 128, 3, 4)}
 """For some rows, by bytes of a weight."""
