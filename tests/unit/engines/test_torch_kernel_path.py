@@ -42,8 +42,8 @@ def test_answers_are_those_of_the_plain_way(
         patch.setattr("llmhost.engines.torch.load.has_kernels", lambda device: False)
         plain = load(family, block_tokens=8)
 
-    expected = ToyScheduler(plain, chunk=9).answer(*ask(new_tokens=4))
-    assert ToyScheduler(runner, chunk=9).answer(*ask(new_tokens=4)) == expected
+    expected = ToyScheduler(plain, chunk=20).answer(*ask(new_tokens=2))
+    assert ToyScheduler(runner, chunk=20).answer(*ask(new_tokens=2)) == expected
 
 
 def test_steps_launched_ahead_draw_what_steps_one_by_one_draw(load_with_kernels: Load) -> None:

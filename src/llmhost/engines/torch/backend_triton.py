@@ -73,11 +73,14 @@ class TritonAttention:
         """
         return self.attend_flat(query[0].transpose(0, 1), cache, scores)[None]
 
-    def attend_flat(self, query: Tensor, cache: KeyValue, scores: Scores) -> Tensor:
-        """`query` [T, heads, head_dim], of any strides, gives as much, contiguous."""
+    def attend_flat(
+        self, query: Tensor, cache: KeyValue, scores: Scores, out: Tensor | None = None
+    ) -> Tensor:
+        """`query` [T, heads, head_dim], of any strides, gives as much, contiguous, in `out` if there is one."""
         if query.stride(2) != 1:
             query = query.contiguous()
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if out is None:
+            out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         decoding = self._decoding
         asked: dict[str, Any] = {
             "scaling": query.shape[2] ** -0.5 if scores.scaling is None else scores.scaling,

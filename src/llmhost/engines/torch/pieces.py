@@ -8,7 +8,8 @@ long as they run.
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,12 +28,16 @@ AttendInto = Callable[[int, Tensor, Tensor], object]
 """Of a layer, its queries [T, heads, dim], and where the result goes, of the same shape."""
 
 
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
+"""Of a computation: what does it again, and where its result then is."""
+
+
 class _Width(NamedTuple):
     """The pieces of one width, and the tensors that they read and leave."""
 
     inputs: Tensor
     """[3, width]: ids, positions, slots"""
-    replays: Sequence[Callable[[], None]]
+    replays: Sequence[Callable[[], object]]
     query: Tensor
     attended: Tensor
     hidden: Tensor
@@ -43,13 +48,19 @@ class _Width(NamedTuple):
 class Pieces:
     """The pieces of one model's fused decoder."""
 
-    def __init__(self, decoder: FusedDecoder, caches: Callable[[], Sequence[KeyValue]]) -> None:
-        """`caches` tells which there are now."""
+    def __init__(
+        self,
+        decoder: FusedDecoder,
+        caches: Callable[[], Sequence[KeyValue]],
+        record: "Record | None" = None,
+    ) -> None:
+        """`caches` tells which there are now; `record` is what captures, by default CUDA graphs."""
         self._decoder = decoder
         self._caches = caches
         self._widths: dict[int, _Width] = {}
         self._pool: Any = None
-        self._is_off = not torch.cuda.is_available()
+        self._record = record or self._captures
+        self._is_off = record is None and decoder.table.device.type != "cuda"
 
     def takes(self, tokens: int) -> bool:
         return not self._is_off and tokens <= WIDTHS[-1]
@@ -111,25 +122,36 @@ class Pieces:
             return decoder.after(layer, attended, residual, places, caches)
 
         begin(), go_on(0)  # compiles what was not yet
+        with _aside(inputs.device):
+            recorded = [self._record(begin)]
+            recorded += [
+                self._record(partial(go_on, layer)) for layer in range(len(decoder.layers))
+            ]
+        replays = [replay for replay, _ in recorded]
+        hidden = recorded[-1][1]
+        return _Width(inputs, replays, query, attended, hidden, (recorded, residual))
+
+    def _captures(self, piece: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        current = torch.cuda.current_stream()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            graphs = [self._record(begin)[0]]
-            for layer in range(len(decoder.layers)):
-                graph, hidden = self._record(partial(go_on, layer))
-                graphs.append(graph)
-        current.wait_stream(aside)
-        replays = [graph.replay for graph in graphs]
-        return _Width(inputs, replays, query, attended, hidden, (graphs, residual))
-
-    def _record(self, piece: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(self._pool, capture_error_mode="thread_local")
         try:
             out = piece()
         finally:
             graph.capture_end()
-        return graph, out
+        return graph.replay, out
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """A stream of its own, which capturing takes; what was before comes before it, what is after waits for it."""
+    if device.type != "cuda":
+        yield
+        return
+    current = torch.cuda.current_stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(current)
+    with torch.cuda.stream(aside):
+        yield
+    current.wait_stream(aside)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2E = math.log2(math.e)
-PROGRAMS_PER_SM = 3
+PROGRAMS_PER_SM = 2
 """Rows are split until `decode_attention` has about so many equal programs for each multiprocessor."""
 SPREAD = 2
 """A row that is longer than the others may have so many times the splits that rows of equal length would have."""
@@ -59,9 +59,9 @@ def prefill_tiles(query_bytes: int, dim: int, pairs: int, *, keeps_busy: bool = 
         return Tiles(tile=32 if dim <= 128 else 16, warps=8, stages=2, queries=16)
     if pairs <= 16:
         return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3, queries=16)
-    if pairs <= 64 or not keeps_busy:
+    if pairs <= 64 or dim <= 128 or not keeps_busy:
         return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3, queries=64)
-    return Tiles(tile=64 if dim <= 128 else 32, warps=8, stages=3, queries=128)
+    return Tiles(tile=32, warps=8, stages=3, queries=128)
 
 
 class DecodeRoom:
