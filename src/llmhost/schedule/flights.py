@@ -7,6 +7,7 @@ which rows it can't be done with. It runs on the engine's thread.
 """
 
 import logging
+import time
 from collections import deque
 from typing import NamedTuple, cast
 
@@ -34,6 +35,8 @@ class Flights:
     def __init__(self, runner: Runner, scheduler: Scheduler, stepper: Stepper, lane: Lane) -> None:
         self.wasted_steps = 0
         """Launched, and planned again."""
+        self.waited_ns = 0
+        """Time in which this thread had nothing to do but to wait for the device."""
         self._runner = cast(AheadRunner, runner) if runner.facts.runs_ahead else None
         self._scheduler = scheduler
         self._stepper = stepper
@@ -83,10 +86,12 @@ class Flights:
         rows, flight = self._up.popleft()
         error: Exception | None = None
         drawn: list[Drawn] = []
+        began_ns = time.monotonic_ns()
         try:
             drawn = flight.land()
         except Exception as raised:  # noqa: BLE001 - boundary: a runner may raise anything
             error = raised
+        self.waited_ns += time.monotonic_ns() - began_ns
         self._stepper.steps += 1
         if error is not None:
             return self._crash(rows, error)
