@@ -291,6 +291,11 @@ def engine_run(
             await asyncio.wait_for(done.wait(), most_s)
         spent, is_whole = time.perf_counter() - began, done.is_set()
         await loop.stop()
+        steps_ns = steps[-1][0] - steps[0][0] if steps else 1
+        print(
+            f"      engine thread waits {loop._flights.waited_ns / steps_ns:.0%} of the time;"
+            f" {loop._flights.wasted_steps} wasted steps of {len(steps)}"
+        )
         return spent, said, is_whole
 
     with _kept(runner):
