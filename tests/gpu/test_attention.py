@@ -16,6 +16,7 @@ from tests.unit.kernels.paged import (
     prefilled,
 )
 
+from llmhost.engines.torch.backend_triton import ACCEPTABLE, self_test
 from llmhost.engines.torch.kernels.attention import DecodeRoom, decode_attention
 
 pytestmark = [
@@ -50,7 +51,10 @@ def test_rows_get_what_they_would_get_in_float64(shape: Shape, way: dict[str, An
         ask = asked({**way, "scaling": shape.dim**-0.5}, shape, "cuda")
         if "window" in way:
             ask["window"] = rng.choice([1, 17, 128, 1000])
-        out = decoded(step, ask) if round_ % 2 == 0 else prefilled(step, ask)
+        if round_ % 2 == 0:
+            out = decoded(step, ask, splits=rng.choice([None, None, 1]))
+        else:
+            out = prefilled(step, ask)
         reference = expected(step, **ask)
         error = ((out.double() - reference).norm() / reference.norm()).item()
         assert error < WORST[shape.dtype], (step.counts, step.ends, ask)
@@ -69,6 +73,12 @@ def random_step(shape: Shape, rng: random.Random, *, is_decode: bool) -> Step:
         counts = [rng.choice([1, rng.randint(1, 9), rng.randint(1, 500)]) for _ in range(rows)]
         ends = [count + rng.choice([0, rng.randint(0, longest)]) for count in counts]
     return make_step(shape, counts, ends, seed=rng.randint(0, 2**30), device="cuda")
+
+
+@pytest.mark.parametrize("stored", [None, FP8])
+def test_the_self_test_finds_nothing_wrong(stored: torch.dtype | None) -> None:
+    error = self_test(torch.device("cuda"), BF16, 32, 8, 128, 16, stored=stored)
+    assert 0 < error < ACCEPTABLE[BF16]
 
 
 def test_a_captured_graph_is_right_for_other_lengths() -> None:

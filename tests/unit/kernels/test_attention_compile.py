@@ -59,7 +59,7 @@ def _launch(
     }
     constants = {
         **{"BLOCK_STRIDE": BLOCK_TOKENS * KV_HEADS * dim, "TOKEN_STRIDE": KV_HEADS * dim},
-        **{"HEAD_STRIDE": dim, "BLOCK_TOKENS": BLOCK_TOKENS, "GROUP": group, "TILE": tiles.tile},
+        **{"HEAD_STRIDE": dim, "BLOCK_BITS": 4, "GROUP": group, "TILE": tiles.tile},
         "NARROW": cache == "fp8e4nv",
         **{"DIM": dim, "DIM_ROOM": triton.next_power_of_2(dim)},
         **more,

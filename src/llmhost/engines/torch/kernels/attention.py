@@ -145,7 +145,7 @@ def decode_attention(
         query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_tables.stride(0),
         *_factors(scaling * key_scale, softcap), value_scale, window, room.programs,
         BLOCK_STRIDE=key_cache.stride(0), TOKEN_STRIDE=key_cache.stride(1),
-        HEAD_STRIDE=key_cache.stride(2), BLOCK_TOKENS=key_cache.shape[1],
+        HEAD_STRIDE=key_cache.stride(2), BLOCK_BITS=_bits(key_cache.shape[1]),
         GROUP=group, GROUP_ROWS=max(triton.next_power_of_2(group), 16),
         DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
         TILE=tiles.tile, NARROW=_is_narrow(query, key_cache), IS_SPLIT=splits > 1,
@@ -201,11 +201,16 @@ def prefill_attention(
         query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_tables.stride(0),
         *_factors(scaling * key_scale, softcap), value_scale, window,
         BLOCK_STRIDE=key_cache.stride(0), TOKEN_STRIDE=key_cache.stride(1),
-        HEAD_STRIDE=key_cache.stride(2), BLOCK_TOKENS=key_cache.shape[1],
+        HEAD_STRIDE=key_cache.stride(2), BLOCK_BITS=_bits(key_cache.shape[1]),
         GROUP=group, PLACES=places, DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
         TILE=tiles.tile, NARROW=_is_narrow(query, key_cache),
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
+
+
+def _bits(block_tokens: int) -> int:
+    assert block_tokens.bit_count() == 1, "blocks have a power of two of tokens"
+    return block_tokens.bit_length() - 1
 
 
 def _is_narrow(query: Tensor, cache: Tensor) -> bool:
@@ -222,11 +227,16 @@ def _factors(scaling: float, softcap: float | None) -> tuple[float, float | None
 @triton.jit
 def _places(
     table, positions,
-    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
 ):  # fmt: skip
     """Where the cache has `positions` of the row that has the block `table`: [positions, 1]."""
-    blocks = tl.load(table + positions // BLOCK_TOKENS).to(tl.int64)
-    return (blocks * BLOCK_STRIDE + positions % BLOCK_TOKENS * TOKEN_STRIDE)[:, None]
+    inner = positions & ((1 << BLOCK_BITS) - 1)
+    blocks = tl.load(table + (positions >> BLOCK_BITS))
+    if BLOCK_STRIDE == TOKEN_STRIDE << BLOCK_BITS:
+        places = ((blocks.to(tl.int32) << BLOCK_BITS) + inner).to(tl.int64) * TOKEN_STRIDE
+    else:
+        places = blocks.to(tl.int64) * BLOCK_STRIDE + inner * TOKEN_STRIDE
+    return places[:, None]
 
 
 @triton.jit
@@ -250,7 +260,7 @@ def _operand(query, NARROW: tl.constexpr):
 def _over_tiles(
     acc, total, top, q, seen_to, keys, values, table, dims, low, first, last, high,
     factor, softcap, window,
-    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
     DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr,
     IS_EDGE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -261,7 +271,7 @@ def _over_tiles(
     """
     # Block ids are read a tile ahead, so that keys and values wait for no other load.
     at = low + first * TILE + tl.arange(0, TILE)
-    places = _places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+    places = _places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
     if AHEAD:
         v = _read(values + places, dims, DIM, DIM_ROOM)
     for _ in range(first, last):
@@ -269,7 +279,7 @@ def _over_tiles(
         if not AHEAD:
             v = _read(values + places, dims, DIM, DIM_ROOM)
         behind = tl.minimum(at + TILE, high - 1)
-        places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+        places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
         if AHEAD:
             next_v = _read(values + places, dims, DIM, DIM_ROOM)
 
@@ -350,7 +360,7 @@ def _decode(
     query_stride, query_head_stride, out_stride, out_head_stride, table_stride,
     factor, softcap, value_factor, window, programs,
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
     GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
     TILE: tl.constexpr, NARROW: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -386,7 +396,7 @@ def _decode(
             tl.full([GROUP_ROWS], float("-inf"), tl.float32),
             q, None, keys, values, table, dims, low, 0, tl.cdiv(high - low, TILE), high,
             factor, softcap, None,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=NARROW,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=NARROW,
         )  # fmt: skip
         total = tl.sum(total, 1)
         if not IS_SPLIT or high - low == end - first:
@@ -450,7 +460,7 @@ def _prefill(
     query_stride, query_head_stride, out_stride, out_head_stride, table_stride,
     factor, softcap, value_factor, window,
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
     GROUP: tl.constexpr, PLACES: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
     TILE: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
@@ -496,17 +506,17 @@ def _prefill(
             acc, total, top = _over_tiles(
                 acc, total, top, q, seen_to, keys, values, table, dims, low, 0, edge_from, high,
                 factor, softcap, window,
-                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
+                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
             )  # fmt: skip
         acc, total, top = _over_tiles(
             acc, total, top, q, seen_to, keys, values, table, dims, low, edge_from, edge_to, high,
             factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=False, AHEAD=False,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=False, AHEAD=False,
         )  # fmt: skip
         acc, total, top = _over_tiles(
             acc, total, top, q, seen_to, keys, values, table, dims, low, edge_to, tiles, high,
             factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
         )  # fmt: skip
 
         if sinks is not None:
