@@ -51,10 +51,8 @@ def test_rows_get_what_they_would_get_in_float64(shape: Shape, way: dict[str, An
         ask = asked({**way, "scaling": shape.dim**-0.5}, shape, "cuda")
         if "window" in way:
             ask["window"] = rng.choice([1, 17, 128, 1000])
-        if round_ % 2 == 0:
-            out = decoded(step, ask, splits=rng.choice([None, None, 1]))
-        else:
-            out = prefilled(step, ask)
+        splits = rng.choice([None, None, 1])
+        out = decoded(step, ask, splits=splits) if round_ % 2 == 0 else prefilled(step, ask)
         reference = expected(step, **ask)
         error = ((out.double() - reference).norm() / reference.norm()).item()
         assert error < WORST[shape.dtype], (step.counts, step.ends, ask)
