@@ -301,7 +301,7 @@ class Bench:
         self.report.add(Figure(what=served.FIRST_TOKEN, unit="s", floor=floor_s))
         run = engine.engine_run(
             runner,
-            prompts=engine.random_prompts(runner, 2 * crowd, sizes.crowd_prompt),
+            prompts=engine.random_prompts(runner, served.ROUNDS * crowd, sizes.crowd_prompt),
             new_tokens=sizes.crowd_output,
             at_once=crowd,
             tokens_per_step=served.TOKENS_PER_STEP,

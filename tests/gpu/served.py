@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ MODEL = "random"
 TOKENS_PER_STEP = 4096
 FEW, FEW_TOKENS = 4, 32
 RATE = 16
+CLIENTS = 4
+ROUNDS = 4
 
 FIRST_TOKEN = "process to first token"
 TTFT, ITL = (f"HTTP, {FEW} streams, short prompts: {what} p50" for what in ("TTFT", "ITL"))
@@ -65,14 +68,23 @@ def _loads(node: Node, vocab: int, sizes: Sizes, report: Report) -> None:
     p50, p99 = (coming["itl_ms"][share] for share in ("p50", "p99"))
     _latency(report, f"HTTP, {RATE} arrivals/s: ITL p50", p50, coming)
     _latency(report, f"HTTP, {RATE} arrivals/s: ITL p99", p99, coming, f"{p99 / p50:.2f} x p50")
-    full = load_test(
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        full = list(clients.map(lambda _: _part_of_crowd(node, sizes, always), range(CLIENTS)))
+    slowest = max(full, key=lambda load: load["seconds"])
+    _latency(report, f"{CROWD}: ITL p50", slowest["itl_ms"]["p50"], slowest)
+    tokens = sum(load["output_tokens"] for load in full)
+    report.add(Figure(what=CROWD, unit="tokens/s", ours=tokens / slowest["seconds"]))
+
+
+def _part_of_crowd(node: Node, sizes: Sizes, always: Sequence[str]) -> dict[str, Any]:
+    """One client's share of a full batch, `ROUNDS` times: a single client would be what is measured."""
+    share = sizes.crowd // CLIENTS
+    return load_test(
         node,
-        *("--concurrency", str(sizes.crowd), "--requests", str(2 * sizes.crowd), *always),
+        *("--concurrency", str(share), "--requests", str(ROUNDS * share), *always),
         *("--prompt-tokens", str(sizes.crowd_prompt), "--output-tokens", str(sizes.crowd_output)),
         most_s=90,
     )
-    _latency(report, f"{CROWD}: ITL p50", full["itl_ms"]["p50"], full)
-    report.add(Figure(what=CROWD, unit="tokens/s", ours=full["output_tokens_per_s"]))
 
 
 def _latency(report: Report, what: str, ms: float, load: dict[str, Any], note: str = "") -> None:
