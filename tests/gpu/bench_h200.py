@@ -219,7 +219,7 @@ class Bench:
             ("decode, top-p", *sizes.sampled, SAMPLED),
         ]
         profiled = [partial(self._profile, self.runner, work, *case) for case in cases]
-        self._each([*profiled, partial(self._profile_prompt, sizes.prefill[-1])])
+        self._each([*profiled, *(partial(self._profile_prompt, n) for n in sizes.prefill)])
 
     def _profile(
         self,
