@@ -26,7 +26,8 @@ from llmhost.cli.options import Json, examples
 from llmhost.core.errors import LlmhostError
 
 _ORDER = (
-    *("serve", "chat", "models", "pull", "ps", "load", "unload", "adapters"),
+    *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
+    "adapters",
     *("orgs", "keys", "usage", "ledger"),
     *("bench", "plugins", "config", "doctor", "version"),
 )

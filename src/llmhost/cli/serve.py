@@ -7,6 +7,7 @@ import typer
 
 from llmhost.cli.node import load_settings
 from llmhost.cli.options import Json, PluginsDir, SettingsFile, examples
+from llmhost.core.imports import long_import
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,7 +50,8 @@ def serve(
             "server.log_level": log_level,
         },
     )
-    from llmhost.host import serve as run
+    with long_import():
+        from llmhost.host import serve as run
 
     raise typer.Exit(run(loaded, as_json=as_json))
 

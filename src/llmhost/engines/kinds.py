@@ -1,5 +1,7 @@
 """The kinds of engine: what a deployment asks of each before, while and after it loads a model."""
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -7,6 +9,7 @@ import msgspec
 
 from llmhost.config.schema import FakeOptions, ModelSpec, TorchOptions
 from llmhost.core.errors import ModelUnavailable
+from llmhost.core.imports import long_import
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
 from llmhost.engines.fake import FakeRunner
 from llmhost.engines.fake_pooling import FakePoolingRunner
@@ -106,27 +109,31 @@ class TorchKind:
         return read_adapter(adapter).parameters * _ITEM_BYTES[needs.dtype]
 
     def device_bytes(self, device: str) -> int | None:
-        import torch
-
         if not device.startswith("cuda"):
             return None
+        import torch
+
         return int(torch.cuda.get_device_properties(device).total_memory)
 
     def _capability(self, device: str) -> tuple[int, int] | None:
+        if not device.startswith("cuda"):
+            return None
         import torch
 
-        return torch.cuda.get_device_capability(device) if device.startswith("cuda") else None
+        return torch.cuda.get_device_capability(device)
 
     def _device(self, options: TorchOptions) -> str:
         if options.device == "cpu":
             return "cpu:0"
-        from llmhost.engines.torch.load import pick_device
+        with _import_once("llmhost.engines.torch.load"):
+            from llmhost.engines.torch.load import pick_device
 
         device = pick_device(options.device)
         return f"{device.type}:{device.index or 0}"
 
     def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
-        from llmhost.engines.torch.load import load_runner
+        with _import_once("llmhost.engines.torch.load"):
+            from llmhost.engines.torch.load import load_runner
 
         options = _options(spec, TorchOptions)
         if (task := self._task(spec, folder)) != "generate":
@@ -164,6 +171,11 @@ T = TypeVar("T")
 
 def _options(spec: ModelSpec, kind: type[T]) -> T:
     return msgspec.convert(spec.options, kind)
+
+
+def _import_once(module: str) -> AbstractContextManager[None]:
+    """Around an import that takes seconds the first time."""
+    return nullcontext() if module in sys.modules else long_import()
 
 
 def _present(folder: Path | None) -> Path:

@@ -23,12 +23,12 @@ from llmhost.core.units import show_bytes
 from llmhost.engines.torch import attention, narrow
 from llmhost.engines.torch.blank import CantBeBlank
 from llmhost.engines.torch.cpu_linear import widen_where_it_helps
-from llmhost.engines.torch.falcon import lead_through_interface
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kernel_path import has_kernels
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.engines.torch.selfcheck import check_against_eager
+from llmhost.engines.torch.threads import threads_for
 from llmhost.engines.torch.weights import DIRECT_DEVICES, NotOneToOne, read_model
 from llmhost.observe.logs import log_event
 
@@ -110,7 +110,8 @@ def proved_runner(
     if runner.device.type == "cuda":
         grown = allocated_bytes(runner.device) - before_bytes
         runner.facts = replace(runner.facts, measured_bytes=grown)
-    _prove(runner, model, folder, shape)
+    with threads_for(runner.facts.weights_bytes, runner.device):
+        _prove(runner, model, folder, shape)
     narrow.compile_products(model)
     if kv_dtype == "fp8":
         runner.keep_kv_as(torch.float8_e4m3fn)
@@ -175,6 +176,8 @@ def _load_model(
         reason = str(error).strip().split("\n")[0] or repr(error)
         raise ModelUnavailable(f"The model in {folder} could not be loaded: {reason}") from error
     if is_falcon:
+        from llmhost.engines.torch.falcon import lead_through_interface
+
         lead_through_interface(model)
         model.set_attn_implementation(attention.NAME)
     return model
@@ -247,7 +250,7 @@ def refuse_architecture(name: str, config: Any, options: TorchOptions) -> None:
             f"transformers {transformers.__version__} has no language model for the model type"
             f" {config.model_type!r} ({name})."
         )
-    if known is not transformers.FalconForCausalLM and not hasattr(
+    if known.__name__ != "FalconForCausalLM" and not hasattr(
         sys.modules[known.__module__], "ALL_ATTENTION_FUNCTIONS"
     ):
         raise ModelUnavailable(

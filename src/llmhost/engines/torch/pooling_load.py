@@ -29,6 +29,7 @@ from llmhost.engines.torch.pooling import (
     pad,
 )
 from llmhost.engines.torch.pooling_files import Dense, PoolingFiles, facts_of, read_pooling
+from llmhost.engines.torch.threads import threads_for
 
 _UNUSED = "pooler."
 """Weights that embedding does not need: the head of BERT's next-sentence task."""
@@ -61,7 +62,8 @@ def load_pooling(
     if device.type == "cuda":
         facts = replace(facts, measured_bytes=allocated_bytes(device) - before)
     pool = _pool(model, files, layers)
-    _check(pool, model, folder, files)
+    with threads_for(files.weights_bytes, device):
+        _check(pool, model, folder, files)
     return PoolingRunner(pool, facts)
 
 
