@@ -22,6 +22,7 @@ from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
 from llmhost.engines.torch import attention, narrow
 from llmhost.engines.torch.blank import CantBeBlank
+from llmhost.engines.torch.compile_ahead import CompileAhead, launches_of
 from llmhost.engines.torch.cpu_linear import widen_where_it_helps
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kernel_path import has_kernels
@@ -56,6 +57,7 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     before = allocated_bytes(device)
+    ahead = _compile_ahead(folder, footprint, block_tokens, options, device)
     try:
         model = _load_model(folder, footprint, options, device)
         if options.weights != "auto":
@@ -66,6 +68,7 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
             f"The weights in {folder} need {show_bytes(footprint.weights_bytes)} on {device}, which is more"
             " than is free there. Unload another model, or use a smaller dtype."
         ) from error
+    ahead.wait()
     shape = KvShape(
         layers=footprint.layers,
         kv_heads=footprint.kv_heads,
@@ -82,6 +85,34 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
         before_bytes=before,
         kv_dtype=options.kv_dtype,
     )
+
+
+def _compile_ahead(
+    folder: Path,
+    footprint: Footprint,
+    block_tokens: int,
+    options: TorchOptions,
+    device: torch.device,
+) -> CompileAhead:
+    """Nothing where there are no kernels, or where it can't be told what they will be."""
+    if not has_kernels(device):
+        return CompileAhead(())
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=options.trust_remote_code
+        )
+        launches = launches_of(
+            config,
+            kv_heads=footprint.kv_heads,
+            head_dim=footprint.head_dim,
+            block_tokens=block_tokens,
+            dtype=getattr(torch, footprint.dtype),
+            device=device,
+        )
+    except _LOADING_ERRORS as error:  # loading will say what is wrong, if anything is
+        log.debug("compile.unknown", exc_info=error)
+        launches = []
+    return CompileAhead(launches)
 
 
 def proved_runner(

@@ -1,0 +1,114 @@
+"""Kernels are compiled while a model's weights are read: one takes processors, the other takes disks and buses.
+
+The first start on a machine compiles for as long as it loads; later ones find everything in Triton's cache. What is
+compiled here in vain costs nothing but time that was there; what is missed is compiled when it is first launched.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("llmhost.engines")
+
+Launch = Callable[[], object]
+
+
+class CompileAhead:
+    """Launches each of `launches` once, in threads."""
+
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        self._pool = ThreadPoolExecutor(max(len(launches), 1), "compile")
+        self._jobs = [self._pool.submit(launch) for launch in launches]
+
+    def wait(self) -> None:
+        """Until all are done. What failed will fail again where it is needed."""
+        wait(self._jobs)
+        for job in self._jobs:
+            if (error := job.exception()) is not None:
+                log.debug("compile.failed", exc_info=error)
+        self._pool.shutdown()
+
+
+def launches_of(
+    config: Any,
+    *,
+    kv_heads: int,
+    head_dim: int,
+    block_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[Launch]:
+    """What a model of this configuration will launch in all likelihood, on tensors as small as can be."""
+    from llmhost.engines.torch.backend_torch import Scores
+    from llmhost.engines.torch.backend_triton import warm_up
+    from llmhost.engines.torch.kernels import attention, draw, feed, layers, skinny
+    from llmhost.engines.torch.kv import KeyValue
+    from llmhost.engines.torch.projections import OWN_MOST_ROWS
+
+    text = config.get_text_config()
+    heads, hidden, ffn = text.num_attention_heads, text.hidden_size, text.intermediate_size
+
+    def zeros(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.zeros(shape, dtype=kind, device=device)
+
+    def cache() -> KeyValue:
+        return KeyValue(*(zeros(1, block_tokens, kv_heads, head_dim) for _ in "kv"))
+
+    def decode(splits: int) -> None:
+        query = zeros(1, heads, head_dim)
+        attention.decode_attention(
+            query,
+            *cache(),
+            zeros(1, 1, kind=torch.int32),
+            zeros(1, kind=torch.int32),
+            torch.empty_like(query),
+            room=attention.DecodeRoom(1, heads, kv_heads, head_dim, device, multiprocessors=64),
+            scaling=head_dim**-0.5,
+            splits=splits,
+        )
+
+    def rope() -> None:
+        layers.rope_and_write(
+            zeros(1, (heads + 2 * kv_heads) * head_dim),
+            zeros(2, 2, head_dim // 2),
+            zeros(1, kind=torch.int32),
+            zeros(1, kind=torch.int32) - 1,
+            *cache(),
+            zeros(1, heads, head_dim),
+        )
+
+    def fed() -> None:
+        ids, places, drawn, out = (zeros(1, kind=torch.int32) for _ in range(4))
+        feed.feed_tokens(ids, places, drawn, out)
+
+    row, eps = zeros(1, hidden), text.rms_norm_eps
+    found: list[Launch] = [
+        partial(decode, 1),
+        partial(decode, 2),
+        partial(warm_up, device, dtype, heads, kv_heads, head_dim, block_tokens, [Scores()]),
+        rope,
+        fed,
+        partial(layers.rms_norm, row, zeros(hidden), eps),
+        partial(layers.add_rms_norm, row, row.clone(), zeros(hidden), eps),
+        partial(layers.silu_mul, zeros(1, 2 * ffn)),
+    ]
+    for kind in {dtype, torch.float32}:
+        found.append(partial(_draw, draw, text.vocab_size, kind, device))
+    if OWN_MOST_ROWS and dtype.itemsize == 2:
+        found += [
+            partial(skinny.skinny_linear, zeros(1, width), zeros(64, width))
+            for width in {hidden, ffn}
+        ]
+    return found
+
+
+def _draw(draw: Any, vocabulary: int, kind: torch.dtype, device: torch.device) -> None:
+    asked = draw.DrawAsked.greedy(1, device)
+    out = torch.empty(1, dtype=torch.int32, device=device)
+    logits = torch.zeros((1, vocabulary), dtype=kind, device=device)
+    draw.draw_tokens(logits, asked, out, draw.DrawRoom(1, vocabulary, device))
