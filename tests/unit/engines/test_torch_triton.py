@@ -20,6 +20,7 @@ from llmhost.engines.torch.backend_triton import (
 )
 from llmhost.engines.torch.kernels.attention import (
     DecodeRoom,
+    Tiles,
     decode_attention,
     prefill_tiles,
 )
@@ -56,18 +57,22 @@ def test_the_self_test_notices_a_kernel_that_reads_too_far(monkeypatch: pytest.M
     assert self_test(CPU, torch.float32, HEADS, KV_HEADS, DIM, 16) > ACCEPTABLE[torch.float32]
 
 
-def test_a_warm_up_has_every_form_of_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = set()
+@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (32, 8), (28, 4)])
+def test_a_warm_up_has_every_form_of_prefill(
+    heads: int, kv_heads: int, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def form(longest: int, *, keeps_busy: bool = True) -> Tiles:
+        return prefill_tiles(2, dim, longest * heads // kv_heads, keeps_busy=keeps_busy)
 
-    def note(query: torch.Tensor, keys: torch.Tensor, *args: Any, **asked: Any) -> None:
-        pairs = asked["longest"] * query.shape[1] // keys.shape[2]
-        seen.add((prefill_tiles(2, query.shape[2], pairs).queries, asked["window"]))
+    def note(*_: Any, **asked: Any) -> None:
+        seen.add((form(asked["longest"]), asked["window"]))
 
+    seen: set[tuple[Tiles, int | None]] = set()
     monkeypatch.setattr(backend_triton, "prefill_attention", note)
-    for heads, kv_heads in ((4, 4), (32, 8), (28, 4), (32, 1)):
-        seen.clear()
-        warm_up(CPU, torch.bfloat16, heads, kv_heads, 64, 16, [PLAIN, RICH])
-        assert seen >= {(places, window) for places in (64, 128) for window in (None, 6)}
+    warm_up(CPU, torch.bfloat16, heads, kv_heads, dim, 16, [PLAIN, RICH])
+    wanted = {form(longest, keeps_busy=busy) for longest in range(1, 300) for busy in (True, False)}
+    assert seen == {(tiles, window) for tiles in wanted for window in (None, 6)}
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])

@@ -74,9 +74,11 @@ def test_keys_and_values_may_be_stored_in_float8() -> None:
 
 def test_few_rows_are_split_and_many_are_not() -> None:
     room = DecodeRoom(16, 4, 2, 8, torch.device("cpu"), multiprocessors=4)
-    splits = [room.splits(rows, 2) for rows in (1, 2, 5, 6, 1000)]
-    assert splits == [12, 6, 3, 1, 1]
-    assert room.parts == max(rows * room.splits(rows, 2) for rows in range(1, 6))
+    splits = [room.splits(rows, 2) for rows in range(1, 17)]
+    assert splits == sorted(splits, reverse=True)
+    assert splits[0] * 2 >= room.programs > 1
+    assert splits[room.programs // 2 - 1 :] == [1] * (17 - room.programs // 2)
+    assert room.parts == max((rows * many for rows, many in enumerate(splits, start=1) if many > 1))
 
 
 def test_a_room_that_is_too_small_is_noticed() -> None:
