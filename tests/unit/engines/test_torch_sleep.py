@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tests.unit.kernels.interpreting  # noqa: F401
 import torch
 from tests.unit.engines.runner_contract import ask
-from tests.unit.engines.toy_scheduler import ToyScheduler
+from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
 from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import OutOfMemory
+from llmhost.core.step import Row
 from llmhost.engines.torch import load as loading
 from llmhost.engines.torch.merged import merge
 from llmhost.engines.torch.runner import TorchRunner
@@ -92,6 +94,40 @@ def test_a_model_that_slept_answers_as_before(runner: TorchRunner):
         runner.wake()
 
     assert ToyScheduler(runner).answer(*ask()) == right
+
+
+def test_fused_layers_find_their_weights_again(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "DIRECT_DEVICES", ("cpu",))
+    monkeypatch.setattr(loading, "has_kernels", lambda device: True)
+    monkeypatch.setattr(
+        loading, "check_against_eager", lambda *_: None
+    )  # takes the interpreter long
+    runner = loading.load_runner(
+        checkpoint("qwen3"), block_tokens=16, options=TorchOptions(device="cpu")
+    )
+    assert runner.path is not None and runner.path.decoder is not None
+    right = _few_tokens(runner)
+    runner.set_kv_blocks(0)
+
+    runner.sleep()
+    with torch.no_grad():
+        assert runner.path.decoder.embedding.untyped_storage().nbytes() == 0
+    runner.wake()
+
+    assert _few_tokens(runner) == right
+
+
+def _few_tokens(runner: TorchRunner) -> list[object]:
+    """Of a prompt, and of each token after it."""
+    runner.set_kv_blocks(2)
+    tokens, drawn = [5, 9, 200, 17, 4], list[object]()
+    for start in (0, 5, 6):
+        row = Row(0, tokens[start:], start, [1], GREEDY, 0, True)
+        drawn += runner.run([row])
+        tokens.append(int(str(drawn[-1])))
+    return drawn
 
 
 def test_a_model_that_sleeps_can_be_closed(runner: TorchRunner):

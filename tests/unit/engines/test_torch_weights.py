@@ -171,3 +171,32 @@ class TestWhereItIsUsed:
         folder = spoiled(checkpoint, tmp_path, lambda tensors: tensors.pop(NORM))
         with pytest.raises(ModelUnavailable, match=f"lack 1 tensors .* {NORM} first"):
             loading.load_runner(folder, block_tokens=16, options=TorchOptions(device="cpu"))
+
+    @pytest.mark.parametrize("has_room", [True, False])
+    def test_narrow_weights_are_the_same_whichever_way_the_whole_ones_came(
+        self, has_room: bool, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    ):
+        ways: list[str] = []
+
+        def noted(name: str) -> Any:
+            real = getattr(loading, name)
+
+            def call(*args: Any) -> Any:
+                ways.append(name)
+                return real(*args)
+
+            return call
+
+        for name in ("_read_directly", "_read_by_transformers"):
+            monkeypatch.setattr(loading, name, noted(name))
+        monkeypatch.setattr(loading, "_has_room_for_both", lambda *_: has_room)
+        options = TorchOptions(device="cpu", weights="fp8")
+        runner = loading.load_runner(checkpoint("llama"), block_tokens=16, options=options)
+
+        assert ways == ["_read_directly" if has_room else "_read_by_transformers"]
+        layer = runner._model.model.layers[0].self_attn
+        exact = load_file(checkpoint("llama") / "model.safetensors")
+        right = exact["model.layers.0.self_attn.q_proj.weight"]
+        x = torch.ones(1, right.shape[1])
+        off = (layer.q_proj(x) - x @ right.t()).norm() / (x @ right.t()).norm()
+        assert off < 0.1

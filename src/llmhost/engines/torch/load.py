@@ -196,8 +196,7 @@ def _load_model(
         is_falcon = config.model_type == "falcon"
         name = "eager" if is_falcon else attention.NAME
         model = None
-        is_direct = options.weights == "auto" and device.type in DIRECT_DEVICES
-        if is_direct and not _has_own_code(config, options):
+        if _is_direct(config, footprint, options, device):
             model = _read_directly(folder, config, footprint, name, device)
         if model is None:
             model = _read_by_transformers(folder, config, footprint, name, local)
@@ -212,6 +211,24 @@ def _load_model(
         lead_through_interface(model)
         model.set_attn_implementation(attention.NAME)
     return model
+
+
+def _is_direct(
+    config: Any, footprint: Footprint, options: TorchOptions, device: torch.device
+) -> bool:
+    """Whether to try to read the weights straight to their device."""
+    if device.type not in DIRECT_DEVICES or _has_own_code(config, options):
+        return False
+    return options.weights == "auto" or _has_room_for_both(footprint, device)
+
+
+def _has_room_for_both(footprint: Footprint, device: torch.device) -> bool:
+    """The whole weights and the narrow ones fit beside each other, and an eighth of the device is left to others."""
+    if device.type == "cpu":
+        return True
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    whole_bytes = footprint.parameters * int(getattr(torch, footprint.dtype).itemsize)
+    return whole_bytes + footprint.weights_bytes + total_bytes // 8 <= free_bytes
 
 
 def _read_directly(
