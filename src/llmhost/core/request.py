@@ -121,6 +121,29 @@ class ModelRef:
         return f"{self.name}@{self.version}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much at once a key, a team or an organisation may ask for. None limits nothing of its own."""
+
+    requests_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+    max_concurrency: int | None = None
+    """Requests that run at the same time."""
+
+
+NO_LIMITS = Limits()
+
+
+class Role(StrEnum):
+    """What a key is for, see `tenants/roles.py`."""
+
+    ADMIN = "admin"
+    BILLING = "billing"
+    MEMBER = "member"
+    INFERENCE = "inference"
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks, as found by authentication. The secret itself never gets this far."""
@@ -130,7 +153,11 @@ class Caller:
     team: str | None = None
     models: tuple[str, ...] | None = None
     """Names that the key may use; None allows all."""
-    requests_per_minute: int | None = None
+    role: Role = Role.MEMBER
+    limits: Limits = NO_LIMITS
+    """Of the key itself. Those of its team and organisation hold for all their keys together."""
+    team_limits: Limits = NO_LIMITS
+    org_limits: Limits = NO_LIMITS
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models

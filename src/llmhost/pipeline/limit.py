@@ -24,7 +24,7 @@ class Limit:
         caller = context.known_caller
         context.allowance = self._limiter.admit(
             (caller.key_id, caller.org, caller.team),  # a plugin's callers need not have keys
-            caller.requests_per_minute,
+            caller.limits.requests_per_minute,
             None,
             self._clock.monotonic_ns(),
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from llmhost.core.errors import Conflict, InvalidValue, NotFound, Unauthenticated
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
+from llmhost.core.request import Caller, Limits
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.schema import Schema
@@ -241,7 +241,7 @@ class KeyStore:
             org=record.org,
             team=record.team,
             models=record.models,
-            requests_per_minute=record.requests_per_minute,
+            limits=Limits(requests_per_minute=record.requests_per_minute),
         )
         self._digests[record.id] = digest
         self._known[digest] = (record, caller)

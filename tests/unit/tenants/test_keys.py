@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmhost.core.errors import Conflict, InvalidValue, NotFound, Overloaded, Unauthenticated
-from llmhost.core.request import Caller
+from llmhost.core.request import Caller, Limits
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
 from llmhost.tenants.keys import SCHEMA, KeyStore
@@ -69,7 +69,7 @@ async def test_a_new_key_finds_its_caller(desk: Desk) -> None:
         org="acme",
         team="search",
         models=("tiny", "big"),
-        requests_per_minute=60,
+        limits=Limits(requests_per_minute=60),
     )
 
 
