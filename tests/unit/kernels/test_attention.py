@@ -15,7 +15,13 @@ from tests.unit.kernels.paged import (
     prefilled,
 )
 
-from llmhost.engines.torch.kernels.attention import DecodeRoom, Tiles
+from llmhost.engines.torch.kernels.attention import (
+    DecodeRoom,
+    Tiles,
+    decode_tiles,
+    fitted,
+    prefill_tiles,
+)
 
 SHAPES = [
     Shape(heads=4, kv_heads=2, dim=16, block_tokens=8),
@@ -79,6 +85,17 @@ def test_few_rows_are_split_and_many_are_not() -> None:
     assert splits[0] * 2 >= room.programs > 1
     assert splits[room.programs // 2 - 1 :] == [1] * (17 - room.programs // 2)
     assert room.parts == max((rows * many for rows, many in enumerate(splits, start=1) if many > 1))
+
+
+@pytest.mark.parametrize("kib", [64, 99, 163, 227])
+@pytest.mark.parametrize("dim", [64, 96, 128, 256])
+def test_tiles_fit_into_the_shared_memory_of_smaller_devices(dim: int, kib: int) -> None:
+    for tiles in (decode_tiles(2, 2, dim), prefill_tiles(2, dim, 16), prefill_tiles(2, dim, 999)):
+        found = fitted(tiles, dim, 2, kib * 2**10)
+        rows = found.queries + 2 * (found.stages - 1) * found.tile
+        assert rows * dim * 2 < kib * 2**10
+        assert found.tile >= 16 and found.stages >= 2
+        assert found == tiles or kib < 163
 
 
 def test_a_room_that_is_too_small_is_noticed() -> None:

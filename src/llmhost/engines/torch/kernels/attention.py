@@ -7,7 +7,7 @@ their positions, to be put together by a second kernel (Dao et al., 2023).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -64,6 +64,24 @@ def prefill_tiles(query_bytes: int, dim: int, pairs: int, *, keeps_busy: bool = 
     return Tiles(tile=32, warps=8, stages=3, queries=128)
 
 
+@cache
+def fitted(tiles: Tiles, dim: int, item_bytes: int, shared_bytes: int) -> Tiles:
+    """`tiles`, or smaller ones that need no more than a multiprocessor's shared memory."""
+    row = triton.next_power_of_2(dim) * item_bytes
+    while True:
+        loads = 2 * max(tiles.stages - 1, 1) * tiles.tile * row
+        if tiles.queries * (row + tiles.tile * item_bytes) + loads <= shared_bytes:
+            return tiles
+        if tiles.stages > 2:
+            tiles = replace(tiles, stages=tiles.stages - 1)
+        elif tiles.queries > 16:
+            tiles = replace(tiles, queries=tiles.queries // 2)
+        elif tiles.tile > 16:
+            tiles = replace(tiles, tile=tiles.tile // 2)
+        else:
+            return tiles
+
+
 class DecodeRoom:
     """Room for the parts of split rows, made once for the most rows that `decode_attention` will be given."""
 
@@ -105,6 +123,15 @@ def _multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+@cache
+def _shared_bytes(device: torch.device) -> int:
+    """What a program may have, by the number that Triton itself goes by."""
+    if device.type != "cuda":
+        return 2**20
+    index = torch.cuda.current_device()  # where Triton launches
+    return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
+
+
 def decode_attention(
     query: Tensor,
     key_cache: Tensor,
@@ -139,6 +166,7 @@ def decode_attention(
     assert query.stride(2) == out.stride(2) == key_cache.stride(3) == value_cache.stride(3) == 1
     assert key_cache.stride() == value_cache.stride()
     tiles = tiles or decode_tiles(key_cache.itemsize, query.itemsize, dim)
+    tiles = fitted(tiles, dim, query.itemsize, _shared_bytes(query.device))
     group = heads // kv_heads
     _decode[(kv_heads, splits, rows)](
         query, key_cache, value_cache, block_tables, ends, sinks, out, room.weights, room.results,
@@ -195,6 +223,7 @@ def prefill_attention(
         programs = rows * kv_heads * longest * group / 128
         keeps_busy = programs >= _multiprocessors(query.device)
         tiles = prefill_tiles(query.itemsize, dim, longest * group, keeps_busy=keeps_busy)
+    tiles = fitted(tiles, dim, query.itemsize, _shared_bytes(query.device))
     places = max(tiles.queries, triton.next_power_of_2(group))
     _prefill[(kv_heads, triton.cdiv(longest, places // group), rows)](
         query, key_cache, value_cache, block_tables, starts, offsets, sinks, out,
