@@ -201,12 +201,14 @@ def gpus() -> Iterator[Finding]:
 def attention() -> Finding:
     """How a GPU attends: by our kernels, or slower."""
     from llmhost.config.environment import process_environment
-    from llmhost.engines.kernel_needs import missing_for_kernels
+    from llmhost.engines.kernel_needs import kernels_refusal, missing_headers
 
-    reason = missing_for_kernels(process_environment())
-    if reason is not None:
+    if (reason := kernels_refusal(process_environment())) is not None:
         return Finding("attention", "warning", "torch, which is slower than kernels", f"{reason}.")
-    return Finding("attention", "ok", f"triton, by kernels of Triton {installed('triton')}")
+    found = f"triton, by kernels of Triton {installed('triton')}"
+    if (lack := missing_headers()) is not None:
+        return Finding("attention", "warning", found, f"{lack}.")
+    return Finding("attention", "ok", found)
 
 
 def float8(index: int, capability: str) -> Finding:

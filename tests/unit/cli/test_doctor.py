@@ -100,7 +100,8 @@ def test_what_a_gpu_will_be_used_with_is_said(monkeypatch: pytest.MonkeyPatch):
     pretend(monkeypatch, nvidia_smi=f"{lines}\nNVIDIA X, 1, 1, 1, [N/A]")
     monkeypatch.setattr(doctor, "cuda_of_torch", lambda: "13.0")
     monkeypatch.setattr(doctor, "installed", lambda name: "3.6.0")
-    monkeypatch.setattr(kernel_needs, "missing_for_kernels", lambda environ: None)
+    monkeypatch.setattr(kernel_needs, "kernels_refusal", lambda environ: None)
+    monkeypatch.setattr(kernel_needs, "missing_headers", lambda: None)
 
     found = {finding.name: finding for finding in doctor.gpus()}
 
@@ -112,12 +113,15 @@ def test_what_a_gpu_will_be_used_with_is_said(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_gpu_that_has_to_do_without_kernels_is_told_why(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kernel_needs, "missing_for_kernels", lambda environ: "no compiler")
+    monkeypatch.setattr(kernel_needs, "kernels_refusal", lambda environ: "no compiler")
 
     found = doctor.attention()
 
     assert (found.status, found.advice) == ("warning", "no compiler.")
     assert found.found.startswith("torch")
+    monkeypatch.setattr(kernel_needs, "kernels_refusal", lambda environ: None)
+    monkeypatch.setattr(kernel_needs, "missing_headers", lambda: "no headers")
+    assert doctor.attention().advice == "no headers."
 
 
 def test_a_kernel_is_tried_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch):

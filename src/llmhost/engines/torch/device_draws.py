@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmhost.config.environment import process_environment
 from llmhost.engines.drawing import Place, is_shaped
+from llmhost.engines.kernel_needs import kernels_refusal
 from llmhost.engines.masks import Masks
 from llmhost.engines.torch.asked import asked_of, to_device
 from llmhost.engines.torch.shaping import Shaper
@@ -57,4 +58,4 @@ class DeviceDraws:
 
 @cache
 def has_kernels() -> bool:
-    return find_spec("triton") is not None
+    return kernels_refusal(process_environment()) is None

@@ -4,7 +4,6 @@ A model of a known family goes through `FusedDecoder` and never through transfor
 do (adapters). Any other goes through its own modules, with keys and values written and read by our kernels.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmhost.config.environment import process_environment
+from llmhost.engines.kernel_needs import kernels_refusal
 from llmhost.engines.torch.asked import DrawAsked
 from llmhost.engines.torch.attention import ForwardPass, forward_pass
 from llmhost.engines.torch.backend_torch import Scores
@@ -25,8 +26,8 @@ Windows = Sequence[int | None]
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Our kernels can be run there: a GPU, and Triton is installed, as it is with torch for CUDA."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    """Our kernels can be run there: a GPU, Triton, which comes with torch for CUDA, and what that needs itself."""
+    return device.type == "cuda" and kernels_refusal(process_environment()) is None
 
 
 class KernelPath:
