@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tests.unit.kernels.interpreting  # noqa: F401
 import torch
-from tests.unit.engines.runner_contract import HOT, PROMPTS, ask
+from tests.unit.engines.runner_contract import PROMPTS, ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
 from llmhost.core.errors import EngineFailed
@@ -18,6 +18,7 @@ from llmhost.engines.torch.probe import layer_windows
 from llmhost.engines.torch.runner import TorchRunner
 
 Load = Callable[..., TorchRunner]
+WARM = Sampling(temperature=1.0)
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def test_answers_are_those_of_the_plain_way(
         patch.setattr("llmhost.engines.torch.load.has_kernels", lambda device: False)
         plain = load(family, block_tokens=8)
 
-    expected = ToyScheduler(plain, chunk=20).answer(*ask(new_tokens=2))
-    assert ToyScheduler(runner, chunk=20).answer(*ask(new_tokens=2)) == expected
+    expected = ToyScheduler(plain, chunk=20).answer(*ask(new_tokens=2)[1:3])
+    assert ToyScheduler(runner, chunk=20).answer(*ask(new_tokens=2)[1:3]) == expected
 
 
 def test_steps_launched_ahead_draw_what_steps_one_by_one_draw(load_with_kernels: Load) -> None:
@@ -63,13 +64,13 @@ def test_steps_launched_ahead_draw_what_steps_one_by_one_draw(load_with_kernels:
     tables = [[5, 2], [9, 1], [4, 8]]
     one_by_one, tokens = [], [3, 4, 5]
     for start in range(3):
-        tokens = runner.run(rows_of(tables, tokens, start, HOT))  # type: ignore[assignment]
+        tokens = runner.run(rows_of(tables, tokens, start, WARM))  # type: ignore[assignment]
         one_by_one.append(tokens)
 
-    flights = [runner.launch(rows_of(tables, [3, 4, 5], 0, HOT))]
+    flights = [runner.launch(rows_of(tables, [3, 4, 5], 0, WARM))]
     ahead = []
     for start in range(1, 3):
-        rows = rows_of(tables, [PENDING] * 3, start, HOT)
+        rows = rows_of(tables, [PENDING] * 3, start, WARM)
         rows.reverse()  # places are found by sequence, not by order
         flights.append(runner.launch(rows))
         ahead.append(flights[-2].land())
@@ -110,17 +111,3 @@ def test_a_row_without_numbers_fails_alone(load_with_kernels: Load) -> None:
 
     assert isinstance(drawn[0], int)
     assert isinstance(drawn[1], EngineFailed)
-
-
-def test_rows_with_more_wishes_draw_as_those_that_fly(load_with_kernels: Load) -> None:
-    """Logits come from the same computation; what is drawn from them does not depend on who else is there."""
-    runner = load_with_kernels("llama")
-    runner.set_kv_blocks(16)
-    rows = rows_of([[5], [9]], [3, 4], 0, HOT)
-    flown = runner.launch(rows).land()
-    reported = rows[1]._replace(sampling=Sampling(temperature=1.0, top_p=0.95, logprobs=1))
-    drawn = runner.run([rows[0], reported])
-
-    assert drawn[0] == flown[0]
-    assert drawn[1].tokens == (flown[1],)  # type: ignore[union-attr]
-    assert torch.is_inference_mode_enabled() is False
