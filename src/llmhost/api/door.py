@@ -155,6 +155,7 @@ class DisconnectWatch:
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
         self._task.cancel()
+        self._task = None  # its end refers to its frame, which refers to this
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

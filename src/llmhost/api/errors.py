@@ -72,3 +72,12 @@ def _sentence(error: HTTPException) -> str:
     detail = error.detail or str(error.status_code)
     extra = f" {error.extra}" if error.extra else ""
     return f"{detail}{extra}"
+
+
+def forget_frames(error: BaseException) -> None:
+    """Once an error is answered: its frames hold the request, which holds the error, and so all would stay in memory
+    until Python looks for cycles, which it does seldom."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__

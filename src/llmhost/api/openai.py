@@ -30,7 +30,7 @@ from llmhost.api.door import (
     start,
     wire_of,
 )
-from llmhost.api.errors import error_body, error_headers, known_error
+from llmhost.api.errors import error_body, error_headers, forget_frames, known_error
 from llmhost.api.frames import HEARTBEAT, Frames, frames_of, whole_answer
 from llmhost.api.loose import read_body
 from llmhost.api.report import Report, report_of
@@ -110,6 +110,7 @@ class _Route:
                 raise
         except Exception as error:  # noqa: BLE001 - boundary: nothing may leave without a body
             await visit.fail(send, error)
+            forget_frames(error)
         finally:
             visit.leave(None)
             request_id.reset(named)  # the next request of a connection may run in the same context
@@ -130,6 +131,7 @@ class _Route:
             caller = await self.processor.identify(blank, bearer(scope), headers)
         except LlmhostError as error:
             await visit.dismiss(send, receive, error, is_small=is_small(scope))
+            forget_frames(error)
             return
         request, beside, fault = await self._parsed(visit, receive, blank, caller)
         opening = asyncio.ensure_future(

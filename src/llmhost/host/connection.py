@@ -5,6 +5,7 @@ on for nobody). A head has a size and a time in which it must come. What isn't H
 """
 
 import asyncio
+import weakref
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -25,14 +26,15 @@ class Wire:
     __slots__ = ("_cycle", "_flow", "_write")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+        self._cycle = weakref.ref(cycle)  # it has the scope that has this
         self._flow = cycle.flow
         self._write = cycle.transport.write
 
     def is_free(self) -> bool:
-        cycle = self._cycle
+        cycle = self._cycle()
         return not (
-            self._flow.write_paused
+            cycle is None
+            or self._flow.write_paused
             or cycle.disconnected
             or cycle.response_complete
             or not cycle.response_started

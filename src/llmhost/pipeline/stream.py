@@ -110,6 +110,7 @@ class ReplayStream:
     def close(self) -> None:
         if not self.is_ended:
             self.is_ended = True
+            self._on_abandoned = None  # it refers to whoever fills the stream, who refers to it
             for reader in self._waiting:
                 reader._wake()
 

@@ -1,6 +1,7 @@
 """The shortcut past ASGI's `send`: chunks of the same response, for as long as its client takes them."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from llmhost.api.door import Wire, wire_of
 from llmhost.host.connection import Connection
@@ -171,3 +173,25 @@ def test_a_wire_is_not_free_when_its_client_has_left(
     serve(client_socket, app, client)
 
     assert free == [False]
+
+
+def test_nothing_of_a_response_is_left_when_its_connection_is_closed(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        wire(scope).write(b"one")
+        await send(END)
+
+    async def client(connection: socket.socket) -> None:
+        await read_all(connection)
+
+    gc.collect()
+    gc.disable()
+    try:
+        serve(client_socket, app, client)
+        left = [each for each in gc.get_objects() if type(each) is RequestResponseCycle]
+    finally:
+        gc.enable()
+
+    assert left == []

@@ -97,7 +97,7 @@ def test_a_server_that_is_never_quiet_looks_at_what_is_not_set_aside(
     server: Server, collector: Collector
 ) -> None:
     server.is_idle = False
-    server.look(1 + STALE_S)
+    server.look(2 + STALE_S)
     assert collector.take() == ["collect"]
 
     server.look(10 + STALE_S)
@@ -107,6 +107,6 @@ def test_a_server_that_is_never_quiet_looks_at_what_is_not_set_aside(
 def test_after_a_while_a_quiet_server_looks_at_everything(
     server: Server, collector: Collector
 ) -> None:
-    server.look(1 + STALE_S)
+    server.look(2 + STALE_S)
 
     assert collector.take() == WHOLE
