@@ -63,7 +63,9 @@ def test_a_trained_model_prefers_the_same_words(kind: str):
 
     near = logits(model)
     assert float(((near - exact).norm(dim=1) / exact.norm(dim=1)).median()) < MOST_OFF[kind]
-    assert float((near.argmax(1) == exact.argmax(1)).float().mean()) > 0.8
+    assert (
+        float((near.argmax(1) == exact.argmax(1)).float().mean()) > {"fp8": 0.8, "int4": 0.7}[kind]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
