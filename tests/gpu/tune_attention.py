@@ -42,7 +42,7 @@ DECODE_TILES = [
 ]  # fmt: skip
 FP8_TILES = [
     Tiles(tile, warps, stages)
-    for tile, warps, stages in ((64, 4, 4), (32, 4, 4), (64, 8, 3), (128, 8, 3))
+    for tile, warps, stages in ((64, 4, 4), (64, 8, 3), (64, 8, 4), (128, 4, 3), (128, 8, 3))
 ]
 PER_SM = (1, 2, 3, 4, 6)
 PREFILL_CASES = ((1, 2048, 0), (1, 256, 4096), (32, 5, 4096))
@@ -191,7 +191,7 @@ def main() -> None:
         if only not in (None, name):
             continue
         pool = new_pool(kind)
-        tried = first(decode_tiles(kind.itemsize, 2, DIM), tried)
+        tried = first(decode_tiles(2, DIM), tried)
         for rows in DECODE_ROWS if name == "decode" else DECODE_ROWS[-1:]:
             for positions in DECODE_POSITIONS:
                 moved = 2 * rows * positions * KV_HEADS * DIM * kind.itemsize

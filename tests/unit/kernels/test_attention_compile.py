@@ -26,7 +26,7 @@ def launches() -> Iterator[Launch]:
 def _decode(
     kind: str, cache: str, group: int, dim: int, is_split: bool, given: dict[str, Any]
 ) -> Launch:
-    tiles = decode_tiles(BYTES[cache], BYTES[kind], dim)
+    tiles = decode_tiles(BYTES[kind], dim)
     rows = max(16, triton.next_power_of_2(group))
     more = {"GROUP_ROWS": rows, "IS_SPLIT": is_split}
     return _launch(attention._decode, kind, cache, group, dim, tiles, {**more, **given})
@@ -60,7 +60,7 @@ def _launch(
     constants = {
         **{"BLOCK_STRIDE": BLOCK_TOKENS * KV_HEADS * dim, "TOKEN_STRIDE": KV_HEADS * dim},
         **{"HEAD_STRIDE": dim, "BLOCK_BITS": 4, "GROUP": group, "TILE": tiles.tile},
-        "NARROW": cache == "fp8e4nv",
+        **dict.fromkeys(("NARROW", "WIDENS"), cache == "fp8e4nv"),
         **{"DIM": dim, "DIM_ROOM": triton.next_power_of_2(dim)},
         **more,
     }

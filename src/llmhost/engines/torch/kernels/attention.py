@@ -41,12 +41,10 @@ class Tiles:
     """Prefill: places for (token, head) pairs in a program."""
 
 
-def decode_tiles(key_bytes: int, query_bytes: int, dim: int) -> Tiles:
-    """For keys and queries of so many bytes an element."""
+def decode_tiles(query_bytes: int, dim: int) -> Tiles:
+    """For queries of so many bytes an element."""
     if query_bytes == 4:
         return Tiles(tile=32, warps=4, stages=2)
-    if key_bytes == 1:
-        return Tiles(tile=64, warps=8, stages=4 if dim <= 128 else 3)
     return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3)
 
 
@@ -165,9 +163,10 @@ def decode_attention(
     assert splits == 1 or rows * splits <= room.parts, "the room was made for fewer rows"
     assert query.stride(2) == out.stride(2) == key_cache.stride(3) == value_cache.stride(3) == 1
     assert key_cache.stride() == value_cache.stride()
-    tiles = tiles or decode_tiles(key_cache.itemsize, query.itemsize, dim)
+    tiles = tiles or decode_tiles(query.itemsize, dim)
     tiles = fitted(tiles, dim, query.itemsize, _shared_bytes(query.device))
     group = heads // kv_heads
+    is_narrow = _is_narrow(query, key_cache)
     _decode[(kv_heads, splits, rows)](
         query, key_cache, value_cache, block_tables, ends, sinks, out, room.weights, room.results,
         query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_tables.stride(0),
@@ -176,7 +175,7 @@ def decode_attention(
         HEAD_STRIDE=key_cache.stride(2), BLOCK_BITS=_bits(key_cache.shape[1]),
         GROUP=group, GROUP_ROWS=max(triton.next_power_of_2(group), 16),
         DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
-        TILE=tiles.tile, NARROW=_is_narrow(query, key_cache), IS_SPLIT=splits > 1,
+        TILE=tiles.tile, NARROW=is_narrow, WIDENS=is_narrow and query.is_cuda, IS_SPLIT=splits > 1,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if splits > 1:
@@ -286,12 +285,34 @@ def _operand(query, NARROW: tl.constexpr):
 
 
 @triton.jit
+def _widened(values):
+    """float8 to float16, in the layout in which it came.
+
+    The compiler would rather have each byte where the product wants it, and read shared memory byte by byte for that:
+    an assembly that claims to do more than it says stays where it is, and halves go through shared memory instead.
+    """
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b16 low, high;
+        mov.b32 {low, high}, $2;
+        cvt.rn.f16x2.e4m3x2 $0, low;
+        cvt.rn.f16x2.e4m3x2 $1, high;
+        }""",
+        "=r,=r,r",
+        [values],
+        dtype=tl.float16,
+        is_pure=False,
+        pack=4,
+    )
+
+
+@triton.jit
 def _over_tiles(
     acc, total, top, q, seen_to, keys, values, table, dims, low, first, last, high,
     factor, softcap, window,
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
     DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr,
-    IS_EDGE: tl.constexpr, AHEAD: tl.constexpr,
+    IS_EDGE: tl.constexpr, WIDENS: tl.constexpr,
 ):  # fmt: skip
     """Go over tiles `first` to `last`, exclusive, of positions `low` to `high`, exclusive.
 
@@ -301,16 +322,11 @@ def _over_tiles(
     # Block ids are read a tile ahead, so that keys and values wait for no other load.
     at = low + first * TILE + tl.arange(0, TILE)
     places = _places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
-    if AHEAD:
-        v = _read(values + places, dims, DIM, DIM_ROOM)
     for _ in range(first, last):
         k = _read(keys + places, dims, DIM, DIM_ROOM)
-        if not AHEAD:
-            v = _read(values + places, dims, DIM, DIM_ROOM)
+        v = _read(values + places, dims, DIM, DIM_ROOM)
         behind = tl.minimum(at + TILE, high - 1)
         places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
-        if AHEAD:
-            next_v = _read(values + places, dims, DIM, DIM_ROOM)
 
         s = tl.dot(q, tl.trans(k).to(q.dtype), input_precision="ieee")
         if softcap is not None:
@@ -340,11 +356,11 @@ def _over_tiles(
             total = total * fade[:, None] + p
         else:
             total = total * fade + tl.sum(p, 1)
+        if WIDENS:
+            v = _widened(v)
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * fade[:, None], input_precision="ieee")
         top = higher
         at += TILE
-        if AHEAD:
-            v = next_v
     return acc, total, top
 
 
@@ -391,7 +407,7 @@ def _decode(
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
     HEAD_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
     GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
-    TILE: tl.constexpr, NARROW: tl.constexpr, IS_SPLIT: tl.constexpr,
+    TILE: tl.constexpr, NARROW: tl.constexpr, WIDENS: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One program per head of keys, split and row; it has all query heads of its head of keys."""
     kv_head = tl.program_id(0)
@@ -425,7 +441,7 @@ def _decode(
             tl.full([GROUP_ROWS], float("-inf"), tl.float32),
             q, None, keys, values, table, dims, low, 0, tl.cdiv(high - low, TILE), high,
             factor, softcap, None,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=NARROW,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, WIDENS=WIDENS,
         )  # fmt: skip
         total = tl.sum(total, 1)
         if not IS_SPLIT or high - low == end - first:
@@ -535,17 +551,17 @@ def _prefill(
             acc, total, top = _over_tiles(
                 acc, total, top, q, seen_to, keys, values, table, dims, low, 0, edge_from, high,
                 factor, softcap, window,
-                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
+                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, WIDENS=False,
             )  # fmt: skip
         acc, total, top = _over_tiles(
             acc, total, top, q, seen_to, keys, values, table, dims, low, edge_from, edge_to, high,
             factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=False, AHEAD=False,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=False, WIDENS=False,
         )  # fmt: skip
         acc, total, top = _over_tiles(
             acc, total, top, q, seen_to, keys, values, table, dims, low, edge_to, tiles, high,
             factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, WIDENS=False,
         )  # fmt: skip
 
         if sinks is not None:
