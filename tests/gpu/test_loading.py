@@ -86,7 +86,7 @@ def test_a_loaded_model_is_ready_and_its_memory_is_what_its_weights_take(folder:
     try:
         measured = runner.facts.measured_bytes
         assert measured is not None
-        assert measured < runner.facts.weights_bytes * 1.1
+        assert measured < runner.facts.weights_bytes * 1.5  # not twice
     finally:
         runner.close()
 
