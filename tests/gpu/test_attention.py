@@ -14,6 +14,7 @@ from tests.unit.kernels.paged import (
     expected,
     make_step,
     prefilled,
+    scatter_bytes,
 )
 
 from llmhost.engines.torch.backend_triton import ACCEPTABLE, self_test
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-BF16 = torch.bfloat16
+HALF, BF16 = torch.float16, torch.bfloat16
 MODELS: list[tuple[Shape, dict[str, Any]]] = [
     (Shape(heads=32, kv_heads=8, dim=128, block_tokens=16, dtype=BF16), {}),
     (Shape(heads=28, kv_heads=4, dim=64, block_tokens=8, dtype=BF16), {"window": 1, "sinks": 1.0}),
@@ -57,6 +58,41 @@ def test_rows_get_what_they_would_get_in_float64(shape: Shape, way: dict[str, An
         error = ((out.double() - reference).norm() / reference.norm()).item()
         assert error < WORST[shape.dtype], (step.counts, step.ends, ask)
         torch.testing.assert_close(out.double(), reference, rtol=0.05, atol=10 * WORST[shape.dtype])
+
+
+FP8_MODELS: list[tuple[Shape, dict[str, Any]]] = [
+    (Shape(heads=32, kv_heads=8, dim=128, block_tokens=16, dtype=HALF, stored=FP8), {}),
+    (
+        Shape(heads=28, kv_heads=4, dim=64, block_tokens=8, dtype=BF16, stored=FP8),
+        {"window": 100, "sinks": 1.0},
+    ),
+    (
+        Shape(heads=8, kv_heads=4, dim=256, block_tokens=64, dtype=BF16, stored=FP8),
+        {"softcap": 9.0, "value_scale": 2.0},
+    ),
+    (Shape(heads=6, kv_heads=1, dim=96, block_tokens=16, dtype=HALF, stored=FP8), {}),
+    (Shape(heads=6, kv_heads=6, dim=80, block_tokens=32, dtype=HALF, stored=FP8), {}),
+]
+"""The last can't be read in words."""
+
+
+@pytest.mark.parametrize(("shape", "way"), FP8_MODELS)
+def test_every_number_in_float8_counts(shape: Shape, way: dict[str, Any]) -> None:
+    rng = random.Random(str(shape))
+    for splits in [None, 1] * 4:
+        step = random_step(shape, rng, is_decode=True)
+        scatter_bytes(step, seed=rng.randint(0, 2**30))
+        ask = asked({**way, "scaling": shape.dim**-0.5, "key_scale": 0.01}, shape, "cuda")
+        reference = expected(step, **ask)
+        error = (decoded(step, ask, splits=splits).double() - reference).norm() / reference.norm()
+        assert error < WORST[shape.dtype], (step.ends, splits)
+
+
+def test_one_position_gives_its_values_exactly() -> None:
+    shape = FP8_MODELS[0][0]
+    step, ask = make_step(shape, [1] * 9, [1] * 9, seed=0, device="cuda"), asked({}, shape, "cuda")
+    scatter_bytes(step, seed=1)
+    torch.testing.assert_close(decoded(step, ask).double(), expected(step, **ask), rtol=0, atol=0)
 
 
 def random_step(shape: Shape, rng: random.Random, *, is_decode: bool) -> Step:

@@ -2,7 +2,8 @@
 
 For each case the five fastest of the constants that are tried, and the ones in use: positions per tile, warps, stages,
 and for decode programs per multiprocessor, for prefill places of a program. Calls take turns over more data than the
-GPU's cache holds and are timed by CUDA graph, so that what the host takes doesn't count.
+GPU's cache holds and are timed by CUDA graph, so that what the host takes doesn't count. What decode gives for some
+rows is compared with float64 first: what is wrong is said, and not timed.
 """
 
 import argparse
@@ -12,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
+from tests.unit.kernels.paged import Step, expected
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
@@ -40,10 +43,17 @@ DECODE_TILES = [
         (64, 4, 3), (64, 4, 2), (64, 4, 4), (64, 8, 3), (32, 4, 4), (128, 4, 2), (128, 8, 3),
     )
 ]  # fmt: skip
-FP8_TILES = [
+FP8_TILES = [Tiles(64, 4, 4), Tiles(64, 8, 3)]
+"""For caches in float8 that are read number by number."""
+WORD_TILES = [
     Tiles(tile, warps, stages)
-    for tile, warps, stages in ((64, 4, 4), (64, 8, 3), (64, 8, 4), (128, 4, 3), (128, 8, 3))
-]
+    for tile, warps, stages in (
+        (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3), (64, 8, 4), (32, 4, 3), (32, 4, 4), (128, 4, 2),
+        (128, 8, 2), (128, 8, 3),
+    )
+]  # fmt: skip
+"""For those that are read in words of two."""
+WORST = 1e-2
 PER_SM = (1, 2, 3, 4, 6)
 PREFILL_CASES = ((1, 2048, 0), (1, 256, 4096), (32, 5, 4096))
 """Rows, tokens of each, and what is before them."""
@@ -85,13 +95,27 @@ def new_pool(kind: torch.dtype) -> Pool:
     return Pool(*halves, torch.randperm(BLOCKS, device=DEVICE).int())
 
 
-def graph_us(call: Call, sets: int) -> float:
-    """Of one call, the least of some replays; infinite where the GPU has no room for what is tried."""
+def fits(call: Call) -> bool:
+    """Run it, if the GPU has room for what is tried."""
     try:
         call(0)
     except OutOfResources:
-        return math.inf
+        return False
     torch.cuda.synchronize()
+    return True
+
+
+def is_right(label: str, out: Tensor, reference: Tensor) -> bool:
+    error = float((out.double() - reference).norm() / reference.norm())
+    if not error < WORST:
+        sys.stdout.write(f"  WRONG by {error:.3g}: {label}\n")
+    return error < WORST
+
+
+def graph_us(call: Call, sets: int) -> float:
+    """Of one call, the least of some replays; infinite where the GPU has no room for what is tried."""
+    if not fits(call):
+        return math.inf
     calls = max(sets, 4)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -114,6 +138,17 @@ def decode_times(
     query = torch.randn(rows, HEADS, DIM, device=DEVICE, dtype=torch.bfloat16)
     ends = torch.full((rows,), positions, dtype=torch.int32, device=DEVICE)
     tables, out = pool.tables(rows, positions), torch.empty_like(query)
+    some = sorted({0, rows // 2, rows - 1})
+    step = Step(
+        counts=[1] * len(some),
+        ends=[positions] * len(some),
+        query=query[some],
+        keys=pool.keys,
+        values=pool.values,
+        tables=tables[0][some],
+        out=out,
+    )
+    reference = expected(step, scaling=DIM**-0.5)
     seen = set()
     for per_sm in dict.fromkeys((attention.PROGRAMS_PER_SM, *PER_SM)):
         room = new_room(rows, per_sm)
@@ -130,7 +165,9 @@ def decode_times(
                 )  # fmt: skip
 
             label = f"tile {tiles.tile} warps {tiles.warps} stages {tiles.stages}"
-            yield f"{label} per SM {per_sm} (splits {splits})", graph_us(call, len(tables))
+            label = f"{label} per SM {per_sm} (splits {splits})"
+            is_timed = fits(call) and is_right(label, out[some], reference)
+            yield label, graph_us(call, len(tables)) if is_timed else math.inf
 
 
 def new_room(rows: int, per_sm: int) -> DecodeRoom:
@@ -184,18 +221,19 @@ def main() -> None:
     only = parser.parse_args().only
     began = time.monotonic()
     sys.stdout.write(f"{torch.cuda.get_device_name()}, {HEADS}/{KV_HEADS} heads of {DIM}\n")
-    for name, kind, tried in (
-        ("decode", torch.bfloat16, DECODE_TILES),
-        ("fp8", torch.float8_e4m3fn, FP8_TILES),
+    for name, kind, forms in (
+        ("decode", torch.bfloat16, {"": DECODE_TILES}),
+        ("fp8", torch.float8_e4m3fn, {" in words": WORD_TILES, " by numbers": FP8_TILES}),
     ):
         if only not in (None, name):
             continue
         pool = new_pool(kind)
-        tried = first(decode_tiles(2, DIM), tried)
         for rows in DECODE_ROWS if name == "decode" else DECODE_ROWS[-1:]:
-            for positions in DECODE_POSITIONS:
+            for positions, form in product(DECODE_POSITIONS, forms):
+                attention.WORDS = form != " by numbers"
+                tried = first(decode_tiles(2, DIM), forms[form])
                 moved = 2 * rows * positions * KV_HEADS * DIM * kind.itemsize
-                case = f"{name}: {rows} rows of {positions}"
+                case = f"{name}{form}: {rows} rows of {positions}"
                 report(case, decode_times(pool, rows, positions, tried), moved / 1e3, "GB/s")
         del pool
     if only in (None, "prefill"):

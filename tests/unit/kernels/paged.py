@@ -15,6 +15,8 @@ from llmhost.engines.torch.kernels.attention import (
 )
 
 FP8 = torch.float8_e4m3fn
+NAN_FP8 = 0x7F
+"""With either sign."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,18 @@ def make_step(
             query.transpose(0, 1), float("nan"), memory_format=torch.contiguous_format
         ),
     )
+
+
+def scatter_bytes(step: Step, seed: int) -> None:
+    """Replace what rows own of a cache in float8 by random bytes, whatever numbers they are."""
+    numbers = torch.Generator(step.out.device).manual_seed(seed)
+    for cache in (step.keys, step.values):
+        bits = _bits(cache)
+        fresh = torch.randint(
+            0, 254, bits.shape, generator=numbers, device=bits.device, dtype=torch.uint8
+        )
+        fresh += fresh // NAN_FP8  # 127 and 255 are no numbers
+        bits.copy_(torch.where(bits & NAN_FP8 == NAN_FP8, bits, fresh))
 
 
 def _bits(tensor: Tensor) -> Tensor:

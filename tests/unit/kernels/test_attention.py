@@ -13,8 +13,10 @@ from tests.unit.kernels.paged import (
     expected,
     make_step,
     prefilled,
+    scatter_bytes,
 )
 
+from llmhost.engines.torch.kernels import attention
 from llmhost.engines.torch.kernels.attention import (
     DecodeRoom,
     Tiles,
@@ -22,6 +24,8 @@ from llmhost.engines.torch.kernels.attention import (
     fitted,
     prefill_tiles,
 )
+
+HALF, BF16 = torch.float16, torch.bfloat16
 
 SHAPES = [
     Shape(heads=4, kv_heads=2, dim=16, block_tokens=8),
@@ -76,6 +80,40 @@ def test_keys_and_values_may_be_stored_in_float8() -> None:
     is_close(decoded(step, ask), expected(step, **ask))
     step = make_step(shape, [5, 2], [5, 40], seed=3)
     is_close(prefilled(step, ask), expected(step, **ask))
+
+
+FP8_CASES: list[tuple[Shape, dict[str, Any], int]] = [
+    (Shape(heads=4, kv_heads=2, dim=32, block_tokens=8, dtype=HALF, stored=FP8), {}, 1),
+    (Shape(heads=17, kv_heads=1, dim=64, block_tokens=16, dtype=HALF, stored=FP8), WAYS[2], 3),
+    (Shape(heads=3, kv_heads=1, dim=96, block_tokens=16, dtype=BF16, stored=FP8), WAYS[5], 3),
+    (Shape(heads=2, kv_heads=2, dim=80, block_tokens=32, dtype=HALF, stored=FP8), WAYS[5], 1),
+]
+"""In two bytes a query: as on a GPU."""
+
+
+@pytest.mark.parametrize("in_words", [True, False])
+@pytest.mark.parametrize(("shape", "way", "splits"), FP8_CASES)
+def test_every_number_in_float8_counts_whether_it_is_read_in_words_or_not(
+    shape: Shape,
+    way: dict[str, Any],
+    splits: int,
+    in_words: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "WORDS", in_words)
+    step = make_step(shape, [1] * 3, [0, 33, 90], seed=splits)
+    scatter_bytes(step, seed=splits)
+    ask = asked({**way, "key_scale": 0.003}, shape)
+    reference = expected(step, **ask)
+    error = (decoded(step, ask, splits=splits).double() - reference).norm() / reference.norm()
+    assert error < (1e-3 if shape.dtype is HALF else 6e-3)
+
+
+def test_one_position_gives_its_values_exactly() -> None:
+    step = make_step(FP8_CASES[0][0], [1] * 4, [1] * 4, seed=0)
+    scatter_bytes(step, seed=1)
+    ask = asked({}, FP8_CASES[0][0])
+    torch.testing.assert_close(decoded(step, ask).double(), expected(step, **ask), rtol=0, atol=0)
 
 
 def test_few_rows_are_split_and_many_are_not() -> None:

@@ -17,6 +17,8 @@ PLAIN = dict.fromkeys(("window", "softcap", "sinks"))
 def launches() -> Iterator[Launch]:
     yield _decode("bf16", "bf16", group=4, dim=128, is_split=True, given={})
     yield _decode("bf16", "fp8e4nv", group=7, dim=80, is_split=False, given=PLAIN)
+    yield _decode("bf16", "i16", group=4, dim=128, is_split=False, given=PLAIN)
+    yield _decode("bf16", "i16", group=3, dim=96, is_split=True, given={})
     yield _decode("fp32", "fp32", group=1, dim=64, is_split=True, given=PLAIN)
     yield _reduce("bf16", dim=96)
     yield _prefill("bf16", "bf16", group=4, dim=128, pairs=4096, given={})
@@ -57,10 +59,12 @@ def _launch(
         **dict.fromkeys(("factor", "softcap", "value_factor"), "fp32"),
         "tables": "*i64",
     }
+    head = dim // 2 if cache == "i16" else dim
     constants = {
-        **{"BLOCK_STRIDE": BLOCK_TOKENS * KV_HEADS * dim, "TOKEN_STRIDE": KV_HEADS * dim},
-        **{"HEAD_STRIDE": dim, "BLOCK_BITS": 4, "GROUP": group, "TILE": tiles.tile},
-        **dict.fromkeys(("NARROW", "WIDENS"), cache == "fp8e4nv"),
+        **{"BLOCK_STRIDE": BLOCK_TOKENS * KV_HEADS * head, "TOKEN_STRIDE": KV_HEADS * head},
+        **{"HEAD_STRIDE": head, "BLOCK_BITS": 4, "GROUP": group, "TILE": tiles.tile},
+        **dict.fromkeys(("NARROW", "WIDENS"), cache in ("fp8e4nv", "i16")),
+        "IN_WORDS": cache == "i16",
         **{"DIM": dim, "DIM_ROOM": triton.next_power_of_2(dim)},
         **more,
     }

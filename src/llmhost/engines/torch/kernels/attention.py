@@ -21,6 +21,13 @@ PROGRAMS_PER_SM = 2
 SPREAD = 2
 """A row that is longer than the others may have so many times the splits that rows of equal length would have."""
 MOST_SPLITS = 64
+WORDS = True
+"""`decode_attention` reads caches in float8 as words of two numbers where it can, and takes them apart in registers.
+
+Only 16-bit elements are copied ahead in the background and come from shared memory as a product wants them.
+"""
+WORD_DIMS = 32
+"""Where a head has a multiple of so many dimensions."""
 CPU_MULTIPROCESSORS = 1
 """What the interpreter pretends to have."""
 
@@ -165,8 +172,10 @@ def decode_attention(
     assert key_cache.stride() == value_cache.stride()
     tiles = tiles or decode_tiles(query.itemsize, dim)
     tiles = fitted(tiles, dim, query.itemsize, _shared_bytes(query.device))
-    group = heads // kv_heads
-    is_narrow = _is_narrow(query, key_cache)
+    group, is_narrow = heads // kv_heads, _is_narrow(query, key_cache)
+    in_words = WORDS and is_narrow and dim % WORD_DIMS == 0
+    if in_words:
+        key_cache, value_cache = key_cache.view(torch.int16), value_cache.view(torch.int16)
     _decode[(kv_heads, splits, rows)](
         query, key_cache, value_cache, block_tables, ends, sinks, out, room.weights, room.results,
         query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_tables.stride(0),
@@ -175,7 +184,8 @@ def decode_attention(
         HEAD_STRIDE=key_cache.stride(2), BLOCK_BITS=_bits(key_cache.shape[1]),
         GROUP=group, GROUP_ROWS=max(triton.next_power_of_2(group), 16),
         DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
-        TILE=tiles.tile, NARROW=is_narrow, WIDENS=is_narrow and query.is_cuda, IS_SPLIT=splits > 1,
+        TILE=tiles.tile, NARROW=is_narrow, WIDENS=is_narrow and query.is_cuda, IN_WORDS=in_words,
+        IS_SPLIT=splits > 1,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if splits > 1:
@@ -307,6 +317,41 @@ def _widened(values):
 
 
 @triton.jit
+def _weigh(
+    s, total, top, at, high, seen_to, factor, softcap, window, IS_EDGE: tl.constexpr,
+):  # fmt: skip
+    """Weights of a tile's products `s`, what earlier results fade by, and the new `total` and `top`."""
+    if softcap is not None:
+        # tanh, by way of an exponential that may become infinite
+        s = softcap - 2 * softcap / (1 + tl.exp2(s * (factor * 2.8853900817779268)))
+    if IS_EDGE:
+        is_seen = (at < high)[None, :]
+        if seen_to is not None:
+            is_seen = is_seen & (at[None, :] <= seen_to[:, None])
+        if window is not None:
+            is_seen = is_seen & (at[None, :] > seen_to[:, None] - window)
+        s = tl.where(is_seen, s, float("-inf"))
+    # The factor is more than 0, so the largest score is that of the largest product.
+    if softcap is None:
+        higher = tl.maximum(top, tl.max(s, 1) * factor)
+    else:
+        higher = tl.maximum(top, tl.max(s, 1))
+    base = higher
+    if IS_EDGE and seen_to is not None:  # a query may have seen nothing yet
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+    if softcap is None:
+        p = tl.exp2(s * factor - base[:, None])
+    else:
+        p = tl.exp2(s - base[:, None])
+    fade = tl.exp2(top - base)
+    if seen_to is None:
+        total = total * fade[:, None] + p
+    else:
+        total = total * fade + tl.sum(p, 1)
+    return p, fade, total, higher
+
+
+@triton.jit
 def _over_tiles(
     acc, total, top, q, seen_to, keys, values, table, dims, low, first, last, high,
     factor, softcap, window,
@@ -329,39 +374,72 @@ def _over_tiles(
         places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
 
         s = tl.dot(q, tl.trans(k).to(q.dtype), input_precision="ieee")
-        if softcap is not None:
-            # tanh, by way of an exponential that may become infinite
-            s = softcap - 2 * softcap / (1 + tl.exp2(s * (factor * 2.8853900817779268)))
-        if IS_EDGE:
-            is_seen = (at < high)[None, :]
-            if seen_to is not None:
-                is_seen = is_seen & (at[None, :] <= seen_to[:, None])
-            if window is not None:
-                is_seen = is_seen & (at[None, :] > seen_to[:, None] - window)
-            s = tl.where(is_seen, s, float("-inf"))
-        # The factor is more than 0, so the largest score is that of the largest product.
-        if softcap is None:
-            higher = tl.maximum(top, tl.max(s, 1) * factor)
-        else:
-            higher = tl.maximum(top, tl.max(s, 1))
-        base = higher
-        if IS_EDGE and seen_to is not None:  # a query may have seen nothing yet
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-        if softcap is None:
-            p = tl.exp2(s * factor - base[:, None])
-        else:
-            p = tl.exp2(s - base[:, None])
-        fade = tl.exp2(top - base)
-        if seen_to is None:
-            total = total * fade[:, None] + p
-        else:
-            total = total * fade + tl.sum(p, 1)
+        p, fade, total, top = _weigh(
+            s, total, top, at, high, seen_to, factor, softcap, window, IS_EDGE
+        )
         if WIDENS:
             v = _widened(v)
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * fade[:, None], input_precision="ieee")
-        top = higher
         at += TILE
     return acc, total, top
+
+
+@triton.jit
+def _halves(words, WIDENS: tl.constexpr):
+    """The even and the odd float8 numbers, in float16, of `words` of 16 bits that hold two each."""
+    if WIDENS:
+        even, odd = tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b16 low, high;
+            .reg .b32 first, second;
+            mov.b32 {low, high}, $2;
+            cvt.rn.f16x2.e4m3x2 first, low;
+            cvt.rn.f16x2.e4m3x2 second, high;
+            prmt.b32 $0, first, second, 0x5410;
+            prmt.b32 $1, first, second, 0x7632;
+            }
+            """,
+            "=r,=r,r", [words], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        even = (words & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+        odd = ((words >> 8) & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+    return even, odd
+
+
+@triton.jit
+def _over_words(
+    q, keys, values, table, words, low, high, factor, softcap,
+    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
+    WORDS: tl.constexpr, WORDS_ROOM: tl.constexpr, TILE: tl.constexpr, WIDENS: tl.constexpr,
+):  # fmt: skip
+    """What `_over_tiles` gives for one token, from a cache of `words`: two numbers in float8 each."""
+    ROWS: tl.constexpr = q.shape[0]
+    q_even, q_odd = tl.split(tl.reshape(q, [ROWS, WORDS_ROOM, 2]))
+    even = tl.zeros([ROWS, WORDS_ROOM], tl.float32)
+    odd = tl.zeros([ROWS, WORDS_ROOM], tl.float32)
+    total = tl.zeros([ROWS, TILE], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    at = low + tl.arange(0, TILE)
+    places = _places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
+    for _ in range(0, tl.cdiv(high - low, TILE)):
+        k = _read(keys + places, words, WORDS, WORDS_ROOM)
+        v = _read(values + places, words, WORDS, WORDS_ROOM)
+        behind = tl.minimum(at + TILE, high - 1)
+        places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
+
+        k_even, k_odd = _halves(tl.trans(k), WIDENS)
+        s = tl.dot(q_odd, k_odd, tl.dot(q_even, k_even))
+        p, fade, total, top = _weigh(
+            s, total, top, at, high, None, factor, softcap, None, IS_EDGE=True
+        )
+        p = p.to(tl.float16)
+        v_even, v_odd = _halves(v, WIDENS)
+        even = tl.dot(p, v_even, even * fade[:, None])
+        odd = tl.dot(p, v_odd, odd * fade[:, None])
+        at += TILE
+    return tl.interleave(even, odd), total, top
 
 
 @triton.jit
@@ -407,7 +485,8 @@ def _decode(
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
     HEAD_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
     GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
-    TILE: tl.constexpr, NARROW: tl.constexpr, WIDENS: tl.constexpr, IS_SPLIT: tl.constexpr,
+    TILE: tl.constexpr, NARROW: tl.constexpr, WIDENS: tl.constexpr, IN_WORDS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One program per head of keys, split and row; it has all query heads of its head of keys."""
     kv_head = tl.program_id(0)
@@ -433,16 +512,25 @@ def _decode(
         queries = query + row.to(tl.int64) * query_stride + head[:, None] * query_head_stride
         q = _operand(tl.load(queries + dims[None, :], mask=is_ours, other=0.0), NARROW)
         table = tables + row.to(tl.int64) * table_stride
-        keys = key + kv_head * HEAD_STRIDE + dims[None, :]
-        values = value + kv_head * HEAD_STRIDE + dims[None, :]
-
-        acc, total, top = _over_tiles(
-            tl.zeros([GROUP_ROWS, DIM_ROOM], tl.float32), tl.zeros([GROUP_ROWS, TILE], tl.float32),
-            tl.full([GROUP_ROWS], float("-inf"), tl.float32),
-            q, None, keys, values, table, dims, low, 0, tl.cdiv(high - low, TILE), high,
-            factor, softcap, None,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, WIDENS=WIDENS,
-        )  # fmt: skip
+        if IN_WORDS:
+            words = tl.arange(0, DIM_ROOM // 2)
+            acc, total, top = _over_words(
+                q, key + kv_head * HEAD_STRIDE + words[None, :],
+                value + kv_head * HEAD_STRIDE + words[None, :], table, words, low, high,
+                factor, softcap, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS,
+                DIM // 2, DIM_ROOM // 2, TILE, WIDENS,
+            )  # fmt: skip
+        else:
+            acc, total, top = _over_tiles(
+                tl.zeros([GROUP_ROWS, DIM_ROOM], tl.float32),
+                tl.zeros([GROUP_ROWS, TILE], tl.float32),
+                tl.full([GROUP_ROWS], float("-inf"), tl.float32),
+                q, None, key + kv_head * HEAD_STRIDE + dims[None, :],
+                value + kv_head * HEAD_STRIDE + dims[None, :], table, dims,
+                low, 0, tl.cdiv(high - low, TILE), high, factor, softcap, None,
+                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE,
+                IS_EDGE=True, WIDENS=WIDENS,
+            )  # fmt: skip
         total = tl.sum(total, 1)
         if not IS_SPLIT or high - low == end - first:
             if sinks is not None:
