@@ -84,6 +84,7 @@ LISTINGS = (
     "doctor",
     "keys list",
     "orgs list",
+    "teams list",
     "config explain",
 )
 

@@ -16,6 +16,8 @@ from server_process import Node, chat_body, events, eventually, http_bytes
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from llmhost.tenants.tokens import new_token
+
 ClientOf = Callable[[Node, str], OpenAI]
 NewNode = Callable[..., Node]
 
@@ -24,7 +26,17 @@ ROUTES = [
     ("POST", "/orgs"),
     ("GET", "/keys"),
     ("POST", "/keys"),
+    ("GET", "/keys/abc"),
+    ("PATCH", "/keys/abc"),
+    ("POST", "/keys/abc/rotate"),
     ("DELETE", "/keys/abc"),
+    ("GET", "/orgs/abc"),
+    ("PATCH", "/orgs/abc"),
+    ("GET", "/teams"),
+    ("POST", "/teams"),
+    ("GET", "/teams/a/b"),
+    ("PATCH", "/teams/a/b"),
+    ("DELETE", "/teams/a/b"),
     ("GET", "/models"),
     ("GET", "/ps"),
     ("POST", "/models/echo/load"),
@@ -38,9 +50,9 @@ ROUTES = [
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_every_admin_route_wants_the_token(keyed_node: Node, method: str, path: str) -> None:
-    api_key = keyed_node.create_key("curious")["key"]
+    unknown = new_token()[1]
 
-    for sent in (None, "Bearer", "Bearer wrong", f"Bearer {api_key}", "Basic eDp5", "Bearer \xe9"):
+    for sent in (None, "Bearer", "Bearer wrong", f"Bearer {unknown}", "Basic eDp5", "Bearer \xe9"):
         headers = {} if sent is None else {"authorization": sent.encode("latin-1")}
         response = keyed_node.http.request(
             method, f"{keyed_node.url}/admin/v1{path}", headers=headers

@@ -6,6 +6,8 @@ from typing import Any, cast, get_args
 
 import msgspec
 
+from llmhost.api.admin_tenants import TenantAdmin
+from llmhost.api.admin_wire import LAST_S
 from llmhost.config.check import is_adapter_name
 from llmhost.core.errors import Conflict, InvalidValue
 from llmhost.core.ports import EngineLoad
@@ -18,30 +20,8 @@ from llmhost.deploy.effects import HOST
 from llmhost.deploy.manager import Deployments
 from llmhost.deploy.replica import Replica
 from llmhost.hooks.registry import PluginReport, Plugins
-from llmhost.tenants.keys import KeyRecord, KeyStore, Org
-
-NOBODY = "-"
-"""What analytics has for the organisation of a stranger's request; the ledger has no such request."""
-LAST_S = 9_000_000_000
-"""A UTC time in the year 2255: nanoseconds up to it fit in 64 bits."""
-MOST_PER_MINUTE = 10**9
-
-
-class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body that makes a key. `expires_at` is in UTC seconds."""
-
-    org: str
-    team: str | None = None
-    name: str | None = None
-    requests_per_minute: int | None = None
-    models: list[str] | None = None
-    expires_at: int | None = None
-
-
-class NewOrg(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body that makes an organisation."""
-
-    name: str
+from llmhost.tenants.keys import KeyStore
+from llmhost.tenants.roles import OPERATOR, Access
 
 
 class NewAdapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,43 +37,12 @@ class Admin:
     def __init__(
         self, keys: KeyStore, ledger: Ledger, plugins: Plugins, deployments: Deployments | None
     ) -> None:
-        self._keys = keys
+        self.tenants = TenantAdmin(
+            keys, None if deployments is None else deployments.catalogue.locate
+        )
         self._ledger = ledger
         self._plugins = plugins
         self._deployments = deployments
-
-    def list_orgs(self) -> list[dict[str, Any]]:
-        return [_org(org) for org in self._keys.list_orgs()]
-
-    async def create_org(self, new: NewOrg) -> dict[str, Any]:
-        if new.name == NOBODY:
-            raise InvalidValue(
-                f"{NOBODY!r} stands for requests that no caller was found for.", param="name"
-            )
-        return _org(await self._keys.create_org(new.name))
-
-    def list_keys(self, org: str | None = None, *, utc_ns: int) -> list[dict[str, Any]]:
-        return [_key(key, utc_ns) for key in self._keys.list() if org in (None, key.org)]
-
-    async def create_key(self, new: NewKey, *, utc_ns: int) -> dict[str, Any]:
-        """The key's facts and, this once, its whole text."""
-        _check_bound(new.expires_at, LAST_S, "expires_at")
-        _check_bound(new.requests_per_minute, MOST_PER_MINUTE, "requests_per_minute")
-        if new.models is not None and self._deployments is not None:
-            for name in new.models:
-                self._deployments.catalogue.locate(name)
-        record, token = await self._keys.create(
-            org=new.org,
-            team=new.team,
-            name=new.name,
-            requests_per_minute=new.requests_per_minute,
-            models=new.models,
-            expires_ns=None if new.expires_at is None else new.expires_at * 10**9,
-        )
-        return {"id": record.id, "key": token, **_key(record, utc_ns)}
-
-    async def revoke_key(self, key_id: str, *, utc_ns: int) -> dict[str, Any]:
-        return _key(await self._keys.revoke(key_id), utc_ns)
 
     async def models(self) -> list[dict[str, Any]]:
         running = self._running
@@ -150,23 +99,31 @@ class Admin:
         await running.unload_adapter(served, drain_s=drain_s)
         return {**_adapter_row(running, served), "state": "absent"}
 
-    def usage(self, by: str, since_ns: int | None, until_ns: int | None) -> list[dict[str, Any]]:
-        """Blocks. Requests, tokens and money of since <= time < until."""
+    def usage(
+        self, by: str, since_ns: int | None, until_ns: int | None, access: Access = OPERATOR
+    ) -> list[dict[str, Any]]:
+        """Blocks. Requests, tokens and money of since <= time < until, as far as one may see."""
         if by not in get_args(By):
             known = ", ".join(get_args(By))
             raise InvalidValue(f"'by' is {by!r}; it may be {known}.", param="by")
         _check_bound(since_ns, LAST_S * 10**9, "since")
         _check_bound(until_ns, LAST_S * 10**9, "until")
-        rows = self._ledger.usage(cast(By, by), since_ns=since_ns, until_ns=until_ns)
+        rows = self._ledger.usage(
+            cast(By, by),
+            since_ns=since_ns,
+            until_ns=until_ns,
+            org=access.org,
+            key_id=access.usage_key,
+        )
         return [_usage(by, row) for row in rows]
 
     def verify_ledger(self) -> dict[str, Any]:
         """Blocks. Walks the whole hash chain."""
         return _verified(self._ledger.verify())
 
-    def export_ledger(self) -> Iterator[dict[str, Any]]:
+    def export_ledger(self, access: Access = OPERATOR) -> Iterator[dict[str, Any]]:
         """Blocks while iterated."""
-        return self._ledger.export()
+        return (row for row in self._ledger.export() if access.org in (None, row["org"]))
 
     def plugins(self) -> list[dict[str, Any]]:
         return plugin_rows(self._plugins)
@@ -182,29 +139,6 @@ def _check_bound(value: int | None, limit: int, param: str) -> None:
     """What is stored or compared there has 64 bits."""
     if value is not None and abs(value) > limit:
         raise InvalidValue(f"{param!r} is {value}, and {limit} is the most it may be.", param=param)
-
-
-def _s(ns: int | None) -> int | None:
-    return None if ns is None else ns // 10**9
-
-
-def _org(org: Org) -> dict[str, Any]:
-    return {"id": org.name, "name": org.name, "created_at": _s(org.created_ns)}
-
-
-def _key(key: KeyRecord, utc_ns: int) -> dict[str, Any]:
-    return {
-        "id": key.id,
-        "org": key.org,
-        "team": key.team,
-        "name": key.name,
-        "requests_per_minute": key.requests_per_minute,
-        "models": None if key.models is None else list(key.models),
-        "state": key.state(utc_ns),
-        "created_at": _s(key.created_ns),
-        "expires_at": _s(key.expires_ns),
-        "revoked_at": _s(key.revoked_ns),
-    }
 
 
 def plugin_rows(plugins: Plugins) -> list[dict[str, Any]]:

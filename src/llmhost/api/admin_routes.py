@@ -1,66 +1,26 @@
-"""/admin/v1: the operator's routes, for whoever holds the admin token. They answer no CORS."""
+"""/admin/v1: the operator's routes, some of which keys may use within their organisation. They answer no CORS."""
 
 import asyncio
-import hmac
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from litestar import Router, delete, get, post
-from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
+from litestar import Router, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
-from litestar.types import Guard
 
-from llmhost.api.admin import Admin, NewAdapter, NewKey, NewOrg
-from llmhost.core.errors import InvalidValue, NotFound, Unauthenticated
+from llmhost.api.admin import Admin, NewAdapter
+from llmhost.api.admin_access import Visitor, guard_by
+from llmhost.api.admin_tenant_routes import key_routes, org_routes, team_routes
+from llmhost.core.errors import InvalidValue, NotFound
+from llmhost.tenants.roles import Access, Right
 
 NDJSON = "application/x-ndjson"
 
 
-def guard_by(token: str) -> Guard:
-    """Lets only the holder of the admin token in."""
-
-    def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-        sent = connection.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if not hmac.compare_digest(sent.encode(), token.encode()):
-            raise Unauthenticated(
-                "Admin routes need the admin token: it is in server.json in the data directory."
-            )
-
-    return guard
-
-
 def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa: C901 - a list of routes
-    """The routes, guarded by `token`."""
-
-    @get("/orgs", sync_to_thread=False)
-    def list_orgs() -> dict[str, Any]:
-        """All organisations."""
-        return {"data": admin.list_orgs()}
-
-    @post("/orgs")
-    async def create_org(data: JSONBody[NewOrg]) -> dict[str, Any]:
-        """Make an organisation."""
-        return await admin.create_org(data)
-
-    @get("/keys", sync_to_thread=False)
-    def list_keys(org: FromQuery[str | None] = None) -> dict[str, Any]:
-        """API keys, without their secrets."""
-        return {"data": admin.list_keys(org, utc_ns=time.time_ns())}
-
-    @post("/keys")
-    async def create_key(data: JSONBody[NewKey]) -> dict[str, Any]:
-        """Make a key. Its text is in the answer, this once."""
-        return await admin.create_key(data, utc_ns=time.time_ns())
-
-    @delete("/keys/{key_id:str}", status_code=200)
-    async def revoke_key(key_id: FromPath[str]) -> dict[str, Any]:
-        """Revoke a key by its id or the beginning of it."""
-        return await admin.revoke_key(key_id, utc_ns=time.time_ns())
+    """The routes: all for `token`, and for keys those that name a right."""
 
     @get("/models")
     async def list_models() -> dict[str, Any]:
@@ -103,25 +63,27 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
         """Drop an adapter from memory when nobody uses it; forget it, if it was added by a load."""
         return await admin.unload_adapter(data.adapter, drain_s=drain_s)
 
-    @get("/usage")
+    @get("/usage", needs=Right.OWN_USAGE)
     async def usage(
+        request: Visitor,
         by: FromQuery[str] = "org",
         since: FromQuery[str | None] = None,
         until: FromQuery[str | None] = None,
     ) -> dict[str, Any]:
         """Requests, tokens and money, by key, team, org, model or day."""
         since_ns, until_ns = _utc_ns(since, "since"), _utc_ns(until, "until")
-        return {"data": await asyncio.to_thread(admin.usage, by, since_ns, until_ns)}
+        rows = await asyncio.to_thread(admin.usage, by, since_ns, until_ns, request.user)
+        return {"data": rows}
 
     @get("/ledger/verify")
     async def verify_ledger() -> dict[str, Any]:
         """Walk the ledger's hash chain."""
         return await asyncio.to_thread(admin.verify_ledger)
 
-    @get("/ledger/export", sync_to_thread=False)
-    def export_ledger() -> Stream:
-        """Every entry, one JSON object a line."""
-        return Stream(_lines(admin), media_type=NDJSON)
+    @get("/ledger/export", sync_to_thread=False, needs=Right.ORG_USAGE)
+    def export_ledger(request: Visitor) -> Stream:
+        """Every entry, one JSON object a line; a key gets those of its organisation."""
+        return Stream(_lines(admin, request.user), media_type=NDJSON)
 
     @get("/plugins", sync_to_thread=False)
     def list_plugins() -> dict[str, Any]:
@@ -130,14 +92,12 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
 
     return Router(
         "/admin/v1",
-        guards=[guard_by(token)],
+        guards=[guard_by(token, admin.tenants.access_of)],
         tags=["admin"],
         route_handlers=[
-            list_orgs,
-            create_org,
-            list_keys,
-            create_key,
-            revoke_key,
+            *org_routes(admin.tenants),
+            *team_routes(admin.tenants),
+            *key_routes(admin.tenants),
             list_models,
             list_loaded,
             turn,
@@ -152,8 +112,8 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
     )
 
 
-def _lines(admin: Admin) -> Iterator[bytes]:
-    for entry in admin.export_ledger():
+def _lines(admin: Admin, access: Access) -> Iterator[bytes]:
+    for entry in admin.export_ledger(access):
         yield msgspec.json.encode(entry) + b"\n"
 
 

@@ -6,7 +6,7 @@ from litestar.params import JSONBody
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.admin import Admin, NewAdapter
-from llmhost.api.admin_routes import guard_by
+from llmhost.api.admin_access import guard_by
 
 
 class LoadLora(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """A running node over HTTP: its admin API, and chat as any OpenAI client would do it."""
 
 import json
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -30,37 +30,51 @@ class HttpAdmin:
     def __init__(self, node: Node, transport: httpx.BaseTransport | None = None) -> None:
         self._http = _Http(node.url, node.admin_token, _ADMIN_CURE, transport)
 
-    def create_org(self, name: str) -> Row:
-        return self._http.one("POST", "/admin/v1/orgs", json={"name": name})
+    def create_org(self, name: str, **limits: int | None) -> Row:
+        return self._http.one("POST", "/admin/v1/orgs", json={"name": name, **limits})
 
     def orgs(self) -> list[Row]:
-        return self._http.many("/admin/v1/orgs")
+        return self._http.all("/admin/v1/orgs")
 
-    def create_key(
-        self,
-        *,
-        org: str,
-        team: str | None = None,
-        name: str | None = None,
-        requests_per_minute: int | None = None,
-        models: list[str] | None = None,
-        expires_at: int | None = None,
-    ) -> Row:
-        wish = {
-            "org": org,
-            "team": team,
-            "name": name,
-            "requests_per_minute": requests_per_minute,
-            "models": models,
-            "expires_at": expires_at,
-        }
-        return self._http.one("POST", "/admin/v1/keys", json=wish)
+    def org(self, name: str) -> Row:
+        return self._http.one("GET", _path("orgs", name))
 
-    def keys(self, *, org: str | None = None) -> list[Row]:
-        return self._http.many("/admin/v1/keys", org=org)
+    def update_org(self, name: str, **changes: Any) -> Row:
+        return self._http.one("PATCH", _path("orgs", name), json=changes)
+
+    def create_team(self, org: str, name: str, **limits: int | None) -> Row:
+        return self._http.one("POST", "/admin/v1/teams", json={"org": org, "name": name, **limits})
+
+    def teams(self, *, org: str | None = None) -> list[Row]:
+        return self._http.all("/admin/v1/teams", org=org)
+
+    def team(self, org: str, name: str) -> Row:
+        return self._http.one("GET", _path("teams", org, name))
+
+    def update_team(self, org: str, name: str, **changes: Any) -> Row:
+        return self._http.one("PATCH", _path("teams", org, name), json=changes)
+
+    def archive_team(self, org: str, name: str) -> Row:
+        return self._http.one("DELETE", _path("teams", org, name))
+
+    def create_key(self, **facts: Any) -> Row:
+        return self._http.one("POST", "/admin/v1/keys", json=facts)
+
+    def keys(self, *, org: str | None = None, team: str | None = None) -> list[Row]:
+        return self._http.all("/admin/v1/keys", org=org, team=team)
+
+    def key(self, key_id: str) -> Row:
+        return self._http.one("GET", _path("keys", key_id))
+
+    def update_key(self, key_id: str, **changes: Any) -> Row:
+        return self._http.one("PATCH", _path("keys", key_id), json=changes)
+
+    def rotate_key(self, key_id: str, *, overlap_s: int) -> Row:
+        path = f"{_path('keys', key_id)}/rotate"
+        return self._http.one("POST", path, json={"overlap_s": overlap_s})
 
     def revoke_key(self, key_id: str) -> Row:
-        return self._http.one("DELETE", f"/admin/v1/keys/{quote(key_id, safe='')}")
+        return self._http.one("DELETE", _path("keys", key_id))
 
     def usage(
         self, *, by: str, since: datetime | None = None, until: datetime | None = None
@@ -198,14 +212,27 @@ class _Http:
         return self._object(answer)
 
     def many(self, path: str, **query: str | None) -> list[Row]:
+        return self._page(path, query)[0]
+
+    def all(self, path: str, **query: str | None) -> list[Row]:
+        """All pages of a list."""
+        found, after = self._page(path, query)
+        while after is not None:
+            more, after = self._page(path, {**query, "after": after})
+            found += more
+        return found
+
+    def _page(self, path: str, query: Mapping[str, str | None]) -> tuple[list[Row], str | None]:
+        """A list, and what the next page comes after."""
         params = {key: text for key, text in query.items() if text is not None}
         with self._errors():
             answer = self._client.get(path, params=params)
         self._check(answer)
-        data = self._object(answer).get("data")
+        content = self._object(answer)
+        data = content.get("data")
         if not isinstance(data, list):
             raise self._stranger()
-        return data
+        return data, content.get("last_id") if content.get("has_more") else None
 
     @contextmanager
     def open(self, method: str, path: str, *, json: Any = None) -> Iterator[httpx.Response]:
@@ -256,6 +283,11 @@ class _Http:
 
     def _stranger(self) -> NoNode:
         return NoNode(f"What answers at {self._url} is not an llmhost server.")
+
+
+def _path(*parts: str) -> str:
+    """Below /admin/v1; a slash in a name stays part of the name."""
+    return "/".join(("/admin/v1", *(quote(part, safe="") for part in parts)))
 
 
 def _parse(text: str) -> Row:

@@ -17,6 +17,7 @@ from llmhost.cli import (
     doctor,
     keys,
     models,
+    orgs,
     plugins,
     pull,
     serve,
@@ -28,7 +29,7 @@ from llmhost.core.errors import LlmhostError
 _ORDER = (
     *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
     "adapters",
-    *("orgs", "keys", "usage", "ledger"),
+    *("orgs", "teams", "keys", "usage", "ledger"),
     *("bench", "plugins", "config", "doctor", "version"),
 )
 
@@ -111,5 +112,8 @@ def show_version(as_json: Json = False) -> None:
         typer.echo(f"llmhost {__version__}")
 
 
-for commands in (serve, chat, models, pull, adapters, keys, usage, bench, plugins, config, doctor):
+for commands in (
+    *(serve, chat, models, pull, adapters, orgs, keys, usage),
+    *(bench, plugins, config, doctor),
+):
     commands.add_to(app)

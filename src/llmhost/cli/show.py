@@ -25,6 +25,17 @@ def rows(data: Sequence[Row], columns: Mapping[str, Cell], *, as_json: bool, emp
         typer.echo(table(data, columns))
 
 
+def facts(row: Row, *, as_json: bool) -> None:
+    """Print one thing: a line for each fact, with times as dates."""
+    if as_json:
+        value(dict(row))
+        return
+    width = max(map(len, row))
+    for name, fact in row.items():
+        shown = date(fact) if name.endswith("_at") else fact
+        typer.echo(f"{name.ljust(width)}  {_text(shown)}")
+
+
 def value(anything: Any) -> None:
     typer.echo(json.dumps(anything, indent=2, ensure_ascii=False))
 

@@ -30,6 +30,8 @@ class RequestEnded:
     stream: bool
     adapter: str | None = None
     """Name of the LoRA adapter that answered."""
+    run_id: str | None = None
+    """What the caller says the request is part of: one of its runs, sessions or jobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,7 +109,9 @@ _GROUPS: Mapping[By, str] = {
 _USAGE = """
     SELECT {group}, count(*) FILTER (WHERE kind = 'request'), sum(fresh_input_tokens), sum(cached_input_tokens),
         sum(output_tokens), sum(engine_ns), sum(amount_nano)
-    FROM entries WHERE utc_ns >= ? AND utc_ns < ? GROUP BY 1
+    FROM entries
+    WHERE utc_ns >= :since AND utc_ns < :until AND (:org IS NULL OR org = :org) AND (:key IS NULL OR key_id = :key)
+    GROUP BY 1
 """
 _LARGEST = 2**63 - 1
 _MODEL_CHARS = 200
@@ -263,15 +265,26 @@ class Ledger:
             yield {**row, "prev_hash": prev_hash.hex(), "hash": this_hash.hex()}
 
     def usage(
-        self, by: By, *, since_ns: int | None = None, until_ns: int | None = None
+        self,
+        by: By,
+        *,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        org: str | None = None,
+        key_id: str | None = None,
     ) -> list[UsageRow]:
-        """Sums per group over since <= time < until, the largest amount first; days in order."""
+        """Sums per group over since <= time < until, the largest amount first; days in order.
+
+        With `org` or `key_id` of their entries only.
+        """
         order = "1" if by == "day" else "7 DESC, 2 DESC, 1"
         query = f"{_USAGE.format(group=_GROUPS[by])} ORDER BY {order}"
-        bounds = (
-            -_LARGEST if since_ns is None else since_ns,
-            _LARGEST if until_ns is None else until_ns,
-        )
+        bounds = {
+            "since": -_LARGEST if since_ns is None else since_ns,
+            "until": _LARGEST if until_ns is None else until_ns,
+            "org": org,
+            "key": key_id,
+        }
         rows = self._reader.read_now(lambda c: c.execute(query, bounds).fetchall())
         names = UsageRow.__dataclass_fields__
         return [UsageRow(**dict(zip(names, row, strict=True))) for row in rows]

@@ -1,14 +1,28 @@
 """The books of a node that isn't running, for the command line: the same acts, straight on the data dir."""
 
 import asyncio
-import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmhost.api.admin import Admin, NewKey, NewOrg, plugin_rows
+import msgspec
+
+from llmhost.api.admin import Admin, plugin_rows
+from llmhost.api.admin_tenants import MOST_ROWS
+from llmhost.api.admin_wire import (
+    KeyChange,
+    KeyPage,
+    NewKey,
+    NewOrg,
+    NewTeam,
+    OrgChange,
+    OrgPage,
+    Rotation,
+    TeamChange,
+    TeamPage,
+)
 from llmhost.config.load import LoadedSettings
 from llmhost.hooks.registry import Plugins
 from llmhost.host.books import open_books
@@ -16,6 +30,7 @@ from llmhost.observe.clock import SystemClock
 from llmhost.storage.node import DataDir
 
 T = TypeVar("T")
+Row = dict[str, Any]
 
 
 class OfflineAdmin:
@@ -32,21 +47,54 @@ class OfflineAdmin:
             self.close()
             raise
         self._admin = Admin(books.keys, books.ledger, Plugins(), None)
+        self._tenants = self._admin.tenants
 
-    def create_org(self, name: str) -> dict[str, Any]:
-        return self._run(self._admin.create_org(NewOrg(name=name)))
+    def create_org(self, name: str, **limits: int | None) -> Row:
+        return _row(self._run(self._tenants.create_org(NewOrg(name=name, **limits))))
 
-    def orgs(self) -> list[dict[str, Any]]:
-        return self._admin.list_orgs()
+    def orgs(self) -> list[Row]:
+        return _rows(lambda **page: self._tenants.list_orgs(**page))
 
-    def create_key(self, **facts: Any) -> dict[str, Any]:
-        return self._run(self._admin.create_key(NewKey(**facts), utc_ns=time.time_ns()))
+    def org(self, name: str) -> Row:
+        return _row(self._tenants.show_org(name))
 
-    def keys(self, *, org: str | None = None) -> list[dict[str, Any]]:
-        return self._admin.list_keys(org, utc_ns=time.time_ns())
+    def update_org(self, name: str, **changes: Any) -> Row:
+        return _row(self._run(self._tenants.update_org(name, OrgChange(**changes))))
 
-    def revoke_key(self, key_id: str) -> dict[str, Any]:
-        return self._run(self._admin.revoke_key(key_id, utc_ns=time.time_ns()))
+    def create_team(self, org: str, name: str, **limits: int | None) -> Row:
+        return _row(self._run(self._tenants.create_team(NewTeam(org=org, name=name, **limits))))
+
+    def teams(self, *, org: str | None = None) -> list[Row]:
+        return _rows(lambda **page: self._tenants.list_teams(org=org, **page))
+
+    def team(self, org: str, name: str) -> Row:
+        return _row(self._tenants.show_team(org, name))
+
+    def update_team(self, org: str, name: str, **changes: Any) -> Row:
+        return _row(self._run(self._tenants.update_team(org, name, TeamChange(**changes))))
+
+    def archive_team(self, org: str, name: str) -> Row:
+        return _row(self._run(self._tenants.archive_team(org, name)))
+
+    def create_key(self, **facts: Any) -> Row:
+        new = msgspec.convert(facts, NewKey)
+        return _row(self._run(self._tenants.create_key(new)))
+
+    def keys(self, *, org: str | None = None, team: str | None = None) -> list[Row]:
+        return _rows(lambda **page: self._tenants.list_keys(org=org, team=team, **page))
+
+    def key(self, key_id: str) -> Row:
+        return _row(self._tenants.show_key(key_id))
+
+    def update_key(self, key_id: str, **changes: Any) -> Row:
+        change = msgspec.convert(changes, KeyChange)
+        return _row(self._run(self._tenants.update_key(key_id, change)))
+
+    def rotate_key(self, key_id: str, *, overlap_s: int) -> Row:
+        return _row(self._run(self._tenants.rotate_key(key_id, Rotation(overlap_s=overlap_s))))
+
+    def revoke_key(self, key_id: str) -> Row:
+        return _row(self._run(self._tenants.revoke_key(key_id)))
 
     def usage(
         self, *, by: str, since: datetime | None = None, until: datetime | None = None
@@ -82,3 +130,19 @@ def _utc_ns(at: datetime | None) -> int | None:
     if at is None:
         return None
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 10**9)
+
+
+def _row(record: msgspec.Struct) -> Row:
+    row: Row = msgspec.to_builtins(record)
+    return row
+
+
+def _rows(list_page: Callable[..., OrgPage | TeamPage | KeyPage]) -> list[Row]:
+    """All pages of a list."""
+    found: list[Row] = []
+    page = list_page(limit=MOST_ROWS)
+    found += map(_row, page.data)
+    while page.has_more:
+        page = list_page(limit=MOST_ROWS, after=page.last_id)
+        found += map(_row, page.data)
+    return found

@@ -1,14 +1,34 @@
 """Stage 1: who asks."""
 
+import re
 from collections.abc import Mapping
 
-from llmhost.core.errors import Unauthenticated
+from llmhost.core.errors import InvalidValue, Unauthenticated
 from llmhost.core.request import LOCAL_CALLER, Caller
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import Refusal
 from llmhost.pipeline.context import RequestContext
 from llmhost.tenants.keys import KeyStore
+from llmhost.tenants.roles import Right, check_right
+
+RUN_HEADER = "x-llmhost-run"
+_RUN = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def run_of(headers: Mapping[str, str]) -> str | None:
+    """The run that a request says it is part of; None too for one that can't be, see `check_run`."""
+    sent = headers.get(RUN_HEADER)
+    return sent if sent is not None and _RUN.fullmatch(sent) else None
+
+
+def check_run(headers: Mapping[str, str]) -> None:
+    """Raises InvalidValue for a run that can't be one: it would be counted with others, or not at all."""
+    if headers.get(RUN_HEADER) is not None and run_of(headers) is None:
+        raise InvalidValue(
+            f"The header {RUN_HEADER} may hold 1 to 128 printable ASCII characters without spaces.",
+            param=RUN_HEADER,
+        )
 
 
 class Authenticate:
@@ -23,7 +43,12 @@ class Authenticate:
         context.caller = await self.identify(context.bearer, context.headers)
 
     async def identify(self, bearer: str | None, headers: Mapping[str, str]) -> Caller:
-        """Who holds this bearer. Raises Unauthenticated."""
+        """Who holds this bearer, to ask models. Raises Unauthenticated, or Forbidden for a role that may not."""
+        caller = await self._find(bearer, headers)
+        check_right(caller, Right.INFER)
+        return caller
+
+    async def _find(self, bearer: str | None, headers: Mapping[str, str]) -> Caller:
         answer = await ask(self._plugins, "identify_caller", api_key=bearer, headers=headers)
         if answer is not None:
             if isinstance(answer.opinion, Refusal):

@@ -28,6 +28,8 @@ class RequestContext:
     arrived_ns: int
     arrived_utc_ns: int
     caller: Caller | None = None
+    run_id: str | None = None
+    """The caller's run or session that this is part of, from `x-llmhost-run`."""
     deployment: Deployment | None = None
     tokenizer: Tokenizer | None = None
     terms: Terms | None = None
@@ -113,6 +115,7 @@ class RequestContext:
             total_ms=_ms(self.arrived_ns, self.ended_ns) or 0.0,
             stream=request.stream,
             adapter=self.adapter.adapter if self.adapter is not None else None,
+            run_id=self.run_id,
         )
 
 

@@ -41,6 +41,7 @@ def _write(event: RequestEnded) -> None:
         adapter=event.adapter,
         org=event.caller.org if event.caller else None,
         key=event.caller.key_id if event.caller else None,
+        run=event.run_id,
         status=event.status,
         code=event.code,
         finish=event.finish_reason,

@@ -14,7 +14,7 @@ from llmhost.core.output import Delta, FinishReason, Outcome
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.observe.logs import request_id
-from llmhost.pipeline.authenticate import Authenticate
+from llmhost.pipeline.authenticate import Authenticate, check_run, run_of
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
 from llmhost.pipeline.context import RequestContext
@@ -144,7 +144,10 @@ class Processor:
     ) -> RequestContext:
         request_id.set(request.request_id)
         now_ns, utc_ns = self._clock.monotonic_ns(), self._clock.utc_ns()
-        return RequestContext(request, bearer, headers, now_ns, utc_ns, caller=caller)
+        run_id = run_of(headers)
+        return RequestContext(
+            request, bearer, headers, now_ns, utc_ns, caller=caller, run_id=run_id
+        )
 
     @contextmanager
     def _metered(self, context: RequestContext) -> Iterator[None]:
@@ -198,6 +201,7 @@ class Processor:
         stages = self._stages
         if context.caller is None:
             await stages.authenticate(context)
+        check_run(context.headers)
         if fault is not None:
             raise fault
         stages.screen.check_length(context)

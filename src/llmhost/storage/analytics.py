@@ -87,6 +87,7 @@ SCHEMA = Schema(
                 PRIMARY KEY (minute_ns, model, org, team, node_id, measure, bucket)
             ) STRICT, WITHOUT ROWID""",
         ),
+        "runs": ("ALTER TABLE requests ADD COLUMN run_id TEXT",),
     },
 )
 
@@ -120,6 +121,7 @@ _REQUEST_COLUMNS = (
     "ttft_us",
     "total_us",
     "is_stream",
+    "run_id",
 )
 _KEY = ("minute_ns", "model", "org", "team", "node_id")
 _SUMS = (
@@ -342,6 +344,7 @@ def _request_row(node_id: str, event: RequestEnded) -> tuple[Any, ...]:
         None if event.ttft_ms is None else _micro(event.ttft_ms),
         _micro(event.total_ms),
         event.stream,
+        event.run_id,
     )
 
 

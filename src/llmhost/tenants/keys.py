@@ -1,103 +1,33 @@
-"""Organisations and API keys: what is stored of them, and who a bearer is.
+"""API keys: what is stored of them, and who a bearer is.
 
-Only an HMAC of a key is stored. All of it is held in memory, found by that digest: no request's bytes ever reach SQL,
+Only HMACs of secrets are stored. All of it is held in memory, found by that digest: no request's bytes ever reach SQL,
 and how long a lookup takes says nothing about a secret, because the digest depends on a pepper the caller can't know.
 """
 
+import asyncio
 import hmac
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from llmhost.core.errors import Conflict, InvalidValue, NotFound, Unauthenticated
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller, Limits
-from llmhost.storage.connect import Connection
+from llmhost.core.request import NO_LIMITS, Caller, Limits, Role
 from llmhost.storage.reader import Reader
-from llmhost.storage.schema import Schema
 from llmhost.storage.writer import Writer
-from llmhost.tenants.tokens import PREFIX, check_form, new_token
+from llmhost.tenants import rows
+from llmhost.tenants.records import KeyRecord, Org, check_key
+from llmhost.tenants.rows import Secret
+from llmhost.tenants.schema import SCHEMA
+from llmhost.tenants.teams import Desk, Directory
+from llmhost.tenants.tokens import PREFIX, check_form, new_secret, new_token
 
-SCHEMA = Schema(
-    "tenants",
-    {
-        "orgs_and_keys": (
-            """CREATE TABLE orgs (
-                seq INTEGER PRIMARY KEY,
-                node_id TEXT NOT NULL,
-                utc_ns INTEGER NOT NULL,
-                name TEXT NOT NULL UNIQUE
-            ) STRICT""",
-            """CREATE TABLE keys (
-                seq INTEGER PRIMARY KEY,
-                node_id TEXT NOT NULL,
-                utc_ns INTEGER NOT NULL,
-                id TEXT NOT NULL UNIQUE,
-                digest BLOB NOT NULL UNIQUE,
-                org TEXT NOT NULL REFERENCES orgs(name),
-                team TEXT,
-                name TEXT,
-                requests_per_minute INTEGER,
-                models TEXT, -- a JSON list; NULL allows all
-                expires_ns INTEGER
-            ) STRICT""",
-            """CREATE TABLE revocations (
-                seq INTEGER PRIMARY KEY,
-                node_id TEXT NOT NULL,
-                utc_ns INTEGER NOT NULL,
-                key_id TEXT NOT NULL UNIQUE REFERENCES keys(id)
-            ) STRICT""",
-        ),
-    },
-)
+__all__ = ["LONGEST_OVERLAP_NS", "SCHEMA", "KeyRecord", "KeyStore", "Org"]
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_KEYS = """
-    SELECT k.digest, k.id, k.org, k.team, k.name, k.requests_per_minute, k.models, k.utc_ns, k.expires_ns, r.utc_ns
-    FROM keys k LEFT JOIN revocations r ON r.key_id = k.id ORDER BY k.seq
-"""
-_INSERT_KEY = """
-    INSERT INTO keys (node_id, utc_ns, id, digest, org, team, name, requests_per_minute, models, expires_ns)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Org:
-    """An organisation: whom a bill goes to."""
-
-    name: str
-    created_ns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRecord:
-    """What is known of a key; nothing in it is secret. Times are UTC nanoseconds."""
-
-    id: str
-    """The public part, as logs and usage show it."""
-    org: str
-    team: str | None = None
-    name: str | None = None
-    requests_per_minute: int | None = None
-    models: tuple[str, ...] | None = None
-    """Names that the key may use; None allows all."""
-    created_ns: int
-    expires_ns: int | None = None
-    revoked_ns: int | None = None
-
-    def state(self, utc_ns: int) -> str:
-        """`active`, `revoked` or `expired`."""
-        if self.revoked_ns is not None:
-            return "revoked"
-        if self.expires_ns is not None and utc_ns >= self.expires_ns:
-            return "expired"
-        return "active"
+LONGEST_OVERLAP_NS = 366 * 86_400 * 10**9
 
 
 class KeyStore:
-    """Owns organisations and keys. Loads all of them when made, which waits for the disk.
+    """Owns keys, and the directory of whom they belong to. Loads all of them when made, which waits for the disk.
 
     Changes are made from one event loop; they are committed before they are answered.
     """
@@ -105,20 +35,24 @@ class KeyStore:
     def __init__(
         self, writer: Writer, reader: Reader, *, pepper: bytes, node_id: str, clock: Clock
     ) -> None:
-        self._writer = writer
+        self._desk = Desk(writer, node_id, clock)
         self._pepper = pepper
-        self._node_id = node_id
-        self._clock = clock
-        self._orgs: dict[str, Org] = reader.read_now(_load_orgs)
-        self._digests: dict[str, bytes] = {}
-        self._known: dict[bytes, tuple[KeyRecord, Caller]] = {}
-        for digest, record in reader.read_now(_load_keys):
-            self._remember(digest, record)
+        self._turn = asyncio.Lock()
+        self._callers: dict[str, Caller] = {}
+        self.directory = Directory(self._desk, reader, self._callers.clear)
+        self._records: dict[str, KeyRecord] = {
+            record.id: record for record in reader.read_now(lambda c: tuple(rows.load_keys(c)))
+        }
+        self._secrets: dict[bytes, Secret] = reader.read_now(rows.load_secrets)
 
     @property
     def has_keys(self) -> bool:
         """A key was made: from then on every request needs one, even when all keys have been revoked again."""
-        return bool(self._known)
+        return bool(self._records)
+
+    def utc_ns(self) -> int:
+        """Now, as expiry is judged."""
+        return self._desk.clock.utc_ns()
 
     def find(self, bearer: str | None) -> Caller:
         """Who holds this key. Raises Unauthenticated, saying what is wrong with it.
@@ -131,41 +65,54 @@ class KeyStore:
                 " `llmhost keys create --org NAME` makes one."
             )
         check_form(bearer)
-        record, caller = self._known.get(self._digest(bearer), (None, None))
-        if record is None or caller is None:
+        secret = self._secrets.get(self._digest(bearer))
+        if secret is None:
             raise Unauthenticated(
                 "This API key is not known here. Ask the operator for one, or make one with"
                 " `llmhost keys create --org NAME`."
             )
-        state = record.state(self._clock.utc_ns())
-        if state != "active":
-            raise Unauthenticated(f"This API key {_ENDED[state]}. Ask the operator for a new one.")
-        return caller
+        record = self._records[secret.key_id]
+        why = self._why_not(record, secret)
+        if why is not None:
+            raise Unauthenticated(f"{why}. Ask the operator for a new one.")
+        return self._callers.get(record.id) or self._remember_caller(record)
 
     def list(self) -> tuple[KeyRecord, ...]:
         """All keys, revoked ones too, oldest first."""
-        return tuple(record for record, _ in self._known.values())
+        return tuple(self._records.values())
+
+    def named(self, key: str, org: str | None = None) -> KeyRecord:
+        """The key whose public id this is, or the unique beginning of one, among those of one organisation if given.
+
+        Raises NotFound, or Conflict when several keys begin like that.
+        """
+        start = key.removeprefix(PREFIX)
+        exact = self._records.get(start)
+        if exact is not None and org in (None, exact.org):
+            return exact
+        found = [
+            record
+            for record in self._records.values()
+            if start and record.id.startswith(start) and org in (None, record.org)
+        ]
+        if not found:
+            raise NotFound(
+                f"No API key's id is or begins with {start[:80]!r}. `llmhost keys list` lists them."
+            )
+        if len(found) > 1:
+            ids = ", ".join(record.id for record in found[:3])
+            raise Conflict(
+                f"{len(found)} API keys begin with {start!r} ({ids} ...). Give more of the id."
+            )
+        return found[0]
 
     def list_orgs(self) -> tuple[Org, ...]:
         """All organisations, oldest first."""
-        return tuple(self._orgs.values())
+        return self.directory.orgs()
 
-    async def create_org(self, name: str) -> Org:
-        """Raises InvalidValue for a name that can't be one, Conflict for one that exists."""
-        _check_name(name, "name")
-        org = Org(name=name, created_ns=self._clock.utc_ns())
-
-        def insert(connection: Connection) -> None:
-            done = connection.execute(
-                "INSERT INTO orgs (node_id, utc_ns, name) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                (self._node_id, org.created_ns, name),
-            )
-            if done.rowcount == 0:
-                raise Conflict(f"The organisation {name!r} exists already.", param="name")
-
-        await self._writer.run(insert)
-        self._orgs[name] = org
-        return org
+    async def create_org(self, name: str, limits: Limits = NO_LIMITS) -> Org:
+        """Raises InvalidValue for what it can't have, Conflict for one that exists."""
+        return await self.directory.create_org(name, limits)
 
     async def create(
         self,
@@ -173,42 +120,75 @@ class KeyStore:
         org: str,
         team: str | None = None,
         name: str | None = None,
-        requests_per_minute: int | None = None,
+        role: Role = Role.MEMBER,
+        limits: Limits = NO_LIMITS,
         models: Sequence[str] | None = None,
         expires_ns: int | None = None,
     ) -> tuple[KeyRecord, str]:
-        """A new key, and its whole text, which is not kept and can't be shown again.
+        """A new key, and its whole text, which is not kept and can't be shown again. A new team is made with it.
 
-        Raises NotFound for an unknown organisation, InvalidValue for anything that a key can't have.
+        Raises NotFound for an unknown organisation, InvalidValue for anything that a key can't have, Conflict
+        for a team that is archived.
         """
         public_id, token = new_token()
         record = KeyRecord(
             id=public_id,
-            org=org,
+            org=self.directory.org(org).name,
             team=team,
             name=name,
-            requests_per_minute=requests_per_minute,
+            role=role,
+            limits=limits,
             models=None if models is None else tuple(models),
-            created_ns=self._clock.utc_ns(),
+            created_ns=self.utc_ns(),
             expires_ns=expires_ns,
         )
-        self._check(record)
+        check_key(record)
+        self._check_expiry(expires_ns)
+        if team is not None:
+            await self.directory.ensure_team(org, team)
         digest = self._digest(token)
-        row = (
-            self._node_id,
-            record.created_ns,
-            public_id,
-            digest,
-            org,
-            team,
-            name,
-            requests_per_minute,
-            None if record.models is None else json.dumps(record.models),
-            expires_ns,
+        await self._desk.writer.run(
+            lambda connection: rows.insert_key(connection, self._desk.node_id, record, digest)
         )
-        await self._writer.run(lambda connection: connection.execute(_INSERT_KEY, row).rowcount)
-        self._remember(digest, record)
+        self._records[record.id] = record
+        self._secrets[digest] = Secret(record.id)
         return record, token
+
+    async def update(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+        """Change a key's settings; the next request meets them. A revoked key can't be changed.
+
+        Raises NotFound, Conflict, and InvalidValue for anything that a key can't have.
+        """
+        async with self._turn:
+            before = self._unrevoked(key_id)
+            after = change(before)
+            check_key(after)
+            if after.expires_ns != before.expires_ns:
+                self._check_expiry(after.expires_ns)
+            await self._desk.writer.run(lambda connection: rows.update_key(connection, after))
+            return self._remember(replace(after, revoked_ns=self._records[key_id].revoked_ns))
+
+    async def rotate(self, key_id: str, overlap_ns: int) -> tuple[KeyRecord, str]:
+        """A new secret for a key, and its whole text; older ones end after `overlap_ns`.
+
+        Id and settings stay, and so do usage and limits. Raises NotFound, Conflict for a key that is revoked,
+        InvalidValue for an overlap that is none.
+        """
+        if not 0 <= overlap_ns <= LONGEST_OVERLAP_NS:
+            raise InvalidValue("The overlap may last 0 seconds to 366 days.", param="overlap_s")
+        async with self._turn:
+            self._unrevoked(key_id)
+            _, token = new_secret(key_id)
+            now_ns, digest = self.utc_ns(), self._digest(token)
+            ends_ns = now_ns + overlap_ns
+            await self._desk.writer.run(
+                lambda connection: rows.replace_secrets(
+                    connection, self._desk.node_id, now_ns, digest, key_id, ends_ns=ends_ns
+                )
+            )
+            self._end_secrets(key_id, ends_ns)
+            self._secrets[digest] = Secret(key_id)
+            return self._remember(replace(self._records[key_id], rotated_ns=now_ns)), token
 
     async def revoke(self, key: str) -> KeyRecord:
         """End a key, named by its public id or the beginning of it; refused from this moment on.
@@ -216,18 +196,12 @@ class KeyStore:
         Repeating it changes nothing. Raises NotFound, or Conflict when several keys begin like that. When it
         can't be stored the key stays refused until the next start, and the error is raised.
         """
-        record = self._named(key)
-        if record.revoked_ns is None:
-            record = replace(record, revoked_ns=self._clock.utc_ns())
-            self._remember(self._digests[record.id], record)
-        row = (self._node_id, record.revoked_ns, record.id)
-        await self._writer.run(
-            lambda connection: (
-                connection.execute(
-                    "INSERT INTO revocations (node_id, utc_ns, key_id) VALUES (?, ?, ?)"
-                    " ON CONFLICT DO NOTHING",
-                    row,
-                ).rowcount
+        record = self.named(key)
+        revoked_ns = record.revoked_ns or self.utc_ns()
+        record = self._remember(replace(record, revoked_ns=revoked_ns))
+        await self._desk.writer.run(
+            lambda connection: rows.insert_revocation(
+                connection, self._desk.node_id, revoked_ns, record.id
             )
         )
         return record
@@ -235,87 +209,63 @@ class KeyStore:
     def _digest(self, token: str) -> bytes:
         return hmac.digest(self._pepper, token.encode(), "sha256")
 
-    def _remember(self, digest: bytes, record: KeyRecord) -> None:
+    def _remember(self, record: KeyRecord) -> KeyRecord:
+        self._records[record.id] = record
+        self._callers.pop(record.id, None)
+        return record
+
+    def _remember_caller(self, record: KeyRecord) -> Caller:
+        directory = self.directory
         caller = Caller(
             key_id=record.id,
             org=record.org,
             team=record.team,
             models=record.models,
-            limits=Limits(requests_per_minute=record.requests_per_minute),
+            role=record.role,
+            limits=record.limits,
+            team_limits=(
+                NO_LIMITS if record.team is None else directory.team(record.org, record.team).limits
+            ),
+            org_limits=directory.org(record.org).limits,
         )
-        self._digests[record.id] = digest
-        self._known[digest] = (record, caller)
+        self._callers[record.id] = caller
+        return caller
 
-    def _named(self, key: str) -> KeyRecord:
-        start = key.removeprefix(PREFIX)
-        found = [record for record in self.list() if start and record.id.startswith(start)]
-        exact = [record for record in found if record.id == start]
-        if not found:
-            raise NotFound(
-                f"No API key's id is or begins with {start!r}. `llmhost keys` lists them."
-            )
-        if len(found) > 1 and not exact:
-            ids = ", ".join(record.id for record in found[:3])
-            raise Conflict(
-                f"{len(found)} API keys begin with {start!r} ({ids} ...). Give more of the id."
-            )
-        return (exact or found)[0]
+    def _end_secrets(self, key_id: str, ends_ns: int) -> None:
+        for digest, secret in self._secrets.items():
+            if secret.key_id == key_id:
+                earlier = ends_ns if secret.ends_ns is None else min(secret.ends_ns, ends_ns)
+                self._secrets[digest] = replace(secret, ends_ns=earlier)
 
-    def _check(self, record: KeyRecord) -> None:
-        if record.org not in self._orgs:
-            raise NotFound(
-                f"There is no organisation {record.org!r}. `llmhost orgs create NAME` makes one.",
-                param="org",
-            )
+    def _why_not(self, record: KeyRecord, secret: Secret) -> str | None:
+        """Why a key whose secret is right is refused all the same."""
+        now_ns = self.utc_ns()
+        state = record.state(now_ns)
+        if state != "active":
+            return f"This API key {_ENDED[state]}"
+        if secret.ends_ns is not None and now_ns >= secret.ends_ns:
+            return "This API key's secret has been replaced by a newer one, and the overlap is over"
+        if self.directory.org(record.org).disabled_ns is not None:
+            return "The organisation of this API key has been disabled"
         if record.team is not None:
-            _check_name(record.team, "team")
-        if record.name is not None and not (record.name.isprintable() and len(record.name) <= 64):
-            raise InvalidValue("A key's name is at most 64 printable characters.", param="name")
-        if record.requests_per_minute is not None and record.requests_per_minute < 1:
-            raise InvalidValue(
-                "requests_per_minute must be 1 or more; leave it out for the server's default.",
-                param="requests_per_minute",
-            )
-        if record.models is not None and (not record.models or not all(record.models)):
-            raise InvalidValue(
-                "models must name at least one model; leave it out to allow all.", param="models"
-            )
-        if record.expires_ns is not None and record.expires_ns <= record.created_ns:
+            team = self.directory.team(record.org, record.team)
+            if team.archived_ns is not None:
+                return "The team of this API key has been archived"
+        return None
+
+    def _unrevoked(self, key_id: str) -> KeyRecord:
+        record = self.named(key_id)
+        if record.revoked_ns is not None:
+            raise Conflict(f"The key {record.id} has been revoked, which is for ever.")
+        return record
+
+    def _check_expiry(self, expires_ns: int | None) -> None:
+        if expires_ns is not None and expires_ns <= self.utc_ns():
             raise InvalidValue("The key would have expired already.", param="expires_at")
 
 
-_ENDED = {"revoked": "has been revoked", "expired": "has expired"}
-
-
-def _check_name(name: str, param: str) -> None:
-    if _NAME.fullmatch(name) is None:
-        raise InvalidValue(
-            f"{name[:80]!r} can't be a name: 1 to 64 letters, digits, '.', '_' or '-'.", param=param
-        )
-
-
-def _load_orgs(connection: Connection) -> dict[str, Org]:
-    rows = connection.execute("SELECT name, utc_ns FROM orgs ORDER BY seq")
-    return {name: Org(name=name, created_ns=utc_ns) for name, utc_ns in rows}
-
-
-def _load_keys(connection: Connection) -> Sequence[tuple[bytes, KeyRecord]]:
-    return [
-        (
-            digest,
-            KeyRecord(
-                id=public_id,
-                org=org,
-                team=team,
-                name=name,
-                requests_per_minute=rate,
-                models=None if models is None else tuple(json.loads(models)),
-                created_ns=created_ns,
-                expires_ns=expires_ns,
-                revoked_ns=revoked_ns,
-            ),
-        )
-        for digest, public_id, org, team, name, rate, models, created_ns, expires_ns, revoked_ns in (
-            connection.execute(_KEYS)
-        )
-    ]
+_ENDED = {
+    "revoked": "has been revoked",
+    "expired": "has expired",
+    "disabled": "has been disabled",
+}

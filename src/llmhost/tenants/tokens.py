@@ -24,7 +24,11 @@ _SHAPE = re.compile(
 
 def new_token() -> tuple[str, str]:
     """A public id, and the whole key that carries it."""
-    public_id = _random(PUBLIC_ID_CHARS)
+    return new_secret(_random(PUBLIC_ID_CHARS))
+
+
+def new_secret(public_id: str) -> tuple[str, str]:
+    """The same for a public id that there is."""
     body = f"{PREFIX}{public_id}-{_random(SECRET_CHARS)}"
     return public_id, body + checksum(body)
 

@@ -12,6 +12,7 @@ from tests.unit.pipeline.node import settled, until
 
 from llmhost.config.schema import ModelSpec, ServerSettings, Settings
 from llmhost.hooks.spec import hookimpl
+from llmhost.tenants.tokens import new_token
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
 
 SLASHED = {"org/model": ModelSpec(engine="fake", aliases=("org/other",))}
@@ -119,7 +120,7 @@ async def test_admin_routes_are_for_whoever_has_the_token() -> None:
             "Bearer ",
             "Bearer wrong",
             "Bearer caf\u00e9",
-            f"Bearer {await host.make_key()}",
+            f"Bearer {new_token()[1]}",
         ]
         for method, path in ADMIN_ROUTES:
             for token in tokens:

@@ -71,7 +71,7 @@ class Door(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = do_DELETE = respond  # noqa: N815 - as http.server looks them up
+    do_GET = do_POST = do_PATCH = do_DELETE = respond  # noqa: N815 - as http.server looks them up
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -15,6 +15,7 @@ from llmhost.cli.usage import when
 from llmhost.core.errors import Conflict
 
 KEY = {"id": "k1", "org": "acme", "team": None, "name": "ci", "requests_per_minute": 60}
+KEY |= {"role": "member", "state": "active"}
 KEY |= {"models": ["tiny"], "expires_at": None, "created_at": 1767225600, "revoked_at": None}
 
 
@@ -36,7 +37,6 @@ def test_a_key_is_made_and_shown_alone_on_standard_output(node, llmhost):
         "name": "ci",
         "requests_per_minute": 60,
         "models": ["tiny", "qwen"],
-        "expires_at": None,
     }
     assert node.asked[0]["token"] == "Bearer admin-secret"
 
@@ -86,8 +86,8 @@ def test_keys_are_listed_for_people_and_programs(node, llmhost):
     listed = llmhost("keys", "list", "--json")
 
     assert table.stdout.splitlines() == [
-        "ID  ORG   TEAM  NAME  RPM  MODELS  CREATED           EXPIRES  REVOKED",
-        "k1  acme     -  ci     60  tiny    2026-01-01 00:00        -        -",
+        "ID  ORG   TEAM  NAME  ROLE    RPM  MODELS  STATE   CREATED           EXPIRES  REVOKED",
+        "k1  acme     -  ci    member   60  tiny    active  2026-01-01 00:00        -        -",
     ]
     assert json.loads(listed.stdout) == [KEY]
     assert [asked["query"] for asked in node.asked] == [{"org": "acme"}, {}]
@@ -111,12 +111,16 @@ def test_a_key_is_revoked_by_its_id(node, llmhost):
 
 
 def test_orgs_are_made_and_listed(node, llmhost):
-    org = {"id": "o1", "name": "acme", "created_at": 1767225600}
+    org = {"id": "o1", "name": "acme", "requests_per_minute": 9, "state": "active"}
+    org |= {"created_at": 1767225600}
     node.answers = {"POST /admin/v1/orgs": org, "GET /admin/v1/orgs": {"data": [org]}}
 
     assert llmhost("orgs", "create", "acme").stdout == "Organisation acme is o1\n"
     assert json.loads(llmhost("orgs", "create", "acme", "--json").stdout) == org
-    assert llmhost("orgs", "list").stdout.splitlines()[1] == "o1  acme  2026-01-01 00:00"
+    assert llmhost("orgs", "list").stdout.splitlines() == [
+        "ID  NAME  RPM  INPUT TPM  OUTPUT TPM  CONCURRENCY  STATE   CREATED",
+        "o1  acme    9          -           -            -  active  2026-01-01 00:00",
+    ]
     assert node.asked[0]["body"] == {"name": "acme"}
 
 
@@ -284,17 +288,47 @@ class Offline:
     def __init__(self, data_dir: Path) -> None:
         type(self).opened = data_dir
 
-    def create_org(self, name: str) -> dict[str, Any]:
+    def create_org(self, name: str, **limits: int | None) -> dict[str, Any]:
         raise Conflict(f"The organisation {name!r} exists.")
 
     def orgs(self) -> list[dict[str, Any]]:
         return [{"id": "o1", "name": "offline", "created_at": 0}]
 
-    def create_key(self, **wish: Any) -> dict[str, Any]:
-        return {"id": "k1", "key": "lh-sk-off", **wish}
+    def org(self, name: str) -> dict[str, Any]:
+        return {"id": name}
 
-    def keys(self, *, org: str | None = None) -> list[dict[str, Any]]:
+    def update_org(self, name: str, **changes: Any) -> dict[str, Any]:
+        return {"id": name, **changes}
+
+    def create_team(self, org: str, name: str, **limits: int | None) -> dict[str, Any]:
+        return {"id": f"{org}/{name}", **limits}
+
+    def teams(self, *, org: str | None = None) -> list[dict[str, Any]]:
         return []
+
+    def team(self, org: str, name: str) -> dict[str, Any]:
+        return {"id": f"{org}/{name}"}
+
+    def update_team(self, org: str, name: str, **changes: Any) -> dict[str, Any]:
+        return {"id": f"{org}/{name}", **changes}
+
+    def archive_team(self, org: str, name: str) -> dict[str, Any]:
+        return {"id": f"{org}/{name}"}
+
+    def create_key(self, **facts: Any) -> dict[str, Any]:
+        return {"id": "k1", "key": "lh-sk-off", **facts}
+
+    def keys(self, *, org: str | None = None, team: str | None = None) -> list[dict[str, Any]]:
+        return []
+
+    def key(self, key_id: str) -> dict[str, Any]:
+        return {"id": key_id}
+
+    def update_key(self, key_id: str, **changes: Any) -> dict[str, Any]:
+        return {"id": key_id, **changes}
+
+    def rotate_key(self, key_id: str, *, overlap_s: int) -> dict[str, Any]:
+        return {"id": key_id, "key": "lh-sk-off", "overlap_s": overlap_s}
 
     def revoke_key(self, key_id: str) -> dict[str, Any]:
         return {}

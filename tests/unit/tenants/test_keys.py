@@ -1,13 +1,16 @@
+import asyncio
+import hmac
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from llmhost.core.errors import Conflict, InvalidValue, NotFound, Overloaded, Unauthenticated
-from llmhost.core.request import Caller, Limits
+from llmhost.core.request import Caller, Limits, Role
 from llmhost.storage.reader import Reader
+from llmhost.storage.schema import Schema
 from llmhost.storage.writer import Writer
 from llmhost.tenants.keys import SCHEMA, KeyStore
 from llmhost.tenants.tokens import checksum, new_token
@@ -62,7 +65,11 @@ def refusal(keys: KeyStore, bearer: str | None) -> str:
 async def test_a_new_key_finds_its_caller(desk: Desk) -> None:
     await desk.keys.create_org("acme")
     record, token = await desk.keys.create(
-        org="acme", team="search", name="laptop", requests_per_minute=60, models=["tiny", "big"]
+        org="acme",
+        team="search",
+        name="laptop",
+        limits=Limits(requests_per_minute=60),
+        models=["tiny", "big"],
     )
     assert desk.keys.find(token) == Caller(
         key_id=record.id,
@@ -199,6 +206,149 @@ async def test_once_a_key_was_made_keys_are_needed_even_when_all_are_revoked(des
     assert desk.opened().has_keys
 
 
+async def test_a_rotated_key_has_two_secrets_until_the_overlap_ends(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    record, old = await desk.keys.create(org="acme", models=["tiny"])
+    rotated, new = await desk.keys.rotate(record.id, DAY_NS)
+    assert rotated == replace(record, rotated_ns=desk.clock.now_ns)
+    for keys in (desk.keys, desk.opened()):
+        assert keys.find(old) == keys.find(new)
+        assert keys.list() == (rotated,)
+    desk.clock.now_ns += DAY_NS
+    for keys in (desk.keys, desk.opened()):
+        assert "replaced by a newer one" in refusal(keys, old)
+        assert keys.find(new).key_id == record.id
+
+
+async def test_a_second_rotation_gives_an_old_secret_no_more_time(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    record, first = await desk.keys.create(org="acme")
+    _, second = await desk.keys.rotate(record.id, DAY_NS)
+    _, third = await desk.keys.rotate(record.id, 3 * DAY_NS)
+    desk.clock.now_ns += DAY_NS
+    for keys in (desk.keys, desk.opened()):
+        assert "replaced" in refusal(keys, first)
+        assert keys.find(second) == keys.find(third)
+
+
+async def test_without_an_overlap_the_old_secret_ends_at_once(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    record, old = await desk.keys.create(org="acme")
+    _, new = await desk.keys.rotate(record.id, 0)
+    assert "replaced" in refusal(desk.keys, old)
+    assert desk.keys.find(new).key_id == record.id
+
+
+async def test_a_revocation_ends_every_secret_and_every_change(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    record, old = await desk.keys.create(org="acme")
+    _, new = await desk.keys.rotate(record.id, DAY_NS)
+    await desk.keys.revoke(record.id)
+    assert "revoked" in refusal(desk.keys, old)
+    assert "revoked" in refusal(desk.keys, new)
+    with pytest.raises(Conflict, match="for ever"):
+        await desk.keys.rotate(record.id, 0)
+    with pytest.raises(Conflict, match="for ever"):
+        await desk.keys.update(record.id, lambda key: replace(key, name="back"))
+
+
+async def test_a_revocation_amid_a_change_is_not_undone_by_it(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    record, token = await desk.keys.create(org="acme")
+    await asyncio.gather(
+        desk.keys.update(record.id, lambda key: replace(key, name="later")),
+        desk.keys.rotate(record.id, DAY_NS),
+        desk.keys.revoke(record.id),
+        return_exceptions=True,
+    )
+    for keys in (desk.keys, desk.opened()):
+        assert "revoked" in refusal(keys, token)
+
+
+async def test_changes_at_the_same_time_are_all_kept(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    record, _ = await desk.keys.create(org="acme")
+    await asyncio.gather(
+        desk.keys.update(record.id, lambda key: replace(key, name="laptop")),
+        desk.keys.update(record.id, lambda key: replace(key, role=Role.ADMIN)),
+        desk.keys.update(record.id, lambda key: replace(key, limits=Limits(max_concurrency=3))),
+    )
+    for keys in (desk.keys, desk.opened()):
+        (known,) = keys.list()
+        assert (known.name, known.role, known.limits.max_concurrency) == ("laptop", "admin", 3)
+
+
+async def test_a_disabled_key_is_refused_until_it_is_enabled(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    record, token = await desk.keys.create(org="acme")
+    await desk.keys.update(record.id, lambda key: replace(key, disabled_ns=desk.clock.now_ns))
+    assert "has been disabled" in refusal(desk.keys, token)
+    assert "has been disabled" in refusal(desk.opened(), token)
+    await desk.keys.update(record.id, lambda key: replace(key, disabled_ns=None))
+    assert desk.keys.find(token).key_id == record.id
+
+
+async def test_an_expired_key_lives_again_when_its_expiry_is_moved(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    record, token = await desk.keys.create(org="acme", expires_ns=desk.clock.now_ns + 1)
+    desk.clock.now_ns += DAY_NS
+    assert "expired" in refusal(desk.keys, token)
+    with pytest.raises(InvalidValue, match="expired already"):
+        await desk.keys.update(record.id, lambda key: replace(key, expires_ns=5))
+    await desk.keys.update(record.id, lambda key: replace(key, name="renamed"))
+    await desk.keys.update(record.id, lambda key: replace(key, expires_ns=None))
+    assert desk.keys.find(token).key_id == record.id
+
+
+async def test_a_change_that_makes_no_sense_changes_nothing(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    record, _ = await desk.keys.create(org="acme")
+    with pytest.raises(InvalidValue):
+        await desk.keys.update(record.id, lambda key: replace(key, models=()))
+    assert desk.keys.list() == (record,)
+    assert desk.opened().list() == (record,)
+
+
+async def test_ids_of_another_organisation_are_not_found(desk: Desk) -> None:
+    await desk.keys.create_org("acme")
+    await desk.keys.create_org("beta")
+    record, _ = await desk.keys.create(org="acme")
+    assert desk.keys.named(record.id, "acme") == record
+    with pytest.raises(NotFound):
+        desk.keys.named(record.id, "beta")
+    with pytest.raises(NotFound):
+        desk.keys.named(record.id[:6], "beta")
+
+
+async def test_a_file_of_the_version_before_teams_has_all_its_keys(tmp_path: Path) -> None:
+    path = tmp_path / "money.db"
+    before = Schema(SCHEMA.name, {"orgs_and_keys": SCHEMA.steps["orgs_and_keys"]})
+    _, token = new_token()
+    digest = hmac.digest(b"p" * 32, token.encode(), "sha256")
+    with Writer(path, migrations=[before]) as writer:
+        for statement, values in (
+            ("INSERT INTO orgs (node_id, utc_ns, name) VALUES ('n', 1, 'acme')", ()),
+            (
+                "INSERT INTO keys (node_id, utc_ns, id, digest, org, team, requests_per_minute)"
+                " VALUES ('n', 2, 'abc', ?, 'acme', 'search', 60)",
+                (digest,),
+            ),
+        ):
+            await writer.run(lambda c, s=statement, v=values: c.execute(s, v).rowcount)
+
+    desk = Desk(path)
+    caller = desk.keys.find(token)
+    teams = desk.keys.directory.teams()
+    desk.close()
+
+    assert (caller.key_id, caller.role, caller.limits) == (
+        "abc",
+        Role.MEMBER,
+        Limits(requests_per_minute=60),
+    )
+    assert [(team.id, team.created_ns) for team in teams] == [("acme/search", 2)]
+
+
 async def test_a_key_needs_an_organisation_that_exists(desk: Desk) -> None:
     with pytest.raises(NotFound, match="llmhost orgs create"):
         await desk.keys.create(org="acme")
@@ -228,7 +378,7 @@ async def test_plain_names_are_taken(desk: Desk, name: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [
-        ({"requests_per_minute": 0}, "requests_per_minute"),
+        ({"limits": Limits(requests_per_minute=0)}, "requests_per_minute"),
         ({"models": []}, "models"),
         ({"models": [""]}, "models"),
         ({"name": "x" * 65}, "name"),
@@ -248,7 +398,7 @@ async def test_every_row_has_a_node_a_number_and_a_time(desk: Desk) -> None:
     await desk.keys.create_org("acme")
     record, _ = await desk.keys.create(org="acme")
     await desk.keys.revoke(record.id)
-    for table in ("orgs", "keys", "revocations"):
+    for table in ("orgs", "keys", "secrets", "revocations"):
         rows = desk.reader.read_now(
             lambda c, t=table: c.execute(f"SELECT node_id, seq, utc_ns FROM {t}").fetchall()
         )

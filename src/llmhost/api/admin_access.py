@@ -1,0 +1,43 @@
+"""Who gets through to which admin route: the admin token to all, a key to those that name a right of its role.
+
+A route says `needs=Right...`; one that says nothing is the operator's alone.
+"""
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from litestar.types import Guard
+
+from llmhost.api.door import bearer
+from llmhost.core.errors import Unauthenticated
+from llmhost.tenants.roles import OPERATOR, Access, refusal
+from llmhost.tenants.tokens import PREFIX
+
+Visitor = Request[Access, Any, Any]
+"""A request whose `user` is what the guard found."""
+
+
+def guard_by(token: str, find: Callable[[str], Access] | None = None) -> Guard:
+    """Lets in whoever holds the admin token; and keys, where `find` says what they may."""
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        sent = bearer(connection.scope) or ""
+        if hmac.compare_digest(sent.encode(), token.encode()):
+            connection.scope["user"] = OPERATOR
+            return
+        if find is None or not sent.startswith(PREFIX):
+            raise Unauthenticated(
+                "Admin routes need the admin token, which is in server.json in the data directory,"
+                " or an API key whose role allows it."
+            )
+        access = find(sent)
+        needs = handler.opt.get("needs")
+        if access.role is not None and (needs is None or not access.may(needs)):
+            raise refusal(access.role, needs)
+        connection.scope["user"] = access
+
+    return guard
