@@ -35,6 +35,7 @@ def measure(
     folder: Path, place: Path, device: str, *, vocab: int, sizes: Sizes, report: Report
 ) -> None:
     """A server of the model in `folder`, which keeps its data in `place`, from its start to its full load."""
+    device = "cuda:0" if device == "cuda" else device
     text = settings(folder, device, batch=sizes.crowd, kv_memory=sizes.kv_memory)
     began = time.perf_counter()
     with serving(place, text) as node:

@@ -181,8 +181,8 @@ def decode_attention(
         query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_tables.stride(0),
         *_factors(scaling * key_scale, softcap), value_scale, window, room.programs,
         BLOCK_STRIDE=key_cache.stride(0), TOKEN_STRIDE=key_cache.stride(1),
-        HEAD_STRIDE=key_cache.stride(2), BLOCK_BITS=_bits(key_cache.shape[1]),
-        GROUP=group, GROUP_ROWS=max(triton.next_power_of_2(group), 16),
+        HEAD_STRIDE=key_cache.stride(2), BLOCK_TOKENS=key_cache.shape[1],
+        BLOCK_BITS=_bits(key_cache.shape[1]), GROUP=group, GROUP_ROWS=max(triton.next_power_of_2(group), 16),
         DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
         TILE=tiles.tile, NARROW=is_narrow, WIDENS=is_narrow and query.is_cuda, IN_WORDS=in_words,
         IS_SPLIT=splits > 1,
@@ -239,7 +239,7 @@ def prefill_attention(
         query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_tables.stride(0),
         *_factors(scaling * key_scale, softcap), value_scale, window,
         BLOCK_STRIDE=key_cache.stride(0), TOKEN_STRIDE=key_cache.stride(1),
-        HEAD_STRIDE=key_cache.stride(2), BLOCK_BITS=_bits(key_cache.shape[1]),
+        HEAD_STRIDE=key_cache.stride(2), BLOCK_TOKENS=key_cache.shape[1],
         GROUP=group, PLACES=places, DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
         TILE=tiles.tile, NARROW=_is_narrow(query, key_cache),
         num_warps=tiles.warps, num_stages=tiles.stages,
@@ -264,6 +264,16 @@ def _factors(scaling: float, softcap: float | None) -> tuple[float, float | None
 
 @triton.jit
 def _places(
+    table, positions,
+    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Where the cache has `positions` of the row that has the block `table`: [positions, 1]."""
+    blocks = tl.load(table + positions // BLOCK_TOKENS).to(tl.int64)
+    return (blocks * BLOCK_STRIDE + positions % BLOCK_TOKENS * TOKEN_STRIDE)[:, None]
+
+
+@triton.jit
+def _word_places(
     table, positions,
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -292,28 +302,6 @@ def _operand(query, NARROW: tl.constexpr):
     if NARROW:
         query = tl.clamp(query.to(tl.float32), -65504.0, 65504.0).to(tl.float16)
     return query
-
-
-@triton.jit
-def _widened(values):
-    """float8 to float16, in the layout in which it came.
-
-    The compiler would rather have each byte where the product wants it, and read shared memory byte by byte for that:
-    an assembly that claims to do more than it says stays where it is, and halves go through shared memory instead.
-    """
-    return tl.inline_asm_elementwise(
-        """{
-        .reg .b16 low, high;
-        mov.b32 {low, high}, $2;
-        cvt.rn.f16x2.e4m3x2 $0, low;
-        cvt.rn.f16x2.e4m3x2 $1, high;
-        }""",
-        "=r,=r,r",
-        [values],
-        dtype=tl.float16,
-        is_pure=False,
-        pack=4,
-    )
 
 
 @triton.jit
@@ -355,9 +343,9 @@ def _weigh(
 def _over_tiles(
     acc, total, top, q, seen_to, keys, values, table, dims, low, first, last, high,
     factor, softcap, window,
-    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
+    BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
     DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr,
-    IS_EDGE: tl.constexpr, WIDENS: tl.constexpr,
+    IS_EDGE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Go over tiles `first` to `last`, exclusive, of positions `low` to `high`, exclusive.
 
@@ -366,21 +354,51 @@ def _over_tiles(
     """
     # Block ids are read a tile ahead, so that keys and values wait for no other load.
     at = low + first * TILE + tl.arange(0, TILE)
-    places = _places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
+    places = _places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+    if AHEAD:
+        v = _read(values + places, dims, DIM, DIM_ROOM)
     for _ in range(first, last):
         k = _read(keys + places, dims, DIM, DIM_ROOM)
-        v = _read(values + places, dims, DIM, DIM_ROOM)
+        if not AHEAD:
+            v = _read(values + places, dims, DIM, DIM_ROOM)
         behind = tl.minimum(at + TILE, high - 1)
-        places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
+        places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+        if AHEAD:
+            next_v = _read(values + places, dims, DIM, DIM_ROOM)
 
         s = tl.dot(q, tl.trans(k).to(q.dtype), input_precision="ieee")
-        p, fade, total, top = _weigh(
-            s, total, top, at, high, seen_to, factor, softcap, window, IS_EDGE
-        )
-        if WIDENS:
-            v = _widened(v)
+        if softcap is not None:
+            # tanh, by way of an exponential that may become infinite
+            s = softcap - 2 * softcap / (1 + tl.exp2(s * (factor * 2.8853900817779268)))
+        if IS_EDGE:
+            is_seen = (at < high)[None, :]
+            if seen_to is not None:
+                is_seen = is_seen & (at[None, :] <= seen_to[:, None])
+            if window is not None:
+                is_seen = is_seen & (at[None, :] > seen_to[:, None] - window)
+            s = tl.where(is_seen, s, float("-inf"))
+        # The factor is more than 0, so the largest score is that of the largest product.
+        if softcap is None:
+            higher = tl.maximum(top, tl.max(s, 1) * factor)
+        else:
+            higher = tl.maximum(top, tl.max(s, 1))
+        base = higher
+        if IS_EDGE and seen_to is not None:  # a query may have seen nothing yet
+            base = tl.where(higher == float("-inf"), 0.0, higher)
+        if softcap is None:
+            p = tl.exp2(s * factor - base[:, None])
+        else:
+            p = tl.exp2(s - base[:, None])
+        fade = tl.exp2(top - base)
+        if seen_to is None:
+            total = total * fade[:, None] + p
+        else:
+            total = total * fade + tl.sum(p, 1)
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * fade[:, None], input_precision="ieee")
+        top = higher
         at += TILE
+        if AHEAD:
+            v = next_v
     return acc, total, top
 
 
@@ -422,12 +440,12 @@ def _over_words(
     total = tl.zeros([ROWS, TILE], tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     at = low + tl.arange(0, TILE)
-    places = _places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
+    places = _word_places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
     for _ in range(0, tl.cdiv(high - low, TILE)):
         k = _read(keys + places, words, WORDS, WORDS_ROOM)
         v = _read(values + places, words, WORDS, WORDS_ROOM)
         behind = tl.minimum(at + TILE, high - 1)
-        places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
+        places = _word_places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
 
         k_even, k_odd = _halves(tl.trans(k), WIDENS)
         s = tl.dot(q_odd, k_odd, tl.dot(q_even, k_even))
@@ -483,7 +501,7 @@ def _decode(
     query_stride, query_head_stride, out_stride, out_head_stride, table_stride,
     factor, softcap, value_factor, window, programs,
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_BITS: tl.constexpr,
     GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
     TILE: tl.constexpr, NARROW: tl.constexpr, WIDENS: tl.constexpr, IN_WORDS: tl.constexpr,
     IS_SPLIT: tl.constexpr,
@@ -528,8 +546,8 @@ def _decode(
                 q, None, key + kv_head * HEAD_STRIDE + dims[None, :],
                 value + kv_head * HEAD_STRIDE + dims[None, :], table, dims,
                 low, 0, tl.cdiv(high - low, TILE), high, factor, softcap, None,
-                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE,
-                IS_EDGE=True, WIDENS=WIDENS,
+                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE,
+                IS_EDGE=True, AHEAD=NARROW,
             )  # fmt: skip
         total = tl.sum(total, 1)
         if not IS_SPLIT or high - low == end - first:
@@ -593,7 +611,7 @@ def _prefill(
     query_stride, query_head_stride, out_stride, out_head_stride, table_stride,
     factor, softcap, value_factor, window,
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr, BLOCK_BITS: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
     GROUP: tl.constexpr, PLACES: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
     TILE: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
@@ -639,17 +657,17 @@ def _prefill(
             acc, total, top = _over_tiles(
                 acc, total, top, q, seen_to, keys, values, table, dims, low, 0, edge_from, high,
                 factor, softcap, window,
-                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, WIDENS=False,
+                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
             )  # fmt: skip
         acc, total, top = _over_tiles(
             acc, total, top, q, seen_to, keys, values, table, dims, low, edge_from, edge_to, high,
             factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=False, WIDENS=False,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=False, AHEAD=False,
         )  # fmt: skip
         acc, total, top = _over_tiles(
             acc, total, top, q, seen_to, keys, values, table, dims, low, edge_to, tiles, high,
             factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS, DIM, DIM_ROOM, TILE, IS_EDGE=True, WIDENS=False,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
         )  # fmt: skip
 
         if sinks is not None:
