@@ -27,6 +27,8 @@ SEED = int(os.environ.get("BARS_SEED", "0")) or random.randrange(1, 10**6)
 CALLERS = 8
 
 SETTINGS = """
+[limits]
+failed_auth_per_minute = 0
 [models.echo]
 engine = "fake"
 max_queue = 64

@@ -13,6 +13,7 @@ from llmhost.config.environment import OTHER_VARIABLES, TABLES
 from llmhost.config.load import DEFAULT_MODELS, FLAGS, load
 from llmhost.config.schema import (
     FakeOptions,
+    ModelLimitSettings,
     ModelSpec,
     PriceSettings,
     Section,
@@ -30,12 +31,13 @@ HEADINGS: dict[str, type[Section]] = {
     **{f"[{table}]": section for table, section in TABLES.items()},
     "[models.NAME]": ModelSpec,
     "[models.NAME.price]": PriceSettings,
+    "[models.NAME.limits]": ModelLimitSettings,
     "[models.NAME.speculation]": SpeculationSettings,
     '[models.NAME.options] of engine "torch"': TorchOptions,
     '[models.NAME.options] of engine "fake"': FakeOptions,
 }
 
-NO_DEFAULT_SHOWN = ("adapters", "aliases", "options", "speculation")
+NO_DEFAULT_SHOWN = ("adapters", "aliases", "limits", "options", "speculation")
 """Keys of a model whose line in the shipped file is an example, or a table."""
 
 

@@ -14,6 +14,9 @@ heartbeat_s = 0.1
 max_body_bytes = 1000000
 cors_origins = ["https://allowed.example"]
 
+[limits]
+failed_auth_per_minute = 0
+
 [models.echo]
 engine = "fake"
 aliases = ["parrot"]
@@ -71,6 +74,9 @@ output = "2.00"
 """
 
 KEYED = """
+[limits]
+failed_auth_per_minute = 0
+
 [models.echo]
 engine = "fake"
 aliases = ["parrot"]

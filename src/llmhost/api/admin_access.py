@@ -13,6 +13,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
 
 from llmhost.api.door import bearer
+from llmhost.api.gatekeeper import vouch
 from llmhost.core.errors import Unauthenticated
 from llmhost.tenants.roles import OPERATOR, Access, refusal
 from llmhost.tenants.tokens import PREFIX
@@ -35,6 +36,7 @@ def guard_by(token: str, find: Callable[[str], Access] | None = None) -> Guard:
                 " or an API key whose role allows it."
             )
         access = find(sent)
+        vouch(connection.scope)
         needs = handler.opt.get("needs")
         if access.role is not None and (needs is None or not access.may(needs)):
             raise refusal(access.role, needs)

@@ -17,6 +17,7 @@ from llmhost.api.admin_routes import admin_router
 from llmhost.api.door import bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
+from llmhost.api.gatekeeper import Gatekeeper, vouch
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.pooling import pooling_routes
@@ -41,6 +42,8 @@ class Surface:
     """What the HTTP application stands on; the host wires it."""
 
     settings: ServerSettings
+    gatekeeper: Gatekeeper
+    """Stands before all of it."""
     processor: Processor
     identify: Identify
     """Who holds a bearer, for routes that are not generation. Raises Unauthenticated."""
@@ -78,7 +81,8 @@ def build_app(surface: Surface) -> ASGIApp:
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
-    return Edge(app, origins=settings.cors_origins, loopback_only=is_loopback(settings.host))
+    guarded = surface.gatekeeper.guard(app)
+    return Edge(guarded, origins=settings.cors_origins, loopback_only=is_loopback(settings.host))
 
 
 def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:
@@ -98,7 +102,9 @@ def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:
 
 def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
     async def caller_of(request: AnyRequest) -> Caller:
-        return await surface.identify(bearer(request.scope), dict(request.headers))
+        caller = await surface.identify(bearer(request.scope), dict(request.headers))
+        vouch(request.scope)
+        return caller
 
     @get("/v1/models", tags=["models"])
     async def list_models(request: AnyRequest) -> Response[dict[str, Any]]:

@@ -12,13 +12,24 @@ from collections.abc import Sequence
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from llmhost.api import limit_headers
 from llmhost.api.door import client_id, header, send_whole
 from llmhost.api.errors import error_body
 from llmhost.core.errors import Forbidden
 from llmhost.core.ids import new_request_id
 
 _LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
-_EXPOSED = b"x-request-id, x-client-request-id, retry-after, retry-after-ms, openai-processing-ms"
+_EXPOSED = ", ".join(
+    (
+        "x-request-id",
+        "x-client-request-id",
+        "openai-processing-ms",
+        "retry-after",
+        "retry-after-ms",
+        "x-should-retry",
+        *limit_headers.NAMES,
+    )
+).encode()
 
 
 def is_loopback(host: str) -> bool:

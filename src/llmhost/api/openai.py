@@ -32,6 +32,8 @@ from llmhost.api.door import (
 )
 from llmhost.api.errors import error_body, error_headers, forget_frames, known_error
 from llmhost.api.frames import HEARTBEAT, Frames, frames_of, whole_answer
+from llmhost.api.gatekeeper import vouch
+from llmhost.api.limit_headers import limit_headers
 from llmhost.api.loose import read_body
 from llmhost.api.report import Report, report_of
 from llmhost.api.wire import chat_request, completion_request
@@ -42,7 +44,7 @@ from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.processor import Exchange, Processor
-from llmhost.tenants.limits import Allowance, RequestRateExceeded, duration_text
+from llmhost.tenants.refusals import LimitReached
 
 log = logging.getLogger("llmhost.api")
 
@@ -133,6 +135,7 @@ class _Route:
             await visit.dismiss(send, receive, error, is_small=is_small(scope))
             forget_frames(error)
             return
+        vouch(scope)
         request, beside, fault = await self._parsed(visit, receive, blank, caller)
         opening = asyncio.ensure_future(
             self.processor.open(request, bearer(scope), headers, caller=caller, fault=fault)
@@ -190,8 +193,8 @@ class Visit:
         headers = {"x-request-id": self.request_id, "openai-processing-ms": str(elapsed_ms)}
         if self.client_id is not None:
             headers["x-client-request-id"] = self.client_id
-        if self.exchange is not None and self.exchange.context.allowance is not None:
-            headers.update(_limit_headers(self.exchange.context.allowance))
+        if self.exchange is not None:
+            headers.update(limit_headers(self.exchange.context.allowances))
         return headers
 
     async def fail(self, send: Send, error: Exception) -> None:
@@ -206,8 +209,8 @@ class Visit:
             headers = {**self.headers(), **error_headers(known)}
             if isinstance(known, RequestTimeout):
                 headers["connection"] = "close"  # the rest of its body may never come
-            if isinstance(known, RequestRateExceeded):
-                headers.update(_limit_headers(known.allowance))
+            if isinstance(known, LimitReached):
+                headers.update(limit_headers(known.allowances))
             await send_whole(send, known.status, error_body(known), headers)
 
     async def dismiss(
@@ -277,11 +280,3 @@ def _write(wire: Wire, frames: Frames, deltas: list[Delta]) -> bool:
 def _report(context: RequestContext) -> Report | None:
     assert context.tokenizer is not None, "a request that runs was resolved"
     return report_of(context.request, context.known_terms, context.tokenizer)
-
-
-def _limit_headers(allowance: Allowance) -> dict[str, str]:
-    return {
-        "x-ratelimit-limit-requests": str(allowance.limit),
-        "x-ratelimit-remaining-requests": str(allowance.remaining),
-        "x-ratelimit-reset-requests": duration_text(allowance.reset_s),
-    }

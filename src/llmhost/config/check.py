@@ -1,5 +1,6 @@
 """What types cannot say: rules over several keys, and texts that must parse. Pure; says which key is wrong and why."""
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,12 @@ def problems(settings: Settings) -> Iterator[Problem]:
             "limits.burst_requests",
             "has no effect without requests_per_minute; set both or neither",
         )
+    for text in settings.limits.trusted_proxies:
+        if not _is_network(text):
+            yield (
+                "limits.trusted_proxies",
+                f"has {text!r}, which is no address or network such as '10.0.0.0/8'",
+            )
     yield from _safety(settings.safety)
     yield from _size("devices.cpu_memory", settings.devices.cpu_memory)
     for name, spec in settings.models.items():
@@ -46,6 +53,14 @@ def _server(settings: Settings) -> Iterator[Problem]:
                 "server.cors_origins",
                 f"has {origin!r}, which is not an origin such as 'https://chat.example' or '*'",
             )
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _safety(safety: SafetySettings) -> Iterator[Problem]:

@@ -100,9 +100,9 @@ def _is_service_link(name: str, text: str) -> bool:
 
 
 def _nearest(name: str) -> str:
+    if name.startswith("LLMHOST_MODELS"):
+        return " Models are declared in models.toml only."
     close = get_close_matches(name, [*VARIABLES, *OTHER_VARIABLES], n=1)
     if close:
         return f" Did you mean {close[0]}?"
-    if name.startswith("LLMHOST_MODELS"):
-        return " Models are declared in models.toml only."
     return " docs/config.md lists those that do."

@@ -8,6 +8,7 @@
     │   ├── InvalidGrammar              an answer's form that can't be read or enforced
     │   ├── InvalidSchema               the same of a JSON schema
     │   ├── InvalidTool                 the same of a tool's parameters
+    │   ├── ExceedsLimit                more than a limit ever has at once: no wait would help
     │   ├── ContextTooLong              prompt and answer don't fit the model's window
     │   └── ContentRefused              a safety rule or plugin refused the text
     ├── Unauthenticated            401  no key, or not a valid one
@@ -88,6 +89,10 @@ class InvalidSchema(BadRequest):
 
 class InvalidTool(BadRequest):
     code = "invalid_function_parameters"
+
+
+class ExceedsLimit(BadRequest):
+    code = "request_exceeds_limit"
 
 
 class ContextTooLong(BadRequest):

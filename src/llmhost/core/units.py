@@ -32,6 +32,21 @@ def nano_to_dollars(nano: int) -> str:
     return f"{sign}{whole}.{places}"
 
 
+def show_duration(ns: int) -> str:
+    """As OpenAI's headers write it: `12ms`, `1s`, `1.5s`, `6m0s`, `1h0m30s`; rounded up to a millisecond."""
+    total_ms = -(-ns // 1_000_000)
+    if 0 < total_ms < 1000:
+        return f"{total_ms}ms"
+    minutes, rest_ms = divmod(total_ms, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    whole, part = divmod(rest_ms, 1000)
+    text = f"{whole}.{part:03d}".rstrip("0").rstrip(".") if part else str(whole)
+    text += "s"
+    if hours or minutes:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text
+
+
 def parse_bytes(text: str) -> int:
     """`"8GiB"`, `"8g"`, `"512 MB"` or plain bytes. Units are powers of 1,024. Raises ValueError."""
     match = re.fullmatch(r" *([0-9]+(?:\.[0-9]+)?) *(?:([kmgt])i?b?|b)? *", text.lower())

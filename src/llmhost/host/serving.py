@@ -221,6 +221,7 @@ def _uvicorn_config(host: Host) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # whom to believe is [limits] trusted_proxies' to say, and api.gatekeeper's to read
         backlog=BACKLOG,
         timeout_keep_alive=75,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from llmhost.api.admin import Admin
 from llmhost.api.app import ASGIApp, Surface, build_app
 from llmhost.api.edge import is_loopback
+from llmhost.api.gatekeeper import Gatekeeper
 from llmhost.config.schema import Settings
 from llmhost.core.errors import ConfigError, LlmhostError
 from llmhost.core.events import DeploymentChanged
@@ -45,7 +46,10 @@ from llmhost.storage.analytics import Analytics
 from llmhost.storage.node import DataDir
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
-from llmhost.tenants.limits import RequestLimiter
+from llmhost.tenants.levels import Levels
+from llmhost.tenants.limiter import Limiter
+from llmhost.tenants.places import Places
+from llmhost.tenants.strangers import Strangers, networks_of
 
 log = logging.getLogger("llmhost.host")
 
@@ -224,7 +228,7 @@ class Host:
         stages = Stages(
             authenticate=self.authenticate,
             resolve=Resolve(self.deployments, plugins),
-            limit=Limit(RequestLimiter(self.settings.limits), plugins, clock),
+            limit=Limit(self._limiter(), plugins, self.metrics.limits),
             screen=screen,
             cached=Cached(),
             route=Route(),
@@ -235,10 +239,23 @@ class Host:
         )
         return Processor(stages, clock, write_share=self.settings.server.write_share)
 
+    def _limiter(self) -> Limiter:
+        limits = self.settings.limits
+        places = Places(queue_size=limits.queue_size, queue_wait_s=limits.queue_wait_s)
+        self.metrics.limits.read_waiting_from(lambda: places.waiting_by_dimension)
+        return Limiter(Levels(limits, self.settings.models), places, self.clock)
+
     def _app(self) -> ASGIApp:
         return build_app(
             Surface(
                 settings=self.settings.server,
+                gatekeeper=Gatekeeper(
+                    Strangers(self.settings.limits.failed_auth_per_minute),
+                    networks_of(self.settings.limits.trusted_proxies),
+                    self.metrics.limits,
+                    self.clock,
+                    self.admin_token,
+                ),
                 processor=self.processor,
                 identify=self.authenticate.identify,
                 catalogue=self.deployments.catalogue,

@@ -17,6 +17,7 @@ from llmhost.core.output import Outcome
 from llmhost.core.ports import EngineLoad
 from llmhost.core.step import StepResult
 from llmhost.observe.guesses import GuessMetrics
+from llmhost.observe.limits import LimitMetrics
 from llmhost.observe.threads import ThreadMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -91,6 +92,7 @@ class Metrics:
         )
         self._guesses = GuessMetrics(self.registry)
         self.threads = ThreadMetrics(self.registry)
+        self.limits = LimitMetrics(self.registry)
 
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""

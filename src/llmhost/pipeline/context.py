@@ -14,7 +14,8 @@ from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica
 from llmhost.pipeline.terms import Terms
-from llmhost.tenants.limits import Allowance
+from llmhost.tenants.limiter import Pass
+from llmhost.tenants.refusals import NO_ALLOWANCES, Allowances
 
 
 @dataclass(slots=True)
@@ -36,7 +37,8 @@ class RequestContext:
     max_new_tokens: int = 0
     """Per choice: what was asked for, or the room that is left."""
     longest_tokens: int = 0
-    allowance: Allowance | None = None
+    limits_pass: Pass | None = None
+    """What it holds of limits while it runs; None when nothing limits it."""
     price: Price | None = None
     replica: Replica | None = None
     adapter: Served | None = None
@@ -72,6 +74,10 @@ class RequestContext:
     def known_terms(self) -> Terms:
         assert self.terms is not None, "this stage runs after resolution"
         return self.terms
+
+    @property
+    def allowances(self) -> Allowances:
+        return NO_ALLOWANCES if self.limits_pass is None else self.limits_pass.allowances
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:

@@ -1,20 +1,22 @@
-"""Stage 3: may this caller ask now."""
+"""Stage 3: may this caller ask now, and so much; and, when the request has ended, what it really was."""
 
-from llmhost.core.errors import Forbidden, Overloaded
-from llmhost.core.ports import Clock
+from llmhost.core.errors import Forbidden, LlmhostError, Overloaded
+from llmhost.core.output import Outcome
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
+from llmhost.observe.limits import LimitMetrics
 from llmhost.pipeline.context import RequestContext
-from llmhost.tenants.limits import RequestLimiter
+from llmhost.tenants.limiter import Limiter, Size
+from llmhost.tenants.refusals import LimitReached
 
 
 class Limit:
-    """The request rate of the key, then the opinion of `admit_request`."""
+    """Rates and places of every level, then the opinion of `admit_request`."""
 
-    def __init__(self, limiter: RequestLimiter, plugins: Plugins, clock: Clock) -> None:
+    def __init__(self, limiter: Limiter, plugins: Plugins, metrics: LimitMetrics) -> None:
         self._limiter = limiter
         self._plugins = plugins
-        self._clock = clock
+        self._metrics = metrics
         self.is_draining = False
         """Set when the process is about to end: new requests are sent elsewhere."""
 
@@ -22,12 +24,53 @@ class Limit:
         if self.is_draining:
             raise Overloaded("This server is shutting down. Try again.", retry_after_s=1)
         caller = context.known_caller
-        context.allowance = self._limiter.admit(
-            (caller.key_id, caller.org, caller.team),  # a plugin's callers need not have keys
-            caller.limits.requests_per_minute,
-            None,
-            self._clock.monotonic_ns(),
-        )
+        try:
+            context.limits_pass = await self._limiter.admit(
+                caller,
+                context.known_deployment.entry.name,
+                context.run_id,
+                _size(context),
+            )
+        except LimitReached as refusal:
+            self._note(context, refusal)
+            raise
         answer = await ask(self._plugins, "admit_request", request=context.request, caller=caller)
         if answer is not None:
             raise answer.opinion.as_error(Forbidden)
+
+    def settle(self, context: RequestContext) -> None:
+        """The request has ended: what it did not use comes back, and its place is free. Idempotent."""
+        if context.limits_pass is not None:
+            usage = context.usage
+            context.limits_pass.settle(
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                is_whole=context.outcome is Outcome.ANSWERED,
+            )
+
+    def send_away(self, error: LlmhostError) -> None:
+        """Those who wait for a place need not wait any longer."""
+        self._limiter.places.send_away(error)
+
+    def _note(self, context: RequestContext, refusal: LimitReached) -> None:
+        caller = context.known_caller
+        who = {"org": caller.org, "team": caller.team, "key": caller.key_id, "model": context.model}
+        self._metrics.refused(
+            refusal.dimension,
+            refusal.limit,
+            refusal.retry_after_s,
+            **{name: value for name, value in who.items() if value is not None},
+        )
+
+
+def _size(context: RequestContext) -> Size:
+    request = context.request
+    input_tokens = sum(map(len, context.prompts))
+    if context.poolings:
+        return Size(input_tokens=input_tokens)
+    return Size(
+        input_tokens=input_tokens,
+        choices=len(context.prompts) * request.runs,
+        longest_tokens=context.max_new_tokens,
+        asked_tokens=request.max_tokens,
+    )

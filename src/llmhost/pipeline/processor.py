@@ -178,6 +178,7 @@ class Processor:
             "The server is shutting down and could not wait for the end of this answer. Ask again.",
             retry_after_s=1,
         )
+        self._stages.limit.send_away(error)
         for generation in list(self._live):
             generation.cut(error)
 
@@ -216,6 +217,7 @@ class Processor:
 
     def _settle(self, context: RequestContext) -> "asyncio.Future[None]":
         """Store, bill and, once it is known whether the entry was taken, log."""
+        self._stages.limit.settle(context)
         self._stages.store(context)
         settled = self._stages.bill(context)
         settled.add_done_callback(lambda done: self._log(context, done.exception()))
@@ -242,6 +244,7 @@ class Processor:
             FinishReason.CANCELLED if outcome is Outcome.CANCELLED else FinishReason.ERROR
         )
         context.ended_ns = self._clock.monotonic_ns()
+        self._stages.limit.settle(context)
         self._stages.store(context)
         self._stages.bill(context).add_done_callback(_log_unrecorded)
         self._stages.log(context)

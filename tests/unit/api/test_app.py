@@ -10,7 +10,7 @@ from litestar import get
 from tests.unit.api.test_visits import Connection, app_of, visit
 from tests.unit.pipeline.node import settled, until
 
-from llmhost.config.schema import ModelSpec, ServerSettings, Settings
+from llmhost.config.schema import LimitSettings, ModelSpec, ServerSettings, Settings
 from llmhost.hooks.spec import hookimpl
 from llmhost.tenants.tokens import new_token
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
@@ -114,7 +114,8 @@ ADMIN_ROUTES = [
 
 
 async def test_admin_routes_are_for_whoever_has_the_token() -> None:
-    async with make_host() as host:
+    patient = Settings(limits=LimitSettings(failed_auth_per_minute=0))
+    async with make_host(settings=patient) as host:
         tokens = [
             "",
             "Bearer ",

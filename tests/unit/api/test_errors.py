@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from litestar.exceptions import HTTPException
 
-import llmhost.storage.connect
-import llmhost.tenants.limits
 from llmhost.api.errors import error_body, error_headers, known_error
 from llmhost.core import errors
 from llmhost.core.errors import LlmhostError
@@ -21,10 +19,11 @@ OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "UnknownModel": {"model": "m", "nearest": "n"},
     "OutOfMemory": {"device": "cuda:0"},
     "StorageFailed": {"path": Path("x.db"), "error": OSError("full")},
-    "RequestRateExceeded": {
+    "LimitReached": {
         "message": "slower",
         "retry_after_s": 2.0,
-        "allowance": llmhost.tenants.limits.Allowance(limit=1, remaining=0, reset_s=1.0),
+        "dimension": "key",
+        "limit": "requests",
     },
 }
 

@@ -145,6 +145,7 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_SAFETY_CHECK_OUTPUT": "0",
         "LLMHOST_DEVICES_GPU_MEMORY_FRACTION": "0.5",
         "LLMHOST_SERVER_WRITE_SHARE": "0.5",
+        "LLMHOST_LIMITS_TRUSTED_PROXIES": "10.0.0.0/8",
     }.get(name, "77")
     rate = {"LLMHOST_LIMITS_REQUESTS_PER_MINUTE": "60"} if key == "burst_requests" else {}
 
@@ -236,7 +237,10 @@ def test_a_bad_variable_is_named(environ: dict[str, str], message: str):
         ),
         (
             "[limits]\nzzz = 1",
-            "models.toml: [limits] has no key 'zzz'. It has requests_per_minute, burst_requests.",
+            "models.toml: [limits] has no key 'zzz'. It has requests_per_minute, burst_requests,"
+            " input_tokens_per_minute, output_tokens_per_minute, max_concurrency, queue_size, queue_wait_s,"
+            " run_requests_per_minute, run_input_tokens_per_minute, run_output_tokens_per_minute,"
+            " run_max_concurrency, failed_auth_per_minute, trusted_proxies.",
         ),
         ("[servers]\nport = 1", "models.toml: there is no table [servers]. Did you mean [server]?"),
         (

@@ -1,0 +1,121 @@
+"""Stands before every route and counts, for each address, the calls that had no valid key.
+
+A route that has found a valid key says so with `vouch`; an answer of 401 says the opposite. Routes that ask nobody for
+a key are open to all, or a health check would be refused with its neighbours.
+"""
+
+import hmac
+import logging
+from functools import lru_cache
+from typing import Any
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from llmhost.api.door import bearer, is_small, send_last, send_whole
+from llmhost.api.errors import error_body, error_headers
+from llmhost.core.ports import Clock
+from llmhost.observe.limits import LimitMetrics
+from llmhost.observe.logs import log_event
+from llmhost.tenants.refusals import LimitReached
+from llmhost.tenants.strangers import Network, Strangers, address_of
+
+log = logging.getLogger("llmhost.limits")
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+_VOUCHED = "llmhost.vouched"
+
+
+class Gatekeeper:
+    """One per host; `guard` puts it before an application."""
+
+    def __init__(
+        self,
+        strangers: Strangers,
+        proxies: tuple[Network, ...],
+        metrics: LimitMetrics,
+        clock: Clock,
+        admin_token: str,
+    ) -> None:
+        """`proxies` are believed; whoever has the admin token is never kept out."""
+        self._strangers = strangers
+        self._is_proxied = bool(proxies)
+        self._metrics = metrics
+        self._clock = clock
+        self._admin_token = admin_token.encode()
+        self._address = lru_cache(4096)(lambda peer, sent: address_of(peer, sent, proxies))
+
+    def guard(self, app: ASGIApp) -> ASGIApp:
+        """`app`, for those who may call it."""
+
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != ScopeType.HTTP or scope["path"] in OPEN_PATHS:
+                await app(scope, receive, send)
+                return
+            address = self._address_of(scope)
+            try:
+                self._check(scope, address)
+            except LimitReached as refusal:
+                self._metrics.refused("ip", refusal.limit, refusal.retry_after_s, address=address)
+                await _refuse(scope, receive, send, refusal)
+                return
+            vouched: list[str | None] = []
+            _state(scope)[_VOUCHED] = vouched
+            await app(scope, receive, self._watched(scope, send, address, vouched))
+
+        return guarded
+
+    def _check(self, scope: HTTPScope, address: str) -> None:
+        if not len(self._strangers):
+            return
+        secret = bearer(scope)
+        if secret is None or not hmac.compare_digest(secret.encode(), self._admin_token):
+            self._strangers.check(address, secret, self._clock.monotonic_ns())
+
+    def _address_of(self, scope: HTTPScope) -> str:
+        client = scope.get("client")
+        sent = _forwarded_for(scope) if self._is_proxied else None
+        return self._address(client[0] if client else None, sent)
+
+    def _watched(
+        self, scope: HTTPScope, send: Send, address: str, vouched: list[str | None]
+    ) -> Send:
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] == 401:
+                    self._failed(scope, address)
+                elif vouched:
+                    self._strangers.worked(address, vouched[0])
+            await send(message)
+
+        return watched
+
+    def _failed(self, scope: HTTPScope, address: str) -> None:
+        if self._strangers.failed(address, bearer(scope), self._clock.monotonic_ns()):
+            log_event(log, "address.blocked", level=logging.WARNING, address=address)
+
+
+def vouch(scope: Any) -> None:
+    """Whoever makes this call has a valid key."""
+    vouched = _state(scope).get(_VOUCHED)
+    if vouched is not None:
+        vouched.append(bearer(scope))
+
+
+def _state(scope: Any) -> dict[str, Any]:
+    state: dict[str, Any] = scope.setdefault("state", {})
+    return state
+
+
+def _forwarded_for(scope: HTTPScope) -> str | None:
+    """Every proxy may add a header of its own instead of lengthening the first."""
+    values = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    return b",".join(values).decode("latin-1") if values else None
+
+
+async def _refuse(scope: HTTPScope, receive: Receive, send: Send, refusal: LimitReached) -> None:
+    body, headers = error_body(refusal), error_headers(refusal)
+    if is_small(scope):
+        await send_whole(send, refusal.status, body, headers)
+    else:
+        await send_last(send, receive, refusal.status, body, headers)

@@ -1,0 +1,28 @@
+"""The `x-ratelimit-*` headers, as OpenAI's API has them: of the limit that is tightest now."""
+
+from llmhost.core.units import show_duration
+from llmhost.tenants.refusals import Allowance, Allowances
+
+NAMES = tuple(
+    f"x-ratelimit-{fact}-{kind}"
+    for kind in ("requests", "tokens")
+    for fact in ("limit", "remaining", "reset")
+)
+
+
+def limit_headers(allowances: Allowances) -> dict[str, str]:
+    """Those of requests, of tokens, of both, or none: whatever is limited."""
+    headers: dict[str, str] = {}
+    if allowances.requests is not None:
+        headers.update(_headers("requests", allowances.requests))
+    if allowances.tokens is not None:
+        headers.update(_headers("tokens", allowances.tokens))
+    return headers
+
+
+def _headers(kind: str, allowance: Allowance) -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{kind}": str(allowance.limit),
+        f"x-ratelimit-remaining-{kind}": str(allowance.remaining),
+        f"x-ratelimit-reset-{kind}": show_duration(allowance.reset_ns),
+    }

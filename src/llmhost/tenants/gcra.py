@@ -1,0 +1,119 @@
+"""One rate limit: GCRA over whole numbers, with costs that are held first and settled later. Pure.
+
+Time is counted in nanoseconds times the rate, so that the space between two units is the whole number 60 * 10**9
+at every rate and nothing is ever rounded in anybody's favour.
+"""
+
+_MINUTE = 60 * 10**9
+_NEVER = -(10**60)
+"""Earlier than any time, after whatever is added to it."""
+
+
+class Hold:
+    """Units that were taken for a request of which it is not known yet how many it needs."""
+
+    __slots__ = ("peak", "units")
+
+    def __init__(self, units: int, peak: int) -> None:
+        self.units = units
+        self.peak = peak
+        """The bucket's own: see `Bucket`."""
+
+
+class Bucket:
+    """At most `burst` units at once, and `per_minute` in the long run.
+
+    Counted when they are taken, at most `burst + per_minute * t` units are taken in any window of t minutes, whatever
+    the pattern. What a hold did not use is given back as if it had never been taken: the theoretical arrival time
+    becomes what it would be without. That is why it is kept in parts. It is the latest of "began to take at time s,
+    and took all that came after", over every s; only the parts that begin before a hold contain it.
+    Source: ITU-T I.371, the virtual scheduling form; the maximum is its recursion written out.
+    """
+
+    __slots__ = ("_added", "_holds", "_last", "_tat", "burst", "per_minute")
+
+    def __init__(self, per_minute: int, burst: int) -> None:
+        self.per_minute = per_minute
+        self.burst = burst
+        self._added = 0
+        """All that was taken; every peak is kept without it."""
+        self._holds: list[Hold] = []
+        """Open ones in the order of their making. A `peak` is the latest of the parts that begin after the hold
+        before, up to this one; `_last` is that of the parts after all of them."""
+        self._last = 0
+        self._tat = 0
+
+    def retune(self, per_minute: int, burst: int, now_ns: int) -> None:
+        """Go on at another rate: as many units are owed as before."""
+        if per_minute != self.per_minute:
+            shift = now_ns * (per_minute - self.per_minute)
+            self._added += shift
+            self._tat += shift
+            self.per_minute = per_minute
+        self.burst = burst
+
+    def wait_ns(self, units: int, now_ns: int) -> int:
+        """Until so many may be taken: 0 is now. Waiting that long is enough if nobody else comes, and not too long.
+
+        For more than `burst` no wait would do; ask `burst` first.
+        """
+        late = self._debt(now_ns) + (units - self.burst) * _MINUTE
+        return _up(late, self.per_minute) if late > 0 else 0
+
+    def take(self, units: int, now_ns: int) -> None:
+        """Take units for good, whether or not they fit: what was used was used."""
+        now = now_ns * self.per_minute
+        self._last = max(self._last, now - self._added)
+        self._add(units, now)
+
+    def hold(self, units: int, now_ns: int) -> Hold:
+        """Take units until it is known how many are used: `settle` it exactly once."""
+        now = now_ns * self.per_minute
+        hold = Hold(units, max(self._last, now - self._added))
+        self._holds.append(hold)
+        self._last = _NEVER
+        self._add(units, now)
+        return hold
+
+    def settle(self, hold: Hold, used: int, now_ns: int) -> None:
+        """Give back what was not used; take what was used beyond it."""
+        if used > hold.units:
+            self.take(used - hold.units, now_ns)
+        place = self._holds.index(hold)
+        if used < hold.units:
+            back = (hold.units - used) * _MINUTE
+            for each in self._holds[: place + 1]:
+                each.peak -= back
+        del self._holds[place]
+        if place < len(self._holds):
+            after = self._holds[place]
+            after.peak = max(after.peak, hold.peak)
+        else:
+            self._last = max(self._last, hold.peak)
+        latest = max((each.peak for each in self._holds), default=_NEVER)
+        self._tat = self._added + max(latest, self._last)
+
+    def remaining(self, now_ns: int) -> int:
+        """Units that could be taken right now."""
+        room = self.burst * _MINUTE - self._debt(now_ns)
+        return room // _MINUTE if room > 0 else 0
+
+    def reset_ns(self, now_ns: int) -> int:
+        """Until all of the burst is there again."""
+        return _up(self._debt(now_ns), self.per_minute)
+
+    def is_idle(self, now_ns: int) -> bool:
+        """It could as well be a new one."""
+        return not self._holds and self._debt(now_ns) == 0
+
+    def _add(self, units: int, now: int) -> None:
+        cost = units * _MINUTE
+        self._added += cost
+        self._tat = max(self._tat, now) + cost
+
+    def _debt(self, now_ns: int) -> int:
+        return max(self._tat - now_ns * self.per_minute, 0)
+
+
+def _up(scaled: int, rate: int) -> int:
+    return -(-scaled // rate)

@@ -1,0 +1,51 @@
+"""How long answers were, so that no more is held for the next one than it is likely to need."""
+
+from bisect import bisect_left, insort
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+
+FIRST_GUESS_TOKENS = 256
+"""For a key that has had no answer of a model yet."""
+KEPT_ANSWERS = 100
+KEPT_PAIRS = 10_000
+"""So many answers of so many pairs of model and key are remembered: some 20 MB at most."""
+
+
+class AnswerLengths:
+    """The last answers of each model for each key, in memory only."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[Hashable, _Seen] = OrderedDict()
+
+    def guess(self, who: Hashable) -> int:
+        """Tokens that nine of ten past answers did not exceed."""
+        seen = self._seen.get(who)
+        return FIRST_GUESS_TOKENS if seen is None else seen.p90()
+
+    def note(self, who: Hashable, tokens: int) -> None:
+        """Remember one whole answer."""
+        seen = self._seen.get(who)
+        if seen is None:
+            seen = self._seen[who] = _Seen()
+            if len(self._seen) > KEPT_PAIRS:
+                self._seen.popitem(last=False)
+        self._seen.move_to_end(who)
+        seen.note(tokens)
+
+
+class _Seen:
+    __slots__ = ("_in_order", "_sorted")
+
+    def __init__(self) -> None:
+        self._in_order: deque[int] = deque()
+        self._sorted: list[int] = []
+
+    def note(self, tokens: int) -> None:
+        if len(self._in_order) == KEPT_ANSWERS:
+            del self._sorted[bisect_left(self._sorted, self._in_order.popleft())]
+        self._in_order.append(tokens)
+        insort(self._sorted, tokens)
+
+    def p90(self) -> int:
+        """By the nearest rank."""
+        return self._sorted[-(-9 * len(self._sorted) // 10) - 1]

@@ -1,0 +1,101 @@
+"""All limits of a request as one gate: a place on every level and its requests and tokens, or nothing of it."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from llmhost.core.errors import LlmhostError
+from llmhost.core.ports import Clock
+from llmhost.core.request import Caller
+from llmhost.tenants.lengths import AnswerLengths
+from llmhost.tenants.levels import Level, Levels, key_of
+from llmhost.tenants.places import Places
+from llmhost.tenants.rates import Rates, Taken, Wish
+from llmhost.tenants.refusals import Allowances
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A request as limits see it."""
+
+    input_tokens: int
+    choices: int = 0
+    """Answers that it gets in all; 0 for vectors and scores."""
+    longest_tokens: int = 0
+    """Most tokens that one answer can have."""
+    asked_tokens: int | None = None
+    """Most tokens that one answer may have, when the request says that."""
+
+
+class Pass:
+    """What an admitted request holds. Whoever got it settles it once, however the request ends."""
+
+    __slots__ = ("_limiter", "_places", "_size", "_taken", "_who")
+
+    def __init__(
+        self, limiter: "Limiter", who: Hashable, size: Size, places: Sequence[Level], taken: Taken
+    ) -> None:
+        self._limiter = limiter
+        self._who = who
+        self._size = size
+        self._places = places
+        self._taken = taken
+
+    @property
+    def allowances(self) -> Allowances:
+        """How limits stood when the request had been admitted."""
+        return self._taken.allowances
+
+    def settle(self, input_tokens: int, output_tokens: int, *, is_whole: bool) -> None:
+        """The request has ended, and used so much; `is_whole` when it was answered to the end. Idempotent."""
+        self._limiter.settle(self._taken, input_tokens, output_tokens)
+        places, self._places = self._places, ()
+        self._limiter.places.leave(places)
+        if is_whole and self._size.choices:
+            self._limiter.lengths.note(self._who, -(-output_tokens // self._size.choices))
+            self._size = Size(input_tokens=0)
+
+
+class Limiter:
+    """One per node, used from one thread. In memory only: a node that starts anew owes and is owed nothing."""
+
+    def __init__(self, levels: Levels, places: Places, clock: Clock) -> None:
+        self.places = places
+        self.lengths = AnswerLengths()
+        self._levels = levels
+        self._rates = Rates()
+        self._clock = clock
+
+    async def admit(self, caller: Caller, model: str, run: str | None, size: Size) -> Pass | None:
+        """Let a request in, perhaps after a wait for a place. None when nothing limits it.
+
+        Raises LimitReached, which says when to try again, or ExceedsLimit. Then, and when the caller leaves while he
+        waits, nothing has been counted.
+        """
+        levels = self._levels.of(caller, model, run)
+        if not levels:
+            return None
+        key, who = key_of(caller), (model, key_of(caller))
+        wish = self._wish(who, size)
+        places = [level for level in levels if level.limits.max_concurrency is not None]
+        if not self.places.enter(places):
+            self._rates.check(levels, wish, self._clock.monotonic_ns())
+            await self.places.wait(key, places)
+        try:
+            taken = self._rates.take(levels, wish, self._clock.monotonic_ns())
+        except LlmhostError:
+            self.places.leave(places)
+            raise
+        return Pass(self, who, size, places, taken)
+
+    def settle(self, taken: Taken, input_tokens: int, output_tokens: int) -> None:
+        taken.settle(input_tokens, output_tokens, self._clock.monotonic_ns())
+
+    def _wish(self, who: Hashable, size: Size) -> Wish:
+        if not size.choices:
+            return Wish(size.input_tokens)
+        longest = size.longest_tokens if size.asked_tokens is None else size.asked_tokens
+        return Wish(
+            size.input_tokens,
+            size.choices * min(longest, self.lengths.guess(who)),
+            None if size.asked_tokens is None else size.choices * size.asked_tokens,
+        )

@@ -1,0 +1,178 @@
+"""Requests and tokens per minute on every level at once: all are asked before any is changed, and the tightest answers.
+
+Tokens are held when a request is admitted and settled when it has ended; what it did not use comes back.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from llmhost.core.errors import ExceedsLimit
+from llmhost.core.units import show_duration
+from llmhost.tenants.gcra import Bucket, Hold
+from llmhost.tenants.levels import Level
+from llmhost.tenants.refusals import Allowance, Allowances, LimitReached
+
+_NS = 10**9
+
+REQUESTS, INPUT, OUTPUT = "requests", "input_tokens", "output_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request is expected to use."""
+
+    input_tokens: int
+    """Exact: its prompts are tokenised."""
+    output_tokens: int = 0
+    """A guess, of all its choices together."""
+    most_output_tokens: int | None = None
+    """As many as it asks for at most; None when it says nothing."""
+
+
+class _Share(NamedTuple):
+    """What a request takes from one bucket."""
+
+    level: Level
+    kind: str
+    bucket: Bucket
+    units: int
+
+
+class Taken:
+    """What was taken for one request, until it is settled."""
+
+    __slots__ = ("_holds", "allowances")
+
+    def __init__(self, holds: list[tuple[str, Bucket, Hold]], allowances: Allowances) -> None:
+        self._holds = holds
+        self.allowances = allowances
+
+    def settle(self, input_tokens: int, output_tokens: int, now_ns: int) -> None:
+        """Count what was used instead of what was held. Idempotent: the first call counts."""
+        holds, self._holds = self._holds, []
+        for kind, bucket, hold in holds:
+            bucket.settle(hold, input_tokens if kind == INPUT else output_tokens, now_ns)
+
+
+class Rates:
+    """Remembers what is owed on each level, and forgets those that owe nothing. Used from one thread."""
+
+    def __init__(self) -> None:
+        self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def check(self, levels: Iterable[Level], wish: Wish, now_ns: int) -> list[_Share]:
+        """Raises ExceedsLimit for what no wait would help, LimitReached with the exact time to wait."""
+        self._forget_idle(now_ns)
+        shares = [share for level in levels for share in self._shares(level, wish, now_ns)]
+        longest_ns, tightest = 0, None
+        for share in shares:
+            wait_ns = share.bucket.wait_ns(share.units, now_ns)
+            if wait_ns > longest_ns:
+                longest_ns, tightest = wait_ns, share
+        if tightest is not None:
+            raise _refusal(tightest, longest_ns, shares, now_ns)
+        return shares
+
+    def take(self, levels: Iterable[Level], wish: Wish, now_ns: int) -> Taken:
+        """Take from every level, or raise as `check` does and take from none. `now_ns` is monotonic."""
+        shares, holds = self.check(levels, wish, now_ns), []
+        for share in shares:
+            if share.kind == REQUESTS:
+                share.bucket.take(1, now_ns)
+            else:
+                holds.append((share.kind, share.bucket, share.bucket.hold(share.units, now_ns)))
+        return Taken(holds, _allowances(shares, now_ns))
+
+    def _shares(self, level: Level, wish: Wish, now_ns: int) -> Iterable[_Share]:
+        limits = level.limits
+        if (rate := limits.requests_per_minute) is not None:
+            burst = level.burst_requests or rate
+            yield _Share(level, REQUESTS, self._bucket(level, REQUESTS, rate, burst, now_ns), 1)
+        if (rate := limits.input_tokens_per_minute) is not None:
+            if wish.input_tokens > rate:
+                raise _too_large(level, INPUT, rate, wish.input_tokens)
+            bucket = self._bucket(level, INPUT, rate, rate, now_ns)
+            yield _Share(level, INPUT, bucket, wish.input_tokens)
+        if (rate := limits.output_tokens_per_minute) is not None:
+            if (wish.most_output_tokens or 0) > rate:
+                raise _too_large(level, OUTPUT, rate, wish.most_output_tokens or 0)
+            bucket = self._bucket(level, OUTPUT, rate, rate, now_ns)
+            yield _Share(level, OUTPUT, bucket, min(wish.output_tokens, rate))
+
+    def _bucket(self, level: Level, kind: str, rate: int, burst: int, now_ns: int) -> Bucket:
+        bucket = self._buckets.get((kind, level.who))
+        if bucket is None:
+            bucket = self._buckets[kind, level.who] = Bucket(rate, burst)
+        elif bucket.per_minute != rate or bucket.burst != burst:
+            bucket.retune(rate, burst, now_ns)
+        return bucket
+
+    def _forget_idle(self, now_ns: int) -> None:
+        """Look at a few buckets a time, in turn: the table stays about as large as those in debt, at no pause."""
+        for _ in range(min(8, len(self._buckets))):
+            who, bucket = self._buckets.popitem(last=False)
+            if not bucket.is_idle(now_ns):
+                self._buckets[who] = bucket
+
+
+def _refusal(share: _Share, wait_ns: int, shares: Sequence[_Share], now_ns: int) -> LimitReached:
+    level, bucket, wait_s = share.level, share.bucket, wait_ns / _NS
+    if share.kind == REQUESTS:
+        text = f"{level.name} may make {bucket.per_minute} requests per minute, {bucket.burst} of them at once."
+    else:
+        what, left = share.kind.replace("_", " "), bucket.remaining(now_ns)
+        text = (
+            f"{level.name} may use {bucket.per_minute} {what} per minute. {left} of them are left now, and this"
+            f" request needs {share.units}."
+        )
+    return LimitReached(
+        f"{text} Try again in {show_duration(wait_ns)}.",
+        dimension=level.dimension,
+        limit=share.kind,
+        retry_after_s=wait_s,
+        allowances=_allowances([share, *_others(share, shares)], now_ns),
+    )
+
+
+def _others(share: _Share, shares: Sequence[_Share]) -> Iterable[_Share]:
+    """Beside the limit that answers, one of the other kind has headers too."""
+    is_requests = share.kind == REQUESTS
+    return (other for other in shares if (other.kind == REQUESTS) != is_requests)
+
+
+def _too_large(level: Level, kind: str, rate: int, asked: int) -> ExceedsLimit:
+    if kind == INPUT:
+        return ExceedsLimit(
+            f"The prompt is {asked} tokens, and {_lowered(level.name)} may use {rate} input tokens per minute. No wait"
+            " would help: shorten the prompt, or ask for a higher limit."
+        )
+    return ExceedsLimit(
+        f"The request asks for up to {asked} output tokens in all its choices, and {_lowered(level.name)} may use"
+        f" {rate} output tokens per minute. No wait would help: set max_tokens or n lower.",
+        param="max_tokens",
+    )
+
+
+def _lowered(name: str) -> str:
+    return name[0].lower() + name[1:]
+
+
+def _allowances(shares: Sequence[_Share], now_ns: int) -> Allowances:
+    return Allowances(
+        requests=_tightest([s.bucket for s in shares if s.kind == REQUESTS], now_ns),
+        tokens=_tightest([s.bucket for s in shares if s.kind != REQUESTS], now_ns),
+    )
+
+
+def _tightest(buckets: Sequence[Bucket], now_ns: int) -> Allowance | None:
+    """Where the least is left; of two, the one that takes longer to fill up."""
+    if not buckets:
+        return None
+    rows = [(b.remaining(now_ns), -b.reset_ns(now_ns), b.per_minute) for b in buckets]
+    remaining, negative_reset_ns, limit = min(rows)
+    return Allowance(limit, remaining, -negative_reset_ns)

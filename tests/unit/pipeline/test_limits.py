@@ -1,0 +1,318 @@
+"""Limits on a whole node: what was held comes back however a request ends, and so does its place."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from tests.unit.pipeline.node import HELD_MODEL, Held, asks, read_all, settled, until
+
+from llmhost.config.schema import LimitSettings, ModelLimitSettings, ModelSpec, Settings
+from llmhost.core.errors import EngineFailed, ExceedsLimit, Overloaded
+from llmhost.core.request import Caller, GenerationRequest, Limits
+from llmhost.hooks.spec import Refusal, hookimpl
+from llmhost.pipeline.processor import Exchange
+from llmhost.tenants.refusals import LimitReached
+from llmhost.testing import FAKE_MODEL, TestHost, at, make_host
+
+TOKENS = LimitSettings(input_tokens_per_minute=1000, output_tokens_per_minute=1000)
+EMBEDDER = ModelSpec(engine="fake", options={"task": "embed"})
+NOW = "2026-01-10T03:00Z"
+
+
+def owed(host: TestHost) -> dict[str, int]:
+    """Units of each kind that are counted now, while the clock stands still."""
+    clock, rates = host.host.clock, host.host.processor._stages.limit._limiter._rates
+    now_ns = clock.monotonic_ns()
+    return {
+        kind: bucket.burst - bucket.remaining(now_ns)
+        for (kind, _), bucket in rates._buckets.items()  # type: ignore[misc]
+    }
+
+
+def in_use(host: TestHost) -> int:
+    return host.host.processor._stages.limit._limiter.places.running
+
+
+def waiting(host: TestHost) -> int:
+    return host.host.processor._stages.limit._limiter.places.waiting_by_dimension.total()
+
+
+@asynccontextmanager
+async def held_host(
+    limits: LimitSettings, *plugins: object
+) -> AsyncIterator[tuple[TestHost, Held]]:
+    held = Held()
+    async with make_host(
+        plugins=[held, *plugins],
+        models={"m": HELD_MODEL},
+        settings=Settings(limits=limits),
+        clock=at(NOW),
+    ) as host:
+        try:
+            yield host, held
+        finally:
+            held.go()
+
+
+async def start(host: TestHost, **facts: Any) -> Exchange:
+    return await host.host.processor.open(asks(**facts), None, {})
+
+
+# -- tokens ---------------------------------------------------------------------------------------------------------
+
+
+async def test_while_it_runs_all_that_it_may_use_is_held_and_then_what_it_used() -> None:
+    async with held_host(TOKENS) as (host, held):
+        exchange = await start(host, max_tokens=200, stop=(" ",))
+        assert owed(host) == {"input_tokens": 2, "output_tokens": 200}
+        held.go()
+        await read_all(exchange)
+        [entry] = await settled(host)
+
+        assert owed(host) == {"input_tokens": 2, "output_tokens": entry["tokens"]["output"]}
+        assert entry["tokens"]["output"] < 10
+
+
+async def test_a_reader_who_leaves_gets_back_what_was_not_made() -> None:
+    async with held_host(TOKENS) as (host, held):
+        exchange = await start(host, max_tokens=200)
+        held.go(3)
+        await exchange.read()
+        exchange.leave()
+        held.go()
+        [entry] = await settled(host)
+
+        assert entry["outcome"] == "cancelled"
+        assert owed(host)["output_tokens"] == entry["tokens"]["output"] < 200
+
+
+async def test_a_request_that_fails_is_charged_for_no_more_than_it_used() -> None:
+    async with held_host(TOKENS) as (host, held):
+        held.fails = lambda seq_id, position: RuntimeError("broken") if position > 3 else None
+        held.go()
+        exchange = await start(host, max_tokens=200)
+        with pytest.raises(EngineFailed):
+            await read_all(exchange)
+        await settled(host)
+
+        assert owed(host)["output_tokens"] <= 3
+
+
+class Refuser:
+    @hookimpl
+    def check_input(self, request: GenerationRequest, caller: Caller) -> Refusal:
+        return Refusal("no")
+
+
+async def test_a_request_that_is_refused_later_uses_no_tokens_and_keeps_no_place() -> None:
+    limits = LimitSettings(
+        input_tokens_per_minute=50, output_tokens_per_minute=50, max_concurrency=1
+    )
+    async with held_host(limits, Refuser()) as (host, _):
+        for _ in range(20):
+            with pytest.raises(Exception, match="no"):
+                await start(host, max_tokens=50)
+
+        assert owed(host) == {"input_tokens": 0, "output_tokens": 0}
+        assert in_use(host) == 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "choices", "runs"),
+    [
+        ({"n": 3}, 3, 3),
+        ({"best_of": 4}, 4, 4),
+        ({"prompts": ("hello world", "bye now"), "n": 2}, 4, 4),
+    ],
+)
+async def test_every_choice_is_held_for_and_the_prompt_once(
+    facts: dict[str, Any], choices: int, runs: int
+) -> None:
+    async with held_host(TOKENS) as (host, held):
+        exchange = await start(host, max_tokens=20, **facts)
+        prompts = len(facts.get("prompts", ("one",)))
+        assert owed(host) == {"input_tokens": 2 * prompts, "output_tokens": 20 * choices}
+        held.go()
+        await read_all(exchange)
+        await settled(host)
+
+        assert owed(host) == {"input_tokens": 2 * prompts, "output_tokens": 20 * runs}
+
+
+async def test_vectors_use_input_only() -> None:
+    settings = Settings(limits=TOKENS)
+    async with make_host(models={"e": EMBEDDER}, settings=settings, clock=at(NOW)) as host:
+        answer = await host.client.post(
+            "/v1/embeddings", json={"model": "e", "input": ["one two", "three"]}
+        )
+
+        assert answer.json()["usage"]["prompt_tokens"] == owed(host)["input_tokens"]
+        assert owed(host)["output_tokens"] == 0
+        assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
+
+
+async def test_without_max_tokens_past_answers_say_how_much_is_held() -> None:
+    async with held_host(TOKENS) as (host, held):
+        held.go()
+        for _ in range(3):
+            await read_all(await start(host, max_tokens=7))
+        await settled(host)
+        before = owed(host)["output_tokens"]
+        held.is_free = False
+        while held.steps.acquire(blocking=False):
+            pass
+        exchange = await start(host, max_tokens=None)
+
+        assert owed(host)["output_tokens"] - before == 7
+        exchange.leave()
+
+
+async def test_an_answer_longer_than_was_held_is_charged_whole() -> None:
+    async with held_host(TOKENS) as (host, held):
+        held.go()
+        await read_all(await start(host, max_tokens=2))
+        await read_all(await start(host, max_tokens=300))
+        await settled(host)
+
+        assert owed(host)["output_tokens"] == 302
+
+
+async def test_what_no_wait_would_help_is_a_bad_request() -> None:
+    async with held_host(LimitSettings(output_tokens_per_minute=99)) as (host, _):
+        with pytest.raises(ExceedsLimit):
+            await start(host, max_tokens=50, n=2)
+        assert not owed(host)
+
+
+# -- places ---------------------------------------------------------------------------------------------------------
+
+ONE_AT_A_TIME = LimitSettings(max_concurrency=1, queue_size=2)
+
+
+async def test_beyond_its_places_a_key_waits_and_then_is_refused() -> None:
+    async with held_host(ONE_AT_A_TIME) as (host, held):
+        first = await start(host)
+        queued = [asyncio.create_task(start(host)) for _ in range(2)]
+        await until(lambda: waiting(host) == 2)
+        with pytest.raises(LimitReached) as refused:
+            await start(host)
+        assert (refused.value.dimension, refused.value.limit) == ("key", "concurrency")
+        text = (await host.client.get("/metrics")).text
+        assert 'llmhost_limit_waiting{dimension="key"} 2.0' in text
+        assert 'llmhost_limit_refusals_total{dimension="key",limit="concurrency"} 1.0' in text
+
+        held.go()
+        await read_all(first)
+        for each in queued:
+            assert await read_all(await each)
+        await settled(host)
+        assert in_use(host) == waiting(host) == 0
+
+
+async def test_a_client_that_leaves_the_queue_was_never_there() -> None:
+    limits = LimitSettings(max_concurrency=1, queue_size=1, requests_per_minute=10)
+    async with held_host(limits) as (host, held):
+        first = await start(host)
+        for _ in range(5):
+            impatient = asyncio.create_task(start(host))
+            await until(lambda: waiting(host) == 1)
+            impatient.cancel()
+            await asyncio.gather(impatient, return_exceptions=True)
+        assert (waiting(host), in_use(host)) == (0, 1)
+        assert owed(host) == {"requests": 1}
+        held.go()
+        await read_all(first)
+
+
+async def test_a_deadline_ends_a_wait_too() -> None:
+    async with held_host(ONE_AT_A_TIME) as (host, _):
+        await start(host)
+        with pytest.raises(Exception, match="timeout_ms"):
+            await start(host, timeout_ms=1)
+        assert waiting(host) == 0
+
+
+async def test_one_who_waits_when_the_server_stops_hears_so() -> None:
+    async with held_host(ONE_AT_A_TIME) as (host, _):
+        await start(host)
+        queued = asyncio.create_task(start(host))
+        await until(lambda: waiting(host) == 1)
+        host.host.processor.cancel_all()
+        with pytest.raises(Overloaded, match="shutting down"):
+            await queued
+
+
+# -- levels ---------------------------------------------------------------------------------------------------------
+
+
+class Badges:
+    """Callers by bearer: KEY/TEAM, all of one organisation, with limits on every level."""
+
+    @hookimpl
+    def identify_caller(self, api_key: str | None, headers: Mapping[str, str]) -> Caller:
+        key, _, team = (api_key or "").partition("/")
+        return Caller(
+            key_id=key,
+            org="acme",
+            team=team,
+            limits=Limits(requests_per_minute=2),
+            team_limits=Limits(requests_per_minute=3),
+            org_limits=Limits(requests_per_minute=4),
+        )
+
+
+async def test_the_message_names_whose_limit_it_is() -> None:
+    async with make_host(plugins=[Badges()], clock=at(NOW)) as host:
+
+        async def ask(badge: str) -> httpx.Response:
+            host.client.headers["authorization"] = f"Bearer {badge}"
+            return await host.chat("hello", max_tokens=1)
+
+        answers = [await ask(badge) for badge in ("a/x", "a/x", "a/x", "b/x", "c/x", "d/y", "e/z")]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 429, 200, 429, 200, 429]
+    texts = [answer.json()["error"]["message"] for answer in answers if answer.status_code == 429]
+    assert texts[0].startswith("This key may make 2 requests per minute")
+    assert texts[1].startswith("The team 'x' may make 3 requests per minute")
+    assert texts[2].startswith("The organisation 'acme' may make 4 requests per minute")
+    assert [a.headers["x-ratelimit-remaining-requests"] for a in answers[:4]] == [
+        "1",
+        "0",
+        "0",
+        "0",
+    ]
+    assert answers[2].headers["x-ratelimit-limit-requests"] == "2"
+    assert answers[3].headers["x-ratelimit-limit-requests"] == "3"
+
+
+async def test_a_models_own_limit_holds_for_everybody_together_and_for_no_other_model() -> None:
+    narrow = ModelSpec(engine="fake", limits=ModelLimitSettings(requests_per_minute=1))
+    models = {"narrow": narrow, "fake": FAKE_MODEL}
+    async with make_host(models=models, clock=at(NOW)) as host:
+        statuses = []
+        for org in ("one", "two"):
+            host.client.headers["authorization"] = f"Bearer {await host.make_key(org)}"
+            for model in ("narrow", "fake"):
+                answer = await host.chat("hello", model=model, max_tokens=1)
+                statuses.append(answer.status_code)
+
+    assert statuses == [200, 200, 429, 200]
+
+
+async def test_each_run_has_limits_of_its_own() -> None:
+    settings = Settings(limits=LimitSettings(run_requests_per_minute=1))
+    async with make_host(settings=settings, clock=at(NOW)) as host:
+
+        async def ask(run: str | None) -> httpx.Response:
+            headers = {} if run is None else {"x-llmhost-run": run}
+            body = {"model": "fake", "prompt": "hello", "max_tokens": 1}
+            return await host.client.post("/v1/completions", json=body, headers=headers)
+
+        answers = [await ask(run) for run in ("one", "one", "two", None, None, "a b")]
+
+    assert [answer.status_code for answer in answers] == [200, 429, 200, 200, 200, 400]
+    assert answers[1].json()["error"]["message"].startswith("The run 'one' may make 1 requests")
+    assert "x-llmhost-run" in answers[5].json()["error"]["message"]
