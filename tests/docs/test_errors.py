@@ -148,6 +148,7 @@ WANTED: dict[str, Any] = {
     "allowed_token_ids": [7],
     "prompt_logprobs": 2,
     "return_token_ids": True,
+    "include_cost": True,
     "service_tier": "flex",
     "timeout_ms": 1000,
     "cache_salt": "mine",

@@ -71,7 +71,7 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
         until: FromQuery[str | None] = None,
     ) -> dict[str, Any]:
         """Requests, tokens and money, by key, team, org, model or day."""
-        since_ns, until_ns = _utc_ns(since, "since"), _utc_ns(until, "until")
+        since_ns, until_ns = utc_ns(since, "since"), utc_ns(until, "until")
         rows = await asyncio.to_thread(admin.usage, by, since_ns, until_ns, request.user)
         return {"data": rows}
 
@@ -117,7 +117,7 @@ def _lines(admin: Admin, access: Access) -> Iterator[bytes]:
         yield msgspec.json.encode(entry) + b"\n"
 
 
-def _utc_ns(text: str | None, param: str) -> int | None:
+def utc_ns(text: str | None, param: str) -> int | None:
     """An ISO date or date-time; one without a zone is UTC."""
     if text is None:
         return None

@@ -14,6 +14,7 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 from llmhost import __version__
 from llmhost.api.admin import Admin
 from llmhost.api.admin_routes import admin_router
+from llmhost.api.costs import CostReports, cost_router
 from llmhost.api.door import bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
@@ -50,6 +51,7 @@ class Surface:
     catalogue: Catalogue
     metrics: Metrics
     admin: Admin
+    costs: CostReports
     admin_token: str
     why_not_ready: Callable[[], str | None]
     why_not_healthy: Callable[[], str | None]
@@ -66,6 +68,7 @@ def build_app(surface: Surface) -> ASGIApp:
             *_operation_routes(surface),
             *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
             admin_router(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
+            cost_router(surface.costs, surface.admin_token),
             *(
                 Router(f"/plugins/{name}", route_handlers=[route])
                 for name, route in surface.plugin_routes

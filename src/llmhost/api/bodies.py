@@ -76,6 +76,7 @@ class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     allowed_token_ids: Raw = NULL
     prompt_logprobs: TopLogprobs | None = None
     return_token_ids: bool | None = None
+    include_cost: bool | None = None
     response_format: Raw = NULL
     structured_outputs: Raw = NULL
     guided_json: Raw = NULL

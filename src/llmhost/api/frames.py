@@ -21,14 +21,16 @@ HEARTBEAT = b": keep-alive\n\n"
 _encode = msgspec.json.encode
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
-    return {
+def usage_object(usage: Usage, cost: dict[str, Any] | None = None) -> dict[str, Any]:
+    """OpenAI's object; `cost` is ours, for those who ask."""
+    shown = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
+    return shown if cost is None else {**shown, "cost": cost}
 
 
 def answer_id(request: GenerationRequest) -> str:
@@ -54,6 +56,7 @@ def whole_answer(
     deltas: Iterable[Delta],
     usage: Usage,
     report: Report | None = None,
+    cost: dict[str, Any] | None = None,
 ) -> bytes:
     """The body of an answer that is not streamed."""
     texts: dict[int, list[str]] = {}
@@ -74,7 +77,7 @@ def whole_answer(
     body = {
         **_envelope(request, "chat.completion" if is_chat else "text_completion", created_s),
         "choices": choices,
-        "usage": usage_object(usage),
+        "usage": usage_object(usage, cost),
     }
     if report is not None:
         for each in choices:
@@ -168,11 +171,11 @@ class Frames:
         self._so_far = before + Usage(completion_tokens=fresh)
         self._tail = b',"usage":' + _encode(usage_object(self._so_far)) + b"}\n\n"
 
-    def last(self, usage: Usage) -> bytes:
+    def last(self, usage: Usage, cost: dict[str, Any] | None = None) -> bytes:
         """The end of the stream."""
         if not self._include_usage:
             return DONE
-        return self._head + b'],"usage":' + _encode(usage_object(usage)) + b"}\n\n" + DONE
+        return self._head + b'],"usage":' + _encode(usage_object(usage, cost)) + b"}\n\n" + DONE
 
     def _piece(self, out: list[bytes], index: int, texts: list[str]) -> None:
         if index not in self._introduced:

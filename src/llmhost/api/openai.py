@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from llmhost.api.door import (
     Wire,
     bearer,
     client_id,
+    header,
     is_small,
     read_all,
     send_last,
@@ -41,6 +42,7 @@ from llmhost.core.errors import LlmhostError, MethodNotAllowed, RequestTimeout
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
 from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.cost.breakdown import NOTHING, cost_object
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.processor import Exchange, Processor
@@ -159,8 +161,12 @@ class _Route:
             raw = await read_all(receive, self.max_body_bytes)
             given = (raw, visit.request_id, visit.client_id)
             if len(raw) > INLINE_BYTES:
-                return (*await asyncio.to_thread(self.parse, *given), None)
-            return (*self.parse(*given), None)
+                request, beside = await asyncio.to_thread(self.parse, *given)
+            else:
+                request, beside = self.parse(*given)
+            if visit.wants_cost:
+                request = replace(request, include_cost=True)
+            return request, beside, None
         except LlmhostError as fault:
             return blank, NO_OPTIONS, fault
         except (ClientGone, asyncio.CancelledError):
@@ -176,6 +182,7 @@ class Visit:
         self.request_id = new_request_id()
         self.client_id = client_id(scope)
         self.wire = wire_of(scope)
+        self.wants_cost = header(scope, b"x-llmhost-cost") == "breakdown"
         self.exchange: Exchange | None = None
         self.is_gone = False
         self.has_started = False
@@ -232,7 +239,8 @@ async def _answer(visit: Visit, send: Send) -> None:
         return
     context = exchange.context
     created_s = context.arrived_utc_ns // 1_000_000_000
-    facts = (context.request, created_s, deltas, context.usage, report := _report(context))
+    report, cost = _report(context), shown_cost(context)
+    facts = (context.request, created_s, deltas, context.usage, report, cost)
     if report is not None and report.is_large(deltas):
         body = await asyncio.to_thread(whole_answer, *facts)
     else:
@@ -247,7 +255,7 @@ async def _stream(visit: Visit, send: Send, heartbeat_s: float, options: StreamO
     frames = frames_of(
         context.request,
         created_s,
-        include_usage=bool(options.include_usage),
+        include_usage=bool(options.include_usage) or context.request.include_cost,
         report=_report(context),
         prompt_tokens=sum(map(len, context.prompts)) if options.continuous_usage_stats else None,
     )
@@ -264,7 +272,7 @@ async def _stream(visit: Visit, send: Send, heartbeat_s: float, options: StreamO
         if body:
             await send({"type": "http.response.body", "body": body, "more_body": True})
     if not visit.is_gone:
-        last = frames.last(context.usage)
+        last = frames.last(context.usage, shown_cost(context))
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
@@ -275,6 +283,13 @@ def _write(wire: Wire, frames: Frames, deltas: list[Delta]) -> bool:
     if body := frames.events(deltas):
         wire.write(body)
     return True
+
+
+def shown_cost(context: RequestContext) -> dict[str, Any] | None:
+    """What an answer's usage says of its cost: to those who asked, if the operator lets them see it."""
+    if not context.request.include_cost or not context.may_see_costs:
+        return None
+    return cost_object(context.costs or NOTHING, context.usage)
 
 
 def _report(context: RequestContext) -> Report | None:

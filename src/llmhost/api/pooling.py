@@ -11,7 +11,7 @@ from litestar.types import ControllerRouterHandler, Send
 
 from llmhost.api.door import send_whole
 from llmhost.api.loose import read_body
-from llmhost.api.openai import Parse, Visit, generation_route
+from llmhost.api.openai import Parse, Visit, generation_route, shown_cost
 from llmhost.api.pooling_wire import (
     ClassifyBody,
     EmbeddingBody,
@@ -22,7 +22,6 @@ from llmhost.api.pooling_wire import (
     rerank_request,
     score_request,
 )
-from llmhost.core.output import Usage
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pool import Vector, scores, vectors
@@ -105,7 +104,7 @@ def _embeddings(body: EmbeddingBody) -> Shape:
             "object": "list",
             "data": data,
             "model": context.request.model,
-            "usage": _usage(context.usage),
+            "usage": _usage(context),
         }
 
     return shape
@@ -133,7 +132,7 @@ def _ranked(body: RerankBody) -> Shape:
             "id": _id("rerank", context),
             "model": context.request.model,
             "results": results,
-            "usage": _usage(context.usage),
+            "usage": _usage(context),
         }
 
     return shape
@@ -178,7 +177,7 @@ def _listed(prefix: str, context: RequestContext, data: list[dict[str, Any]]) ->
         "created": context.arrived_utc_ns // 1_000_000_000,
         "model": context.request.model,
         "data": data,
-        "usage": _usage(context.usage),
+        "usage": _usage(context),
     }
 
 
@@ -186,8 +185,11 @@ def _id(prefix: str, context: RequestContext) -> str:
     return f"{prefix}-{context.request.request_id.removeprefix('req_')}"
 
 
-def _usage(usage: Usage) -> dict[str, int]:
-    return {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
+def _usage(context: RequestContext) -> dict[str, Any]:
+    tokens = context.usage.prompt_tokens
+    cost = shown_cost(context)
+    asked = {} if cost is None else {"cost": cost}
+    return {"prompt_tokens": tokens, "total_tokens": tokens, **asked}
 
 
 POOLING = (

@@ -35,6 +35,7 @@ class PoolingBody(msgspec.Struct, frozen=True, kw_only=True):
     priority: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     timeout_ms: Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS)] | None = None
     user: str | None = None
+    include_cost: bool | None = None
 
 
 class EmbeddingBody(PoolingBody, frozen=True, kw_only=True):
@@ -209,6 +210,7 @@ def _request(
         timeout_ms=body.timeout_ms,
         client_request_id=client_id,
         user=body.user,
+        include_cost=bool(body.include_cost),
     )
 
 

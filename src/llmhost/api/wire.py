@@ -127,6 +127,7 @@ def _request(
         ignore_eos=bool(body.ignore_eos),
         n=body.n or 1,
         return_token_ids=bool(body.return_token_ids),
+        include_cost=bool(body.include_cost),
         priority=(body.priority or 0) + (FLEX_PRIORITY if is_flex else 0),
         is_flex=is_flex,
         timeout_ms=body.timeout_ms,

@@ -57,6 +57,18 @@ class Admin(Protocol):
         """`by` is key, team, org, model or day; `since` counts, `until` does not."""
         ...
 
+    def costs(
+        self, *, by: str, since: datetime | None = None, until: datetime | None = None
+    ) -> list[Row]:
+        """What requests cost by pool, what was charged for them, and the margin; as `usage`."""
+        ...
+
+    def device_costs(
+        self, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[Row]:
+        """What the checks of devices' time and its cost found."""
+        ...
+
     def verify_ledger(self) -> Row: ...
 
     def export_ledger(self) -> Iterator[Row]: ...

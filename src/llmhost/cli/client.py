@@ -81,6 +81,16 @@ class HttpAdmin:
     ) -> list[Row]:
         return self._http.many("/admin/v1/usage", by=by, since=_iso(since), until=_iso(until))
 
+    def costs(
+        self, *, by: str, since: datetime | None = None, until: datetime | None = None
+    ) -> list[Row]:
+        return self._http.many("/admin/v1/costs", by=by, since=_iso(since), until=_iso(until))
+
+    def device_costs(
+        self, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[Row]:
+        return self._http.many("/admin/v1/costs/devices", since=_iso(since), until=_iso(until))
+
     def verify_ledger(self) -> Row:
         return self._http.one("GET", "/admin/v1/ledger/verify", read_s=None)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmhost.cli import show
-from llmhost.cli.admin import open_admin
+from llmhost.cli.admin import Row, open_admin
 from llmhost.cli.options import DataDir, Json, Url, examples
 
 ledger = typer.Typer(
@@ -26,6 +26,8 @@ def add_to(app: typer.Typer) -> None:
             "llmhost usage",
             "llmhost usage --by team --since 2026-01-01 --until 2026-02-01",
             "llmhost usage --by model --since 24h --json",
+            "llmhost usage --costs --by model",
+            "llmhost usage --devices --since 7d",
         )
     )(usage)
     app.add_typer(ledger)
@@ -50,6 +52,18 @@ def usage(
     until: Annotated[
         str | None, typer.Option(metavar="DATE", help="Up to, and without, this date.")
     ] = None,
+    costs: Annotated[
+        bool,
+        typer.Option(
+            "--costs", help="What they cost, by pool, and the margin.", show_default=False
+        ),
+    ] = False,
+    devices: Annotated[
+        bool,
+        typer.Option(
+            "--devices", help="What devices cost, busy, loading and idle.", show_default=False
+        ),
+    ] = False,
     url: Url = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -58,7 +72,15 @@ def usage(
     start, end = _date(since, "--since"), _date(until, "--until")
     if start and end and start >= end:
         raise typer.BadParameter("must lie before --until", param_hint="--since")
+    if costs and devices:
+        raise typer.BadParameter("is another report than --costs", param_hint="--devices")
     with open_admin(url, data_dir) as admin:
+        if costs:
+            _show_costs(admin.costs(by=by, since=start, until=end), by, as_json=as_json)
+            return
+        if devices:
+            _show_devices(admin.device_costs(since=start, until=end), as_json=as_json)
+            return
         data = admin.usage(by=by, since=start, until=end)
     columns: dict[str, show.Cell] = {
         by: by,
@@ -70,6 +92,44 @@ def usage(
         "charged": lambda row: show.dollars(row.get("amount_nano")),
     }
     show.rows(data, columns, as_json=as_json, empty="Nothing was used in that time.")
+
+
+def _show_costs(data: list[Row], by: str, *, as_json: bool) -> None:
+    columns: dict[str, show.Cell] = {
+        by: by,
+        "requests": "requests",
+        "compute": _dollars("gpu_compute_nano"),
+        "infrastructure": _dollars("infrastructure_nano"),
+        "loading": _dollars("model_loading_nano"),
+        "safety": _dollars("safety_moderation_nano"),
+        "cost": _dollars("cost_nano"),
+        "charged": _dollars("amount_nano"),
+        "margin": _dollars("margin_nano"),
+    }
+    show.rows(data, columns, as_json=as_json, empty="Nothing was used in that time.")
+
+
+def _show_devices(data: list[Row], *, as_json: bool) -> None:
+    columns: dict[str, show.Cell] = {
+        "device": "device",
+        "busy s": _seconds("busy_ns"),
+        "loading s": _seconds("load_ns"),
+        "idle s": _seconds("idle_ns"),
+        "callers": _dollars("callers_nano"),
+        "operator": _dollars("operator_nano"),
+        "loading": _dollars("load_nano"),
+        "idle": _dollars("idle_nano"),
+        "error": _dollars("error_nano"),
+    }
+    show.rows(data, columns, as_json=as_json, empty="Nothing was checked in that time.")
+
+
+def _dollars(name: str) -> show.Cell:
+    return lambda row: show.dollars(row.get(name))
+
+
+def _seconds(name: str) -> show.Cell:
+    return lambda row: f"{(row.get(name) or 0) / 1e9:.3f}"
 
 
 @ledger.command(epilog=examples("llmhost ledger verify", "llmhost ledger verify --json"))

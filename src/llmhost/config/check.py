@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from llmhost.config.schema import ModelSpec, SafetySettings, Settings
+from llmhost.config.schema import CostSettings, ModelSpec, SafetySettings, Settings
 from llmhost.core.units import parse_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
@@ -37,6 +37,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
             )
     yield from _safety(settings.safety)
     yield from _size("devices.cpu_memory", settings.devices.cpu_memory)
+    yield from _costs(settings.costs)
     for name, spec in settings.models.items():
         yield from _model(name, spec)
     yield from _names(settings.models)
@@ -78,6 +79,13 @@ def _safety(safety: SafetySettings) -> Iterator[Problem]:
                     "safety.blocked_patterns",
                     f"has {pattern!r}, which also matches no text at all and would refuse every request",
                 )
+
+
+def _costs(costs: CostSettings) -> Iterator[Problem]:
+    for key in ("gpu_per_hour", "cpu_per_hour", "price_per_kwh", "host_per_hour", "egress_per_gib"):
+        yield from _price(f"costs.{key}", getattr(costs, key), "dollars")
+    if costs.power_watts and not costs.price_per_kwh.strip("0."):
+        yield "costs.power_watts", "has no effect without price_per_kwh; set both or neither"
 
 
 def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
@@ -164,11 +172,13 @@ def _size(key: str, text: str | None) -> Iterator[Problem]:
             yield key, f"is {text!r}, which leaves no memory"
 
 
-def _price(key: str, text: str | None) -> Iterator[Problem]:
+def _price(
+    key: str, text: str | None, what: str = "dollars per million tokens"
+) -> Iterator[Problem]:
     if text is not None and not _DOLLARS.fullmatch(text):
         yield (
             key,
-            f"is {text!r}, not dollars per million tokens such as '0.10' (at most nine decimal places)",
+            f"is {text!r}, not {what} such as '0.10' (at most nine decimal places)",
         )
 
 

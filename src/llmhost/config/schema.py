@@ -122,6 +122,27 @@ class ModelLimitSettings(Section, frozen=True):
     """Requests that may run at once; more wait in the queues of their keys. No limit when absent."""
 
 
+class CostSettings(Section, frozen=True):
+    """[costs]: what this node costs its operator, in dollars as strings; where it says nothing, all costs nothing."""
+
+    gpu_per_hour: str = "0"
+    """Rent or depreciation of each GPU."""
+    cpu_per_hour: str = "0"
+    """The same of the CPU, for models that run on it."""
+    power_watts: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """What each GPU draws, on the average."""
+    price_per_kwh: str = "0"
+    """Electricity for `power_watts`."""
+    host_per_hour: str = "0"
+    """The machine around the devices, shared by the requests that are in flight."""
+    egress_per_gib: str = "0"
+    """Bytes that are sent, shared likewise."""
+    requests_per_load: Positive = 1000
+    """Requests over which the cost of loading a model is spread, until it is unloaded and they are counted."""
+    shown_to_callers: bool = True
+    """Tell callers who ask for it what their request has cost. Off, only operators see costs."""
+
+
 class PriceSettings(Section, frozen=True):
     """[models.NAME.price]: dollars per million tokens, as strings, so that no float touches money."""
 
@@ -253,4 +274,5 @@ class Settings(Section, frozen=True):
     safety: SafetySettings = SafetySettings()
     plugins: PluginSettings = PluginSettings()
     devices: DeviceSettings = DeviceSettings()
+    costs: CostSettings = CostSettings()
     models: dict[str, ModelSpec] = msgspec.field(default_factory=dict)

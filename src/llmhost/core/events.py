@@ -32,6 +32,8 @@ class RequestEnded:
     """Name of the LoRA adapter that answered."""
     run_id: str | None = None
     """What the caller says the request is part of: one of its runs, sessions or jobs."""
+    cost_nano: int = 0
+    """What it cost the operator; 0 where no [costs] are configured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,10 @@ class Usage:
     completion_tokens: int = 0
     engine_ns: int = 0
     """This request's share of measured device time."""
+    cost_nano: int = 0
+    """What that time cost, in nano-dollars; nothing where no [costs] are configured."""
+    input_cost_nano: int = 0
+    """The prompt's part of `cost_nano`."""
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -44,6 +48,8 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.completion_tokens + other.completion_tokens,
             self.engine_ns + other.engine_ns,
+            self.cost_nano + other.cost_nano,
+            self.input_cost_nano + other.input_cost_nano,
         )
 
     @property

@@ -25,6 +25,29 @@ class Turn:
 
     started_ns: int = 0
     ended_ns: int = 0
+    nano: int = 0
+    """What it cost, in nano-dollars; 0 where the device has no rate."""
+
+
+class LaneAccount(NamedTuple):
+    """A device's time up to the end of its last turn, and what the busy part of it cost."""
+
+    busy_ns: int = 0
+    idle_ns: int = 0
+    nano: int = 0
+    last_ns: int = 0
+    """When the last turn ended, or the lane was opened."""
+    since_ns: int | None = None
+    """When the turn began that runs now."""
+
+    def busy_at(self, now_ns: int) -> int:
+        """Busy nanoseconds up to now, the running turn's among them."""
+        return self.busy_ns + (0 if self.since_ns is None else max(now_ns - self.since_ns, 0))
+
+    def idle_at(self, now_ns: int) -> int:
+        """Idle nanoseconds up to now. Together with `busy_at` it is the time since the lane was opened."""
+        until_ns = now_ns if self.since_ns is None else self.since_ns
+        return self.idle_ns + max(until_ns - self.last_ns, 0)
 
 
 class Lane(Protocol):
@@ -48,6 +71,15 @@ class Lane(Protocol):
         ...
 
     def turn(self) -> AbstractContextManager[Turn]: ...
+
+    @property
+    def opened_ns(self) -> int | None:
+        """Since when busy and idle time add up to all time; None for a lane on which turns may overlap."""
+        ...
+
+    def account(self) -> LaneAccount:
+        """Safe to ask for from any thread; it waits for nobody's turn."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +220,11 @@ class Drafter(Protocol):
         """Device time that guessing has used so far, which no caller pays for."""
         ...
 
+    @property
+    def device_nano(self) -> int:
+        """What that time cost, in nano-dollars."""
+        ...
+
     def propose(self, asks: Sequence[DraftAsk]) -> list[Sequence[int]]:
         """For each ask up to `most` tokens; fewer or none where it has no good guess. It must not raise."""
         ...
@@ -298,6 +335,11 @@ class EngineLoad:
     preemptions: int = 0
     operator_ns: int = 0
     """Device time that no caller pays for."""
+    callers_nano: int = 0
+    """What sequences have cost so far; with the next two all that the device did for this model."""
+    operator_nano: int = 0
+    probe_nano: int = 0
+    """What the check of a freshly loaded model cost."""
     hung_s: float = 0.0
     """How long a step has been running that should have ended; 0 while none has."""
     prefix_query_tokens: int = 0

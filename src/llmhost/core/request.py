@@ -246,6 +246,8 @@ class GenerationRequest:
     echo: bool = False
     """The prompt comes before the answer."""
     return_token_ids: bool = False
+    include_cost: bool = False
+    """The answer's usage is to say what it has cost."""
     priority: int = 0
     is_flex: bool = False
     """It gave up its place for others; `priority` holds that already."""
@@ -376,4 +378,6 @@ class SequenceSpec:
     """Positions that were computed before an export: doing them again is not the caller's to pay."""
     engine_ns: int = 0
     """Device time used before an export."""
+    cost_nano: int = 0
+    input_cost_nano: int = 0
     cached_tokens: int = 0

@@ -111,6 +111,12 @@ class StepResult:
     started_ns: int
     ended_ns: int
     shares_ns: Sequence[int]
+    nano: int = 0
+    """What the interval cost, in nano-dollars."""
+
+    def shares_nano(self) -> list[int]:
+        """`nano` split over the rows as the time is; it adds up to it."""
+        return split_exactly(self.nano, self.shares_ns)
 
     @property
     def work_units(self) -> list[int]:

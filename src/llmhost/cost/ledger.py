@@ -15,8 +15,10 @@ from typing import Any, Literal
 from llmhost.config.schema import PriceSettings
 from llmhost.core.events import RequestEnded
 from llmhost.core.ports import Clock
+from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.chain import GENESIS, VerifyReport, row_hash, verify
 from llmhost.cost.pricing import Price, Rates, rates_of
+from llmhost.cost.rows import RequestCost, insert_costs
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.rows import insert_rows
@@ -138,9 +140,13 @@ class Entry:
     engine_ns: int = 0
     price_version: str | None = None
     amount_nano: int = 0
+    costs: Breakdown | None = None
+    """What it cost the operator, where that is known: a row of its own beside the entry, written with it."""
 
     @classmethod
-    def of(cls, event: RequestEnded, *, price_version: str | None) -> "Entry":
+    def of(
+        cls, event: RequestEnded, *, price_version: str | None, costs: Breakdown | None = None
+    ) -> "Entry":
         """A request's entry. It has a caller: without one there is no account to book to."""
         caller = event.caller
         assert caller is not None, "strangers are counted, and not booked"
@@ -159,6 +165,21 @@ class Entry:
             engine_ns=event.usage.engine_ns,
             price_version=price_version,
             amount_nano=event.amount_nano,
+            costs=costs,
+        )
+
+    def cost_row(self) -> RequestCost | None:
+        if self.costs is None:
+            return None
+        return RequestCost(
+            request_id=self.request_id,
+            kind=self.kind,
+            utc_ns=self.utc_ns,
+            key_id=self.key_id,
+            org=self.org,
+            team=self.team,
+            model=self.model,
+            costs=self.costs,
         )
 
 
@@ -305,11 +326,17 @@ def _page(connection: Connection, *, after: int) -> list[tuple[Any, ...]]:
     return connection.execute(query, (after,)).fetchall()
 
 
+def group_of(by: By) -> str:
+    """The SQL expression of a group, over the columns that say whose a row is."""
+    return _GROUPS[by]
+
+
 def _append(connection: Connection, entries: Sequence[Entry], *, node_id: str) -> list[Recorded]:
     # The head is read anew: remembered, it would be wrong after a group that could not be committed.
     last, head = connection.execute(_HEAD).fetchone() or (0, GENESIS)
     known = _recorded(connection, [entry.request_id for entry in entries])
     rows: list[tuple[Any, ...]] = []
+    costs: list[RequestCost] = []
     results: list[Recorded] = []
     for entry in entries:
         identity = (entry.request_id, entry.kind)
@@ -319,10 +346,14 @@ def _append(connection: Connection, entries: Sequence[Entry], *, node_id: str) -
             row |= {name: getattr(entry, name) for name in _COLUMNS[2:]}
             this_hash = row_hash(head, row)
             rows.append((head, this_hash, *row.values()))
+            if (cost := entry.cost_row()) is not None:
+                costs.append(cost)
             known[identity] = Recorded(node_id=node_id, seq=last, hash=this_hash, entry=entry)
             head = this_hash
         results.append(known[identity])
     insert_rows(connection, "entries", ("prev_hash", "hash", *_COLUMNS), rows)
+    if costs:
+        insert_costs(connection, costs, node_id=node_id)
     return results
 
 

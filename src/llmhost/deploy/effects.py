@@ -27,6 +27,8 @@ from llmhost.core.output import Delta
 from llmhost.core.ports import Clock, Drafter, EngineLoad, Runner, RunnerFacts, Tokenizer
 from llmhost.core.request import Pooling, Purpose, Sampling, SequenceSpec
 from llmhost.core.step import StepResult
+from llmhost.cost.attribution import TrueCosts
+from llmhost.cost.rates import NodeRates
 from llmhost.deploy.adapters import AdapterShelf
 from llmhost.deploy.catalogue import ModelEntry
 from llmhost.deploy.drafts import check_same_words, draft_entry, draft_holder
@@ -68,12 +70,14 @@ class LoadEffects:
         models_dir: Path,
         clock: Clock,
         observe_steps: StepObserverFor,
+        costs: TrueCosts | None = None,
     ) -> None:
         self._kinds = kinds
         self._devices = devices
         self._models_dir = models_dir
         self._clock = clock
         self._observe_steps = observe_steps
+        self._costs = costs or TrueCosts(NodeRates(), clock)
         self._off_loop = OffLoop()
         self._reading = asyncio.Lock()  # weights are read for one model at a time
         self._files: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
@@ -107,6 +111,7 @@ class LoadEffects:
             tokenizer = await self.tokenizer(entry)
             facts = await self.predict(entry)
             await self._know_device(entry, facts.device)
+            begun = self._costs.begin_load(facts.device)
             drafter: Drafter | None = None
             try:
                 drafter = await self._drafter(entry, tokenizer)
@@ -119,12 +124,16 @@ class LoadEffects:
             except BaseException:
                 if drafter is not None:
                     drafter.close()
+                self._costs.give_up_load(begun)
                 self._give_back(str(entry.ref), facts.device)
                 raise
+        self._costs.engine_started(facts.device, engine.load)
         try:
             await self._probe(entry, engine, tokenizer)
         except BaseException:
             await engine.stop()
+            self._costs.engine_ended(facts.device, engine.load)
+            self._costs.give_up_load(begun)
             self._give_back(str(entry.ref), facts.device)
             raise
         return Replica(
@@ -138,12 +147,15 @@ class LoadEffects:
             load_s=(self._clock.monotonic_ns() - started_ns) / 1e9,
             ready_utc_ns=self._clock.utc_ns(),
             measured_bytes=_measured(runner.facts, grown),
+            load_id=await self._costs.end_load(begun, str(entry.ref), engine.load),
         )
 
     async def unload(self, replica: Replica, *, drain_s: float) -> None:
         await replica.engine.stop(drain_s=drain_s)
         if replica.adapters is not None:
             replica.adapters.close()
+        self._costs.engine_ended(replica.facts.device, replica.engine.load)
+        await self._costs.unload(replica.load_id)
         for device in replica.devices:
             self._give_back(replica.lease_holder, device)
 

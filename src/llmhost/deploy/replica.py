@@ -25,6 +25,8 @@ class Replica:
     """What the device says that loading took; on the CPU, by how much the process grew meanwhile."""
     adapters: AdapterShelf | None = None
     """None where the engine runs no LoRA adapters."""
+    load_id: str | None = None
+    """Under which its load is booked; None where a load costs nothing."""
 
     async def hold_adapter(self, served: Served) -> AdapterHold:
         """The adapter, loaded and kept until it is let go. Raises ModelUnavailable, DoesNotFit or Overloaded."""

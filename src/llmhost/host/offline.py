@@ -23,6 +23,7 @@ from llmhost.api.admin_wire import (
     TeamChange,
     TeamPage,
 )
+from llmhost.api.costs import CostReports
 from llmhost.config.load import LoadedSettings
 from llmhost.hooks.registry import Plugins
 from llmhost.host.books import open_books
@@ -48,6 +49,7 @@ class OfflineAdmin:
             raise
         self._admin = Admin(books.keys, books.ledger, Plugins(), None)
         self._tenants = self._admin.tenants
+        self._costs = CostReports(books.costs)
 
     def create_org(self, name: str, **limits: int | None) -> Row:
         return _row(self._run(self._tenants.create_org(NewOrg(name=name, **limits))))
@@ -100,6 +102,16 @@ class OfflineAdmin:
         self, *, by: str, since: datetime | None = None, until: datetime | None = None
     ) -> list[dict[str, Any]]:
         return self._admin.usage(by, _utc_ns(since), _utc_ns(until))
+
+    def costs(
+        self, *, by: str, since: datetime | None = None, until: datetime | None = None
+    ) -> list[dict[str, Any]]:
+        return self._costs.by_group(by, _utc_ns(since), _utc_ns(until))
+
+    def device_costs(
+        self, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[dict[str, Any]]:
+        return self._costs.devices(_utc_ns(since), _utc_ns(until))
 
     def verify_ledger(self) -> dict[str, Any]:
         return self._admin.verify_ledger()

@@ -9,13 +9,17 @@ from typing import Any
 
 from llmhost.api.admin import Admin
 from llmhost.api.app import ASGIApp, Surface, build_app
+from llmhost.api.costs import CostReports
 from llmhost.api.edge import is_loopback
 from llmhost.api.gatekeeper import Gatekeeper
 from llmhost.config.schema import Settings
 from llmhost.core.errors import ConfigError, LlmhostError
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock, EngineLoad
+from llmhost.cost.attribution import TrueCosts
+from llmhost.cost.conservation import Reading
 from llmhost.cost.pricing import Price
+from llmhost.cost.rates import node_rates
 from llmhost.deploy import registry as deploy_registry
 from llmhost.deploy.catalogue import Catalogue, ModelEntry
 from llmhost.deploy.effects import LoadEffects
@@ -58,6 +62,7 @@ KEPT_MINUTES_DAYS = 400
 """How long analytics keeps its rows: each request, and the roll-ups by minute."""
 
 DAY_S = 86_400
+HOUR_S = 3_600
 STOP_S = 5.0
 """How long sequences that were cut may take to say so before their engine is stopped."""
 
@@ -150,13 +155,24 @@ class Host:
         self.analytics = await asyncio.to_thread(self._open_analytics)
         self.observers = Observers(self.plugins)
         self._closing.push_async_callback(self.observers.close)
-        self.devices = Devices(self.settings.devices, self.clock)
+        rates = node_rates(self.settings.costs)
+        self.devices = Devices(self.settings.devices, self.clock, rates.of_device)
+        self.costs = TrueCosts(
+            rates,
+            self.clock,
+            self.books.costs,
+            lanes=self.devices.lanes,
+            is_shown=self.settings.costs.shown_to_callers,
+        )
+        await asyncio.to_thread(self.books.costs.end_open_loads)
         entries, registry = await asyncio.to_thread(self._open_registry)
         self.deployments = self._deployments(entries, registry)
         self.processor = self._processor(await self._list_prices(entries))
         self.app = self._app()
-        self.metrics.read_gauges_from(_Gauges(self.deployments, self.devices, self.analytics))
+        gauges = _Gauges(self.deployments, self.devices, self.analytics, self.costs)
+        self.metrics.read_gauges_from(gauges)
         self._tasks.append(asyncio.create_task(self._keep_house()))
+        self._tasks.append(asyncio.create_task(self._check_costs()))
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
 
     def _check_address(self) -> None:
@@ -190,6 +206,7 @@ class Host:
             models_dir=self.data_dir.path / "models",
             clock=self.clock,
             observe_steps=self.metrics.step_observer,
+            costs=self.costs,
         )
 
         def on_change(event: DeploymentChanged) -> None:
@@ -234,7 +251,7 @@ class Host:
             route=Route(),
             execute=Execute(screen, clock, self.metrics),
             store=Store(),
-            bill=Bill(self.books.ledger, plugins, prices),
+            bill=Bill(self.books.ledger, plugins, prices, self.costs),
             log=Log(self.metrics, (self.analytics.record, self.observers.tell)),
         )
         return Processor(stages, clock, write_share=self.settings.server.write_share)
@@ -261,6 +278,7 @@ class Host:
                 catalogue=self.deployments.catalogue,
                 metrics=self.metrics,
                 admin=Admin(self.books.keys, self.books.ledger, self.plugins, self.deployments),
+                costs=CostReports(self.books.costs),
                 admin_token=self.admin_token,
                 why_not_ready=self.why_not_ready,
                 why_not_healthy=self.why_not_healthy,
@@ -283,6 +301,12 @@ class Host:
                 log.warning("analytics.not_forgotten error=%s", error)
             await asyncio.sleep(DAY_S)
 
+    async def _check_costs(self) -> None:
+        """Once an hour: whether devices' time and its cost add up."""
+        while True:
+            await asyncio.sleep(HOUR_S)
+            await self.costs.check()
+
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -290,6 +314,7 @@ class Host:
         if hasattr(self, "processor"):
             await self.drain(0.0)
             await self.deployments.unload_all(drain_s=0.0)
+            await self.costs.check()
         await shut_down(self.plugins, self)
         await self._closing.aclose()
         self.plugins.close()
@@ -298,10 +323,17 @@ class Host:
 class _Gauges(GaugeSource):
     """What a scrape reads of deployments and devices."""
 
-    def __init__(self, deployments: Deployments, devices: Devices, analytics: Analytics) -> None:
+    def __init__(
+        self,
+        deployments: Deployments,
+        devices: Devices,
+        analytics: Analytics,
+        costs: TrueCosts,
+    ) -> None:
         self._deployments = deployments
         self._devices = devices
         self._analytics = analytics
+        self._costs = costs
 
     def analytics_dropped(self) -> int:
         return self._analytics.dropped
@@ -317,8 +349,27 @@ class _Gauges(GaugeSource):
             rows = self._deployments.loaded_adapters(deployment.entry)
             yield str(deployment.entry.ref), len(rows), sum(row.users for row in rows)
 
+    def device_costs(self) -> Iterable[tuple[str, Mapping[str, int], int]]:
+        for device in self._devices.lanes():
+            reading = self._costs.read(device)
+            checked = self._costs.readings.get(device)
+            yield device, _pools(reading), 0 if checked is None else checked.error_nano
+
+    def infrastructure_costs(self) -> Mapping[str, int]:
+        pools = self._costs.infrastructure
+        return {"host": pools.host.meter.nano, "egress": pools.egress.meter.nano}
+
     def device_figures(self) -> Iterable[tuple[str, int, int, int, int]]:
         return self._devices.figures()
+
+
+def _pools(reading: Reading) -> dict[str, int]:
+    return {
+        "callers": reading.callers_nano,
+        "operator": reading.operator_nano,
+        "model_loading": reading.load_nano,
+        "idle": reading.idle_nano,
+    }
 
 
 async def _until(is_true: Any, timeout_s: float) -> None:

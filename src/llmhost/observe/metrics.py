@@ -1,7 +1,7 @@
 """Prometheus metrics of one host, in a registry of its own. vLLM's names where a metric is the same thing."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -185,6 +185,14 @@ class GaugeSource:
         """(model, LoRA adapters in memory, requests that hold one)."""
         return ()
 
+    def device_costs(self) -> Iterable[tuple[str, Mapping[str, int], int]]:
+        """(device, nano-dollars by pool, those that did not add up at the last check)."""
+        return ()
+
+    def infrastructure_costs(self) -> Mapping[str, int]:
+        """Nano-dollars of the host and of bytes sent."""
+        return {}
+
     def device_figures(self) -> Iterable[tuple[str, int, int, int, int]]:
         """(device, capacity bytes, leased bytes, busy ns, idle ns)."""
         return ()
@@ -198,6 +206,7 @@ class _Gauges(Collector):
         yield from self._engines()
         yield from self._adapters()
         yield from self._devices()
+        yield from self._costs()
         dropped = CounterMetricFamily("llmhost_analytics_dropped", "Analytics rows that were shed.")
         dropped.add_metric([], self._source.analytics_dropped())
         yield dropped
@@ -286,6 +295,25 @@ class _Gauges(Collector):
             evicted.add_metric([model], load.prefix_evicted_blocks)
             known.add_metric([model], load.prefix_known_blocks)
         yield from (queries, hits, evicted, known, host_hits, host)
+
+    def _costs(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        cost = CounterMetricFamily(
+            "llmhost_cost_nano",
+            "What the node has cost, in nano-dollars.",
+            labels=["device", "pool"],
+        )
+        error = GaugeMetricFamily(
+            "llmhost_cost_conservation_error_nano",
+            "Nano-dollars of a device that did not add up at the last hourly check: 0.",
+            labels=["device"],
+        )
+        for device, pools, error_nano in self._source.device_costs():
+            error.add_metric([device], error_nano)
+            for pool, nano in pools.items():
+                cost.add_metric([device, pool], nano)
+        for pool, nano in self._source.infrastructure_costs().items():
+            cost.add_metric(["", pool], nano)
+        yield from (cost, error)
 
     def _devices(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         capacity = GaugeMetricFamily(

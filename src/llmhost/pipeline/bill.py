@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.output import Outcome
+from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.ledger import Entry, Ledger
 from llmhost.cost.pricing import Price, Rates, amount_nano
 from llmhost.hooks.call import ask
@@ -21,14 +22,19 @@ FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
 class Bill:
     """Quotes and books. Only answers and what a caller left behind are paid for: refusals and failures are not."""
 
-    def __init__(self, ledger: Ledger, plugins: Plugins, prices: Mapping[str, Price]) -> None:
+    def __init__(
+        self, ledger: Ledger, plugins: Plugins, prices: Mapping[str, Price], costs: TrueCosts
+    ) -> None:
         self._ledger = ledger
         self._plugins = plugins
         self._prices = prices
+        self._costs = costs
         self._quotes: dict[tuple[str, str, Quote], Price] = {}
 
     async def quote(self, context: RequestContext) -> None:
         """Freeze the price: the model's list price, or what a plugin makes of it."""
+        context.ticket = self._costs.join()
+        context.may_see_costs = self._costs.is_shown
         context.price = self._prices.get(context.model)
         if self._plugins.has("quote_price"):
             context.price = await self._quoted(context, context.price or FREE)
@@ -37,13 +43,16 @@ class Bill:
         """Book the request; done when its entry is on disk. Without a caller there is no account to book to."""
         if context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED):
             context.amount_nano = amount_nano(context.price, context.usage)
+        load_id = None if context.replica is None else context.replica.load_id
+        context.costs = self._costs.settle(context.usage, context.ticket, load_id)
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if context.caller is None:
             settled.set_result(None)
             return settled
         version = context.price.version if context.price is not None else None
         try:
-            recorded = self._ledger.settle(Entry.of(context.event(), price_version=version))
+            entry = Entry.of(context.event(), price_version=version, costs=context.costs)
+            recorded = self._ledger.settle(entry)
         except LlmhostError as error:
             settled.set_exception(error)
             return settled

@@ -8,6 +8,8 @@ from llmhost.core.events import RequestEnded
 from llmhost.core.output import FinishReason, Outcome, Usage
 from llmhost.core.ports import Tokenizer
 from llmhost.core.request import Caller, GenerationRequest, Pooling
+from llmhost.cost.breakdown import Breakdown
+from llmhost.cost.pools import Ticket
 from llmhost.cost.pricing import Price
 from llmhost.deploy.adapters import AdapterHold
 from llmhost.deploy.catalogue import Served
@@ -52,6 +54,12 @@ class RequestContext:
     finish_reason: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     amount_nano: int = 0
+    ticket: Ticket | None = None
+    """Its stay in flight, which bears a part of what the host costs."""
+    costs: Breakdown | None = None
+    """What it has cost the operator, once it has ended."""
+    may_see_costs: bool = True
+    """Whether its caller may hear of them."""
 
     @property
     def model(self) -> str:
@@ -122,6 +130,7 @@ class RequestContext:
             stream=request.stream,
             adapter=self.adapter.adapter if self.adapter is not None else None,
             run_id=self.run_id,
+            cost_nano=0 if self.costs is None else self.costs.total_nano,
         )
 
 

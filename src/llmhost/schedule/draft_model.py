@@ -73,6 +73,7 @@ class ModelDrafter:
     ) -> None:
         self.name = name
         self.device_ns = 0
+        self.device_nano = 0
         self._runner = runner
         self._lane = lane
         self._kv_blocks = kv_blocks
@@ -98,6 +99,7 @@ class ModelDrafter:
         else:
             self._failures = 0
         self.device_ns += turn.ended_ns - turn.started_ns
+        self.device_nano += turn.nano
         return found
 
     def forget(self, seq_id: int) -> None:

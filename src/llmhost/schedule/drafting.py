@@ -22,6 +22,7 @@ class PromptLookup:
     """Guesses by repeating the text. Implements the Drafter port; uses no device."""
 
     device_ns = 0
+    device_nano = 0
 
     def __init__(self, *, window_tokens: int = WINDOW_TOKENS) -> None:
         self._window = window_tokens

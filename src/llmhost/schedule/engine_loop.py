@@ -249,6 +249,7 @@ class EngineLoop:
             self._is_stopping = True
             self._quietly(lambda: self._emit(self._flights.land_all()))
             self._quietly(lambda: self._emit(self._abandon()))
+            self._load = self._scheduler.load()  # what is read of an engine that has ended
             self._quietly(self._close)
             self._call_back(self._ended)
 

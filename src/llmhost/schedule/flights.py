@@ -75,6 +75,7 @@ class Flights:
             self._stumble(rows, error)
             if is_first:
                 self._give()
+                self._pay()
             return False
         self._up.append(_InTheAir(rows, flight))
         if is_first:
@@ -103,7 +104,9 @@ class Flights:
             self._give()
         shares = split_exactly(turn.ended_ns - turn.started_ns, [work_units(row) for row in rows])
         self._stepper.failures = 0
-        return self._stepper.absorb(StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares))
+        return self._stepper.absorb(
+            StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares, turn.nano)
+        )
 
     def land_all(self) -> list[Emission]:
         emissions: list[Emission] = []
@@ -122,8 +125,13 @@ class Flights:
             self._stumble(later, error)
         self._up.clear()
         self._give()
-        self._scheduler.operator_ns += self._turn.ended_ns - self._turn.started_ns
+        self._pay()
         return []
+
+    def _pay(self) -> None:
+        """Nobody got anything for the last turn."""
+        turn = self._turn
+        self._scheduler.pay(turn.ended_ns - turn.started_ns, turn.nano)
 
     def _stumble(self, rows: list[Row], error: Exception) -> None:
         log.warning("flight.failed rows=%d", len(rows), exc_info=error)

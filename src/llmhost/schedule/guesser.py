@@ -37,10 +37,11 @@ class Guesser:
         chosen = self.speculation.share_out(asks, sequences)
         if not chosen:
             return False
-        started_ns, device_ns = self._clock_ns(), self._drafter.device_ns
-        found = self._drafter.propose(chosen)
+        drafter, started_ns = self._drafter, self._clock_ns()
+        device_ns, device_nano = drafter.device_ns, drafter.device_nano
+        found = drafter.propose(chosen)
         self._took_ns = self._clock_ns() - started_ns
-        scheduler.operator_ns += self._drafter.device_ns - device_ns
+        scheduler.pay(drafter.device_ns - device_ns, drafter.device_nano - device_nano)
         drafts = {
             ask.seq_id: list(tokens) for ask, tokens in zip(chosen, found, strict=True) if tokens
         }

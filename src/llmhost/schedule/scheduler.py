@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import repeat
 from operator import attrgetter
 
 from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DraftAsk, EngineLoad, TextWatch
-from llmhost.core.request import SequenceSpec
+from llmhost.core.request import Purpose, SequenceSpec
 from llmhost.core.step import PENDING, Draw, Drawn, GrammarState, KvMove, Row, StepResult
 from llmhost.schedule.kv_books import KvBooks
 from llmhost.schedule.plan import Budget, Hit, StepPlan, Work, plan_step
@@ -63,6 +64,8 @@ class Scheduler:
         self.predictor = StepPredictor()
         self.operator_ns = 0
         """Device time that no caller pays for: recomputed prefill after preemptions, rejected guesses."""
+        self.operator_nano = self.callers_nano = self.probe_nano = 0
+        """What device time cost, by whose it is: together all that the device did."""
         self.preemptions = 0
         self.steps = 0
         self._sequences: dict[int, Sequence] = {}
@@ -97,6 +100,9 @@ class Scheduler:
             steps=self.steps,
             preemptions=self.preemptions,
             operator_ns=self.operator_ns,
+            callers_nano=self.callers_nano,
+            operator_nano=self.operator_nano,
+            probe_nano=self.probe_nano,
             prefix_query_tokens=self.kv.query_tokens,
             prefix_hit_tokens=self.kv.hit_tokens,
             prefix_known_blocks=self.books.known,
@@ -334,6 +340,11 @@ class Scheduler:
 
     # ------------------------------------------------------------ absorb
 
+    def pay(self, busy_ns: int, nano: int) -> None:
+        """Book device time, and what it cost, to the operator."""
+        self.operator_ns += busy_ns
+        self.operator_nano += nano
+
     def absorb(self, result: StepResult) -> list[Emission]:
         """Take a step's tokens into their sequences; what each of them has to say, in row order.
 
@@ -343,12 +354,14 @@ class Scheduler:
         self._learn(result)
         longest = self.longest_tokens
         emissions: list[Emission] = []
-        for row, drawn, share_ns in zip(result.rows, result.drawn, result.shares_ns, strict=True):
+        shares_nano: Iterable[int] = result.shares_nano() if result.nano else repeat(0)
+        shares = zip(result.shares_ns, shares_nano, strict=False)
+        for row, drawn, share in zip(result.rows, result.drawn, shares, strict=True):
             sequence = self._sequences.get(row.seq_id)
             if sequence is None:
-                self.operator_ns += share_ns
+                self.pay(*share)
                 continue
-            self._charge(sequence, row, drawn, share_ns)
+            self._charge(sequence, row, drawn, *share)
             if isinstance(drawn, EngineFailed):
                 emissions += self.fail([row.seq_id], drawn)
                 continue
@@ -375,7 +388,9 @@ class Scheduler:
             rate = result.busy_ns / work.tokens
             self._ns_per_token += 0.05 * (rate - self._ns_per_token)
 
-    def _charge(self, sequence: Sequence, row: Row, drawn: Drawn, share_ns: int) -> None:
+    def _charge(
+        self, sequence: Sequence, row: Row, drawn: Drawn, share_ns: int, share_nano: int
+    ) -> None:
         """Note what is computed, and whose the time is: rejected guesses and repeated work are the operator's."""
         fed, start = len(row.tokens), row.start
         rejected = row.drafts - _confirmed(drawn) if row.drafts else 0
@@ -388,10 +403,23 @@ class Scheduler:
         operator_ns = share_ns if start < sequence.high_water else share_ns * rejected // fed
         if end > sequence.high_water:
             sequence.high_water = end
+        operator_nano = 0
         if operator_ns:
-            self.operator_ns += operator_ns
+            operator_nano = share_nano * operator_ns // share_ns
+            self.pay(operator_ns, operator_nano)
         sequence.engine_ns += share_ns - operator_ns
+        if share_nano:
+            self._bill(sequence, row, share_nano - operator_nano)
         self._shares.serve(sequence.spec.tenant, share_ns)
+
+    def _bill(self, sequence: Sequence, row: Row, nano: int) -> None:
+        if row.purpose is Purpose.PROBE:
+            self.probe_nano += nano
+            return
+        self.callers_nano += nano
+        sequence.cost_nano += nano
+        if row.start < row.prompt_tokens:
+            sequence.input_cost_nano += nano
 
     def _take(
         self, sequence: Sequence, row: Row, drawn: int | Draw | None, longest: int

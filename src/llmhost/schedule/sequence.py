@@ -45,6 +45,9 @@ class Sequence:
     high_water: int = 0
     """Most positions ever computed: work below it, after a preemption, is the operator's, not the caller's."""
     engine_ns: int = 0
+    cost_nano: int = 0
+    """What `engine_ns` cost, and the prompt's part of it."""
+    input_cost_nano: int = 0
     cached_tokens: int = 0
     was_preempted: bool = False
     recorded: int = 0
@@ -82,6 +85,8 @@ class Sequence:
             is_plain=_is_plain(spec),
             high_water=spec.high_water,
             engine_ns=spec.engine_ns,
+            cost_nano=spec.cost_nano,
+            input_cost_nano=spec.input_cost_nano,
             cached_tokens=spec.cached_tokens,
         )
 
@@ -125,6 +130,8 @@ class Sequence:
             generated=tuple(self.tokens[len(self.spec.prompt) :]),
             high_water=self.high_water,
             engine_ns=self.engine_ns,
+            cost_nano=self.cost_nano,
+            input_cost_nano=self.input_cost_nano,
             cached_tokens=self.cached_tokens,
         )
 
@@ -190,7 +197,14 @@ class Sequence:
         if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
             prompt_tokens = min(prompt_tokens, self.high_water)
         cached_tokens = min(self.cached_tokens, prompt_tokens)
-        return Usage(prompt_tokens, cached_tokens, self.generated, self.engine_ns)
+        return Usage(
+            prompt_tokens,
+            cached_tokens,
+            self.generated,
+            self.engine_ns,
+            self.cost_nano,
+            self.input_cost_nano,
+        )
 
 
 def _is_plain(spec: SequenceSpec) -> bool:

@@ -122,7 +122,7 @@ class Stepper:
             self._scheduler.forget_texts()
             return error
         finally:
-            self._scheduler.operator_ns += turn.ended_ns - turn.started_ns
+            self._scheduler.pay(turn.ended_ns - turn.started_ns, turn.nano)
         return None
 
     def _run(self, rows: list[Row]) -> StepResult | Exception:
@@ -138,10 +138,10 @@ class Stepper:
                 self.began_ns = None
         self.steps += 1
         if error is not None:
-            self._scheduler.operator_ns += turn.ended_ns - turn.started_ns
+            self._scheduler.pay(turn.ended_ns - turn.started_ns, turn.nano)
             return error
         shares = split_exactly(turn.ended_ns - turn.started_ns, [work_units(row) for row in rows])
-        return StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares)
+        return StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares, turn.nano)
 
     def absorb(self, result: StepResult) -> list[Emission]:
         """Take a step's tokens into their sequences, and tell whoever learns from it."""

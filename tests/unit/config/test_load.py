@@ -146,8 +146,11 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_DEVICES_GPU_MEMORY_FRACTION": "0.5",
         "LLMHOST_SERVER_WRITE_SHARE": "0.5",
         "LLMHOST_LIMITS_TRUSTED_PROXIES": "10.0.0.0/8",
+        "LLMHOST_COSTS_SHOWN_TO_CALLERS": "0",
     }.get(name, "77")
     rate = {"LLMHOST_LIMITS_REQUESTS_PER_MINUTE": "60"} if key == "burst_requests" else {}
+    if key == "power_watts":
+        rate = {"LLMHOST_COSTS_PRICE_PER_KWH": "0.2"}
 
     loaded = load(None, {name: text, **rate}, {})
 

@@ -32,6 +32,7 @@ class Scripted:
 
     guess: Callable[[DraftAsk], Sequence[int]]
     device_ns: int = 0
+    device_nano: int = 0
 
     def propose(self, asks: Sequence[DraftAsk]) -> list[Sequence[int]]:
         return [self.guess(ask)[: ask.most] for ask in asks]

@@ -62,7 +62,13 @@ def _launch(
     head = dim // 2 if cache == "i16" else dim
     constants = {
         **{"BLOCK_STRIDE": BLOCK_TOKENS * KV_HEADS * head, "TOKEN_STRIDE": KV_HEADS * head},
-        **{"HEAD_STRIDE": head, "BLOCK_TOKENS": 16, "BLOCK_BITS": 4, "GROUP": group, "TILE": tiles.tile},
+        **{
+            "HEAD_STRIDE": head,
+            "BLOCK_TOKENS": 16,
+            "BLOCK_BITS": 4,
+            "GROUP": group,
+            "TILE": tiles.tile,
+        },
         **dict.fromkeys(("NARROW", "WIDENS"), cache in ("fp8e4nv", "i16")),
         "IN_WORDS": cache == "i16",
         **{"DIM": dim, "DIM_ROOM": triton.next_power_of_2(dim)},

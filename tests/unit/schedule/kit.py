@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
+from llmhost.core.meter import Meter, Rate
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.request import ModelRef, Sampling, SequenceSpec
 from llmhost.core.step import Row, StepResult, split_exactly, work_units
@@ -80,6 +81,8 @@ class Workbench:
         """Charged to sequences that moved elsewhere: their time does not travel with them."""
         self.operator_ns = 0
         """Of schedulers that were left behind."""
+        self.meter, self.moving_nano, self.operator_nano = Meter(Rate(7, 3)), 0, 0
+        """The same in money."""
         self.idle_plans = 0
         self.steps_without_token = 0
         self._ids = iter(range(1, 1_000_000))
@@ -143,10 +146,13 @@ class Workbench:
         keys = [(spec.priority, spec.arrival_ns, seq_id) for seq_id, spec in exported]
         assert keys == sorted(keys)
         self.operator_ns += self.scheduler.operator_ns
+        self.operator_nano += self.scheduler.operator_nano
         self.moving_ns = sum(spec.engine_ns for _, spec in exported)
+        self.moving_nano = sum(spec.cost_nano for _, spec in exported)
         self._settle_in(limits)
         for seq_id, spec in exported:
             self.moving_ns -= spec.engine_ns
+            self.moving_nano -= spec.cost_nano
             assert list(spec.generated) == callers[seq_id].tokens
             self._join(seq_id, callers[seq_id], spec)
 
@@ -163,7 +169,8 @@ class Workbench:
             amid(self)
         shares = split_exactly(interval_ns, [work_units(row) for row in rows])
         self.busy_ns += interval_ns
-        emissions = self.scheduler.absorb(StepResult(rows, drawn, 0, interval_ns, shares))
+        nano = self.meter.take(interval_ns)
+        emissions = self.scheduler.absorb(StepResult(rows, drawn, 0, interval_ns, shares, nano))
         assert len({seq_id for seq_id, _ in emissions}) == len(emissions), "one delta per step"
         self.steps_without_token = 0 if emissions else self.steps_without_token + 1
         self._hear(emissions)
@@ -244,6 +251,9 @@ class Workbench:
         ended_ns = sum(h.last.usage.engine_ns for h in self.heard.values() if h.last)  # type: ignore[union-attr]
         charged = ended_ns + sum(s.engine_ns for s in live) + self.moving_ns
         assert charged + self.operator_ns + scheduler.operator_ns == self.busy_ns
+        ended_nano = sum(h.last.usage.cost_nano for h in self.heard.values() if h.last)  # type: ignore[union-attr]
+        charged = ended_nano + sum(s.cost_nano for s in live) + self.moving_nano
+        assert charged + self.operator_nano + scheduler.operator_nano == self.meter.nano
 
     def _hear(self, emissions: list[Emission]) -> None:
         for seq_id, delta in emissions:

@@ -17,7 +17,8 @@ from tests.unit.schedule.kit import (
 )
 
 from llmhost.config.schema import FakeOptions
-from llmhost.core.output import FinishReason
+from llmhost.core.meter import FREE, Rate
+from llmhost.core.output import FinishReason, Usage
 from llmhost.core.request import Sampling, SequenceSpec
 from llmhost.core.step import PENDING, Drawn, Row, StepResult
 from llmhost.engines.fake import FakeFlight, FakeRunner, fake_answer
@@ -71,12 +72,13 @@ class Airfield:
 
     runner: FakeRunner
     limits: SchedulerLimits = field(default_factory=some_limits)
+    rate: Rate = FREE
     heard: dict[int, Heard] = field(default_factory=dict)
     results: list[StepResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.clock = Ticking()
-        self.lane = DeviceLane("fake", self.clock)
+        self.lane = DeviceLane("fake", self.clock, self.rate)
         self.scheduler = Scheduler(self.limits)
         self.runner.set_kv_blocks(self.limits.kv_blocks)
         self.runner.set_host_blocks(self.limits.host_kv_blocks)
@@ -123,6 +125,11 @@ class Airfield:
         for heard in self.heard.values():
             check_answer(heard)
 
+    def usage(self) -> Usage:
+        """Of all who were heard to the end."""
+        ends = [heard.last for heard in self.heard.values()]
+        return sum((end.usage for end in ends if end and end.usage), start=Usage())
+
     def _hear(self, emissions: Sequence[object]) -> None:
         for emission in emissions:
             if emission is None:
@@ -159,11 +166,13 @@ acts = st.one_of(
     st.lists(acts, max_size=25),
     st.lists(st.sampled_from(["fine", "fine", "fine", "launch", "land"]), max_size=20),
     st.sampled_from([14, 20, 32]),
+    st.builds(Rate, st.integers(0, 10_000), st.integers(1, 700)),
 )
 def test_answers_and_books_are_right_whatever_happens_in_the_air(
-    script: list[tuple[str, object]], weather: list[str], blocks: int
+    script: list[tuple[str, object]], weather: list[str], blocks: int, rate: Rate
 ) -> None:
-    field = Airfield(Stormy(weather), some_limits(kv_blocks=blocks, host_kv_blocks=blocks // 4))
+    limits = some_limits(kv_blocks=blocks, host_kv_blocks=blocks // 4)
+    field = Airfield(Stormy(weather), limits, rate)
     for act, what in script:
         match act, what:
             case "add", SequenceSpec() as spec:
@@ -178,11 +187,12 @@ def test_answers_and_books_are_right_whatever_happens_in_the_air(
     busy_ns, idle_ns = field.lane.totals()
     assert busy_ns + idle_ns <= field.clock.now_ns
     shares_ns = sum(sum(result.shares_ns) for result in field.results)
-    charged_ns = sum(
-        h.last.usage.engine_ns for h in field.heard.values() if h.last and h.last.usage
-    )
-    assert charged_ns + field.scheduler.operator_ns <= busy_ns
+    usage = field.usage()
+    assert usage.engine_ns + field.scheduler.operator_ns == busy_ns
     assert shares_ns <= busy_ns
+    assert usage.cost_nano == field.scheduler.callers_nano
+    assert usage.cost_nano + field.scheduler.operator_nano == rate.whole(busy_ns)
+    assert 0 <= usage.input_cost_nano <= usage.cost_nano
 
 
 def test_decoding_goes_ahead() -> None:

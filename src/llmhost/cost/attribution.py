@@ -1,0 +1,228 @@
+"""True cost while a node runs: who is in flight, which engines use which device, what loads took, and whether it all
+adds up.
+
+Steps are priced by their lane and split by the scheduler; this adds the pools around them. For the event loop's
+thread. With nothing configured it costs nothing, and records nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from llmhost.core.errors import LlmhostError
+from llmhost.core.ids import new_request_id
+from llmhost.core.meter import Meter
+from llmhost.core.output import Usage
+from llmhost.core.ports import Clock, EngineLoad, Lane
+from llmhost.cost.breakdown import Breakdown
+from llmhost.cost.conservation import Reading, read_device
+from llmhost.cost.costbook import CostBook
+from llmhost.cost.pools import Infrastructure, LoadShare, Ticket
+from llmhost.cost.rates import NodeRates
+from llmhost.cost.rows import Load
+from llmhost.observe.logs import log_event
+
+log = logging.getLogger("llmhost.cost")
+
+TRIES, TRY_S = 200, 0.01
+"""A step's cost is split a moment after its time was measured: a device is read when nothing lies in between."""
+
+ReadLoad = Callable[[], EngineLoad]
+
+
+@dataclass(slots=True)
+class _Device:
+    """What is known of one device beside its lane."""
+
+    meter: Meter
+    """Of loads."""
+    load_until_ns: int = 0
+    """Loads of up to here are booked: what overlaps is booked once."""
+    engines: list[ReadLoad] = field(default_factory=list)
+    ended: list[EngineLoad] = field(default_factory=list)
+    """Of engines that are gone, added up."""
+    before: Reading | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBegun:
+    """A load that is under way."""
+
+    device: str
+    began_ns: int
+
+
+class TrueCosts:
+    """The running node's costs. `book` keeps them; without one they are only counted."""
+
+    def __init__(
+        self,
+        rates: NodeRates,
+        clock: Clock,
+        book: CostBook | None = None,
+        *,
+        lanes: Callable[[], Mapping[str, Lane]] = dict,
+        sent_bytes: Callable[[], int] = lambda: 0,
+        is_shown: bool = True,
+    ) -> None:
+        self.rates = rates
+        self.is_shown = is_shown
+        """Whether callers may see what their requests cost."""
+        self.infrastructure = Infrastructure(rates, clock, sent_bytes)
+        self.readings: dict[str, Reading] = {}
+        """Of the last check."""
+        self._clock = clock
+        self._book = book
+        self._lanes = lanes
+        self._loads: dict[str, LoadShare] = {}
+        self._devices: dict[str, _Device] = {}
+
+    # ------------------------------------------------------------ requests
+
+    def join(self) -> Ticket | None:
+        """A request is in flight from now on. None where nothing is configured."""
+        return None if self.rates.is_free else self.infrastructure.join()
+
+    def settle(self, usage: Usage, ticket: Ticket | None, load_id: str | None) -> Breakdown | None:
+        """What a request has cost that ends now; None for one that never was in flight."""
+        if ticket is None:
+            return None
+        share = self._loads.get(load_id or "")
+        return Breakdown(
+            gpu_compute_nano=usage.cost_nano,
+            input_nano=usage.input_cost_nano,
+            infrastructure_nano=self.infrastructure.leave(ticket),
+            model_loading_nano=0 if share is None else share.take(),
+            load_id=None if share is None else share.load_id,
+        )
+
+    # ------------------------------------------------------------ engines and loads
+
+    def begin_load(self, device: str) -> LoadBegun:
+        return LoadBegun(device, self._clock.monotonic_ns())
+
+    def engine_started(self, device: str, read: ReadLoad) -> None:
+        """From now on an engine uses the device; `read` says what it has cost."""
+        self._device(device).engines.append(read)
+
+    def engine_ended(self, device: str, read: ReadLoad) -> None:
+        """Its steps are over. Unknown engines are ignored."""
+        books = self._device(device)
+        if read in books.engines:
+            books.engines.remove(read)
+            books.ended = [_added(*books.ended, read())]
+
+    async def end_load(self, load: LoadBegun, model: str, read: ReadLoad) -> str | None:
+        """Book a load that was measured up to now. Its id; None where it costs nothing, or can't be kept."""
+        nano, load_ns = self._load_cost(load)
+        nano += read().probe_nano
+        if self.rates.is_free or self._book is None:
+            return None
+        load_id = f"load_{new_request_id().removeprefix('req_')}"
+        row = Load(
+            load_id=load_id,
+            utc_ns=self._clock.utc_ns(),
+            model=model,
+            device=load.device,
+            load_ns=load_ns,
+            cost_nano=nano,
+            expected_requests=self.rates.requests_per_load,
+        )
+        try:
+            await self._book.add_load(row)
+        except LlmhostError as error:  # a model that could be loaded is not given up for that
+            log.error("cost.load_unrecorded model=%s error=%s", model, error)
+            return None
+        self._loads[load_id] = LoadShare(load_id, nano, self.rates.requests_per_load)
+        return load_id
+
+    def give_up_load(self, load: LoadBegun) -> None:
+        """A load that failed took its time all the same."""
+        self._load_cost(load)
+
+    async def unload(self, load_id: str | None) -> None:
+        """Have the requests bear of the load what they were."""
+        if load_id is None or self._book is None:
+            return
+        self._loads.pop(load_id, None)
+        try:
+            await self._book.end_load(load_id)
+        except LlmhostError as error:
+            log.error(
+                "cost.load_open load=%s error=%s: it is ended at the next start", load_id, error
+            )
+
+    def _load_cost(self, load: LoadBegun) -> tuple[int, int]:
+        """(nano-dollars, nanoseconds) of the load's time in which the device did nothing else."""
+        books, lane = self._device(load.device), self._lanes().get(load.device)
+        now_ns = self._clock.monotonic_ns()
+        began_ns = max(load.began_ns, books.load_until_ns)
+        load_ns = max(now_ns - began_ns, 0)
+        books.load_until_ns = max(now_ns, books.load_until_ns)
+        if lane is not None and lane.opened_ns is not None:
+            load_ns = min(load_ns, max(lane.account().idle_at(now_ns) - books.meter.units, 0))
+        return books.meter.take(load_ns), load_ns
+
+    def _device(self, device: str) -> _Device:
+        if device not in self._devices:
+            self._devices[device] = _Device(Meter(self.rates.of_device(device)))
+        return self._devices[device]
+
+    # ------------------------------------------------------------ conservation
+
+    async def check(self) -> list[Reading]:
+        """Read every device, say whether it adds up, and keep what came since the last check."""
+        self.infrastructure.bring_up_to_date()
+        readings = [await self._read_in_peace(device) for device in self._lanes()]
+        news = []
+        for reading in readings:
+            books = self._device(reading.device)
+            news.append(reading.since(books.before))
+            books.before = self.readings[reading.device] = reading
+        if not self.rates.is_free:
+            for row in news:
+                level = logging.ERROR if row["error_nano"] else logging.INFO
+                log_event(log, "cost.checked", level=level, **row)
+            await self._keep(news)
+        return readings
+
+    async def _keep(self, news: list[dict[str, object]]) -> None:
+        if self._book is None:
+            return
+        try:
+            await self._book.add_checks(news)
+        except LlmhostError as error:
+            log.error("cost.check_unrecorded error=%s", error)
+
+    async def _read_in_peace(self, device: str) -> Reading:
+        reading = self.read(device)
+        for _ in range(TRIES):
+            if not reading.error_nano:
+                break
+            await asyncio.sleep(TRY_S)
+            reading = self.read(device)
+        return reading
+
+    def read(self, device: str) -> Reading:
+        """A device as it is now. A step that has just ended may show as an error for a moment."""
+        lane, books = self._lanes()[device], self._device(device)
+        engines = [*books.ended, *(read() for read in books.engines)]
+        return read_device(
+            device,
+            lane.account(),
+            engines,
+            rate=self.rates.of_device(device),
+            opened_ns=lane.opened_ns,
+            now_ns=self._clock.monotonic_ns(),
+            load_ns=books.meter.units,
+            load_nano=books.meter.nano,
+        )
+
+
+def _added(*loads: EngineLoad) -> EngineLoad:
+    return EngineLoad(
+        callers_nano=sum(load.callers_nano for load in loads),
+        operator_nano=sum(load.operator_nano for load in loads),
+        probe_nano=sum(load.probe_nano for load in loads),
+    )

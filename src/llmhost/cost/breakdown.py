@@ -1,0 +1,70 @@
+"""What one request has cost, by pool, and how that is told. Pure."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from llmhost.core.output import Usage
+from llmhost.core.units import NANO, nano_to_dollars
+
+PLACES = 15
+"""Decimal places of what a token costs: far below a nano-dollar, because a token can cost less than one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breakdown:
+    """Nano-dollars of each pool. What is said of loading is provisional until the model is unloaded."""
+
+    gpu_compute_nano: int = 0
+    """The request's share of the steps that it was in, whatever device they ran on."""
+    input_nano: int = 0
+    """The prompt's part of `gpu_compute_nano`."""
+    infrastructure_nano: int = 0
+    model_loading_nano: int = 0
+    safety_moderation_nano: int = 0
+    load_id: str | None = None
+    """The load that `model_loading_nano` is a part of."""
+
+    @property
+    def total_nano(self) -> int:
+        return (
+            self.gpu_compute_nano
+            + self.infrastructure_nano
+            + self.model_loading_nano
+            + self.safety_moderation_nano
+        )
+
+
+NOTHING = Breakdown()
+
+
+def cost_object(costs: Breakdown, usage: Usage) -> dict[str, Any]:
+    """The `cost` of a usage object: dollars as decimal strings, so that no reader rounds them.
+
+    The pools that belong to no token are spread evenly over all tokens, so the two costs per token, each times its
+    tokens, add up to the total, up to the last decimal place.
+    """
+    tokens = usage.total_tokens
+    shared = Fraction(costs.total_nano - costs.gpu_compute_nano, tokens) if tokens else Fraction(0)
+    output_nano = costs.gpu_compute_nano - costs.input_nano
+    return {
+        "total_cost_usd": nano_to_dollars(costs.total_nano),
+        "breakdown": {
+            "gpu_compute": nano_to_dollars(costs.gpu_compute_nano),
+            "infrastructure": nano_to_dollars(costs.infrastructure_nano),
+            "model_loading": nano_to_dollars(costs.model_loading_nano),
+            "safety_moderation": nano_to_dollars(costs.safety_moderation_nano),
+        },
+        "cost_per_input_token": _each(costs.input_nano, usage.prompt_tokens, shared),
+        "cost_per_output_token": _each(output_nano, usage.completion_tokens, shared),
+        "model_loading_is_provisional": costs.load_id is not None,
+    }
+
+
+def _each(nano: int, tokens: int, shared: Fraction) -> str:
+    """Dollars for each of so many tokens; "0.00" where there is none."""
+    if not tokens:
+        return "0.00"
+    parts = round((Fraction(nano, tokens) + shared) / NANO * 10**PLACES)
+    whole, rest = divmod(parts, 10**PLACES)
+    return f"{whole}.{f'{rest:0{PLACES}d}'.rstrip('0').ljust(2, '0')}"

@@ -1,0 +1,102 @@
+"""Costs that belong to no step: the host around the devices, bytes sent, and loads. Each pool adds up by itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from llmhost.core.meter import Meter, Rate
+from llmhost.core.ports import Clock
+from llmhost.cost.rates import NodeRates
+
+
+class SharedPool:
+    """A cost that is shared evenly by whoever is in flight while it arises; what arises for nobody is the operator's.
+
+    `meter.nano` = what those who left have taken + `open_nano` of those in flight + `rest` + `unowned_nano`.
+    """
+
+    def __init__(self, rate: Rate) -> None:
+        self.meter = Meter(rate)
+        self.heads = 0
+        self.level = 0
+        """What somebody who had been in flight from the first moment would have to bear."""
+        self.rest = 0
+        """Too little to give each a nano-dollar: kept for the next time."""
+        self.unowned_nano = 0
+
+    def use(self, units: int) -> None:
+        nano = self.meter.take(units) + self.rest
+        if self.heads:
+            share, self.rest = divmod(nano, self.heads)
+            self.level += share
+        else:
+            self.unowned_nano += nano
+            self.rest = 0
+
+    def join(self) -> int:
+        """The level to be handed to `leave`."""
+        self.heads += 1
+        return self.level
+
+    def leave(self, level: int) -> int:
+        """The nano-dollars that arose for one who joined at `level`."""
+        self.heads -= 1
+        return self.level - level
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A request's stay in flight."""
+
+    levels: tuple[int, int]
+    has_left: bool = False
+
+
+class Infrastructure:
+    """Host time and bytes sent, shared by the requests in flight. For one thread."""
+
+    def __init__(
+        self, rates: NodeRates, clock: Clock, sent_bytes: Callable[[], int] = lambda: 0
+    ) -> None:
+        self.host = SharedPool(rates.host)
+        self.egress = SharedPool(rates.egress)
+        self._clock = clock
+        self._sent_bytes = sent_bytes
+        self._at_ns = clock.monotonic_ns()
+        self._at_bytes = sent_bytes()
+
+    def join(self) -> Ticket:
+        self.bring_up_to_date()
+        return Ticket((self.host.join(), self.egress.join()))
+
+    def leave(self, ticket: Ticket) -> int:
+        """The nano-dollars of a stay; nothing for one that is over already."""
+        if ticket.has_left:
+            return 0
+        ticket.has_left = True
+        self.bring_up_to_date()
+        host, egress = ticket.levels
+        return self.host.leave(host) + self.egress.leave(egress)
+
+    def bring_up_to_date(self) -> None:
+        now_ns, now_bytes = self._clock.monotonic_ns(), self._sent_bytes()
+        self.host.use(now_ns - self._at_ns)
+        self.egress.use(now_bytes - self._at_bytes)
+        self._at_ns, self._at_bytes = now_ns, now_bytes
+
+
+@dataclass(slots=True)
+class LoadShare:
+    """What the requests to a loaded model bear of its load, before it is known how many they are."""
+
+    load_id: str
+    cost_nano: int
+    expected_requests: int
+    taken: int = field(default=0)
+
+    def take(self) -> int:
+        """The next request's part. Nothing is left for those beyond the expected number."""
+        if self.taken >= self.expected_requests:
+            return 0
+        before, self.taken = self.taken, self.taken + 1
+        whole, count = self.cost_nano, self.expected_requests
+        return whole * self.taken // count - whole * before // count

@@ -1,0 +1,67 @@
+"""Shared pools and loads add up, whoever comes and goes."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmhost.core.meter import HOUR_NS, Rate
+from llmhost.cost.pools import Infrastructure, LoadShare, SharedPool
+from llmhost.cost.rates import NodeRates
+from llmhost.testing import at
+
+
+@given(
+    st.builds(Rate, st.integers(0, 10**10), st.integers(1, HOUR_NS)),
+    st.lists(st.tuples(st.sampled_from(["join", "leave", "use"]), st.integers(0, 10**9))),
+)
+def test_what_those_in_flight_bear_and_what_nobody_does_is_all_that_arose(
+    rate: Rate, acts: list[tuple[str, int]]
+) -> None:
+    pool, inside, borne = SharedPool(rate), list[int](), 0
+    for act, number in acts:
+        if act == "use":
+            pool.use(number)
+        elif act == "join":
+            inside.append(pool.join())
+        elif inside:
+            borne += pool.leave(inside.pop(number % len(inside)))
+        still_open = sum(pool.level - level for level in inside)
+        assert borne + still_open + pool.unowned_nano + pool.rest == pool.meter.nano
+
+
+def test_two_in_flight_share_the_hour_evenly_and_one_alone_bears_it_whole() -> None:
+    clock = at("2026-01-01T00:00Z")
+    pools = Infrastructure(NodeRates(host=Rate(3_600 * 10**9, HOUR_NS)), clock)
+    clock.advance(10)
+    first = pools.join()
+    clock.advance(4)
+    second = pools.join()
+    clock.advance(6)
+
+    assert pools.leave(first) == (4 + 3) * 10**9
+    clock.advance(1)
+    assert pools.leave(second) == (3 + 1) * 10**9
+    assert pools.leave(second) == 0, "it has left"
+    assert pools.host.unowned_nano == 10 * 10**9
+
+
+def test_bytes_are_shared_by_those_who_are_there_while_they_are_sent() -> None:
+    sent = [0]
+    pools = Infrastructure(
+        NodeRates(egress=Rate(2**31, 2**30)), at("2026-01-01T00:00Z"), lambda: sent[0]
+    )
+    ticket = pools.join()
+    sent[0] = 500
+
+    assert pools.leave(ticket) == 1_000
+
+
+@given(st.integers(0, 10**12), st.integers(1, 500), st.integers(0, 1_000))
+def test_a_load_is_borne_whole_by_the_expected_requests_and_by_nobody_after_them(
+    cost: int, expected: int, requests: int
+) -> None:
+    share = LoadShare("load_1", cost, expected)
+    parts = [share.take() for _ in range(requests)]
+
+    assert sum(parts) == (cost if requests >= expected else cost * requests // expected)
+    assert all(part in (cost // expected, cost // expected + 1) for part in parts[:expected])
+    assert not any(parts[expected:])
