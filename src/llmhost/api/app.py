@@ -15,7 +15,7 @@ from llmhost import __version__
 from llmhost.api.admin import Admin
 from llmhost.api.admin_routes import admin_router
 from llmhost.api.costs import CostReports, cost_router
-from llmhost.api.door import bearer
+from llmhost.api.door import Outflow, bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
 from llmhost.api.gatekeeper import Gatekeeper, vouch
@@ -55,6 +55,8 @@ class Surface:
     admin_token: str
     why_not_ready: Callable[[], str | None]
     why_not_healthy: Callable[[], str | None]
+    outflow: Outflow | None = None
+    """Counts what is sent; None where nobody wants to know."""
     plugin_routes: Sequence[tuple[str, Any]] = field(default_factory=tuple)
     """(plugin, route handler) pairs, mounted under /plugins/<plugin>/."""
 
@@ -85,7 +87,8 @@ def build_app(surface: Surface) -> ASGIApp:
         request_max_body_size=settings.max_body_bytes,
     )
     guarded = surface.gatekeeper.guard(app)
-    return Edge(guarded, origins=settings.cors_origins, loopback_only=is_loopback(settings.host))
+    edge = Edge(guarded, origins=settings.cors_origins, loopback_only=is_loopback(settings.host))
+    return edge if surface.outflow is None else surface.outflow.around(edge)
 
 
 def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:

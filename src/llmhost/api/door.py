@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from litestar.types import Receive, Scope, Send
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmhost.core.errors import RequestTimeout, RequestTooLarge
 
@@ -39,6 +40,54 @@ def wire_of(scope: Scope) -> Wire | None:
     """None with servers that have none; then all goes through `send`."""
     extensions: dict[str, Any] = scope.get("extensions") or {}
     return extensions.get(WIRE)
+
+
+class Outflow:
+    """Bytes of answers' bodies that were sent, for those who pay for traffic. On the event loop's thread."""
+
+    __slots__ = ("sent_bytes",)
+
+    def __init__(self) -> None:
+        self.sent_bytes = 0
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """The same app, and what it sends is counted."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == ScopeType.HTTP:
+                send = self._counted(scope, send)
+            await app(scope, receive, send)
+
+        return counted
+
+    def _counted(self, scope: Scope, send: Send) -> Send:
+        """A `send` that counts, and a scope whose wire, if it has one, does so too."""
+        if (wire := wire_of(scope)) is not None:
+            extensions: dict[str, Any] = {**(scope.get("extensions") or {})}
+            extensions[WIRE] = _CountedWire(wire, self)
+            scope["extensions"] = extensions
+
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                self.sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        return send_counted
+
+
+class _CountedWire:
+    """A wire whose bytes are counted."""
+
+    __slots__ = ("_outflow", "_wire", "is_free")
+
+    def __init__(self, wire: Wire, outflow: Outflow) -> None:
+        self._wire = wire
+        self._outflow = outflow
+        self.is_free = wire.is_free
+
+    def write(self, body: bytes) -> None:
+        self._outflow.sent_bytes += len(body)
+        self._wire.write(body)
 
 
 class ClientGone(Exception):

@@ -10,6 +10,7 @@ from typing import Any
 from llmhost.api.admin import Admin
 from llmhost.api.app import ASGIApp, Surface, build_app
 from llmhost.api.costs import CostReports
+from llmhost.api.door import Outflow
 from llmhost.api.edge import is_loopback
 from llmhost.api.gatekeeper import Gatekeeper
 from llmhost.config.schema import Settings
@@ -155,6 +156,7 @@ class Host:
         self.analytics = await asyncio.to_thread(self._open_analytics)
         self.observers = Observers(self.plugins)
         self._closing.push_async_callback(self.observers.close)
+        self.outflow = Outflow()
         rates = node_rates(self.settings.costs)
         self.devices = Devices(self.settings.devices, self.clock, rates.of_device)
         self.costs = TrueCosts(
@@ -162,6 +164,7 @@ class Host:
             self.clock,
             self.books.costs,
             lanes=self.devices.lanes,
+            sent_bytes=lambda: self.outflow.sent_bytes,
             is_shown=self.settings.costs.shown_to_callers,
         )
         await asyncio.to_thread(self.books.costs.end_open_loads)
@@ -279,6 +282,7 @@ class Host:
                 metrics=self.metrics,
                 admin=Admin(self.books.keys, self.books.ledger, self.plugins, self.deployments),
                 costs=CostReports(self.books.costs),
+                outflow=None if self.costs.rates.egress.is_free else self.outflow,
                 admin_token=self.admin_token,
                 why_not_ready=self.why_not_ready,
                 why_not_healthy=self.why_not_healthy,

@@ -114,6 +114,23 @@ async def test_without_costs_all_is_nothing_and_no_row_is_written() -> None:
     assert all(reading.error_nano == 0 for reading in readings)
 
 
+async def test_bytes_that_are_sent_are_borne_by_whom_they_are_sent_to() -> None:
+    clock = at("2026-01-10T12:00Z")
+    costs = CostSettings(egress_per_gib="1073741824")  # a dollar for each byte
+    async with make_host(settings=Settings(costs=costs), clock=clock) as host:
+        await host.say("hi", max_tokens=3)
+        body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+        body |= {"max_tokens": 3, "include_cost": True}
+        answer = await host.client.post("/v1/chat/completions", json=body)
+        host.host.costs.infrastructure.bring_up_to_date()
+        pool = host.host.costs.infrastructure.egress
+        [row] = await rows(host)
+
+    assert pool.meter.units >= len(answer.content)
+    assert pool.meter.nano == pool.meter.units * 10**9
+    assert row["infrastructure_nano"] + pool.unowned_nano + pool.rest == pool.meter.nano
+
+
 async def test_devices_add_up_while_answers_run_and_are_cut() -> None:
     models = {"fake": FAKE_MODEL, "other": FAKE_MODEL}
     async with make_host(settings=settings(), models=models) as host:
