@@ -12,12 +12,10 @@ _NEVER = -(10**60)
 class Hold:
     """Units that were taken for a request of which it is not known yet how many it needs."""
 
-    __slots__ = ("peak", "units")
+    __slots__ = ("units",)
 
-    def __init__(self, units: int, peak: int) -> None:
+    def __init__(self, units: int) -> None:
         self.units = units
-        self.peak = peak
-        """The bucket's own: see `Bucket`."""
 
 
 class Bucket:
@@ -30,7 +28,7 @@ class Bucket:
     Source: ITU-T I.371, the virtual scheduling form; the maximum is its recursion written out.
     """
 
-    __slots__ = ("_added", "_holds", "_last", "_tat", "burst", "per_minute")
+    __slots__ = ("_added", "_holds", "_last", "_peaks", "_tat", "burst", "per_minute")
 
     def __init__(self, per_minute: int, burst: int) -> None:
         self.per_minute = per_minute
@@ -38,8 +36,10 @@ class Bucket:
         self._added = 0
         """All that was taken; every peak is kept without it."""
         self._holds: list[Hold] = []
-        """Open ones in the order of their making. A `peak` is the latest of the parts that begin after the hold
-        before, up to this one; `_last` is that of the parts after all of them."""
+        """Open ones in the order of their making."""
+        self._peaks: list[int] = []
+        """Of each hold, the latest of the parts that begin after the hold before, up to this one; `_last` is that of
+        the parts after all of them. A list of its own, since all of it is looked at for every hold that comes back."""
         self._last = 0
         self._tat = 0
 
@@ -69,8 +69,9 @@ class Bucket:
     def hold(self, units: int, now_ns: int) -> Hold:
         """Take units until it is known how many are used: `settle` it exactly once."""
         now = now_ns * self.per_minute
-        hold = Hold(units, max(self._last, now - self._added))
+        hold = Hold(units)
         self._holds.append(hold)
+        self._peaks.append(max(self._last, now - self._added))
         self._last = _NEVER
         self._add(units, now)
         return hold
@@ -79,28 +80,31 @@ class Bucket:
         """Give back what was not used; take what was used beyond it."""
         if used > hold.units:
             self.take(used - hold.units, now_ns)
-        place = self._holds.index(hold)
+        place, peaks = self._holds.index(hold), self._peaks
         if used < hold.units:
             back = (hold.units - used) * _MINUTE
-            for each in self._holds[: place + 1]:
-                each.peak -= back
+            peaks[: place + 1] = [peak - back for peak in peaks[: place + 1]]
         del self._holds[place]
-        if place < len(self._holds):
-            after = self._holds[place]
-            after.peak = max(after.peak, hold.peak)
-        else:
-            self._last = max(self._last, hold.peak)
-        latest = max((each.peak for each in self._holds), default=_NEVER)
-        self._tat = self._added + max(latest, self._last)
+        peak = peaks.pop(place)
+        if place == len(peaks):
+            self._last = max(self._last, peak)
+        elif peak > peaks[place]:
+            peaks[place] = peak
+        if used < hold.units:
+            self._tat = self._added + max(self._last, max(peaks, default=_NEVER))
 
     def remaining(self, now_ns: int) -> int:
         """Units that could be taken right now."""
-        room = self.burst * _MINUTE - self._debt(now_ns)
-        return room // _MINUTE if room > 0 else 0
+        return self.standing(now_ns)[0]
 
     def reset_ns(self, now_ns: int) -> int:
         """Until all of the burst is there again."""
-        return _up(self._debt(now_ns), self.per_minute)
+        return self.standing(now_ns)[1]
+
+    def standing(self, now_ns: int) -> tuple[int, int]:
+        """`remaining` and `reset_ns` together."""
+        debt = self._debt(now_ns)
+        return max((self.burst * _MINUTE - debt) // _MINUTE, 0), _up(debt, self.per_minute)
 
     def is_idle(self, now_ns: int) -> bool:
         """It could as well be a new one."""

@@ -2,14 +2,30 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmhost.config.schema import LimitSettings, ModelSpec
 from llmhost.core.request import NO_LIMITS, Caller, Limits
 
+REQUESTS, INPUT, OUTPUT = "requests", "input_tokens", "output_tokens"
+
+KEPT_CALLERS = 10_000
+
+
+class Rate(NamedTuple):
+    """So many units in a minute."""
+
+    kind: str
+    """REQUESTS, INPUT or OUTPUT."""
+    whose: Hashable
+    """Tells it from all other rates of all levels."""
+    per_minute: int
+    burst: int
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One of them, for one request."""
+    """One of them, for all requests that come under it."""
 
     dimension: str
     """run, key, team, org or model: as metrics and logs name it."""
@@ -18,8 +34,32 @@ class Level:
     name: str
     """As a message names it."""
     limits: Limits
-    burst_requests: int | None = None
-    """Requests at once; a minute's worth when None."""
+    rates: tuple[Rate, ...] = ()
+    """What of `limits` is per minute."""
+
+    @classmethod
+    def of(
+        cls,
+        dimension: str,
+        who: Hashable,
+        name: str,
+        limits: Limits,
+        *,
+        burst_requests: int | None = None,
+    ) -> "Level":
+        """`who` need only be unique within its dimension; `burst_requests` is a minute's worth when absent."""
+        unique = (dimension, who)
+        units = {
+            REQUESTS: limits.requests_per_minute,
+            INPUT: limits.input_tokens_per_minute,
+            OUTPUT: limits.output_tokens_per_minute,
+        }
+        rates = tuple(
+            Rate(kind, (kind, unique), rate, (kind == REQUESTS and burst_requests) or rate)
+            for kind, rate in units.items()
+            if rate is not None
+        )
+        return cls(dimension, unique, name, limits, rates)
 
 
 class Levels:
@@ -40,25 +80,39 @@ class Levels:
             max_concurrency=settings.run_max_concurrency,
         )
         self._models = {
-            name: _level("model", name, f"The model {name!r}", _of_model(spec))
+            name: Level.of("model", name, f"The model {name!r}", _of_model(spec))
             for name, spec in models.items()
         }
+        self._known: dict[Hashable, tuple[Caller, list[Level]]] = {}
 
     def of(self, caller: Caller, model: str, run: str | None = None) -> list[Level]:
         """The levels that have a limit, the narrowest first. `model` is a name of models.toml."""
+        if self._run == NO_LIMITS:
+            run = None
+        who = (key_of(caller), model, run)
+        known = self._known.get(who)
+        if known is not None and known[0] == caller:
+            return known[1]
+        if len(self._known) >= KEPT_CALLERS:
+            self._known.clear()
+        levels = self._found(caller, model, run)
+        self._known[who] = (caller, levels)
+        return levels
+
+    def _found(self, caller: Caller, model: str, run: str | None) -> list[Level]:
         key, levels = key_of(caller), []
-        if run is not None and self._run != NO_LIMITS:
-            levels.append(_level("run", (*key, run), f"The run {run!r}", self._run))
+        if run is not None:
+            levels.append(Level.of("run", (*key, run), f"The run {run!r}", self._run))
         limits = self._of_key(caller.limits)
         if limits != NO_LIMITS:
             burst = self._burst(caller.limits.requests_per_minute, limits.requests_per_minute)
-            levels.append(_level("key", key, "This key", limits, burst))
+            levels.append(Level.of("key", key, "This key", limits, burst_requests=burst))
         if caller.team is not None and caller.team_limits != NO_LIMITS:
             name = f"The team {caller.team!r}"
-            levels.append(_level("team", (caller.org, caller.team), name, caller.team_limits))
+            levels.append(Level.of("team", (caller.org, caller.team), name, caller.team_limits))
         if caller.org_limits != NO_LIMITS:
             name = f"The organisation {caller.org!r}"
-            levels.append(_level("org", caller.org, name, caller.org_limits))
+            levels.append(Level.of("org", caller.org, name, caller.org_limits))
         level = self._models.get(model)
         if level is not None and level.limits != NO_LIMITS:
             levels.append(level)
@@ -88,12 +142,6 @@ class Levels:
 def key_of(caller: Caller) -> tuple[str | None, str, str | None]:
     """What tells keys apart: a plugin's callers need not have keys, and their names may hold anything."""
     return caller.key_id, caller.org, caller.team
-
-
-def _level(
-    dimension: str, who: Hashable, name: str, limits: Limits, burst_requests: int | None = None
-) -> Level:
-    return Level(dimension, (dimension, who), name, limits, burst_requests)
 
 
 def _of_model(spec: ModelSpec) -> Limits:

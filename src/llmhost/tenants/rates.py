@@ -4,19 +4,17 @@ Tokens are held when a request is admitted and settled when it has ended; what i
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmhost.core.errors import ExceedsLimit
 from llmhost.core.units import show_duration
 from llmhost.tenants.gcra import Bucket, Hold
-from llmhost.tenants.levels import Level
+from llmhost.tenants.levels import INPUT, OUTPUT, REQUESTS, Level, Rate
 from llmhost.tenants.refusals import Allowance, Allowances, LimitReached
 
 _NS = 10**9
-
-REQUESTS, INPUT, OUTPUT = "requests", "input_tokens", "output_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +86,31 @@ class Rates:
                 holds.append((share.kind, share.bucket, share.bucket.hold(share.units, now_ns)))
         return Taken(holds, _allowances(shares, now_ns))
 
-    def _shares(self, level: Level, wish: Wish, now_ns: int) -> Iterable[_Share]:
-        limits = level.limits
-        if (rate := limits.requests_per_minute) is not None:
-            burst = level.burst_requests or rate
-            yield _Share(level, REQUESTS, self._bucket(level, REQUESTS, rate, burst, now_ns), 1)
-        if (rate := limits.input_tokens_per_minute) is not None:
-            if wish.input_tokens > rate:
-                raise _too_large(level, INPUT, rate, wish.input_tokens)
-            bucket = self._bucket(level, INPUT, rate, rate, now_ns)
-            yield _Share(level, INPUT, bucket, wish.input_tokens)
-        if (rate := limits.output_tokens_per_minute) is not None:
-            if (wish.most_output_tokens or 0) > rate:
-                raise _too_large(level, OUTPUT, rate, wish.most_output_tokens or 0)
-            bucket = self._bucket(level, OUTPUT, rate, rate, now_ns)
-            yield _Share(level, OUTPUT, bucket, min(wish.output_tokens, rate))
+    def _shares(self, level: Level, wish: Wish, now_ns: int) -> Iterator[_Share]:
+        for rate in level.rates:
+            if rate.kind == REQUESTS:
+                units = 1
+            elif rate.kind == INPUT:
+                units = wish.input_tokens
+                if units > rate.burst:
+                    raise _too_large(level, INPUT, rate.per_minute, units)
+            else:
+                units = min(wish.output_tokens, rate.burst)
+                if wish.most_output_tokens is not None and wish.most_output_tokens > rate.burst:
+                    raise _too_large(level, OUTPUT, rate.per_minute, wish.most_output_tokens)
+            yield _Share(level, rate.kind, self._bucket(rate, now_ns), units)
 
-    def _bucket(self, level: Level, kind: str, rate: int, burst: int, now_ns: int) -> Bucket:
-        bucket = self._buckets.get((kind, level.who))
+    def _bucket(self, rate: Rate, now_ns: int) -> Bucket:
+        bucket = self._buckets.get(rate.whose)
         if bucket is None:
-            bucket = self._buckets[kind, level.who] = Bucket(rate, burst)
-        elif bucket.per_minute != rate or bucket.burst != burst:
-            bucket.retune(rate, burst, now_ns)
+            bucket = self._buckets[rate.whose] = Bucket(rate.per_minute, rate.burst)
+        elif bucket.per_minute != rate.per_minute or bucket.burst != rate.burst:
+            bucket.retune(rate.per_minute, rate.burst, now_ns)
         return bucket
 
     def _forget_idle(self, now_ns: int) -> None:
         """Look at a few buckets a time, in turn: the table stays about as large as those in debt, at no pause."""
-        for _ in range(min(8, len(self._buckets))):
+        for _ in range(min(4, len(self._buckets))):
             who, bucket = self._buckets.popitem(last=False)
             if not bucket.is_idle(now_ns):
                 self._buckets[who] = bucket
@@ -163,16 +159,17 @@ def _lowered(name: str) -> str:
 
 
 def _allowances(shares: Sequence[_Share], now_ns: int) -> Allowances:
-    return Allowances(
-        requests=_tightest([s.bucket for s in shares if s.kind == REQUESTS], now_ns),
-        tokens=_tightest([s.bucket for s in shares if s.kind != REQUESTS], now_ns),
-    )
+    requests, tokens = list[Bucket](), list[Bucket]()
+    for share in shares:
+        (requests if share.kind == REQUESTS else tokens).append(share.bucket)
+    return Allowances(_tightest(requests, now_ns), _tightest(tokens, now_ns))
 
 
 def _tightest(buckets: Sequence[Bucket], now_ns: int) -> Allowance | None:
     """Where the least is left; of two, the one that takes longer to fill up."""
-    if not buckets:
-        return None
-    rows = [(b.remaining(now_ns), -b.reset_ns(now_ns), b.per_minute) for b in buckets]
-    remaining, negative_reset_ns, limit = min(rows)
-    return Allowance(limit, remaining, -negative_reset_ns)
+    tightest = None
+    for bucket in buckets:
+        remaining, reset_ns = bucket.standing(now_ns)
+        if tightest is None or (remaining, -reset_ns) < (tightest.remaining, -tightest.reset_ns):
+            tightest = Allowance(bucket.per_minute, remaining, reset_ns)
+    return tightest

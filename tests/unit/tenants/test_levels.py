@@ -46,23 +46,23 @@ def test_a_key_has_the_defaults_for_what_it_does_not_say() -> None:
 @pytest.mark.parametrize(
     ("default_rate", "default_burst", "rate", "expected"),
     [
-        (30, None, None, None),
+        (30, None, None, 30),
         (30, 5, None, 5),
         (30, 45, None, 45),
         (30, 5, 100, 5),
         (30, 45, 10, 10),
-        (None, None, 12, None),
+        (None, None, 12, 12),
     ],
 )
 def test_how_many_requests_may_come_at_once(
-    default_rate: int | None, default_burst: int | None, rate: int | None, expected: int | None
+    default_rate: int | None, default_burst: int | None, rate: int | None, expected: int
 ) -> None:
     settings = LimitSettings(requests_per_minute=default_rate, burst_requests=default_burst)
     caller = Caller(key_id="k", org="acme", limits=Limits(requests_per_minute=rate))
 
     [level] = Levels(settings, {}).of(caller, "big")
 
-    assert level.burst_requests == expected
+    assert [rate.burst for rate in level.rates] == [expected]
 
 
 def test_what_looks_alike_on_different_levels_is_not_the_same() -> None:

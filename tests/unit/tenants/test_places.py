@@ -16,9 +16,7 @@ from llmhost.tenants.refusals import LimitReached
 
 
 def level(dimension: str, who: str, most: int) -> Level:
-    return Level(
-        dimension, (dimension, who), f"The {dimension} {who!r}", Limits(max_concurrency=most)
-    )
+    return Level.of(dimension, who, f"The {dimension} {who!r}", Limits(max_concurrency=most))
 
 
 ORG = level("org", "acme", 1)

@@ -15,11 +15,11 @@ ONE = Wish(input_tokens=1)
 
 
 def key(burst: int | None = None, *, who: str = "k", **limits: int) -> Level:
-    return Level("key", ("key", who), "This key", Limits(**limits), burst)
+    return Level.of("key", who, "This key", Limits(**limits), burst_requests=burst)
 
 
 def org(**limits: int) -> Level:
-    return Level("org", ("org", "acme"), "The organisation 'acme'", Limits(**limits))
+    return Level.of("org", "acme", "The organisation 'acme'", Limits(**limits))
 
 
 def refusal(rates: Rates, levels: list[Level], wish: Wish, now_ns: int = 0) -> LimitReached:
