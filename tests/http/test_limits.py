@@ -1,5 +1,6 @@
 """Limits as real clients meet them: OpenAI's own reads the headers, raises, waits as told, and comes through."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,6 +145,68 @@ def test_a_waiting_request_runs_when_there_is_a_place_and_leaves_no_trace_when_i
 
     assert answers == [200]
     eventually(lambda: node.is_idle("slow"), "something still runs")
+
+
+# -- limits that operators set ----------------------------------------------------------------------------------------
+
+
+def test_a_teams_and_an_organisations_limits_hold_for_all_their_keys_and_over_a_kill(
+    new_node: Callable[..., Node],
+) -> None:
+    node = new_node().start()
+    made = [
+        node.cli("orgs", "create", "acme", "--output-tpm", "60"),
+        node.cli("teams", "create", "search", "--org", "acme", "--rpm", "3"),
+        node.cli("keys", "create", "--org", "acme", "--team", "search", "--rpm", "2", "--json"),
+        node.cli("keys", "create", "--org", "acme", "--team", "search", "--json"),
+    ]
+    assert [each.returncode for each in made] == [0] * 4, [each.stderr for each in made]
+    one, other = (json.loads(each.stdout)["key"] for each in made[2:])
+
+    def ask(key: str, **body: Any) -> str:
+        answer = node.post(
+            "/v1/completions",
+            {"model": "echo", "prompt": "x", "max_tokens": 1, **body},
+            headers={"authorization": f"Bearer {key}"},
+        )
+        if answer.status_code == 200:
+            return "fine"
+        message: str = answer.json()["error"]["message"]
+        return f"{answer.status_code} {message.split(' may ')[0]}"
+
+    assert [ask(one) for _ in range(3)] == ["fine", "fine", "429 This key"]
+    assert [ask(other) for _ in range(2)] == ["fine", "429 The team 'search'"]
+    assert node.cli("teams", "update", "search", "--org", "acme", "--rpm", "none").returncode == 0
+    assert ask(other, max_tokens=50, stream=True) == "fine"
+    assert ask(other, max_tokens=30) == "429 The organisation 'acme'"
+    assert ask(other, max_tokens=61).startswith("400 The request asks for up to 61 output tokens")
+
+    node.kill()
+    node.start()
+    assert [ask(one) for _ in range(3)] == ["fine", "fine", "429 This key"]
+    assert ask(other, max_tokens=61).startswith("400 ")
+
+
+def test_a_stream_that_is_left_gives_its_tokens_back(node: Node) -> None:
+    """Tokens of streams are counted like any others, and no more of them than were made."""
+    node.admin("PATCH", "/orgs/acme", {"output_tokens_per_minute": 1000}).raise_for_status()
+    key = node.create_key("acme")["key"]
+    body = {"model": "slow", "prompt": "x", "max_tokens": 900, "stream": True}
+    headers = {"authorization": f"Bearer {key}"}
+    with node.raw() as connection:
+        connection.sendall(http_bytes("/v1/completions", body, headers=headers))
+        head = connection.recv(4096)
+    eventually(lambda: node.is_idle("slow"), "the stream goes on")
+
+    assert b"x-ratelimit-remaining-tokens: 100" in head.lower()
+    again = eventually(lambda: _tokens_left(node, headers), "a rate is in the way")
+    assert 200 < again < 1000
+
+
+def _tokens_left(node: Node, headers: dict[str, str]) -> int | None:
+    body = {"model": "slow", "prompt": "x", "max_tokens": 1}
+    answer = node.post("/v1/completions", body, headers=headers)
+    return int(answer.headers["x-ratelimit-remaining-tokens"]) if answer.is_success else None
 
 
 # -- strangers ------------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from llmhost.tenants.strangers import Network, Strangers, address_of
 log = logging.getLogger("llmhost.limits")
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+MOST_FORWARDED_BYTES = 512
+"""Of `x-forwarded-for`, which is read from its end: its beginning is a stranger's to write."""
 _VOUCHED = "llmhost.vouched"
 
 
@@ -110,7 +112,7 @@ def _state(scope: Any) -> dict[str, Any]:
 def _forwarded_for(scope: HTTPScope) -> str | None:
     """Every proxy may add a header of its own instead of lengthening the first."""
     values = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-    return b",".join(values).decode("latin-1") if values else None
+    return b",".join(values)[-MOST_FORWARDED_BYTES:].decode("latin-1") if values else None
 
 
 async def _refuse(scope: HTTPScope, receive: Receive, send: Send, refusal: LimitReached) -> None:

@@ -4,8 +4,8 @@ from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 
-FIRST_GUESS_TOKENS = 256
-"""For a key that has had no answer of a model yet."""
+FEWEST_ANSWERS = 10
+"""Of fewer there is no saying what nine of ten are like."""
 KEPT_ANSWERS = 100
 KEPT_PAIRS = 10_000
 """So many answers of so many pairs of model and key are remembered: some 20 MB at most."""
@@ -17,10 +17,10 @@ class AnswerLengths:
     def __init__(self) -> None:
         self._seen: OrderedDict[Hashable, _Seen] = OrderedDict()
 
-    def guess(self, who: Hashable) -> int:
-        """Tokens that nine of ten past answers did not exceed."""
+    def p90(self, who: Hashable) -> int | None:
+        """Tokens that nine of ten past answers did not exceed; None while there were too few."""
         seen = self._seen.get(who)
-        return FIRST_GUESS_TOKENS if seen is None else seen.p90()
+        return None if seen is None or len(seen) < FEWEST_ANSWERS else seen.p90()
 
     def note(self, who: Hashable, tokens: int) -> None:
         """Remember one whole answer."""
@@ -39,6 +39,9 @@ class _Seen:
     def __init__(self) -> None:
         self._in_order: deque[int] = deque()
         self._sorted: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._sorted)
 
     def note(self, tokens: int) -> None:
         if len(self._in_order) == KEPT_ANSWERS:

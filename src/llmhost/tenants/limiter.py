@@ -12,6 +12,9 @@ from llmhost.tenants.places import Places
 from llmhost.tenants.rates import Rates, Taken, Wish
 from llmhost.tenants.refusals import Allowances
 
+FIRST_GUESS_TOKENS = 256
+"""Of an answer to a key that has had few of the model yet, where the request doesn't say how long it may be."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
@@ -47,12 +50,11 @@ class Pass:
 
     def settle(self, input_tokens: int, output_tokens: int, *, is_whole: bool) -> None:
         """The request has ended, and used so much; `is_whole` when it was answered to the end. Idempotent."""
+        if is_whole and self._size.choices and self._taken.has_output:
+            self._limiter.lengths.note(self._who, -(-output_tokens // self._size.choices))
         self._limiter.settle(self._taken, input_tokens, output_tokens)
         places, self._places = self._places, ()
         self._limiter.places.leave(places)
-        if is_whole and self._size.choices:
-            self._limiter.lengths.note(self._who, -(-output_tokens // self._size.choices))
-            self._size = Size(input_tokens=0)
 
 
 class Limiter:
@@ -93,9 +95,13 @@ class Limiter:
     def _wish(self, who: Hashable, size: Size) -> Wish:
         if not size.choices:
             return Wish(size.input_tokens)
-        longest = size.longest_tokens if size.asked_tokens is None else size.asked_tokens
+        asked, usual = size.asked_tokens, self.lengths.p90(who)
+        if asked is not None:
+            each = asked if usual is None else min(asked, usual)
+        else:
+            each = min(size.longest_tokens, FIRST_GUESS_TOKENS if usual is None else usual)
         return Wish(
             size.input_tokens,
-            size.choices * min(longest, self.lengths.guess(who)),
+            size.choices * each,
             None if size.asked_tokens is None else size.choices * size.asked_tokens,
         )

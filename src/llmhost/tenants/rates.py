@@ -47,6 +47,11 @@ class Taken:
         self._holds = holds
         self.allowances = allowances
 
+    @property
+    def has_output(self) -> bool:
+        """Whether output tokens are limited on any level."""
+        return any(kind == OUTPUT for kind, _, _ in self._holds)
+
     def settle(self, input_tokens: int, output_tokens: int, now_ns: int) -> None:
         """Count what was used instead of what was held. Idempotent: the first call counts."""
         holds, self._holds = self._holds, []

@@ -154,30 +154,53 @@ async def test_vectors_use_input_only() -> None:
         assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
 
 
+async def test_streams_that_run_at_the_same_time_share_what_there_is() -> None:
+    async with held_host(TOKENS) as (host, held):
+        opened = await asyncio.gather(
+            *(start(host, max_tokens=300, stream=True) for _ in range(10)), return_exceptions=True
+        )
+        running = [each for each in opened if isinstance(each, Exchange)]
+        refused = [each for each in opened if isinstance(each, LimitReached)]
+        assert (len(running), len(refused)) == (3, 7)
+        assert {each.limit for each in refused} == {"output_tokens"}
+        held.go()
+        for each in running:
+            await read_all(each)
+        await settled(host)
+
+        assert owed(host)["output_tokens"] == 900
+
+
 async def test_without_max_tokens_past_answers_say_how_much_is_held() -> None:
     async with held_host(TOKENS) as (host, held):
         held.go()
-        for _ in range(3):
+        for _ in range(9):
             await read_all(await start(host, max_tokens=7))
         await settled(host)
         before = owed(host)["output_tokens"]
-        held.is_free = False
-        while held.steps.acquire(blocking=False):
-            pass
-        exchange = await start(host, max_tokens=None)
+        few = await start(host, max_tokens=None)
+        held_by_few = owed(host)["output_tokens"] - before
+        few.leave()
+        await settled(host)
+        await read_all(await start(host, max_tokens=7))
+        await settled(host)
+        before = owed(host)["output_tokens"]
+        many = await start(host, max_tokens=None)
+        held_by_many = owed(host)["output_tokens"] - before
+        many.leave()
 
-        assert owed(host)["output_tokens"] - before == 7
-        exchange.leave()
+        assert (held_by_few, held_by_many) == (256, 7)
 
 
 async def test_an_answer_longer_than_was_held_is_charged_whole() -> None:
     async with held_host(TOKENS) as (host, held):
         held.go()
-        await read_all(await start(host, max_tokens=2))
+        for _ in range(10):
+            await read_all(await start(host, max_tokens=2))
         await read_all(await start(host, max_tokens=300))
         await settled(host)
 
-        assert owed(host)["output_tokens"] == 302
+        assert owed(host)["output_tokens"] == 320
 
 
 async def test_what_no_wait_would_help_is_a_bad_request() -> None:

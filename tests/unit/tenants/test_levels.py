@@ -4,7 +4,7 @@ import pytest
 
 from llmhost.config.schema import LimitSettings, ModelLimitSettings, ModelSpec
 from llmhost.core.request import Caller, Limits
-from llmhost.tenants.lengths import FIRST_GUESS_TOKENS, KEPT_ANSWERS, AnswerLengths
+from llmhost.tenants.lengths import KEPT_ANSWERS, AnswerLengths
 from llmhost.tenants.levels import Levels
 
 ADA = Caller(key_id="ada", org="acme", team="search")
@@ -79,11 +79,11 @@ def test_what_looks_alike_on_different_levels_is_not_the_same() -> None:
 
 def test_a_guess_is_what_nine_of_ten_answers_did_not_exceed() -> None:
     lengths = AnswerLengths()
-    assert lengths.guess("k") == FIRST_GUESS_TOKENS
     for tokens in range(1, 11):
+        assert lengths.p90("k") is None
         lengths.note("k", tokens)
-    assert lengths.guess("k") == 9
-    assert lengths.guess("other") == FIRST_GUESS_TOKENS
+    assert lengths.p90("k") == 9
+    assert lengths.p90("other") is None
 
 
 def test_old_answers_are_forgotten() -> None:
@@ -92,4 +92,4 @@ def test_old_answers_are_forgotten() -> None:
         lengths.note("k", 1000)
     for _ in range(KEPT_ANSWERS):
         lengths.note("k", 7)
-    assert lengths.guess("k") == 7
+    assert lengths.p90("k") == 7
