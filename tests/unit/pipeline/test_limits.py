@@ -1,8 +1,9 @@
 """Limits on a whole node: what was held comes back however a request ends, and so does its place."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, asks, read_all, settled, until
 
 from llmhost.config.schema import LimitSettings, ModelLimitSettings, ModelSpec, Settings
-from llmhost.core.errors import EngineFailed, ExceedsLimit, Overloaded
+from llmhost.core.errors import EngineFailed, ExceedsLimit, LlmhostError, Overloaded
 from llmhost.core.request import Caller, GenerationRequest, Limits
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.pipeline.processor import Exchange
@@ -266,6 +267,46 @@ async def test_one_who_waits_when_the_server_stops_hears_so() -> None:
         host.host.processor.cancel_all()
         with pytest.raises(Overloaded, match="shutting down"):
             await queued
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_whatever_clients_do_nothing_stays_held(seed: int) -> None:
+    """They read to the end, leave in the middle, leave the queue, send what is refused, or fail."""
+    chance = random.Random(seed)
+    limits = LimitSettings(
+        max_concurrency=3,
+        queue_size=8,
+        input_tokens_per_minute=10_000,
+        output_tokens_per_minute=9_000,
+        requests_per_minute=1000,
+    )
+    async with held_host(limits) as (host, held):
+        held.fails = lambda seq_id, position: RuntimeError("x") if position == 37 else None
+        held.go()
+
+        async def one() -> None:
+            with suppress(LlmhostError):
+                exchange = await start(
+                    host, max_tokens=chance.choice([1, 5, 30, 60]), n=chance.choice([1, 1, 3])
+                )
+                for _ in range(chance.choice([0, 1, 1000])):
+                    if not await exchange.read():
+                        break
+                exchange.leave()
+
+        tasks = [asyncio.create_task(one()) for _ in range(60)]
+        for task in chance.sample(tasks, 15):
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        entries = await settled(host)
+
+        used = sum(entry["tokens"]["output"] for entry in entries if entry["outcome"] != "failed")
+        made = sum(entry["tokens"]["output"] for entry in entries)
+        assert (in_use(host), waiting(host)) == (0, 0)
+        buckets = host.host.processor._stages.limit._limiter._rates._buckets
+        assert not any(bucket._holds for bucket in buckets.values())
+        assert used <= owed(host)["output_tokens"] <= made
 
 
 # -- levels ---------------------------------------------------------------------------------------------------------
