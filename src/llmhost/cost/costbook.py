@@ -19,12 +19,12 @@ _TOTAL = f"sum({' + '.join(_POOLS)})"
 _SUMS = f"""
     SELECT grp, sum(requests), {", ".join(f"sum({pool})" for pool in _POOLS)}, sum(provisional), sum(amount)
     FROM (
-        SELECT {{group}} AS grp, kind = 'request' AS requests, {", ".join(f"{pool}_nano AS {pool}" for pool in _POOLS)},
+        SELECT {{group}} AS grp, 0 AS requests, {", ".join(f"{pool}_nano AS {pool}" for pool in _POOLS)},
             CASE WHEN load_id IN (SELECT load_id FROM load_ends) THEN 0 ELSE model_loading_nano END AS provisional,
             0 AS amount
         FROM request_costs WHERE {_WITHIN}
         UNION ALL
-        SELECT {{group}}, 0, 0, 0, 0, 0, 0, amount_nano FROM entries WHERE {_WITHIN}
+        SELECT {{group}}, kind = 'request', 0, 0, 0, 0, 0, amount_nano FROM entries WHERE {_WITHIN}
     ) GROUP BY grp
 """
 _CHECKED = ("busy_ns", "load_ns", "idle_ns")

@@ -88,6 +88,10 @@ SCHEMA = Schema(
             ) STRICT, WITHOUT ROWID""",
         ),
         "runs": ("ALTER TABLE requests ADD COLUMN run_id TEXT",),
+        "true_cost": (
+            "ALTER TABLE requests ADD COLUMN cost_nano INTEGER NOT NULL DEFAULT 0",
+            "ALTER TABLE minutes ADD COLUMN cost_nano INTEGER NOT NULL DEFAULT 0",
+        ),
     },
 )
 
@@ -122,6 +126,7 @@ _REQUEST_COLUMNS = (
     "total_us",
     "is_stream",
     "run_id",
+    "cost_nano",
 )
 _KEY = ("minute_ns", "model", "org", "team", "node_id")
 _SUMS = (
@@ -134,6 +139,7 @@ _SUMS = (
     "completion_tokens",
     "engine_ns",
     "amount_nano",
+    "cost_nano",
     "queue_sum_us",
     "ttft_count",
     "ttft_sum_us",
@@ -183,6 +189,8 @@ class Minute:
     completion_tokens: int
     engine_ns: int
     amount_nano: int
+    cost_nano: int
+    """What they cost the operator."""
     queue_sum_us: int
     queue_max_us: int
     ttft_count: int
@@ -345,6 +353,7 @@ def _request_row(node_id: str, event: RequestEnded) -> tuple[Any, ...]:
         _micro(event.total_ms),
         event.stream,
         event.run_id,
+        event.cost_nano,
     )
 
 
@@ -358,6 +367,7 @@ def _add(sums: dict[str, int], event: RequestEnded) -> None:
     sums["completion_tokens"] += event.usage.completion_tokens
     sums["engine_ns"] += event.usage.engine_ns
     sums["amount_nano"] += event.amount_nano
+    sums["cost_nano"] += event.cost_nano
     sums["ttft_count"] += event.ttft_ms is not None
     for measure, milliseconds in (
         ("queue", event.queue_ms),

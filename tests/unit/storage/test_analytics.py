@@ -38,6 +38,7 @@ def ended(**changes: Any) -> RequestEnded:
         "finish_reason": "stop",
         "usage": Usage(10, 4, 20, 5_000),
         "amount_nano": 70,
+        "cost_nano": 30,
         "queue_ms": 0.5,
         "ttft_ms": 12.0,
         "total_ms": 300.0,
@@ -79,7 +80,7 @@ def test_a_request_becomes_a_row_with_all_that_is_known(
     settle(writer)
     rows = reader.read_now(lambda c: c.execute("SELECT * FROM requests").fetchall())
     who = (1, "node-1", NOON_NS, "req_1", "theirs", "chat", "tiny@1", "abc", "acme", "search")
-    what = ("answered", 200, None, "stop", 10, 4, 20, 5000, 70, 500, 12_000, 300_000, 1)
+    what = ("answered", 200, None, "stop", 10, 4, 20, 5000, 70, 500, 12_000, 300_000, 1, None, 30)
     assert rows == [(*who, *what)]
 
 
@@ -94,7 +95,7 @@ def test_a_minute_adds_up_its_requests(analytics: Analytics, writer: Writer) -> 
     assert (first.answered, first.refused, first.failed, first.cancelled) == (2, 0, 1, 0)
     assert (first.requests, second.requests) == (3, 1)
     assert (first.prompt_tokens, first.cached_tokens, first.completion_tokens) == (30, 12, 60)
-    assert (first.engine_ns, first.amount_nano) == (15_000, 140)
+    assert (first.engine_ns, first.amount_nano, first.cost_nano) == (15_000, 140, 90)
     assert (first.queue_sum_us, first.queue_max_us) == (10_000, 9_000)
     assert (first.ttft_count, first.ttft_sum_us, first.ttft_max_us) == (2, 52_000, 40_000)
     assert (first.total_sum_us, first.total_max_us) == (700_000, 300_000)
