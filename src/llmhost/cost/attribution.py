@@ -137,8 +137,8 @@ class TrueCosts:
         self._loads[load_id] = LoadShare(load_id, nano, self.rates.requests_per_load)
         return load_id
 
-    def give_up_load(self, load: LoadBegun) -> None:
-        """A load that failed took its time all the same."""
+    def bear_load(self, load: LoadBegun) -> None:
+        """Book the time of a load that no request bears: one that failed, or a model's waking."""
         self._load_cost(load)
 
     async def unload(self, load_id: str | None) -> None:

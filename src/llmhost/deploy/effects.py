@@ -124,7 +124,7 @@ class LoadEffects:
             except BaseException:
                 if drafter is not None:
                     drafter.close()
-                self._costs.give_up_load(begun)
+                self._costs.bear_load(begun)
                 self._give_back(str(entry.ref), facts.device)
                 raise
         self._costs.engine_started(facts.device, engine.load)
@@ -133,7 +133,7 @@ class LoadEffects:
         except BaseException:
             await engine.stop()
             self._costs.engine_ended(facts.device, engine.load)
-            self._costs.give_up_load(begun)
+            self._costs.bear_load(begun)
             self._give_back(str(entry.ref), facts.device)
             raise
         return Replica(
@@ -203,6 +203,7 @@ class LoadEffects:
         Raises DoesNotFit, or OutOfMemory where more is taken than the ledger knows; then it sleeps on.
         """
         leases = self._asleep[replica.lease_holder]
+        begun = self._costs.begin_load(replica.facts.device)
         granted: list[tuple[DeviceMemory, Lease]] = []
         try:
             for memory, lease in leases:
@@ -218,6 +219,8 @@ class LoadEffects:
             for memory, lease in granted:
                 memory.give_back(lease.holder)
             raise
+        finally:
+            self._costs.bear_load(begun)
         self._end_sleep(replica.lease_holder)
 
     def _leases_of(self, holder: str) -> list[tuple[DeviceMemory, Lease]]:

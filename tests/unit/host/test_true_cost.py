@@ -190,3 +190,14 @@ async def test_an_unknown_group_is_refused(by: str) -> None:
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "by"
     assert stranger.status_code == 401
+
+
+async def test_vectors_have_a_cost_too() -> None:
+    embedder = msgspec.structs.replace(FAKE_MODEL, options={"task": "embed"})
+    async with make_host(settings=settings(), models={"fake": embedder}) as host:
+        body = {"model": "fake", "input": ["one", "two words"], "include_cost": True}
+        answer = (await host.client.post("/v1/embeddings", json=body)).json()
+
+    cost = answer["usage"]["cost"]
+    assert nano_of(cost, "gpu_compute") > 0
+    assert cost["cost_per_output_token"] == "0.00"
