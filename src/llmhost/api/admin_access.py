@@ -22,15 +22,15 @@ Visitor = Request[Access, Any, Any]
 """A request whose `user` is what the guard found."""
 
 
-def guard_by(token: str, find: Callable[[str], Access] | None = None) -> Guard:
-    """Lets in whoever holds the admin token; and keys, where `find` says what they may."""
+def guard_by(token: str, find: Callable[[str], Access]) -> Guard:
+    """Lets in whoever holds the admin token, and keys as far as their roles go: `find` says who holds one."""
 
     def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         sent = bearer(connection.scope) or ""
         if hmac.compare_digest(sent.encode(), token.encode()):
             connection.scope["user"] = OPERATOR
             return
-        if find is None or not sent.startswith(PREFIX):
+        if not sent.startswith(PREFIX):
             raise Unauthenticated(
                 "Admin routes need the admin token, which is in server.json in the data directory,"
                 " or an API key whose role allows it."

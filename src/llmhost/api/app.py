@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 
 from llmhost import __version__
 from llmhost.api.admin import Admin
+from llmhost.api.admin_access import guard_by
 from llmhost.api.admin_routes import admin_router
 from llmhost.api.costs import CostReports, cost_router
 from llmhost.api.door import Outflow, bearer
@@ -70,7 +71,9 @@ def build_app(surface: Surface) -> ASGIApp:
             *_operation_routes(surface),
             *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
             admin_router(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
-            cost_router(surface.costs, surface.admin_token),
+            cost_router(
+                surface.costs, guard_by(surface.admin_token, surface.admin.tenants.access_of)
+            ),
             *(
                 Router(f"/plugins/{name}", route_handlers=[route])
                 for name, route in surface.plugin_routes

@@ -5,8 +5,8 @@ from typing import Any, cast, get_args
 
 from litestar import Router, get
 from litestar.params import FromQuery
+from litestar.types import Guard
 
-from llmhost.api.admin_access import guard_by
 from llmhost.api.admin_routes import utc_ns
 from llmhost.api.admin_wire import LAST_S
 from llmhost.core.errors import InvalidValue
@@ -36,8 +36,8 @@ class CostReports:
         return self._book.devices(since_ns=since_ns, until_ns=until_ns)
 
 
-def cost_router(reports: CostReports, token: str) -> Router:
-    """The routes, for whoever holds the admin token."""
+def cost_router(reports: CostReports, guard: Guard) -> Router:
+    """The routes, which no key reaches."""
 
     @get("/")
     async def costs(
@@ -58,7 +58,7 @@ def cost_router(reports: CostReports, token: str) -> Router:
         return {"data": await asyncio.to_thread(reports.devices, *bounds)}
 
     return Router(
-        "/admin/v1/costs", guards=[guard_by(token)], tags=["admin"], route_handlers=[costs, devices]
+        "/admin/v1/costs", guards=[guard], tags=["admin"], route_handlers=[costs, devices]
     )
 
 

@@ -23,7 +23,7 @@ class UnloadLora(msgspec.Struct, frozen=True, kw_only=True):
 
 def lora_routes(admin: Admin, token: str, *, drain_s: float) -> list[ControllerRouterHandler]:
     """The routes, guarded by `token`."""
-    guards = [guard_by(token)]
+    guards = [guard_by(token, admin.tenants.access_of)]
 
     @post("/v1/load_lora_adapter", guards=guards, tags=["admin"], status_code=200)
     async def load_lora_adapter(data: JSONBody[LoadLora]) -> str:

@@ -60,6 +60,13 @@ async def test_whoever_had_a_right_key_goes_on() -> None:
         assert answer.status_code == 200
 
 
+async def test_a_right_key_that_may_not_enter_is_no_stranger() -> None:
+    async with make_host(settings=STRICT) as host:
+        headers = {"authorization": f"Bearer {await host.make_key()}"}
+        for path in ("/admin/v1/keys", "/admin/v1/ps", "/admin/v1/costs"):
+            assert (await host.client.get(path, headers=headers)).status_code == 403, path
+
+
 async def test_a_node_without_keys_on_loopback_has_no_strangers() -> None:
     async with make_host(settings=STRICT) as host:
         assert [await asked(host, "anything") for _ in range(3)] == [200] * 3
