@@ -64,22 +64,22 @@ class Flights:
         is_first = not self._up
         if is_first:
             self._turn = self._lane.take()
+            self._stepper.began_ns = self._turn.started_ns
         moves = self._scheduler.take_moves()
         try:
             if moves:
                 self._runner.move_blocks(moves)
             flight = self._runner.launch(rows)
         except Exception as error:  # noqa: BLE001 - boundary: a runner may raise anything
-            if moves:
+            if moves:  # what was to come from host memory is not there
                 self._scheduler.forget_texts()
+                self._scheduler.preempt(row.seq_id for row in rows)
             self._stumble(rows, error)
             if is_first:
                 self._give()
                 self._pay()
             return False
         self._up.append(_InTheAir(rows, flight))
-        if is_first:
-            self._stepper.began_ns = self._turn.started_ns
         return True
 
     def land(self) -> list[Emission]:
@@ -116,13 +116,13 @@ class Flights:
 
     def _crash(self, rows: list[Row], error: Exception) -> list[Emission]:
         """Nothing of the step is known, and the one behind it went on from there."""
-        self._stumble(rows, error)
         for later, flight in self._up:
             try:
                 flight.land()
             except Exception as raised:
                 log.debug("flight.lost", exc_info=raised)
             self._stumble(later, error)
+        self._stumble(rows, error)
         self._up.clear()
         self._give()
         self._pay()

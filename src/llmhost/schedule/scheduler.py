@@ -224,11 +224,15 @@ class Scheduler:
         return [] if self._intricate else self._plan(now_ns, is_ahead=True)
 
     def unplan(self, rows: Iterable[Row]) -> None:
-        """What was planned of these sequences isn't run, or came to nothing: they are planned anew."""
+        """What was planned of these sequences isn't run, or came to nothing: they are planned anew.
+
+        Of several plans for one sequence the last one is given back first.
+        """
         for row in rows:
             sequence = self._sequences.get(row.seq_id)
-            if sequence is not None:
-                sequence.fed, sequence.owed = sequence.computed, 0
+            if sequence is not None and sequence.fed == row.start + len(row.tokens):
+                sequence.fed = row.start
+                sequence.owed -= row.wants_token
 
     def _plan(self, now_ns: int, *, is_ahead: bool = False) -> list[Row]:
         hits: dict[int, Hit] = {}

@@ -44,7 +44,7 @@ def check(tables: RowTables, rows: list[Row], width: int) -> None:
         asked.packed[: 2 * width], pack([Place(r) for r in rows], width)[: 2 * width]
     )
     assert torch.equal(asked.packed, pack([Place(r) for r in rows], width))
-    found = tables.tables(lines, rows)
+    found = tables.tables(lines, tables.columns(rows))
     for row, table in zip(rows, found, strict=True):
         used = row.start // SIZE + 1
         assert table[:used].tolist() == list(row.blocks[:used])

@@ -20,7 +20,7 @@ from llmhost.config.schema import FakeOptions
 from llmhost.core.meter import FREE, Rate
 from llmhost.core.output import FinishReason, Usage
 from llmhost.core.request import Sampling, SequenceSpec
-from llmhost.core.step import PENDING, Drawn, Row, StepResult
+from llmhost.core.step import PENDING, Drawn, KvMove, Row, StepResult
 from llmhost.engines.fake import FakeFlight, FakeRunner, fake_answer
 from llmhost.gpu.lane import DeviceLane
 from llmhost.schedule.flights import LEAST_AHEAD, MOST_AHEAD, STEPS_ON_FOOT, Flights, GuessRhythm
@@ -270,3 +270,29 @@ def test_guesses_that_come_to_nothing_are_tried_ever_more_rarely() -> None:
     assert pauses[-1] == MOST_AHEAD + 1
     rhythm.guessed(has_guesses=True)
     assert rhythm.is_due
+
+
+def test_a_launch_ahead_that_fails_leaves_the_step_before_it_alone() -> None:
+    field = Airfield(Stormy(["fine", "launch"]))
+    field.add(a_spec(max_new_tokens=6))
+    field.turn()
+    (sequence,) = field.scheduler._running
+
+    assert (sequence.computed, sequence.fed, sequence.owed) == (3, 3, 0)
+    field.run_to_the_end()
+    assert field.scheduler.operator_ns == 0, "nothing was computed twice"
+
+
+def test_what_could_not_be_fetched_is_computed() -> None:
+    class Torn(Stormy):
+        def move_blocks(self, moves: Sequence[KvMove]) -> None:
+            super().move_blocks(moves)
+            if any(not move.is_to_host for move in moves):
+                raise RuntimeError("the copy failed")
+
+    field = Airfield(Torn(), some_limits(kv_blocks=6, host_kv_blocks=6))
+    for prompt in (range(16), range(20, 36), range(16)):
+        field.add(a_spec([token % VOCAB for token in prompt], max_new_tokens=3))
+        for _ in range(40):
+            field.turn()
+    field.run_to_the_end()

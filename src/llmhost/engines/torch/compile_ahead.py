@@ -7,6 +7,7 @@ compiled here in vain costs nothing but time that was there; what is missed is c
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,9 +22,10 @@ Launch = Callable[[], object]
 class CompileAhead:
     """Launches each of `launches` once, in threads."""
 
-    def __init__(self, launches: Sequence[Launch]) -> None:
+    def __init__(self, launches: Sequence[Launch], device: torch.device | None = None) -> None:
+        """`device` is where they run, if that is a GPU."""
         self._pool = ThreadPoolExecutor(max(len(launches), 1), "compile")
-        self._jobs = [self._pool.submit(launch) for launch in launches]
+        self._jobs = [self._pool.submit(_launched, launch, device) for launch in launches]
 
     def wait(self) -> None:
         """Until all are done. What failed will fail again where it is needed."""
@@ -32,6 +34,12 @@ class CompileAhead:
             if (error := job.exception()) is not None:
                 log.debug("compile.failed", exc_info=error)
         self._pool.shutdown()
+
+
+def _launched(launch: Launch, device: torch.device | None) -> None:
+    """A thread's current device is the first one, whatever it was where the thread was made."""
+    with torch.cuda.device(device) if device and device.type == "cuda" else nullcontext():
+        launch()
 
 
 def launches_of(
@@ -59,12 +67,12 @@ def launches_of(
     def cache() -> KeyValue:
         return KeyValue(*(zeros(1, block_tokens, kv_heads, head_dim) for _ in "kv"))
 
-    def decode(splits: int) -> None:
+    def decode(splits: int, kind: torch.dtype) -> None:
         query = zeros(1, heads, head_dim)
         attention.decode_attention(
             query,
             *cache(),
-            zeros(1, 1, kind=torch.int32),
+            zeros(1, 1, kind=kind),
             zeros(1, kind=torch.int32),
             torch.empty_like(query),
             room=attention.DecodeRoom(1, heads, kv_heads, head_dim, device, multiprocessors=64),
@@ -72,12 +80,12 @@ def launches_of(
             splits=splits,
         )
 
-    def rope() -> None:
+    def rope(kind: torch.dtype) -> None:
         layers.rope_and_write(
             zeros(1, (heads + 2 * kv_heads) * head_dim),
             zeros(2, 2, head_dim // 2),
-            zeros(1, kind=torch.int32),
-            zeros(1, kind=torch.int32) - 1,
+            zeros(1, kind=kind),
+            zeros(1, kind=kind) - 1,
             *cache(),
             zeros(1, heads, head_dim),
         )
@@ -86,12 +94,12 @@ def launches_of(
         ids, places, drawn, out = (zeros(1, kind=torch.int32) for _ in range(4))
         feed.feed_tokens(ids, places, drawn, out)
 
+    kinds = (torch.int32, torch.int64)  # of steps that are graphs, and of others
     row, eps = zeros(1, hidden), text.rms_norm_eps
     found: list[Launch] = [
-        partial(decode, 1),
-        partial(decode, 2),
+        *(partial(decode, splits, kind) for splits in (1, 2) for kind in kinds),
+        *(partial(rope, kind) for kind in kinds),
         partial(warm_up, device, dtype, heads, kv_heads, head_dim, block_tokens, [Scores()]),
-        rope,
         fed,
         partial(layers.rms_norm, row, zeros(hidden), eps),
         partial(layers.add_rms_norm, row, row.clone(), zeros(hidden), eps),

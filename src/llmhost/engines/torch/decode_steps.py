@@ -108,7 +108,8 @@ class DecodeSteps:
         self._draw = draw
         self._feed = feed_tokens
         self._device = device
-        self._captures = captures and device.type == "cuda"
+        self._captures = self._may_capture = captures and device.type == "cuda"
+        self._aside: Any = None  # the stream of all captures: libraries keep a room for each
         self._tables = RowTables(block_tokens)
         most, blocks = WIDTHS[-1], -(-longest // block_tokens)
         self._words = torch.zeros((ASKED_WORDS + COLUMNS) * most, dtype=torch.int32, device=device)
@@ -120,7 +121,9 @@ class DecodeSteps:
         """And the place of each of its sequences."""
         self._graphs: dict[int, _Graph] = {}
         self._pool: Any = None  # of the memory that graphs share
-        self._on_device: tuple[bytes, int] | None = None  # which tables are there, in which version
+        self._on_device: tuple[bytes, int, int] | None = (
+            None  # which tables are there, of what version and width
+        )
 
     def takes(self, rows: Sequence[Row]) -> bool:
         """Every row feeds one token and draws one, and no more of them than there are graphs for."""
@@ -169,7 +172,9 @@ class DecodeSteps:
     def prepare(self, most_rows: int) -> None:
         """Capture graphs for steps of up to `most_rows`, which have a KV cache by now."""
         last = bisect_left(WIDTHS, min(most_rows, WIDTHS[-1]))
-        for width in WIDTHS[: last + 1]:
+        for width in reversed(
+            WIDTHS[: last + 1]
+        ):  # smaller ones find room in what the largest left
             if width not in self._graphs:
                 self._captured(width)
 
@@ -178,14 +183,16 @@ class DecodeSteps:
         self._graphs.clear()
         self._pool = None
         self._on_device = None
+        self._captures = self._may_capture  # what there was no room for may have room now
 
     def _bring(self, rows: Sequence[Row], width: int) -> None:
         lines = self._tables.lines(rows)
         words = self._tables.pack(rows, lines, width, self.places)
         self._words[: len(words)].copy_(to_device(words, self._device))
-        shown = (lines.tobytes(), self._tables.version)
+        columns = self._tables.columns(rows)
+        shown = (lines.tobytes(), self._tables.version, columns)
         if shown != self._on_device:
-            tables = to_device(self._tables.tables(lines, rows), self._device)
+            tables = to_device(self._tables.tables(lines, columns), self._device)
             self._blocks[: tables.shape[0], : tables.shape[1]].copy_(tables)
             self._on_device = shown
 
@@ -209,7 +216,7 @@ class DecodeSteps:
         """The graph of that width, from now on. None where there are none: from then on steps are run as they are."""
         if not self._captures:
             return None
-        words = self._words.clone()
+        words, drawn = self._words.clone(), self.drawn.clone()
         self._words.copy_(_padding(width, len(words)))
         try:
             graph = self._graphs[width] = self._capture(width)
@@ -219,12 +226,13 @@ class DecodeSteps:
             return None
         finally:
             self._words.copy_(words)
+            self.drawn.copy_(drawn)
         return graph
 
     def _capture(self, width: int) -> _Graph:
         """Run once as it is, which compiles kernels and makes libraries' rooms; then record."""
         current = torch.cuda.current_stream()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = self._aside = self._aside or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(aside):

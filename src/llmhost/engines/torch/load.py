@@ -9,6 +9,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ def load_runner(folder: Path, *, block_tokens: int, options: TorchOptions) -> To
     Raises ModelUnavailable with the reason when it can't be served.
     """
     device = pick_device(options.device)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return _load_to(device, folder, block_tokens, options)
+
+
+def _load_to(
+    device: torch.device, folder: Path, block_tokens: int, options: TorchOptions
+) -> TorchRunner:
     footprint = read_footprint(
         folder,
         block_tokens=block_tokens,
@@ -112,7 +120,7 @@ def _compile_ahead(
     except _LOADING_ERRORS as error:  # loading will say what is wrong, if anything is
         log.debug("compile.unknown", exc_info=error)
         launches = []
-    return CompileAhead(launches)
+    return CompileAhead(launches, device)
 
 
 def proved_runner(

@@ -60,7 +60,8 @@ class Pieces:
         self._widths: dict[int, _Width] = {}
         self._pool: Any = None
         self._record = record or self._captures
-        self._is_off = record is None and decoder.table.device.type != "cuda"
+        self._is_off = self._cannot = record is None and decoder.table.device.type != "cuda"
+        self._stream: Any = None  # of all captures
 
     def takes(self, tokens: int) -> bool:
         return not self._is_off and tokens <= WIDTHS[-1]
@@ -68,13 +69,15 @@ class Pieces:
     def prepare(self, most_tokens: int) -> None:
         """Capture those of steps of up to so many tokens."""
         if not self._is_off:
-            for width in WIDTHS[: bisect_left(WIDTHS, min(most_tokens, WIDTHS[-1])) + 1]:
+            last = bisect_left(WIDTHS, min(most_tokens, WIDTHS[-1]))
+            for width in reversed(WIDTHS[: last + 1]):
                 self._captured(width)
 
     def forget(self) -> None:
         """The KV cache or the weights have moved."""
         self._widths.clear()
         self._pool = None
+        self._is_off = self._cannot
 
     def hidden(
         self, input_ids: Tensor, positions: Tensor, slots: Tensor, attend: AttendInto
@@ -122,7 +125,7 @@ class Pieces:
             return decoder.after(layer, attended, residual, places, caches)
 
         begin(), go_on(0)  # compiles what was not yet
-        with _aside(inputs.device):
+        with self._aside(inputs.device):
             recorded = [self._record(begin)]
             recorded += [
                 self._record(partial(go_on, layer)) for layer in range(len(decoder.layers))
@@ -142,16 +145,15 @@ class Pieces:
             graph.capture_end()
         return graph.replay, out
 
-
-@contextmanager
-def _aside(device: torch.device) -> Iterator[None]:
-    """A stream of its own, which capturing takes; what was before comes before it, what is after waits for it."""
-    if device.type != "cuda":
-        yield
-        return
-    current = torch.cuda.current_stream()
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(current)
-    with torch.cuda.stream(aside):
-        yield
-    current.wait_stream(aside)
+    @contextmanager
+    def _aside(self, device: torch.device) -> Iterator[None]:
+        """A stream of its own, which capturing takes; what was before comes before it, what is after waits for it."""
+        if device.type != "cuda":
+            yield
+            return
+        current = torch.cuda.current_stream()
+        aside = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            yield
+        current.wait_stream(aside)

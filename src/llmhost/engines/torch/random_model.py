@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from llmhost.engines.torch import attention
 from llmhost.engines.torch.blank import blank_model
+from llmhost.engines.torch.compile_ahead import CompileAhead, launches_of
+from llmhost.engines.torch.kernel_path import has_kernels
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.load import allocated_bytes, proved_runner
 from llmhost.engines.torch.narrow import narrow_weights
@@ -74,7 +76,19 @@ def random_runner(
     options of those names.
     """
     before = allocated_bytes(device)
-    model = blank_model(_config(shape), dtype=getattr(torch, shape.dtype), attention=attention.NAME)
+    config, dtype = _config(shape), getattr(torch, shape.dtype)
+    launches = []
+    if has_kernels(device):
+        launches = launches_of(
+            config,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.hidden // shape.heads,
+            block_tokens=block_tokens,
+            dtype=dtype,
+            device=device,
+        )
+    ahead = CompileAhead(launches, device)
+    model = blank_model(config, dtype=dtype, attention=attention.NAME)
     _draw_weights(model, torch.Generator(device).manual_seed(seed), device)
     if weights != "auto":
         narrow_weights(model, weights, device)
@@ -83,8 +97,9 @@ def random_runner(
         kv_heads=shape.kv_heads,
         head_dim=shape.hidden // shape.heads,
         block_tokens=block_tokens,
-        dtype=getattr(torch, shape.dtype),
+        dtype=dtype,
     )
+    ahead.wait()
     return proved_runner(
         model.to(device),
         kv,

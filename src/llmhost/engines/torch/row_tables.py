@@ -85,12 +85,13 @@ class RowTables:
         slots[:count] = self._tables[lines, starts // size] * size + starts % size
         return torch.from_numpy(words)
 
-    def tables(
-        self, lines: "np.ndarray[tuple[int], np.dtype[np.int64]]", rows: Sequence[Row]
-    ) -> Tensor:
-        """Block tables [rows, most blocks of any], int32. What a table has behind its row's end means nothing."""
-        most = max(row.start for row in rows) // self._block_tokens + 1
-        return torch.from_numpy(self._tables[:, :most].take(lines, axis=0))
+    def columns(self, rows: Sequence[Row]) -> int:
+        """Blocks that the longest of the rows sees."""
+        return int(max(row.start for row in rows) // self._block_tokens + 1)
+
+    def tables(self, lines: "np.ndarray[tuple[int], np.dtype[np.int64]]", columns: int) -> Tensor:
+        """Block tables [lines, columns], int32. What a table has behind its row's end means nothing."""
+        return torch.from_numpy(self._tables[:, :columns].take(lines, axis=0))
 
     def _pack_asked(
         self,

@@ -4,11 +4,12 @@ It does what the step says and decides nothing: which sequences run, which block
 is comes from outside, and rows are taken as valid.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from itertools import chain
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,25 @@ from llmhost.engines.torch.sleep import Sleeping
 
 Inputs = dict[str, Any]
 """What a model is called with."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _on_its_device(
+    method: "Callable[Concatenate[TorchRunner, P], R]",
+) -> "Callable[Concatenate[TorchRunner, P], R]":
+    """Kernels, streams and events belong to the device that is the calling thread's current one."""
+
+    @wraps(method)
+    def on_its_device(self: "TorchRunner", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.device.type != "cuda":
+            return method(self, *args, **kwargs)
+        with torch.cuda.device(self.device):
+            return method(self, *args, **kwargs)
+
+    return on_its_device
 
 
 class TorchRunner:
@@ -95,6 +115,7 @@ class TorchRunner:
         self._kv = PagedKv(shape, self.device)
         self.facts = replace(self.facts, kv_block_bytes=shape.block_bytes)
 
+    @_on_its_device
     def set_kv_blocks(self, count: int) -> None:
         self._forget_graphs()
         self._open_kv().resize(count)
@@ -115,13 +136,16 @@ class TorchRunner:
             if self.path is not None and self.path.pieces is not None:
                 self.path.pieces.prepare(self.most_tokens)
 
+    @_on_its_device
     def set_host_blocks(self, count: int) -> None:
         self._open_kv().resize_host(count)
 
+    @_on_its_device
     def move_blocks(self, moves: Sequence[KvMove]) -> None:
         with torch.inference_mode():
             self._open_kv().move(moves)
 
+    @_on_its_device
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         """One forward pass over `rows`. A row for which the model computed no numbers fails alone."""
         answers: list[Drawn] = [None] * len(rows)
@@ -156,6 +180,7 @@ class TorchRunner:
             masks = self._masks.start(rows, self.facts.vocab_size)
             return self.sampler.sample(decode.logits(rows), rows, masks())
 
+    @_on_its_device
     def launch(self, rows: Sequence[Row]) -> Flight:
         """See `AheadRunner.launch`."""
         decode = self._decode
@@ -169,6 +194,7 @@ class TorchRunner:
             decode.fill_pending(layout.input_ids[0], layout.offsets, ordered)
             return decode.draw(self.forward(layout), ordered, layout.order)
 
+    @_on_its_device
     def forward(self, layout: StepLayout, *, ahead: int = 0) -> Tensor | None:
         """Logits [places to draw at, vocabulary] in the layout's order, or None when no row wants a token.
 
@@ -253,10 +279,12 @@ class TorchRunner:
         others = dict(zip(kept, self.run([rows[i] for i in kept]), strict=True))
         return [lost[i] if i in lost else others[i] for i in range(len(rows))]
 
+    @_on_its_device
     def sleep(self) -> None:
         self._scratch = Scratch()
         self._asleep = Sleeping(chain(self._model.parameters(), self._model.buffers()))
 
+    @_on_its_device
     def wake(self) -> None:
         if self._asleep is not None:
             self._asleep.wake()
