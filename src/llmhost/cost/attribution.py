@@ -99,8 +99,9 @@ class TrueCosts:
 
     # ------------------------------------------------------------ engines and loads
 
-    def begin_load(self, device: str) -> LoadBegun:
-        return LoadBegun(device, self._clock.monotonic_ns())
+    def begin_load(self, device: str, began_ns: int | None = None) -> LoadBegun:
+        """A load that begins now, or began when it was not known yet on which device."""
+        return LoadBegun(device, self._clock.monotonic_ns() if began_ns is None else began_ns)
 
     def engine_started(self, device: str, read: ReadLoad) -> None:
         """From now on an engine uses the device; `read` says what it has cost."""

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -25,6 +26,9 @@ from llmhost.hooks.registry import Plugins
 from llmhost.observe.clock import SystemClock
 
 CAPACITY = 10_000
+
+NO_KEYS = SimpleNamespace(directory=None)
+"""What stands for the keys of an admin who is not asked about them."""
 
 
 class Box:
@@ -83,7 +87,7 @@ async def test_ps_tells_what_was_loaded_from_what_was_predicted(box: Box) -> Non
     box.toy.loaded = facts(weights_bytes=900, measured_bytes=950)
     deployments = Deployments(Catalogue([toy()]), box.effects, SystemClock(), lambda _: None)
     await deployments.load_at_start()
-    [row] = Admin(cast(Any, None), cast(Any, None), Plugins(), deployments).loaded()
+    [row] = Admin(cast(Any, NO_KEYS), cast(Any, None), Plugins(), deployments).loaded()
     await deployments.unload_all(drain_s=0)
 
     assert (row["weights_bytes"], row["predicted_bytes"], row["kv_bytes"]) == (900, 1000, 640)

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -22,6 +23,9 @@ from llmhost.deploy.deployment import State
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.registry import Plugins
 from llmhost.observe.clock import SystemClock
+
+NO_KEYS = SimpleNamespace(directory=None)
+"""What stands for the keys of an admin who is not asked about them."""
 
 
 async def asleep() -> Stage:
@@ -290,7 +294,7 @@ async def test_who_gains_nothing_by_sleeping_is_refused_by_name(
 
 async def test_ps_shows_a_sleeper_on_the_host_without_a_kv_cache(box: Box) -> None:
     deployments = Deployments(Catalogue([toy()]), box.effects, SystemClock(), lambda _: None)
-    admin = Admin(cast(Any, None), cast(Any, None), Plugins(), deployments)
+    admin = Admin(cast(Any, NO_KEYS), cast(Any, None), Plugins(), deployments)
     await deployments.load_at_start()
     state = await admin.sleep("m", drain_s=0)
     [row] = admin.loaded()
