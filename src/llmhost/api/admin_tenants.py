@@ -36,7 +36,7 @@ from llmhost.observe.logs import log_event
 from llmhost.tenants.keys import LONGEST_OVERLAP_NS, KeyStore
 from llmhost.tenants.records import KeyRecord
 from llmhost.tenants.roles import OPERATOR, Access, access_of
-from llmhost.tenants.teams import no_org
+from llmhost.tenants.teams import Directory, no_org
 
 log = logging.getLogger("llmhost.tenants")
 
@@ -54,8 +54,11 @@ class TenantAdmin:
 
     def __init__(self, keys: KeyStore, check_model: CheckModel | None) -> None:
         self._keys = keys
-        self._directory = keys.directory
         self._check_model = check_model
+
+    @property
+    def _directory(self) -> Directory:
+        return self._keys.directory
 
     def access_of(self, bearer: str) -> Access:
         """What the holder of a key may do. Raises Unauthenticated."""
