@@ -33,12 +33,13 @@ class Bed:
         try:
             self._runner.set_kv_blocks(0)
             self._runner.sleep()
+            if self._guesser is not None:
+                self._guesser.sleep()
         except BaseException:
+            self._runner.wake()  # in case that it slept already
             self._runner.set_kv_blocks(self._blocks)
             self._scheduler.resize_kv(self._blocks)
             raise
-        if self._guesser is not None:
-            self._guesser.sleep()
         self._is_asleep = True
 
     def get_up(self) -> None:
