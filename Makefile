@@ -48,7 +48,7 @@ serve: $(VENV)/ready-to-serve
 	@exec $(BIN)/llmhost serve $(ARGS)
 
 test: $(VENV)/ready-to-test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/ready-to-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
