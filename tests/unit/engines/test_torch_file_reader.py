@@ -93,12 +93,12 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path):
 def test_a_long_read_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    write(tmp_path / "one", 200)
+    write(tmp_path / "one", 4_000)
     monkeypatch.setattr(file_reader, "PROGRESS_S", 0.0)
     caplog.set_level(logging.INFO, "llmhost")
 
     read_all(
-        [Read(tmp_path / "one", 0, 200, torch.uint8, room(200))], device=CPU, slab_bytes=2
+        [Read(tmp_path / "one", 0, 4_000, torch.uint8, room(4_000))], device=CPU, slab_bytes=2
     )
 
     facts = [record.facts for record in caplog.records if record.message == "weights.reading"]
