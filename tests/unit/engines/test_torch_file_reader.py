@@ -97,9 +97,7 @@ def test_a_long_read_says_how_far_it_is(
     monkeypatch.setattr(file_reader, "PROGRESS_S", 0.0)
     caplog.set_level(logging.INFO, "llmhost")
 
-    read_all(
-        [Read(tmp_path / "one", 0, 4_000, torch.uint8, room(4_000))], device=CPU, slab_bytes=2
-    )
+    read_all([Read(tmp_path / "one", 0, 4_000, torch.uint8, room(4_000))], device=CPU, slab_bytes=2)
 
     facts = [record.facts for record in caplog.records if record.message == "weights.reading"]
     assert facts
