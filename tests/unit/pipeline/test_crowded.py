@@ -10,8 +10,12 @@ from llmhost.config.schema import SafetySettings, Settings
 from llmhost.core.request import Sampling
 from llmhost.testing import FAKE_MODEL, TestHost, fake_words, make_host
 
-CROWDED = {"m": msgspec.structs.replace(FAKE_MODEL, kv_memory="1536", max_sequence_length=256)}
-"""24 blocks of 16 tokens, where one sequence takes up to 6."""
+CROWDED = {
+    "m": msgspec.structs.replace(
+        FAKE_MODEL, kv_memory="1536", max_sequence_length=256, options={"token_delay_ms": 1}
+    )
+}
+"""24 blocks of 16 tokens, where one sequence takes up to 6; none ends before the last of a request has come."""
 PROMPTS = ("hello", "other thing", "a third", "the last of them")
 BODY: dict[str, Any] = {"model": "m", "prompt": PROMPTS, "max_tokens": 80}
 
