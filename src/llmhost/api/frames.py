@@ -28,7 +28,7 @@ def usage_object(usage: Usage, cost: dict[str, Any] | None = None) -> dict[str, 
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
     return shown if cost is None else {**shown, "cost": cost}
 

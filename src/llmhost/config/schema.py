@@ -152,6 +152,12 @@ class PriceSettings(Section, frozen=True):
     """Prompt tokens that a cache saved; the input price when absent."""
     output: str = "0"
     """Generated tokens."""
+    reasoning: str | None = None
+    """Generated tokens that are thoughts; the output price when absent."""
+    embedding: str | None = None
+    """Tokens of texts that are embedded; as prompts are paid for when absent."""
+    request: str = "0"
+    """Dollars for each request, beside its tokens."""
 
 
 class SpeculationSettings(Section, frozen=True):

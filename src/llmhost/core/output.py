@@ -41,6 +41,8 @@ class Usage:
     """What that time cost, in nano-dollars; nothing where no [costs] are configured."""
     input_cost_nano: int = 0
     """The prompt's part of `cost_nano`."""
+    reasoning_tokens: int = 0
+    """The part of `completion_tokens` that are thoughts."""
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -50,6 +52,7 @@ class Usage:
             self.engine_ns + other.engine_ns,
             self.cost_nano + other.cost_nano,
             self.input_cost_nano + other.input_cost_nano,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
     @property

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from llmhost.config.schema import PriceSettings
 from llmhost.core.events import RequestEnded
 from llmhost.core.ports import Clock
 from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.chain import GENESIS, VerifyReport, row_hash, verify
-from llmhost.cost.pricing import Price, Rates, rates_of
 from llmhost.cost.rows import RequestCost, insert_costs
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
@@ -207,7 +205,7 @@ class UsageRow:
 
 
 class Ledger:
-    """Owns entries and prices. What reads waits for the disk: off the event loop, call it in a thread."""
+    """Owns the entries. What reads waits for the disk: off the event loop, call it in a thread."""
 
     def __init__(self, writer: Writer, reader: Reader, *, node_id: str, clock: Clock) -> None:
         self._writer = writer
@@ -227,47 +225,6 @@ class Ledger:
     def settle(self, entry: Entry) -> "asyncio.Future[Recorded]":
         """As `record`, for the running event loop. Cancelling the wait does not cancel the entry."""
         return self._writer.wait(self.record(entry))
-
-    async def ensure_price(self, model: str, settings: PriceSettings) -> Price:
-        """The newest price of a model if it says the same, else a new version in force from now.
-
-        Raises ConfigError for a price that can't be read.
-        """
-        rates = rates_of(settings, model=model)
-        return await self._find_or_add(model, rates, is_newest=True)
-
-    async def ensure_quote(self, model: str, plugin: str, rates: Rates) -> Price:
-        """A price that a plugin made for a model, under a version of its own: the first that says the same."""
-        return await self._find_or_add(f"{model}+{plugin}", rates, is_newest=False)
-
-    async def _find_or_add(self, name: str, rates: Rates, *, is_newest: bool) -> Price:
-        now_ns = self._clock.utc_ns()
-        wanted = (rates.input_nano, rates.cached_input_nano, rates.output_nano)
-
-        def find_or_add(connection: Connection) -> str:
-            rows = connection.execute(
-                "SELECT version, input_nano, cached_input_nano, output_nano FROM prices"
-                " WHERE model = ? ORDER BY seq DESC",
-                (name,),
-            ).fetchall()
-            for version, *known in rows[:1] if is_newest else rows:
-                if tuple(known) == wanted:
-                    return str(version)
-            version = f"{name}/{len(rows) + 1}"
-            connection.execute(
-                "INSERT INTO prices (node_id, utc_ns, version, model, input_nano, cached_input_nano,"
-                " output_nano, effective_from_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (self._node_id, now_ns, version, name, *wanted, now_ns),
-            )
-            return version
-
-        version = await self._writer.run(find_or_add)
-        return Price(
-            version=version,
-            input_nano=rates.input_nano,
-            cached_input_nano=rates.cached_input_nano,
-            output_nano=rates.output_nano,
-        )
 
     def verify(self) -> VerifyReport:
         """Check every row against the chain, in constant memory."""

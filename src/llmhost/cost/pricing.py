@@ -15,6 +15,12 @@ class Rates:
     input_nano: int
     cached_input_nano: int
     output_nano: int
+    reasoning_nano: int | None = None
+    """Generated tokens that are thoughts; as `output_nano` when None."""
+    embedding_nano: int | None = None
+    """Tokens of texts that are embedded, cached or not; as prompts are paid for when None."""
+    request_nano: int = 0
+    """Nano-dollars for each request that used anything, beside its tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,25 +32,78 @@ class Price(Rates):
 
 def rates_of(settings: PriceSettings, *, model: str) -> Rates:
     """The configured dollars as nano-dollars. Raises ConfigError, which names the key."""
-    fresh = _nano(settings.input, f"models.{model}.price.input")
+
+    def nano(name: str) -> int | None:
+        text = getattr(settings, name)
+        return None if text is None else _nano(text, f"models.{model}.price.{name}")
+
+    fresh, cached = nano("input") or 0, nano("cached_input")
     return Rates(
         input_nano=fresh,
-        cached_input_nano=fresh
-        if settings.cached_input is None
-        else _nano(settings.cached_input, f"models.{model}.price.cached_input"),
-        output_nano=_nano(settings.output, f"models.{model}.price.output"),
+        cached_input_nano=fresh if cached is None else cached,
+        output_nano=nano("output") or 0,
+        reasoning_nano=nano("reasoning"),
+        embedding_nano=nano("embedding"),
+        request_nano=nano("request") or 0,
     )
 
 
-def amount_nano(price: Rates | None, usage: Usage) -> int:
-    """What a caller pays for a request; nothing where no price is set. Half a nano-dollar goes to the even side."""
-    if price is None:
+def amount_nano(price: Rates | None, usage: Usage, *, is_embedding: bool = False) -> int:
+    """What a caller pays for a request; nothing where no price is set, or nothing was used.
+
+    Half a nano-dollar goes to the even side.
+    """
+    if price is None or not usage.total_tokens:
         return 0
-    total = (
-        (usage.prompt_tokens - usage.cached_tokens) * price.input_nano
-        + usage.cached_tokens * price.cached_input_nano
-        + usage.completion_tokens * price.output_nano
+    if is_embedding and price.embedding_nano is not None:
+        return rated_nano(price, embedding=usage.prompt_tokens)
+    return rated_nano(
+        price,
+        fresh_input=usage.prompt_tokens - usage.cached_tokens,
+        cached_input=usage.cached_tokens,
+        output=usage.completion_tokens - usage.reasoning_tokens,
+        reasoning=usage.reasoning_tokens,
     )
+
+
+def rated_nano(
+    price: Rates,
+    *,
+    fresh_input: int = 0,
+    cached_input: int = 0,
+    output: int = 0,
+    reasoning: int = 0,
+    embedding: int = 0,
+    requests: int = 1,
+) -> int:
+    """Quantities of each dimension times their rates, added up exactly and rounded half-even once."""
+    return _rounded(
+        fresh_input * price.input_nano
+        + cached_input * price.cached_input_nano
+        + output * price.output_nano
+        + reasoning * _or(price.reasoning_nano, price.output_nano)
+        + embedding * _or(price.embedding_nano, price.input_nano)
+        + requests * price.request_nano * PER_MILLION
+    )
+
+
+def ceiling_nano(price: Rates | None, prompt_tokens: int, output_tokens: int) -> int:
+    """The most that so many tokens can cost, however many of them are cached or thoughts: rounded up."""
+    if price is None or not (prompt_tokens or output_tokens):
+        return 0
+    dearest_input = max(
+        price.input_nano, price.cached_input_nano, _or(price.embedding_nano, price.input_nano)
+    )
+    dearest_output = max(price.output_nano, _or(price.reasoning_nano, price.output_nano))
+    total = prompt_tokens * dearest_input + output_tokens * dearest_output
+    return price.request_nano - (-total // PER_MILLION)
+
+
+def _or(nano: int | None, otherwise: int) -> int:
+    return otherwise if nano is None else nano
+
+
+def _rounded(total: int) -> int:
     whole, rest = divmod(total, PER_MILLION)
     is_up = 2 * rest > PER_MILLION or (2 * rest == PER_MILLION and whole % 2 == 1)
     return whole + is_up

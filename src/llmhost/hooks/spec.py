@@ -45,36 +45,64 @@ class Price:
     input: int
     cached_input: int
     output: int
+    reasoning: int | None = None
+    """Generated tokens that are thoughts; None: as output."""
+    embedding: int | None = None
+    """Tokens of texts that are embedded; None: as prompts are paid for."""
+    request: int = 0
+    """Nano-dollars for the request itself."""
 
     def __post_init__(self) -> None:
-        for amount in (self.input, self.cached_input, self.output):
+        for name in DIMENSIONS:
+            amount = getattr(self, name)
+            if amount is None and name in _MAY_BE_ABSENT:
+                continue
             if type(amount) is not int or amount < 0:
                 raise ValueError(
                     f"a price is a whole number of nano-dollars from 0, not {amount!r}"
                 )
 
     @classmethod
-    def of(cls, *, input: str, output: str, cached_input: str | None = None) -> "Price":  # noqa: A002 - as in models.toml
-        """From dollars per million tokens as in models.toml: `Price.of(input="0.10", output="0.40")`."""
+    def of(
+        cls,
+        *,
+        input: str,  # noqa: A002 - as in models.toml
+        output: str,
+        cached_input: str | None = None,
+        reasoning: str | None = None,
+        embedding: str | None = None,
+        request: str = "0",
+    ) -> "Price":
+        """From dollars as in models.toml, per million tokens: `Price.of(input="0.10", output="0.40")`."""
         paid = dollars_to_nano(input)
-        cached = paid if cached_input is None else dollars_to_nano(cached_input)
-        return cls(input=paid, cached_input=cached, output=dollars_to_nano(output))
+        return cls(
+            input=paid,
+            cached_input=paid if cached_input is None else dollars_to_nano(cached_input),
+            output=dollars_to_nano(output),
+            reasoning=None if reasoning is None else dollars_to_nano(reasoning),
+            embedding=None if embedding is None else dollars_to_nano(embedding),
+            request=dollars_to_nano(request),
+        )
 
     def times(self, numerator: int, denominator: int = 1) -> "Price":
         """This price times an exact ratio, each dimension rounded half-even: `price.times(1, 2)` is half of it."""
 
-        def scale(amount: int) -> int:
+        def scale(amount: int | None) -> int | None:
+            if amount is None:
+                return None
             whole, rest = divmod(amount * numerator, denominator)
             up = 2 * rest > denominator or (2 * rest == denominator and whole % 2 == 1)
             return whole + up
 
         if denominator < 1:
             raise ValueError(f"the denominator of a ratio is at least 1, not {denominator}")
-        return Price(
-            input=scale(self.input),
-            cached_input=scale(self.cached_input),
-            output=scale(self.output),
-        )
+        scaled: dict[str, Any] = {name: scale(getattr(self, name)) for name in DIMENSIONS}
+        return Price(**scaled)
+
+
+DIMENSIONS = tuple(Price.__dataclass_fields__)
+"""What a price says something of; the field of a `Rates` has the same name and `_nano`."""
+_MAY_BE_ABSENT = ("reasoning", "embedding")
 
 
 class Kind(StrEnum):

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from llmhost.core.ports import Clock
 from llmhost.cost import ledger as cost
+from llmhost.cost import prices
 from llmhost.cost import rows as true_cost
 from llmhost.cost.costbook import CostBook
 from llmhost.cost.ledger import Ledger
+from llmhost.cost.prices import PriceBook
 from llmhost.storage.node import DataDir
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
@@ -22,13 +24,16 @@ class Books:
     keys: KeyStore
     ledger: Ledger
     costs: CostBook
+    prices: PriceBook
 
 
 def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Books:
     """Open keys and ledger; `closing` closes them. Blocks."""
     path, node_id = data_dir.money_db, data_dir.node_id
     writer = Writer(
-        path, synchronous="FULL", migrations=[tenants.SCHEMA, cost.SCHEMA, true_cost.SCHEMA]
+        path,
+        synchronous="FULL",
+        migrations=[tenants.SCHEMA, cost.SCHEMA, prices.SCHEMA, true_cost.SCHEMA],
     )
     closing.callback(writer.close)
     reader = Reader(path)
@@ -37,4 +42,5 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
         KeyStore(writer, reader, pepper=data_dir.pepper, node_id=node_id, clock=clock),
         Ledger(writer, reader, node_id=node_id, clock=clock),
         CostBook(writer, reader, node_id=node_id, clock=clock),
+        PriceBook(writer, reader, node_id=node_id, clock=clock),
     )

@@ -19,7 +19,6 @@ from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock, EngineLoad
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.conservation import Reading
-from llmhost.cost.pricing import Price
 from llmhost.cost.rates import node_rates
 from llmhost.deploy import registry as deploy_registry
 from llmhost.deploy.catalogue import Catalogue, ModelEntry
@@ -170,7 +169,8 @@ class Host:
         await asyncio.to_thread(self.books.costs.end_open_loads)
         entries, registry = await asyncio.to_thread(self._open_registry)
         self.deployments = self._deployments(entries, registry)
-        self.processor = self._processor(await self._list_prices(entries))
+        await self.books.prices.declare({entry.name: entry.spec.price for entry in entries})
+        self.processor = self._processor()
         self.app = self._app()
         gauges = _Gauges(self.deployments, self.devices, self.analytics, self.costs)
         self.metrics.read_gauges_from(gauges)
@@ -232,14 +232,7 @@ class Host:
                 )
         return kinds
 
-    async def _list_prices(self, entries: Iterable[ModelEntry]) -> dict[str, Price]:
-        return {
-            str(entry.ref): await self.books.ledger.ensure_price(entry.name, entry.spec.price)
-            for entry in entries
-            if entry.spec.price is not None
-        }
-
-    def _processor(self, prices: Mapping[str, Price]) -> Processor:
+    def _processor(self) -> Processor:
         plugins, clock = self.plugins, self.clock
         screen = ScreenStage(Screen(self.settings.safety, plugins))
         self.authenticate = Authenticate(
@@ -254,7 +247,7 @@ class Host:
             route=Route(),
             execute=Execute(screen, clock, self.metrics),
             store=Store(),
-            bill=Bill(self.books.ledger, plugins, prices, self.costs),
+            bill=Bill(self.books.ledger, self.books.prices, plugins, self.costs),
             log=Log(self.metrics, (self.analytics.record, self.observers.tell)),
         )
         return Processor(stages, clock, write_share=self.settings.server.write_share)

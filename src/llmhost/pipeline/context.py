@@ -54,6 +54,10 @@ class RequestContext:
     finish_reason: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     amount_nano: int = 0
+    budget_remaining_nano: int | None = None
+    """What is left in the tightest budget over it, after all that is held; None where none is over it."""
+    stop: str | None = None
+    """What ended the answer before its own end, such as `budget`; None where nothing did."""
     ticket: Ticket | None = None
     """Its stay in flight, which bears a part of what the host costs."""
     costs: Breakdown | None = None

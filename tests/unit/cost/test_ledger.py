@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmhost
-from llmhost.config.schema import PriceSettings
-from llmhost.core.errors import ConfigError, Overloaded
+from llmhost.core.errors import Overloaded
 from llmhost.core.events import RequestEnded
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.request import LOCAL_CALLER, Caller
@@ -145,12 +144,9 @@ def test_an_entry_that_can_not_be_is_refused_and_leaves_no_gap(books: Books) -> 
         "UPDATE entries SET amount_nano = 0",
         "DELETE FROM entries",
         "INSERT OR REPLACE INTO entries SELECT * FROM entries",
-        "UPDATE prices SET input_nano = 0",
-        "DELETE FROM prices",
     ],
 )
-async def test_entries_and_prices_are_never_changed(books: Books, statement: str) -> None:
-    await books.ledger.ensure_price("tiny", PriceSettings(input="1"))
+async def test_entries_are_never_changed(books: Books, statement: str) -> None:
     books.record(entry(1))
     refused = books.writer.submit(lambda c: c.execute(statement)).exception(10)
     assert "only ever added" in str(refused)
@@ -383,41 +379,6 @@ def test_usage_takes_the_first_moment_and_not_the_last(books: Books) -> None:
     (row,) = books.ledger.usage("org", since_ns=3, until_ns=7)
     assert row.requests == 4
     assert books.ledger.usage("org", since_ns=100) == []
-
-
-# Prices
-
-
-async def test_an_equal_price_is_reused_and_another_is_a_new_version(books: Books) -> None:
-    cheap, dear = PriceSettings(input="0.1", output="0.4"), PriceSettings(input="0.2", output="0.4")
-    first = await books.ledger.ensure_price("tiny", cheap)
-    same = await books.ledger.ensure_price("tiny", PriceSettings(input="0.10", output="0.40"))
-    second = await books.ledger.ensure_price("tiny", dear)
-    back = await books.ledger.ensure_price("tiny", cheap)
-    other = await books.ledger.ensure_price("big", cheap)
-    versions = [p.version for p in (first, same, second, back, other)]
-    assert versions == ["tiny/1", "tiny/1", "tiny/2", "tiny/3", "big/1"]
-    assert (second.input_nano, second.cached_input_nano, second.output_nano) == (
-        200_000_000,
-        200_000_000,
-        400_000_000,
-    )
-
-
-async def test_prices_survive_a_restart_and_say_since_when(books: Books) -> None:
-    await books.ledger.ensure_price("tiny", PriceSettings(input="1"))
-    books.clock.now_ns += DAY_NS
-    again = Ledger(books.writer, books.reader, node_id="node-1", clock=books.clock)
-    assert (await again.ensure_price("tiny", PriceSettings(input="1"))).version == "tiny/1"
-    since = "SELECT effective_from_ns, node_id, seq FROM prices"
-    rows = books.reader.read_now(lambda c: c.execute(since).fetchall())
-    assert rows == [(NOON_NS, "node-1", 1)]
-
-
-async def test_a_price_that_can_not_be_read_makes_no_version(books: Books) -> None:
-    with pytest.raises(ConfigError, match=r"models\.tiny\.price\.input"):
-        await books.ledger.ensure_price("tiny", PriceSettings(input="cheap"))
-    assert (await books.ledger.ensure_price("tiny", PriceSettings())).version == "tiny/1"
 
 
 # Faults

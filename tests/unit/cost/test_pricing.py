@@ -1,3 +1,4 @@
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -7,24 +8,37 @@ from hypothesis import strategies as st
 from llmhost.config.schema import PriceSettings
 from llmhost.core.errors import ConfigError
 from llmhost.core.output import Usage
-from llmhost.cost.pricing import Price, Rates, amount_nano, rates_of
+from llmhost.cost.pricing import Price, Rates, amount_nano, ceiling_nano, rated_nano, rates_of
 
 nanos = st.integers(0, 100_000 * 10**9)
 counts = st.integers(0, 10**7)
+maybe = st.one_of(st.none(), nanos)
 prices = st.builds(
-    Price, version=st.just("m/1"), input_nano=nanos, cached_input_nano=nanos, output_nano=nanos
+    Price,
+    version=st.just("m/1"),
+    input_nano=nanos,
+    cached_input_nano=nanos,
+    output_nano=nanos,
+    reasoning_nano=maybe,
+    embedding_nano=maybe,
 )
 usages = st.builds(
-    lambda fresh, cached, output: Usage(fresh + cached, cached, output), counts, counts, counts
+    lambda fresh, cached, said, thought: Usage(
+        fresh + cached, cached, said + thought, reasoning_tokens=thought
+    ),
+    *(counts, counts, counts, counts),
 )
 
 
 def exact(price: Price, usage: Usage) -> Fraction:
     fresh = usage.prompt_tokens - usage.cached_tokens
+    thoughts = usage.reasoning_tokens
+    rate = price.output_nano if price.reasoning_nano is None else price.reasoning_nano
     return (
         Fraction(price.input_nano, 1_000_000) * fresh
         + Fraction(price.cached_input_nano, 1_000_000) * usage.cached_tokens
-        + Fraction(price.output_nano, 1_000_000) * usage.completion_tokens
+        + Fraction(price.output_nano, 1_000_000) * (usage.completion_tokens - thoughts)
+        + Fraction(rate, 1_000_000) * thoughts
     )
 
 
@@ -65,6 +79,65 @@ def test_cached_tokens_are_charged_once_at_their_own_price() -> None:
         version="m/1", input_nano=100 * 10**6, cached_input_nano=10**6, output_nano=400 * 10**6
     )
     assert amount_nano(price, Usage(1000, 600, 10)) == 400 * 100 + 600 * 1 + 10 * 400
+
+
+@given(prices, usages, st.booleans(), st.integers(0, 10**10))
+def test_a_ceiling_is_never_less_than_the_amount_however_tokens_are_split(
+    price: Price, usage: Usage, is_embedding: bool, request_nano: int
+) -> None:
+    price = replace(price, request_nano=request_nano)
+    ceiling = ceiling_nano(price, usage.prompt_tokens, usage.completion_tokens)
+    assert amount_nano(price, usage, is_embedding=is_embedding) <= ceiling
+
+
+@given(nanos, nanos, counts, counts)
+def test_a_ceiling_of_one_rate_each_is_the_amount_rounded_up(
+    input_nano: int, output_nano: int, prompt: int, output: int
+) -> None:
+    price = Price(
+        version="m/1", input_nano=input_nano, cached_input_nano=0, output_nano=output_nano
+    )
+    total = prompt * input_nano + output * output_nano
+    assert ceiling_nano(price, prompt, output) == -(-total // 1_000_000)
+
+
+def test_without_a_price_or_tokens_the_ceiling_is_zero() -> None:
+    price = Price(
+        version="m/1", input_nano=1, cached_input_nano=1, output_nano=1, request_nano=10**9
+    )
+    assert ceiling_nano(None, 1000, 1000) == ceiling_nano(price, 0, 0) == 0
+
+
+def test_a_fee_is_for_requests_that_used_something() -> None:
+    price = Price(
+        version="m/1", input_nano=10**6, cached_input_nano=0, output_nano=0, request_nano=500
+    )
+    assert amount_nano(price, Usage(3)) == 503
+    assert amount_nano(price, Usage()) == 0
+
+
+def test_embedded_texts_have_their_own_price_cached_or_not() -> None:
+    price = Price(
+        version="m/1",
+        input_nano=10**6,
+        cached_input_nano=0,
+        output_nano=0,
+        embedding_nano=2 * 10**6,
+    )
+    assert amount_nano(price, Usage(10, 4), is_embedding=True) == 20
+    assert amount_nano(price, Usage(10, 4)) == 6
+    assert amount_nano(replace(price, embedding_nano=None), Usage(10, 4), is_embedding=True) == 6
+
+
+@given(prices, usages)
+def test_quantities_are_rated_as_the_usage_that_they_came_from(price: Price, usage: Usage) -> None:
+    assert amount_nano(price, usage) == rated_nano(
+        price,
+        fresh_input=usage.prompt_tokens - usage.cached_tokens,
+        cached_input=usage.cached_tokens,
+        output=usage.completion_tokens - usage.reasoning_tokens,
+        reasoning=usage.reasoning_tokens,
+    )
 
 
 def test_dollars_become_nano_dollars_and_cached_input_defaults_to_input() -> None:

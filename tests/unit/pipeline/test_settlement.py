@@ -22,6 +22,7 @@ from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.events import RequestEnded
 from llmhost.core.request import Kind
 from llmhost.hooks.spec import Price, hookimpl
+from llmhost.pipeline.bill import FREE
 from llmhost.pipeline.processor import Exchange
 from llmhost.storage.connect import StorageFailed
 from llmhost.testing import FAKE_MODEL, TestHost, at, fake_words, make_host
@@ -338,8 +339,7 @@ async def test_choices_of_one_prompt_pay_for_it_once_and_several_prompts_for_eac
 async def test_a_price_that_changes_while_a_request_runs_does_not_change_the_request() -> None:
     async with node() as one:
         exchange = await one.open()
-        prices: Any = one.host.host.processor._stages.bill._prices
-        prices["m@1"] = free(prices["m@1"])
+        await one.host.host.books.prices.set("m", FREE)
         one.held.go()
         await read_all(exchange)
         await read_all(await one.open())
@@ -347,10 +347,6 @@ async def test_a_price_that_changes_while_a_request_runs_does_not_change_the_req
 
     assert (first["amount_nano"], first["price_version"]) == (1800, "m/1")
     assert (second["amount_nano"], second["price_version"]) == (0, "m/2")
-
-
-def free(price: Any) -> Any:
-    return type(price)(version="m/2", input_nano=0, cached_input_nano=0, output_nano=0)
 
 
 async def test_a_plugins_quote_is_asked_once_with_the_time_of_arrival_and_named() -> None:
