@@ -20,6 +20,7 @@ from llmhost.api.door import Outflow, bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
 from llmhost.api.gatekeeper import Gatekeeper, vouch
+from llmhost.api.json_request import JsonRequest
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.pooling import pooling_routes
@@ -80,6 +81,7 @@ def build_app(surface: Surface) -> ASGIApp:
             ),
         ],
         exception_handlers={Exception: _answer_error},
+        request_class=JsonRequest,
         openapi_config=OpenAPIConfig(
             title="llmhost",
             version=__version__,

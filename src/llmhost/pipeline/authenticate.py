@@ -48,6 +48,10 @@ class Authenticate:
         check_right(caller, Right.INFER)
         return caller
 
+    def check_still(self, context: RequestContext) -> None:
+        """Raises Unauthenticated for a key that ended while its request was on the way, or waited for something."""
+        self._keys.check_still(context.known_caller, context.bearer)
+
     async def _find(self, bearer: str | None, headers: Mapping[str, str]) -> Caller:
         answer = await ask(self._plugins, "identify_caller", api_key=bearer, headers=headers)
         if answer is not None:

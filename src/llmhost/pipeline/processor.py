@@ -213,6 +213,7 @@ class Processor:
         await stages.screen(context)
         await stages.cached(context)
         await stages.route(context)
+        stages.authenticate.check_still(context)
         return stages.execute(context, self._settle)
 
     def _settle(self, context: RequestContext) -> "asyncio.Future[None]":

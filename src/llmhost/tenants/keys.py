@@ -77,6 +77,19 @@ class KeyStore:
             raise Unauthenticated(f"{why}. Ask the operator for a new one.")
         return self._callers.get(record.id) or self._remember_caller(record)
 
+    def check_still(self, caller: Caller, bearer: str | None) -> None:
+        """Raises Unauthenticated when the key that a caller was found by has ended since. Costs next to nothing while
+        nothing has changed; callers that a plugin knows are none of ours."""
+        record = self._records.get(caller.key_id or "")
+        if record is None or bearer is None:
+            return
+        is_timed = record.expires_ns is not None or record.rotated_ns is not None
+        if self._callers.get(record.id) is caller and not is_timed:
+            return
+        secret = self._secrets.get(self._digest(bearer))
+        if secret is not None and secret.key_id == record.id:
+            self.find(bearer)
+
     def list(self) -> tuple[KeyRecord, ...]:
         """All keys, revoked ones too, oldest first."""
         return tuple(self._records.values())
