@@ -19,7 +19,7 @@ from llmhost.hooks.spec import RULES, Kind
 log = logging.getLogger("llmhost.hooks")
 
 SLOW_S = 0.005
-"""A sync implementation that once took longer is called in a thread from then on."""
+"""A sync implementation that takes longer is slow. How often it may be is `CallStats`'s to say."""
 
 
 _SHORT = reprlib.Repr()
@@ -152,10 +152,8 @@ async def _call(
         try:
             value = implementation.function(*args)
         finally:
-            took_s = plugins.timer() - started
-            if took_s > SLOW_S and not implementation.is_async:
-                _note_slowness(implementation, took_s)
-    if inspect.isawaitable(value):
+            _note_time(implementation, plugins.timer() - started)
+    if value is not None and inspect.isawaitable(value):
         value = await _within(value, timeout_s)
     return value
 
@@ -182,7 +180,10 @@ def _forget(task: "asyncio.Future[Any]") -> None:
         task.exception()
 
 
-def _note_slowness(implementation: Implementation, took_s: float) -> None:
+def _note_time(implementation: Implementation, took_s: float) -> None:
+    """A plain function that blocks the loop is called in a thread from then on."""
+    if implementation.is_async or not implementation.stats.is_slow(took_s, SLOW_S):
+        return
     implementation.move_to_threads()
     log.warning(
         "hook.slow hook=%s plugin=%s took_ms=%.1f limit_ms=%g why=%s",

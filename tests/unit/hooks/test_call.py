@@ -299,6 +299,28 @@ async def test_a_sync_implementation_that_blocks_moves_to_a_thread(caplog):
     plugins.close()
 
 
+@pytest.mark.parametrize(
+    ("slow_calls", "fast_between", "is_moved"),
+    [(2, 0, False), (3, 0, True), (3, 9, True), (9, 40, False)],
+)
+async def test_a_function_that_is_seldom_slow_stays_on_the_loop(
+    slow_calls: int, fast_between: int, is_moved: bool
+):
+    def may_cache(): ...
+
+    timer = Timer(0.0)
+    plugins = Plugins([Found("p", "given", None, plugin("p", may_cache))], timer=timer)
+    for _ in range(slow_calls):
+        timer.step_s = 0.006
+        await ask(plugins, "may_cache")
+        timer.step_s = 0.0
+        for _ in range(fast_between):
+            await ask(plugins, "may_cache")
+
+    assert report(plugins).in_threads == is_moved
+    plugins.close()
+
+
 async def test_a_blocking_failure_moves_to_a_thread_as_well():
     def route_request():
         raise ConnectionError
