@@ -364,6 +364,14 @@ class EngineClient(Protocol):
         """Stop a sequence within two steps. Unknown or ended ids are ignored. A last delta is still delivered."""
         ...
 
+    def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> None:
+        """Raise `SequenceSpec.held_tokens`: so many tokens of the sequence, from its first one on, are paid for.
+
+        A smaller number than before changes nothing. With `is_final` no more will come: the sequence ends with
+        `length` where they are used up. Unknown or ended ids are ignored.
+        """
+        ...
+
     def load(self) -> EngineLoad: ...
 
     @property

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from operator import attrgetter
 from typing import Any
@@ -356,6 +356,9 @@ class SequenceSpec:
     """Always set: the caller's seed, or one drawn at admission."""
     max_new_tokens: int
     """Ceiling on generated tokens, `generated` included."""
+    held_tokens: int | None = None
+    """So many of them, `generated` included, are paid for: after those it waits for `EngineClient.allow`. At least 1;
+    None for no such ceiling. What draws nothing has none."""
     min_new_tokens: int = 0
     """Before so many, no id of `stop_token_ids` is drawn and no stop string ends the answer."""
     stop: tuple[str, ...] = ()
@@ -381,3 +384,12 @@ class SequenceSpec:
     cost_nano: int = 0
     input_cost_nano: int = 0
     cached_tokens: int = 0
+
+    def allowed(self, held_tokens: int, *, is_final: bool = False) -> "SequenceSpec":
+        """With so many tokens paid for, if they are more than before. No more come after the final number, so there it
+        is to end. Where there is no ceiling nothing changes."""
+        if self.held_tokens is None or not (is_final or held_tokens > self.held_tokens):
+            return self
+        held_tokens = max(held_tokens, self.held_tokens)
+        most = min(self.max_new_tokens, held_tokens) if is_final else self.max_new_tokens
+        return replace(self, held_tokens=held_tokens, max_new_tokens=most)

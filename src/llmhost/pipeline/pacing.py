@@ -45,6 +45,13 @@ class PacedEngine:
             # Not from within the call: the canceller may be in the midst of another delta.
             asyncio.get_running_loop().call_soon(sink, last)
 
+    def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> None:
+        if seq_id in self._started:
+            self._engine.allow(self._started[seq_id], held_tokens, is_final=is_final)
+        elif seq_id in self._waiting:
+            spec, sink = self._waiting[seq_id]
+            self._waiting[seq_id] = (spec.allowed(held_tokens, is_final=is_final), sink)
+
     def load(self) -> EngineLoad:
         return self._engine.load()
 

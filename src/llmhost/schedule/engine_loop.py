@@ -9,7 +9,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from llmhost.schedule.bed import Bed
 from llmhost.schedule.drain import DrainForecast
 from llmhost.schedule.flights import Flights, GuessRhythm
 from llmhost.schedule.guesser import Guesser
+from llmhost.schedule.inbox import Command, Inbox
 from llmhost.schedule.scheduler import Emission, Scheduler
 from llmhost.schedule.stepping import StepObserver, Stepper
 from llmhost.schedule.watchdog import Watchdog
@@ -40,8 +40,6 @@ QUIET_S = 1.0
 
 WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 """Ends of answers that nobody cut."""
-
-Command = Callable[[], list[Emission]]
 
 
 class EngineLoop:
@@ -83,8 +81,7 @@ class EngineLoop:
         self._sinks: dict[int, tuple[int, DeltaSink]] = {}  # with the choice's index
         self._drain = DrainForecast(batch=scheduler.limits.max_batch_size, most_live=self._max_live)
         self._calls: set[asyncio.Future[None]] = set()
-        self._wake = threading.Condition()
-        self._inbox: deque[tuple[Command, bool]] = deque()  # and whether no step may run meanwhile
+        self._inbox = Inbox()
         self._is_stopping = False
         self._is_draining = False
         self._stopped = asyncio.Event()
@@ -135,6 +132,11 @@ class EngineLoop:
     def cancel(self, seq_id: int) -> None:
         if seq_id in self._sinks:
             self._post(lambda: self._cancel(seq_id))
+
+    def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> None:
+        """So many of a sequence's tokens are paid for. Wakes the engine, if all that it runs waits for that."""
+        if seq_id in self._sinks:
+            self._post(lambda: self._allow(seq_id, held_tokens, is_final))
 
     def resize_kv(self, blocks: int) -> None:
         """Hand the runner another KV lease between two steps."""
@@ -231,9 +233,7 @@ class EngineLoop:
             self._loop.call_later(WATCH_S, self._watch)
 
     def _post(self, command: Command, *, between_steps: bool = False) -> None:
-        with self._wake:
-            self._inbox.append((command, between_steps))
-            self._wake.notify()
+        self._inbox.post(command, between_steps=between_steps)
 
     # ------------------------------------------------------------ engine thread's side
 
@@ -254,18 +254,26 @@ class EngineLoop:
             self._call_back(self._ended)
 
     def _wait_for_work(self) -> None:
-        """Sleep until there is some. Once it has been quiet for a moment, the books are audited."""
+        """Sleep until there is some. Once it has been quiet for a moment, the books are audited.
+
+        While whoever is here waits for payment, it looks up from time to time: a deadline may have come.
+        """
         is_audited = False
-        while not self._has_work(None if is_audited else QUIET_S):
+        while not self._inbox.wait(self._has_work, None if is_audited else self._quiet_s()):
+            if self._scheduler.has_work:
+                return
             self._scheduler.check()
             is_audited = True
 
-    def _has_work(self, timeout_s: float | None) -> bool:
-        with self._wake:
-            return self._wake.wait_for(
-                lambda: bool(self._inbox) or self._scheduler.has_work or self._flights.is_up,
-                timeout_s,
-            )
+    def _has_work(self) -> bool:
+        is_workable = self._scheduler.has_work and not self._scheduler.is_held_up
+        return is_workable or self._flights.is_up
+
+    def _quiet_s(self) -> float:
+        deadline_ns = self._scheduler.next_deadline_ns
+        if deadline_ns is None or not self._scheduler.has_work:
+            return QUIET_S
+        return min(max((deadline_ns - self._now_ns()) / 1e9, 0.0), QUIET_S)
 
     def _turn(self) -> None:
         emissions = self._take_inbox()
@@ -305,12 +313,9 @@ class EngineLoop:
         return not (may_guess and self._rhythm.is_due)
 
     def _take_inbox(self) -> list[Emission]:
-        with self._wake:
-            commands = list(self._inbox)
-            self._inbox.clear()
-        is_rest_needed = any(between_steps for _, between_steps in commands)
+        commands, is_rest_needed = self._inbox.take()
         emissions = self._flights.land_all() if is_rest_needed else []
-        return emissions + [emission for command, _ in commands for emission in command()]
+        return emissions + [emission for command in commands for emission in command()]
 
     def _step(self, rows: list[Row]) -> list[Emission]:
         """A model of whose steps nothing can be computed any more gives up."""
@@ -341,6 +346,9 @@ class EngineLoop:
 
     def _cancel(self, seq_id: int) -> list[Emission]:
         return _some(self._scheduler.cancel(seq_id))
+
+    def _allow(self, seq_id: int, held_tokens: int, is_final: bool) -> list[Emission]:
+        return _some(self._scheduler.allow(seq_id, held_tokens, is_final=is_final))
 
     def _resize(self, blocks: int) -> list[Emission]:
         """The runner grows before the books do and shrinks after them: no book shows a block that isn't there."""

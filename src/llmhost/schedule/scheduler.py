@@ -76,6 +76,9 @@ class Scheduler:
         self._ns_per_token = 0.0
         self._intricate = 0
         """Sequences whose next step can't be made before their last token is known."""
+        self.is_held_up = False
+        """The last plan came to nothing, and the next one will, until something is added, allowed or ended: whoever
+        is here waits for payment, or for the room of somebody who does."""
 
     @property
     def has_work(self) -> bool:
@@ -90,6 +93,11 @@ class Scheduler:
     def longest_tokens(self) -> int:
         """Most tokens that one sequence can have, by the model's limit and by KV room."""
         return min(self.limits.max_sequence_length, self.books.capacity_tokens)
+
+    @property
+    def next_deadline_ns(self) -> int | None:
+        """When `expire` may have somebody to end."""
+        return self._deadlines[0][0] if self._deadlines else None
 
     def load(self) -> EngineLoad:
         return EngineLoad(
@@ -125,8 +133,9 @@ class Scheduler:
         The door has checked the length against the limits of its time; they may have shrunk since.
         """
         assert spec.prompt, "a sequence without a prompt has nothing to draw from"
+        assert spec.held_tokens is None or spec.held_tokens > 0, "a token at least is paid for"
         sequence = Sequence.start(seq_id, spec, watch, grammar)
-        sequence.most_known = min(sequence.most_tokens, self.longest_tokens)
+        sequence.halt(self.longest_tokens)
         self._sequences[seq_id] = sequence
         self._intricate += not sequence.is_plain
         self._shares.join(spec.tenant)
@@ -136,6 +145,17 @@ class Scheduler:
         self.kv.join(sequence)
         if spec.deadline_ns is not None:
             heappush(self._deadlines, (spec.deadline_ns, seq_id))
+        return None
+
+    def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> Emission | None:
+        """More tokens of a sequence are paid for; its end, if it has made all that ever will be."""
+        sequence = self._sequences.get(seq_id)
+        if sequence is None:
+            return None
+        sequence.allow(held_tokens, is_final=is_final)
+        if self._has_no_room(sequence):
+            return self._end(seq_id, FinishReason.LENGTH)
+        sequence.halt(self.longest_tokens)
         return None
 
     def cancel(self, seq_id: int) -> Emission | None:
@@ -176,7 +196,7 @@ class Scheduler:
         self.books.resize(blocks)
         self.limits = replace(self.limits, kv_blocks=blocks)
         for sequence in self._sequences.values():
-            sequence.most_known = min(sequence.most_tokens, self.longest_tokens)
+            sequence.halt(self.longest_tokens)
         too_long = [s.seq_id for s in self._sequences.values() if self._has_no_room(s)]
         return self._end_all(too_long, FinishReason.LENGTH)
 
@@ -186,7 +206,7 @@ class Scheduler:
         """Guesses that the next step could check: at most `most` after each sequence that decodes."""
         asks = []
         for sequence in self._running:
-            room = min(sequence.most_tokens, self.longest_tokens) - len(sequence.tokens) - 1
+            room = _draft_room(sequence)
             if sequence.computed == len(sequence.tokens) - 1 and room > 0:
                 spec = sequence.spec
                 asks.append(
@@ -202,19 +222,23 @@ class Scheduler:
         return asks
 
     def set_drafts(self, drafts: Mapping[int, Seq[int]]) -> None:
-        """Have the next step check these guesses; of those for a grammar, only what it would take."""
+        """Have the next step check these guesses, as far as their tokens may be said; of those for a grammar, only
+        what it would take."""
         for seq_id, tokens in drafts.items():
             sequence = self._sequences[seq_id]
-            count = len(tokens)
+            count = max(min(len(tokens), _draft_room(sequence)), 0)
             if sequence.grammar is not None:
-                count = sequence.grammar.valid_prefix(tokens)
+                count = min(count, sequence.grammar.valid_prefix(tokens))
             sequence.draft = list(tokens[:count])
 
     # ------------------------------------------------------------ plan
 
     def plan(self, now_ns: int = 0) -> list[Row]:
         """The next step's rows, with their blocks taken; empty when nothing can run."""
-        return self._plan(now_ns)
+        preemptions = self.preemptions
+        rows = self._plan(now_ns)
+        self.is_held_up = not rows and self.preemptions == preemptions
+        return rows
 
     def plan_ahead(self, now_ns: int = 0) -> list[Row]:
         """The rows of the step after one that still runs. Their first token may be `PENDING`: what that one draws.
@@ -239,7 +263,10 @@ class Scheduler:
         about_to: set[int] = set()
 
         def lookup(work: Work) -> Hit | None:
-            hit = self.kv.hit(self._sequences[work.seq_id], about_to)
+            sequence = self._sequences[work.seq_id]
+            if sequence.is_held_up:
+                return None
+            hit = self.kv.hit(sequence, about_to)
             if hit is not None:
                 hits[work.seq_id] = hit
             return hit
@@ -282,6 +309,8 @@ class Scheduler:
         for sequence in self._running:
             if sequence.todo - sequence.drafts == 1:
                 decoding = decoding.plus(sequence.fed, sequence.todo)
+        if not decoding.rows:
+            return None
         target_ms = self.limits.target_itl_ms
         if target_ms is None:
             target_ms = max(TARGET_ITL_MS, 2 * (self.predictor.predict(decoding) or 0.0))
@@ -383,6 +412,8 @@ class Scheduler:
         assert {s.seq_id for s in queued} == set(self._sequences), "a sequence is in no queue"
         assert len(queued) == len(self._sequences), "a sequence is in two queues"
         assert not any(s.blocks for s in self._waiting), "a waiting sequence holds blocks"
+        held = (s for s in self._sequences.values() if s.spec.held_tokens is not None)
+        assert all(s.generated + s.owed <= (s.spec.held_tokens or 0) for s in held), "not paid for"
         self.kv.check(self._running)
 
     def _learn(self, result: StepResult) -> None:
@@ -502,6 +533,11 @@ class Scheduler:
         sequence.was_preempted = True
         self._waiting.add(sequence)
         self.preemptions += 1
+
+
+def _draft_room(sequence: Sequence) -> int:
+    """Guesses that it could use: one token comes without."""
+    return min(sequence.most_tokens, sequence.halts_at) - len(sequence.tokens) - 1
 
 
 def _confirmed(drawn: Drawn) -> int:

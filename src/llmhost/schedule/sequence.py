@@ -34,8 +34,8 @@ class Sequence:
     """`computed`, and what steps feed that are not taken in yet."""
     owed: int = 0
     """Tokens that those steps draw, and that are not known yet."""
-    most_known: int = sys.maxsize
-    """Length at which it ends for certain, by what it may say and by the room there is."""
+    halts_at: int = sys.maxsize
+    """Length at which no more is drawn: it ends there, or waits until more is paid for."""
     is_plain: bool = False
     """What it says next depends on nothing that the runner does not know: its next step can be run before the token
     of the last one has been looked at."""
@@ -102,9 +102,15 @@ class Sequence:
     @property
     def todo(self) -> int:
         """Tokens to feed before the next one can be drawn, and the guesses after them."""
-        if self.owed and len(self.tokens) + self.owed >= self.most_known:
-            return 0  # it ends with the token that is being drawn
-        return len(self.tokens) + self.owed - self.fed + len(self.draft)
+        known = len(self.tokens) + self.owed
+        if known >= self.halts_at:
+            return 0  # it ends with the token that is being drawn, or waits for its payment
+        return known - self.fed + len(self.draft)
+
+    @property
+    def is_held_up(self) -> bool:
+        """Nothing can be computed for it, for now."""
+        return len(self.tokens) + self.owed >= self.halts_at
 
     @property
     def drafts(self) -> int:
@@ -122,6 +128,19 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.spec.prompt)
+
+    def allow(self, held_tokens: int, *, is_final: bool) -> None:
+        """More of its tokens are paid for, or no more will be; `halt` is to be told."""
+        self.spec = self.spec.allowed(held_tokens, is_final=is_final)
+        self.most_tokens = len(self.spec.prompt) + self.spec.max_new_tokens
+
+    def halt(self, longest_tokens: int) -> None:
+        """Note where it halts, in a cache in which a sequence can have so many tokens."""
+        if self.is_atomic or self.is_scored_only:
+            return  # they draw nothing
+        self.halts_at = min(self.most_tokens, longest_tokens)
+        if self.spec.held_tokens is not None:
+            self.halts_at = min(self.halts_at, len(self.spec.prompt) + self.spec.held_tokens)
 
     def export(self) -> SequenceSpec:
         """This sequence as data, to be started again here or elsewhere."""

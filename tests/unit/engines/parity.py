@@ -157,6 +157,8 @@ class Desk:
                 {ask.seq_id: self.guess(ask.tokens, ask.most) for ask in asks}
             )
         rows = self.scheduler.plan()
+        if not rows:
+            return
         self.most_rows = max(self.most_rows, len(rows))
         shares = split_exactly(1000, [work_units(row) for row in rows])
         drawn = self.runner.run(rows)
@@ -277,6 +279,29 @@ def with_guesses(runner: TorchRunner, right: Reference) -> Score:
     return right.score(answers)
 
 
+def under_ceilings(runner: TorchRunner, right: Reference) -> Score:
+    """Tokens are paid for a few at a time, amid guesses that are right, and in too few blocks for all."""
+    numbers = random.Random(6)
+    texts = [[*prompt, *answer] for prompt, answer in zip(prompts(), right.answers, strict=True)]
+
+    def guess(tokens: Sequence[int], most: int) -> Sequence[int]:
+        known = next((text for text in texts if text[: len(tokens)] == list(tokens)), [])
+        return known[len(tokens) : len(tokens) + most]
+
+    blocks = -(-(max(LENGTHS) + NEW_TOKENS) // runner.facts.block_tokens) + 4
+    desk, held = Desk(runner, kv_blocks=blocks, guess=guess), {}
+    for prompt in prompts():
+        held[desk.add(prompt, held_tokens=1)] = 1
+    while desk.scheduler.has_work:
+        desk.step()
+        for seq_id in held:
+            assert len(desk.said[seq_id]) <= held[seq_id], "a token that is not paid for"
+            if numbers.random() < 0.3:
+                held[seq_id] += numbers.randrange(1, 6)
+                desk.scheduler.allow(seq_id, held[seq_id])
+    return right.score(desk.said.values())
+
+
 WAYS: Mapping[str, Callable[[TorchRunner, Reference], Score]] = {
     way.__name__: way
     for way in (
@@ -288,5 +313,6 @@ WAYS: Mapping[str, Callable[[TorchRunner, Reference], Score]] = {
         after_preemption,
         four_choices,
         with_guesses,
+        under_ceilings,
     )
 }

@@ -21,6 +21,8 @@ class ScriptedEngine:
         self.most = 10**6
         """More than so many sequences are refused."""
         self.cancelled: list[int] = []
+        self.allowed: list[tuple[int, int, bool]] = []
+        """Of which sequence how many tokens were paid for, and whether that was all."""
         self._sinks: dict[int, DeltaSink] = {}
         self._said: dict[int, int] = {}
 
@@ -38,6 +40,10 @@ class ScriptedEngine:
         if seq_id in self._sinks:
             self.cancelled.append(seq_id)
             self.end(seq_id, FinishReason.CANCELLED)
+
+    def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> None:
+        if seq_id in self._sinks:
+            self.allowed.append((seq_id, held_tokens, is_final))
 
     def say(self, index: int, text: str, logprob: float = -1.0) -> None:
         """One token."""

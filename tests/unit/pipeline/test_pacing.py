@@ -54,6 +54,10 @@ class Engine:
         if seq_id in self.sinks:
             self.sinks.pop(seq_id)(Delta(self.specs[seq_id].index, finish_reason=reason))
 
+    def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> None:
+        if seq_id in self.sinks:
+            self.specs[seq_id] = self.specs[seq_id].allowed(held_tokens, is_final=is_final)
+
     def load(self) -> EngineLoad:
         return EngineLoad()
 
@@ -95,6 +99,23 @@ def test_every_sequence_ends_once_and_no_more_than_its_share_is_with_the_engine(
 def test_an_engine_that_takes_nothing_refuses_the_request() -> None:
     with pytest.raises(Overloaded):
         submit(PacedEngine(Engine(0), 4), Reader(), 3)
+
+
+def test_what_is_paid_for_reaches_those_that_run_and_those_that_wait() -> None:
+    engine, reader = Engine(9), Reader()
+    paced = PacedEngine(engine, 1)
+    spec = replace(SPEC, max_new_tokens=40, held_tokens=5)
+    first, second = paced.submit(spec, reader), paced.submit(spec, reader)
+
+    paced.allow(first, 7)
+    paced.allow(second, 9, is_final=True)
+    paced.allow(77, 9)
+    [running] = engine.specs.values()
+    engine.end(next(iter(engine.sinks)))
+    *_, waited = engine.specs.values()
+
+    assert (running.held_tokens, running.max_new_tokens) == (7, 40)
+    assert (waited.held_tokens, waited.max_new_tokens) == (9, 9)
 
 
 async def test_a_cancelled_one_that_waited_still_ends_and_a_running_one_is_told() -> None:

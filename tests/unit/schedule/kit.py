@@ -1,6 +1,7 @@
 """What the scheduler's tests share: a watch, specs, and a workbench that audits every step that it drives."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
 from llmhost.config.schema import FakeOptions
@@ -11,6 +12,7 @@ from llmhost.core.request import ModelRef, Sampling, SequenceSpec
 from llmhost.core.step import Row, StepResult, split_exactly, work_units
 from llmhost.engines.fake import FakeRunner, fake_answer
 from llmhost.schedule.scheduler import Emission, Scheduler, SchedulerLimits
+from llmhost.schedule.sequence import Sequence
 
 VOCAB = 16
 BLOCK_TOKENS = 4
@@ -19,7 +21,7 @@ BLOCK_TOKENS = 4
 class SpelledWatch:
     """Text of a token is its number and a space; a stop string ends the text right before it."""
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Seq[str] = ()) -> None:
         self.is_stopped = False
         self.is_armed = True
         self._stop = stop
@@ -115,11 +117,20 @@ class Workbench:
         self._hear([emission] if emission else [])
         self.audit()
 
+    def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> None:
+        heard = self.heard[seq_id]
+        if heard.last is None:
+            heard.spec = heard.spec.allowed(held_tokens, is_final=is_final)
+        emission = self.scheduler.allow(seq_id, held_tokens, is_final=is_final)
+        assert emission is None or emission[1].finish_reason is FinishReason.LENGTH
+        self._hear([emission] if emission else [])
+        self.audit()
+
     def fail(self, seq_ids: Iterable[int]) -> None:
         self._hear(self.scheduler.fail(seq_ids, EngineFailed("as the test wants it")))
         self.audit()
 
-    def guess(self, right: Sequence[bool], most: int = 5) -> None:
+    def guess(self, right: Seq[bool], most: int = 5) -> None:
         """Have the next step check guesses that are right or wrong, as `right` says for one after the other."""
         drafts = {}
         for ask in self.scheduler.draft_asks(most):
@@ -154,6 +165,7 @@ class Workbench:
             self.moving_ns -= spec.engine_ns
             self.moving_nano -= spec.cost_nano
             assert list(spec.generated) == callers[seq_id].tokens
+            assert spec.held_tokens == callers[seq_id].spec.held_tokens
             self._join(seq_id, callers[seq_id], spec)
 
     def step(
@@ -182,6 +194,9 @@ class Workbench:
         self.steps_without_token = 0
         while self.scheduler.has_work:
             self.step(997)
+            if self.scheduler.is_held_up:
+                for seq_id in [s.seq_id for s in self._live() if s.is_held_up]:
+                    self.allow(seq_id, (self.heard[seq_id].spec.held_tokens or 0) + 3)
             live = [*self.scheduler._running, *self.scheduler._waiting]
             patience = sum(len(s.tokens) for s in live) + 2 * len(live) + 2
             assert self.steps_without_token + self.idle_plans <= patience, "no progress"
@@ -190,6 +205,9 @@ class Workbench:
         assert self.scheduler.books.free == self.scheduler.books.total
         for heard in self.heard.values():
             check_answer(heard)
+
+    def _live(self) -> list[Sequence]:
+        return list(self.scheduler._sequences.values())
 
     # ------------------------------------------------------------ audits
 
@@ -213,14 +231,19 @@ class Workbench:
             promised = set(sequence.hashes) & set(scheduler.kv._promised)
             salt = scheduler.kv._salt(sequence.spec)
             fetched = scheduler.books.match(salt, sequence.tokens, len(sequence.tokens) - 1)
-            assert promised or fetched, "one was passed over whose prompt nobody computes"
+            is_next = not (promised or fetched or sequence.is_held_up)
+            assert not is_next, "one was passed over whose prompt nobody computes"
         assert preempted == running[len(running) - len(preempted) :], "the largest keys give way"
         assert not (preempted and admitted)
         assert granted.issuperset(s.seq_id for s in admitted)
         if len(decoders) <= scheduler.limits.max_tokens_per_batch:
             assert granted.issuperset(s.seq_id for s in decoders if s not in preempted)
         self.idle_plans = 0 if rows else self.idle_plans + 1
-        assert self.idle_plans < 2 or not scheduler.has_work, "work, and nothing planned twice over"
+        is_unpaid = any(s.is_held_up for s in self._live())
+        is_idle = is_unpaid or not scheduler.has_work
+        assert self.idle_plans < 2 or is_idle, "work, and nothing planned twice over"
+        assert scheduler.is_held_up or self.idle_plans < 2
+        assert is_idle or not scheduler.is_held_up
         return rows
 
     def _check_rows(self, rows: list[Row]) -> None:
@@ -237,8 +260,14 @@ class Workbench:
             assert list(row.tokens[:fed]) == known[row.start : end - row.drafts]
             assert row.wants_token is (end - row.drafts == len(known))
             assert row.drafts == 0 or (row.wants_token and fed == 1)
+            self._check_is_paid(row)
             assert len(row.blocks) >= -(-end // size), "as many blocks as its positions need"
             assert all(0 <= block < limits.kv_blocks for block in row.blocks)
+
+    def _check_is_paid(self, row: Row) -> None:
+        heard = self.heard[row.seq_id]
+        if row.wants_token and heard.spec.held_tokens is not None:
+            assert len(heard.tokens) + 1 + row.drafts <= heard.spec.held_tokens
 
     def audit(self) -> None:
         scheduler = self.scheduler
@@ -260,6 +289,8 @@ class Workbench:
             heard = self.callers[seq_id]
             assert heard.last is None, "something was said after the last delta"
             heard.tokens += delta.tokens
+            held_tokens = heard.spec.held_tokens
+            assert held_tokens is None or len(heard.tokens) <= held_tokens, "not paid for"
             if delta.finish_reason is not None:
                 heard.last = delta
                 heard.limit_at_end = self.scheduler.longest_tokens

@@ -100,6 +100,12 @@ class Airfield:
     def cancel(self, seq_id: int) -> None:
         self._hear([self.scheduler.cancel(seq_id)])
 
+    def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> None:
+        if seq_id in self.heard and self.heard[seq_id].last is None:
+            heard = self.heard[seq_id]
+            heard.spec = heard.spec.allowed(held_tokens, is_final=is_final)
+        self._hear([self.scheduler.allow(seq_id, held_tokens, is_final=is_final)])
+
     def turn(self) -> None:
         if not self.flights.is_up:
             rows = self.scheduler.plan()
@@ -120,6 +126,9 @@ class Airfield:
             if not (self.scheduler.has_work or self.flights.is_up):
                 break
             self.turn()
+            if self.scheduler.is_held_up:
+                for seq_id in self.scheduler.ids():
+                    self.allow(seq_id, len(self.heard[seq_id].tokens) + 2)
         assert self.scheduler.ids() == []
         assert self.scheduler.books.free == self.scheduler.books.total
         for heard in self.heard.values():
@@ -138,27 +147,32 @@ class Airfield:
             heard = self.heard[seq_id]
             assert heard.last is None, "something was said after the last delta"
             heard.tokens += delta.tokens
+            held_tokens = heard.spec.held_tokens
+            assert held_tokens is None or len(heard.tokens) <= held_tokens, "not paid for"
             if delta.finish_reason is not None:
                 heard.last = delta
                 heard.limit_at_end = self.scheduler.longest_tokens
 
 
 specs = st.builds(
-    lambda prompt, count, stop, logprobs: a_spec(
+    lambda prompt, count, stop, logprobs, held: a_spec(
         prompt,
         max_new_tokens=count,
         stop_token_ids=frozenset(stop),
         sampling=Sampling(temperature=0.0, logprobs=logprobs),
+        held_tokens=held,
     ),
     st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30),
     st.integers(1, 12),
     st.sets(st.integers(0, VOCAB - 1), max_size=2),
     st.sampled_from([None, None, None, None, 1]),
+    st.none() | st.integers(1, 8),
 )
 acts = st.one_of(
     st.tuples(st.just("add"), specs),
     st.tuples(st.just("cancel"), st.integers(1, 8)),
     st.tuples(st.just("turn"), st.integers(1, 4)),
+    st.tuples(st.just("allow"), st.tuples(st.integers(1, 8), st.integers(1, 12), st.booleans())),
 )
 
 
@@ -179,6 +193,8 @@ def test_answers_and_books_are_right_whatever_happens_in_the_air(
                 field.add(spec)
             case "cancel", int(seq_id):
                 field.cancel(seq_id)
+            case "allow", (int(seq_id), int(held_tokens), bool(is_final)):
+                field.allow(seq_id, held_tokens, is_final=is_final)
             case "turn", int(turns):
                 for _ in range(turns):
                     field.turn()
@@ -203,6 +219,21 @@ def test_decoding_goes_ahead() -> None:
 
     assert runner.pending_rows == 16, "all tokens but the first were fed before they were known"
     assert field.scheduler.steps == 9, "no step was for nothing: they end for certain"
+
+
+def test_what_is_in_the_air_counts_against_what_is_paid_for() -> None:
+    field = Airfield(runner := Stormy())
+    field.add(a_spec(max_new_tokens=9, held_tokens=4))
+    for _ in range(9):
+        field.turn()
+
+    assert len(field.heard[1].tokens) == field.scheduler.steps == 4
+    assert runner.pending_rows == 3
+    assert not field.flights.is_up, "the device is free while it waits"
+    field.allow(1, 6, is_final=True)
+    field.run_to_the_end()
+    assert field.scheduler.steps == 6
+    assert field.scheduler.operator_ns == 0
 
 
 def test_an_answer_that_ends_by_surprise_costs_the_operator_a_row() -> None:

@@ -40,6 +40,7 @@ def specs(draw: st.DrawFn) -> SequenceSpec:
         arrival_ns=draw(st.integers(0, 3)),
         max_new_tokens=draw(st.integers(1, 16)),
         stop_token_ids=frozenset(draw(st.sets(st.integers(0, VOCAB - 1), max_size=2))),
+        held_tokens=draw(st.none() | st.integers(1, 16)),
     )
 
 
@@ -65,6 +66,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def guess_and_step(self, right: list[bool]) -> None:
         self.bench.guess(right)
         self.bench.step(1_003)
+
+    @precondition(lambda self: self.bench.callers)
+    @rule(data=st.data(), held_tokens=st.integers(1, 16), is_final=st.booleans())
+    def allow(self, data: st.DataObject, held_tokens: int, is_final: bool) -> None:
+        self.bench.allow(self.pick(data), held_tokens, is_final=is_final)
+
+    @precondition(lambda self: self.bench.callers)
+    @rule(data=st.data(), held_tokens=st.integers(1, 16), is_final=st.booleans())
+    def allow_amid_a_step(self, data: st.DataObject, held_tokens: int, is_final: bool) -> None:
+        seq_id = self.pick(data)
+        self.bench.step(amid=lambda bench: bench.allow(seq_id, held_tokens, is_final=is_final))
 
     @precondition(lambda self: self.bench.callers)
     @rule(data=st.data())
