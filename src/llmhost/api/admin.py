@@ -2,18 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, cast, get_args
+from typing import Any
 
 import msgspec
 
 from llmhost.api.admin_tenants import TenantAdmin
-from llmhost.api.admin_wire import LAST_S
 from llmhost.config.check import is_adapter_name
 from llmhost.core.errors import Conflict, InvalidValue
 from llmhost.core.ports import EngineLoad
-from llmhost.core.units import nano_to_dollars
 from llmhost.cost.chain import VerifyReport
-from llmhost.cost.ledger import By, Ledger, UsageRow
+from llmhost.cost.ledger import Ledger
 from llmhost.deploy.catalogue import Catalogue, Served
 from llmhost.deploy.deployment import Deployment, State
 from llmhost.deploy.effects import HOST
@@ -99,24 +97,6 @@ class Admin:
         await running.unload_adapter(served, drain_s=drain_s)
         return {**_adapter_row(running, served), "state": "absent"}
 
-    def usage(
-        self, by: str, since_ns: int | None, until_ns: int | None, access: Access = OPERATOR
-    ) -> list[dict[str, Any]]:
-        """Blocks. Requests, tokens and money of since <= time < until, as far as one may see."""
-        if by not in get_args(By):
-            known = ", ".join(get_args(By))
-            raise InvalidValue(f"'by' is {by!r}; it may be {known}.", param="by")
-        _check_bound(since_ns, LAST_S * 10**9, "since")
-        _check_bound(until_ns, LAST_S * 10**9, "until")
-        rows = self._ledger.usage(
-            cast(By, by),
-            since_ns=since_ns,
-            until_ns=until_ns,
-            org=access.org,
-            key_id=access.usage_key,
-        )
-        return [_usage(by, row) for row in rows]
-
     def verify_ledger(self) -> dict[str, Any]:
         """Blocks. Walks the whole hash chain."""
         return _verified(self._ledger.verify())
@@ -133,12 +113,6 @@ class Admin:
         if self._deployments is None:
             raise Conflict("This needs a running server. Start it with `llmhost serve`.")
         return self._deployments
-
-
-def _check_bound(value: int | None, limit: int, param: str) -> None:
-    """What is stored or compared there has 64 bits."""
-    if value is not None and abs(value) > limit:
-        raise InvalidValue(f"{param!r} is {value}, and {limit} is the most it may be.", param=param)
 
 
 def plugin_rows(plugins: Plugins) -> list[dict[str, Any]]:
@@ -158,19 +132,6 @@ def _plugin(report: PluginReport) -> dict[str, Any]:
         "p50_ms": max((hook.p50_ms for hook in hooks if hook.p50_ms is not None), default=None),
         "p99_ms": max((hook.p99_ms for hook in hooks if hook.p99_ms is not None), default=None),
         "by_hook": [msgspec.to_builtins(hook) for hook in hooks],
-    }
-
-
-def _usage(by: str, row: UsageRow) -> dict[str, Any]:
-    return {
-        by: row.group,
-        "requests": row.requests,
-        "fresh_input_tokens": row.fresh_input_tokens,
-        "cached_input_tokens": row.cached_input_tokens,
-        "output_tokens": row.output_tokens,
-        "engine_ns": row.engine_ns,
-        "amount_nano": row.amount_nano,
-        "amount_usd": nano_to_dollars(row.amount_nano),
     }
 
 

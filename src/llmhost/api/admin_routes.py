@@ -2,24 +2,26 @@
 
 import asyncio
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from litestar import Router, get, post
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, JSONBody
 from litestar.response import Stream
 
 from llmhost.api.admin import Admin, NewAdapter
 from llmhost.api.admin_access import Visitor, guard_by
 from llmhost.api.admin_tenant_routes import key_routes, org_routes, team_routes
-from llmhost.core.errors import InvalidValue, NotFound
+from llmhost.api.reports import ReportDesk, report_routes
+from llmhost.core.errors import NotFound
 from llmhost.tenants.roles import Access, Right
 
 NDJSON = "application/x-ndjson"
 
 
-def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa: C901 - a list of routes
+def admin_router(  # noqa: C901 - a list of routes
+    admin: Admin, desk: ReportDesk, token: str, *, drain_s: float
+) -> Router:
     """The routes: all for `token`, and for keys those that name a right."""
 
     @get("/models")
@@ -63,18 +65,6 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
         """Drop an adapter from memory when nobody uses it; forget it, if it was added by a load."""
         return await admin.unload_adapter(data.adapter, drain_s=drain_s)
 
-    @get("/usage", needs=Right.OWN_USAGE)
-    async def usage(
-        request: Visitor,
-        by: FromQuery[str] = "org",
-        since: FromQuery[str | None] = None,
-        until: FromQuery[str | None] = None,
-    ) -> dict[str, Any]:
-        """Requests, tokens and money, by key, team, org, model or day."""
-        since_ns, until_ns = utc_ns(since, "since"), utc_ns(until, "until")
-        rows = await asyncio.to_thread(admin.usage, by, since_ns, until_ns, request.user)
-        return {"data": rows}
-
     @get("/ledger/verify")
     async def verify_ledger() -> dict[str, Any]:
         """Walk the ledger's hash chain."""
@@ -98,13 +88,13 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
             *org_routes(admin.tenants),
             *team_routes(admin.tenants),
             *key_routes(admin.tenants),
+            *report_routes(desk),
             list_models,
             list_loaded,
             turn,
             list_adapters,
             load_adapter,
             unload_adapter,
-            usage,
             verify_ledger,
             export_ledger,
             list_plugins,
@@ -115,17 +105,3 @@ def admin_router(admin: Admin, token: str, *, drain_s: float) -> Router:  # noqa
 def _lines(admin: Admin, access: Access) -> Iterator[bytes]:
     for entry in admin.export_ledger(access):
         yield msgspec.json.encode(entry) + b"\n"
-
-
-def utc_ns(text: str | None, param: str) -> int | None:
-    """An ISO date or date-time; one without a zone is UTC."""
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidValue(
-            f"'{param}' is {text!r}; give a date such as 2026-01-31 or a date and time.",
-            param=param,
-        ) from None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 10**9)

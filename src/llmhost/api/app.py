@@ -24,6 +24,7 @@ from llmhost.api.json_request import JsonRequest
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.pooling import pooling_routes
+from llmhost.api.reports import ReportDesk
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
 from llmhost.core.ids import new_request_id
@@ -54,6 +55,7 @@ class Surface:
     metrics: Metrics
     admin: Admin
     costs: CostReports
+    reports: ReportDesk
     admin_token: str
     why_not_ready: Callable[[], str | None]
     why_not_healthy: Callable[[], str | None]
@@ -71,7 +73,12 @@ def build_app(surface: Surface) -> ASGIApp:
             *_model_routes(surface),
             *_operation_routes(surface),
             *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
-            admin_router(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
+            admin_router(
+                surface.admin,
+                surface.reports,
+                surface.admin_token,
+                drain_s=settings.drain_timeout_s,
+            ),
             cost_router(
                 surface.costs, guard_by(surface.admin_token, surface.admin.tenants.access_of)
             ),

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,21 +50,16 @@ class Admin(Protocol):
 
     def revoke_key(self, key_id: str) -> Row: ...
 
-    def usage(
-        self, *, by: str, since: datetime | None = None, until: datetime | None = None
-    ) -> list[Row]:
-        """`by` is key, team, org, model or day; `since` counts, `until` does not."""
+    def usage(self, **query: Any) -> list[Row]:
+        """What was used and charged. `by`, `since`, `until`, `timezone`, `org`, `team`, `key` and `model` are as the
+        admin route takes them; `since` counts, `until` does not."""
         ...
 
-    def costs(
-        self, *, by: str, since: datetime | None = None, until: datetime | None = None
-    ) -> list[Row]:
+    def costs(self, **query: Any) -> list[Row]:
         """What requests cost by pool, what was charged for them, and the margin; as `usage`."""
         ...
 
-    def device_costs(
-        self, *, since: datetime | None = None, until: datetime | None = None
-    ) -> list[Row]:
+    def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
         """What the checks of devices' time and its cost found."""
         ...
 

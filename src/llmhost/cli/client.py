@@ -3,7 +3,6 @@
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -13,6 +12,8 @@ from llmhost.cli.node import Node, NoNode, is_loopback
 from llmhost.core.errors import LlmhostError
 
 Row = dict[str, Any]
+Asked = str | list[str] | None
+"""One value of a query, or the same name several times."""
 
 _CONNECT_S = 5.0
 _READ_S = 60.0
@@ -76,20 +77,14 @@ class HttpAdmin:
     def revoke_key(self, key_id: str) -> Row:
         return self._http.one("DELETE", _path("keys", key_id))
 
-    def usage(
-        self, *, by: str, since: datetime | None = None, until: datetime | None = None
-    ) -> list[Row]:
-        return self._http.many("/admin/v1/usage", by=by, since=_iso(since), until=_iso(until))
+    def usage(self, **query: Any) -> list[Row]:
+        return self._http.all("/admin/v1/usage", limit="1000", **query)
 
-    def costs(
-        self, *, by: str, since: datetime | None = None, until: datetime | None = None
-    ) -> list[Row]:
-        return self._http.many("/admin/v1/costs", by=by, since=_iso(since), until=_iso(until))
+    def costs(self, **query: Any) -> list[Row]:
+        return self._http.all("/admin/v1/costs", limit="1000", **query)
 
-    def device_costs(
-        self, *, since: datetime | None = None, until: datetime | None = None
-    ) -> list[Row]:
-        return self._http.many("/admin/v1/costs/devices", since=_iso(since), until=_iso(until))
+    def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
+        return self._http.many("/admin/v1/costs/devices", since=since, until=until)
 
     def verify_ledger(self) -> Row:
         return self._http.one("GET", "/admin/v1/ledger/verify", read_s=None)
@@ -221,10 +216,10 @@ class _Http:
         self._check(answer)
         return self._object(answer)
 
-    def many(self, path: str, **query: str | None) -> list[Row]:
+    def many(self, path: str, **query: Asked) -> list[Row]:
         return self._page(path, query)[0]
 
-    def all(self, path: str, **query: str | None) -> list[Row]:
+    def all(self, path: str, **query: Asked) -> list[Row]:
         """All pages of a list."""
         found, after = self._page(path, query)
         while after is not None:
@@ -232,7 +227,7 @@ class _Http:
             found += more
         return found
 
-    def _page(self, path: str, query: Mapping[str, str | None]) -> tuple[list[Row], str | None]:
+    def _page(self, path: str, query: Mapping[str, Asked]) -> tuple[list[Row], str | None]:
         """A list, and what the next page comes after."""
         params = {key: text for key, text in query.items() if text is not None}
         with self._errors():
@@ -315,7 +310,3 @@ def _message(content: Any) -> str | None:
     error = content.get("error") if isinstance(content, dict) else None
     message = error.get("message") if isinstance(error, dict) else None
     return message if isinstance(message, str) else None
-
-
-def _iso(when: datetime | None) -> str | None:
-    return None if when is None else f"{when.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

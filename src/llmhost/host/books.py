@@ -10,6 +10,7 @@ from llmhost.cost import rows as true_cost
 from llmhost.cost.costbook import CostBook
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
+from llmhost.cost.reports import Reports
 from llmhost.storage.node import DataDir
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
@@ -25,6 +26,7 @@ class Books:
     ledger: Ledger
     costs: CostBook
     prices: PriceBook
+    reports: Reports
 
 
 def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Books:
@@ -43,4 +45,5 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
         Ledger(writer, reader, node_id=node_id, clock=clock),
         CostBook(writer, reader, node_id=node_id, clock=clock),
         PriceBook(writer, reader, node_id=node_id, clock=clock),
+        Reports(reader),
     )

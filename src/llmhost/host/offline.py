@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +23,8 @@ from llmhost.api.admin_wire import (
     TeamPage,
 )
 from llmhost.api.costs import CostReports
+from llmhost.api.report_wire import CostedPage, UsedPage, time_ns
+from llmhost.api.reports import ReportDesk, query_of
 from llmhost.config.load import LoadedSettings
 from llmhost.hooks.registry import Plugins
 from llmhost.host.books import open_books
@@ -50,6 +51,7 @@ class OfflineAdmin:
         self._admin = Admin(books.keys, books.ledger, Plugins(), None)
         self._tenants = self._admin.tenants
         self._costs = CostReports(books.costs)
+        self._reports = ReportDesk(books.reports)
 
     def create_org(self, name: str, **limits: int | None) -> Row:
         return _row(self._run(self._tenants.create_org(NewOrg(name=name, **limits))))
@@ -98,20 +100,16 @@ class OfflineAdmin:
     def revoke_key(self, key_id: str) -> Row:
         return _row(self._run(self._tenants.revoke_key(key_id)))
 
-    def usage(
-        self, *, by: str, since: datetime | None = None, until: datetime | None = None
-    ) -> list[dict[str, Any]]:
-        return self._admin.usage(by, _utc_ns(since), _utc_ns(until))
+    def usage(self, **query: Any) -> list[Row]:
+        asked = query_of(**query)
+        return _rows(lambda **page: self._reports.usage(asked, **page))
 
-    def costs(
-        self, *, by: str, since: datetime | None = None, until: datetime | None = None
-    ) -> list[dict[str, Any]]:
-        return self._costs.by_group(by, _utc_ns(since), _utc_ns(until))
+    def costs(self, **query: Any) -> list[Row]:
+        asked = query_of(**query)
+        return _rows(lambda **page: self._reports.costs(asked, **page))
 
-    def device_costs(
-        self, *, since: datetime | None = None, until: datetime | None = None
-    ) -> list[dict[str, Any]]:
-        return self._costs.devices(_utc_ns(since), _utc_ns(until))
+    def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
+        return self._costs.devices(time_ns(since, "since"), time_ns(until, "until"))
 
     def verify_ledger(self) -> dict[str, Any]:
         return self._admin.verify_ledger()
@@ -138,18 +136,14 @@ def list_plugins(loaded: LoadedSettings) -> list[dict[str, Any]]:
         plugins.close()
 
 
-def _utc_ns(at: datetime | None) -> int | None:
-    if at is None:
-        return None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 10**9)
-
-
 def _row(record: msgspec.Struct) -> Row:
     row: Row = msgspec.to_builtins(record)
     return row
 
 
-def _rows(list_page: Callable[..., OrgPage | TeamPage | KeyPage]) -> list[Row]:
+def _rows(
+    list_page: Callable[..., OrgPage | TeamPage | KeyPage | UsedPage | CostedPage],
+) -> list[Row]:
     """All pages of a list."""
     found: list[Row] = []
     page = list_page(limit=MOST_ROWS)

@@ -13,6 +13,7 @@ from llmhost.api.costs import CostReports
 from llmhost.api.door import Outflow
 from llmhost.api.edge import is_loopback
 from llmhost.api.gatekeeper import Gatekeeper
+from llmhost.api.reports import ReportDesk
 from llmhost.config.schema import Settings
 from llmhost.core.errors import ConfigError, LlmhostError
 from llmhost.core.events import DeploymentChanged
@@ -275,6 +276,7 @@ class Host:
                 metrics=self.metrics,
                 admin=Admin(self.books.keys, self.books.ledger, self.plugins, self.deployments),
                 costs=CostReports(self.books.costs),
+                reports=ReportDesk(self.books.reports),
                 outflow=None if self.costs.rates.egress.is_free else self.outflow,
                 admin_token=self.admin_token,
                 why_not_ready=self.why_not_ready,

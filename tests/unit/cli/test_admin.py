@@ -10,8 +10,8 @@ import pytest
 
 from llmhost.cli.admin import Admin
 from llmhost.cli.client import HttpAdmin
+from llmhost.cli.dates import when
 from llmhost.cli.node import Node
-from llmhost.cli.usage import when
 from llmhost.core.errors import Conflict
 
 KEY = {"id": "k1", "org": "acme", "team": None, "name": "ci", "requests_per_minute": 60}
@@ -201,6 +201,7 @@ def test_usage_adds_up_by_what_was_asked(node, llmhost):
         "search        12    100       7      50     1.500  $0.03007",
     ]
     assert node.asked[0]["query"] == {
+        "limit": "1000",
         "by": "team",
         "since": "2026-01-01T00:00:00Z",
         "until": "2026-01-31T10:00:00Z",
@@ -211,7 +212,7 @@ def test_usage_is_by_org_unless_asked_otherwise(node, llmhost):
     node.answers["GET /admin/v1/usage"] = {"data": [{"org": "acme", **ROW}]}
 
     assert json.loads(llmhost("usage", "--json").stdout) == [{"org": "acme", **ROW}]
-    assert node.asked[0]["query"] == {"by": "org"}
+    assert node.asked[0]["query"] == {"limit": "1000", "by": "org"}
 
 
 @pytest.mark.parametrize(
@@ -333,10 +334,8 @@ class Offline:
     def revoke_key(self, key_id: str) -> dict[str, Any]:
         return {}
 
-    def usage(
-        self, *, by: str, since: datetime | None = None, until: datetime | None = None
-    ) -> list[dict[str, Any]]:
-        return [{by: "x", **ROW}]
+    def usage(self, **query: Any) -> list[dict[str, Any]]:
+        return [{query["by"]: "x", **ROW}]
 
     def verify_ledger(self) -> dict[str, Any]:
         return {"ok": True, "entries": 0, "head": "-", "problem": None}
