@@ -74,6 +74,15 @@ class LimitSettings(Section, frozen=True):
     """Addresses or networks of proxies whose `x-forwarded-for` names the address that is counted."""
 
 
+class BillingSettings(Section, frozen=True):
+    """[billing]: how budgets are held and what is paid for answers that fail."""
+
+    slice_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
+    """Tokens of each answer that a budget must afford beside the prompt before it begins, and again each time."""
+    failed_answers: Literal["free", "delivered"] = "free"
+    """What callers pay for an answer that the server broke off: nothing, or the prompt and what had come of it."""
+
+
 class SafetySettings(Section, frozen=True):
     """[safety]: rules on text, in and out. Plugins are asked after them."""
 
@@ -281,4 +290,5 @@ class Settings(Section, frozen=True):
     plugins: PluginSettings = PluginSettings()
     devices: DeviceSettings = DeviceSettings()
     costs: CostSettings = CostSettings()
+    billing: BillingSettings = BillingSettings()
     models: dict[str, ModelSpec] = msgspec.field(default_factory=dict)

@@ -13,7 +13,8 @@
     │   └── ContentRefused              a safety rule or plugin refused the text
     ├── Unauthenticated            401  no key, or not a valid one
     ├── Forbidden                  403  a valid key that may not do this
-    │   └── ModelNotAllowed             the key's allow-list lacks the model
+    │   ├── ModelNotAllowed             the key's allow-list lacks the model
+    │   └── ModelNotPriced              a budget is to be kept, and the model has no price
     ├── NotFound                   404  no such route or object
     │   └── UnknownModel                no such model
     ├── MethodNotAllowed           405
@@ -132,6 +133,17 @@ class ModelNotAllowed(Forbidden):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"This API key may not use the model {model!r}.", param="model")
+
+
+class ModelNotPriced(Forbidden):
+    code = "model_not_priced"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The model {model!r} has no price, and this key has a budget to keep. Ask the operator for a price"
+            " (it may be 0), or use another model.",
+            param="model",
+        )
 
 
 class NotFound(LlmhostError):

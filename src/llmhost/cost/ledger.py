@@ -214,6 +214,11 @@ class Ledger:
         self._clock = clock
         self._append = partial(_append, node_id=node_id)
 
+    @property
+    def health(self) -> Exception | None:
+        """Why the ledger can't be written now; None while it can."""
+        return self._writer.health
+
     def record(self, entry: Entry) -> Future[Recorded]:
         """Append an entry; the future resolves when it is on disk.
 

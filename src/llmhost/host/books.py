@@ -11,6 +11,8 @@ from llmhost.cost.costbook import CostBook
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.reports import Reports
+from llmhost.cost.under_way import Settlements
+from llmhost.storage.journal import Journal
 from llmhost.storage.node import DataDir
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
@@ -27,11 +29,14 @@ class Books:
     costs: CostBook
     prices: PriceBook
     reports: Reports
+    settlements: Settlements
 
 
 def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Books:
-    """Open keys and ledger; `closing` closes them. Blocks."""
+    """Open keys and ledger, and settle what a killed process left; `closing` closes them. Blocks."""
     path, node_id = data_dir.money_db, data_dir.node_id
+    journal = Journal(data_dir.journal)
+    closing.callback(journal.close)  # after the writer, whose last entries close slots
     writer = Writer(
         path,
         synchronous="FULL",
@@ -40,10 +45,14 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
     closing.callback(writer.close)
     reader = Reader(path)
     closing.callback(reader.close)
+    ledger = Ledger(writer, reader, node_id=node_id, clock=clock)
+    settlements = Settlements(ledger, journal)
+    settlements.replay()
     return Books(
         KeyStore(writer, reader, pepper=data_dir.pepper, node_id=node_id, clock=clock),
-        Ledger(writer, reader, node_id=node_id, clock=clock),
+        ledger,
         CostBook(writer, reader, node_id=node_id, clock=clock),
         PriceBook(writer, reader, node_id=node_id, clock=clock),
         Reports(reader),
+        settlements,
     )

@@ -177,6 +177,8 @@ class Host:
         self.metrics.read_gauges_from(gauges)
         self._tasks.append(asyncio.create_task(self._keep_house()))
         self._tasks.append(asyncio.create_task(self._check_costs()))
+        self._tasks.append(asyncio.create_task(self.books.settlements.keep_trying()))
+        self._tasks.append(asyncio.create_task(self.books.settlements.keep_flushing()))
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
 
     def _check_address(self) -> None:
@@ -248,7 +250,14 @@ class Host:
             route=Route(),
             execute=Execute(screen, clock, self.metrics),
             store=Store(),
-            bill=Bill(self.books.ledger, self.books.prices, plugins, self.costs),
+            bill=Bill(
+                self.books.ledger,
+                self.books.settlements,
+                self.books.prices,
+                plugins,
+                self.costs,
+                self.settings.billing,
+            ),
             log=Log(self.metrics, (self.analytics.record, self.observers.tell)),
         )
         return Processor(stages, clock, write_share=self.settings.server.write_share)

@@ -1,21 +1,34 @@
-"""Stage 9: what it cost. The price is quoted once, at admission, and frozen; the entry is written once, at the end."""
+"""Stage 9: what it cost. The price is quoted once, at admission, and frozen; the entry is written once, at the end.
+
+How requests end, and what their callers pay:
+
+    answered                                  what it used
+    its reader left, or its time was over     what was made of it until it was stopped
+    refused                                   nothing
+    failed before or amid the answer          nothing; amid it, with `failed_answers = "delivered"`, what had come
+    this process was killed                   the prompt and what its caller was given, see `cost/under_way.py`
+    the ledger could not take the entry       the same as otherwise, a little later
+"""
 
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from llmhost.core.errors import LlmhostError
+from llmhost.config.schema import BillingSettings
+from llmhost.core.errors import Overloaded
 from llmhost.core.output import Outcome
 from llmhost.core.request import Kind
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.ledger import Entry, Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import Price, Rates, amount_nano
+from llmhost.cost.under_way import Settlements, UnderWay
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import DIMENSIONS
 from llmhost.hooks.spec import Price as Quote
 from llmhost.pipeline.context import RequestContext
+from llmhost.storage.connect import StorageFailed
 
 FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
 """The list price of a model without one, as plugins see it."""
@@ -25,9 +38,17 @@ class Bill:
     """Quotes and books. Only answers and what a caller left behind are paid for: refusals and failures are not."""
 
     def __init__(
-        self, ledger: Ledger, prices: PriceBook, plugins: Plugins, costs: TrueCosts
+        self,
+        ledger: Ledger,
+        settlements: Settlements,
+        prices: PriceBook,
+        plugins: Plugins,
+        costs: TrueCosts,
+        settings: BillingSettings,
     ) -> None:
         self._ledger = ledger
+        self._settlements = settlements
+        self._settings = settings
         self._prices = prices
         self._plugins = plugins
         self._costs = costs
@@ -43,28 +64,41 @@ class Bill:
         if self._plugins.has("quote_price"):
             context.price = await self._quoted(context, context.price or FREE)
 
+    def hold(self, context: RequestContext) -> None:
+        """Open the request's slot in the journal. Raises Overloaded while the ledger can't be written."""
+        if self._ledger.health is not None:
+            raise Overloaded(
+                "The server can't write its ledger now, so it takes no requests. Try again.",
+                retry_after_s=1.0,
+            )
+        try:
+            context.slot = self._settlements.begin(_under_way(context))
+        except StorageFailed as error:
+            raise Overloaded(error.message, retry_after_s=1.0) from error
+
     def __call__(self, context: RequestContext) -> "asyncio.Future[None]":
-        """Book the request; done when its entry is on disk. Without a caller there is no account to book to."""
-        if context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED):
+        """Book the request; done when its entry can't be lost. Without a caller there is no account to book to."""
+        if self._is_paid(context):
             is_embedding = context.request.kind is Kind.EMBEDDING
             context.amount_nano = amount_nano(
                 context.price, context.usage, is_embedding=is_embedding
             )
         load_id = None if context.replica is None else context.replica.load_id
         context.costs = self._costs.settle(context.usage, context.ticket, load_id)
-        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if context.caller is None:
+            settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             settled.set_result(None)
             return settled
         version = context.price.version if context.price is not None else None
-        try:
-            entry = Entry.of(context.event(), price_version=version, costs=context.costs)
-            recorded = self._ledger.settle(entry)
-        except LlmhostError as error:
-            settled.set_exception(error)
-            return settled
-        recorded.add_done_callback(lambda done: _settle(settled, done.exception()))
-        return settled
+        entry = Entry.of(context.event(), price_version=version, costs=context.costs)
+        slot, context.slot = context.slot, None
+        return self._settlements.settle(entry, slot)
+
+    def _is_paid(self, context: RequestContext) -> bool:
+        if context.outcome is Outcome.FAILED:
+            has_come = context.first_token_ns is not None
+            return has_come and self._settings.failed_answers == "delivered"
+        return context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED)
 
     async def _quoted(self, context: RequestContext, listed: Price) -> Price | None:
         offer = Quote(**{name: getattr(listed, f"{name}_nano") for name in DIMENSIONS})
@@ -86,10 +120,18 @@ class Bill:
         return self._quotes[key]
 
 
-def _settle(settled: "asyncio.Future[None]", failure: BaseException | None) -> None:
-    if settled.done():
-        return
-    if failure is None:
-        settled.set_result(None)
-    else:
-        settled.set_exception(failure)
+def _under_way(context: RequestContext) -> UnderWay:
+    caller, price, adapter = context.known_caller, context.price, context.adapter
+    return UnderWay(
+        request_id=context.request.request_id,
+        utc_ns=context.arrived_utc_ns,
+        key_id=caller.key_id,
+        org=caller.org,
+        team=caller.team,
+        run_id=context.run_id,
+        model=context.model,
+        adapter=None if adapter is None else adapter.adapter,
+        price_version=None if price is None else price.version,
+        rates=price,
+        is_embedding=context.request.kind is Kind.EMBEDDING,
+    )

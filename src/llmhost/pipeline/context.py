@@ -16,6 +16,7 @@ from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica
 from llmhost.pipeline.terms import Terms
+from llmhost.storage.journal import Slot
 from llmhost.tenants.limiter import Pass
 from llmhost.tenants.refusals import NO_ALLOWANCES, Allowances
 
@@ -42,6 +43,8 @@ class RequestContext:
     limits_pass: Pass | None = None
     """What it holds of limits while it runs; None when nothing limits it."""
     price: Price | None = None
+    slot: Slot | None = None
+    """Its place in the journal, from its admission to its entry."""
     replica: Replica | None = None
     adapter: Served | None = None
     """The LoRA adapter that was asked for, if one was."""
@@ -99,6 +102,16 @@ class RequestContext:
     def poolings(self) -> tuple[Pooling, ...]:
         """How each prompt is pooled, in a request for vectors or scores."""
         return self.known_terms.poolings
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts together."""
+        return sum(map(len, self.prompts))
+
+    @property
+    def choices(self) -> int:
+        """Answers in all; none in a request for vectors or scores."""
+        return 0 if self.poolings else len(self.prompts) * self.request.runs
 
     @property
     def deadline_ns(self) -> int | None:

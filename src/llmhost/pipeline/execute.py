@@ -15,6 +15,7 @@ from llmhost.core.ids import new_seed
 from llmhost.core.output import Delta, FinishReason, Outcome, Usage
 from llmhost.core.ports import Clock
 from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.cost.under_way import INPUT, OUTPUT
 from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.best_of import BestOf
 from llmhost.pipeline.context import RequestContext
@@ -52,6 +53,7 @@ class Generation:
         self._sequences: dict[int, int] = {}  # choice -> sequence id
         self._open: set[int] = set()  # choices that have not ended
         self._usage: dict[int, Usage] = {}
+        self._said_tokens = 0
         self._pumps: list[ScreenPump] = []
         request = context.request
         self._contest = None if request.best_of is None else BestOf(n=request.n, runs=request.runs)
@@ -102,6 +104,9 @@ class Generation:
             return
         if delta.tokens:
             self._note_time(delta.index)
+            if self.context.slot is not None:
+                self._said_tokens += len(delta.tokens)
+                self.context.slot.count(OUTPUT, self._said_tokens)
         if delta.finish_reason is not None:
             self._end_choice(delta)
         elif self._contest is None:
@@ -275,6 +280,8 @@ class Execute:
         observe_gap = self._metrics.gap_observer(context.model)
         generation = Generation(context, self._clock, settle, observe_gap)
         context.submitted_ns = self._clock.monotonic_ns()
+        if context.slot is not None:
+            context.slot.count(INPUT, context.prompt_tokens)
         try:
             if context.poolings:
                 for index, spec in enumerate(pooled_specs(context)):

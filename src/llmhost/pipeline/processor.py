@@ -210,6 +210,7 @@ class Processor:
         await stages.limit(context)
         await stages.resolve.compile_grammar(context)
         await stages.bill.quote(context)
+        stages.bill.hold(context)
         await stages.screen(context)
         await stages.cached(context)
         await stages.route(context)

@@ -61,6 +61,11 @@ class DataDir:
         return self.path / "money.db"
 
     @property
+    def journal(self) -> Path:
+        """Requests under way, for the process that comes after one that was killed."""
+        return self.path / "under_way.journal"
+
+    @property
     def analytics_db(self) -> Path:
         """What can be lost for a moment of power cut: one row per request, and roll-ups."""
         return self.path / "analytics.db"

@@ -18,6 +18,7 @@ from tests.unit.pipeline.node import (
     until,
 )
 
+from llmhost.config.schema import BillingSettings, Settings
 from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.events import RequestEnded
 from llmhost.core.request import Kind
@@ -254,26 +255,48 @@ async def test_over_http_neither_finish_reason_nor_done_comes_before_the_entry()
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_answer_that_could_not_be_recorded_ends_in_an_error(stream: bool) -> None:
+async def test_an_answer_that_the_disk_refuses_is_whole_and_recorded_later(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmhost.cost.under_way.RETRY_S", 0.0)
     async with node() as one:
         one.held.go()
         with slow_ledger(one.host) as ledger:
             body = {"model": "m", "prompt": "hello world", "max_tokens": 4, "stream": stream}
             post = asyncio.create_task(one.host.client.post("/v1/completions", json=body))
             await until(lambda: ledger.waiting)
+            ledger.raises = disk_full()
             ledger.fail(disk_full())
             answer = await post
-        await until(lambda: one.host.host.processor.in_flight == 0)
+        settlements = one.host.host.books.settlements
+        await until(lambda: settlements.unsettled == 0)
+        entry = await one.entry()
+        assert settlements.under_way == 0
 
-    assert "[DONE]" not in answer.text
-    assert '"finish_reason":"length"' not in answer.text
-    assert "disk is full" in answer.text
-    assert answer.status_code == (200 if stream else StorageFailed.status)
+    assert answer.status_code == 200
+    assert '"finish_reason":"length"' in answer.text
+    assert (entry["outcome"], entry["amount_nano"]) == ("answered", 2 * 100 + 4 * 400)
 
 
-async def test_an_answer_that_could_not_be_recorded_is_counted_as_failed_and_as_nobodys_money() -> (
-    None
-):
+async def test_an_answer_for_which_the_ledger_has_no_room_is_recorded_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmhost.cost.under_way.RETRY_S", 0.0)
+    async with node() as one:
+        one.held.go()
+        with slow_ledger(one.host) as ledger:
+            ledger.raises = Overloaded("10000 records are waiting", retry_after_s=1)
+            text = await read_all(await one.open())
+        await until(lambda: one.host.host.books.settlements.unsettled == 0)
+        entry = await one.entry()
+
+    assert text == fake_words("hello world", 4)
+    assert entry["outcome"] == "answered"
+
+
+async def test_an_answer_that_can_be_recorded_nowhere_ends_in_an_error_and_is_nobodys_money(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told: list[RequestEnded] = []
 
     class Observer:
@@ -282,8 +305,12 @@ async def test_an_answer_that_could_not_be_recorded_is_counted_as_failed_and_as_
             if isinstance(event, RequestEnded):
                 told.append(event)
 
+    def broken() -> None:
+        raise StorageFailed(Path("under_way.journal"), OSError("Input/output error"))
+
     async with node(Observer()) as one:
         one.held.go()
+        monkeypatch.setattr(one.host.host.books.settlements._journal, "flush", broken)
         with slow_ledger(one.host) as ledger:
             exchange = await one.open()
             await until(lambda: ledger.waiting)
@@ -300,14 +327,28 @@ async def test_an_answer_that_could_not_be_recorded_is_counted_as_failed_and_as_
     assert "vllm:request_success_total{" not in metrics
 
 
-async def test_a_ledger_that_takes_no_more_ends_the_answer_in_an_error() -> None:
+async def test_while_the_ledger_can_not_be_written_nothing_is_let_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with node() as one:
+        monkeypatch.setattr(one.host.host.books.ledger._writer, "_health", disk_full())
+        with pytest.raises(Overloaded, match="can't write its ledger"):
+            await one.open()
+        monkeypatch.undo()
         one.held.go()
-        with slow_ledger(one.host) as ledger:
-            ledger.raises = Overloaded("10000 records are waiting", retry_after_s=1)
-            with pytest.raises(Overloaded, match="records are waiting"):
-                await read_all(await one.open())
-        await until(lambda: one.host.host.processor.in_flight == 0)
+        assert await read_all(await one.open())
+
+
+async def test_a_broken_off_answer_can_be_paid_for_as_far_as_it_came() -> None:
+    held = Held(fails=lambda seq_id, at: EngineFailed("no") if at == 4 else None)
+    settings = Settings(billing=BillingSettings(failed_answers="delivered"))
+    async with make_host(plugins=[held], models={"m": HELD_MODEL}, settings=settings) as host:
+        held.go()
+        with pytest.raises(EngineFailed):
+            await read_all(await host.host.processor.open(asks(), None, {}))
+        [entry] = await settled(host)
+
+    assert (entry["outcome"], entry["amount_nano"]) == ("failed", 2 * 100 + 2 * 400)
 
 
 @pytest.mark.parametrize("error", [disk_full(), Overloaded("full")])

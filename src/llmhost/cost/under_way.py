@@ -1,0 +1,211 @@
+"""Requests between their admission and their entry: in the journal, so that neither a killed process nor a full disk
+loses what they owe.
+
+A slot is opened when a request is admitted, counts what its caller was given, and is closed when the entry is on
+disk. What a process did not live to settle, the next one settles at the last count. An entry that the ledger can't
+take now stays in its slot and is tried again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from llmhost.core.errors import LlmhostError
+from llmhost.core.output import Outcome, Usage
+from llmhost.cost.ledger import Entry, Ledger, Recorded
+from llmhost.cost.pricing import Rates, amount_nano
+from llmhost.observe.logs import log_event
+from llmhost.storage.connect import StorageFailed
+from llmhost.storage.journal import Journal, Slot
+
+log = logging.getLogger("llmhost.ledger")
+
+CRASHED = "process_ended"
+"""The `code` of an entry whose process ended before its request did."""
+INPUT, OUTPUT = 0, 1
+"""Counters of a slot: tokens that were given to the engine, and tokens that the caller was given."""
+RETRY_S = 1.0
+FLUSH_S = 2.0
+"""A power cut may take from the journal what is younger. A killed process takes nothing."""
+
+
+class UnderWay(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
+    """What a slot says of a request that runs."""
+
+    request_id: str
+    utc_ns: int
+    key_id: str | None
+    org: str
+    team: str | None
+    run_id: str | None
+    model: str
+    adapter: str | None
+    price_version: str | None
+    rates: Rates | None
+    is_embedding: bool = False
+
+
+class Unsettled(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
+    """What it says of one that has ended, while the ledger can't take its entry."""
+
+    entry: Entry
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(UnderWay | Unsettled).decode
+
+
+class Settlements:
+    """Owns the journal. Used from the event loop's thread, but for `replay`, which comes before it."""
+
+    def __init__(self, ledger: Ledger, journal: Journal) -> None:
+        self._ledger = ledger
+        self._journal = journal
+        self._unsettled: dict[str, tuple[Entry, Slot]] = {}
+        self._is_wanted = asyncio.Event()
+
+    @property
+    def under_way(self) -> int:
+        """Requests that have a slot."""
+        return self._journal.open_slots
+
+    @property
+    def unsettled(self) -> int:
+        """Requests that have ended, and whose entries the ledger could not take yet."""
+        return len(self._unsettled)
+
+    def begin(self, request: UnderWay) -> Slot:
+        """A slot for a request that is admitted. Raises StorageFailed when there is no room for one."""
+        return self._journal.open(_encode(request))
+
+    def settle(self, entry: Entry, slot: Slot | None) -> "asyncio.Future[None]":
+        """Append an entry; done when it can't be lost any more. Without a slot, what the ledger can't take fails."""
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            recorded = self._ledger.settle(entry)
+        except LlmhostError as error:
+            self._refused(entry, slot, settled, error)
+            return settled
+        recorded.add_done_callback(lambda done: self._recorded(entry, slot, settled, done))
+        return settled
+
+    def _recorded(
+        self,
+        entry: Entry,
+        slot: Slot | None,
+        settled: "asyncio.Future[None]",
+        recorded: "asyncio.Future[Recorded]",
+    ) -> None:
+        failure = recorded.exception()
+        if failure is not None:
+            self._refused(entry, slot, settled, failure)
+            return
+        if slot is not None:
+            slot.close()
+        if not settled.done():
+            settled.set_result(None)
+
+    def _refused(
+        self,
+        entry: Entry,
+        slot: Slot | None,
+        settled: "asyncio.Future[None]",
+        failure: BaseException,
+    ) -> None:
+        """What the disk or a full queue refuses is kept, and tried again; anything else can't ever be taken."""
+        if slot is None or not isinstance(failure, LlmhostError):
+            if slot is not None:
+                slot.close()
+            if not settled.done():
+                settled.set_exception(failure)
+            return
+        slot.write(_encode(Unsettled(entry=entry)))
+        self._unsettled[entry.request_id] = entry, slot
+        self._is_wanted.set()
+        forced = asyncio.ensure_future(asyncio.to_thread(self._journal.flush))
+        forced.add_done_callback(lambda done: _end(settled, done.exception()))
+
+    async def keep_trying(self) -> None:
+        """Settle what could not be settled, once a second, as long as there is any. Runs for ever."""
+        while True:
+            await self._is_wanted.wait()
+            await asyncio.sleep(RETRY_S)
+            for request_id, (entry, slot) in list(self._unsettled.items()):
+                try:
+                    await self._ledger.settle(entry)
+                except LlmhostError:
+                    break
+                slot.close()
+                del self._unsettled[request_id]
+                log_event(log, "ledger.settled_late", request=request_id)
+            if not self._unsettled:
+                self._is_wanted.clear()
+
+    async def keep_flushing(self) -> None:
+        """Force the journal to disk every now and then, as long as anything is under way. Runs for ever."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            if self.under_way:
+                try:
+                    await asyncio.to_thread(self._journal.flush)
+                except StorageFailed as error:
+                    log.error("ledger.journal_not_forced error=%s", error)
+
+    def replay(self, on_settled: Callable[[Entry], None] = lambda _: None) -> int:
+        """Settle what a process before this one left; how many there were. Blocks. Raises StorageFailed."""
+        waiting = []
+        for slot, note, counts in self._journal.left_open():
+            entry = _entry(note, counts)
+            if entry is None:
+                log.error("ledger.journal_unreadable bytes=%d", len(note))
+                slot.close()
+            else:
+                waiting.append((slot, self._ledger.record(entry)))
+        for slot, future in waiting:
+            entry = future.result().entry
+            slot.close()
+            on_settled(entry)
+            log_event(
+                log,
+                "ledger.replayed",
+                request=entry.request_id,
+                output_tokens=entry.output_tokens,
+                amount_nano=entry.amount_nano,
+            )
+        return len(waiting)
+
+
+def _entry(note: bytes, counts: tuple[int, ...]) -> Entry | None:
+    """What is owed for a slot. None for a note that another version wrote, and this one can't read."""
+    try:
+        found = _decode(note)
+    except msgspec.MsgspecError:
+        return None
+    if isinstance(found, Unsettled):
+        return found.entry
+    usage = Usage(prompt_tokens=counts[INPUT], completion_tokens=counts[OUTPUT])
+    return Entry(
+        request_id=found.request_id,
+        utc_ns=found.utc_ns,
+        key_id=found.key_id,
+        org=found.org,
+        team=found.team,
+        model=found.model,
+        outcome=Outcome.CANCELLED.value,
+        code=CRASHED,
+        fresh_input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        price_version=found.price_version,
+        amount_nano=amount_nano(found.rates, usage, is_embedding=found.is_embedding),
+    )
+
+
+def _end(settled: "asyncio.Future[None]", failure: BaseException | None) -> None:
+    if settled.done():
+        return
+    if failure is None:
+        settled.set_result(None)
+    else:
+        settled.set_exception(failure)

@@ -1,0 +1,178 @@
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.cost.test_ledger import NOON_NS, Books, entry
+
+from llmhost.cost.pricing import Price, Rates
+from llmhost.cost.under_way import CRASHED, INPUT, OUTPUT, Settlements, UnderWay
+from llmhost.storage.connect import StorageFailed
+from llmhost.storage.journal import Journal
+
+PRICE = Price(version="tiny/1", input_nano=10**8, cached_input_nano=10**7, output_nano=4 * 10**8)
+
+
+@dataclass
+class Till:
+    """A ledger with its journal, which can be left as by a process that was killed."""
+
+    books: Books
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.path)
+        self.settlements = Settlements(self.books.ledger, self.journal)
+
+    def restart(self) -> int:
+        """What the next process settles."""
+        self.journal.close()
+        self.__post_init__()
+        return self.settlements.replay()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self.books.ledger.export())
+
+
+@pytest.fixture
+def till(tmp_path: Path) -> Iterator[Till]:
+    books = Books(tmp_path / "money.db")
+    till = Till(books, tmp_path / "journal")
+    yield till
+    till.journal.close()
+    books.close()
+
+
+def under_way(number: int = 1, **changes: Any) -> UnderWay:
+    facts: dict[str, Any] = {
+        "request_id": f"req_{number}",
+        "utc_ns": NOON_NS,
+        "key_id": "abc",
+        "org": "acme",
+        "team": "red",
+        "run_id": None,
+        "model": "tiny@1",
+        "adapter": None,
+        "price_version": "tiny/1",
+        "rates": PRICE,
+    }
+    return UnderWay(**{**facts, **changes})
+
+
+def disk_full() -> StorageFailed:
+    return StorageFailed(Path("money.db"), OSError("database or disk is full"))
+
+
+async def test_a_settled_request_leaves_nothing_to_settle(till: Till) -> None:
+    slot = till.settlements.begin(under_way())
+    await till.settlements.settle(entry(1), slot)
+    assert till.settlements.under_way == 0
+    assert till.restart() == 0
+    assert [row["request_id"] for row in till.rows] == ["req_1"]
+
+
+def test_what_was_cut_off_is_settled_at_its_last_count(till: Till) -> None:
+    slot = till.settlements.begin(under_way())
+    slot.count(INPUT, 10)
+    slot.count(OUTPUT, 7)
+    assert till.restart() == 1
+    [row] = till.rows
+    assert (row["outcome"], row["code"]) == ("cancelled", CRASHED)
+    assert row["tokens"]["fresh_input"] == 10
+    assert row["tokens"]["output"] == 7
+    assert row["amount_nano"] == 10 * 100 + 7 * 400
+    assert (row["key_id"], row["team"], row["price_version"]) == ("abc", "red", "tiny/1")
+    assert till.restart() == 0
+
+
+def test_what_had_not_begun_costs_nothing_and_is_recorded(till: Till) -> None:
+    till.settlements.begin(under_way())
+    till.restart()
+    [row] = till.rows
+    assert row["amount_nano"] == 0
+
+
+def test_a_model_without_a_price_is_settled_too(till: Till) -> None:
+    till.settlements.begin(under_way(rates=None, price_version=None)).count(OUTPUT, 3)
+    till.restart()
+    [row] = till.rows
+    assert (row["tokens"]["output"], row["amount_nano"]) == (3, 0)
+
+
+def test_an_entry_that_was_on_disk_already_is_not_doubled(till: Till) -> None:
+    slot = till.settlements.begin(under_way())
+    slot.count(OUTPUT, 3)
+    till.books.record(entry(1))
+    assert till.restart() == 1
+    [row] = till.rows
+    assert row["amount_nano"] == 70
+
+
+async def test_what_the_disk_refuses_is_kept_and_tried_again(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmhost.cost.under_way.RETRY_S", 0.0)
+    settle, refusals = till.books.ledger.settle, iter([disk_full(), disk_full()])
+
+    def refused(entry: Any) -> Any:
+        for error in refusals:
+            raise error
+        return settle(entry)
+
+    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    await till.settlements.settle(entry(1), till.settlements.begin(under_way()))
+    assert till.settlements.unsettled == 1
+    trying = asyncio.create_task(till.settlements.keep_trying())
+    while till.settlements.unsettled:  # noqa: ASYNC110 - what is waited for has no event of its own
+        await asyncio.sleep(0)
+    trying.cancel()
+    assert [row["amount_nano"] for row in till.rows] == [70]
+    assert till.settlements.under_way == 0
+
+
+async def test_what_the_disk_refused_is_settled_by_the_next_process(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(entry: Any) -> Any:
+        raise disk_full()
+
+    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    await till.settlements.settle(entry(1), till.settlements.begin(under_way()))
+    monkeypatch.undo()
+    assert till.restart() == 1
+    [row] = till.rows
+    assert (row["outcome"], row["amount_nano"]) == ("answered", 70)
+
+
+async def test_without_a_slot_what_the_disk_refuses_is_told(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(entry: Any) -> Any:
+        raise disk_full()
+
+    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    with pytest.raises(StorageFailed):
+        await till.settlements.settle(entry(1), None)
+
+
+async def test_an_entry_that_can_never_be_is_not_tried_for_ever(till: Till) -> None:
+    slot = till.settlements.begin(under_way())
+    with pytest.raises(Exception, match="CHECK"):
+        await till.settlements.settle(entry(1, output_tokens=-1), slot)
+    assert till.restart() == 0
+
+
+def test_a_note_of_another_version_stops_no_start(till: Till) -> None:
+    till.journal.open(b"\xc1 from the future")
+    assert till.restart() == 0
+    assert till.settlements.under_way == 0
+
+
+def test_rates_are_enough_to_settle_with(till: Till) -> None:
+    rates = Rates(input_nano=10**9, cached_input_nano=0, output_nano=0)
+    till.settlements.begin(under_way(rates=rates)).count(INPUT, 5)
+    till.restart()
+    assert till.rows[0]["amount_nano"] == 5_000
