@@ -21,6 +21,7 @@ NewNode = Callable[..., Node]
 ROLES = [role.value for role in Role]
 SECRET_ORG = "zq-foreign-org"
 SECRET_TEAM = "zq-foreign-team"
+SECRET_AMOUNT = "0.123456789"
 
 
 def holder(key: str) -> dict[str, str]:
@@ -49,6 +50,7 @@ class Town:
             self.node.admin("GET", f"/orgs/{SECRET_ORG}").json(),
             self.node.admin("GET", "/teams", org=SECRET_ORG).json(),
             self.node.admin("GET", "/keys", org=SECRET_ORG).json(),
+            self.node.admin("GET", "/prices", org=SECRET_ORG).json(),
         ]
 
 
@@ -71,7 +73,10 @@ def _settled(town: Town) -> Town:
     requests = [ask(node, town.foreign["key"]) for _ in range(5)]
     ask(node, town.keys["member"])
     ask(node, town.own["key"])
-    town.marks = {SECRET_ORG, SECRET_TEAM, "zq-foreign-name", town.foreign["id"]}
+    for org, amount in (("own", "0.11"), (SECRET_ORG, SECRET_AMOUNT)):
+        price = {"model": "echo", "org": org, "input": amount, "output": "0"}
+        assert node.post("/admin/v1/prices", price, headers=holder(node.admin_token)).is_success
+    town.marks = {SECRET_ORG, SECRET_TEAM, "zq-foreign-name", town.foreign["id"], SECRET_AMOUNT}
     town.marks |= {answer.headers["x-request-id"] for answer in requests}
     for path, item in node.get("/admin/openapi/openapi.json").json()["paths"].items():
         if path.startswith("/admin/v1/"):
@@ -82,8 +87,8 @@ def _settled(town: Town) -> Town:
 # ------------------------------------------------------------ nobody sees another's
 
 
-PARTS = ("org", "team", "key_id", "target")
-QUERIES = ("org", "team", "after", "by", "limit")
+PARTS = ("org", "team", "key_id", "target", "version")
+QUERIES = ("org", "team", "after", "by", "limit", "model")
 names = st.sampled_from(["own", "foreign", "nobody"])
 
 
@@ -97,6 +102,8 @@ def _named(town: Town, part: str, whose: str) -> str:
         "by": {"own": "key", "foreign": "org"},
         "limit": {"own": "1", "foreign": "1000"},
         "target": {"own": "echo/load", "foreign": "none/load"},
+        "version": {"own": "echo/1", "foreign": "echo/2"},
+        "model": {"own": "echo", "foreign": "none"},
     }
     return known[part].get(whose, {"by": "day", "limit": "2"}.get(part, "zz-nobody"))
 
@@ -161,6 +168,11 @@ BY_NAME = [
     ("GET", "/teams?org={org}", None),
     ("GET", "/keys?after={key_id}", None),
     ("GET", "/teams?after={org}/{team}", None),
+    ("GET", "/prices?org={org}", None),
+    ("GET", "/prices/current?model=echo&org={org}", None),
+    ("GET", "/prices/versions/{version}", None),
+    ("GET", "/prices?after={version}", None),
+    ("GET", "/prices?in_force=true&after={version}", None),
 ]
 
 

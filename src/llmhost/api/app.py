@@ -24,6 +24,7 @@ from llmhost.api.json_request import JsonRequest
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.pooling import pooling_routes
+from llmhost.api.prices import PriceAdmin, price_router
 from llmhost.api.reports import ReportDesk
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
@@ -55,6 +56,7 @@ class Surface:
     metrics: Metrics
     admin: Admin
     costs: CostReports
+    prices: PriceAdmin
     reports: ReportDesk
     admin_token: str
     why_not_ready: Callable[[], str | None]
@@ -67,6 +69,7 @@ class Surface:
 
 def build_app(surface: Surface) -> ASGIApp:
     settings = surface.settings
+    guard = guard_by(surface.admin_token, surface.admin.tenants.access_of)
     app = Litestar(
         route_handlers=[
             *_generation_routes(surface),
@@ -79,9 +82,8 @@ def build_app(surface: Surface) -> ASGIApp:
                 surface.admin_token,
                 drain_s=settings.drain_timeout_s,
             ),
-            cost_router(
-                surface.costs, guard_by(surface.admin_token, surface.admin.tenants.access_of)
-            ),
+            cost_router(surface.costs, guard),
+            price_router(surface.prices, guard),
             *(
                 Router(f"/plugins/{name}", route_handlers=[route])
                 for name, route in surface.plugin_routes

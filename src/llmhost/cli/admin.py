@@ -50,6 +50,22 @@ class Admin(Protocol):
 
     def revoke_key(self, key_id: str) -> Row: ...
 
+    def set_price(self, model: str, **facts: Any) -> Row:
+        """Amounts are dollars per million tokens, as text; a time is `effective_at`."""
+        ...
+
+    def prices(
+        self, *, model: str | None = None, org: str | None = None, in_force: bool = False
+    ) -> list[Row]:
+        """All versions, or those that hold now."""
+        ...
+
+    def price(self, model: str, *, org: str | None = None) -> Row:
+        """What holds now for everybody, or for an organisation."""
+        ...
+
+    def price_version(self, version: str) -> Row: ...
+
     def usage(self, **query: Any) -> list[Row]:
         """What was used and charged. `by`, `since`, `until`, `timezone`, `org`, `team`, `key` and `model` are as the
         admin route takes them; `since` counts, `until` does not."""

@@ -77,6 +77,21 @@ class HttpAdmin:
     def revoke_key(self, key_id: str) -> Row:
         return self._http.one("DELETE", _path("keys", key_id))
 
+    def set_price(self, model: str, **facts: Any) -> Row:
+        return self._http.one("POST", "/admin/v1/prices", json={"model": model, **facts})
+
+    def prices(
+        self, *, model: str | None = None, org: str | None = None, in_force: bool = False
+    ) -> list[Row]:
+        held = "true" if in_force else None
+        return self._http.all("/admin/v1/prices", model=model, org=org, in_force=held)
+
+    def price(self, model: str, *, org: str | None = None) -> Row:
+        return self._http.one("GET", _path("prices", "current"), query={"model": model, "org": org})
+
+    def price_version(self, version: str) -> Row:
+        return self._http.one("GET", _path("prices", "versions", version))
+
     def usage(self, **query: Any) -> list[Row]:
         return self._http.all("/admin/v1/usage", limit="1000", **query)
 
@@ -207,11 +222,21 @@ class _Http:
         )
 
     def one(
-        self, method: str, path: str, *, json: Any = None, read_s: float | None = _READ_S
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        query: Mapping[str, Asked] | None = None,
+        read_s: float | None = _READ_S,
     ) -> Row:
         with self._errors():
             answer = self._client.request(
-                method, path, json=json, timeout=httpx.Timeout(read_s, connect=_CONNECT_S)
+                method,
+                path,
+                json=json,
+                params=_given(query or {}),
+                timeout=httpx.Timeout(read_s, connect=_CONNECT_S),
             )
         self._check(answer)
         return self._object(answer)
@@ -229,9 +254,8 @@ class _Http:
 
     def _page(self, path: str, query: Mapping[str, Asked]) -> tuple[list[Row], str | None]:
         """A list, and what the next page comes after."""
-        params = {key: text for key, text in query.items() if text is not None}
         with self._errors():
-            answer = self._client.get(path, params=params)
+            answer = self._client.get(path, params=_given(query))
         self._check(answer)
         content = self._object(answer)
         data = content.get("data")
@@ -293,6 +317,10 @@ class _Http:
 def _path(*parts: str) -> str:
     """Below /admin/v1; a slash in a name stays part of the name."""
     return "/".join(("/admin/v1", *(quote(part, safe="") for part in parts)))
+
+
+def _given(query: Mapping[str, Asked]) -> dict[str, str | list[str]]:
+    return {key: text for key, text in query.items() if text is not None}
 
 
 def _parse(text: str) -> Row:

@@ -19,6 +19,7 @@ from llmhost.cli import (
     models,
     orgs,
     plugins,
+    prices,
     pull,
     serve,
     usage,
@@ -29,7 +30,7 @@ from llmhost.core.errors import LlmhostError
 _ORDER = (
     *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
     "adapters",
-    *("orgs", "teams", "keys", "usage", "ledger"),
+    *("orgs", "teams", "keys", "prices", "usage", "ledger"),
     *("bench", "plugins", "config", "doctor", "version"),
 )
 
@@ -97,7 +98,7 @@ def llmhost(
     """One process turns a GPU box into a metered, multi-tenant, OpenAI-compatible LLM platform.
 
     Start a node with `llmhost serve`. The other commands ask that node, found through its data dir or named by
-    --url; keys, orgs, usage and ledger also work while it is stopped.
+    --url; keys, orgs, prices, usage and ledger also work while it is stopped.
     """
 
 
@@ -113,7 +114,7 @@ def show_version(as_json: Json = False) -> None:
 
 
 for commands in (
-    *(serve, chat, models, pull, adapters, orgs, keys, usage),
+    *(serve, chat, models, pull, adapters, orgs, keys, prices, usage),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

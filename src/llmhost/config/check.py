@@ -120,6 +120,11 @@ def _adapters(key: str, spec: ModelSpec) -> Iterator[Problem]:
             yield key, f"{name} {what}"
 
 
+def is_model_name(name: str) -> bool:
+    """Whether a model could have it; not whether one has."""
+    return _NAME.fullmatch(name) is not None
+
+
 def is_adapter_name(name: str) -> bool:
     """Callers write it after the model's name and a colon."""
     return re.fullmatch(r"[A-Za-z0-9_][\w./-]*", name, re.ASCII) is not None

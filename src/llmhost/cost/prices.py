@@ -41,7 +41,7 @@ _COLUMNS = (
     *("utc_ns", "effective_from_ns", "is_withdrawn", *_RATES),
 )
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM prices"
-_IS_QUOTE = f"(origin LIKE '{_PLUGIN}%' OR model LIKE '%+%')"  # the latter in rows from before there were origins
+_IS_QUOTE = "instr(model, '+')"  # no model has one in its name
 _LISTED = f"{_SELECT} WHERE NOT {_IS_QUOTE} ORDER BY seq"
 _SAME = " AND ".join(f"{name} IS ?" for name in _RATES)
 _OF_FILE = f"{_SELECT} WHERE model = ? AND origin = '{FILE}' ORDER BY seq DESC LIMIT 1"
@@ -71,6 +71,10 @@ class PriceVersion:
     effective_from_ns: int
     price: Price | None
     """None ends what held before: an organisation pays the list price again, or the model has none."""
+
+    @property
+    def is_quote(self) -> bool:
+        return "+" in self.version
 
     @property
     def order(self) -> tuple[int, int]:

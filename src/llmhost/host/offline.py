@@ -23,6 +23,7 @@ from llmhost.api.admin_wire import (
     TeamPage,
 )
 from llmhost.api.costs import CostReports
+from llmhost.api.prices import NewPrice, PriceAdmin, PricePage
 from llmhost.api.report_wire import CostedPage, UsedPage, time_ns
 from llmhost.api.reports import ReportDesk, query_of
 from llmhost.config.load import LoadedSettings
@@ -42,15 +43,17 @@ class OfflineAdmin:
         self._data_dir = DataDir(data_dir)
         self._data_dir.acquire()
         self._runner = asyncio.Runner()
+        clock = SystemClock()
         self._closing = AsyncExitStack()
         try:
-            books = open_books(self._data_dir, SystemClock(), self._closing)
+            books = open_books(self._data_dir, clock, self._closing)
         except BaseException:
             self.close()
             raise
         self._admin = Admin(books.keys, books.ledger, Plugins(), None)
         self._tenants = self._admin.tenants
         self._costs = CostReports(books.costs)
+        self._prices = PriceAdmin(books.prices, books.keys.directory, clock, None)
         self._reports = ReportDesk(books.reports)
 
     def create_org(self, name: str, **limits: int | None) -> Row:
@@ -100,6 +103,22 @@ class OfflineAdmin:
     def revoke_key(self, key_id: str) -> Row:
         return _row(self._run(self._tenants.revoke_key(key_id)))
 
+    def set_price(self, model: str, **facts: Any) -> Row:
+        new = msgspec.convert({"model": model, **facts}, NewPrice)
+        return _row(self._run(self._prices.set(new)))
+
+    def prices(
+        self, *, model: str | None = None, org: str | None = None, in_force: bool = False
+    ) -> list[Row]:
+        wanted: dict[str, Any] = {"model": model, "org": org, "in_force": in_force}
+        return _rows(lambda **page: self._run(self._prices.versions(**wanted, **page)))
+
+    def price(self, model: str, *, org: str | None = None) -> Row:
+        return _row(self._prices.current(model, org=org))
+
+    def price_version(self, version: str) -> Row:
+        return _row(self._run(self._prices.version(version)))
+
     def usage(self, **query: Any) -> list[Row]:
         asked = query_of(**query)
         return _rows(lambda **page: self._reports.usage(asked, **page))
@@ -142,7 +161,7 @@ def _row(record: msgspec.Struct) -> Row:
 
 
 def _rows(
-    list_page: Callable[..., OrgPage | TeamPage | KeyPage | UsedPage | CostedPage],
+    list_page: Callable[..., OrgPage | TeamPage | KeyPage | PricePage | UsedPage | CostedPage],
 ) -> list[Row]:
     """All pages of a list."""
     found: list[Row] = []

@@ -13,6 +13,7 @@ from llmhost.api.costs import CostReports
 from llmhost.api.door import Outflow
 from llmhost.api.edge import is_loopback
 from llmhost.api.gatekeeper import Gatekeeper
+from llmhost.api.prices import PriceAdmin
 from llmhost.api.reports import ReportDesk
 from llmhost.config.schema import Settings
 from llmhost.core.errors import ConfigError, LlmhostError
@@ -285,6 +286,7 @@ class Host:
                 metrics=self.metrics,
                 admin=Admin(self.books.keys, self.books.ledger, self.plugins, self.deployments),
                 costs=CostReports(self.books.costs),
+                prices=self._price_admin(),
                 reports=ReportDesk(self.books.reports),
                 outflow=None if self.costs.rates.egress.is_free else self.outflow,
                 admin_token=self.admin_token,
@@ -294,6 +296,15 @@ class Host:
                     (found.plugin, found.item) for found in collect(self.plugins, "register_routes")
                 ],
             )
+        )
+
+    def _price_admin(self) -> PriceAdmin:
+        catalogue = self.deployments.catalogue
+        return PriceAdmin(
+            self.books.prices,
+            self.books.keys.directory,
+            self.clock,
+            lambda name: catalogue.find(name).name,
         )
 
     async def _keep_house(self) -> None:
