@@ -55,7 +55,7 @@ def test_two_thousand_texts_in_one_request_are_answered_and_billed_once(open_nod
     assert response.status_code == 200
     assert len(response.json()["data"]) == 2048
     entry = open_node.entry(response.headers["x-request-id"])
-    assert entry["tokens"]["fresh_input"] == 4096
+    assert entry["tokens"]["embedding"] == 4096
     assert entry["amount_nano"] == 4096 * 1000
     assert open_node.is_idle("embedder")
 

@@ -34,6 +34,28 @@ class Breakdown:
             + self.safety_moderation_nano
         )
 
+    @property
+    def pools_text(self) -> str:
+        """All of it in one short text, for the ledger's hash chain."""
+        pools = (
+            f"{self.gpu_compute_nano}/{self.input_nano}/{self.infrastructure_nano}"
+            f"/{self.model_loading_nano}/{self.safety_moderation_nano}"
+        )
+        return pools if self.load_id is None else f"{pools}/{self.load_id}"
+
+    @classmethod
+    def of_text(cls, text: str) -> "Breakdown":
+        """What `pools_text` was made of."""
+        gpu, prompt, infrastructure, loading, safety, *load_id = text.split("/", 5)
+        return cls(
+            gpu_compute_nano=int(gpu),
+            input_nano=int(prompt),
+            infrastructure_nano=int(infrastructure),
+            model_loading_nano=int(loading),
+            safety_moderation_nano=int(safety),
+            load_id=load_id[0] if load_id else None,
+        )
+
 
 NOTHING = Breakdown()
 

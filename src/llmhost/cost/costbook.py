@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 from llmhost.core.ports import Clock
-from llmhost.cost.ledger import By, group_of
 from llmhost.cost.rows import Load, end_load, end_open_loads, insert_checks, insert_load
+from llmhost.cost.sums import IS_USE
+from llmhost.cost.usage import By, group_of
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
@@ -24,7 +25,8 @@ _SUMS = f"""
             0 AS amount
         FROM request_costs WHERE {_WITHIN}
         UNION ALL
-        SELECT {{group}}, kind = 'request', 0, 0, 0, 0, 0, amount_nano FROM entries WHERE {_WITHIN}
+        SELECT {{group}}, kind = 'request', 0, 0, 0, 0, 0, amount_nano FROM entries
+        WHERE {IS_USE} AND {_WITHIN}
     ) GROUP BY grp
 """
 _CHECKED = ("busy_ns", "load_ns", "idle_ns")

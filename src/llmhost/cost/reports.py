@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from llmhost.core.errors import InvalidValue
 from llmhost.cost import periods
 from llmhost.cost.periods import QUARTER_NS, SECOND_NS, UNITS, Span
+from llmhost.cost.sums import IS_USE
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 
@@ -58,8 +59,16 @@ _WITHIN = """
     AND (:models IS NULL OR model IN (SELECT value FROM json_each(:models))
         OR substr(model, 1, instr(model, '@') - 1) IN (SELECT value FROM json_each(:models)))
 """
+_AS_USED = {
+    "fresh_input_tokens": "fresh_input_tokens + ifnull(embedding_tokens, 0)",
+    "output_tokens": "output_tokens + ifnull(reasoning_tokens, 0)",
+    "amount_nano": f"CASE WHEN {IS_USE} THEN amount_nano ELSE 0 END",
+}
 _ENTRY_SUMS = ", ".join(
-    ("count(*) FILTER (WHERE kind = 'request')", *(f"sum({name})" for name in USED[1:]))
+    (
+        "count(*) FILTER (WHERE kind = 'request')",
+        *(f"sum({_AS_USED.get(name, name)})" for name in USED[1:]),
+    )
 )
 _COST_SUMS = ", ".join(
     (

@@ -195,8 +195,11 @@ def _entry(note: bytes, counts: tuple[int, ...]) -> Entry | None:
         model=found.model,
         outcome=Outcome.CANCELLED.value,
         code=CRASHED,
-        fresh_input_tokens=usage.prompt_tokens,
+        fresh_input_tokens=0 if found.is_embedding else usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
+        embedding_tokens=usage.prompt_tokens if found.is_embedding else 0,
+        run_id=found.run_id,
+        adapter=found.adapter,
         price_version=found.price_version,
         amount_nano=amount_nano(found.rates, usage, is_embedding=found.is_embedding),
     )

@@ -19,7 +19,8 @@ from llmhost.core.errors import Overloaded
 from llmhost.core.output import Outcome
 from llmhost.core.request import Kind
 from llmhost.cost.attribution import TrueCosts
-from llmhost.cost.ledger import Entry, Ledger
+from llmhost.cost.entries import Entry
+from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import Price, Rates, amount_nano
 from llmhost.cost.under_way import Settlements, UnderWay

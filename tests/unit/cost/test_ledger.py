@@ -18,14 +18,19 @@ from llmhost.core.errors import Overloaded
 from llmhost.core.events import RequestEnded
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.request import LOCAL_CALLER, Caller
-from llmhost.cost.chain import GENESIS, row_hash
-from llmhost.cost.ledger import SCHEMA, Entry, Ledger
+from llmhost.cost import rows
+from llmhost.cost.breakdown import Breakdown
+from llmhost.cost.chain import GENESIS, row_hash, row_hasher
+from llmhost.cost.entries import Entry
+from llmhost.cost.ledger import Ledger
+from llmhost.cost.tables import SCHEMA
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
 
 DAY_NS = 86_400 * 10**9
 NOON_NS = 20_000 * DAY_NS + DAY_NS // 2
+RARE = ("reasoning_tokens", "embedding_tokens", "load_ns", "safety_units")
 RECORD_FOREVER = Path(__file__).parent / "record_forever.py"
 
 
@@ -47,7 +52,7 @@ class Books:
     clock: ManualClock = field(default_factory=ManualClock)
 
     def __post_init__(self) -> None:
-        self.writer = Writer(self.path, migrations=[SCHEMA], max_queue=self.max_queue)
+        self.writer = Writer(self.path, migrations=[SCHEMA, rows.SCHEMA], max_queue=self.max_queue)
         self.reader = Reader(self.path)
         self.ledger = Ledger(self.writer, self.reader, node_id="node-1", clock=self.clock)
 
@@ -283,6 +288,8 @@ def test_a_forger_who_mends_a_row_breaks_the_next(books: Books) -> None:
     changed = {"seq": 5, "node_id": "node-1"} | {
         name: getattr(entry(5), name) for name in Entry.__dataclass_fields__
     }
+    changed |= {name: value or None for name, value in changed.items() if name in RARE}
+    changed |= {"debit": "org:acme", "credit": "revenue"}
     mended = row_hash(bytes.fromhex(rows[3]["hash"]), changed | {"amount_nano": 1})
     books.forge(f"UPDATE entries SET amount_nano = 1, hash = x'{mended.hex()}' WHERE seq = 5")
     report = books.ledger.verify()
@@ -308,6 +315,11 @@ def test_rows_that_differ_have_different_hashes(one: dict, other: dict) -> None:
 
     is_same = row_hash(GENESIS, one) == row_hash(GENESIS, other)
     assert is_same == (said(one) == said(other))
+
+
+@given(st.dictionaries(st.text(), values))
+def test_a_row_has_the_same_hash_however_it_is_made(row: dict) -> None:
+    assert row_hasher(list(row))(GENESIS, list(row.values())) == row_hash(GENESIS, row)
 
 
 def test_a_column_added_later_leaves_old_hashes_as_they_were() -> None:
@@ -336,9 +348,31 @@ def test_an_export_says_everything_of_an_entry(books: Books) -> None:
         "engine_ns": 5_000,
         "price_version": "tiny/1",
         "amount_nano": 70,
+        "run_id": None,
+        "adapter": None,
+        "load_ns": None,
+        "safety_units": None,
+        "debit": "org:acme",
+        "credit": "revenue",
+        "cost_nano": None,
+        "cost_pools": None,
         "prev_hash": GENESIS.hex(),
         "hash": recorded.hash.hex(),
     }
+
+
+def test_what_few_requests_have_is_said_of_those_that_have_it(books: Books) -> None:
+    costs = Breakdown(gpu_compute_nano=9, input_nano=3, infrastructure_nano=2, load_id="load_1")
+    books.record(
+        entry(1, run_id="r1", adapter="law", reasoning_tokens=5, embedding_tokens=7),
+        entry(2, load_ns=3, safety_units=2, costs=costs),
+    )
+    first, second = books.ledger.export()
+    assert (first["run_id"], first["adapter"]) == ("r1", "law")
+    assert (first["tokens"]["reasoning"], first["tokens"]["embedding"]) == (5, 7)
+    assert (second["load_ns"], second["safety_units"]) == (3, 2)
+    assert (second["cost_nano"], second["cost_pools"]) == (11, "9/3/2/0/0/load_1")
+    assert books.record(entry(2)) == books.record(entry(2, load_ns=3, safety_units=2, costs=costs))
 
 
 def test_an_export_may_be_left_half_read(books: Books) -> None:

@@ -65,7 +65,8 @@ async def test_each_text_has_its_vector_and_all_are_billed_as_input(host: TestHo
         assert row["embedding"] == pytest.approx(fake_vector(WORDS.encode(text)), abs=1e-6)
     assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
     entry = (await settled(host))[-1]
-    assert entry["tokens"] == {"fresh_input": 5, "cached_input": 0, "output": 0}
+    tokens = {"fresh_input": 0, "cached_input": 0, "output": 0, "embedding": 5}
+    assert entry["tokens"] == tokens
     assert (entry["outcome"], entry["amount_nano"]) == ("answered", 5_000)
 
 
@@ -227,8 +228,8 @@ async def test_who_leaves_stops_the_rest_and_pays_for_what_was_computed() -> Non
 
         entry = (await settled(host))[-1]
     assert entry["outcome"] == "cancelled"
-    assert 2 <= entry["tokens"]["fresh_input"] < 1000
-    assert entry["amount_nano"] == 1000 * entry["tokens"]["fresh_input"]
+    assert 2 <= entry["tokens"]["embedding"] < 1000
+    assert entry["amount_nano"] == 1000 * entry["tokens"]["embedding"]
 
 
 async def test_a_request_that_the_server_cuts_fails_as_a_whole_and_costs_nothing() -> None:

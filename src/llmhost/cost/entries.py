@@ -1,0 +1,235 @@
+"""What a ledger entry says, and how it is kept. Pure.
+
+An entry moves one amount from one account to another, so that all accounts together always hold nothing: nothing
+can be charged without somebody having earned it. Quantities are kept per dimension beside the amount.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmhost.core.events import RequestEnded
+from llmhost.core.request import Kind
+from llmhost.cost.breakdown import Breakdown
+from llmhost.cost.rows import RequestCost
+
+REVENUE = "revenue"
+"""Where charges go. What moves here from an organisation's account is use; a negative amount takes it back."""
+
+COLUMNS = (
+    "seq",
+    "node_id",
+    "utc_ns",
+    "kind",
+    "request_id",
+    "key_id",
+    "org",
+    "team",
+    "model",
+    "outcome",
+    "code",
+    "fresh_input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "engine_ns",
+    "price_version",
+    "amount_nano",
+    "run_id",
+    "adapter",
+    "reasoning_tokens",
+    "embedding_tokens",
+    "load_ns",
+    "safety_units",
+    "debit",
+    "credit",
+    "cost_nano",
+    "cost_pools",
+)
+"""What a row says and its hash covers; a column of a later step goes at the end and is null in older rows.
+
+A null is not hashed, so quantities that few requests have are null where they are 0.
+"""
+
+DIMENSIONS = ("fresh_input", "cached_input", "output", "reasoning", "embedding")
+"""Of tokens. They are disjoint: no token is in two."""
+
+_RARE = ("reasoning", "embedding")
+_MODEL_CHARS = 200
+"""Of a model that was asked for and does not exist, this much of the name is kept: callers make it up."""
+
+
+def account_of(org: str) -> str:
+    """The account of an organisation: positive where it owes."""
+    return f"org:{org}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One thing to record. `kind` and `request_id` together are its identity."""
+
+    request_id: str
+    kind: str = "request"
+    utc_ns: int
+    key_id: str | None
+    org: str
+    team: str | None = None
+    model: str
+    """`name@version`."""
+    outcome: str
+    code: str | None = None
+    fresh_input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    engine_ns: int = 0
+    price_version: str | None = None
+    amount_nano: int = 0
+    """Moves from `debit` to `credit`; a negative amount moves back."""
+    run_id: str | None = None
+    """What the caller says it is part of: one of its runs, sessions or jobs."""
+    adapter: str | None = None
+    reasoning_tokens: int = 0
+    embedding_tokens: int = 0
+    load_ns: int = 0
+    safety_units: int = 0
+    debit: str | None = None
+    """None for the organisation's own account."""
+    credit: str | None = None
+    """None for `revenue`."""
+    costs: Breakdown | None = None
+    """What it cost the operator, where that is known: a row of its own beside the entry, written with it."""
+
+    @classmethod
+    def of(
+        cls, event: RequestEnded, *, price_version: str | None, costs: Breakdown | None = None
+    ) -> "Entry":
+        """A request's entry. It has a caller: without one there is no account to book to."""
+        caller = event.caller
+        assert caller is not None, "strangers are counted, and not booked"
+        usage, is_embedding = event.usage, event.kind == Kind.EMBEDDING.value
+        return cls(
+            request_id=event.request_id,
+            utc_ns=event.utc_ns,
+            key_id=caller.key_id,
+            org=caller.org,
+            team=caller.team,
+            model=event.model.encode("utf-8", "replace").decode()[:_MODEL_CHARS],
+            outcome=event.outcome.value,
+            code=event.code,
+            fresh_input_tokens=0 if is_embedding else usage.prompt_tokens - usage.cached_tokens,
+            cached_input_tokens=0 if is_embedding else usage.cached_tokens,
+            output_tokens=usage.completion_tokens - usage.reasoning_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            embedding_tokens=usage.prompt_tokens if is_embedding else 0,
+            engine_ns=usage.engine_ns,
+            price_version=price_version,
+            amount_nano=event.amount_nano,
+            run_id=event.run_id,
+            adapter=event.adapter,
+            costs=costs,
+        )
+
+    @classmethod
+    def transfer(
+        cls,
+        transfer_id: str,
+        *,
+        kind: str,
+        utc_ns: int,
+        org: str,
+        debit: str,
+        credit: str,
+        amount_nano: int,
+    ) -> "Entry":
+        """Money that moves without a request: a payment or a grant, from `cash` or `grants` to `account_of(org)`."""
+        return cls(
+            request_id=transfer_id,
+            kind=kind,
+            utc_ns=utc_ns,
+            key_id=None,
+            org=org,
+            model="",
+            outcome="",
+            amount_nano=amount_nano,
+            debit=debit,
+            credit=credit,
+        )
+
+    @property
+    def is_use(self) -> bool:
+        """Whether it is use of models, or a correction of it, and no other movement of money."""
+        return self.credit is None or self.credit == REVENUE
+
+    def cost_row(self) -> RequestCost | None:
+        if self.costs is None:
+            return None
+        return RequestCost(
+            request_id=self.request_id,
+            kind=self.kind,
+            utc_ns=self.utc_ns,
+            key_id=self.key_id,
+            org=self.org,
+            team=self.team,
+            model=self.model,
+            costs=self.costs,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """An entry's place in the chain."""
+
+    node_id: str
+    seq: int
+    hash: bytes
+    entry: Entry
+
+
+def values_of(entry: Entry) -> tuple[str | int | None, ...]:
+    """What is recorded of an entry: the values of all COLUMNS but its number and its node."""
+    costs = entry.costs
+    return (
+        entry.utc_ns,
+        entry.kind,
+        entry.request_id,
+        entry.key_id,
+        entry.org,
+        entry.team,
+        entry.model,
+        entry.outcome,
+        entry.code,
+        entry.fresh_input_tokens,
+        entry.cached_input_tokens,
+        entry.output_tokens,
+        entry.engine_ns,
+        entry.price_version,
+        entry.amount_nano,
+        entry.run_id,
+        entry.adapter,
+        entry.reasoning_tokens or None,
+        entry.embedding_tokens or None,
+        entry.load_ns or None,
+        entry.safety_units or None,
+        entry.debit or account_of(entry.org),
+        entry.credit or REVENUE,
+        None if costs is None else costs.total_nano,
+        None if costs is None else costs.pools_text,
+    )
+
+
+def entry_of(row: dict[str, Any]) -> Entry:
+    """The entry that a row of COLUMNS, without its number and its node, was made of."""
+    row = {name: value for name, value in row.items() if value is not None}
+    if row.get("debit") == account_of(row["org"]):
+        del row["debit"]
+    if row.get("credit") == REVENUE:
+        del row["credit"]
+    row.pop("cost_nano", None)
+    pools = row.pop("cost_pools", None)
+    costs = None if pools is None else Breakdown.of_text(pools)
+    return Entry(**{"key_id": None, **row}, costs=costs)
+
+
+def exported(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it is told: tokens are a table per dimension, of which rare ones are only there where there are any."""
+    tokens = {name: row.pop(f"{name}_tokens") for name in DIMENSIONS}
+    row["tokens"] = {n: count for n, count in tokens.items() if n not in _RARE or count}
+    return row
