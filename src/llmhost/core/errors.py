@@ -22,6 +22,7 @@
     ├── Conflict                   409  the object exists or is in another state
     ├── RequestTooLarge            413
     ├── RateLimited                429  waiting helps
+    ├── QuotaExhausted             429  a budget has no room for it; trying again does not help
     ├── Overloaded                 503  queue full, draining or loading; waiting helps
     ├── PluginFailed               503  a plugin whose rule is "fail closed" failed
     │   └── SafetyUnavailable           and it was one that judges text
@@ -190,6 +191,20 @@ class RateLimited(LlmhostError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class QuotaExhausted(LlmhostError):
+    """Knows whose budget it was, for metrics and logs."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, *, level: str, budget_id: str) -> None:
+        super().__init__(message)
+        self.level = level
+        """run, key, team or org."""
+        self.budget_id = budget_id
 
 
 class Overloaded(LlmhostError):

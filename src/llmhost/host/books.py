@@ -12,11 +12,14 @@ from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.reports import Reports
 from llmhost.cost.under_way import Settlements
+from llmhost.host.spending import SPENDING, book_credit
 from llmhost.storage.journal import Journal
 from llmhost.storage.node import DataDir
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
+from llmhost.tenants import budget_rows
 from llmhost.tenants import keys as tenants
+from llmhost.tenants.budget_store import BudgetStore
 from llmhost.tenants.keys import KeyStore
 
 
@@ -30,6 +33,7 @@ class Books:
     prices: PriceBook
     reports: Reports
     settlements: Settlements
+    budgets: BudgetStore
 
 
 def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Books:
@@ -37,11 +41,8 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
     path, node_id = data_dir.money_db, data_dir.node_id
     journal = Journal(data_dir.journal)
     closing.callback(journal.close)  # after the writer, whose last entries close slots
-    writer = Writer(
-        path,
-        synchronous="FULL",
-        migrations=[tenants.SCHEMA, cost.SCHEMA, prices.SCHEMA, true_cost.SCHEMA],
-    )
+    schemas = [tenants.SCHEMA, cost.SCHEMA, prices.SCHEMA, true_cost.SCHEMA, budget_rows.SCHEMA]
+    writer = Writer(path, synchronous="FULL", migrations=schemas)
     closing.callback(writer.close)
     reader = Reader(path)
     closing.callback(reader.close)
@@ -55,4 +56,12 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
         PriceBook(writer, reader, node_id=node_id, clock=clock),
         Reports(reader),
         settlements,
+        BudgetStore(
+            writer,
+            reader,
+            node_id=node_id,
+            clock=clock,
+            spending=SPENDING,
+            book_credit=book_credit,
+        ),
     )

@@ -1,0 +1,393 @@
+"""What may still be spent: budgets and the holds on them, in memory alone.
+
+A request holds money before it is served and raises its hold as its answer grows; at the end what it used is settled
+and the rest is free again. What is free is always the limit less what was settled less the holds that are there, on
+every budget over the caller, and all of them are asked before any is changed. Used from the HTTP loop's thread only.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from llmhost.core.errors import QuotaExhausted
+from llmhost.core.request import Caller
+from llmhost.core.units import nano_to_dollars
+from llmhost.observe.logs import log_event
+from llmhost.tenants.budgets import LEVELS, Budget
+from llmhost.tenants.periods import show_time
+from llmhost.tenants.pots import Account, Pot, Run, Standing, standing_of
+
+log = logging.getLogger("llmhost.budgets")
+
+HOLD_NS = 900 * 10**9
+"""After so long without an end somebody asks whether a hold's request still runs."""
+KEPT_CALLERS = 10_000
+_NONE: tuple[Account, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tightest:
+    """How the budget stands that leaves a caller the least."""
+
+    level: str
+    limit_nano: int
+    remaining_nano: int
+    reset_utc_ns: int | None
+
+
+class BudgetHold:
+    """Money set aside for one request, on every budget over its caller. It belongs to the span of its arrival."""
+
+    __slots__ = (
+        *("_accounts", "_is_live", "caller", "expires_ns", "held_nano", "pots"),
+        *("request_id", "run_id", "utc_ns"),
+    )
+
+    def __init__(
+        self,
+        accounts: "Accounts",
+        caller: Caller,
+        run_id: str | None,
+        nano: int,
+        utc_ns: int,
+        request_id: str,
+    ) -> None:
+        self._accounts = accounts
+        self._is_live = True
+        self.caller = caller
+        self.run_id = run_id
+        self.utc_ns = utc_ns
+        self.request_id = request_id
+        self.held_nano = nano
+        self.expires_ns = utc_ns + HOLD_NS
+        self.pots: tuple[Pot, ...] = ()
+
+    @property
+    def is_live(self) -> bool:
+        """Neither settled nor voided."""
+        return self._is_live
+
+    def raise_by(self, nano: int, *, least: int = 1) -> int:
+        """Hold up to `nano` more: as much as every budget has room for, or nothing if that is less than `least`."""
+        assert nano >= 0, "a hold is only ever raised"
+        if not self._is_live:
+            return 0
+        utc_ns = self.utc_ns
+        for pot in self.pots:
+            room = pot.room(utc_ns)
+            if room < nano:
+                nano = room
+        if nano < least or nano <= 0:
+            return 0
+        for pot in self.pots:
+            pot.hold(nano, utc_ns)
+        self.held_nano += nano
+        return nano
+
+    def settle(self, nano: int) -> None:
+        """The request has ended and cost so much, of what it held; the rest is free again. The first end counts."""
+        if not self._is_live:
+            self._accounts.settled_late(self, nano)
+            return
+        held_nano = self.held_nano
+        self._end()
+        for pot in self.pots:
+            pot.spend(nano, self.utc_ns)
+            self._accounts.forget_if_idle(pot)
+        assert 0 <= nano <= held_nano, f"{nano} nano-dollars were used, and {held_nano} were held"
+
+    def void(self) -> None:
+        """The request has ended and cost nothing. The first end counts."""
+        if self._is_live:
+            self._end()
+            for pot in self.pots:
+                self._accounts.forget_if_idle(pot)
+
+    def join(self, pot: Pot) -> None:
+        """Count against one more budget, whether or not that has room."""
+        self.pots = (*self.pots, pot)
+        pot.users += 1
+        pot.hold(self.held_nano, self.utc_ns)
+
+    def part(self, account: Account) -> None:
+        """No longer count against a budget."""
+        self.pots = tuple(pot for pot in self.pots if pot.account is not account)
+
+    @property
+    def tightest(self) -> Tightest | None:
+        """None where all its budgets have ended."""
+        return tightest_of(self.pots, self.utc_ns)
+
+    @property
+    def remaining_nano(self) -> int | None:
+        """Of the tightest budget, beside what this and others hold; None where all its budgets have ended."""
+        tightest = self.tightest
+        return None if tightest is None else tightest.remaining_nano
+
+    @property
+    def reset_utc_ns(self) -> int | None:
+        """When the tightest budget begins anew; None for never."""
+        tightest = self.tightest
+        return None if tightest is None else tightest.reset_utc_ns
+
+    def _end(self) -> None:
+        self._is_live = False
+        for pot in self.pots:
+            pot.users -= 1
+            pot.hold(-self.held_nano, self.utc_ns)
+        self.held_nano = 0
+        self._accounts.drop(self)
+
+
+class Accounts:
+    """All budgets of a node that are in force, and all holds. Reads no disk and no clock."""
+
+    def __init__(self) -> None:
+        self._by_org: dict[str, dict[str, Account]] = {}
+        self._over: dict[tuple[str, str | None, str | None], tuple[Account, ...]] = {}
+        """Of each caller, the accounts that count for it, the narrowest level first."""
+        self._holds: dict[BudgetHold, None] = {}
+        self._lapsed: dict[BudgetHold, None] = {}
+        """Holds that the sweep took for left behind, in case their requests end after all."""
+        self.refusals: Counter[str] = Counter()
+        """By level."""
+
+    # ------------------------------------------------------------ what a request does
+
+    def hold(
+        self,
+        caller: Caller,
+        run_id: str | None,
+        nano: int,
+        utc_ns: int,
+        *,
+        request_id: str = "",
+    ) -> BudgetHold | None:
+        """Set money aside on every budget over a caller; None when there is no budget.
+
+        `utc_ns` is the request's arrival. Raises QuotaExhausted when one of them has no room, and has changed nothing.
+        """
+        if caller.org not in self._by_org:
+            return None
+        accounts = self._accounts_over(caller)
+        if not accounts:
+            return None
+        assert nano >= 0, "nobody is paid for asking"
+        run = run_of(caller, run_id)
+        pots = [account.pot(run, utc_ns) for account in accounts]
+        for pot in pots:
+            if pot.room(utc_ns) < nano:
+                self.refusals[pot.account.budget.level] += 1
+                raise refusal(pot, nano, utc_ns)
+        hold = BudgetHold(self, caller, run_id, nano, utc_ns, request_id)
+        for pot in pots:
+            pot.users += 1
+            pot.hold(nano, utc_ns)
+        hold.pots = tuple(pots)
+        self._holds[hold] = None
+        return hold
+
+    def charge(self, caller: Caller, run_id: str | None, nano: int, utc_ns: int) -> None:
+        """Count what a request cost that held nothing, for budgets that were made meanwhile.
+
+        Negative for what is given back: an entry that could not be stored, or that was rated again.
+        """
+        if caller.org not in self._by_org:
+            return
+        run = run_of(caller, run_id)
+        for account in self._accounts_over(caller):
+            pot = account.known_pot(run, utc_ns)
+            if pot is not None:
+                pot.spend(nano, utc_ns)
+
+    def is_budgeted(self, caller: Caller, run_id: str | None = None) -> bool:
+        """Whether a budget is over a caller. A request without a run counts as a run of its own."""
+        return caller.org in self._by_org and bool(self._accounts_over(caller))
+
+    def tightest(self, caller: Caller, run_id: str | None, utc_ns: int) -> Tightest | None:
+        """What a request could spend now; None where no budget limits it. Changes nothing."""
+        if caller.org not in self._by_org:
+            return None
+        run = run_of(caller, run_id)
+        pots = [account.pot(run, utc_ns) for account in self._accounts_over(caller)]
+        return tightest_of(pots, utc_ns)
+
+    # ------------------------------------------------------------ holds
+
+    def live_holds(self) -> tuple[BudgetHold, ...]:
+        """Oldest first."""
+        return tuple(self._holds)
+
+    def sweep(self, now_ns: int, is_live: Callable[[BudgetHold], bool]) -> list[BudgetHold]:
+        """Free holds that are past their time and whose request `is_live` does not know; which they were.
+
+        One whose request ends after all is charged then. Also checks that what pots hold is what holds say.
+        """
+        lapsed = []
+        for hold in [hold for hold in self._holds if hold.expires_ns <= now_ns]:
+            if is_live(hold):
+                hold.expires_ns = now_ns + HOLD_NS
+                continue
+            log_event(
+                log,
+                "budget.hold_left_behind",
+                level=logging.ERROR,
+                request=hold.request_id,
+                org=hold.caller.org,
+                held_nano=hold.held_nano,
+            )
+            hold.void()
+            self._lapsed[hold] = None
+            lapsed.append(hold)
+        while len(self._lapsed) > KEPT_CALLERS:
+            del self._lapsed[next(iter(self._lapsed))]
+        self.audit()
+        return lapsed
+
+    def audit(self) -> int:
+        """Compare what pots hold with what holds say; how many differ. Sums are kept beside the holds, because a
+        request can't add up all others'."""
+        held: Counter[Pot] = Counter()
+        for hold in self._holds:
+            for pot in hold.pots:
+                held[pot] += hold.held_nano
+        wrong = [
+            pot
+            for accounts in self._by_org.values()
+            for account in accounts.values()
+            for pot in account.pots()
+            if pot.held != held[pot]
+        ]
+        for pot in wrong:
+            name, says = pot.account.budget.id, held[pot]
+            log.error("budget.holds_off budget=%s held_nano=%d holds=%d", name, pot.held, says)
+        return len(wrong)
+
+    def drop(self, hold: BudgetHold) -> None:
+        """It has ended."""
+        self._holds.pop(hold, None)
+
+    def settled_late(self, hold: BudgetHold, nano: int) -> None:
+        """An end after the end: of no account, unless the sweep had ended it."""
+        if hold in self._lapsed:
+            del self._lapsed[hold]
+            self.charge(hold.caller, hold.run_id, nano, hold.utc_ns)
+
+    def forget_if_idle(self, pot: Pot) -> None:
+        if pot.run is not None:
+            pot.account.remember(pot)
+
+    # ------------------------------------------------------------ budgets
+
+    def install(self, budget: Budget, now_ns: int, *, is_counting: bool = False) -> Account:
+        """Put a budget in force. Holds of its callers count against it from now on, as do settlements.
+
+        With `is_counting` it refuses nobody until `Account.counted` has brought what was used before.
+        """
+        account = Account(budget, now_ns, is_counting=is_counting)
+        self._by_org.setdefault(budget.org, {})[budget.id] = account
+        self._over.clear()
+        for hold in self._holds:
+            caller = hold.caller
+            if caller.org == budget.org and budget.is_over(caller.key_id, caller.team):
+                pot = account.known_pot(run_of(caller, hold.run_id), hold.utc_ns)
+                if pot is not None:
+                    hold.join(pot)
+        return account
+
+    def remove(self, budget: Budget) -> None:
+        """Take a budget out of force. Idempotent."""
+        accounts = self._by_org.get(budget.org, {})
+        account = accounts.pop(budget.id, None)
+        if not accounts:
+            self._by_org.pop(budget.org, None)
+        self._over.clear()
+        if account is not None:
+            for hold in self._holds:
+                hold.part(account)
+
+    def account(self, budget: Budget) -> Account | None:
+        """None for a budget that is not in force."""
+        return self._by_org.get(budget.org, {}).get(budget.id)
+
+    def org_standings(self, utc_ns: int) -> Iterable[tuple[Budget, Standing]]:
+        """Of organisations' own budgets: as many as there are organisations, and not as many as keys."""
+        for accounts in list(self._by_org.values()):
+            for account in list(accounts.values()):
+                if account.budget.level == "org":
+                    yield account.budget, account.standing(utc_ns)
+
+    def _accounts_over(self, caller: Caller) -> tuple[Account, ...]:
+        who = (caller.org, caller.team, caller.key_id)
+        known = self._over.get(who)
+        return self._find(who) if known is None else known
+
+    def _find(self, who: tuple[str, str | None, str | None]) -> tuple[Account, ...]:
+        org, team, key_id = who
+        found = [
+            account
+            for account in self._by_org[org].values()
+            if account.budget.is_over(key_id, team)
+        ]
+        found.sort(key=lambda account: LEVELS.index(account.budget.level))
+        if len(self._over) >= KEPT_CALLERS:
+            self._over.clear()
+        accounts = self._over[who] = tuple(found) or _NONE
+        return accounts
+
+
+def run_of(caller: Caller, run_id: str | None) -> Run | None:
+    """A run is its key's: what another calls the same is another."""
+    return None if run_id is None else (caller.key_id, caller.team, run_id)
+
+
+def tightest_of(pots: Iterable[Pot], utc_ns: int) -> Tightest | None:
+    found: Tightest | None = None
+    for pot in pots:
+        if pot.account.is_counting:
+            continue
+        room = max(pot.room(utc_ns), 0)
+        if found is None or room < found.remaining_nano:
+            found = Tightest(pot.account.budget.level, pot.limit, room, pot.resets_ns)
+    return found
+
+
+def refusal(pot: Pot, nano: int, utc_ns: int) -> QuotaExhausted:
+    """Whose budget it is, how it stands, and whether it comes back."""
+    budget, now = pot.account.budget, standing_of(pot, utc_ns)
+    held = f" and ${nano_to_dollars(now.held)} is held by requests that run" if now.held else ""
+    return QuotaExhausted(
+        f"{_name(budget, pot.run)} {_may(budget, now.limit)}; ${nano_to_dollars(now.spent)} is spent{held}."
+        f" This request needs ${nano_to_dollars(nano)} to begin. {_cure(budget, now, utc_ns)}",
+        level=budget.level,
+        budget_id=budget.id,
+    )
+
+
+def _name(budget: Budget, run: Run | None) -> str:
+    if budget.is_per_run:
+        return "A request without a run" if run is None else f"The run {run[2]!r}"
+    names: Mapping[str, str] = {
+        "key": "This key",
+        "team": f"The team {budget.team!r}",
+        "org": f"The organisation {budget.org!r}",
+    }
+    return names[budget.holder]
+
+
+def _may(budget: Budget, limit: int) -> str:
+    if budget.is_balance:
+        return f"has been given credits of ${nano_to_dollars(limit)}"
+    per = {"day": " per day", "month": " per month"}.get(budget.period.value, " in all")
+    return f"may spend ${nano_to_dollars(limit)}{per}"
+
+
+def _cure(budget: Budget, now: Standing, utc_ns: int) -> str:
+    if budget.is_balance:
+        return "It goes on when more credits are added."
+    if budget.until_ns is not None and utc_ns >= budget.until_ns:
+        return f"The budget was good until {show_time(budget.until_ns, budget.zone)}."
+    if now.resets_ns is not None:
+        return f"The budget begins anew at {show_time(now.resets_ns, budget.zone)}."
+    return "The budget does not begin anew: ask for a higher one."
