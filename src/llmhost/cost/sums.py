@@ -143,6 +143,47 @@ def spent_nano(
     return total
 
 
+def spent_by_run(
+    connection: Connection,
+    org: str,
+    *,
+    team: str | None = None,
+    key_id: str | None = None,
+    since_ns: int | None = None,
+    until_ns: int | None = None,
+    most: int,
+) -> dict[tuple[str | None, str | None, str], int]:
+    """What each run of an organisation's keys, of one of its teams or of one key, was charged in a stretch of time.
+
+    By (key id, team, run); at most so many, those that were last heard of.
+    """
+    within = quarters_of(since_ns, until_ns)
+    is_theirs, names = "org = ?", [org]
+    for column, name in (("team", team), ("key_id", key_id)):
+        if name is not None:
+            is_theirs += f" AND {column} = ?"
+            names.append(name)
+    parts = [f"SELECT {_RUN}, quarter * {QUARTER_NS} AS at, amount_nano FROM run_sums"]
+    parts[0] += f" WHERE {is_theirs} AND quarter >= ? AND quarter < ?"
+    values: list[str | int] = [*names, within.first, within.last]
+    for edge in within.edges:
+        groups = "ifnull(key_id, ''), ifnull(team, ''), run_id"
+        parts.append(
+            f"SELECT {groups}, utc_ns, amount_nano FROM entries WHERE {IS_USE} AND run_id IS NOT NULL"
+            f" AND {is_theirs} AND utc_ns >= ? AND utc_ns < ?"
+        )
+        values += [*names, *edge]
+    query = (
+        f"SELECT {_RUN}, sum(amount_nano) FROM ({' UNION ALL '.join(parts)})"
+        " GROUP BY 1, 2, 3 ORDER BY max(at) DESC LIMIT ?"
+    )
+    rows = connection.execute(query, (*values, most))
+    return {(key or None, of_team or None, run): nano for key, of_team, run, nano in rows}
+
+
+_RUN = "key_id, team, run_id"
+
+
 def _sum(connection: Connection, rows: str, values: tuple[str | int, ...]) -> int:
     query = f"SELECT ifnull(sum(amount_nano), 0) FROM {rows}"
     total: int = connection.execute(query, values).fetchone()[0]

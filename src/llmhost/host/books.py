@@ -12,7 +12,7 @@ from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.reports import Reports
 from llmhost.cost.under_way import Settlements
-from llmhost.host.spending import SPENDING, book_credit
+from llmhost.host.spending import SPENDING, booking
 from llmhost.storage.journal import Journal
 from llmhost.storage.node import DataDir
 from llmhost.storage.reader import Reader
@@ -62,6 +62,6 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
             node_id=node_id,
             clock=clock,
             spending=SPENDING,
-            book_credit=book_credit,
+            book_credit=booking(node_id),
         ),
     )

@@ -39,6 +39,7 @@ SCHEMA = Schema(
                 org TEXT NOT NULL REFERENCES orgs(name),
                 who TEXT NOT NULL,
                 amount_nano INTEGER NOT NULL CHECK (amount_nano >= 0),
+                kind TEXT NOT NULL CHECK (kind IN ('payment', 'grant')),
                 expires_ns INTEGER,
                 reference TEXT NOT NULL,
                 note TEXT,
@@ -59,7 +60,8 @@ _EVENT = (
     *("is_per_run", "period", "zone", "limit_nano", "until_ns"),
 )
 _CREDIT = (
-    *("id", "budget_id", "org", "amount_nano", "reference", "note", "created_ns", "expires_ns"),
+    *("id", "budget_id", "org", "amount_nano", "kind", "reference", "note"),
+    *("created_ns", "expires_ns"),
 )
 _CREDIT_SQL = ", ".join(_CREDIT).replace("created_ns", "utc_ns")
 
@@ -127,7 +129,7 @@ def find_credit(connection: Connection, org: str, reference: str) -> Credit | No
 
 def insert_credit(connection: Connection, credit: Credit, *, node_id: str, who: str) -> None:
     connection.execute(
-        f"INSERT INTO credits (node_id, who, {_CREDIT_SQL}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO credits (node_id, who, {_CREDIT_SQL}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (node_id, who, *(getattr(credit, name) for name in _CREDIT)),
     )
 

@@ -161,6 +161,7 @@ class BudgetStore:
         nano: int,
         *,
         who: str,
+        kind: str = "payment",
         reference: str | None = None,
         note: str | None = None,
         expires_ns: int | None = None,
@@ -177,6 +178,7 @@ class BudgetStore:
             budget_id=budget.id,
             org=budget.org,
             amount_nano=nano,
+            kind=kind,
             reference=reference or new_id,
             note=note,
             created_ns=self.utc_ns(),
@@ -243,7 +245,7 @@ class BudgetStore:
                 account.balance.grant(_grant(credit))
             elif not booked.is_same_as(credit):
                 raise Conflict(
-                    f"The reference {credit.reference!r} was booked already, with another amount, expiry or budget.",
+                    f"The reference {credit.reference!r} was booked already, as another credit.",
                     param="reference",
                 )
             return booked

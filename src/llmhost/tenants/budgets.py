@@ -1,7 +1,7 @@
 """What is known of budgets and of what was paid into them, and what they may be. Nothing in here is counted."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmhost.core.errors import InvalidValue
 from llmhost.core.units import dollars_to_nano, nano_to_dollars
@@ -76,6 +76,8 @@ class Credit:
     budget_id: str
     org: str
     amount_nano: int
+    kind: str = "payment"
+    """payment or grant: of money, or of goodwill."""
     reference: str
     """Of the payer: the same one is not booked twice."""
     note: str | None = None
@@ -83,12 +85,8 @@ class Credit:
     expires_ns: int | None = None
 
     def is_same_as(self, other: "Credit") -> bool:
-        """Whether it says the same, but for when it was said."""
-        return (self.budget_id, self.amount_nano, self.expires_ns) == (
-            other.budget_id,
-            other.amount_nano,
-            other.expires_ns,
-        )
+        """Whether it says the same, but for when it was said and what was noted."""
+        return replace(self, id=other.id, created_ns=other.created_ns, note=other.note) == other
 
 
 def new_budget_id() -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llmhost.cost import rows
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import append
-from llmhost.cost.sums import QUARTER_NS, of_entries, quarters_of, spent_nano
+from llmhost.cost.sums import QUARTER_NS, of_entries, quarters_of, spent_by_run, spent_nano
 from llmhost.cost.tables import SCHEMA
 from llmhost.cost.usage import By, usage
 from llmhost.storage.schema import Schema, migrate
@@ -96,6 +96,38 @@ def test_what_somebody_spent_is_the_sum_of_the_entries_of_that_time(
         ):
             spent = spent_nano(ledger, level, who, since, until)  # type: ignore[arg-type]
             assert spent == sum(e.amount_nano for e in theirs), (level, who)
+
+
+@given(st.lists(ENTRIES, max_size=30), st.none() | TIMES, st.none() | TIMES)
+def test_what_each_run_spent_is_the_sum_of_its_entries_of_that_time(
+    entries: list[Entry], since: int | None, until: int | None
+) -> None:
+    mine = [e for e in charged(entries, since, until) if e.run_id is not None]
+    with ledger_of(entries) as ledger:
+        for org, team, key_id in (
+            ("acme", None, None),
+            ("acme", "red", None),
+            ("beta", None, "k2"),
+        ):
+            spent = spent_by_run(
+                ledger, org, team=team, key_id=key_id, since_ns=since, until_ns=until, most=100
+            )
+            expected: dict[tuple[str | None, str | None, str], int] = {}
+            for e in mine:
+                if e.org == org and team in (None, e.team) and key_id in (None, e.key_id):
+                    run = (e.key_id, e.team, e.run_id or "")
+                    expected[run] = expected.get(run, 0) + e.amount_nano
+            assert spent == expected
+
+
+def test_runs_that_were_heard_of_last_are_told_first() -> None:
+    entries = [
+        entry(number, utc_ns=number * QUARTER_NS, run_id=f"run-{number}") for number in range(5)
+    ]
+    with ledger_of(entries) as ledger:
+        spent = spent_by_run(ledger, "acme", until_ns=3 * QUARTER_NS + 1, most=2)
+
+    assert spent == {("k1", None, "run-3"): 10, ("k1", None, "run-2"): 10}
 
 
 @given(st.lists(ENTRIES, max_size=30))

@@ -1,0 +1,140 @@
+"""What budgets and the ledger say of each other, on the real files."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from llmhost.core.request import Caller
+from llmhost.cost.entries import Entry
+from llmhost.host.books import Books, open_books
+from llmhost.storage.node import DataDir
+from llmhost.tenants.budgets import Budget
+from llmhost.tenants.periods import Period
+from llmhost.testing import ManualClock, at
+
+LAPTOP = Caller(key_id="laptop", org="acme", team="search")
+
+
+class Node:
+    def __init__(self, path: Path) -> None:
+        self.clock: ManualClock = at("2026-05-10T12:00Z")
+        self.data_dir = DataDir(path)
+        self.closing = AsyncExitStack()
+        self.books: Books
+        self.requests = 0
+        self.open()
+
+    def open(self) -> None:
+        self.books = open_books(self.data_dir, self.clock, self.closing)
+
+    async def restart(self) -> None:
+        await self.closing.aclose()
+        self.closing = AsyncExitStack()
+        self.open()
+
+    def use(self, nano: int, caller: Caller = LAPTOP, run_id: str | None = None) -> None:
+        """A request that settles what it held, and whose entry is handed over in the same turn."""
+        self.requests += 1
+        utc_ns = self.clock.utc_ns()
+        hold = self.books.budgets.accounts.hold(caller, run_id, nano, utc_ns)
+        if hold is None:
+            self.books.budgets.accounts.charge(caller, run_id, nano, utc_ns)
+        else:
+            hold.settle(nano)
+        self.books.ledger.record(
+            Entry(
+                request_id=f"req_{self.requests}",
+                utc_ns=utc_ns,
+                key_id=caller.key_id,
+                org=caller.org,
+                team=caller.team,
+                model="tiny@1",
+                outcome="answered",
+                amount_nano=nano,
+                run_id=run_id,
+            )
+        )
+
+    def spent(self, budget: Budget) -> int:
+        account = self.books.budgets.accounts.account(budget)
+        assert account is not None
+        return account.standing(self.clock.utc_ns()).spent
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    node = Node(tmp_path)
+    await node.books.keys.create_org("acme")
+    yield node
+    await node.closing.aclose()
+
+
+def wanted(period: Period, **facts: object) -> Budget:
+    return Budget(id="", org="acme", limit_nano=10**9, period=period, **facts)  # type: ignore[arg-type]
+
+
+async def test_levels_and_periods_find_what_is_theirs_in_the_ledger(node: Node):
+    record, _ = await node.books.keys.create(org="acme", team="search")
+    mine = Caller(key_id=record.id, org="acme", team="search")
+    node.use(1, mine)
+    node.clock.advance(86_400)
+    node.use(10, mine)
+    node.use(100, LAPTOP)
+    node.use(1_000, Caller(key_id="ads", org="acme", team="ads"))
+    node.use(10_000, Caller(key_id="x", org="other"))
+
+    made = [
+        await node.books.budgets.create(wanted(period, **whose), who="operator")
+        for period, whose in (
+            (Period.TOTAL, {}),
+            (Period.DAY, {}),
+            (Period.MONTH, {"team": "search", "zone": "Asia/Kathmandu"}),
+            (Period.TOTAL, {"key_id": record.id}),
+        )
+    ]
+
+    assert [node.spent(budget) for budget in made] == [1_111, 1_110, 111, 11]
+    await node.restart()
+    assert [node.spent(budget) for budget in made] == [1_111, 1_110, 111, 11]
+
+
+async def test_runs_are_found_in_the_ledger(node: Node):
+    node.use(5, run_id="r")
+    node.use(7)
+    budget = await node.books.budgets.create(wanted(Period.TOTAL, is_per_run=True), who="operator")
+    node.use(2, run_id="r")
+
+    for _ in range(2):
+        account = node.books.budgets.accounts.account(budget)
+        assert account is not None
+        ((run, standing),) = account.runs(node.clock.utc_ns())
+        assert run == ("laptop", "search", "r")
+        assert standing.spent == 7
+        await node.restart()
+
+
+async def test_a_credit_is_an_entry_of_the_ledger_and_no_use(node: Node):
+    balance = await node.books.budgets.create(
+        Budget(id="", org="acme", period=Period.BALANCE), who="operator"
+    )
+    node.clock.advance(1)
+    paid = await node.books.budgets.add_credit(balance, 500, who="operator", reference="a")
+    await node.books.budgets.add_credit(balance, 500, who="operator", reference="a")
+    await node.books.budgets.add_credit(balance, 70, who="operator", kind="grant")
+    node.clock.advance(1)
+    node.use(100)
+    await node.restart()
+
+    entries = list(node.books.ledger.export())
+    assert [(e["kind"], e["debit"], e["credit"], e["amount_nano"]) for e in entries] == [
+        ("credit", "cash", "org:acme", 500),
+        ("credit", "grants", "org:acme", 70),
+        ("request", "org:acme", "revenue", 100),
+    ]
+    assert entries[0]["request_id"] == paid.id
+    assert node.books.ledger.verify().is_intact
+    assert node.spent(balance) == 100
+    (usage,) = node.books.ledger.usage("org")
+    assert usage.amount_nano == 100
