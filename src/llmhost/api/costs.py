@@ -10,7 +10,7 @@ from litestar.types import Guard
 from llmhost.api.report_wire import time_ns
 from llmhost.core.errors import InvalidValue
 from llmhost.cost.costbook import CostBook
-from llmhost.cost.reports import LAST_NS
+from llmhost.cost.query import LAST_NS
 
 
 class CostReports:

@@ -11,7 +11,8 @@ from llmhost.core.errors import InvalidValue
 from llmhost.core.units import nano_to_dollars
 from llmhost.cost import periods
 from llmhost.cost.periods import UNITS, Unit
-from llmhost.cost.reports import LAST_NS, POOLS, USED, Line, Query, cost_of
+from llmhost.cost.query import LAST_NS, POOLS, USED, Query
+from llmhost.cost.reports import Line, cost_of
 
 
 class _Groups(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +23,8 @@ class _Groups(msgspec.Struct, frozen=True, kw_only=True):
     team: str | UnsetType | None = UNSET
     key: str | UnsetType | None = UNSET
     model: str | UnsetType = UNSET
+    run: str | UnsetType | None = UNSET
+    adapter: str | UnsetType | None = UNSET
     kind: str | UnsetType = UNSET
     outcome: str | UnsetType = UNSET
     price: str | UnsetType | None = UNSET
@@ -38,6 +41,8 @@ class UsedRow(_Groups, frozen=True, kw_only=True):
     fresh_input_tokens: int
     cached_input_tokens: int
     output_tokens: int
+    reasoning_tokens: int
+    embedding_tokens: int
     engine_ns: int
     amount_nano: int
     amount_usd: str

@@ -22,7 +22,8 @@ from llmhost.api.report_wire import (
     time_ns,
     used_row,
 )
-from llmhost.cost.reports import Query, Reports
+from llmhost.cost.query import Query
+from llmhost.cost.reports import Reports
 from llmhost.tenants.roles import OPERATOR, Access, Right
 
 T = TypeVar("T")
@@ -118,8 +119,8 @@ def report_routes(desk: ReportDesk) -> list[ControllerRouterHandler]:
         limit: FromQuery[int] = PAGE_ROWS,
         after: FromQuery[str | None] = None,
     ) -> UsedPage:
-        """Requests, tokens and money, by any of org, team, key, model, kind, outcome and price, and by minute, hour,
-        day or month of a time zone: one, or several with commas between."""
+        """Requests, tokens and money, by any of org, team, key, model, run, adapter, kind, outcome and price, and by
+        minute, hour, day or month of a time zone: one, or several with commas between."""
         query = query_of(
             by=by,
             since=since,

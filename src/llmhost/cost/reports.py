@@ -1,73 +1,41 @@
 """What was used and charged, and what it cost: sums of the ledger for any groups, filters and buckets of time.
 
-A report is of one moment: entries that come while it is read are not in it. It is read a piece of time at a time, so
-that no long read keeps the writer's log from being folded in, and so that much of it can be read while others work.
+Use is added up from the sums by quarter of an hour, in one read of one moment. What those don't tell is read from the
+entries, a day at a time: no long read keeps the writer's log from being folded in. Then the last entry that counts is
+fixed first, so that the report is of one moment too.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from llmhost.core.errors import InvalidValue
 from llmhost.cost import periods
-from llmhost.cost.periods import QUARTER_NS, SECOND_NS, UNITS, Span
-from llmhost.cost.sums import IS_USE
+from llmhost.cost.chain import GENESIS
+from llmhost.cost.entries import DIMENSIONS
+from llmhost.cost.lines import CORRECTION, CREDIT, FREE, USE, Charge
+from llmhost.cost.periods import QUARTER_NS, SECOND_NS, UNITS, Span, Unit
+from llmhost.cost.query import ENTRY_GROUPS, GROUPS, POOLS, THEIRS, USED, WITHIN, Bounds, Query
+from llmhost.cost.sums import AMOUNTS, IS_USE, of_entries, quarters_of
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 
 T = TypeVar("T")
-Bounds = Mapping[str, str | int | None]
+Key = tuple[str | int | None, ...]
+Found = dict[Key, list[int]]
 
-GROUPS: Mapping[str, str] = {
-    "org": "org",
-    "team": "CASE WHEN team IS NULL THEN org ELSE org || '/' || team END",
-    "key": "key_id",
-    "model": "model",
-}
-"""What rows can be added up for, beside the time, and where that stands in both tables."""
-ENTRY_GROUPS: Mapping[str, str] = {
-    "kind": "kind",
-    "outcome": "outcome",
-    "price": "price_version",
-}
-"""The same for what only entries have."""
-NAMES = (*GROUPS, *ENTRY_GROUPS, *UNITS)
+assert USED == AMOUNTS, "sums by quarter have just these columns"
 
-TOKENS = ("fresh_input_tokens", "cached_input_tokens", "output_tokens")
-"""The dimensions of an entry. They are disjoint."""
-USED = ("requests", *TOKENS, "engine_ns", "amount_nano")
-POOLS = (
-    "gpu_compute_nano",
-    "infrastructure_nano",
-    "model_loading_nano",
-    "safety_moderation_nano",
-    "provisional_nano",
-)
-
-_LARGEST = 2**63 - 1
 _SLICE_NS = 86_400 * SECOND_NS
 _MINUTE_NS = 60 * SECOND_NS
-_WITHIN = """
-    utc_ns >= :since AND utc_ns < :until AND seq <= :last
-    AND (:within_org IS NULL OR org = :within_org) AND (:within_key IS NULL OR key_id = :within_key)
-    AND (:orgs IS NULL OR org IN (SELECT value FROM json_each(:orgs)))
-    AND (:teams IS NULL OR team IN (SELECT value FROM json_each(:teams))
-        OR org || '/' || team IN (SELECT value FROM json_each(:teams)))
-    AND (:keys IS NULL OR key_id IN (SELECT value FROM json_each(:keys)))
-    AND (:models IS NULL OR model IN (SELECT value FROM json_each(:models))
-        OR substr(model, 1, instr(model, '@') - 1) IN (SELECT value FROM json_each(:models)))
-"""
-_AS_USED = {
-    "fresh_input_tokens": "fresh_input_tokens + ifnull(embedding_tokens, 0)",
-    "output_tokens": "output_tokens + ifnull(reasoning_tokens, 0)",
-    "amount_nano": f"CASE WHEN {IS_USE} THEN amount_nano ELSE 0 END",
-}
+_IS_PAID = "outcome IN ('answered', 'cancelled')"
+_TOKENS = [f"ifnull({name}_tokens, 0)" for name in DIMENSIONS]
 _ENTRY_SUMS = ", ".join(
     (
-        "count(*) FILTER (WHERE kind = 'request')",
-        *(f"sum({_AS_USED.get(name, name)})" for name in USED[1:]),
+        "sum(kind = 'request')",
+        *(f"sum({tokens})" for tokens in _TOKENS),
+        "sum(engine_ns)",
+        "sum(amount_nano)",
     )
 )
 _COST_SUMS = ", ".join(
@@ -76,80 +44,38 @@ _COST_SUMS = ", ".join(
         "sum(CASE WHEN load_id IN (SELECT load_id FROM load_ends) THEN 0 ELSE model_loading_nano END)",
     )
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """What to add up, of since <= time < until, and for whom. No names in a filter: all."""
-
-    by: tuple[str, ...] = ("org",)
-    """Of `NAMES`, at most one of them a unit of time."""
-    zone: str = "UTC"
-    since_ns: int | None = None
-    until_ns: int | None = None
-    orgs: tuple[str, ...] = ()
-    teams: tuple[str, ...] = ()
-    """`TEAM` or `ORG/TEAM`."""
-    keys: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    """With or without version."""
-    within_org: str | None = None
-    """Whoever asks sees nothing else, whatever the filters say."""
-    within_key: str | None = None
-
-    @property
-    def unit(self) -> str | None:
-        return next((name for name in self.by if name in UNITS), None)
-
-    def checked(self, names: Iterable[str] = NAMES) -> "Query":
-        """Itself. Raises InvalidValue for what can't be asked."""
-        known = tuple(names)
-        for name in self.by:
-            if name not in known:
-                raise InvalidValue(
-                    f"'by' is {name[:80]!r}; it may be {', '.join(known)}, or several with commas between.",
-                    param="by",
-                )
-        if len(set(self.by)) < len(self.by):
-            raise InvalidValue("'by' has a name twice.", param="by")
-        if sum(name in UNITS for name in self.by) > 1:
-            raise InvalidValue(
-                f"'by' has several units of time; give one of {', '.join(UNITS)}.", param="by"
-            )
-        for bound in (self.since_ns, self.until_ns):
-            if bound is not None and abs(bound) > LAST_NS:
-                raise InvalidValue(f"A time is out of range: {bound} ns.", param="since")
-        if None not in (self.since_ns, self.until_ns) and self.span.end_ns < self.span.start_ns:
-            raise InvalidValue("'since' lies behind 'until'.", param="since")
-        periods.zone_of(self.zone)
-        return self
-
-    @property
-    def span(self) -> Span:
-        return Span(
-            -_LARGEST if self.since_ns is None else self.since_ns,
-            _LARGEST if self.until_ns is None else self.until_ns,
-        )
-
-    def bounds(self, last: int) -> Bounds:
-        filters = {
-            name: json.dumps(found) if (found := getattr(self, name)) else None
-            for name in ("orgs", "teams", "keys", "models")
-        }
-        within = {"within_org": self.within_org, "within_key": self.within_key}
-        return {**filters, **within, "last": last}
-
-
-LAST_NS = 9_000_000_000 * SECOND_NS
-"""A time in the year 2255: 64 bits hold it."""
+_CHARGE_GROUPS: Mapping[str, str] = {
+    "sort": f"CASE WHEN NOT {IS_USE} THEN '{CREDIT}' WHEN kind <> 'request' THEN '{CORRECTION}'"
+    f" WHEN {_IS_PAID} THEN '{USE}' ELSE '{FREE}' END",
+    "kind": "kind",
+    "price": "price_version",
+}
+_CHARGE_SUMS = ", ".join(
+    (
+        "count(*)",
+        f"sum({' + '.join(_TOKENS)} > 0)",
+        *(f"sum({tokens})" for tokens in _TOKENS),
+        "sum(amount_nano)",
+    )
+)
+_LASTS = "SELECT (SELECT max(seq) FROM entries), (SELECT max(seq) FROM request_costs)"
+_HEAD = "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One group's sums; `groups` are as in the query's `by`, a bucket of time by its beginning."""
 
-    groups: tuple[str | int | None, ...]
+    groups: Key
     sums: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest entry, by its number and its hash in hexadecimal."""
+
+    seq: int
+    hash: str
 
 
 class Reports:
@@ -161,61 +87,101 @@ class Reports:
     def usage(self, query: Query) -> list[Line]:
         """`USED` of each group, buckets of time in order, else the largest amount first. Raises InvalidValue."""
         query.checked()
-        found = self._sums("entries", {**GROUPS, **ENTRY_GROUPS}, _ENTRY_SUMS, query)
+        is_summed = query.unit != "minute" and query.last is None
+        if is_summed and not set(query.by) & set(ENTRY_GROUPS):
+            found = self._of_quarters(query)
+        else:
+            found = self._of_rows("entries", {**GROUPS, **ENTRY_GROUPS}, _ENTRY_SUMS, query, IS_USE)
         lines = [Line(groups, tuple(sums)) for groups, sums in found.items()]
         return _sorted(lines, query, weight=lambda line: (line.sums[-1], line.sums[0]))
 
     def costs(self, query: Query) -> list[Line]:
         """`USED` and then `POOLS` of each group, the dearest first. Raises InvalidValue."""
         query.checked((*GROUPS, *UNITS))
-        used = self._sums("entries", GROUPS, _ENTRY_SUMS, query)
-        cost = self._sums("request_costs", GROUPS, _COST_SUMS, query)
+        entries, costs = self._reader.read_now(lambda c: c.execute(_LASTS).fetchone())
+        used = self._of_rows(
+            "entries", GROUPS, _ENTRY_SUMS, replace(query, last=entries or 0), IS_USE
+        )
+        cost = self._of_rows("request_costs", GROUPS, _COST_SUMS, replace(query, last=costs or 0))
         lines = [
             Line(group, (*used.get(group, _NOTHING), *cost.get(group, _NO_COST)))
             for group in dict.fromkeys((*used, *cost))
         ]
         return _sorted(lines, query, weight=lambda line: (cost_of(line), line.sums[0]))
 
-    def pieces(
-        self, table: str, query: Query, read: Callable[[Connection, Bounds], T]
-    ) -> Iterator[T]:
-        """What `read` finds of each piece of the query's time that has rows, each by a read of its own."""
-        span = query.span
-        last = self._reader.read_now(partial(_last_seq, table=table))
-        at = self._reader.read_now(partial(_next_ns, table=table, since_ns=span.start_ns))
+    def charges(self, query: Query) -> list[Charge]:
+        """What a bill is made of: entries by sort, kind and price, within the query's groups. Raises InvalidValue."""
+        query.checked()
+        width = len(query.by)
+        columns = {**GROUPS, **ENTRY_GROUPS, **_CHARGE_GROUPS}
+        asked = replace(query, by=(*query.by, *_CHARGE_GROUPS))
+        found = self._of_rows("entries", columns, _CHARGE_SUMS, asked)
+        return [
+            Charge(
+                key=group[:width],
+                sort=str(group[width]),
+                kind=str(group[width + 1]),
+                price=cast(str | None, group[width + 2]),
+                entries=sums[0],
+                paid_requests=sums[1],
+                tokens=tuple(sums[2:-1]),
+                amount_nano=sums[-1],
+            )
+            for group, sums in found.items()
+        ]
+
+    def head(self) -> Head:
+        """The newest entry; number 0 while there is none."""
+        seq, row_hash = self.read(lambda c: c.execute(_HEAD).fetchone()) or (0, GENESIS)
+        return Head(seq, row_hash.hex())
+
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """By a read of its own."""
+        return self._reader.read_now(query)
+
+    def pieces(self, table: str, query: Query) -> Iterator[dict[str, str | int | None]]:
+        """The values of WITHIN for each piece of the query's time that has rows, in order."""
+        span, last = query.span, query.last
+        if last is None:
+            last = self.read(partial(_last_seq, table=table))
+        at = self.read(partial(_next_ns, table=table, since_ns=span.start_ns))
         while at is not None and at < span.end_ns:
             until = min(at - at % _SLICE_NS + _SLICE_NS, span.end_ns)
-            bounds: Bounds = {**query.bounds(last), "since": at, "until": until}
-            yield self._reader.read_now(_bound(read, bounds))
-            at = self._reader.read_now(partial(_next_ns, table=table, since_ns=until))
+            yield {**query.theirs(), "last": last, "since": at, "until": until}
+            at = self.read(partial(_next_ns, table=table, since_ns=until))
 
-    def _sums(
-        self, table: str, columns: Mapping[str, str], sums: str, query: Query
-    ) -> dict[tuple[str | int | None, ...], list[int]]:
-        unit, zone = query.unit, periods.zone_of(query.zone)
-        step_ns = _MINUTE_NS if unit == "minute" else QUARTER_NS
-        time = f"utc_ns / {step_ns} * {step_ns}" if unit else "0"
-        names = [columns[name] for name in query.by if name != unit]
-        groups = ", ".join((time, *names))
-        order = ", ".join(str(place + 1) for place in range(len(names) + 1))
-        text = f"SELECT {groups}, {sums} FROM {table} WHERE {_WITHIN} GROUP BY {order}"
-        width = len(names) + 1
-        at = query.by.index(unit) if unit else 0
-        found: dict[tuple[str | int | None, ...], list[int]] = {}
+    def _of_quarters(self, query: Query) -> Found:
+        """From the sums, and from entries where a bound is within a quarter: one statement, and so one moment."""
+        within = quarters_of(query.since_ns, query.until_ns)
+        parts = ["SELECT * FROM sums WHERE quarter >= :first AND quarter < :end"]
+        values: dict[str, Any] = {"first": within.first, "end": within.last, **query.theirs()}
+        for place, (start, end) in enumerate(within.edges):
+            where = f"utc_ns >= :start{place} AND utc_ns < :end{place}"
+            parts.append(f"SELECT * FROM ({of_entries('sums', where)})")
+            values |= {f"start{place}": start, f"end{place}": end}
+        rows = (
+            f"SELECT quarter * {QUARTER_NS} AS utc_ns, org, nullif(team, '') AS team,"
+            f" nullif(key_id, '') AS key_id, model, {', '.join(AMOUNTS)}"
+            f" FROM ({' UNION ALL '.join(parts)})"
+        )
+        sums = ", ".join(f"sum({name})" for name in AMOUNTS)
+        groups, order = _grouped(query, GROUPS, QUARTER_NS)
+        text = f"SELECT {groups}, {sums} FROM ({rows}) WHERE {THEIRS} GROUP BY {order}"
+        found: Found = {}
+        _fold(found, query, self.read(lambda c: c.execute(text, values).fetchall()), query.span)
+        return found
 
-        def read(connection: Connection, bounds: Bounds) -> list[Any]:
-            rows = connection.execute(text, bounds).fetchall()
-            return [(bounds["since"], bounds["until"]), rows]
-
-        for (since, until), rows in self.pieces(table, query, read):
-            starts = periods.starts(unit, zone, Span(since, until)) if unit and rows else []  # type: ignore[arg-type]
-            for row in rows:
-                group = row[1:width]
-                if unit:
-                    # the first quarter may begin before the piece does
-                    start_ns = starts[periods.place(starts, max(row[0], since))]
-                    group = (*group[:at], start_ns, *group[at:])
-                _add(found, group, row[width:])
+    def _of_rows(
+        self, table: str, columns: Mapping[str, str], sums: str, query: Query, where: str = "TRUE"
+    ) -> Found:
+        """From single rows, a piece at a time."""
+        step_ns = _MINUTE_NS if query.unit == "minute" else QUARTER_NS
+        groups, order = _grouped(query, columns, step_ns)
+        text = f"SELECT {groups}, {sums} FROM {table} WHERE {where} AND {WITHIN} GROUP BY {order}"
+        found: Found = {}
+        for bounds in self.pieces(table, query):
+            rows = self.read(partial(_rows, text=text, bounds=bounds))
+            _fold(found, query, rows, Span(cast(int, bounds["since"]), cast(int, bounds["until"])))
         return found
 
 
@@ -228,18 +194,39 @@ def cost_of(line: Line) -> int:
     return sum(line.sums[len(USED) : len(USED) + len(POOLS) - 1])
 
 
-def _bound(read: Callable[[Connection, Bounds], T], bounds: Bounds) -> Callable[[Connection], T]:
-    return lambda connection: read(connection, bounds)
+def _grouped(query: Query, columns: Mapping[str, str], step_ns: int) -> tuple[str, str]:
+    """What is selected before the sums: the time, in steps that are whole in every zone, and then the groups."""
+    time = f"utc_ns / {step_ns} * {step_ns}" if query.unit else "0"
+    names = [columns[name] for name in query.by if name != query.unit]
+    order = ", ".join(str(place + 1) for place in range(len(names) + 1))
+    return ", ".join((time, *names)), order
 
 
-def _add(found: dict[Any, list[int]], group: Any, values: Sequence[int | None]) -> None:
+def _fold(found: Found, query: Query, rows: Sequence[Sequence[Any]], span: Span) -> None:
+    """Add rows of (time, groups, sums) to what was found, each to the bucket that its time is in."""
+    unit, zone = cast(Unit | None, query.unit), periods.zone_of(query.zone)
+    width = len(query.by) + (0 if unit else 1)
+    starts: list[int] = []
+    if unit and rows:
+        # a step may begin before the span does, and the span may be all of time
+        first = max(min(row[0] for row in rows), span.start_ns)
+        starts = periods.starts(unit, zone, Span(first, max(row[0] for row in rows) + 1))
+        at = query.by.index(unit)
+    for row in rows:
+        group = tuple(row[1:width])
+        if unit:
+            start_ns = starts[periods.place(starts, max(row[0], span.start_ns))]
+            group = (*group[:at], start_ns, *group[at:])
+        _add(found, group, row[width:])
+
+
+def _add(found: Found, group: Key, values: Sequence[int | None]) -> None:
     before = found.get(group)
-    fresh = [value or 0 for value in values]
     if before is None:
-        found[group] = fresh
-    else:
-        for place, value in enumerate(fresh):
-            before[place] += value
+        found[group] = [value or 0 for value in values]
+        return
+    for place, value in enumerate(values):
+        before[place] += value or 0
 
 
 def _sorted(
@@ -248,17 +235,16 @@ def _sorted(
     """In order of time where there is one; then the weightiest; then by name, so that the order is always the same."""
     at = query.by.index(query.unit) if query.unit else None
 
-    def key(line: Line) -> Any:
-        time = 0 if at is None else line.groups[at]
+    def key(line: Line) -> tuple[Any, ...]:
         money, requests = weight(line)
         names = tuple((group is not None, str(group)) for group in line.groups)
-        return (
-            (time, names)
-            if at is not None and len(query.by) == 1
-            else (time, -money, -requests, names)
-        )
+        return 0 if at is None else line.groups[at], -money, -requests, names
 
     return sorted(lines, key=key)
+
+
+def _rows(connection: Connection, *, text: str, bounds: Bounds) -> list[tuple[Any, ...]]:
+    return connection.execute(text, bounds).fetchall()
 
 
 def _last_seq(connection: Connection, *, table: str) -> int:

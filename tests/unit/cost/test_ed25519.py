@@ -44,7 +44,10 @@ def test_the_vectors_of_the_rfc_come_out(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.binary(min_size=32, max_size=32), st.binary(max_size=200), st.integers(0, 95), st.integers(1, 255)
+    st.binary(min_size=32, max_size=32),
+    st.binary(max_size=200),
+    st.integers(0, 95),
+    st.integers(1, 255),
 )
 def test_what_was_changed_is_not_signed(
     secret: bytes, message: bytes, place: int, change: int
