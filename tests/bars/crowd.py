@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ class Told:
         return found
 
 
-async def listen(port: int, path: str, body: dict[str, Any]) -> Told:
+async def listen(
+    port: int, path: str, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> Told:
     """One stream to its end, or to where the server breaks it off."""
     told, began = Told(), time.perf_counter()
     try:
@@ -60,12 +62,15 @@ async def listen(port: int, path: str, body: dict[str, Any]) -> Told:
         told.broke = True
         return told
     try:
-        writer.write(http_bytes(path, {**body, "stream": True}))
+        writer.write(http_bytes(path, {**body, "stream": True}, headers=headers))
         head = await reader.readuntil(b"\r\n\r\n")
         told.status = int(head.split()[1])
         for line in head.split(b"\r\n"):
             if line.startswith(b"x-request-id: "):
                 told.request_id = line.removeprefix(b"x-request-id: ").decode()
+            if line.startswith(b"content-length: "):  # no stream: a refusal
+                told.chunks.append(await reader.readexactly(int(line.split()[1])))
+                return told
         while size := int(await reader.readuntil(b"\r\n"), 16):
             chunk = await reader.readexactly(size + 2)
             if not told.chunks:
@@ -74,8 +79,8 @@ async def listen(port: int, path: str, body: dict[str, Any]) -> Told:
     except (OSError, asyncio.IncompleteReadError, ValueError):
         told.broke = True
     finally:
+        told.took_s = time.perf_counter() - began
         writer.close()
-    told.took_s = time.perf_counter() - began
     return told
 
 

@@ -26,6 +26,9 @@ _BY_STATUS: dict[int, type[LlmhostError]] = {
     429: RateLimited,
 }
 
+LONGEST_MESSAGE = 4000
+"""In characters: what was sent is repeated in messages, and may have been megabytes."""
+
 _LEFT_EARLY = "client disconnected prematurely"
 """litestar's words for a body that its client did not send to the end: no fault of ours, and nobody is left to hear."""
 
@@ -45,7 +48,7 @@ def known_error(error: BaseException) -> LlmhostError:
 def error_object(error: LlmhostError) -> dict[str, Any]:
     return {
         "error": {
-            "message": error.message,
+            "message": _shortened(error.message),
             "type": error.type,
             "param": error.param,
             "code": error.code,
@@ -66,6 +69,14 @@ def error_headers(error: LlmhostError) -> dict[str, str]:
     if error.status in (409, 429) or error.status >= 500:
         headers["x-should-retry"] = "true" if error.retry_after_s is not None else "false"
     return headers
+
+
+def _shortened(message: str) -> str:
+    """Its beginning, which says what is wrong, and its end, which says what to do."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    half = LONGEST_MESSAGE // 2
+    return f"{message[:half]} ... {message[-half:]}"
 
 
 def _sentence(error: HTTPException) -> str:
