@@ -1,0 +1,94 @@
+"""Some routes went past budgets and limits: a gateway's pass-through, newer APIs beside the one that was metered."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from litestar import Litestar
+
+from llmhost.api import app as api_app
+from llmhost.config.schema import ModelSpec, PriceSettings
+from llmhost.core.request import Limits
+from llmhost.testing import TestHost, make_host
+
+METERED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "model": "echo",
+        "max_tokens": 1,
+        "messages": [{"role": "user", "content": "x"}],
+    },
+    "/v1/completions": {"model": "echo", "prompt": "x", "max_tokens": 1},
+    "/v1/embeddings": {"model": "embedder", "input": "x"},
+    "/score": {"model": "judge", "text_1": "x", "text_2": "y"},
+    "/v1/score": {"model": "judge", "text_1": "x", "text_2": "y"},
+    "/rerank": {"model": "judge", "query": "x", "documents": ["y"]},
+    "/v1/rerank": {"model": "judge", "query": "x", "documents": ["y"]},
+    "/v2/rerank": {"model": "judge", "query": "x", "documents": ["y"]},
+    "/classify": {"model": "judge", "input": "x"},
+    "/v1/classify": {"model": "judge", "input": "x"},
+}
+"""Each route that makes a model compute, with a body that it answers."""
+EXEMPT = {
+    *("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model:path}", "/v1/estimate"),
+    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
+}
+"""These ask no model."""
+EXEMPT_BEGINNINGS = ("/admin/", "/v1/organization/")
+"""Nor do operators' acts and reports."""
+
+PRICE = PriceSettings(input="1.00", output="2.00")
+MODELS = {
+    name: ModelSpec(engine="fake", price=PRICE, options={"task": task})
+    for name, task in (("echo", "generate"), ("embedder", "embed"), ("judge", "classify"))
+}
+
+
+@pytest.fixture
+def made_apps(monkeypatch: pytest.MonkeyPatch) -> list[Litestar]:
+    """The applications that are made in a test, without what is put around them."""
+    made: list[Litestar] = []
+
+    class Noted(Litestar):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            made.append(self)
+
+    monkeypatch.setattr(api_app, "Litestar", Noted)
+    return made
+
+
+@pytest.fixture
+async def host(made_apps: list[Litestar]) -> AsyncIterator[TestHost]:
+    async with make_host(models=MODELS) as host:
+        yield host
+
+
+def paths_of(app: Litestar) -> set[str]:
+    return {route.path_format for route in app.routes}
+
+
+async def test_every_route_is_metered_or_listed_as_exempt(
+    host: TestHost, made_apps: list[Litestar]
+) -> None:
+    (app,) = made_apps
+    found = {path for path in paths_of(app) if not path.startswith(EXEMPT_BEGINNINGS)}
+
+    unknown = found - METERED.keys() - EXEMPT - {path.replace(":path", "") for path in EXEMPT}
+
+    assert not unknown, f"{sorted(unknown)}: does a model compute there? List it in this test."
+
+
+@pytest.mark.parametrize("path", METERED)
+async def test_each_metered_route_books_what_it_computed_and_keeps_to_limits(
+    host: TestHost, path: str
+) -> None:
+    key = await host.make_key("acme", limits=Limits(requests_per_minute=1))
+    headers = {"authorization": f"Bearer {key}"}
+
+    answers = [await host.client.post(path, json=METERED[path], headers=headers) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [200, 429], answers[0].text
+    answered = host.entries()[0]
+    assert answered["org"] == "acme"
+    assert sum(answered["tokens"].values()) > 0
+    assert answered["amount_nano"] > 0
