@@ -96,7 +96,7 @@ def test_every_write_of_a_stream_holds_whole_events(open_node: Node, n: int) -> 
     for chunk in chunks:
         assert chunk.endswith(b"\n\n")
         for event in chunk.removesuffix(b"\n\n").split(b"\n\n"):
-            if event not in (b"data: [DONE]", b": keep-alive"):
+            if event != b"data: [DONE]" and not event.startswith(b": "):
                 json.loads(event.removeprefix(b"data: "))
     assert chunks[-1].endswith(b"data: [DONE]\n\n")
     assert b"\r" not in b"".join(chunks)
@@ -447,6 +447,7 @@ def test_a_reader_that_pauses_costs_nobody_else_and_gets_everything(open_node: N
     assert beside[-1].endswith(b"data: [DONE]\n\n")
     said = b"".join(pieces).split(b"\n\n")
     assert said[-2:] == [b"data: [DONE]", b""]
-    choices = [json.loads(event[6:])["choices"][0] for event in said[:-2]]
+    assert said[-3].startswith(b": llmhost cost_usd=0.0400")
+    choices = [json.loads(event[6:])["choices"][0] for event in said[:-3]]
     assert "".join(choice["text"] for choice in choices) == fake_words("to a slow reader", 20_000)
     assert len(pieces) < 20_000

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from llmhost.api import limit_headers
+from llmhost.api import bill_facts, limit_headers
 from llmhost.api.door import client_id, header, send_whole
 from llmhost.api.errors import error_body
 from llmhost.core.errors import Forbidden
@@ -28,6 +28,7 @@ _EXPOSED = ", ".join(
         "retry-after-ms",
         "x-should-retry",
         *limit_headers.NAMES,
+        *bill_facts.NAMES,
     )
 ).encode()
 

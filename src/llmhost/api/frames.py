@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from llmhost.api.bill_facts import bill_comment
 from llmhost.api.calls import calls_of
 from llmhost.api.report import Report
 from llmhost.api.tokens import Placed
@@ -171,11 +172,19 @@ class Frames:
         self._so_far = before + Usage(completion_tokens=fresh)
         self._tail = b',"usage":' + _encode(usage_object(self._so_far)) + b"}\n\n"
 
-    def last(self, usage: Usage, cost: dict[str, Any] | None = None) -> bytes:
-        """The end of the stream."""
+    def last(
+        self,
+        usage: Usage,
+        cost: dict[str, Any] | None = None,
+        facts: dict[str, str] | None = None,
+    ) -> bytes:
+        """The end of the stream, with the `facts` of what is paid for it."""
         if not self._include_usage:
-            return DONE
-        return self._head + b'],"usage":' + _encode(usage_object(usage, cost)) + b"}\n\n" + DONE
+            return bill_comment(facts or {}) + DONE
+        shown = usage_object(usage, cost)
+        if facts:
+            shown["llmhost"] = facts
+        return self._head + b'],"usage":' + _encode(shown) + b"}\n\n" + DONE
 
     def _piece(self, out: list[bytes], index: int, texts: list[str]) -> None:
         if index not in self._introduced:

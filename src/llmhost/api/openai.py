@@ -16,6 +16,7 @@ from typing import Any
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
+from llmhost.api.bill_facts import bill_facts, bill_headers
 from llmhost.api.bodies import ChatBody, CompletionBody, StreamOptions
 from llmhost.api.door import (
     ClientGone,
@@ -245,7 +246,7 @@ async def _answer(visit: Visit, send: Send) -> None:
         body = await asyncio.to_thread(whole_answer, *facts)
     else:
         body = whole_answer(*facts)
-    await send_whole(send, 200, body, visit.headers())
+    await send_whole(send, 200, body, {**visit.headers(), **bill_headers(context)})
 
 
 async def _stream(visit: Visit, send: Send, heartbeat_s: float, options: StreamOptions) -> None:
@@ -259,7 +260,8 @@ async def _stream(visit: Visit, send: Send, heartbeat_s: float, options: StreamO
         report=_report(context),
         prompt_tokens=sum(map(len, context.prompts)) if options.continuous_usage_stats else None,
     )
-    await start(send, 200, EVENT_STREAM, {**STREAM_HEADERS, **visit.headers()})
+    begun = {**STREAM_HEADERS, **visit.headers(), **bill_headers(context, with_cost=False)}
+    await start(send, 200, EVENT_STREAM, begun)
     visit.has_started = True
     take = None if visit.wire is None else partial(_write, visit.wire, frames)
     while (deltas := await exchange.read(heartbeat_s, take)) != []:
@@ -272,7 +274,7 @@ async def _stream(visit: Visit, send: Send, heartbeat_s: float, options: StreamO
         if body:
             await send({"type": "http.response.body", "body": body, "more_body": True})
     if not visit.is_gone:
-        last = frames.last(context.usage, shown_cost(context))
+        last = frames.last(context.usage, shown_cost(context), bill_facts(context))
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 

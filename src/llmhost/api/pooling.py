@@ -9,6 +9,7 @@ import msgspec
 from litestar import asgi
 from litestar.types import ControllerRouterHandler, Send
 
+from llmhost.api.bill_facts import bill_headers
 from llmhost.api.door import send_whole
 from llmhost.api.loose import read_body
 from llmhost.api.openai import Parse, Visit, generation_route, shown_cost
@@ -82,7 +83,7 @@ async def _respond(visit: Visit, send: Send, shape: Shape) -> None:
 
     is_large = sum(map(len, pooled)) > INLINE_NUMBERS
     body = await asyncio.to_thread(write) if is_large else write()
-    await send_whole(send, 200, body, visit.headers())
+    await send_whole(send, 200, body, {**visit.headers(), **bill_headers(context)})
 
 
 def _list(array: Any) -> list[float]:

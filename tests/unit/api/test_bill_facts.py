@@ -1,0 +1,64 @@
+"""What an answer says of its price: headers, and the end of a stream."""
+
+from typing import Any
+
+import pytest
+from tests.unit.pipeline.node import asks
+
+from llmhost.api import bill_facts as module
+from llmhost.api.bill_facts import bill_comment, bill_facts, bill_headers
+from llmhost.cost.pricing import Price
+from llmhost.pipeline.context import RequestContext
+
+PRICE = Price(version="tiny/3", input_nano=1, cached_input_nano=1, output_nano=1)
+
+
+def context(**facts: Any) -> RequestContext:
+    return RequestContext(asks(), None, {}, 0, 0, **facts)
+
+
+FULL = {"price": PRICE, "amount_nano": 1_200, "budget_remaining_nano": 5 * 10**9, "stop": "budget"}
+
+
+def test_all_that_is_known_is_said_in_exact_dollars() -> None:
+    assert bill_facts(context(**FULL)) == {
+        "cost_usd": "0.0000012",
+        "price_version": "tiny/3",
+        "budget_remaining_usd": "5.00",
+        "stop": "budget",
+    }
+    assert bill_headers(context(**FULL)) == {
+        "x-llmhost-cost-usd": "0.0000012",
+        "x-llmhost-price-version": "tiny/3",
+        "x-llmhost-budget-remaining-usd": "5.00",
+        "x-llmhost-stop": "budget",
+    }
+    assert tuple(bill_headers(context(**FULL))) == module.NAMES
+
+
+@pytest.mark.parametrize(
+    ("facts", "names"),
+    [
+        ({}, []),
+        ({"amount_nano": 5}, []),
+        ({"price": PRICE}, ["cost_usd", "price_version"]),
+        ({"budget_remaining_nano": 0}, ["budget_remaining_usd"]),
+    ],
+)
+def test_nothing_is_said_of_what_there_is_not(facts: dict[str, Any], names: list[str]) -> None:
+    assert list(bill_facts(context(**facts))) == names
+
+
+def test_an_answer_that_has_begun_has_no_cost_yet() -> None:
+    assert "cost_usd" not in bill_facts(context(**FULL), with_cost=False)
+
+
+def test_a_budget_that_was_overdrawn_by_its_lowering_has_nothing_left() -> None:
+    assert bill_facts(context(budget_remaining_nano=-5))["budget_remaining_usd"] == "0.00"
+
+
+def test_a_comment_is_one_line_that_ends_an_event() -> None:
+    assert bill_comment({}) == b""
+    assert bill_comment(bill_facts(context(**FULL))) == (
+        b": llmhost cost_usd=0.0000012 price_version=tiny/3 budget_remaining_usd=5.00 stop=budget\n\n"
+    )
