@@ -45,6 +45,8 @@ class UnderWay(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=T
     price_version: str | None
     rates: Rates | None
     is_embedding: bool = False
+    held_nano: int = 0
+    """What was held of budgets at first."""
 
 
 class Unsettled(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):

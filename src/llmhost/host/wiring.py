@@ -65,6 +65,7 @@ KEPT_MINUTES_DAYS = 400
 
 DAY_S = 86_400
 HOUR_S = 3_600
+MINUTE_S = 60
 STOP_S = 5.0
 """How long sequences that were cut may take to say so before their engine is stopped."""
 
@@ -178,6 +179,7 @@ class Host:
         self.metrics.read_gauges_from(gauges)
         self._tasks.append(asyncio.create_task(self._keep_house()))
         self._tasks.append(asyncio.create_task(self._check_costs()))
+        self._tasks.append(asyncio.create_task(self._check_holds()))
         self._tasks.append(asyncio.create_task(self.books.settlements.keep_trying()))
         self._tasks.append(asyncio.create_task(self.books.settlements.keep_flushing()))
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
@@ -254,6 +256,7 @@ class Host:
             bill=Bill(
                 self.books.ledger,
                 self.books.settlements,
+                self.books.budgets.accounts,
                 self.books.prices,
                 plugins,
                 self.costs,
@@ -325,6 +328,13 @@ class Host:
         while True:
             await asyncio.sleep(HOUR_S)
             await self.costs.check()
+
+    async def _check_holds(self) -> None:
+        """Once a minute: whether every hold on a budget still has its request."""
+        accounts = self.books.budgets.accounts
+        while True:
+            await asyncio.sleep(MINUTE_S)
+            accounts.sweep(self.clock.utc_ns(), lambda hold: self.processor.has(hold.request_id))
 
     async def _close(self) -> None:
         for task in self._tasks:

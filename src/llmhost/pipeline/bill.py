@@ -1,4 +1,5 @@
-"""Stage 9: what it cost. The price is quoted once, at admission, and frozen; the entry is written once, at the end.
+"""Stage 9: what it cost. The price is quoted once, at admission, and frozen, and budgets are held for it; the entry
+is written once, at the end, and what was held and not used is given back in the same moment.
 
 How requests end, and what their callers pay:
 
@@ -13,11 +14,12 @@ How requests end, and what their callers pay:
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypedDict
 
 from llmhost.config.schema import BillingSettings
-from llmhost.core.errors import Overloaded
+from llmhost.core.errors import ModelNotPriced, Overloaded
 from llmhost.core.output import Outcome
-from llmhost.core.request import Kind
+from llmhost.core.request import Caller, Kind
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
@@ -29,7 +31,9 @@ from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import DIMENSIONS
 from llmhost.hooks.spec import Price as Quote
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.spending import Spending
 from llmhost.storage.connect import StorageFailed
+from llmhost.tenants.accounts import Accounts
 
 FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
 """The list price of a model without one, as plugins see it."""
@@ -42,6 +46,7 @@ class Bill:
         self,
         ledger: Ledger,
         settlements: Settlements,
+        accounts: Accounts,
         prices: PriceBook,
         plugins: Plugins,
         costs: TrueCosts,
@@ -49,6 +54,7 @@ class Bill:
     ) -> None:
         self._ledger = ledger
         self._settlements = settlements
+        self._accounts = accounts
         self._settings = settings
         self._prices = prices
         self._plugins = plugins
@@ -66,16 +72,38 @@ class Bill:
             context.price = await self._quoted(context, context.price or FREE)
 
     def hold(self, context: RequestContext) -> None:
-        """Open the request's slot in the journal. Raises Overloaded while the ledger can't be written."""
+        """Hold the prompts and a slice of each answer on every budget, and open the request's slot in the journal.
+
+        Raises QuotaExhausted, ModelNotPriced, or Overloaded while the ledger can't be written.
+        """
         if self._ledger.health is not None:
             raise Overloaded(
                 "The server can't write its ledger now, so it takes no requests. Try again.",
                 retry_after_s=1.0,
             )
+        caller, price = context.known_caller, context.price
+        if self._accounts.is_budgeted(caller, context.run_id):
+            if price is None:
+                raise ModelNotPriced(context.request.model)
+            context.spending = self._held(context, price)
         try:
             context.slot = self._settlements.begin(_under_way(context))
         except StorageFailed as error:
             raise Overloaded(error.message, retry_after_s=1.0) from error
+
+    def _held(self, context: RequestContext, price: Price) -> Spending | None:
+        size = _size(context, self._settings.slice_tokens)
+        hold = self._accounts.hold(
+            context.known_caller,
+            context.run_id,
+            Spending.first_nano(price, **size),
+            context.arrived_utc_ns,
+            request_id=context.request.request_id,
+        )
+        if hold is None:
+            return None
+        context.budget_remaining_nano = hold.remaining_nano
+        return Spending(hold, price, **size)
 
     def __call__(self, context: RequestContext) -> "asyncio.Future[None]":
         """Book the request; done when its entry can't be lost. Without a caller there is no account to book to."""
@@ -93,13 +121,31 @@ class Bill:
         version = context.price.version if context.price is not None else None
         entry = Entry.of(context.event(), price_version=version, costs=context.costs)
         slot, context.slot = context.slot, None
-        return self._settlements.settle(entry, slot)
+        settled = self._settlements.settle(entry, slot)
+        # In the same turn: a budget that is made meanwhile sees the amount here or in the ledger, and never in both.
+        self._charge(context, context.caller, context.amount_nano)
+        return settled
+
+    def take_back(self, context: RequestContext) -> None:
+        """The entry could be recorded nowhere: what it said is nobody's money."""
+        if context.caller is not None:
+            self._accounts.charge(
+                context.caller, context.run_id, -context.amount_nano, context.arrived_utc_ns
+            )
+        context.amount_nano = 0
 
     def _is_paid(self, context: RequestContext) -> bool:
         if context.outcome is Outcome.FAILED:
             has_come = context.first_token_ns is not None
             return has_come and self._settings.failed_answers == "delivered"
         return context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED)
+
+    def _charge(self, context: RequestContext, caller: Caller, nano: int) -> None:
+        if (spending := context.spending) is not None:
+            spending.hold.settle(nano)
+            context.budget_remaining_nano = spending.hold.remaining_nano
+        elif nano:
+            self._accounts.charge(caller, context.run_id, nano, context.arrived_utc_ns)
 
     async def _quoted(self, context: RequestContext, listed: Price) -> Price | None:
         offer = Quote(**{name: getattr(listed, f"{name}_nano") for name in DIMENSIONS})
@@ -121,6 +167,22 @@ class Bill:
         return self._quotes[key]
 
 
+class _Size(TypedDict):
+    prompt_tokens: int
+    slice_tokens: int
+    most_tokens: int
+    choices: int
+
+
+def _size(context: RequestContext, slice_tokens: int) -> _Size:
+    return _Size(
+        prompt_tokens=context.prompt_tokens,
+        slice_tokens=slice_tokens,
+        most_tokens=context.max_new_tokens,
+        choices=context.choices,
+    )
+
+
 def _under_way(context: RequestContext) -> UnderWay:
     caller, price, adapter = context.known_caller, context.price, context.adapter
     return UnderWay(
@@ -135,4 +197,5 @@ def _under_way(context: RequestContext) -> UnderWay:
         price_version=None if price is None else price.version,
         rates=price,
         is_embedding=context.request.kind is Kind.EMBEDDING,
+        held_nano=0 if context.spending is None else context.spending.hold.held_nano,
     )

@@ -15,6 +15,7 @@ from llmhost.deploy.adapters import AdapterHold
 from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica
+from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.terms import Terms
 from llmhost.storage.journal import Slot
 from llmhost.tenants.limiter import Pass
@@ -43,6 +44,8 @@ class RequestContext:
     limits_pass: Pass | None = None
     """What it holds of limits while it runs; None when nothing limits it."""
     price: Price | None = None
+    spending: Spending | None = None
+    """What it holds of budgets; None when there is none to keep."""
     slot: Slot | None = None
     """Its place in the journal, from its admission to its entry."""
     replica: Replica | None = None

@@ -21,6 +21,7 @@ from llmhost.pipeline.best_of import BestOf
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pool import pooled_specs
 from llmhost.pipeline.screen import ScreenStage
+from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.stream import ReplayStream
 from llmhost.safety.screen import OutputScreen
 
@@ -67,6 +68,8 @@ class Generation:
             pump = ScreenPump(index, screen, self._publish, partial(self._cancel_choice, index))
             sink = pump.push
         assert self.context.replica is not None
+        if self.context.spending is not None:
+            sink = partial(self._spend, self.context.spending, sink)
         self._open.add(index)
         try:
             self._sequences[index] = self.context.replica.engine.submit(spec, sink)
@@ -97,6 +100,16 @@ class Generation:
         assert self.context.replica is not None
         if index in self._sequences:
             self.context.replica.engine.cancel(self._sequences[index])
+
+    def _spend(self, spending: Spending, sink: Callable[[Delta], None], delta: Delta) -> None:
+        """Keep the budgets' ceiling ahead of a choice that goes on."""
+        if delta.tokens and delta.finish_reason is None:
+            spending.made(delta.index, len(delta.tokens), self._allow)
+        sink(delta)
+
+    def _allow(self, index: int, tokens: int, is_final: bool) -> None:
+        assert self.context.replica is not None
+        self.context.replica.engine.allow(self._sequences[index], tokens, is_final=is_final)
 
     def _publish(self, delta: Delta) -> None:
         """Take what a choice said. This runs for every token."""
@@ -152,6 +165,8 @@ class Generation:
     def _complete(self, last: Delta) -> None:
         context = self.context
         context.usage = self._merged_usage()
+        if context.spending is not None and context.spending.was_cut:
+            context.stop = "budget"
         context.ended_ns = self._clock.monotonic_ns()
         ends = [last] if self._contest is None else self._winners(self._contest, last)
         settled = self._settle(context)
@@ -311,6 +326,7 @@ class Execute:
             sampling=terms.sampling if index % request.runs == 0 else _of_answer(terms.sampling),
             seed=(seed + index * SEED_STRIDE) & SEED_MASK,
             max_new_tokens=min(wanted, room),
+            held_tokens=None if context.spending is None else context.spending.first_tokens or None,
             min_new_tokens=request.min_tokens,
             stop=request.stop,
             stop_token_ids=eos | terms.stop_ids,

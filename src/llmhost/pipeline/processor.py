@@ -168,6 +168,10 @@ class Processor:
         finally:
             self._opening -= 1
 
+    def has(self, request_id: str) -> bool:
+        """Whether a request has been admitted and has not ended."""
+        return any(live.context.request.request_id == request_id for live in self._live)
+
     def drain(self) -> None:
         """Refuse what comes from now on; what runs goes on."""
         self._stages.limit.is_draining = True
@@ -230,7 +234,7 @@ class Processor:
         if unrecorded is not None:
             context.error = context.error or ledger_unavailable(unrecorded)
             context.outcome, context.finish_reason = Outcome.FAILED, FinishReason.ERROR
-            context.amount_nano = 0
+            self._stages.bill.take_back(context)
         self._stages.log(context)
 
     def _refused(self, context: RequestContext, error: LlmhostError) -> None:
