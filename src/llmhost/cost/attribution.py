@@ -18,7 +18,7 @@ from llmhost.core.ports import Clock, EngineLoad, Lane
 from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.conservation import Reading, read_device
 from llmhost.cost.costbook import CostBook
-from llmhost.cost.pools import Infrastructure, LoadShare, Ticket
+from llmhost.cost.pools import Booked, Infrastructure, LoadShare, Ticket
 from llmhost.cost.rates import NodeRates
 from llmhost.cost.rows import Load
 from llmhost.observe.logs import log_event
@@ -37,12 +37,20 @@ class _Device:
 
     meter: Meter
     """Of loads."""
-    load_until_ns: int = 0
-    """Loads of up to here are booked: what overlaps is booked once."""
+    booked: Booked = field(default_factory=Booked)
     engines: list[ReadLoad] = field(default_factory=list)
     ended: list[EngineLoad] = field(default_factory=list)
     """Of engines that are gone, added up."""
     before: Reading | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point in time, and how long each device had been idle by then."""
+
+    at_ns: int
+    idle_ns: Mapping[str, int]
+    """Not of devices whose turns overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,7 @@ class LoadBegun:
 
     device: str
     began_ns: int
+    """By `_time_for_loads`."""
 
 
 class TrueCosts:
@@ -99,9 +108,23 @@ class TrueCosts:
 
     # ------------------------------------------------------------ engines and loads
 
-    def begin_load(self, device: str, began_ns: int | None = None) -> LoadBegun:
-        """A load that begins now, or began when it was not known yet on which device."""
-        return LoadBegun(device, self._clock.monotonic_ns() if began_ns is None else began_ns)
+    def moment(self) -> Moment:
+        """Now, for a load of which it is not known yet on which device it will be."""
+        now_ns = (
+            self._clock.monotonic_ns()
+        )  # before the accounts, so that no idle time is taken back
+        return Moment(
+            now_ns,
+            {
+                device: lane.account().idle_at(now_ns)
+                for device, lane in self._lanes().items()
+                if lane.opened_ns is not None
+            },
+        )
+
+    def begin_load(self, device: str, since: Moment | None = None) -> LoadBegun:
+        """A load that begins now, or began at an earlier moment."""
+        return LoadBegun(device, self._time_for_loads(device, since or self.moment()))
 
     def engine_started(self, device: str, read: ReadLoad) -> None:
         """From now on an engine uses the device; `read` says what it has cost."""
@@ -156,14 +179,18 @@ class TrueCosts:
 
     def _load_cost(self, load: LoadBegun) -> tuple[int, int]:
         """(nano-dollars, nanoseconds) of the load's time in which the device did nothing else."""
-        books, lane = self._device(load.device), self._lanes().get(load.device)
-        now_ns = self._clock.monotonic_ns()
-        began_ns = max(load.began_ns, books.load_until_ns)
-        load_ns = max(now_ns - began_ns, 0)
-        books.load_until_ns = max(now_ns, books.load_until_ns)
-        if lane is not None and lane.opened_ns is not None:
-            load_ns = min(load_ns, max(lane.account().idle_at(now_ns) - books.meter.units, 0))
+        books, now_ns = self._device(load.device), self._time_for_loads(load.device, self.moment())
+        load_ns = books.booked.add(load.began_ns, now_ns)
         return books.meter.take(load_ns), load_ns
+
+    def _time_for_loads(self, device: str, moment: Moment) -> int:
+        """How much time a device had had that loads may be booked with: idle time, or all of it where turns overlap.
+
+        A device that was not known by then had had none.
+        """
+        lane = self._lanes().get(device)
+        is_tiled = lane is not None and lane.opened_ns is not None
+        return moment.idle_ns.get(device, 0) if is_tiled else moment.at_ns
 
     def _device(self, device: str) -> _Device:
         if device not in self._devices:
@@ -185,8 +212,23 @@ class TrueCosts:
             for row in news:
                 level = logging.ERROR if row["error_nano"] else logging.INFO
                 log_event(log, "cost.checked", level=level, **row)
+            self._check_pools()
             await self._keep(news)
         return readings
+
+    def _check_pools(self) -> None:
+        pools = self.infrastructure
+        for name, pool in (("host", pools.host), ("egress", pools.egress)):
+            level = logging.ERROR if pool.error_nano else logging.INFO
+            log_event(
+                log,
+                "cost.pool_checked",
+                level=level,
+                pool=name,
+                requests_nano=pool.borne_nano + pool.open_nano,
+                nobodys_nano=pool.unowned_nano + pool.rest,
+                error_nano=pool.error_nano,
+            )
 
     async def _keep(self, news: list[dict[str, object]]) -> None:
         if self._book is None:
@@ -208,6 +250,7 @@ class TrueCosts:
     def read(self, device: str) -> Reading:
         """A device as it is now. A step that has just ended may show as an error for a moment."""
         lane, books = self._lanes()[device], self._device(device)
+        now_ns = self._clock.monotonic_ns()  # before the account: it may be of a moment later
         engines = [*books.ended, *(read() for read in books.engines)]
         return read_device(
             device,
@@ -215,7 +258,7 @@ class TrueCosts:
             engines,
             rate=self.rates.of_device(device),
             opened_ns=lane.opened_ns,
-            now_ns=self._clock.monotonic_ns(),
+            now_ns=now_ns,
             load_ns=books.meter.units,
             load_nano=books.meter.nano,
         )

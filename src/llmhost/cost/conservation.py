@@ -54,18 +54,23 @@ def read_device(
     load_ns: int,
     load_nano: int,
 ) -> Reading:
-    """`engines` are all that ever ran on the device. Without `opened_ns` turns overlap, and nothing tiles."""
+    """`engines` are all that ever ran on the device. Without `opened_ns` turns overlap, and nothing tiles.
+
+    What the device was idle costs what is left of the cost of all its time, so that the parts add up to it exactly.
+    """
     loads = list(engines)
     callers = sum(load.callers_nano for load in loads)
     operator = sum(load.operator_nano for load in loads)
     probes = sum(load.probe_nano for load in loads)
     error = abs(lane.nano - callers - operator - probes)
     error += abs(rate.whole(lane.busy_ns) - lane.nano)
-    idle_ns = 0
+    idle_ns = idle_nano = 0
     if opened_ns is not None:
         idle_ns = lane.idle_at(now_ns) - load_ns
         gap_ns = abs(lane.last_ns - opened_ns - lane.busy_ns - lane.idle_ns) + max(-idle_ns, 0)
         error += -(-gap_ns * rate.nano // rate.per)
+        whole_ns = lane.busy_ns + load_ns + max(idle_ns, 0)
+        idle_nano = max(rate.whole(whole_ns) - rate.whole(lane.busy_ns) - load_nano, 0)
     return Reading(
         device=device,
         busy_ns=lane.busy_ns,
@@ -74,6 +79,6 @@ def read_device(
         callers_nano=callers,
         operator_nano=operator,
         load_nano=load_nano + probes,
-        idle_nano=rate.whole(max(idle_ns, 0)),
+        idle_nano=idle_nano,
         error_nano=error,
     )

@@ -11,7 +11,7 @@ from llmhost.cost.rates import NodeRates
 class SharedPool:
     """A cost that is shared evenly by whoever is in flight while it arises; what arises for nobody is the operator's.
 
-    `meter.nano` = what those who left have taken + `open_nano` of those in flight + `rest` + `unowned_nano`.
+    `meter.nano` = `borne_nano` of those who left + `open_nano` of those in flight + `rest` + `unowned_nano`.
     """
 
     def __init__(self, rate: Rate) -> None:
@@ -22,6 +22,20 @@ class SharedPool:
         self.rest = 0
         """Too little to give each a nano-dollar: kept for the next time."""
         self.unowned_nano = 0
+        self.borne_nano = 0
+        self._joined = 0
+        """The levels at which those in flight have joined, added up."""
+
+    @property
+    def open_nano(self) -> int:
+        return self.heads * self.level - self._joined
+
+    @property
+    def error_nano(self) -> int:
+        """What does not add up: 0."""
+        whose = self.borne_nano + self.open_nano + self.rest + self.unowned_nano
+        twice_nano = max(-self.open_nano, 0)  # somebody has left more than once
+        return abs(self.meter.nano - whose) + abs(self.meter.error_nano) + twice_nano
 
     def use(self, units: int) -> None:
         nano = self.meter.take(units) + self.rest
@@ -35,11 +49,14 @@ class SharedPool:
     def join(self) -> int:
         """The level to be handed to `leave`."""
         self.heads += 1
+        self._joined += self.level
         return self.level
 
     def leave(self, level: int) -> int:
         """The nano-dollars that arose for one who joined at `level`."""
         self.heads -= 1
+        self._joined -= level
+        self.borne_nano += self.level - level
         return self.level - level
 
 
@@ -82,6 +99,28 @@ class Infrastructure:
         self.host.use(now_ns - self._at_ns)
         self.egress.use(now_bytes - self._at_bytes)
         self._at_ns, self._at_bytes = now_ns, now_bytes
+
+
+MOST_STRETCHES = 256
+"""Of time, that are remembered: no load lasts while so many others come and go."""
+
+
+class Booked:
+    """The stretches of time that loads were booked with: where loads overlap, the time is booked once."""
+
+    def __init__(self) -> None:
+        self._stretches: list[tuple[int, int]] = []  # in order, none touching the next
+
+    def add(self, since: int, until: int) -> int:
+        """Book what of a stretch is not booked yet, and say how much that is. None ends before one that was added."""
+        fresh, merged = max(until - since, 0), since
+        while self._stretches and self._stretches[-1][1] >= since:
+            start, end = self._stretches.pop()
+            fresh -= max(min(end, until) - max(start, since), 0)
+            merged, until = min(start, merged), max(end, until)
+        self._stretches.append((merged, max(until, merged)))
+        del self._stretches[:-MOST_STRETCHES]
+        return fresh
 
 
 @dataclass(slots=True)

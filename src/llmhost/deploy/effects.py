@@ -108,11 +108,11 @@ class LoadEffects:
     async def load(self, entry: ModelEntry, on_broken: Callable[[LlmhostError], None]) -> Replica:
         started_ns = self._clock.monotonic_ns()
         async with self._reading:
-            began_ns = self._clock.monotonic_ns()
+            began = self._costs.moment()
             tokenizer = await self.tokenizer(entry)
             facts = await self.predict(entry)
             await self._know_device(entry, facts.device)
-            begun = self._costs.begin_load(facts.device, began_ns)
+            begun = self._costs.begin_load(facts.device, began)
             drafter: Drafter | None = None
             try:
                 drafter = await self._drafter(entry, tokenizer)

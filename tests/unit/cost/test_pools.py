@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhost.core.meter import HOUR_NS, Rate
-from llmhost.cost.pools import Infrastructure, LoadShare, SharedPool
+from llmhost.cost.pools import Booked, Infrastructure, LoadShare, SharedPool
 from llmhost.cost.rates import NodeRates
 from llmhost.testing import at
 
@@ -24,8 +24,9 @@ def test_what_those_in_flight_bear_and_what_nobody_does_is_all_that_arose(
             inside.append(pool.join())
         elif inside:
             borne += pool.leave(inside.pop(number % len(inside)))
-        still_open = sum(pool.level - level for level in inside)
-        assert borne + still_open + pool.unowned_nano + pool.rest == pool.meter.nano
+        assert pool.open_nano == sum(pool.level - level for level in inside)
+        assert borne + pool.open_nano + pool.unowned_nano + pool.rest == pool.meter.nano
+        assert pool.error_nano == 0
 
 
 def test_two_in_flight_share_the_hour_evenly_and_one_alone_bears_it_whole() -> None:
@@ -53,6 +54,31 @@ def test_bytes_are_shared_by_those_who_are_there_while_they_are_sent() -> None:
     sent[0] = 500
 
     assert pools.leave(ticket) == 1_000
+
+
+def test_a_pool_of_which_somebody_leaves_twice_does_not_add_up() -> None:
+    pool = SharedPool(Rate(1, 1))
+    level = pool.join()
+    pool.use(5)
+    pool.leave(level)
+    assert pool.error_nano == 0
+    pool.leave(level)
+
+    assert pool.error_nano == 5
+
+
+stretches = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5)), max_size=30)
+
+
+@given(stretches)
+def test_time_in_which_several_loads_ran_is_booked_once(loads: list[tuple[int, int]]) -> None:
+    booked, now, all_of_it = Booked(), 0, set[int]()
+    for lasted, after in loads:
+        now += after
+        since = max(now - lasted, 0)
+        fresh = set(range(since, now)) - all_of_it
+        all_of_it |= fresh
+        assert booked.add(since, now) == len(fresh)
 
 
 @given(st.integers(0, 10**12), st.integers(1, 500), st.integers(0, 1_000))
