@@ -20,6 +20,7 @@ from llmhost.api.door import Outflow, bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
 from llmhost.api.gatekeeper import Gatekeeper, vouch
+from llmhost.api.idempotency import Idempotency
 from llmhost.api.json_request import JsonRequest
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
@@ -50,6 +51,7 @@ class Surface:
     gatekeeper: Gatekeeper
     """Stands before all of it."""
     processor: Processor
+    idempotency: Idempotency
     identify: Identify
     """Who holds a bearer, for routes that are not generation. Raises Unauthenticated."""
     catalogue: Catalogue
@@ -110,6 +112,7 @@ def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:
     limits: dict[str, Any] = {
         "max_body_bytes": settings.max_body_bytes,
         "heartbeat_s": settings.heartbeat_s,
+        "idempotency": surface.idempotency,
     }
     chat = generation_route(surface.processor, Kind.CHAT, parse_chat, **limits)
     completions = generation_route(surface.processor, Kind.COMPLETION, parse_completion, **limits)

@@ -24,6 +24,8 @@ _EXPOSED = ", ".join(
         "x-request-id",
         "x-client-request-id",
         "openai-processing-ms",
+        "idempotent-replayed",
+        "x-llmhost-original-request-id",
         "retry-after",
         "retry-after-ms",
         "x-should-retry",

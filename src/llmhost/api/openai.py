@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,8 +36,11 @@ from llmhost.api.door import (
 from llmhost.api.errors import error_body, error_headers, forget_frames, known_error
 from llmhost.api.frames import HEARTBEAT, Frames, frames_of, whole_answer
 from llmhost.api.gatekeeper import vouch
+from llmhost.api.idempotency import HEADER as IDEMPOTENCY_KEY
+from llmhost.api.idempotency import Call, Idempotency, call_of, digest, pour, start_of
 from llmhost.api.limit_headers import limit_headers
 from llmhost.api.loose import read_body
+from llmhost.api.recording import Playback
 from llmhost.api.report import Report, report_of
 from llmhost.api.wire import chat_request, completion_request
 from llmhost.core.errors import LlmhostError, MethodNotAllowed, RequestTimeout
@@ -62,6 +66,8 @@ Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, Any]]
 shall report of usage."""
 Respond = Callable[["Visit", Send, Any], Awaitable[None]]
 """Answers a request that runs; its last argument is what `Parse` gave."""
+Asked = tuple[GenerationRequest, dict[str, str], Caller]
+"""What is known before the body: a request that is blank but for its ids, the headers, and who asks."""
 
 
 NO_OPTIONS = StreamOptions()
@@ -88,10 +94,11 @@ def generation_route(
     *,
     max_body_bytes: int,
     heartbeat_s: float,
+    idempotency: Idempotency,
     respond: Respond | None = None,
 ) -> ASGIApp:
     """An ASGI app for one route. `respond` answers in another way than generation does."""
-    return _Route(processor, kind, parse, max_body_bytes, heartbeat_s, respond).call
+    return _Route(processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond).call
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +108,18 @@ class _Route:
     parse: Parse
     max_body_bytes: int
     heartbeat_s: float
+    idempotency: Idempotency
     respond: Respond | None = None
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP
         visit = Visit(scope)
+        await self._bounded(visit, send, self._serve(visit, receive, send))
+
+    async def _bounded(self, visit: "Visit", send: Send, serving: Awaitable[None]) -> None:
         named = request_id.set(visit.request_id)
         try:
-            await self._serve(visit, scope, receive, send)
+            await serving
         except (ClientGone, asyncio.CancelledError) as left:
             is_ours = visit.is_gone or isinstance(left, ClientGone)  # nobody is left to answer
             if not is_ours:
@@ -120,7 +131,8 @@ class _Route:
             visit.leave(None)
             request_id.reset(named)  # the next request of a connection may run in the same context
 
-    async def _serve(self, visit: "Visit", scope: HTTPScope, receive: Receive, send: Send) -> None:
+    async def _serve(self, visit: "Visit", receive: Receive, send: Send) -> None:
+        scope = visit.scope
         blank = GenerationRequest(
             request_id=visit.request_id,
             kind=self.kind,
@@ -139,9 +151,17 @@ class _Route:
             forget_frames(error)
             return
         vouch(scope)
+        asked = (blank, headers, caller)
+        if IDEMPOTENCY_KEY in headers:
+            await self._serve_once(visit, asked, receive, send)
+        else:
+            await self._run(visit, asked, receive, send)
+
+    async def _run(self, visit: "Visit", asked: Asked, receive: Receive, send: Send) -> None:
+        blank, headers, caller = asked
         request, beside, fault = await self._parsed(visit, receive, blank, caller)
         opening = asyncio.ensure_future(
-            self.processor.open(request, bearer(scope), headers, caller=caller, fault=fault)
+            self.processor.open(request, bearer(visit.scope), headers, caller=caller, fault=fault)
         )
         async with DisconnectWatch(receive, lambda: visit.leave(opening)):
             visit.exchange = await opening
@@ -150,9 +170,46 @@ class _Route:
             if self.respond is not None:
                 await self.respond(visit, send, beside)
             elif request.stream:
-                await _stream(visit, send, self.heartbeat_s, beside)
+                await _stream(visit, send, None if visit.is_recorded else self.heartbeat_s, beside)
             else:
                 await _answer(visit, send)
+
+    async def _serve_once(self, visit: "Visit", asked: Asked, receive: Receive, send: Send) -> None:
+        """Answer a call that has an Idempotency-Key, which may have been made before."""
+        call, playback = await self._joined(visit, asked, receive)
+        try:
+            async with DisconnectWatch(receive, playback.close):
+                head = await playback.begun()
+                if head is not None:
+                    self.idempotency.note(playback, call, asked[-1])
+                    await send(start_of(playback, call, visit.headers()))
+                    visit.has_started = True
+                    await pour(playback, send, self.heartbeat_s)
+        finally:
+            playback.close()
+
+    async def _joined(
+        self, visit: "Visit", asked: Asked, receive: Receive
+    ) -> tuple[Call, Playback]:
+        blank, _, caller = asked
+
+        async def perform(receive: Receive, send: Send, wire: Wire) -> bool:
+            mine = visit.recorded_by(wire)
+            await self._bounded(mine, send, self._run(mine, asked, receive, send))
+            return not mine.has_failed
+
+        try:
+            raw = await read_all(receive, self.max_body_bytes)
+            is_large = len(raw) > INLINE_BYTES
+            body_hash = await asyncio.to_thread(digest, raw) if is_large else digest(raw)
+            call = call_of(visit.scope, caller, body_hash, visit.request_id)
+            return call, await self.idempotency.join(call, raw, perform, visit.wire)
+        except LlmhostError as error:
+            self.processor.turn_away(blank, error, caller)
+            raise
+        except (ClientGone, asyncio.CancelledError):
+            self.processor.lose(blank, caller)
+            raise
 
     async def _parsed(
         self, visit: "Visit", receive: Receive, blank: GenerationRequest, caller: Caller
@@ -178,7 +235,8 @@ class _Route:
 class Visit:
     """One call of a route, from the connection's side."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: HTTPScope) -> None:
+        self.scope = scope
         self.started = time.perf_counter()
         self.request_id = new_request_id()
         self.client_id = client_id(scope)
@@ -187,6 +245,15 @@ class Visit:
         self.exchange: Exchange | None = None
         self.is_gone = False
         self.has_started = False
+        self.has_failed = False
+        self.is_recorded = False
+        """Its answer goes to a recording, which every reader plays with silences and heartbeats of its own."""
+
+    def recorded_by(self, wire: Wire) -> "Visit":
+        """The same call, as it is made on nobody's connection."""
+        twin = copy(self)
+        twin.wire, twin.is_recorded = wire, True
+        return twin
 
     def leave(self, opening: "asyncio.Future[Exchange] | None") -> None:
         """The client is gone or has got everything. Idempotent."""
@@ -208,6 +275,7 @@ class Visit:
     async def fail(self, send: Send, error: Exception) -> None:
         """Say what went wrong: as a body, or, once a stream has begun, as its last event without [DONE]."""
         known = known_error(error)
+        self.has_failed = True
         if not isinstance(error, LlmhostError):
             log.error("api.failed request=%s", self.request_id, exc_info=error)
         if self.has_started:
@@ -249,7 +317,9 @@ async def _answer(visit: Visit, send: Send) -> None:
     await send_whole(send, 200, body, {**visit.headers(), **bill_headers(context)})
 
 
-async def _stream(visit: Visit, send: Send, heartbeat_s: float, options: StreamOptions) -> None:
+async def _stream(
+    visit: Visit, send: Send, heartbeat_s: float | None, options: StreamOptions
+) -> None:
     assert visit.exchange is not None
     exchange, context = visit.exchange, visit.exchange.context
     created_s = context.arrived_utc_ns // 1_000_000_000

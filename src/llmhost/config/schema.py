@@ -83,6 +83,19 @@ class BillingSettings(Section, frozen=True):
     """What callers pay for an answer that the server broke off: nothing, or the prompt and what had come of it."""
 
 
+class IdempotencySettings(Section, frozen=True):
+    """[idempotency]: requests with the header `Idempotency-Key`, which run once however often they are sent."""
+
+    kept_s: Seconds = 86400.0
+    """How long a finished answer is kept, on disk, for whoever sends its key again."""
+    grace_s: Seconds = 30.0
+    """How long such a request goes on when nobody reads its answer any more; then it is cancelled."""
+    max_answer_bytes: Positive = 8 * 2**20
+    """Answers beyond this are not kept, and while one runs its key is refused with 409."""
+    max_kept_bytes: Positive = 2**30
+    """All answers that are kept together; beyond it the oldest are forgotten."""
+
+
 class SafetySettings(Section, frozen=True):
     """[safety]: rules on text, in and out. Plugins are asked after them."""
 
@@ -286,6 +299,7 @@ class Settings(Section, frozen=True):
 
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
     safety: SafetySettings = SafetySettings()
     plugins: PluginSettings = PluginSettings()
     devices: DeviceSettings = DeviceSettings()

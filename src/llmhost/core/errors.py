@@ -20,7 +20,9 @@
     ├── MethodNotAllowed           405
     ├── RequestTimeout             408  the body did not come in time
     ├── Conflict                   409  the object exists or is in another state
+    │   └── IdempotencyKeyInUse         its request still runs, and its answer is too large to share
     ├── RequestTooLarge            413
+    ├── IdempotencyKeyReused       422  the key came with another body before
     ├── RateLimited                429  waiting helps
     ├── QuotaExhausted             429  a budget has no room for it; trying again does not help
     ├── Overloaded                 503  queue full, draining or loading; waiting helps
@@ -181,10 +183,37 @@ class Conflict(LlmhostError):
     code = "conflict"
 
 
+class IdempotencyKeyInUse(Conflict):
+    code = "idempotency_key_in_use"
+
+    def __init__(self, *, retry_after_s: float) -> None:
+        super().__init__(
+            "The request with this Idempotency-Key still runs, and its answer has become too large to share."
+            " Ask again when it has ended: it is not kept, and the request runs anew.",
+            param="Idempotency-Key",
+            retry_after_s=retry_after_s,
+        )
+
+
 class RequestTooLarge(LlmhostError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class IdempotencyKeyReused(LlmhostError):
+    """422, as the IETF's draft has it. OpenAI's clients send again by themselves what met a 409."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key came with another body before. Send that body again, byte by byte, to get its answer,"
+            " or a new key to ask something else.",
+            param="Idempotency-Key",
+        )
 
 
 class RateLimited(LlmhostError):

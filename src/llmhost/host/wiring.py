@@ -13,6 +13,7 @@ from llmhost.api.costs import CostReports
 from llmhost.api.door import Outflow
 from llmhost.api.edge import is_loopback
 from llmhost.api.gatekeeper import Gatekeeper
+from llmhost.api.idempotency import Idempotency
 from llmhost.api.prices import PriceAdmin
 from llmhost.api.reports import ReportDesk
 from llmhost.config.schema import Settings
@@ -32,6 +33,7 @@ from llmhost.gpu.devices import Devices
 from llmhost.hooks.call import collect, shut_down, start_up
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.tell import Observers
+from llmhost.host.answers import open_answers
 from llmhost.host.books import Books, open_books
 from llmhost.observe.clock import SystemClock
 from llmhost.observe.metrics import GaugeSource, Metrics
@@ -156,6 +158,9 @@ class Host:
         self.books = await asyncio.to_thread(open_books, self.data_dir, self.clock, self._closing)
         self._check_address()
         self.analytics = await asyncio.to_thread(self._open_analytics)
+        self.answers = await asyncio.to_thread(
+            open_answers, self.data_dir, self.settings.idempotency, self.clock, self._closing
+        )
         self.observers = Observers(self.plugins)
         self._closing.push_async_callback(self.observers.close)
         self.outflow = Outflow()
@@ -174,6 +179,9 @@ class Host:
         self.deployments = self._deployments(entries, registry)
         await self.books.prices.declare({entry.name: entry.spec.price for entry in entries})
         self.processor = self._processor()
+        self.idempotency = Idempotency(
+            self.answers, self.settings.idempotency, self.metrics.answer_repeated
+        )
         self.app = self._app()
         gauges = _Gauges(self.deployments, self.devices, self.analytics, self.costs)
         self.metrics.read_gauges_from(gauges)
@@ -284,6 +292,7 @@ class Host:
                     self.admin_token,
                 ),
                 processor=self.processor,
+                idempotency=self.idempotency,
                 identify=self.authenticate.identify,
                 catalogue=self.deployments.catalogue,
                 metrics=self.metrics,
@@ -311,7 +320,7 @@ class Host:
         )
 
     async def _keep_house(self) -> None:
-        """Once a day: forget what analytics need not keep."""
+        """Once a day: forget what need not be kept."""
         while True:
             now_ns = self.clock.utc_ns()
             try:
@@ -319,8 +328,9 @@ class Host:
                     requests_before_ns=now_ns - KEPT_REQUESTS_DAYS * DAY_S * 10**9,
                     minutes_before_ns=now_ns - KEPT_MINUTES_DAYS * DAY_S * 10**9,
                 )
+                await self.answers.forget()
             except LlmhostError as error:
-                log.warning("analytics.not_forgotten error=%s", error)
+                log.warning("rows.not_forgotten error=%s", error)
             await asyncio.sleep(DAY_S)
 
     async def _check_costs(self) -> None:
@@ -343,6 +353,8 @@ class Host:
         if hasattr(self, "processor"):
             await self.drain(0.0)
             await self.deployments.unload_all(drain_s=0.0)
+            if hasattr(self, "idempotency"):
+                await self.idempotency.close()
             await self.costs.check()
         await shut_down(self.plugins, self)
         await self._closing.aclose()

@@ -90,6 +90,14 @@ class Metrics:
         self._step_tokens = Counter(
             "llmhost_step_tokens", "Tokens fed to the engine.", labels, registry=self.registry
         )
+        self._replays = Counter(
+            "llmhost_idempotent_replays",
+            "Requests that were sent again with their Idempotency-Key, and joined or repeated an answer.",
+            ["how"],
+            registry=self.registry,
+        )
+        for how in ("attached", "replayed"):
+            self._replays.labels(how)  # there from the start, at 0
         self._guesses = GuessMetrics(self.registry)
         self.threads = ThreadMetrics(self.registry)
         self.limits = LimitMetrics(self.registry)
@@ -107,6 +115,10 @@ class Metrics:
             self._ttft.labels(model).observe(event.ttft_ms / 1000)
             self._queue.labels(model).observe(event.queue_ms / 1000)
         self._e2e.labels(model).observe(event.total_ms / 1000)
+
+    def answer_repeated(self, how: str) -> None:
+        """Count a request that was not run: `attached` to one that runs, or `replayed` from the file."""
+        self._replays.labels(how).inc()
 
     def gap_observer(self, model: str) -> Callable[[float], None]:
         """Takes the seconds between two pieces of an answer of `model`."""

@@ -71,6 +71,11 @@ class DataDir:
         return self.path / "analytics.db"
 
     @property
+    def answers_db(self) -> Path:
+        """Answers to requests with an Idempotency-Key, for a day or as long as settings say."""
+        return self.path / "answers.db"
+
+    @property
     def registry_db(self) -> Path:
         """Models and what became of them."""
         return self.path / "registry.db"

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, settled, until
 
 from llmhost.api import door
+from llmhost.api.idempotency import Idempotency
 from llmhost.api.openai import generation_route, parse_completion
 from llmhost.core.request import LOCAL_CALLER, Caller, Kind
 from llmhost.hooks.spec import hookimpl
@@ -77,6 +78,7 @@ def route(processor: object) -> App:
             parse_completion,
             max_body_bytes=1000,
             heartbeat_s=10,
+            idempotency=cast(Idempotency, None),
         ),
     )
 
@@ -374,6 +376,7 @@ async def test_a_large_body_is_read_in_a_thread(
                 parse,
                 max_body_bytes=10**6,
                 heartbeat_s=10,
+                idempotency=host.host.idempotency,
             ),
         )
         connection = Connection(BODY.replace(b'"m"', b'"fake"') + b" " * spaces)
