@@ -1,4 +1,4 @@
-"""`Idempotency-Key` on a real server, with the real client: retries, crowds, clients that leave, and a server that dies."""
+"""`Idempotency-Key` on a real server, with the real client: retries, crowds, clients that leave, servers that die."""
 
 import json
 import sqlite3
