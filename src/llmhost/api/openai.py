@@ -200,6 +200,7 @@ class _Route:
 
         try:
             raw = await read_all(receive, self.max_body_bytes)
+            self.processor.check_still(blank, bearer(visit.scope), caller)
             is_large = len(raw) > INLINE_BYTES
             body_hash = await asyncio.to_thread(digest, raw) if is_large else digest(raw)
             call = call_of(visit.scope, caller, body_hash, visit.request_id)

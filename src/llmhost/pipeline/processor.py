@@ -99,6 +99,10 @@ class Processor:
             await self._stages.authenticate(context)
         return context.known_caller
 
+    def check_still(self, request: GenerationRequest, bearer: str | None, caller: Caller) -> None:
+        """Raises Unauthenticated, unmetered, when the key of whom `identify` found has ended since."""
+        self._stages.authenticate.check_still(self._arrived(request, bearer, {}, caller))
+
     def turn_away(
         self, request: GenerationRequest, error: LlmhostError, caller: Caller | None = None
     ) -> None:

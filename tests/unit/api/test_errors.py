@@ -17,6 +17,8 @@ OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "ContextTooLong": {"prompt_tokens": 9, "max_tokens": 1, "limit_tokens": 8, "param": "prompt"},
     "ModelNotAllowed": {"model": "m"},
     "UnknownModel": {"model": "m", "nearest": "n"},
+    "IdempotencyKeyInUse": {"retry_after_s": 5.0},
+    "IdempotencyKeyReused": {},
     "OutOfMemory": {"device": "cuda:0"},
     "StorageFailed": {"path": Path("x.db"), "error": OSError("full")},
     "LimitReached": {

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.unit.api.test_visits import app_of, visit
+from tests.unit.api.test_visits import Connection, app_of, visit
 from tests.unit.api.test_wires import WiredConnection
 from tests.unit.pipeline.node import HELD_MODEL, Held, settled, slow_ledger, until
 
@@ -229,6 +229,36 @@ async def test_a_key_that_was_revoked_gets_no_replay_and_a_rotated_one_does() ->
 
     assert is_replay_of(by_new, first)
     assert (by_old.status_code, revoked.status_code) == (401, 401)
+
+
+async def test_a_key_that_was_revoked_while_a_body_came_gets_no_replay() -> None:
+    async with make_host() as host:
+        store = host.host.books.keys
+        record, secret = await store.create(org=(await store.create_org("acme")).name)
+        raw = json.dumps(BODY).encode()
+        first = await ask(host, bearer=secret, raw=raw)
+        slow = Connection(raw[:9], raw[9:])
+        slow.scope["headers"] += [
+            (HEADER.encode(), b"k1"),
+            (b"authorization", f"Bearer {secret}".encode()),
+        ]
+        receive, gate = slow.receive, asyncio.Event()
+
+        async def reluctant() -> dict[str, Any]:
+            message = await receive()
+            if not message["more_body"]:
+                await gate.wait()
+            return message
+
+        slow.receive = reluctant  # type: ignore[method-assign]
+        call = visit(app_of(host), slow)
+        await until(lambda: len(slow._messages) == 0)
+        await store.revoke(record.id)
+        gate.set()
+        await call
+
+    assert first.status_code == 200
+    assert slow.status == 401
 
 
 @pytest.mark.parametrize(
