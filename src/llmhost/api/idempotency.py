@@ -49,7 +49,8 @@ CLOSING_S = 5.0
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _OF_ONE_CALL = re.compile(
-    rb"x-request-id|x-client-request-id|openai-processing-ms|x-ratelimit-.*|connection", re.DOTALL
+    rb"x-request-id|x-client-request-id|openai-processing-ms|x-ratelimit-.*|x-llmhost-budget-remaining-usd|connection",
+    re.DOTALL,
 )
 """Headers that say something of the call that was run, and not of its answer."""
 
@@ -186,7 +187,7 @@ class Idempotency:
             body_hash=call.body_hash,
             request_id=call.request_id,
             status=head.status,
-            headers=_lasting(head),
+            headers=lasting(head),
             body=body,
         )
         try:
@@ -247,7 +248,7 @@ def start_of(playback: Playback, call: Call, own: Mapping[str, str]) -> HTTPResp
         mine = (
             (name.encode(), value.encode("latin-1", "replace")) for name, value in facts.items()
         )
-        headers = (*_lasting(head), *mine)
+        headers = (*lasting(head), *mine)
     return {"type": "http.response.start", "status": head.status, "headers": headers}
 
 
@@ -271,7 +272,8 @@ def _is_stream(head: Head) -> bool:
     return kind.startswith(b"text/event-stream")
 
 
-def _lasting(head: Head) -> Headers:
+def lasting(head: Head) -> Headers:
+    """Headers that are as true of the answer when it is repeated."""
     return tuple(pair for pair in head.headers if not _OF_ONE_CALL.fullmatch(pair[0]))
 
 

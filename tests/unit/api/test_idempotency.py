@@ -11,7 +11,8 @@ from tests.unit.api.test_visits import Connection, app_of, visit
 from tests.unit.api.test_wires import WiredConnection
 from tests.unit.pipeline.node import HELD_MODEL, Held, settled, slow_ledger, until
 
-from llmhost.api.idempotency import HEADER
+from llmhost.api.idempotency import HEADER, lasting
+from llmhost.api.recording import Head
 from llmhost.config.schema import (
     IdempotencySettings,
     LimitSettings,
@@ -117,6 +118,13 @@ async def test_a_replay_says_nothing_of_the_limits_and_ids_of_the_call_before() 
     assert not [name for name in again.headers if name.startswith("x-ratelimit")]
     assert first.headers["x-ratelimit-remaining-requests"] == "9"
     assert other.headers["x-ratelimit-remaining-requests"] == "8"
+
+
+def test_what_is_left_to_spend_is_said_once_and_what_was_charged_again() -> None:
+    charged = (b"x-llmhost-cost-usd", b"0.1")
+    head = Head(200, (charged, (b"x-llmhost-budget-remaining-usd", b"9.9")))
+
+    assert lasting(head) == (charged,)
 
 
 async def test_a_duplicate_takes_nothing_of_the_limits_and_passes_where_they_are_reached() -> None:
