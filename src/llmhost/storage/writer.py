@@ -9,7 +9,10 @@ is what a row costs. So there are few statements per group, and a loop is woken 
 """
 
 import asyncio
+import errno
 import logging
+import os
+import shutil
 import sqlite3
 import threading
 from collections import deque
@@ -39,6 +42,10 @@ Work = Callable[[Connection, Sequence[Item]], Sequence[T]]
 
 MAX_GROUP = 1_000
 """Items in one commit: more would make the first of them wait for the last."""
+PROBE_S = 1.0
+"""How often a file that could not be written is tried again, while nobody else does."""
+ROOM_BYTES = 1 << 20
+"""A disk with less is still full: what a probe can write, a group of entries may not."""
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +104,12 @@ class Writer:
 
     @property
     def health(self) -> Exception | None:
-        """The error of the last group when it could not be stored, else None."""
+        """The error of the last group or probe when it could not be stored, else None."""
         return self._health
+
+    def probe(self) -> Future[None]:
+        """Try to write, with nothing to say; raises StorageFailed. Done once a second while `health` is an error."""
+        return self.append(self._probe, None)
 
     @property
     def waiting(self) -> int:
@@ -173,7 +184,9 @@ class Writer:
     def _next_group(self) -> list[_Task]:
         """Wait for work; empty when the writer is closing and nothing is left."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closing)
+            timeout = None if self._health is None else PROBE_S
+            if not self._changed.wait_for(lambda: self._waiting or self._is_closing, timeout):
+                return [_Task(self._probe, None, Future())]
             count = min(len(self._waiting), MAX_GROUP)
             return [self._waiting.popleft() for _ in range(count)]
 
@@ -235,11 +248,20 @@ class Writer:
             task.future.set_exception(StorageFailed(self.path, cause))
 
     def _note(self, failure: Exception | None) -> None:
-        if failure is not None and self._health is None:
+        before, self._health = self._health, failure
+        if failure is not None and before is None:
             log.error("storage.failed file=%s error=%s", self.path.name, failure)
-        if failure is None and self._health is not None:
+        if failure is None and before is not None:
             log.warning("storage.recovered file=%s", self.path.name)
-        self._health = failure
+
+    def _probe(self, connection: Connection, items: Sequence[None]) -> list[None]:
+        """Writes a page that says what it said before."""
+        free_bytes = shutil.disk_usage(self.path.parent).free
+        if free_bytes < ROOM_BYTES:
+            raise StorageFailed(self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version = {version}")
+        return [None for _ in items]
 
     def _checkpoint(self, connection: Connection) -> None:
         try:

@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
+import logging
 import resource
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from llmhost.core.errors import ConfigError, Conflict, Overloaded
+from llmhost.storage import writer as writers
 from llmhost.storage.connect import Connection, StorageFailed, wal_reset_warning
 from llmhost.storage.reader import Reader
 from llmhost.storage.schema import Schema
@@ -235,6 +238,50 @@ def test_an_error_at_the_commit_itself_reaches_every_job_of_the_group(
     assert writer.submit(note("after")).result(10) == "after"
     assert writer.health is None
     assert texts(path) == ["before", "after"]
+
+
+def test_a_disk_that_has_room_again_is_found_without_anybody_writing(
+    writer: Writer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "PROBE_S", 0.001)
+    has_recovered = threading.Event()
+    seen: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage().split()[0])
+            if seen[-1] == "storage.recovered":
+                has_recovered.set()
+
+    listener = Listener()
+    logging.getLogger("llmhost.storage.writer").addHandler(listener)
+    try:
+        with files_at_most(8_192):
+            failed = [writer.submit(note(f"{n}")) for n in range(100)]
+            assert all(isinstance(future.exception(10), StorageFailed) for future in failed)
+            with pytest.raises(StorageFailed):
+                writer.probe().result(10)
+            assert isinstance(writer.health, StorageFailed)
+            assert not has_recovered.is_set()
+        assert has_recovered.wait(10)
+    finally:
+        logging.getLogger("llmhost.storage.writer").removeHandler(listener)
+    assert writer.health is None
+    assert seen == ["storage.failed", "storage.recovered"]
+    writer.submit(note("1")).result(10)
+    assert texts(path) == ["1"]
+
+
+def test_a_disk_with_next_to_no_room_is_full(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(writer.path.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    with pytest.raises(StorageFailed, match="No space left"):
+        writer.probe().result(10)
+    monkeypatch.undo()
+    assert writer.probe().result(10) is None
+    assert writer.health is None
 
 
 def test_two_writers_of_one_file_wait_for_each_other(writer: Writer, path: Path) -> None:
