@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from llmhost.cost.ledger import SCHEMA, Entry, Ledger
+from llmhost.cost import rows, tables
+from llmhost.cost.entries import Entry
+from llmhost.cost.ledger import Ledger
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
 
@@ -122,7 +124,10 @@ def main(folder: Path) -> None:
         f" synchronous=FULL, {folder}\n"
     )
     say("load", "rows/s asked", "rows/s", "p50 ms", "p99 ms", "max ms", "CPU us/row")
-    with Writer(path, migrations=[SCHEMA], max_queue=100_000) as writer, Reader(path) as reader:
+    with (
+        Writer(path, migrations=[tables.SCHEMA, rows.SCHEMA], max_queue=100_000) as writer,
+        Reader(path) as reader,
+    ):
         ledger = Ledger(writer, reader, node_id="node-1", clock=WallClock())
         for tasks in (1, 16, 64, 256, 1024):
             asyncio.run(closed_loop(ledger, tasks, 2.0))

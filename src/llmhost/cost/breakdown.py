@@ -1,6 +1,8 @@
 """What one request has cost, by pool, and how that is told. Pure."""
 
-from dataclasses import dataclass
+import hashlib
+import secrets
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +26,7 @@ class Breakdown:
     safety_moderation_nano: int = 0
     load_id: str | None = None
     """The load that `model_loading_nano` is a part of."""
+    salt: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
 
     @property
     def total_nano(self) -> int:
@@ -35,26 +38,23 @@ class Breakdown:
         )
 
     @property
+    def digest(self) -> str:
+        """What a ledger entry has of it: changed costs have another one, and nobody can guess them from it."""
+        return cost_digest(self.salt, self.pools_text)
+
+    @property
     def pools_text(self) -> str:
-        """All of it in one short text, for the ledger's hash chain."""
+        """All of it in one short text."""
         pools = (
             f"{self.gpu_compute_nano}/{self.input_nano}/{self.infrastructure_nano}"
             f"/{self.model_loading_nano}/{self.safety_moderation_nano}"
         )
         return pools if self.load_id is None else f"{pools}/{self.load_id}"
 
-    @classmethod
-    def of_text(cls, text: str) -> "Breakdown":
-        """What `pools_text` was made of."""
-        gpu, prompt, infrastructure, loading, safety, *load_id = text.split("/", 5)
-        return cls(
-            gpu_compute_nano=int(gpu),
-            input_nano=int(prompt),
-            infrastructure_nano=int(infrastructure),
-            model_loading_nano=int(loading),
-            safety_moderation_nano=int(safety),
-            load_id=load_id[0] if load_id else None,
-        )
+
+def cost_digest(salt: str, pools_text: str) -> str:
+    """128 bits of SHA-256, as hex."""
+    return hashlib.sha256(f"{salt}/{pools_text}".encode()).hexdigest()[:32]
 
 
 NOTHING = Breakdown()

@@ -6,7 +6,10 @@ from functools import partial
 from typing import Any
 
 from llmhost.core.ports import Clock
-from llmhost.cost.rows import Load, end_load, end_open_loads, insert_checks, insert_load
+from llmhost.cost.accounts import COSTS, MACHINE
+from llmhost.cost.entries import Entry
+from llmhost.cost.ledger import append
+from llmhost.cost.rows import Load, end_load, insert_checks, insert_load, open_loads
 from llmhost.cost.sums import IS_USE
 from llmhost.cost.usage import By, group_of
 from llmhost.storage.connect import Connection
@@ -81,13 +84,19 @@ class CostBook:
     async def end_load(self, load_id: str) -> None:
         """Make the provisional parts of a load what they should have been. Idempotent."""
         now_ns, node_id = self._clock.utc_ns(), self._node_id
-        await self._writer.run(partial(end_load, load_id=load_id, utc_ns=now_ns, node_id=node_id))
+        await self._writer.run(partial(_end_load, load_id=load_id, utc_ns=now_ns, node_id=node_id))
 
     def end_open_loads(self) -> int:
         """The same for the loads of a process that was killed. Blocks."""
         now_ns, node_id = self._clock.utc_ns(), self._node_id
-        job = partial(end_open_loads, utc_ns=now_ns, node_id=node_id)
-        return self._writer.submit(job).result()
+
+        def end_all(connection: Connection) -> int:
+            found = open_loads(connection, node_id=node_id)
+            for load_id in found:
+                _end_load(connection, load_id=load_id, utc_ns=now_ns, node_id=node_id)
+            return len(found)
+
+        return self._writer.submit(end_all).result()
 
     async def add_checks(self, checks: Sequence[dict[str, Any]]) -> None:
         now_ns, node_id = self._clock.utc_ns(), self._node_id
@@ -124,3 +133,25 @@ class CostBook:
             return connection.execute(query, bounds).fetchall()
 
         return self._reader.read_now(read)
+
+
+def _end_load(connection: Connection, *, load_id: str, utc_ns: int, node_id: str) -> None:
+    """With an entry for each row, so that none can be changed without breaking the chain. They move no money."""
+    rows = end_load(connection, load_id, utc_ns=utc_ns, node_id=node_id)
+    entries = [
+        Entry(
+            request_id=row.request_id,
+            kind=row.kind,
+            utc_ns=row.utc_ns,
+            key_id=row.key_id,
+            org=row.org,
+            team=row.team,
+            model=row.model,
+            outcome="",
+            debit=COSTS,
+            credit=MACHINE,
+            costs=row.costs,
+        )
+        for row in rows
+    ]
+    append(connection, entries, node_id=node_id)

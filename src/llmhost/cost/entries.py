@@ -41,8 +41,7 @@ COLUMNS = (
     "safety_units",
     "debit",
     "credit",
-    "cost_nano",
-    "cost_pools",
+    "cost_digest",
 )
 """What a row says and its hash covers; a column of a later step goes at the end and is null in older rows.
 
@@ -95,7 +94,10 @@ class Entry:
     credit: str | None = None
     """None for `revenue`."""
     costs: Breakdown | None = None
-    """What it cost the operator, where that is known: a row of its own beside the entry, written with it."""
+    """What it cost the operator, where that is known: a row of its own beside the entry, written with it.
+
+    The entry has a digest of it, which tells those who may see the entry nothing.
+    """
 
     @classmethod
     def of(
@@ -185,7 +187,6 @@ class Recorded:
 
 def values_of(entry: Entry) -> tuple[str | int | None, ...]:
     """What is recorded of an entry: the values of all COLUMNS but its number and its node."""
-    costs = entry.costs
     return (
         entry.utc_ns,
         entry.kind,
@@ -210,22 +211,19 @@ def values_of(entry: Entry) -> tuple[str | int | None, ...]:
         entry.safety_units or None,
         entry.debit or account_of(entry.org),
         entry.credit or REVENUE,
-        None if costs is None else costs.total_nano,
-        None if costs is None else costs.pools_text,
+        None if entry.costs is None else entry.costs.digest,
     )
 
 
 def entry_of(row: dict[str, Any]) -> Entry:
-    """The entry that a row of COLUMNS, without its number and its node, was made of."""
+    """The entry that a row of COLUMNS, without its number and its node, was made of, but for what it cost."""
     row = {name: value for name, value in row.items() if value is not None}
     if row.get("debit") == account_of(row["org"]):
         del row["debit"]
     if row.get("credit") == REVENUE:
         del row["credit"]
-    row.pop("cost_nano", None)
-    pools = row.pop("cost_pools", None)
-    costs = None if pools is None else Breakdown.of_text(pools)
-    return Entry(**{"key_id": None, **row}, costs=costs)
+    row.pop("cost_digest", None)
+    return Entry(**{"key_id": None, **row})
 
 
 def exported(row: dict[str, Any]) -> dict[str, Any]:

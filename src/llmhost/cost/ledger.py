@@ -9,10 +9,13 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from llmhost.core.ports import Clock
+from llmhost.cost.accounts import Account, accounts
+from llmhost.cost.audit import changed_cost, drift, last_cost, rebuild, stray_cost
 from llmhost.cost.chain import GENESIS, VerifyReport, row_hasher, verify
 from llmhost.cost.entries import COLUMNS, Entry, Recorded, entry_of, exported, values_of
 from llmhost.cost.rows import insert_costs
@@ -33,6 +36,33 @@ _STORED = ("prev_hash", "hash", *COLUMNS)
 _hash = row_hasher(COLUMNS)
 _PAGE_ROWS = 1_000
 _LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What was found wrong with the ledger, if anything was."""
+
+    chain: VerifyReport
+    wrong_cost: str | None
+    drift: dict[str, int]
+    """How many sums of each table are not what their entries add up to."""
+
+    @property
+    def is_intact(self) -> bool:
+        return self.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        if (broken := self.chain.broken) is not None:
+            return f"entry {broken.seq}: {broken.reason}"
+        if self.wrong_cost is not None:
+            return self.wrong_cost
+        if any(self.drift.values()):
+            tables = ", ".join(
+                f"{count} rows of {table}" for table, count in self.drift.items() if count
+            )
+            return f"{tables}: they are not what the entries add up to; `llmhost ledger check --rebuild` mends that"
+        return None
 
 
 class Ledger:
@@ -67,6 +97,32 @@ class Ledger:
         return verify(
             (row[0], row[1], dict(zip(COLUMNS, row[2:], strict=True))) for row in self._rows()
         )
+
+    def audit(self) -> Audit:
+        """As `verify`, and whether sums and rows of true cost say what the entries say."""
+        chain = self.verify()
+        checks = [
+            partial(changed_cost, after=at, last=min(at + _PAGE_ROWS, chain.rows))
+            for at in range(0, chain.rows, _PAGE_ROWS)
+        ]
+        checks += [
+            partial(stray_cost, after=at, last=at + _PAGE_ROWS)
+            for at in range(0, self._reader.read_now(last_cost), _PAGE_ROWS)
+        ]
+        problem = next(filter(None, map(self._reader.read_now, checks)), None)
+        return Audit(chain=chain, wrong_cost=problem, drift=self.drift())
+
+    def drift(self) -> dict[str, int]:
+        """How many sums of each table are not what their entries add up to."""
+        return self._reader.read_now(drift)
+
+    async def rebuild_sums(self) -> None:
+        """Make the sums anew from the entries. Nothing else is written meanwhile."""
+        await self._writer.run(rebuild)
+
+    def accounts(self) -> list[Account]:
+        """Each account and what it holds, by name."""
+        return self._reader.read_now(accounts)
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Every entry in order, as plain values; tokens are a table per dimension."""

@@ -81,6 +81,17 @@ SCHEMA = Schema(
                 for verb in ("UPDATE", "DELETE")
             ),
         ),
+        "costs_have_entries": (
+            "ALTER TABLE request_costs ADD COLUMN salt TEXT",
+            # Up to this row, what made up for loads had no entry, and entries did not say what their rows do.
+            "CREATE TABLE unchained_costs (last_seq INTEGER NOT NULL) STRICT",
+            "INSERT INTO unchained_costs SELECT ifnull(max(seq), 0) FROM request_costs",
+            *(
+                f"CREATE TRIGGER unchained_costs_no_{verb} BEFORE {verb} ON unchained_costs"
+                " BEGIN SELECT RAISE(ABORT, 'unchained_costs is never changed'); END"
+                for verb in ("INSERT", "UPDATE", "DELETE")
+            ),
+        ),
     },
 )
 
@@ -99,6 +110,7 @@ _COLUMNS = (
     "infrastructure_nano",
     "model_loading_nano",
     "safety_moderation_nano",
+    "salt",
 )
 _CHECK_COLUMNS = (
     "node_id",
@@ -172,18 +184,21 @@ def insert_load(connection: Connection, load: Load, *, node_id: str) -> None:
     )
 
 
-def end_load(connection: Connection, load_id: str, *, utc_ns: int, node_id: str) -> None:
-    """Have each account bear of a load what its requests were of all, by a row that makes up the difference.
+def end_load(
+    connection: Connection, load_id: str, *, utc_ns: int, node_id: str
+) -> list[RequestCost]:
+    """Have each account bear of a load what its requests were of all: the rows that make up the difference, which are
+    left to be recorded.
 
-    A load that nobody used is the operator's. Idempotent.
+    A load that nobody used is the operator's. One that has ended before, or is unknown, has none.
     """
     if connection.execute("SELECT 1 FROM load_ends WHERE load_id = ?", (load_id,)).fetchone():
-        return
+        return []
     found = connection.execute(
         "SELECT cost_nano, model FROM loads WHERE load_id = ?", (load_id,)
     ).fetchone()
     if found is None:
-        return
+        return []
     cost_nano, model = found
     borne = connection.execute(_BORNE, (load_id,)).fetchall()
     shares = split_exactly(cost_nano, [count for *_, count, _ in borne])
@@ -207,19 +222,16 @@ def end_load(connection: Connection, load_id: str, *, utc_ns: int, node_id: str)
         for place, (key_id, org, team, nano) in enumerate(accounts)
         if nano
     ]
-    insert_costs(connection, rows, node_id=node_id)
     connection.execute(
         "INSERT INTO load_ends (node_id, utc_ns, load_id, requests) VALUES (?, ?, ?, ?)",
         (node_id, utc_ns, load_id, sum(count for *_, count, _ in borne)),
     )
+    return rows
 
 
-def end_open_loads(connection: Connection, *, utc_ns: int, node_id: str) -> int:
-    """Those of a process that ended without a word; how many there were."""
-    open_loads = connection.execute(_OPEN_LOADS, (node_id,)).fetchall()
-    for (load_id,) in open_loads:
-        end_load(connection, load_id, utc_ns=utc_ns, node_id=node_id)
-    return len(open_loads)
+def open_loads(connection: Connection, *, node_id: str) -> list[str]:
+    """The loads that have not ended. Before anything is loaded: those of a process that ended without a word."""
+    return [load_id for (load_id,) in connection.execute(_OPEN_LOADS, (node_id,))]
 
 
 def insert_checks(
@@ -246,4 +258,5 @@ def _values(row: RequestCost, node_id: str) -> tuple[Any, ...]:
         costs.infrastructure_nano,
         costs.model_loading_nano,
         costs.safety_moderation_nano,
+        costs.salt,
     )

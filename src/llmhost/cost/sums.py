@@ -88,10 +88,18 @@ def quarters_of(since_ns: int | None, until_ns: int | None) -> Quarters:
     return Quarters(first, last, tuple(edges))
 
 
+TABLES = tuple(_GROUPS)
+
+
+def group_names(table: str) -> tuple[str, ...]:
+    """The columns of a table's primary key."""
+    return _GROUPS[table]
+
+
 def of_entries(table: str, where: str = "TRUE") -> str:
     """The SELECT that says of entries what the table should say."""
-    groups = ", ".join(_AS_GROUP[name] for name in _GROUPS[table])
-    amounts = ", ".join(f"sum({_AS_AMOUNT.get(name, name)})" for name in AMOUNTS)
+    groups = ", ".join(f"{_AS_GROUP[name]} AS {name}" for name in _GROUPS[table])
+    amounts = ", ".join(f"sum({_AS_AMOUNT.get(name, name)}) AS {name}" for name in AMOUNTS)
     has_run = " AND run_id IS NOT NULL" if table == "run_sums" else ""
     places = ", ".join(str(place + 1) for place in range(len(_GROUPS[table])))
     return (

@@ -9,7 +9,9 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
-from llmhost.cost.ledger import SCHEMA, Entry, Ledger, Recorded
+from llmhost.cost import rows, tables
+from llmhost.cost.entries import Entry, Recorded
+from llmhost.cost.ledger import Ledger
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
 
@@ -23,7 +25,7 @@ class NoClock:
 
 
 def main(path: Path, prefix: str) -> None:
-    writer = Writer(path, synchronous="FULL", migrations=[SCHEMA])
+    writer = Writer(path, synchronous="FULL", migrations=[tables.SCHEMA, rows.SCHEMA])
     ledger = Ledger(writer, Reader(path), node_id="node-1", clock=NoClock())
     room = threading.Semaphore(200)
 

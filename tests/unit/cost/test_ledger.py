@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import subprocess
@@ -354,15 +355,14 @@ def test_an_export_says_everything_of_an_entry(books: Books) -> None:
         "safety_units": None,
         "debit": "org:acme",
         "credit": "revenue",
-        "cost_nano": None,
-        "cost_pools": None,
+        "cost_digest": None,
         "prev_hash": GENESIS.hex(),
         "hash": recorded.hash.hex(),
     }
 
 
 def test_what_few_requests_have_is_said_of_those_that_have_it(books: Books) -> None:
-    costs = Breakdown(gpu_compute_nano=9, input_nano=3, infrastructure_nano=2, load_id="load_1")
+    costs = Breakdown(gpu_compute_nano=9, load_id="load_1", salt="x")
     books.record(
         entry(1, run_id="r1", adapter="law", reasoning_tokens=5, embedding_tokens=7),
         entry(2, load_ns=3, safety_units=2, costs=costs),
@@ -371,8 +371,13 @@ def test_what_few_requests_have_is_said_of_those_that_have_it(books: Books) -> N
     assert (first["run_id"], first["adapter"]) == ("r1", "law")
     assert (first["tokens"]["reasoning"], first["tokens"]["embedding"]) == (5, 7)
     assert (second["load_ns"], second["safety_units"]) == (3, 2)
-    assert (second["cost_nano"], second["cost_pools"]) == (11, "9/3/2/0/0/load_1")
-    assert books.record(entry(2)) == books.record(entry(2, load_ns=3, safety_units=2, costs=costs))
+    assert second["cost_digest"] == hashlib.sha256(b"x/9/0/0/0/0/load_1").hexdigest()[:32]
+    assert books.record(entry(2)) == books.record(entry(2, load_ns=3, costs=costs))
+
+
+def test_what_a_request_cost_can_not_be_guessed_from_its_entry(books: Books) -> None:
+    books.record(*(entry(i, costs=Breakdown(gpu_compute_nano=9)) for i in (1, 2)))
+    assert len({row["cost_digest"] for row in books.ledger.export()}) == 2
 
 
 def test_an_export_may_be_left_half_read(books: Books) -> None:

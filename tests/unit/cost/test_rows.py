@@ -160,7 +160,7 @@ def test_a_load_that_has_ended_is_borne_to_the_nano_dollar(
         for place, (org, nano) in enumerate(borne)
     ]
     insert_costs(connection, rows, node_id=NODE)
-    end_load(connection, "load_1", utc_ns=2, node_id=NODE)
+    insert_costs(connection, end_load(connection, "load_1", utc_ns=2, node_id=NODE), node_id=NODE)
 
     [(total,)] = connection.execute(
         "SELECT coalesce(sum(model_loading_nano), 0) FROM request_costs"
