@@ -24,6 +24,7 @@ class Told:
     first_s: float = 0.0
     took_s: float = 0.0
     broke: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
     chunks: list[bytes] = field(default_factory=list)
 
     @property
@@ -65,12 +66,12 @@ async def listen(
         writer.write(http_bytes(path, {**body, "stream": True}, headers=headers))
         head = await reader.readuntil(b"\r\n\r\n")
         told.status = int(head.split()[1])
-        for line in head.split(b"\r\n"):
-            if line.startswith(b"x-request-id: "):
-                told.request_id = line.removeprefix(b"x-request-id: ").decode()
-            if line.startswith(b"content-length: "):  # no stream: a refusal
-                told.chunks.append(await reader.readexactly(int(line.split()[1])))
-                return told
+        lines = head.decode("latin-1").split("\r\n")[1:-2]
+        told.headers = dict(line.split(": ", 1) for line in lines)
+        told.request_id = told.headers.get("x-request-id", "")
+        if (length := told.headers.get("content-length")) is not None:  # no stream: a refusal
+            told.chunks.append(await reader.readexactly(int(length)))
+            return told
         while size := int(await reader.readuntil(b"\r\n"), 16):
             chunk = await reader.readexactly(size + 2)
             if not told.chunks:
@@ -84,13 +85,23 @@ async def listen(
     return told
 
 
-async def listen_all(port: int, path: str, bodies: Sequence[dict[str, Any]]) -> list[Told]:
-    return list(await asyncio.gather(*(listen(port, path, body) for body in bodies)))
+async def listen_all(
+    port: int,
+    path: str,
+    bodies: Sequence[dict[str, Any]],
+    headers: Mapping[str, str] | None = None,
+) -> list[Told]:
+    return list(await asyncio.gather(*(listen(port, path, body, headers) for body in bodies)))
 
 
-def crowd(port: int, path: str, bodies: Sequence[dict[str, Any]]) -> list[Told]:
+def crowd(
+    port: int,
+    path: str,
+    bodies: Sequence[dict[str, Any]],
+    headers: Mapping[str, str] | None = None,
+) -> list[Told]:
     """All of these at once."""
-    return asyncio.run(listen_all(port, path, bodies))
+    return asyncio.run(listen_all(port, path, bodies, headers))
 
 
 def cpu_s(pid: int) -> float:

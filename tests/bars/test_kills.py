@@ -1,10 +1,19 @@
-"""Power is cut in the middle of fifty answers, again and again: what a client saw complete is in the ledger once."""
+"""The process is killed at random instants amid 64 streams, a hundred times on one data dir, and while it starts.
+
+What a client saw complete is in the ledger once and exactly. What a kill cut off is there once too, with at least the
+tokens that its client was given and at most those that could be made.
+"""
 
 import asyncio
 import os
+import random
 import signal
+import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -13,79 +22,195 @@ from server_process import Node
 
 pytestmark = pytest.mark.bars
 
-ROUNDS = 5
-STREAMS = 50
+KILLS = int(os.environ.get("BARS_KILLS", "100"))
+SEED = int(os.environ.get("BARS_SEED", "0")) or random.randrange(1, 10**6)
+STREAMS = 64
+LIFE_S = (0.1, 1.2)
+"""A process lives so long under load."""
+START_S = (0.2, 2.5)
+"""One that is killed while it starts lives so long."""
+MOST_TOKENS = 45
+INPUT_NANO, OUTPUT_NANO = 1000, 2000
 
 SETTINGS = """
 [models.echo]
 engine = "fake"
+max_batch_size = 128
 [models.echo.price]
 input = "1.00"
+cached_input = "1.00"
 output = "2.00"
 [models.echo.options]
-token_delay_ms = 4
+token_delay_ms = 15
 """
 
+Body = dict[str, Any]
 
-async def _until_killed(node: Node) -> list[Told]:
-    """Keep fifty streams going; kill the server while they run."""
-    told: list[Told] = []
-    ended = asyncio.Event()
 
-    async def keep_asking(i: int) -> None:
-        for turn in range(1000):
-            body: dict[str, Any] = {
-                "model": "echo",
-                "prompt": f"voice {i} turn {turn}",
-                "max_tokens": 5 + (i * 7 + turn * 3) % 40,
-                "stream_options": {"include_usage": True},
-            }
-            one = await listen(node.port, "/v1/completions", body)
-            told.append(one)
-            if len(told) >= 4 * STREAMS:
-                ended.set()
-            if one.broke:
-                return
+@dataclass
+class Heard:
+    """What the clients of all lives know."""
 
-    callers = [asyncio.create_task(keep_asking(i)) for i in range(STREAMS)]
-    await asyncio.wait_for(ended.wait(), 60)
+    answered: dict[str, tuple[Body, Told]] = field(default_factory=dict)
+    cut: dict[str, tuple[Body, Told]] = field(default_factory=dict)
+    unnamed: int = 0
+    """Cut off before they heard their id."""
+
+    def note(self, body: Body, told: Told) -> None:
+        if told.is_done:
+            self.answered[told.request_id] = body, told
+        elif told.request_id:
+            self.cut[told.request_id] = body, told
+        else:
+            self.unnamed += 1
+
+
+def body_of(rng: random.Random, voice: int, turn: int) -> Body:
+    return {
+        "model": "echo",
+        "prompt": f"voice {voice} turn {turn}",
+        "max_tokens": rng.randrange(1, MOST_TOKENS + 1),
+        "n": rng.choice([1, 1, 1, 2]),
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def _until_killed(node: Node, key: str, rng: random.Random, heard: Heard) -> None:
+    """Keep the streams going; kill the server at a random instant."""
+    is_dead = asyncio.Event()
+
+    async def keep_asking(voice: int) -> None:
+        turn = 0
+        while not is_dead.is_set():
+            body = body_of(rng, voice, turn := turn + 1)
+            headers = {"authorization": f"Bearer {key}"}
+            heard.note(body, await listen(node.port, "/v1/completions", body, headers))
+
+    callers = [asyncio.create_task(keep_asking(voice)) for voice in range(STREAMS)]
+    await asyncio.sleep(rng.uniform(*LIFE_S))  # the random instant
+    is_dead.set()
     os.kill(node.pid, signal.SIGKILL)
     await asyncio.wait_for(asyncio.gather(*callers), 60)
-    return told
 
 
-def test_no_answer_that_was_seen_complete_is_lost_or_doubled_by_kills(
+def _kill_while_it_starts(node: Node, rng: random.Random) -> None:
+    node.spawn()
+    time.sleep(rng.uniform(*START_S))  # the random instant
+    node.kill()
+
+
+def entries_after(node: Node, seq: int) -> list[dict[str, Any]]:
+    """What the ledger has got since, read from the file: the whole of it would be read a hundred times."""
+    with closing(sqlite3.connect(f"file:{node.data_dir / 'money.db'}?mode=ro", uri=True)) as money:
+        money.row_factory = sqlite3.Row
+        rows = money.execute(
+            "SELECT seq, request_id, kind, outcome, code, output_tokens, amount_nano,"
+            " fresh_input_tokens + cached_input_tokens AS input_tokens"
+            " FROM entries WHERE seq > ? AND kind = 'request' ORDER BY seq",
+            (seq,),
+        )
+        return [dict(row) for row in rows]
+
+
+@dataclass
+class Books:
+    """The ledger as it grew, and whether it fits what clients heard."""
+
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seq: int = 0
+    unheard_tokens: list[int] = field(default_factory=list)
+    """Of streams that were cut: tokens that were billed and never came."""
+
+    def read(self, node: Node) -> None:
+        for entry in entries_after(node, self.seq):
+            assert entry["request_id"] not in self.entries, f"doubled: {entry}"
+            self.entries[entry["request_id"]] = entry
+            self.seq = entry["seq"]
+
+    @property
+    def paid_nano(self) -> int:
+        return sum(entry["amount_nano"] for entry in self.entries.values())
+
+    def check(self, heard: Heard) -> None:
+        lost = heard.answered.keys() - self.entries.keys()
+        assert not lost, f"{len(lost)} complete answers are not in the ledger"
+        for request_id, (_, told) in heard.answered.items():
+            entry, usage = self.entries[request_id], told.usage
+            assert entry["outcome"] == "answered", entry
+            assert entry["output_tokens"] == usage["completion_tokens"], entry
+            assert entry["input_tokens"] == usage["prompt_tokens"], entry
+            assert entry["amount_nano"] == self._price(entry), entry
+        lost = heard.cut.keys() - self.entries.keys()
+        assert not lost, f"{len(lost)} of the streams that were cut are not in the ledger"
+        for request_id, (body, told) in heard.cut.items():
+            self._check_cut(self.entries[request_id], body, told)
+
+    def _check_cut(self, entry: dict[str, Any], body: Body, told: Told) -> None:
+        came = len(told.text.split())
+        made, most = entry["output_tokens"], body["max_tokens"] * body["n"]
+        assert came <= made <= most, (entry, came, most)
+        assert entry["input_tokens"] in (0, len(body["prompt"].split())), entry
+        assert entry["amount_nano"] == self._price(entry), entry
+        self.unheard_tokens.append(made - came)
+
+    def _price(self, entry: dict[str, Any]) -> int:
+        return INPUT_NANO * int(entry["input_tokens"]) + OUTPUT_NANO * int(entry["output_tokens"])
+
+
+def budget_row(node: Node, budget_id: str) -> dict[str, Any]:
+    row: dict[str, Any] = node.admin("GET", f"/budgets/{budget_id}").json()
+    return row
+
+
+def nano(dollars: str) -> int:
+    whole, _, part = dollars.partition(".")
+    return int(whole) * 10**9 + int(part.ljust(9, "0"))
+
+
+def test_no_kill_loses_doubles_or_leaves_anything(
     new_node: Callable[..., Node], bar: Callable[[str], None]
 ) -> None:
-    node = new_node(SETTINGS)
-    done: dict[str, Told] = {}
-    broken = 0
-    for _ in range(ROUNDS):
-        node.start()
-        told = asyncio.run(_until_killed(node))
+    node, rng = new_node(SETTINGS).start(), random.Random(SEED)
+    key = node.create_key("acme")["key"]
+    wish = {"org": "acme", "period": "total", "usd": "1000"}
+    budget_id = node.admin("POST", "/budgets", wish).json()["id"]
+    heard, books, began = Heard(), Books(), time.monotonic()
+    starts = 0
+
+    for life in range(KILLS):
+        fresh = Heard()
+        asyncio.run(_until_killed(node, key, rng, fresh))
         node.wait()
-        done |= {one.request_id: one for one in told if one.is_done}
-        broken += sum(one.broke for one in told)
-    node.start()
+        if life % 5 == 4:
+            _kill_while_it_starts(node, rng)
+            starts += 1
+        node.start()
+        books.read(node)
+        books.check(fresh)
+        heard.answered |= fresh.answered
+        heard.cut |= fresh.cut
+        heard.unnamed += fresh.unnamed
+        row = budget_row(node, budget_id)
+        assert nano(row["held_usd"]) == 0, row
+        assert nano(row["spent_usd"]) == books.paid_nano, row
 
-    entries = node.entries()
-    counts = Counter(entry["request_id"] for entry in entries)
-    by_id = {entry["request_id"]: entry for entry in entries}
-
-    assert len(done) >= ROUNDS * STREAMS
-    assert broken >= ROUNDS
-    assert max(counts.values()) == 1
-    lost = [request_id for request_id in done if request_id not in by_id]
-    assert not lost, f"{len(lost)} complete answers are not in the ledger"
-    for request_id, one in done.items():
-        tokens, usage = by_id[request_id]["tokens"], one.usage
-        assert tokens["output"] == usage["completion_tokens"]
-        assert tokens["fresh_input"] + tokens["cached_input"] == usage["prompt_tokens"]
-        paid = 1000 * usage["prompt_tokens"] + 2000 * usage["completion_tokens"]
-        assert by_id[request_id]["amount_nano"] == paid
     report = node.verified()
     assert report["ok"], report
+    books.check(heard)
+    known = heard.answered.keys() | heard.cut.keys()
+    strangers = [entry for i, entry in books.entries.items() if i not in known]
+    assert len(strangers) <= heard.unnamed
+    assert all(entry["output_tokens"] <= 2 * MOST_TOKENS for entry in strangers)
+    exported = Counter(
+        entry["request_id"] for entry in node.entries() if entry["kind"] == "request"
+    )
+    assert exported == Counter(books.entries)
+    tokens = sum(told.usage["completion_tokens"] for _, told in heard.answered.values())
     bar(
-        f"{ROUNDS} kills amid {STREAMS} streams: {len(done)} complete answers, 0 lost, 0 doubled,"
-        f" {broken} cut; chain of {report['entries']} whole"
+        f"{KILLS} kills under {STREAMS} streams and {starts} amid a start, one data dir (BARS_SEED={SEED}):"
+        f" {len(heard.answered)} complete answers with {tokens} tokens, 0 lost, 0 doubled, exact;"
+        f" {len(heard.cut)} cut, 0 lost, billed at most {max(books.unheard_tokens)} tokens more than came"
+        f" (mean {sum(books.unheard_tokens) / len(books.unheard_tokens):.2f}); budgets hold nothing and have spent"
+        f" what the ledger says after each start; chain of {report['entries']} whole;"
+        f" {time.monotonic() - began:.0f} s"
     )
