@@ -204,7 +204,7 @@ def test_no_kill_loses_doubles_or_leaves_anything(
     exported = Counter(
         entry["request_id"] for entry in node.entries() if entry["kind"] == "request"
     )
-    assert exported == Counter(books.entries)
+    assert exported == Counter(list(books.entries))
     tokens = sum(told.usage["completion_tokens"] for _, told in heard.answered.values())
     bar(
         f"{KILLS} kills under {STREAMS} streams and {starts} amid a start, one data dir (BARS_SEED={SEED}):"
