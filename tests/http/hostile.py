@@ -51,8 +51,16 @@ SQL = [
     "1; PRAGMA writable_schema=1",
     "%' ESCAPE '\\",
 ]
+MONEY = [
+    *("-1", "-0.01", "0", "NaN", "Infinity", "1e9", "1e-9", "0.0000000001", "9" * 40, "4611686019"),
+    *("1,50", "$1", "1.", ".5", "+1", " 1", "1_000", "\u0661", "0.1.2", "--1"),
+]
+"""Dollars as text, or what looks like them."""
+TIMES = ["Mars/Olympus", "../../etc/localtime", "UTC\0", "Europe/Zurich", "day", "balance", "PT1H"]
 TEXTS = [
     *SQL,
+    *MONEY,
+    *TIMES,
     *("", " ", ".", "..", "../../etc/passwd", "a/b", "%2e%2e%2f", "{{7*7}}", "${jndi:ldap://x}"),
     *("\0", "a\0b", "\u202eevil", "\ufb01", "caf\u00e9", "cafe\u0301", "\U0001f600" * 64),
     *("x" * 65, "\r\nx-evil: 1", "__proto__", "-", "*", "\u0661\u0662", "\ufeff", "0x10", "1e5"),
@@ -526,7 +534,8 @@ OPERATOR_ONLY = [
     *(("GET", "/admin/v1/adapters"), ("POST", "/admin/v1/adapters/load")),
     *(("POST", "/admin/v1/adapters/unload"), ("GET", "/admin/v1/ledger/verify")),
     *(("GET", "/admin/v1/plugins"), ("POST", "/v1/load_lora_adapter")),
-    ("POST", "/v1/unload_lora_adapter"),
+    *(("POST", "/v1/unload_lora_adapter"), ("POST", "/admin/v1/prices")),
+    ("POST", "/admin/v1/orgs/{org}/credits"),
 ]
 
 
