@@ -81,7 +81,8 @@ async def test_the_routes_are_those_of_the_application():
     described = {
         (method.upper(), path) for path, methods in schema["paths"].items() for method in methods
     }
-    paths = ("/v1/chat/completions", "/v1/completions", *(p for r in POOLING for p in r.paths))
+    whole = ("/v1/chat/completions", "/v1/completions", "/v1/estimate")
+    paths = (*whole, *(p for r in POOLING for p in r.paths))
     hot = {("POST", path) for path in paths}
 
     table = re.findall(ROUTE, section(API, "Routes"), re.MULTILINE)

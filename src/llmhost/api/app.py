@@ -1,7 +1,7 @@
 """The HTTP application: routes from a Surface, one place for errors, and the edge around them."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from llmhost.api.costs import CostReports, cost_router
 from llmhost.api.door import Outflow, bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
-from llmhost.api.gatekeeper import Gatekeeper, vouch
+from llmhost.api.estimate import estimate_route
+from llmhost.api.gatekeeper import Gatekeeper, Identify, vouch
 from llmhost.api.idempotency import Idempotency
 from llmhost.api.json_request import JsonRequest
 from llmhost.api.lora_routes import lora_routes
@@ -39,7 +40,6 @@ __all__ = ["ASGIApp", "Surface", "build_app"]
 
 log = logging.getLogger("llmhost.api")
 
-Identify = Callable[[str | None, Mapping[str, str]], Awaitable[Caller]]
 AnyRequest = Request[Any, Any, Any]
 
 
@@ -119,6 +119,11 @@ def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:
     return [
         asgi("/v1/chat/completions", copy_scope=False)(chat),
         asgi("/v1/completions", copy_scope=False)(completions),
+        asgi("/v1/estimate", copy_scope=False)(
+            estimate_route(
+                surface.processor, surface.identify, max_body_bytes=settings.max_body_bytes
+            )
+        ),
         *pooling_routes(surface.processor, **limits),
     ]
 

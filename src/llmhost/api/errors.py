@@ -6,11 +6,13 @@ from typing import Any
 import msgspec
 from litestar.exceptions import HTTPException
 
+from llmhost.api.bill_facts import BUDGET, remaining_usd
 from llmhost.core.errors import (
     BadRequest,
     LlmhostError,
     MethodNotAllowed,
     NotFound,
+    QuotaExhausted,
     RateLimited,
     RequestTooLarge,
     Unauthenticated,
@@ -66,6 +68,8 @@ def error_headers(error: LlmhostError) -> dict[str, str]:
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
+    if isinstance(error, QuotaExhausted):
+        headers[BUDGET] = remaining_usd(error.remaining_nano)
     if error.status in (409, 429) or error.status >= 500:
         headers["x-should-retry"] = "true" if error.retry_after_s is not None else "false"
     return headers

@@ -6,6 +6,7 @@ a key are open to all, or a health check would be refused with its neighbours.
 
 import hmac
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from llmhost.api.door import bearer, is_small, send_last, send_whole
 from llmhost.api.errors import error_body, error_headers
 from llmhost.core.ports import Clock
+from llmhost.core.request import Caller
 from llmhost.observe.limits import LimitMetrics
 from llmhost.observe.logs import log_event
 from llmhost.tenants.refusals import LimitReached
@@ -25,6 +27,8 @@ log = logging.getLogger("llmhost.limits")
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 MOST_FORWARDED_BYTES = 512
 """Of `x-forwarded-for`, which is read from its end: its beginning is a stranger's to write."""
+Identify = Callable[[str | None, Mapping[str, str]], Awaitable[Caller]]
+"""(bearer, headers) -> who that is. Raises Unauthenticated."""
 _VOUCHED = "llmhost.vouched"
 
 

@@ -223,17 +223,20 @@ class RateLimited(LlmhostError):
 
 
 class QuotaExhausted(LlmhostError):
-    """Knows whose budget it was, for metrics and logs."""
+    """Knows whose budget it was, for metrics and logs, and what is left in it, for callers."""
 
     status = 429
     type = "insufficient_quota"
     code = "insufficient_quota"
 
-    def __init__(self, message: str, *, level: str, budget_id: str) -> None:
+    def __init__(
+        self, message: str, *, level: str, budget_id: str, remaining_nano: int = 0
+    ) -> None:
         super().__init__(message)
         self.level = level
         """run, key, team or org."""
         self.budget_id = budget_id
+        self.remaining_nano = remaining_nano
 
 
 class Overloaded(LlmhostError):

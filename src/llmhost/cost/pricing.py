@@ -18,7 +18,7 @@ class Rates:
     reasoning_nano: int | None = None
     """Generated tokens that are thoughts; as `output_nano` when None."""
     embedding_nano: int | None = None
-    """Tokens of texts that are embedded, cached or not; as prompts are paid for when None."""
+    """Tokens of texts for /v1/embeddings, cached or not; as prompts are paid for when None."""
     request_nano: int = 0
     """Nano-dollars for each request that used anything, beside its tokens."""
 

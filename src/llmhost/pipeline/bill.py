@@ -31,6 +31,7 @@ from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import DIMENSIONS
 from llmhost.hooks.spec import Price as Quote
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.estimate import Estimate, estimate_of
 from llmhost.pipeline.spending import Spending
 from llmhost.storage.connect import StorageFailed
 from llmhost.tenants.accounts import Accounts
@@ -65,6 +66,18 @@ class Bill:
         """Freeze the price: what holds for the caller's organisation, or what a plugin makes of it."""
         context.ticket = self._costs.join()
         context.may_see_costs = self._costs.is_shown
+        await self._find_price(context)
+
+    async def estimate(self, context: RequestContext) -> Estimate:
+        """What the request may cost and whether its budgets have that. Holds nothing. Raises ModelNotPriced."""
+        await self._find_price(context)
+        caller, run_id = context.known_caller, context.run_id
+        if context.price is None and self._accounts.is_budgeted(caller, run_id):
+            raise ModelNotPriced(context.request.model)
+        tightest = self._accounts.tightest(caller, run_id, context.arrived_utc_ns)
+        return estimate_of(context, None if tightest is None else tightest.remaining_nano)
+
+    async def _find_price(self, context: RequestContext) -> None:
         context.price = self._prices.list.of(
             context.known_deployment.entry.name, context.known_caller.org, context.arrived_utc_ns
         )

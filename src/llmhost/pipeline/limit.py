@@ -1,7 +1,11 @@
 """Stage 3: may this caller ask now, and so much; and, when the request has ended, what it really was."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from llmhost.core.errors import Forbidden, LlmhostError, Overloaded
 from llmhost.core.output import Outcome
+from llmhost.core.request import Caller
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.observe.limits import LimitMetrics
@@ -21,22 +25,17 @@ class Limit:
         """Set when the process is about to end: new requests are sent elsewhere."""
 
     async def __call__(self, context: RequestContext) -> None:
-        if self.is_draining:
-            raise Overloaded("This server is shutting down. Try again.", retry_after_s=1)
-        caller = context.known_caller
-        try:
-            context.limits_pass = await self._limiter.admit(
-                caller,
-                context.known_deployment.entry.name,
-                context.run_id,
-                _size(context),
-            )
-        except LimitReached as refusal:
-            self._note(context, refusal)
-            raise
-        answer = await ask(self._plugins, "admit_request", request=context.request, caller=caller)
-        if answer is not None:
-            raise answer.opinion.as_error(Forbidden)
+        self._check_draining()
+        with self._noted(context):
+            context.limits_pass = await self._limiter.admit(*_wish(context))
+        await self._ask(context)
+
+    async def count(self, context: RequestContext) -> None:
+        """Of a request that will not run: it counts as a request, and takes no tokens and no place."""
+        self._check_draining()
+        with self._noted(context):
+            context.limits_pass = self._limiter.count(*_wish(context))
+        await self._ask(context)
 
     def settle(self, context: RequestContext) -> None:
         """The request has ended: what it did not use comes back, and its place is free. Idempotent."""
@@ -52,6 +51,25 @@ class Limit:
         """Those who wait for a place need not wait any longer."""
         self._limiter.places.send_away(error)
 
+    def _check_draining(self) -> None:
+        if self.is_draining:
+            raise Overloaded("This server is shutting down. Try again.", retry_after_s=1)
+
+    async def _ask(self, context: RequestContext) -> None:
+        answer = await ask(
+            self._plugins, "admit_request", request=context.request, caller=context.known_caller
+        )
+        if answer is not None:
+            raise answer.opinion.as_error(Forbidden)
+
+    @contextmanager
+    def _noted(self, context: RequestContext) -> Iterator[None]:
+        try:
+            yield
+        except LimitReached as refusal:
+            self._note(context, refusal)
+            raise
+
     def _note(self, context: RequestContext, refusal: LimitReached) -> None:
         caller = context.known_caller
         who = {"org": caller.org, "team": caller.team, "key": caller.key_id, "model": context.model}
@@ -61,6 +79,11 @@ class Limit:
             refusal.retry_after_s,
             **{name: value for name, value in who.items() if value is not None},
         )
+
+
+def _wish(context: RequestContext) -> tuple[Caller, str, str | None, Size]:
+    name = context.known_deployment.entry.name
+    return context.known_caller, name, context.run_id, _size(context)
 
 
 def _size(context: RequestContext) -> Size:

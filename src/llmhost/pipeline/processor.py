@@ -18,6 +18,7 @@ from llmhost.pipeline.authenticate import Authenticate, check_run, run_of
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.estimate import Estimate
 from llmhost.pipeline.execute import Execute, Generation, ledger_unavailable
 from llmhost.pipeline.limit import Limit
 from llmhost.pipeline.log import Log
@@ -134,6 +135,23 @@ class Processor:
         self._live.add(generation)
         generation.ended.add_done_callback(lambda _: self._ended(generation))
         return Exchange(generation, self._outbox)
+
+    async def estimate(
+        self, request: GenerationRequest, headers: Mapping[str, str], caller: Caller
+    ) -> Estimate:
+        """What a request would take and may cost. It is not run, not metered, and counted by limits as a request.
+
+        Raises what would refuse it, but for budgets without room.
+        """
+        context, stages = self._arrived(request, None, headers, caller), self._stages
+        check_run(headers)
+        stages.screen.check_length(context)
+        await stages.resolve(context)
+        await stages.limit.count(context)
+        await stages.resolve.compile_grammar(context)
+        estimate = await stages.bill.estimate(context)
+        await stages.screen(context)
+        return estimate
 
     def _ended(self, generation: Generation) -> None:
         self._live.discard(generation)

@@ -362,6 +362,7 @@ def refusal(pot: Pot, nano: int, utc_ns: int) -> QuotaExhausted:
         f" This request needs ${nano_to_dollars(nano)} to begin. {_cure(budget, now, utc_ns)}",
         level=budget.level,
         budget_id=budget.id,
+        remaining_nano=max(pot.room(utc_ns), 0),
     )
 
 

@@ -89,6 +89,18 @@ class Limiter:
             raise
         return Pass(self, who, size, places, taken)
 
+    def count(self, caller: Caller, model: str, run: str | None, size: Size) -> Pass | None:
+        """Count a request that will not run: no tokens and no place. Raises what would refuse it now, as `admit` does,
+        but that it waits for no place."""
+        levels = self._levels.of(caller, model, run)
+        if not levels:
+            return None
+        who = (model, key_of(caller))
+        now_ns = self._clock.monotonic_ns()
+        taken = self._rates.take(levels, self._wish(who, size), now_ns)
+        taken.settle(0, 0, now_ns)
+        return Pass(self, who, size, (), taken)
+
     def settle(self, taken: Taken, input_tokens: int, output_tokens: int) -> None:
         taken.settle(input_tokens, output_tokens, self._clock.monotonic_ns())
 

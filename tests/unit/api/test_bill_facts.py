@@ -7,8 +7,12 @@ from tests.unit.pipeline.node import asks
 
 from llmhost.api import bill_facts as module
 from llmhost.api.bill_facts import bill_comment, bill_facts, bill_headers
+from llmhost.config.schema import BillingSettings, Settings
 from llmhost.cost.pricing import Price
 from llmhost.pipeline.context import RequestContext
+from llmhost.tenants.budgets import Budget
+from llmhost.tenants.periods import Period
+from llmhost.testing import make_host
 
 PRICE = Price(version="tiny/3", input_nano=1, cached_input_nano=1, output_nano=1)
 
@@ -62,3 +66,38 @@ def test_a_comment_is_one_line_that_ends_an_event() -> None:
     assert bill_comment(bill_facts(context(**FULL))) == (
         b": llmhost cost_usd=0.0000012 price_version=tiny/3 budget_remaining_usd=5.00 stop=budget\n\n"
     )
+
+
+async def test_answers_tell_what_is_left_and_a_refusal_too() -> None:
+    async with make_host() as host:
+        key = await host.make_key("acme")
+        budget = Budget(id="", org="acme", period=Period.TOTAL, limit_nano=3_000)
+        await host.host.books.budgets.create(budget, who="test")
+        host.client.headers["authorization"] = f"Bearer {key}"
+        whole = await host.chat("hello", max_tokens=2)
+        stream = await host.chat("hello", max_tokens=1, stream=True)
+        refused = await host.chat("hello " * 30, max_tokens=1)
+
+    cost = "0.0000011"  # 3 tokens of the prompt and 2 of the answer
+    assert whole.headers["x-llmhost-cost-usd"] == cost
+    assert whole.headers["x-llmhost-budget-remaining-usd"] == "0.0000019"
+    assert stream.headers["x-llmhost-budget-remaining-usd"] == "0.0000012"
+    assert "budget_remaining_usd=0.0000012\n\ndata: [DONE]" in stream.text
+    assert refused.status_code == 429
+    assert refused.headers["x-llmhost-budget-remaining-usd"] == "0.0000012"
+    assert refused.headers["x-should-retry"] == "false"
+    assert "x-llmhost-cost-usd" not in refused.headers
+
+
+async def test_an_answer_that_a_budget_ends_says_so() -> None:
+    settings = Settings(billing=BillingSettings(slice_tokens=2))
+    async with make_host(settings=settings) as host:
+        key = await host.make_key("acme")
+        budget = Budget(id="", org="acme", period=Period.TOTAL, limit_nano=2_000)
+        await host.host.books.budgets.create(budget, who="test")
+        host.client.headers["authorization"] = f"Bearer {key}"
+        answer = await host.chat("hello", max_tokens=50)
+
+    assert answer.json()["choices"][0]["finish_reason"] == "length"
+    assert answer.headers["x-llmhost-stop"] == "budget"
+    assert answer.headers["x-llmhost-budget-remaining-usd"] == "0.0000001"
