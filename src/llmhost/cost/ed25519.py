@@ -29,7 +29,10 @@ def is_signed(public: bytes, message: bytes, signature: bytes) -> bool:
 
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except (InvalidSignature, ValueError):  # the latter: a key or a signature of another length, or no point
+    except (
+        InvalidSignature,
+        ValueError,
+    ):  # the latter: a key or a signature of another length, or no point
         return False
     return True
 

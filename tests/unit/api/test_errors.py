@@ -19,6 +19,8 @@ OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "UnknownModel": {"model": "m", "nearest": "n"},
     "IdempotencyKeyInUse": {"retry_after_s": 5.0},
     "IdempotencyKeyReused": {},
+    "QuotaExhausted": {"message": "spent", "level": "org", "budget_id": "b", "remaining_nano": 5},
+    "ModelNotPriced": {"model": "m"},
     "OutOfMemory": {"device": "cuda:0"},
     "StorageFailed": {"path": Path("x.db"), "error": OSError("full")},
     "LimitReached": {
