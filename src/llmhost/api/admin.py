@@ -1,7 +1,7 @@
 """What an operator can see and do, apart from how it is asked: the admin routes and the offline CLI share it."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -21,6 +21,8 @@ from llmhost.hooks.registry import PluginReport, Plugins
 from llmhost.tenants.keys import KeyStore
 from llmhost.tenants.roles import OPERATOR, Access
 
+Amounts = dict[str, str | None]
+
 
 class NewAdapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body that loads or unloads a LoRA adapter: `MODEL:NAME` and, for one that is not declared, its source."""
@@ -30,10 +32,18 @@ class NewAdapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Admin:
-    """Operators' acts and reports as plain JSON-ready data. `deployments` is None for a node that isn't running."""
+    """Operators' acts and reports as plain JSON-ready data. `deployments` is None for a node that isn't running.
+
+    `price_of` says what everybody pays for a model now.
+    """
 
     def __init__(
-        self, keys: KeyStore, ledger: Ledger, plugins: Plugins, deployments: Deployments | None
+        self,
+        keys: KeyStore,
+        ledger: Ledger,
+        plugins: Plugins,
+        deployments: Deployments | None,
+        price_of: Callable[[str], Amounts | None] = lambda _: None,
     ) -> None:
         self.tenants = TenantAdmin(
             keys, None if deployments is None else deployments.catalogue.locate
@@ -41,10 +51,11 @@ class Admin:
         self._ledger = ledger
         self._plugins = plugins
         self._deployments = deployments
+        self._price_of = price_of
 
     async def models(self) -> list[dict[str, Any]]:
         running = self._running
-        rows = [_model(d) for d in running.all()]
+        rows = [_model(d, self._price_of(d.entry.name)) for d in running.all()]
         files = await asyncio.to_thread(lambda: [running.files(d) for d in running.all()])
         return [{**row, "files": here} for row, here in zip(rows, files, strict=True)]
 
@@ -145,9 +156,8 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
     }
 
 
-def _model(deployment: Deployment) -> dict[str, Any]:
+def _model(deployment: Deployment, price: Amounts | None) -> dict[str, Any]:
     entry = deployment.entry
-    price = entry.spec.price
     return {
         "name": entry.name,
         "version": entry.ref.version,
@@ -158,7 +168,7 @@ def _model(deployment: Deployment) -> dict[str, Any]:
         "reason": deployment.reason,
         "load": entry.spec.load,
         "adapters": entry.spec.adapters,
-        "price": None if price is None else msgspec.to_builtins(price),
+        "price": price,
     }
 
 

@@ -61,7 +61,7 @@ class NewPrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class PriceRow(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a price. `origin` is file, api or plugin:NAME; a withdrawn one has no amounts.
 
-    A null `reasoning` is paid for as output, a null `embedding` as a prompt. `in_force` says whether requests are
+    A null `reasoning` is paid for as output, a null `embedding` as input. `in_force` says whether requests are
     admitted at it now.
     """
 
@@ -178,6 +178,11 @@ class PriceAdmin:
             if version is not None and version.price is not None:
                 return self._row(version, access)
         raise NotFound(f"The model {model[:80]!r} has no price now.", param="model")
+
+    def listed(self, model: str) -> dict[str, str | None] | None:
+        """What everybody pays for a model now, and by which version; None where it has no price."""
+        price = self._book.list.of(model, None, self._clock.utc_ns())
+        return None if price is None else {**_dollars(price), "version": price.version}
 
     async def version(self, version: str, access: Access = OPERATOR) -> PriceRow:
         """Raises NotFound, also for what a key may not see."""

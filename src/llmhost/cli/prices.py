@@ -54,7 +54,7 @@ def set_price(
         str | None, _dollars("--reasoning", "A million tokens of thoughts; as --output.")
     ] = None,
     embedding: Annotated[
-        str | None, _dollars("--embedding", "A million tokens of embedded texts; as prompts.")
+        str | None, _dollars("--embedding", "A million tokens of embedded texts; as --input.")
     ] = None,
     request: Annotated[
         str | None, _dollars("--request", "Each request, beside its tokens.")

@@ -177,7 +177,7 @@ class PriceSettings(Section, frozen=True):
     reasoning: str | None = None
     """Generated tokens that are thoughts; the output price when absent."""
     embedding: str | None = None
-    """Tokens of texts for /v1/embeddings; as prompts are paid for when absent."""
+    """Tokens of texts for /v1/embeddings; the input price when absent."""
     request: str = "0"
     """Dollars for each request, beside its tokens."""
 

@@ -18,7 +18,7 @@ class Rates:
     reasoning_nano: int | None = None
     """Generated tokens that are thoughts; as `output_nano` when None."""
     embedding_nano: int | None = None
-    """Tokens of texts for /v1/embeddings, cached or not; as prompts are paid for when None."""
+    """Tokens of texts for /v1/embeddings, cached or not; as `input_nano` when None."""
     request_nano: int = 0
     """Nano-dollars for each request that used anything, beside its tokens."""
 
@@ -55,7 +55,7 @@ def amount_nano(price: Rates | None, usage: Usage, *, is_embedding: bool = False
     """
     if price is None or not usage.total_tokens:
         return 0
-    if is_embedding and price.embedding_nano is not None:
+    if is_embedding:
         return rated_nano(price, embedding=usage.prompt_tokens)
     return rated_nano(
         price,

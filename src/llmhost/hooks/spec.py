@@ -48,7 +48,7 @@ class Price:
     reasoning: int | None = None
     """Generated tokens that are thoughts; None: as output."""
     embedding: int | None = None
-    """Tokens of texts for /v1/embeddings; None: as prompts are paid for."""
+    """Tokens of texts for /v1/embeddings; None: as input."""
     request: int = 0
     """Nano-dollars for the request itself."""
 

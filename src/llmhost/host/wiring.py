@@ -281,6 +281,7 @@ class Host:
         return Limiter(Levels(limits, self.settings.models), places, self.clock)
 
     def _app(self) -> ASGIApp:
+        prices = self._price_admin()
         return build_app(
             Surface(
                 settings=self.settings.server,
@@ -296,9 +297,15 @@ class Host:
                 identify=self.authenticate.identify,
                 catalogue=self.deployments.catalogue,
                 metrics=self.metrics,
-                admin=Admin(self.books.keys, self.books.ledger, self.plugins, self.deployments),
+                admin=Admin(
+                    self.books.keys,
+                    self.books.ledger,
+                    self.plugins,
+                    self.deployments,
+                    prices.listed,
+                ),
                 costs=CostReports(self.books.costs),
-                prices=self._price_admin(),
+                prices=prices,
                 reports=ReportDesk(self.books.reports),
                 outflow=None if self.costs.rates.egress.is_free else self.outflow,
                 admin_token=self.admin_token,

@@ -104,6 +104,26 @@ async def test_a_price_that_is_set_is_charged_from_the_next_request_on(office: O
     assert (old["input"], old["in_force"]) == ("1.00", False)
 
 
+async def test_models_are_listed_with_the_price_that_holds(office: Office) -> None:
+    await office.set(input="1.5", output="3")
+    await office.host.make_key("acme")
+    await office.set(org="acme", input="1", output="2")
+    bearer = {"authorization": f"Bearer {office.host.host.admin_token}"}
+    rows = (await office.host.client.get("/admin/v1/models", headers=bearer)).json()["data"]
+
+    prices = {row["name"]: row["price"] for row in rows}
+    assert prices["tiny"] == {
+        "input": "1.50",
+        "cached_input": "1.50",
+        "output": "3.00",
+        "reasoning": None,
+        "embedding": None,
+        "request": "0.00",
+        "version": "tiny/2",
+    }
+    assert prices["bare"] is None
+
+
 async def test_an_organisation_pays_its_own_price_until_that_is_withdrawn(office: Office) -> None:
     acme, zoo = await office.host.make_key("acme"), await office.host.make_key("zoo")
     await office.set(org="acme", input="0.5", output="1")

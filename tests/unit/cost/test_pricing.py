@@ -126,7 +126,7 @@ def test_embedded_texts_have_their_own_price_cached_or_not() -> None:
     )
     assert amount_nano(price, Usage(10, 4), is_embedding=True) == 20
     assert amount_nano(price, Usage(10, 4)) == 6
-    assert amount_nano(replace(price, embedding_nano=None), Usage(10, 4), is_embedding=True) == 6
+    assert amount_nano(replace(price, embedding_nano=None), Usage(10, 4), is_embedding=True) == 10
 
 
 @given(prices, usages)
