@@ -5,6 +5,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmhost.tenants.budgets import Budget
+from llmhost.tenants.periods import Period
 from llmhost.testing import make_host
 
 DOC = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
@@ -36,6 +38,9 @@ def exposed(text: str) -> set[Row]:
 async def test_the_table_is_what_a_node_exposes():
     async with make_host() as host:
         await host.say("hello", max_tokens=2)
+        books = host.host.books
+        await books.keys.create_org("acme")
+        await books.budgets.create(Budget(id="", org="acme", period=Period.DAY), who="operator")
         text = (await host.client.get("/metrics")).text
 
     assert documented() == exposed(text)

@@ -18,6 +18,7 @@ from llmhost.deploy.effects import HOST
 from llmhost.deploy.manager import Deployments
 from llmhost.deploy.replica import Replica
 from llmhost.hooks.registry import PluginReport, Plugins
+from llmhost.tenants.budget_store import BudgetStore
 from llmhost.tenants.keys import KeyStore
 from llmhost.tenants.roles import OPERATOR, Access
 
@@ -44,9 +45,10 @@ class Admin:
         plugins: Plugins,
         deployments: Deployments | None,
         price_of: Callable[[str], Amounts | None] = lambda _: None,
+        budgets: BudgetStore | None = None,
     ) -> None:
         self.tenants = TenantAdmin(
-            keys, None if deployments is None else deployments.catalogue.locate
+            keys, None if deployments is None else deployments.catalogue.locate, budgets
         )
         self._ledger = ledger
         self._plugins = plugins

@@ -5,6 +5,7 @@ Another's organisation, team or key is answered like one that does not exist.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from msgspec import UNSET
@@ -33,7 +34,10 @@ from llmhost.api.admin_wire import (
 )
 from llmhost.core.errors import InvalidValue
 from llmhost.observe.logs import log_event
+from llmhost.tenants.budget_store import BudgetStore
+from llmhost.tenants.budgets import Budget, nano_of
 from llmhost.tenants.keys import LONGEST_OVERLAP_NS, KeyStore
+from llmhost.tenants.periods import Period
 from llmhost.tenants.records import KeyRecord
 from llmhost.tenants.roles import OPERATOR, Access, access_of
 from llmhost.tenants.teams import Directory, no_org
@@ -50,11 +54,17 @@ CheckModel = Callable[[str], object]
 
 
 class TenantAdmin:
-    """Acts and lists on tenants. `check_model` raises for a name that no model has."""
+    """Acts and lists on tenants. `check_model` raises for a name that no model has.
 
-    def __init__(self, keys: KeyStore, check_model: CheckModel | None) -> None:
+    Without `budgets` nothing is made that has one.
+    """
+
+    def __init__(
+        self, keys: KeyStore, check_model: CheckModel | None, budgets: BudgetStore | None = None
+    ) -> None:
         self._keys = keys
         self._check_model = check_model
+        self._budgets = budgets
 
     @property
     def _directory(self) -> Directory:
@@ -85,8 +95,10 @@ class TenantAdmin:
             raise InvalidValue(
                 f"{NOBODY!r} stands for requests that no caller was found for.", param="name"
             )
+        budget = _first_budget(new, new.name)
         org = await self._directory.create_org(new.name, limits_of(new))
         log_event(log, "org.created", org=org.name, by=OPERATOR.who)
+        await self._create_budget(budget, OPERATOR)
         return org_row(org)
 
     async def update_org(self, name: str, change: OrgChange) -> OrgRow:
@@ -117,8 +129,10 @@ class TenantAdmin:
         return team_row(self._directory.team(_own(org, access), name))
 
     async def create_team(self, new: NewTeam, access: Access = OPERATOR) -> TeamRow:
+        budget = _first_budget(new, new.org)
         team = await self._directory.create_team(_own(new.org, access), new.name, limits_of(new))
         log_event(log, "team.created", org=team.org, team=team.name, by=access.who)
+        await self._create_budget(budget and replace(budget, team=team.name), access)
         return team_row(team)
 
     async def update_team(
@@ -164,6 +178,7 @@ class TenantAdmin:
 
     async def create_key(self, new: NewKey, access: Access = OPERATOR) -> SecretRow:
         self._check_models(new.models)
+        budget = _first_budget(new, new.org)
         key, token = await self._keys.create(
             org=_own(new.org, access),
             team=new.team,
@@ -174,6 +189,7 @@ class TenantAdmin:
             expires_ns=expiry_ns(new.expires_at),
         )
         log_event(log, "key.created", key=key.id, org=key.org, role=key.role.value, by=access.who)
+        await self._create_budget(budget and replace(budget, key_id=key.id), access)
         return secret_row(self._row(key), token)
 
     async def update_key(self, key: str, change: KeyChange, access: Access = OPERATOR) -> KeyRow:
@@ -205,6 +221,13 @@ class TenantAdmin:
         log_event(log, "key.revoked", key=record.id, org=record.org, by=access.who)
         return self._row(record)
 
+    async def _create_budget(self, budget: Budget | None, access: Access) -> None:
+        """Before anybody can know the key, or make one, that it is for."""
+        if budget is not None:
+            assert self._budgets is not None, "a node has budgets"
+            made = await self._budgets.create(budget, who=access.who)
+            log_event(log, "budget.created", budget=made.id, org=made.org, by=access.who)
+
     def _row(self, key: KeyRecord) -> KeyRow:
         return key_row(key, self._keys.utc_ns())
 
@@ -234,6 +257,19 @@ def page_of(
             )
         start = found + 1
     return rows[start : start + limit], len(rows) > start + limit
+
+
+def _first_budget(new: NewOrg | NewTeam | NewKey, org: str) -> Budget | None:
+    """What is asked for beside what it is for. Raises InvalidValue before anything is made."""
+    if new.budget_usd is None:
+        return None
+    if new.budget_period is Period.BALANCE:
+        raise InvalidValue(
+            "A balance is made by itself and paid into: `llmhost budgets create --period balance`.",
+            param="budget_period",
+        )
+    nano = nano_of(new.budget_usd, "budget_usd")
+    return Budget(id="", org=org, period=new.budget_period, limit_nano=nano)
 
 
 def _own(org: str, access: Access) -> str:

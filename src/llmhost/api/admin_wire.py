@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from llmhost.core.errors import InvalidValue
 from llmhost.core.request import Limits, Role
+from llmhost.tenants.periods import Period
 from llmhost.tenants.records import KeyRecord, Org, Team
 
 LAST_S = 9_000_000_000
@@ -38,7 +39,14 @@ class _LimitChanges(msgspec.Struct, frozen=True, kw_only=True):
         return replace(before, **{name: v for name, v in given.items() if v is not UNSET})
 
 
-class NewOrg(_LimitFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _NewFields(_LimitFields, frozen=True, kw_only=True):
+    """The same with the most dollars that may be spent per `day` or `month`, or in `total`. Null: no budget."""
+
+    budget_usd: str | None = None
+    budget_period: Period = Period.TOTAL
+
+
+class NewOrg(_NewFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body that makes an organisation."""
 
     name: str
@@ -54,7 +62,7 @@ class OrgChange(_LimitChanges, frozen=True, kw_only=True, forbid_unknown_fields=
         return replace(org, limits=self.limits(org.limits), disabled_ns=disabled_ns)
 
 
-class NewTeam(_LimitFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewTeam(_NewFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body that makes a team of an organisation."""
 
     org: str
@@ -71,7 +79,7 @@ class TeamChange(_LimitChanges, frozen=True, kw_only=True, forbid_unknown_fields
         return replace(team, limits=self.limits(team.limits), archived_ns=archived_ns)
 
 
-class NewKey(_LimitFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewKey(_NewFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body that makes a key."""
 
     org: str

@@ -15,6 +15,7 @@ from llmhost import __version__
 from llmhost.api.admin import Admin
 from llmhost.api.admin_access import guard_by
 from llmhost.api.admin_routes import admin_router
+from llmhost.api.budgets import BudgetAdmin, budget_router
 from llmhost.api.costs import CostReports, cost_router
 from llmhost.api.door import Outflow, bearer
 from llmhost.api.edge import Edge, is_loopback
@@ -59,6 +60,7 @@ class Surface:
     admin: Admin
     costs: CostReports
     prices: PriceAdmin
+    budgets: BudgetAdmin
     reports: ReportDesk
     admin_token: str
     why_not_ready: Callable[[], str | None]
@@ -86,6 +88,7 @@ def build_app(surface: Surface) -> ASGIApp:
             ),
             cost_router(surface.costs, guard),
             price_router(surface.prices, guard),
+            budget_router(surface.budgets, guard),
             *(
                 Router(f"/plugins/{name}", route_handlers=[route])
                 for name, route in surface.plugin_routes

@@ -31,8 +31,8 @@ class HttpAdmin:
     def __init__(self, node: Node, transport: httpx.BaseTransport | None = None) -> None:
         self._http = _Http(node.url, node.admin_token, _ADMIN_CURE, transport)
 
-    def create_org(self, name: str, **limits: int | None) -> Row:
-        return self._http.one("POST", "/admin/v1/orgs", json={"name": name, **limits})
+    def create_org(self, name: str, **facts: Any) -> Row:
+        return self._http.one("POST", "/admin/v1/orgs", json={"name": name, **facts})
 
     def orgs(self) -> list[Row]:
         return self._http.all("/admin/v1/orgs")
@@ -43,8 +43,8 @@ class HttpAdmin:
     def update_org(self, name: str, **changes: Any) -> Row:
         return self._http.one("PATCH", _path("orgs", name), json=changes)
 
-    def create_team(self, org: str, name: str, **limits: int | None) -> Row:
-        return self._http.one("POST", "/admin/v1/teams", json={"org": org, "name": name, **limits})
+    def create_team(self, org: str, name: str, **facts: Any) -> Row:
+        return self._http.one("POST", "/admin/v1/teams", json={"org": org, "name": name, **facts})
 
     def teams(self, *, org: str | None = None) -> list[Row]:
         return self._http.all("/admin/v1/teams", org=org)
@@ -76,6 +76,35 @@ class HttpAdmin:
 
     def revoke_key(self, key_id: str) -> Row:
         return self._http.one("DELETE", _path("keys", key_id))
+
+    def create_budget(self, **facts: Any) -> Row:
+        return self._http.one("POST", "/admin/v1/budgets", json=facts)
+
+    def budgets(
+        self,
+        *,
+        org: str | None = None,
+        team: str | None = None,
+        key: str | None = None,
+        active: bool = False,
+    ) -> list[Row]:
+        only = "true" if active else None
+        return self._http.all("/admin/v1/budgets", org=org, team=team, key=key, active=only)
+
+    def budget(self, budget_id: str) -> Row:
+        return self._http.one("GET", _path("budgets", budget_id))
+
+    def update_budget(self, budget_id: str, **changes: Any) -> Row:
+        return self._http.one("PATCH", _path("budgets", budget_id), json=changes)
+
+    def end_budget(self, budget_id: str) -> Row:
+        return self._http.one("DELETE", _path("budgets", budget_id))
+
+    def add_credit(self, org: str, **facts: Any) -> Row:
+        return self._http.one("POST", _path("orgs", org, "credits"), json=facts)
+
+    def credits(self, org: str) -> list[Row]:
+        return self._http.all(_path("orgs", org, "credits"))
 
     def set_price(self, model: str, **facts: Any) -> Row:
         return self._http.one("POST", "/admin/v1/prices", json={"model": model, **facts})

@@ -7,7 +7,15 @@ import typer
 
 from llmhost.cli import limits, show
 from llmhost.cli.admin import open_admin
-from llmhost.cli.options import DataDir, Json, Url, examples
+from llmhost.cli.options import (
+    BudgetPeriod,
+    BudgetUsd,
+    DataDir,
+    Json,
+    Url,
+    examples,
+    first_budget,
+)
 
 _CENTURY_DAYS = 36_500
 
@@ -37,6 +45,7 @@ def add_to(app: typer.Typer) -> None:
     epilog=examples(
         "llmhost keys create --org acme",
         "llmhost keys create --org acme --team search --rpm 600 --models tiny,qwen",
+        "llmhost keys create --org acme --budget-usd 25 --budget-period month",
         "llmhost keys create --org acme --role billing --expires-days 30 --json",
     ),
 )
@@ -52,6 +61,8 @@ def create_key(
     input_tpm: limits.InputTpm = None,
     output_tpm: limits.OutputTpm = None,
     concurrency: limits.Concurrency = None,
+    budget_usd: BudgetUsd = None,
+    budget_period: BudgetPeriod = None,
     models: Annotated[
         str | None, typer.Option(metavar="A,B", help="The only models that it may use.")
     ] = None,
@@ -72,6 +83,7 @@ def create_key(
         "name": name,
         "role": role,
         **limits.limits(rpm, tpm, input_tpm, output_tpm, concurrency),
+        **first_budget(budget_usd, budget_period),
         "models": None if models is None else _names(models),
         "expires_at": None if expires_days is None else _after(expires_days),
     }

@@ -12,6 +12,7 @@ from llmhost import __version__
 from llmhost.cli import (
     adapters,
     bench,
+    budgets,
     chat,
     config,
     doctor,
@@ -30,7 +31,7 @@ from llmhost.core.errors import LlmhostError
 _ORDER = (
     *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
     "adapters",
-    *("orgs", "teams", "keys", "prices", "usage", "ledger"),
+    *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "ledger"),
     *("bench", "plugins", "config", "doctor", "version"),
 )
 
@@ -98,7 +99,7 @@ def llmhost(
     """One process turns a GPU box into a metered, multi-tenant, OpenAI-compatible LLM platform.
 
     Start a node with `llmhost serve`. The other commands ask that node, found through its data dir or named by
-    --url; keys, orgs, prices, usage and ledger also work while it is stopped.
+    --url; keys, orgs, budgets, prices, usage and ledger also work while it is stopped.
     """
 
 
@@ -114,7 +115,7 @@ def show_version(as_json: Json = False) -> None:
 
 
 for commands in (
-    *(serve, chat, models, pull, adapters, orgs, keys, prices, usage),
+    *(serve, chat, models, pull, adapters, orgs, keys, budgets, prices, usage),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

@@ -1,7 +1,7 @@
 """Options that many commands share, and the look of their examples."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +28,23 @@ PluginsDir = Annotated[
     Path | None,
     typer.Option("--plugins", metavar="DIR", help="Folder of drop-in plugins."),
 ]
+
+BudgetUsd = Annotated[
+    str | None,
+    typer.Option("--budget-usd", metavar="DOLLARS", help="Most that may be spent, such as 12.50."),
+]
+BudgetPeriod = Annotated[
+    Literal["day", "month", "total"] | None,
+    typer.Option("--budget-period", help="Per what that is, in UTC. [default: total]"),
+]
+
+
+def first_budget(usd: str | None, period: str | None) -> dict[str, str]:
+    """As the admin API calls it; `llmhost budgets` makes all other kinds."""
+    if usd is None and period is not None:
+        raise typer.BadParameter("needs --budget-usd", param_hint="--budget-period")
+    wanted = {"budget_usd": usd, "budget_period": period}
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def examples(*lines: str) -> str:

@@ -6,7 +6,15 @@ import typer
 
 from llmhost.cli import limits, show
 from llmhost.cli.admin import open_admin
-from llmhost.cli.options import DataDir, Json, Url, examples
+from llmhost.cli.options import (
+    BudgetPeriod,
+    BudgetUsd,
+    DataDir,
+    Json,
+    Url,
+    examples,
+    first_budget,
+)
 
 orgs = typer.Typer(
     name="orgs",
@@ -40,7 +48,11 @@ def add_to(app: typer.Typer) -> None:
 
 @orgs.command(
     name="create",
-    epilog=examples("llmhost orgs create acme", "llmhost orgs create acme --rpm 6000 --json"),
+    epilog=examples(
+        "llmhost orgs create acme",
+        "llmhost orgs create acme --budget-usd 500 --budget-period month",
+        "llmhost orgs create acme --rpm 6000 --json",
+    ),
 )
 def create_org(
     name: OrgName,
@@ -49,12 +61,17 @@ def create_org(
     input_tpm: limits.InputTpm = None,
     output_tpm: limits.OutputTpm = None,
     concurrency: limits.Concurrency = None,
+    budget_usd: BudgetUsd = None,
+    budget_period: BudgetPeriod = None,
     url: Url = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make an organisation. Its limits hold for all its keys together."""
-    wanted = limits.limits(rpm, tpm, input_tpm, output_tpm, concurrency)
+    """Make an organisation. Its limits and its budget hold for all its keys together."""
+    wanted: dict[str, Any] = {
+        **limits.limits(rpm, tpm, input_tpm, output_tpm, concurrency),
+        **first_budget(budget_usd, budget_period),
+    }
     with open_admin(url, data_dir) as admin:
         row = admin.create_org(name, **wanted)
     _say(row, f"Organisation {row['name']} is {row['id']}", as_json=as_json)
@@ -127,6 +144,7 @@ def update_org(
     name="create",
     epilog=examples(
         "llmhost teams create search --org acme",
+        "llmhost teams create search --org acme --budget-usd 100 --budget-period month",
         "llmhost teams create search --org acme --rpm 600 --concurrency 8 --json",
     ),
 )
@@ -138,12 +156,17 @@ def create_team(
     input_tpm: limits.InputTpm = None,
     output_tpm: limits.OutputTpm = None,
     concurrency: limits.Concurrency = None,
+    budget_usd: BudgetUsd = None,
+    budget_period: BudgetPeriod = None,
     url: Url = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make a team. Its limits hold for all its keys together."""
-    wanted = limits.limits(rpm, tpm, input_tpm, output_tpm, concurrency)
+    """Make a team. Its limits and its budget hold for all its keys together."""
+    wanted: dict[str, Any] = {
+        **limits.limits(rpm, tpm, input_tpm, output_tpm, concurrency),
+        **first_budget(budget_usd, budget_period),
+    }
     with open_admin(url, data_dir) as admin:
         row = admin.create_team(org, name, **wanted)
     _say(row, f"Team {row['name']} of {row['org']} is {row['id']}", as_json=as_json)

@@ -22,6 +22,14 @@ from llmhost.api.admin_wire import (
     TeamChange,
     TeamPage,
 )
+from llmhost.api.budget_wire import (
+    BudgetChange,
+    BudgetPage,
+    CreditPage,
+    NewBudget,
+    NewCredit,
+)
+from llmhost.api.budgets import BudgetAdmin
 from llmhost.api.costs import CostReports
 from llmhost.api.prices import NewPrice, PriceAdmin, PricePage
 from llmhost.api.report_wire import CostedPage, UsedPage, time_ns
@@ -34,6 +42,7 @@ from llmhost.storage.node import DataDir
 
 T = TypeVar("T")
 Row = dict[str, Any]
+Page = OrgPage | TeamPage | KeyPage | PricePage | BudgetPage | CreditPage | UsedPage | CostedPage
 
 
 class OfflineAdmin:
@@ -50,14 +59,16 @@ class OfflineAdmin:
         except BaseException:
             self.close()
             raise
-        self._admin = Admin(books.keys, books.ledger, Plugins(), None)
+        self._admin = Admin(books.keys, books.ledger, Plugins(), None, budgets=books.budgets)
         self._tenants = self._admin.tenants
         self._costs = CostReports(books.costs)
         self._prices = PriceAdmin(books.prices, books.keys.directory, clock, None)
         self._reports = ReportDesk(books.reports)
+        self._budgets = BudgetAdmin(books.budgets, books.keys)
 
-    def create_org(self, name: str, **limits: int | None) -> Row:
-        return _row(self._run(self._tenants.create_org(NewOrg(name=name, **limits))))
+    def create_org(self, name: str, **facts: Any) -> Row:
+        new = msgspec.convert({"name": name, **facts}, NewOrg)
+        return _row(self._run(self._tenants.create_org(new)))
 
     def orgs(self) -> list[Row]:
         return _rows(lambda **page: self._tenants.list_orgs(**page))
@@ -68,8 +79,9 @@ class OfflineAdmin:
     def update_org(self, name: str, **changes: Any) -> Row:
         return _row(self._run(self._tenants.update_org(name, OrgChange(**changes))))
 
-    def create_team(self, org: str, name: str, **limits: int | None) -> Row:
-        return _row(self._run(self._tenants.create_team(NewTeam(org=org, name=name, **limits))))
+    def create_team(self, org: str, name: str, **facts: Any) -> Row:
+        new = msgspec.convert({"org": org, "name": name, **facts}, NewTeam)
+        return _row(self._run(self._tenants.create_team(new)))
 
     def teams(self, *, org: str | None = None) -> list[Row]:
         return _rows(lambda **page: self._tenants.list_teams(org=org, **page))
@@ -102,6 +114,38 @@ class OfflineAdmin:
 
     def revoke_key(self, key_id: str) -> Row:
         return _row(self._run(self._tenants.revoke_key(key_id)))
+
+    def create_budget(self, **facts: Any) -> Row:
+        new = msgspec.convert(facts, NewBudget)
+        return _row(self._run(self._budgets.create(new)))
+
+    def budgets(
+        self,
+        *,
+        org: str | None = None,
+        team: str | None = None,
+        key: str | None = None,
+        active: bool = False,
+    ) -> list[Row]:
+        wanted: dict[str, Any] = {"org": org, "team": team, "key": key, "active": active or None}
+        return _rows(lambda **page: self._budgets.list(**wanted, **page))
+
+    def budget(self, budget_id: str) -> Row:
+        return _row(self._run(self._budgets.show(budget_id)))
+
+    def update_budget(self, budget_id: str, **changes: Any) -> Row:
+        change = msgspec.convert(changes, BudgetChange)
+        return _row(self._run(self._budgets.update(budget_id, change)))
+
+    def end_budget(self, budget_id: str) -> Row:
+        return _row(self._run(self._budgets.end(budget_id)))
+
+    def add_credit(self, org: str, **facts: Any) -> Row:
+        new = msgspec.convert(facts, NewCredit)
+        return _row(self._run(self._budgets.add_credit(org, new)))
+
+    def credits(self, org: str) -> list[Row]:
+        return _rows(lambda **page: self._budgets.list_credits(org, **page))
 
     def set_price(self, model: str, **facts: Any) -> Row:
         new = msgspec.convert({"model": model, **facts}, NewPrice)
@@ -160,9 +204,7 @@ def _row(record: msgspec.Struct) -> Row:
     return row
 
 
-def _rows(
-    list_page: Callable[..., OrgPage | TeamPage | KeyPage | PricePage | UsedPage | CostedPage],
-) -> list[Row]:
+def _rows(list_page: Callable[..., Page]) -> list[Row]:
     """All pages of a list."""
     found: list[Row] = []
     page = list_page(limit=MOST_ROWS)

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmhost.api.admin import Admin
 from llmhost.api.app import ASGIApp, Surface, build_app
+from llmhost.api.budgets import BudgetAdmin
 from llmhost.api.costs import CostReports
 from llmhost.api.door import Outflow
 from llmhost.api.edge import is_loopback
@@ -35,6 +36,7 @@ from llmhost.hooks.registry import Plugins
 from llmhost.hooks.tell import Observers
 from llmhost.host.answers import open_answers
 from llmhost.host.books import Books, open_books
+from llmhost.observe.budgets import OrgBudget
 from llmhost.observe.clock import SystemClock
 from llmhost.observe.metrics import GaugeSource, Metrics
 from llmhost.pipeline.authenticate import Authenticate
@@ -185,6 +187,9 @@ class Host:
         self.app = self._app()
         gauges = _Gauges(self.deployments, self.devices, self.analytics, self.costs)
         self.metrics.read_gauges_from(gauges)
+        self.metrics.budgets.read_from(
+            lambda: self.books.budgets.accounts.refusals, self._org_budgets
+        )
         self._tasks.append(asyncio.create_task(self._keep_house()))
         self._tasks.append(asyncio.create_task(self._check_costs()))
         self._tasks.append(asyncio.create_task(self._check_holds()))
@@ -303,9 +308,11 @@ class Host:
                     self.plugins,
                     self.deployments,
                     prices.listed,
+                    self.books.budgets,
                 ),
                 costs=CostReports(self.books.costs),
                 prices=prices,
+                budgets=BudgetAdmin(self.books.budgets, self.books.keys),
                 reports=ReportDesk(self.books.reports),
                 outflow=None if self.costs.rates.egress.is_free else self.outflow,
                 admin_token=self.admin_token,
@@ -316,6 +323,10 @@ class Host:
                 ],
             )
         )
+
+    def _org_budgets(self) -> Iterable[OrgBudget]:
+        for budget, now in self.books.budgets.accounts.org_standings(self.clock.utc_ns()):
+            yield OrgBudget(budget.org, budget.period.value, now.limit, now.spent, now.held)
 
     def _price_admin(self) -> PriceAdmin:
         catalogue = self.deployments.catalogue

@@ -96,11 +96,10 @@ def load_budgets(connection: Connection) -> dict[str, Budget]:
     """All of them, ended ones too, oldest first."""
     budgets: dict[str, Budget] = {}
     rows = connection.execute(f"SELECT {', '.join(_EVENT)} FROM budget_events ORDER BY seq")
-    for utc_ns, budget_id, what, _, *facts in rows:
-        known = budgets.get(budget_id)
-        budgets[budget_id] = (
-            _budget(budget_id, utc_ns, facts) if known is None else _changed(known, utc_ns, facts)
-        )
+    for utc_ns, budget_id, what, who, *facts in rows:
+        now = _budget(budget_id, utc_ns, who, facts)
+        known = budgets.get(budget_id, now)
+        budgets[budget_id] = replace(now, created_ns=known.created_ns, made_by=known.made_by)
         if what == "ended":
             budgets[budget_id] = replace(budgets[budget_id], ended_ns=utc_ns)
     return budgets
@@ -134,7 +133,7 @@ def insert_credit(connection: Connection, credit: Credit, *, node_id: str, who: 
     )
 
 
-def _budget(budget_id: str, utc_ns: int, facts: list[Any]) -> Budget:
+def _budget(budget_id: str, utc_ns: int, who: str, facts: list[Any]) -> Budget:
     org, team, key_id, is_per_run, period, zone, limit_nano, until_ns = facts
     return Budget(
         id=budget_id,
@@ -147,8 +146,5 @@ def _budget(budget_id: str, utc_ns: int, facts: list[Any]) -> Budget:
         limit_nano=limit_nano,
         until_ns=until_ns,
         created_ns=utc_ns,
+        made_by=who,
     )
-
-
-def _changed(known: Budget, utc_ns: int, facts: list[Any]) -> Budget:
-    return replace(_budget(known.id, utc_ns, facts), created_ns=known.created_ns)

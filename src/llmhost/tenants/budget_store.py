@@ -188,7 +188,7 @@ class BudgetStore:
 
     async def _create(self, wanted: Budget, who: str) -> Budget:
         async with self._turn:
-            budget = replace(wanted, id=new_budget_id(), created_ns=self.utc_ns(), ended_ns=None)
+            budget = replace(wanted, id=new_budget_id(), created_ns=self.utc_ns(), made_by=who)
             self._check_alone(budget)
             account = self.accounts.install(
                 budget, budget.created_ns, is_counting=not budget.is_balance

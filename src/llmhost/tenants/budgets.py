@@ -31,6 +31,8 @@ class Budget:
     until_ns: int | None = None
     """Nothing can be spent from then on; for a total only."""
     created_ns: int = 0
+    made_by: str = "operator"
+    """Or the id of a key."""
     ended_ns: int | None = None
     """Since then it limits nothing."""
 
