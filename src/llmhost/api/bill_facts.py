@@ -10,7 +10,13 @@ from llmhost.core.units import nano_to_dollars
 from llmhost.pipeline.context import RequestContext
 
 BUDGET = "x-llmhost-budget-remaining-usd"
-NAMES = ("x-llmhost-cost-usd", "x-llmhost-price-version", BUDGET, "x-llmhost-stop")
+_HEADERS = {
+    "cost_usd": "x-llmhost-cost-usd",
+    "price_version": "x-llmhost-price-version",
+    "budget_remaining_usd": BUDGET,
+    "stop": "x-llmhost-stop",
+}
+NAMES = tuple(_HEADERS.values())
 
 
 def bill_facts(context: RequestContext, *, with_cost: bool = True) -> dict[str, str]:
@@ -30,7 +36,7 @@ def bill_facts(context: RequestContext, *, with_cost: bool = True) -> dict[str, 
 def bill_headers(context: RequestContext, *, with_cost: bool = True) -> dict[str, str]:
     """The same as headers; without the cost, of an answer that has only begun."""
     facts = bill_facts(context, with_cost=with_cost)
-    return {f"x-llmhost-{name.replace('_', '-')}": fact for name, fact in facts.items()}
+    return {_HEADERS[name]: fact for name, fact in facts.items()}
 
 
 def bill_comment(facts: Mapping[str, str]) -> bytes:

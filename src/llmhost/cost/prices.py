@@ -141,11 +141,13 @@ class PriceBook:
             for model, price in settings.items()
         }
 
+        now_ns = self._clock.utc_ns()
+
         def declare(connection: Connection) -> list[PriceVersion]:
             changed = [
                 (model, rates)
                 for model, rates in wanted.items()
-                if _is_news(connection.execute(_OF_FILE, (model,)).fetchone(), rates)
+                if _is_news(connection.execute(_OF_FILE, (model,)).fetchone(), rates, now_ns)
             ]
             return [self._insert(connection, *each, origin=FILE) for each in changed]
 
@@ -261,11 +263,14 @@ def _version(row: Sequence[Any]) -> PriceVersion:
     return PriceVersion(price=price, **facts)
 
 
-def _is_news(row: Sequence[Any] | None, rates: Rates | None) -> bool:
+def _is_news(row: Sequence[Any] | None, rates: Rates | None, now_ns: int) -> bool:
     """Whether the file says something else than its newest version, if it has one."""
-    known = None if row is None else _version(row).price
-    return (None if known is None else _values(known)) != (
-        None if rates is None else _values(rates)
+    known = None if row is None else _version(row)
+    if known is None or known.price is None:
+        return rates is not None
+    # A clock that was ahead has left a version that doesn't hold yet: until it did, requests would be free.
+    return (
+        rates is None or known.effective_from_ns > now_ns or _values(known.price) != _values(rates)
     )
 
 

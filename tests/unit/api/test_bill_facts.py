@@ -89,15 +89,19 @@ async def test_answers_tell_what_is_left_and_a_refusal_too() -> None:
     assert "x-llmhost-cost-usd" not in refused.headers
 
 
-async def test_an_answer_that_a_budget_ends_says_so() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_a_budget_ends_says_so(stream: bool) -> None:
     settings = Settings(billing=BillingSettings(slice_tokens=2))
     async with make_host(settings=settings) as host:
         key = await host.make_key("acme")
         budget = Budget(id="", org="acme", period=Period.TOTAL, limit_nano=2_000)
         await host.host.books.budgets.create(budget, who="test")
         host.client.headers["authorization"] = f"Bearer {key}"
-        answer = await host.chat("hello", max_tokens=50)
+        answer = await host.chat("hello", max_tokens=50, stream=stream)
 
-    assert answer.json()["choices"][0]["finish_reason"] == "length"
-    assert answer.headers["x-llmhost-stop"] == "budget"
-    assert answer.headers["x-llmhost-budget-remaining-usd"] == "0.0000001"
+    assert '"finish_reason":"length"' in answer.text
+    if stream:
+        assert "budget_remaining_usd=0.0000001 stop=budget\n\ndata: [DONE]" in answer.text
+    else:
+        assert answer.headers["x-llmhost-stop"] == "budget"
+        assert answer.headers["x-llmhost-budget-remaining-usd"] == "0.0000001"

@@ -152,6 +152,18 @@ async def test_prices_survive_a_restart_and_say_since_when(node: Node) -> None:
     again.close()
 
 
+async def test_a_clock_that_was_ahead_leaves_no_model_without_its_price(node: Node) -> None:
+    await node.prices.declare({"tiny": PriceSettings(input="0.000000001")})
+    node.clock.now_ns -= DAY_NS
+    again = node.restarted()
+    await again.prices.declare({"tiny": PriceSettings(input="0.000000001")})
+
+    assert again.paid() == 1
+    await again.prices.declare({"tiny": PriceSettings(input="0.000000001")})
+    assert len(again.prices.page(limit=9)) == 2
+    again.close()
+
+
 async def test_a_price_that_can_not_be_read_makes_no_version(node: Node) -> None:
     with pytest.raises(ConfigError, match=r"models\.tiny\.price\.input"):
         await node.prices.declare({"big": PriceSettings(), "tiny": PriceSettings(input="cheap")})
