@@ -166,7 +166,8 @@ class Idempotency:
                 stage.replay(answer)
             else:
                 recording.identify(call.body_hash, call.request_id)
-                if await perform(stage.receive, stage.send, stage):
+                is_answer = await perform(stage.receive, stage.send, stage)
+                if is_answer and self._live.get(call.name) is stage:
                     await self._keep(call, recording)
         except Exception as failure:  # boundary: nobody may wait for ever
             # A file that can't be read may have the answer, and running twice is what the key was to prevent.

@@ -74,8 +74,9 @@ class Recording:
             self._trim()
 
     def hold(self, last: bytes) -> None:
-        """Take the last piece, and let nobody see it before `end`."""
+        """Take the last piece, and let nobody see it before `end`. From now on nothing is lost by having no reader."""
         self._last = last
+        self._stop_alarm()
 
     @property
     def whole(self) -> bytes | None:
@@ -119,7 +120,7 @@ class Recording:
         self._readers.discard(reader)
         if self.is_too_large:
             self._trim()
-        if self._readers or self.is_ended:
+        if self._readers or self.is_ended or self._last is not None:
             return
         if self.is_too_large:
             self._abandon()  # nobody could come

@@ -233,6 +233,18 @@ async def test_whoever_comes_within_the_grace_keeps_it_alive() -> None:
     assert told == []
 
 
+async def test_what_has_its_end_is_kept_whoever_leaves() -> None:
+    made, told = recording(grace_s=0.0)
+    made.open(OK)
+    first = made.reader()
+    first.close()
+    made.hold(b"z")
+    made.reader().close()
+    await turns()
+
+    assert told == []
+
+
 async def test_beyond_its_bound_those_who_read_go_on_and_what_all_have_is_dropped() -> None:
     made, told = recording(most_bytes=4, grace_s=1000.0)
     made.open(OK)
