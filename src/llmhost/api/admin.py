@@ -10,7 +10,6 @@ from llmhost.api.admin_tenants import TenantAdmin
 from llmhost.config.check import is_adapter_name
 from llmhost.core.errors import Conflict, InvalidValue
 from llmhost.core.ports import EngineLoad
-from llmhost.cost.chain import VerifyReport
 from llmhost.cost.ledger import Ledger
 from llmhost.deploy.catalogue import Catalogue, Served
 from llmhost.deploy.deployment import Deployment, State
@@ -110,10 +109,6 @@ class Admin:
         await running.unload_adapter(served, drain_s=drain_s)
         return {**_adapter_row(running, served), "state": "absent"}
 
-    def verify_ledger(self) -> dict[str, Any]:
-        """Blocks. Walks the whole hash chain."""
-        return _verified(self._ledger.verify())
-
     def export_ledger(self, access: Access = OPERATOR) -> Iterator[dict[str, Any]]:
         """Blocks while iterated."""
         return (row for row in self._ledger.export() if access.org in (None, row["org"]))
@@ -145,16 +140,6 @@ def _plugin(report: PluginReport) -> dict[str, Any]:
         "p50_ms": max((hook.p50_ms for hook in hooks if hook.p50_ms is not None), default=None),
         "p99_ms": max((hook.p99_ms for hook in hooks if hook.p99_ms is not None), default=None),
         "by_hook": [msgspec.to_builtins(hook) for hook in hooks],
-    }
-
-
-def _verified(report: VerifyReport) -> dict[str, Any]:
-    broken = report.broken
-    return {
-        "ok": report.is_intact,
-        "entries": report.rows,
-        "head": report.head,
-        "problem": None if broken is None else f"entry {broken.seq}: {broken.reason}",
     }
 
 

@@ -1,6 +1,5 @@
 """/admin/v1: the operator's routes, some of which keys may use within their organisation. They answer no CORS."""
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from litestar.response import Stream
 from llmhost.api.admin import Admin, NewAdapter
 from llmhost.api.admin_access import Visitor, guard_by
 from llmhost.api.admin_tenant_routes import key_routes, org_routes, team_routes
+from llmhost.api.ledger import LedgerDesk, ledger_routes
 from llmhost.api.reports import ReportDesk, report_routes
 from llmhost.core.errors import NotFound
 from llmhost.tenants.roles import Access, Right
@@ -20,7 +20,7 @@ NDJSON = "application/x-ndjson"
 
 
 def admin_router(  # noqa: C901 - a list of routes
-    admin: Admin, desk: ReportDesk, token: str, *, drain_s: float
+    admin: Admin, desk: ReportDesk, ledger: LedgerDesk, token: str, *, drain_s: float
 ) -> Router:
     """The routes: all for `token`, and for keys those that name a right."""
 
@@ -65,11 +65,6 @@ def admin_router(  # noqa: C901 - a list of routes
         """Drop an adapter from memory when nobody uses it; forget it, if it was added by a load."""
         return await admin.unload_adapter(data.adapter, drain_s=drain_s)
 
-    @get("/ledger/verify")
-    async def verify_ledger() -> dict[str, Any]:
-        """Walk the ledger's hash chain."""
-        return await asyncio.to_thread(admin.verify_ledger)
-
     @get("/ledger/export", sync_to_thread=False, needs=Right.ORG_USAGE)
     def export_ledger(request: Visitor) -> Stream:
         """Every entry, one JSON object a line; a key gets those of its organisation."""
@@ -89,13 +84,13 @@ def admin_router(  # noqa: C901 - a list of routes
             *team_routes(admin.tenants),
             *key_routes(admin.tenants),
             *report_routes(desk),
+            *ledger_routes(ledger),
             list_models,
             list_loaded,
             turn,
             list_adapters,
             load_adapter,
             unload_adapter,
-            verify_ledger,
             export_ledger,
             list_plugins,
         ],

@@ -24,6 +24,7 @@ from llmhost.api.estimate import estimate_route
 from llmhost.api.gatekeeper import Gatekeeper, Identify, vouch
 from llmhost.api.idempotency import Idempotency
 from llmhost.api.json_request import JsonRequest
+from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.pooling import pooling_routes
@@ -62,6 +63,7 @@ class Surface:
     prices: PriceAdmin
     budgets: BudgetAdmin
     reports: ReportDesk
+    ledger: LedgerDesk
     admin_token: str
     why_not_ready: Callable[[], str | None]
     why_not_healthy: Callable[[], str | None]
@@ -83,6 +85,7 @@ def build_app(surface: Surface) -> ASGIApp:
             admin_router(
                 surface.admin,
                 surface.reports,
+                surface.ledger,
                 surface.admin_token,
                 drain_s=settings.drain_timeout_s,
             ),

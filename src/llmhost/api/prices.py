@@ -109,7 +109,7 @@ class PriceAdmin:
         model = self._known_model(new.model)
         if new.org is not None:
             self._directory.org(new.org)
-        rates, from_ns = _rates(new), self._effective_ns(new.effective_at)
+        rates, from_ns = rates_in(new), self._effective_ns(new.effective_at)
         if new.note is not None and not (new.note.isprintable() and len(new.note) <= 200):
             raise InvalidValue("A note is at most 200 printable characters.", param="note")
         if not new.confirm:
@@ -329,7 +329,8 @@ def _may_see(access: Access, version: PriceVersion) -> bool:
     return version.org == access.org or (version.org is None and not version.is_quote)
 
 
-def _rates(new: NewPrice) -> Rates | None:
+def rates_in(new: NewPrice) -> Rates | None:
+    """None for a withdrawal. Raises InvalidValue."""
     if new.withdraw:
         if any(getattr(new, name) is not None for name in AMOUNTS):
             raise InvalidValue("A price that is withdrawn has no amounts.", param="withdraw")

@@ -133,6 +133,18 @@ class HttpAdmin:
     def verify_ledger(self) -> Row:
         return self._http.one("GET", "/admin/v1/ledger/verify", read_s=None)
 
+    def check_sums(self) -> Row:
+        return self._http.one("GET", "/admin/v1/ledger/check", read_s=None)
+
+    def rebuild_sums(self) -> Row:
+        return self._http.one("POST", "/admin/v1/ledger/rebuild", read_s=None)
+
+    def accounts(self) -> list[Row]:
+        return self._http.all("/admin/v1/ledger/accounts")
+
+    def rerate(self, body: Row) -> Row:
+        return self._http.one("POST", "/admin/v1/ledger/rerate", json=body, read_s=None)
+
     def export_ledger(self) -> Iterator[Row]:
         with self._http.open("GET", "/admin/v1/ledger/export") as answer:
             for line in answer.iter_lines():

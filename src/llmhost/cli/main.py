@@ -17,6 +17,7 @@ from llmhost.cli import (
     config,
     doctor,
     keys,
+    ledger,
     models,
     orgs,
     plugins,
@@ -115,7 +116,7 @@ def show_version(as_json: Json = False) -> None:
 
 
 for commands in (
-    *(serve, chat, models, pull, adapters, orgs, keys, budgets, prices, usage),
+    *(serve, chat, models, pull, adapters, orgs, keys, budgets, prices, usage, ledger),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

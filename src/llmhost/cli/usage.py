@@ -1,6 +1,5 @@
-"""`llmhost usage` and `llmhost ledger`: what was used, what it costs, and the proof."""
+"""`llmhost usage`: what was used, and what it costs."""
 
-import json
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -12,12 +11,6 @@ from llmhost.cli.dates import as_utc, moment
 from llmhost.cli.options import DataDir, Json, Url, examples
 from llmhost.cli.tables import FormOption, form_of, report
 
-ledger = typer.Typer(
-    name="ledger",
-    help="Check and export the append-only record of every charge.",
-    no_args_is_help=True,
-    epilog=examples("llmhost ledger verify", "llmhost ledger export > ledger.jsonl"),
-)
 GROUPS = (
     "org",
     "team",
@@ -73,7 +66,6 @@ def add_to(app: typer.Typer) -> None:
             "llmhost usage --devices --since 7d",
         )
     )(usage)
-    app.add_typer(ledger)
 
 
 def usage(
@@ -183,34 +175,3 @@ def _show_devices(data: list[Row], *, form: str) -> None:
         "error": _dollars("error_nano"),
     }
     report(data, columns, form=form, empty="Nothing was checked in that time.")
-
-
-@ledger.command(epilog=examples("llmhost ledger verify", "llmhost ledger verify --json"))
-def verify(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Check that no entry was changed, removed or added later. Exits with 1 if one was."""
-    with open_admin(url, data_dir) as admin:
-        row = admin.verify_ledger()
-    if as_json:
-        show.value(row)
-    elif row["ok"]:
-        typer.echo(f"The ledger is whole: {row['entries']} entries, head {row['head']}")
-    else:
-        show.note(f"The ledger is damaged: {row['problem']}")
-    if not row["ok"]:
-        raise typer.Exit(1)
-
-
-@ledger.command(
-    epilog=examples("llmhost ledger export > ledger.jsonl", "llmhost ledger export --json")
-)
-def export(
-    url: Url = None,
-    data_dir: DataDir = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The only form there is.", show_default=False)
-    ] = True,
-) -> None:
-    """Print every entry as JSON, one object a line, oldest first."""
-    with open_admin(url, data_dir) as admin:
-        for row in admin.export_ledger():
-            typer.echo(json.dumps(row, ensure_ascii=False))

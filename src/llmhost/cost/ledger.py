@@ -7,6 +7,7 @@ that they add up.
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,12 +23,15 @@ from llmhost.cost.rows import insert_costs
 from llmhost.cost.sums import Level, add_up, spent_nano
 from llmhost.cost.tables import SCHEMA
 from llmhost.cost.usage import By, UsageRow, usage
+from llmhost.observe.logs import log_event
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.rows import insert_rows
 from llmhost.storage.writer import Writer
 
 __all__ = ["SCHEMA", "By", "Entry", "Ledger", "Recorded", "UsageRow"]
+
+log = logging.getLogger("llmhost.ledger")
 
 _SELECT = f"SELECT prev_hash, hash, {', '.join(COLUMNS)} FROM entries"
 _SELECT_SAME = f"{_SELECT} WHERE request_id IN (SELECT value FROM json_each(?))"
@@ -74,6 +78,8 @@ class Ledger:
         self._node_id = node_id
         self._clock = clock
         self._append = partial(append, node_id=node_id)
+        self.drifted = 0
+        """Sums that were not what their entries add up to when they were last compared."""
 
     @property
     def health(self) -> Exception | None:
@@ -114,7 +120,15 @@ class Ledger:
 
     def drift(self) -> dict[str, int]:
         """How many sums of each table are not what their entries add up to."""
-        return self._reader.read_now(drift)
+        found = self._reader.read_now(drift)
+        self.drifted = sum(found.values())
+        return found
+
+    def check(self) -> None:
+        """`drift`, for the log."""
+        found = self.drift()
+        level = logging.ERROR if self.drifted else logging.INFO
+        log_event(log, "ledger.checked", level=level, **found)
 
     async def rebuild_sums(self) -> None:
         """Make the sums anew from the entries. Nothing else is written meanwhile."""

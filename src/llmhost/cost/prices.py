@@ -180,14 +180,20 @@ class PriceBook:
 
     async def quote(self, model: str, plugin: str, rates: Rates) -> Price:
         """A price that a plugin made for a model, under a version of its own: the first that says the same."""
-        name = f"{model}+{plugin}"
+        return await self._find_or_add(f"{model}+{plugin}", rates, f"{_PLUGIN}{plugin}")
+
+    async def for_rerating(self, model: str, rates: Rates) -> Price:
+        """The same for a period that is rated again: it holds for no new request."""
+        return await self._find_or_add(f"{model}+rerate", rates, API)
+
+    async def _find_or_add(self, name: str, rates: Rates, origin: str) -> Price:
 
         def find_or_add(connection: Connection) -> PriceVersion:
             query = f"{_SELECT} WHERE model = ? AND {_SAME} ORDER BY seq LIMIT 1"
             row = connection.execute(query, (name, *_values(rates))).fetchone()
             if row is not None:
                 return _version(row)
-            return self._insert(connection, name, rates, origin=f"{_PLUGIN}{plugin}")
+            return self._insert(connection, name, rates, origin=origin)
 
         price = (await self._writer.run(find_or_add)).price
         assert price is not None, "a quote has rates"

@@ -11,8 +11,9 @@ from llmhost.cost.costbook import CostBook
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.reports import Reports
+from llmhost.cost.rerate import Rerater
 from llmhost.cost.under_way import Settlements
-from llmhost.host.spending import SPENDING, booking
+from llmhost.host.spending import SPENDING, booking, rerated
 from llmhost.storage.journal import Journal
 from llmhost.storage.node import DataDir
 from llmhost.storage.reader import Reader
@@ -34,6 +35,7 @@ class Books:
     reports: Reports
     settlements: Settlements
     budgets: BudgetStore
+    rerater: Rerater
 
 
 def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Books:
@@ -49,6 +51,14 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
     ledger = Ledger(writer, reader, node_id=node_id, clock=clock)
     settlements = Settlements(ledger, journal)
     settlements.replay()
+    budgets = BudgetStore(
+        writer,
+        reader,
+        node_id=node_id,
+        clock=clock,
+        spending=SPENDING,
+        book_credit=booking(node_id),
+    )
     return Books(
         KeyStore(writer, reader, pepper=data_dir.pepper, node_id=node_id, clock=clock),
         ledger,
@@ -56,12 +66,6 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
         PriceBook(writer, reader, node_id=node_id, clock=clock),
         Reports(reader),
         settlements,
-        BudgetStore(
-            writer,
-            reader,
-            node_id=node_id,
-            clock=clock,
-            spending=SPENDING,
-            book_credit=booking(node_id),
-        ),
+        budgets,
+        Rerater(writer, reader, node_id=node_id, on_applied=rerated(budgets.accounts)),
     )

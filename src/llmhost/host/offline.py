@@ -31,6 +31,7 @@ from llmhost.api.budget_wire import (
 )
 from llmhost.api.budgets import BudgetAdmin
 from llmhost.api.costs import CostReports
+from llmhost.api.ledger import AccountPage, LedgerDesk, NewRerating
 from llmhost.api.prices import NewPrice, PriceAdmin, PricePage
 from llmhost.api.report_wire import CostedPage, UsedPage, time_ns
 from llmhost.api.reports import ReportDesk, query_of
@@ -42,7 +43,17 @@ from llmhost.storage.node import DataDir
 
 T = TypeVar("T")
 Row = dict[str, Any]
-Page = OrgPage | TeamPage | KeyPage | PricePage | BudgetPage | CreditPage | UsedPage | CostedPage
+Page = (
+    OrgPage
+    | TeamPage
+    | KeyPage
+    | PricePage
+    | BudgetPage
+    | CreditPage
+    | UsedPage
+    | CostedPage
+    | AccountPage
+)
 
 
 class OfflineAdmin:
@@ -65,6 +76,7 @@ class OfflineAdmin:
         self._prices = PriceAdmin(books.prices, books.keys.directory, clock, None)
         self._reports = ReportDesk(books.reports)
         self._budgets = BudgetAdmin(books.budgets, books.keys)
+        self._ledger = LedgerDesk(books.ledger, books.rerater, books.prices, clock)
 
     def create_org(self, name: str, **facts: Any) -> Row:
         new = msgspec.convert({"name": name, **facts}, NewOrg)
@@ -174,8 +186,20 @@ class OfflineAdmin:
     def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
         return self._costs.devices(time_ns(since, "since"), time_ns(until, "until"))
 
-    def verify_ledger(self) -> dict[str, Any]:
-        return self._admin.verify_ledger()
+    def verify_ledger(self) -> Row:
+        return _row(self._ledger.verify())
+
+    def check_sums(self) -> Row:
+        return _row(self._ledger.check())
+
+    def rebuild_sums(self) -> Row:
+        return _row(self._run(self._ledger.rebuild()))
+
+    def accounts(self) -> list[Row]:
+        return _rows(lambda **page: self._ledger.accounts(**page))
+
+    def rerate(self, body: Row) -> Row:
+        return _row(self._run(self._ledger.rerate(msgspec.convert(body, NewRerating))))
 
     def export_ledger(self) -> Iterator[dict[str, Any]]:
         return self._admin.export_ledger()

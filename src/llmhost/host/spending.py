@@ -1,12 +1,14 @@
 """What budgets ask of the ledger: tenants don't know how it is kept, and it doesn't know them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from llmhost.core.request import Caller
 from llmhost.cost import sums
 from llmhost.cost.entries import Entry, account_of
 from llmhost.cost.ledger import append
 from llmhost.cost.sums import Level
 from llmhost.storage.connect import Connection
+from llmhost.tenants.accounts import Accounts
 from llmhost.tenants.budget_store import BookCredit, Spending, Sums
 from llmhost.tenants.budgets import Budget, Credit
 from llmhost.tenants.periods import EVER_NS, Span
@@ -67,3 +69,13 @@ def _since(span: Span) -> int | None:
 
 def _until(span: Span) -> int | None:
     return None if span.until_ns == EVER_NS else span.until_ns
+
+
+def rerated(accounts: Accounts) -> Callable[[Entry], None]:
+    """Has budgets that count in memory hear of a request that was rated again."""
+
+    def charge(entry: Entry) -> None:
+        caller = Caller(key_id=entry.key_id, org=entry.org, team=entry.team)
+        accounts.charge(caller, entry.run_id, entry.amount_nano, entry.utc_ns)
+
+    return charge

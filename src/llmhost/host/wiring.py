@@ -15,14 +15,14 @@ from llmhost.api.door import Outflow
 from llmhost.api.edge import is_loopback
 from llmhost.api.gatekeeper import Gatekeeper
 from llmhost.api.idempotency import Idempotency
+from llmhost.api.ledger import LedgerDesk
 from llmhost.api.prices import PriceAdmin
 from llmhost.api.reports import ReportDesk
 from llmhost.config.schema import Settings
 from llmhost.core.errors import ConfigError, LlmhostError
 from llmhost.core.events import DeploymentChanged
-from llmhost.core.ports import Clock, EngineLoad
+from llmhost.core.ports import Clock
 from llmhost.cost.attribution import TrueCosts
-from llmhost.cost.conservation import Reading
 from llmhost.cost.rates import node_rates
 from llmhost.deploy import registry as deploy_registry
 from llmhost.deploy.catalogue import Catalogue, ModelEntry
@@ -36,9 +36,10 @@ from llmhost.hooks.registry import Plugins
 from llmhost.hooks.tell import Observers
 from llmhost.host.answers import open_answers
 from llmhost.host.books import Books, open_books
+from llmhost.host.gauges import Gauges
 from llmhost.observe.budgets import OrgBudget
 from llmhost.observe.clock import SystemClock
-from llmhost.observe.metrics import GaugeSource, Metrics
+from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.authenticate import Authenticate
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
@@ -185,7 +186,9 @@ class Host:
             self.answers, self.settings.idempotency, self.metrics.answer_repeated
         )
         self.app = self._app()
-        gauges = _Gauges(self.deployments, self.devices, self.analytics, self.costs)
+        gauges = Gauges(
+            self.deployments, self.devices, self.analytics, self.costs, self.books.ledger
+        )
         self.metrics.read_gauges_from(gauges)
         self.metrics.budgets.read_from(
             lambda: self.books.budgets.accounts.refusals, self._org_budgets
@@ -314,6 +317,9 @@ class Host:
                 prices=prices,
                 budgets=BudgetAdmin(self.books.budgets, self.books.keys),
                 reports=ReportDesk(self.books.reports),
+                ledger=LedgerDesk(
+                    self.books.ledger, self.books.rerater, self.books.prices, self.clock
+                ),
                 outflow=None if self.costs.rates.egress.is_free else self.outflow,
                 admin_token=self.admin_token,
                 why_not_ready=self.why_not_ready,
@@ -338,7 +344,7 @@ class Host:
         )
 
     async def _keep_house(self) -> None:
-        """Once a day: forget what need not be kept."""
+        """Once a day: forget what need not be kept, and see whether the ledger's sums add up."""
         while True:
             now_ns = self.clock.utc_ns()
             try:
@@ -349,6 +355,10 @@ class Host:
                 await self.answers.forget()
             except LlmhostError as error:
                 log.warning("rows.not_forgotten error=%s", error)
+            try:
+                await asyncio.to_thread(self.books.ledger.check)
+            except LlmhostError as error:
+                log.warning("ledger.not_checked error=%s", error)
             await asyncio.sleep(DAY_S)
 
     async def _check_costs(self) -> None:
@@ -377,58 +387,6 @@ class Host:
         await shut_down(self.plugins, self)
         await self._closing.aclose()
         self.plugins.close()
-
-
-class _Gauges(GaugeSource):
-    """What a scrape reads of deployments and devices."""
-
-    def __init__(
-        self,
-        deployments: Deployments,
-        devices: Devices,
-        analytics: Analytics,
-        costs: TrueCosts,
-    ) -> None:
-        self._deployments = deployments
-        self._devices = devices
-        self._analytics = analytics
-        self._costs = costs
-
-    def analytics_dropped(self) -> int:
-        return self._analytics.dropped
-
-    def engine_loads(self) -> Iterable[tuple[str, EngineLoad]]:
-        return self._deployments.loads()
-
-    def deployment_states(self) -> Iterable[tuple[str, str]]:
-        return [(str(d.entry.ref), d.state.value) for d in self._deployments.all()]
-
-    def adapters(self) -> Iterable[tuple[str, int, int]]:
-        for deployment in self._deployments.all():
-            rows = self._deployments.loaded_adapters(deployment.entry)
-            yield str(deployment.entry.ref), len(rows), sum(row.users for row in rows)
-
-    def device_costs(self) -> Iterable[tuple[str, Mapping[str, int], int]]:
-        for device in self._devices.lanes():
-            reading = self._costs.read(device)
-            checked = self._costs.readings.get(device)
-            yield device, _pools(reading), 0 if checked is None else checked.error_nano
-
-    def infrastructure_costs(self) -> Mapping[str, int]:
-        pools = self._costs.infrastructure
-        return {"host": pools.host.meter.nano, "egress": pools.egress.meter.nano}
-
-    def device_figures(self) -> Iterable[tuple[str, int, int, int, int]]:
-        return self._devices.figures()
-
-
-def _pools(reading: Reading) -> dict[str, int]:
-    return {
-        "callers": reading.callers_nano,
-        "operator": reading.operator_nano,
-        "model_loading": reading.load_nano,
-        "idle": reading.idle_nano,
-    }
 
 
 async def _until(is_true: Any, timeout_s: float) -> None:

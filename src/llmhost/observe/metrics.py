@@ -192,6 +192,9 @@ class GaugeSource:
     def analytics_dropped(self) -> int:
         return 0
 
+    def ledger_drift(self) -> int:
+        return 0
+
     def deployment_states(self) -> Iterable[tuple[str, str]]:
         return ()
 
@@ -224,6 +227,12 @@ class _Gauges(Collector):
         dropped = CounterMetricFamily("llmhost_analytics_dropped", "Analytics rows that were shed.")
         dropped.add_metric([], self._source.analytics_dropped())
         yield dropped
+        drift = GaugeMetricFamily(
+            "llmhost_ledger_drift",
+            "Sums of the ledger that were not what its entries add up to at the last daily check: 0.",
+        )
+        drift.add_metric([], self._source.ledger_drift())
+        yield drift
 
     def _engines(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         running = GaugeMetricFamily(
