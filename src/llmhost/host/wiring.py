@@ -68,6 +68,8 @@ KEPT_REQUESTS_DAYS = 90
 KEPT_MINUTES_DAYS = 400
 """How long analytics keeps its rows: each request, and the roll-ups by minute."""
 
+ANALYTICS_LINGER_S = 0.1
+"""Rows gather for so long: nobody waits for them, and a commit costs the same for all of a moment."""
 DAY_S = 86_400
 HOUR_S = 3_600
 MINUTE_S = 60
@@ -211,7 +213,9 @@ class Host:
 
     def _open_analytics(self) -> Analytics:
         path = self.data_dir.analytics_db
-        writer = Writer(path, synchronous="NORMAL", migrations=[traffic.SCHEMA])
+        writer = Writer(
+            path, synchronous="NORMAL", migrations=[traffic.SCHEMA], linger_s=ANALYTICS_LINGER_S
+        )
         self._closing.callback(writer.close)
         reader = Reader(path)
         self._closing.callback(reader.close)

@@ -3,13 +3,16 @@
 `log_event` is for lines with facts, so that the JSON form keeps them as fields.
 """
 
+import asyncio
 import json
 import logging
 import re
 import sys
+from contextlib import nullcontext
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, TextIO
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -25,7 +28,10 @@ def log_event(
 
 def start_logging(level: str, form: Literal["text", "json"]) -> None:
     """Send the log to stderr. Called once, by the process that serves."""
-    handler = logging.StreamHandler(sys.stderr)
+    # Nothing that is written says which thread, process or line it comes from, so nobody need find that out.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # type: ignore[attr-defined]  # the documented switch
+    handler = Gatherer(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -34,7 +40,37 @@ def start_logging(level: str, form: Literal["text", "json"]) -> None:
     logging.captureWarnings(capture=True)
 
 
+class Gatherer(logging.StreamHandler[TextIO]):
+    """Writes what one turn of the event loop logs at once, before its next turn; from other threads, and where
+    something is wrong, right away."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+            if record.levelno >= logging.WARNING:
+                self.flush()
+            elif len(self._lines) == 1:
+                asyncio.get_running_loop().call_soon(self.flush)
+        except RuntimeError:  # no loop runs here
+            self.flush()
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
+
+    def flush(self) -> None:
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write("\n".join([*lines, ""]))
+                self.stream.flush()
+
+
 _KEY = re.compile(r"(\w+)=%")
+_PLAIN = re.compile(r"[!#-<>-~]+")
+"""What needs no quotes: ASCII without space, quote and equals sign."""
 
 
 def _event(record: logging.LogRecord) -> str:
@@ -46,8 +82,10 @@ def _event(record: logging.LogRecord) -> str:
 
 def _keys(record: logging.LogRecord) -> list[str]:
     """Names of the facts in a `noun.verb key=%s` line; none where they don't account for every argument."""
+    if not record.args:
+        return []
     keys = _KEY.findall(str(record.msg))
-    return keys if record.args and len(keys) == len(record.args) else []
+    return keys if len(keys) == len(record.args) else []
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
@@ -62,17 +100,25 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 
 def _quoted(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
+    if _PLAIN.fullmatch(text):
+        return text
     if text and text.isprintable() and not set(text) & set(' "='):
         return text
     # Callers make up names: nothing of theirs may end a line or steer a terminal. JSON leaves DEL as it is.
     return json.dumps(text, ensure_ascii=not text.isprintable()).replace("\x7f", "\\u007f")
 
 
+@lru_cache(4)
+def _clock(utc_s: int) -> str:
+    return datetime.fromtimestamp(utc_s, UTC).strftime("%H:%M:%S")
+
+
 class TextLines(logging.Formatter):
     """For people: time, level, event, facts."""
 
     def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
+        seconds, part = divmod(record.created, 1)
+        at = f"{_clock(int(seconds))}.{int(part * 1000):03d}"
         facts = "".join(f" {key}={_quoted(value)}" for key, value in _facts(record).items())
         line = f"{at} {record.levelname.lower():7} {_event(record)}{facts}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

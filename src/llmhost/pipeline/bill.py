@@ -162,10 +162,13 @@ class Bill:
 
     async def _quoted(self, context: RequestContext, listed: Price) -> Price | None:
         offer = Quote(**{name: getattr(listed, f"{name}_nano") for name in DIMENSIONS})
+        request, name = context.request, context.known_deployment.entry.name
+        if request.model != name:
+            request = replace(request, model=name)
         answer = await ask(
             self._plugins,
             "quote_price",
-            request=replace(context.request, model=context.known_deployment.entry.name),
+            request=request,
             caller=context.known_caller,
             price=offer,
             now=datetime.fromtimestamp(context.arrived_utc_ns / 1e9, UTC),

@@ -6,6 +6,7 @@ of an answer whose ledger entry could still be lost.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -78,7 +79,6 @@ class Generation:
             raise
         if pump is not None:
             self._pumps.append(pump)
-            pump.start()
 
     def cancel(self) -> None:
         """Stop every choice; each still delivers its last delta, with what it used. Idempotent."""
@@ -244,27 +244,33 @@ class ScreenPump:
         self._screen = screen
         self._publish = publish
         self._stop = stop
-        self._queue: asyncio.Queue[Delta] = asyncio.Queue()
+        self._waiting: deque[Delta] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
-        self._task.add_done_callback(self._check_end)
-
     def push(self, delta: Delta) -> None:
-        self._queue.put_nowait(delta)
+        """Most text is only held back until there is more of it, for which no task need wake."""
+        is_last = delta.finish_reason is not None
+        if self._task is None and not is_last and self._screen.hold(delta.text):
+            if delta.tokens:
+                self._publish(replace(delta, text=""))
+            return
+        self._waiting.append(delta)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(self._check_end)
 
     async def _run(self) -> None:
-        while True:
-            delta = await self._queue.get()
+        """Until nothing waits."""
+        while self._waiting:
+            delta = self._waiting.popleft()
             text = await self._screen.push(delta.text) if not self._screen.is_refused else ""
             if delta.finish_reason is not None:
                 self._publish(await self._last(delta, text))
-                return
-            if self._screen.is_refused:
+            elif self._screen.is_refused:
                 self._stop()  # what still comes is surplus; the last delta brings the usage
             elif text or delta.tokens:
                 self._publish(replace(delta, text=text))
+        self._task = None
 
     def _check_end(self, task: "asyncio.Task[None]") -> None:
         """A screen that fails, fails closed: the choice ends, or its stream would wait for ever."""

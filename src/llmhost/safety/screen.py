@@ -115,6 +115,10 @@ class OutputScreen:
     def is_refused(self) -> bool:
         return self.refused_by is not None
 
+    def hold(self, text: str) -> bool:
+        """Take text that need not be judged yet; False, and nothing is taken, when it is for `push`."""
+        return not self.is_refused and self._window.hold(text)
+
     async def push(self, text: str) -> str:
         """Judge what there is enough of; the text that may be sent now."""
         if self.is_refused:

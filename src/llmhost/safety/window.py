@@ -59,6 +59,13 @@ class Window:
         self._judged = 0
         self._is_ended = False
 
+    def hold(self, text: str) -> bool:
+        """Add text if there is not enough to judge with it."""
+        is_room = len(self._pending) + len(text) < self._size
+        if is_room:
+            self._pending += text
+        return is_room
+
     def push(self, text: str) -> Piece | None:
         """Add text; the piece to judge now, if there is one."""
         self._pending += text

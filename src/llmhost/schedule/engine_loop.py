@@ -81,7 +81,7 @@ class EngineLoop:
         self._sinks: dict[int, tuple[int, DeltaSink]] = {}  # with the choice's index
         self._drain = DrainForecast(batch=scheduler.limits.max_batch_size, most_live=self._max_live)
         self._calls: set[asyncio.Future[None]] = set()
-        self._inbox = Inbox()
+        self._inbox = Inbox(self._loop)
         self._is_stopping = False
         self._is_draining = False
         self._stopped = asyncio.Event()

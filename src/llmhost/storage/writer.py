@@ -73,11 +73,14 @@ class Writer:
         synchronous: Synchronous = "FULL",
         migrations: Sequence[Schema] = (),
         max_queue: int = 10_000,
+        linger_s: float = 0.0,
     ) -> None:
+        """`linger_s` is how long a group may gather before it is committed, where nobody waits for it."""
         self.path = path
         self._synchronous = synchronous
         self._migrations = migrations
         self._max_queue = max_queue
+        self._linger_s = linger_s
         self._waiting: deque[_Task] = deque()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -140,7 +143,8 @@ class Writer:
                     retry_after_s=1.0,
                 )
             self._waiting.append(_Task(work, item, future))
-            self._changed.notify()
+            if len(self._waiting) in (1, MAX_GROUP):  # whoever gathers need not hear of each
+                self._changed.notify()
         return future
 
     async def run(self, job: Job[T]) -> T:
@@ -187,8 +191,13 @@ class Writer:
             timeout = None if self._health is None else PROBE_S
             if not self._changed.wait_for(lambda: self._waiting or self._is_closing, timeout):
                 return [_Task(self._probe, None, Future())]
+            if self._linger_s:
+                self._changed.wait_for(self._is_due, self._linger_s)
             count = min(len(self._waiting), MAX_GROUP)
             return [self._waiting.popleft() for _ in range(count)]
+
+    def _is_due(self) -> bool:
+        return self._is_closing or len(self._waiting) >= MAX_GROUP
 
     def _commit(self, connection: Connection, group: Sequence[_Task]) -> None:
         results: list[_Result] = []
