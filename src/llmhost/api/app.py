@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litestar import Litestar, Request, Response, Router, asgi, get
+from litestar.enums import ScopeType
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath
-from litestar.types import ASGIApp, ControllerRouterHandler
+from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
 
 from llmhost import __version__
 from llmhost.api.admin import Admin
@@ -76,9 +77,12 @@ class Surface:
 def build_app(surface: Surface) -> ASGIApp:
     settings = surface.settings
     guard = guard_by(surface.admin_token, surface.admin.tenants.access_of)
+    generation = _generation_routes(surface)
     app = Litestar(
         route_handlers=[
-            *_generation_routes(surface),
+            *(asgi(path, copy_scope=False)(route) for path, route in generation.items()),
+            *_pooling_routes(surface),
+            _estimate_route(surface),
             *_model_routes(surface),
             *_operation_routes(surface),
             *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
@@ -108,30 +112,47 @@ def build_app(surface: Surface) -> ASGIApp:
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
-    guarded = surface.gatekeeper.guard(app)
+    guarded = surface.gatekeeper.guard(_past_router(app, generation))
     edge = Edge(guarded, origins=settings.cors_origins, loopback_only=is_loopback(settings.host))
     return edge if surface.outflow is None else surface.outflow.around(edge)
 
 
-def _generation_routes(surface: Surface) -> list[ControllerRouterHandler]:
+def _past_router(app: ASGIApp, routes: Mapping[str, ASGIApp]) -> ASGIApp:
+    """The app, with these of its routes called directly: they need nothing of what the framework does on the way."""
+
+    async def direct(scope: Scope, receive: Receive, send: Send) -> None:
+        route = routes.get(scope["path"], app) if scope["type"] == ScopeType.HTTP else app
+        await route(scope, receive, send)
+
+    return direct
+
+
+def _generation_routes(surface: Surface) -> dict[str, ASGIApp]:
+    limits = _limits(surface)
+    processor = surface.processor
+    return {
+        "/v1/chat/completions": generation_route(processor, Kind.CHAT, parse_chat, **limits),
+        "/v1/completions": generation_route(processor, Kind.COMPLETION, parse_completion, **limits),
+    }
+
+
+def _pooling_routes(surface: Surface) -> list[ControllerRouterHandler]:
+    return [*pooling_routes(surface.processor, **_limits(surface))]
+
+
+def _estimate_route(surface: Surface) -> ControllerRouterHandler:
+    limit = surface.settings.max_body_bytes
+    route = estimate_route(surface.processor, surface.identify, max_body_bytes=limit)
+    return asgi("/v1/estimate", copy_scope=False)(route)
+
+
+def _limits(surface: Surface) -> dict[str, Any]:
     settings = surface.settings
-    limits: dict[str, Any] = {
+    return {
         "max_body_bytes": settings.max_body_bytes,
         "heartbeat_s": settings.heartbeat_s,
         "idempotency": surface.idempotency,
     }
-    chat = generation_route(surface.processor, Kind.CHAT, parse_chat, **limits)
-    completions = generation_route(surface.processor, Kind.COMPLETION, parse_completion, **limits)
-    return [
-        asgi("/v1/chat/completions", copy_scope=False)(chat),
-        asgi("/v1/completions", copy_scope=False)(completions),
-        asgi("/v1/estimate", copy_scope=False)(
-            estimate_route(
-                surface.processor, surface.identify, max_body_bytes=settings.max_body_bytes
-            )
-        ),
-        *pooling_routes(surface.processor, **limits),
-    ]
 
 
 def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:

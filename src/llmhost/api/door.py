@@ -19,11 +19,13 @@ LINGER_S = 2.0
 SMALL_BYTES = 64 * 1024
 """What is left of a body this small is not worth a connection."""
 
+Headers = list[tuple[bytes, bytes]]
+
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 WIRE = "llmhost.wire"
-"""Where a server that can do it puts a `Wire` among a scope's extensions."""
+"""Where a server that can do it puts a `Line` among a scope's extensions."""
 
 
 class Wire(Protocol):
@@ -36,10 +38,49 @@ class Wire(Protocol):
         """One piece of the body, when `is_free`."""
 
 
-def wire_of(scope: Scope) -> Wire | None:
+class Line(Wire, Protocol):
+    """A whole connection, past ASGI's messages."""
+
+    def take_body(self) -> bytes | None:
+        """The request's whole body if all of it has come, which is most often so; once."""
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        """A whole answer in one write; False, and nothing is written, where it has to be sent."""
+
+    def on_gone(self, leave: Callable[[], None] | None) -> bool:
+        """Have `leave` called when the client closes the connection, until this is called with None. False when it
+        has done so already."""
+
+
+def line_of(scope: Scope) -> Line | None:
     """None with servers that have none; then all goes through `send`."""
     extensions: dict[str, Any] = scope.get("extensions") or {}
     return extensions.get(WIRE)
+
+
+def _set_line(scope: Scope, line: Line) -> None:
+    extensions: dict[str, Any] = {**(scope.get("extensions") or {}), WIRE: line}
+    scope["extensions"] = extensions
+
+
+def add_by_sending(scope: Scope) -> None:
+    """Somebody on the way adds headers to what is sent: a whole answer may not go past it."""
+    line = line_of(scope)
+    if line is not None:
+        _set_line(scope, _PiecesOnly(line))
+
+
+class _PiecesOnly:
+    """A line by which no answer may begin."""
+
+    __slots__ = ("is_free", "on_gone", "take_body", "write")
+
+    def __init__(self, line: Line) -> None:
+        self.is_free, self.write = line.is_free, line.write
+        self.take_body, self.on_gone = line.take_body, line.on_gone
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        return False
 
 
 class Outflow:
@@ -62,10 +103,8 @@ class Outflow:
 
     def _counted(self, scope: Scope, send: Send) -> Send:
         """A `send` that counts, and a scope whose wire, if it has one, does so too."""
-        if (wire := wire_of(scope)) is not None:
-            extensions: dict[str, Any] = {**(scope.get("extensions") or {})}
-            extensions[WIRE] = _CountedWire(wire, self)
-            scope["extensions"] = extensions
+        if (line := line_of(scope)) is not None:
+            _set_line(scope, _CountedLine(line, self))
 
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.body":
@@ -75,27 +114,37 @@ class Outflow:
         return send_counted
 
 
-class _CountedWire:
-    """A wire whose bytes are counted."""
+class _CountedLine:
+    """A line whose bytes are counted."""
 
-    __slots__ = ("_outflow", "_wire", "is_free")
+    __slots__ = ("_line", "_outflow", "is_free", "on_gone", "take_body")
 
-    def __init__(self, wire: Wire, outflow: Outflow) -> None:
-        self._wire = wire
+    def __init__(self, line: Line, outflow: Outflow) -> None:
+        self._line = line
         self._outflow = outflow
-        self.is_free = wire.is_free
+        self.is_free, self.take_body, self.on_gone = line.is_free, line.take_body, line.on_gone
 
     def write(self, body: bytes) -> None:
         self._outflow.sent_bytes += len(body)
-        self._wire.write(body)
+        self._line.write(body)
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        is_written = self._line.answer(status, headers, body)
+        if is_written:
+            self._outflow.sent_bytes += len(body)
+        return is_written
 
 
 class ClientGone(Exception):
     """The connection closed before the body was complete."""
 
 
-async def read_all(receive: Receive, limit_bytes: int) -> bytes:
+async def read_all(receive: Receive, limit_bytes: int, line: Line | None = None) -> bytes:
     """The whole request body. Raises RequestTooLarge, RequestTimeout, ClientGone."""
+    if line is not None and (body := line.take_body()) is not None:
+        if len(body) > limit_bytes:
+            raise _too_large(limit_bytes)
+        return body
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await _read_all(receive, limit_bytes)
@@ -115,12 +164,16 @@ async def _read_all(receive: Receive, limit_bytes: int) -> bytes:
         chunk: bytes = message.get("body", b"")  # type: ignore[assignment]
         size += len(chunk)
         if size > limit_bytes:
-            raise RequestTooLarge(
-                f"The request body is larger than {limit_bytes} bytes, which is all this server takes."
-            )
+            raise _too_large(limit_bytes)
         parts.append(chunk)
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+def _too_large(limit_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        f"The request body is larger than {limit_bytes} bytes, which is all this server takes."
+    )
 
 
 def is_small(scope: Scope) -> bool:
@@ -175,36 +228,56 @@ async def start(
     headers: Mapping[str, str],
     length: int | None = None,
 ) -> None:
-    raw = [(b"content-type", content_type.encode())]
-    if length is not None:
-        raw.append((b"content-length", str(length).encode()))
-    raw += [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    raw = _encoded(content_type, headers, length)
     await send({"type": "http.response.start", "status": status, "headers": raw})
 
 
 async def send_whole(
-    send: Send, status: int, body: bytes, headers: Mapping[str, str], content_type: str = JSON
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: Mapping[str, str],
+    content_type: str = JSON,
+    line: Line | None = None,
 ) -> None:
-    await start(send, status, content_type, headers, len(body))
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    raw = _encoded(content_type, headers, len(body))
+    if line is None or not line.answer(status, raw, body):
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _encoded(content_type: str, headers: Mapping[str, str], length: int | None) -> Headers:
+    raw = [(b"content-type", content_type.encode())]
+    if length is not None:
+        raw.append((b"content-length", b"%d" % length))
+    raw += [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    return raw
 
 
 class DisconnectWatch:
     """Calls `leave` once when the client closes the connection; costs nothing while it stays."""
 
-    def __init__(self, receive: Receive, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, receive: Receive, leave: Callable[[], None], line: Line | None = None
+    ) -> None:
         self._receive = receive
         self._leave = leave
+        self._line = line
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "DisconnectWatch":
+    def __enter__(self) -> bool:
+        """False when it is known that the client has left already."""
+        if self._line is not None:
+            return self._line.on_gone(self._leave)
         self._task = asyncio.create_task(self._watch())
-        return self
+        return True
 
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        self._task = None  # its end refers to its frame, which refers to this
+    def __exit__(self, *_: object) -> None:
+        if self._line is not None:
+            self._line.on_gone(None)
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None  # its end refers to its frame, which refers to this
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

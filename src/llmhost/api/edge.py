@@ -13,7 +13,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from llmhost.api import bill_facts, limit_headers
-from llmhost.api.door import client_id, header, send_whole
+from llmhost.api.door import add_by_sending, client_id, header, send_whole
 from llmhost.api.errors import error_body
 from llmhost.core.errors import Forbidden
 from llmhost.core.ids import new_request_id
@@ -97,6 +97,8 @@ class Edge:
         if scope["method"] == "OPTIONS":
             await self._preflight(scope, send, headers)
             return
+
+        add_by_sending(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -65,9 +65,8 @@ class Gatekeeper:
                 self._metrics.refused("ip", refusal.limit, refusal.retry_after_s, address=address)
                 await _refuse(scope, receive, send, refusal)
                 return
-            vouched: list[str | None] = []
-            _state(scope)[_VOUCHED] = vouched
-            await app(scope, receive, self._watched(scope, send, address, vouched))
+            _state(scope)[_VOUCHED] = lambda secret: self._strangers.worked(address, secret)
+            await app(scope, receive, self._watched(scope, send, address))
 
         return guarded
 
@@ -83,15 +82,10 @@ class Gatekeeper:
         sent = _forwarded_for(scope) if self._is_proxied else None
         return self._address(client[0] if client else None, sent)
 
-    def _watched(
-        self, scope: HTTPScope, send: Send, address: str, vouched: list[str | None]
-    ) -> Send:
+    def _watched(self, scope: HTTPScope, send: Send, address: str) -> Send:
         async def watched(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                if message["status"] == 401:
-                    self._failed(scope, address)
-                elif vouched:
-                    self._strangers.worked(address, vouched[0])
+            if message["type"] == "http.response.start" and message["status"] == 401:
+                self._failed(scope, address)
             await send(message)
 
         return watched
@@ -103,9 +97,9 @@ class Gatekeeper:
 
 def vouch(scope: Any) -> None:
     """Whoever makes this call has a valid key."""
-    vouched = _state(scope).get(_VOUCHED)
-    if vouched is not None:
-        vouched.append(bearer(scope))
+    note = _state(scope).get(_VOUCHED)
+    if note is not None:
+        note(bearer(scope))
 
 
 def _state(scope: Any) -> dict[str, Any]:

@@ -27,11 +27,11 @@ from llmhost.api.door import (
     client_id,
     header,
     is_small,
+    line_of,
     read_all,
     send_last,
     send_whole,
     start,
-    wire_of,
 )
 from llmhost.api.errors import error_body, error_headers, forget_frames, known_error
 from llmhost.api.frames import HEARTBEAT, Frames, frames_of, whole_answer
@@ -128,7 +128,7 @@ class _Route:
             await visit.fail(send, error)
             forget_frames(error)
         finally:
-            visit.leave(None)
+            visit.end()
             request_id.reset(named)  # the next request of a connection may run in the same context
 
     async def _serve(self, visit: "Visit", receive: Receive, send: Send) -> None:
@@ -144,8 +144,9 @@ class _Route:
             self.processor.turn_away(blank, refusal)
             raise refusal
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        secret = bearer(scope)
         try:
-            caller = await self.processor.identify(blank, bearer(scope), headers)
+            caller = await self.processor.identify(blank, secret, headers)
         except LlmhostError as error:
             await visit.dismiss(send, receive, error, is_small=is_small(scope))
             forget_frames(error)
@@ -160,11 +161,16 @@ class _Route:
     async def _run(self, visit: "Visit", asked: Asked, receive: Receive, send: Send) -> None:
         blank, headers, caller = asked
         request, beside, fault = await self._parsed(visit, receive, blank, caller)
-        opening = asyncio.ensure_future(
-            self.processor.open(request, bearer(visit.scope), headers, caller=caller, fault=fault)
-        )
-        async with DisconnectWatch(receive, lambda: visit.leave(opening)):
-            visit.exchange = await opening
+        secret = bearer(visit.scope)
+        with DisconnectWatch(receive, visit.leave, visit.line) as is_there:
+            if not is_there:
+                self.processor.lose(request, caller)
+                return
+            visit.opening = asyncio.current_task()
+            visit.exchange = await self.processor.open(
+                request, secret, headers, caller=caller, fault=fault
+            )
+            visit.opening = None
             if visit.is_gone:  # at the very moment of acceptance, too late to cancel the opening
                 return
             if self.respond is not None:
@@ -178,8 +184,8 @@ class _Route:
         """Answer a call that has an Idempotency-Key, which may have been made before."""
         call, playback = await self._joined(visit, asked, receive)
         try:
-            async with DisconnectWatch(receive, playback.close):
-                head = await playback.begun()
+            with DisconnectWatch(receive, playback.close, visit.line) as is_there:
+                head = await playback.begun() if is_there else None
                 if head is not None:
                     self.idempotency.note(playback, call, asked[-1])
                     await send(start_of(playback, call, visit.headers()))
@@ -199,7 +205,7 @@ class _Route:
             return not mine.has_failed
 
         try:
-            raw = await read_all(receive, self.max_body_bytes)
+            raw = await read_all(receive, self.max_body_bytes, visit.line)
             self.processor.check_still(blank, bearer(visit.scope), caller)
             is_large = len(raw) > INLINE_BYTES
             body_hash = await asyncio.to_thread(digest, raw) if is_large else digest(raw)
@@ -217,7 +223,7 @@ class _Route:
     ) -> tuple[GenerationRequest, Any, LlmhostError | None]:
         """The request; or what is wrong with it, and a blank one to meter that by."""
         try:
-            raw = await read_all(receive, self.max_body_bytes)
+            raw = await read_all(receive, self.max_body_bytes, visit.line)
             given = (raw, visit.request_id, visit.client_id)
             if len(raw) > INLINE_BYTES:
                 request, beside = await asyncio.to_thread(self.parse, *given)
@@ -241,9 +247,12 @@ class Visit:
         self.started = time.perf_counter()
         self.request_id = new_request_id()
         self.client_id = client_id(scope)
-        self.wire = wire_of(scope)
+        self.line = line_of(scope)
+        self.wire: Wire | None = self.line
         self.wants_cost = header(scope, b"x-llmhost-cost") == "breakdown"
         self.exchange: Exchange | None = None
+        self.opening: asyncio.Task[Any] | None = None
+        """The visit's own task, while it waits to be let in."""
         self.is_gone = False
         self.has_started = False
         self.has_failed = False
@@ -253,14 +262,19 @@ class Visit:
     def recorded_by(self, wire: Wire) -> "Visit":
         """The same call, as it is made on nobody's connection."""
         twin = copy(self)
-        twin.wire, twin.is_recorded = wire, True
+        twin.wire, twin.line, twin.is_recorded = wire, None, True
         return twin
 
-    def leave(self, opening: "asyncio.Future[Exchange] | None") -> None:
-        """The client is gone or has got everything. Idempotent."""
-        if opening is not None:
-            self.is_gone = True
-            opening.cancel()
+    def leave(self) -> None:
+        """The client is gone: nothing more is done for it. Idempotent."""
+        self.is_gone = True
+        if self.opening is not None:
+            self.opening.cancel()
+            self.opening = None
+        self.end()
+
+    def end(self) -> None:
+        """The client has got everything, or is gone. Idempotent."""
         if self.exchange is not None:
             self.exchange.leave()
 
@@ -315,7 +329,8 @@ async def _answer(visit: Visit, send: Send) -> None:
         body = await asyncio.to_thread(whole_answer, *facts)
     else:
         body = whole_answer(*facts)
-    await send_whole(send, 200, body, {**visit.headers(), **bill_headers(context)})
+    headers = {**visit.headers(), **bill_headers(context)}
+    await send_whole(send, 200, body, headers, line=visit.line)
 
 
 async def _stream(

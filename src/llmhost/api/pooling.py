@@ -83,7 +83,8 @@ async def _respond(visit: Visit, send: Send, shape: Shape) -> None:
 
     is_large = sum(map(len, pooled)) > INLINE_NUMBERS
     body = await asyncio.to_thread(write) if is_large else write()
-    await send_whole(send, 200, body, {**visit.headers(), **bill_headers(context)})
+    headers = {**visit.headers(), **bill_headers(context)}
+    await send_whole(send, 200, body, headers, line=visit.line)
 
 
 def _list(array: Any) -> list[float]:

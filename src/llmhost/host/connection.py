@@ -6,9 +6,14 @@ on for nobody). A head has a size and a time in which it must come. What isn't H
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from llmhost.api.door import WIRE
 from llmhost.api.errors import error_body
@@ -20,15 +25,16 @@ HEAD_TIMEOUT_S = 60.0
 """Without these two, a client could hold a connection for ever, or any amount of memory, with one unending head."""
 
 
-class Wire:
-    """The shortcut of `door.Wire` past ASGI's `send`, which makes a message and awaits for every piece."""
+class Line:
+    """The shortcut of `door.Line` past ASGI's `send` and `receive`, which make messages and await for every piece."""
 
-    __slots__ = ("_cycle", "_flow", "_write")
+    __slots__ = ("_cycle", "_flow", "_leave", "_write")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = weakref.ref(cycle)  # it has the scope that has this
         self._flow = cycle.flow
         self._write = cycle.transport.write
+        self._leave: Callable[[], None] | None = None
 
     def is_free(self) -> bool:
         cycle = self._cycle()
@@ -44,11 +50,45 @@ class Wire:
     def write(self, body: bytes) -> None:
         self._write(b"%x\r\n%b\r\n" % (len(body), body))
 
+    def take_body(self) -> bytes | None:
+        cycle = self._cycle()
+        if cycle is None or cycle.more_body or cycle.disconnected:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        self._flow.resume_reading()
+        return body
+
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        cycle = self._cycle()
+        if (
+            cycle is None
+            or self._flow.write_paused
+            or cycle.disconnected
+            or cycle.response_started
+            or not cycle.keep_alive
+        ):
+            return False
+        lines = [b"%b: %b\r\n" % each for each in (*cycle.default_headers, *headers)]
+        self._write(b"".join((STATUS_LINE[status], *lines, b"\r\n", body)))
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
+
+    def on_gone(self, leave: Callable[[], None] | None) -> bool:
+        self._leave = leave
+        cycle = self._cycle()
+        return cycle is not None and not cycle.disconnected
+
+    def tell_gone(self) -> None:
+        if self._leave is not None:
+            self._leave()
+
 
 class Connection(HttpToolsProtocol):
     """A protocol class for uvicorn's `http` setting."""
 
-    _cycles: tuple[RequestResponseCycle, ...] = ()
+    _cycles: tuple[tuple[RequestResponseCycle, Line], ...] = ()
     _head_bytes = 0
     _is_in_head = True
     _head_alarm: asyncio.TimerHandle | None = None
@@ -83,9 +123,11 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = False
         self._stop_alarm()
         super().on_headers_complete()
-        self._cycles = (*(c for c in self._cycles if not c.response_complete), self.cycle)
+        open_ones = tuple(one for one in self._cycles if not one[0].response_complete)
+        line = Line(self.cycle)
+        self._cycles = (*open_ones, (self.cycle, line))
         # Its task has not begun, so this is there when the app looks.
-        extensions: dict[str, Any] = {WIRE: Wire(self.cycle)}
+        extensions: dict[str, Any] = {WIRE: line}
         self.scope["extensions"] = extensions
 
     def send_400_response(self, msg: str) -> None:
@@ -101,10 +143,11 @@ class Connection(HttpToolsProtocol):
 
     def _silence(self) -> None:
         """Nothing may be written from here on, and whoever runs for this client hears that it is gone."""
-        for cycle in self._cycles:
+        for cycle, line in self._cycles:
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+                line.tell_gone()
 
     def _give_up_on_head(self) -> None:
         self._head_alarm = None

@@ -30,7 +30,7 @@ def start_logging(level: str, form: Literal["text", "json"]) -> None:
     """Send the log to stderr. Called once, by the process that serves."""
     # Nothing that is written says which thread, process or line it comes from, so nobody need find that out.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # type: ignore[attr-defined]  # the documented switch
+    logging._srcfile = None
     handler = Gatherer(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     root = logging.getLogger()

@@ -151,6 +151,9 @@ class ExchangeThatIsLeft:
         await asyncio.wait_for(self.left.wait(), 5)
         return []
 
+    async def read_whole(self) -> list[Any]:
+        return await self.read()
+
     def leave(self) -> None:
         self.left.set()
 

@@ -1,9 +1,12 @@
 """Streams on a server with a shortcut to the socket: the same bytes, in the same order, and the same ends."""
 
+import asyncio
 import json
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import pytest
 from tests.unit.api.test_visits import LONG, Connection, app_of, visit
 from tests.unit.pipeline.node import HELD_MODEL, Held, settled, slow_ledger, until
 from tests.unit.pipeline.scripted import scripted_node
@@ -11,7 +14,18 @@ from tests.unit.pipeline.scripted import scripted_node
 from llmhost.api.door import WIRE
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import FinishReason
-from llmhost.testing import TestHost, fake_words, make_host
+from llmhost.testing import FAKE_MODEL, TestHost, fake_words, make_host
+
+
+class Gone(asyncio.Event):
+    """Tells whoever watches at once, as a connection does."""
+
+    leave: Callable[[], None] | None = None
+
+    def set(self) -> None:
+        super().set()
+        if self.leave is not None:
+            self.leave()
 
 
 class WiredConnection(Connection):
@@ -19,7 +33,9 @@ class WiredConnection(Connection):
 
     def __init__(self, *parts: bytes) -> None:
         super().__init__(*parts)
+        self.gone: Gone = Gone()
         self.is_blocked = False
+        self.answers = 0
         self.written: list[bytes] = []
         self.scope["extensions"] = {WIRE: self}
 
@@ -29,6 +45,24 @@ class WiredConnection(Connection):
     def write(self, body: bytes) -> None:
         self.written.append(body)
         self.sent.append({"type": "http.response.body", "body": body, "more_body": True})
+
+    def take_body(self) -> bytes | None:
+        [message] = self._messages
+        return message["body"]
+
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        if self.is_blocked:
+            return False
+        self.answers += 1
+        self.sent += [
+            {"type": "http.response.start", "status": status, "headers": headers},
+            {"type": "http.response.body", "body": body},
+        ]
+        return True
+
+    def on_gone(self, leave: Callable[[], None] | None) -> bool:
+        self.gone.leave = leave
+        return not self.gone.is_set()
 
     @property
     def events(self) -> list[Any]:
@@ -202,3 +236,37 @@ async def test_usage_so_far_is_in_every_piece_over_the_wire() -> None:
     counts = [event["usage"]["completion_tokens"] for event in connection.events]
     assert counts[:3] == [1, 2, 3]
     assert len(connection.written) == 2
+
+
+@pytest.mark.parametrize("is_blocked", [False, True])
+async def test_a_whole_answer_goes_over_the_wire_unless_that_is_blocked(is_blocked: bool) -> None:
+    async with make_host(models={"m": FAKE_MODEL}) as host:
+        connection = WiredConnection(asked(stream=False, max_tokens=3))
+        connection.is_blocked = is_blocked
+        await visit(app_of(host), connection)
+
+    assert connection.answers == (not is_blocked)
+    assert connection.status == 200
+    assert json.loads(connection.body)["choices"][0]["text"] == fake_words("hello world", 3)
+
+
+async def test_a_page_of_another_origin_gets_its_headers_with_a_whole_answer() -> None:
+    async with make_host(models={"m": FAKE_MODEL}) as host:
+        connection = WiredConnection(asked(stream=False, max_tokens=3))
+        connection.scope["headers"].append((b"origin", b"http://localhost:3000"))
+        await visit(app_of(host), connection)
+
+    assert connection.answers == 0
+    headers = dict(connection.sent[0]["headers"])
+    assert headers[b"access-control-allow-origin"] == b"http://localhost:3000"
+
+
+async def test_a_client_who_had_left_before_it_was_looked_at_is_booked_as_cancelled() -> None:
+    async with make_host(models={"m": FAKE_MODEL}) as host:
+        connection = WiredConnection(asked(stream=False, max_tokens=3))
+        connection.gone.set()
+        await visit(app_of(host), connection)
+        [entry] = await settled(host)
+
+    assert connection.sent == []
+    assert entry["outcome"] == "cancelled"

@@ -11,12 +11,14 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from llmhost.api.door import Wire, wire_of
+from llmhost.api.door import Line, line_of
 from llmhost.host.connection import Connection
 from llmhost.host.serving import Server
 
 ASK = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 START = {"type": "http.response.start", "status": 200}
+HEAD = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\n"
+ASK_MORE = HEAD + b"hello"
 END = {"type": "http.response.body", "body": b"end", "more_body": False}
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -33,7 +35,9 @@ def client_socket() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield listener, client
 
 
-def serve(sockets: tuple[socket.socket, socket.socket], app: App, client: Client) -> None:
+def serve(
+    sockets: tuple[socket.socket, socket.socket], app: App, client: Client, first: bytes = ASK
+) -> None:
     """Serve `app` until `client` is done."""
     listener, connection = sockets
 
@@ -42,7 +46,7 @@ def serve(sockets: tuple[socket.socket, socket.socket], app: App, client: Client
         server = Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(connection, ASK)
+        await loop.sock_sendall(connection, first)
         await client(connection)
         server.hang_up_at(loop.time())
         server.should_exit = True
@@ -59,8 +63,8 @@ async def read_all(connection: socket.socket) -> bytes:
     return data
 
 
-def wire(scope: Any) -> Wire:
-    found = wire_of(scope)
+def wire(scope: Any) -> Line:
+    found = line_of(scope)
     assert found is not None
     return found
 
@@ -173,6 +177,79 @@ def test_a_wire_is_not_free_when_its_client_has_left(
     serve(client_socket, app, client)
 
     assert free == [False]
+
+
+def test_a_whole_answer_is_written_at_once_and_the_connection_goes_on(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    bodies: list[bytes | None] = []
+    written: list[bool] = []
+    got: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        bodies.append(wire(scope).take_body())
+        headers = [(b"content-length", b"3")]
+        written.append(wire(scope).answer(200, headers, b"one"))
+        written.append(wire(scope).answer(200, headers, b"two"))
+
+    async def client(connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            await loop.sock_sendall(connection, ASK_MORE)
+            got.append(await loop.sock_recv(connection, 65536))
+
+    serve(client_socket, app, client, first=b"")
+
+    assert bodies == [b"hello", b"hello"]
+    assert written == [True, False] * 2
+    assert [answer.startswith(b"HTTP/1.1 200 OK\r\n") for answer in got] == [True, True]
+    assert [answer.endswith(b"\r\ncontent-length: 3\r\n\r\none") for answer in got] == [True, True]
+
+
+@pytest.mark.parametrize("part", [b"hel", b"hello"])
+def test_a_body_is_there_at_once_if_all_of_it_has_come(
+    client_socket: tuple[socket.socket, socket.socket], part: bytes
+) -> None:
+    bodies: list[object] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        bodies.append(wire(scope).take_body())
+        await send(START)
+        await send(END)
+
+    async def client(connection: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_recv(connection, 65536)
+
+    serve(client_socket, app, client, first=HEAD + part)
+
+    assert bodies == [part if part == b"hello" else None]
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_who_watches_hears_once_that_the_client_has_left(
+    client_socket: tuple[socket.socket, socket.socket], is_watched: bool
+) -> None:
+    heard: list[str] = []
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert wire(scope).on_gone(lambda: heard.append("gone"))
+        if not is_watched:
+            wire(scope).on_gone(None)
+        await send(START)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        assert not wire(scope).on_gone(None)
+        ended.set()
+
+    async def client(connection: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_recv(connection, 1)
+        connection.close()
+        await ended.wait()
+
+    serve(client_socket, app, client)
+
+    assert heard == ["gone"] * is_watched
 
 
 def test_nothing_of_a_response_is_left_when_its_connection_is_closed(
