@@ -1,7 +1,7 @@
 """The HTTP application: routes from a Surface, one place for errors, and the edge around them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -8,6 +8,7 @@ middleware. A server that listens on loopback only answers to loopback names: a 
 import ipaddress
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -18,6 +19,8 @@ from llmhost.api.errors import error_body
 from llmhost.core.errors import Forbidden
 from llmhost.core.ids import new_request_id
 
+LONGEST_NAME = 300
+"""Of a Host header, which callers make up and which is remembered."""
 _LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 _EXPOSED = ", ".join(
     (
@@ -35,6 +38,7 @@ _EXPOSED = ", ".join(
 ).encode()
 
 
+@lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Whether an address or name means this machine alone."""
     name = host.strip("[]").lower()
@@ -143,6 +147,10 @@ def _named(scope: HTTPScope, send: Send) -> Send:
 
 
 def _host_name(scope: HTTPScope) -> str:
-    host = header(scope, b"host") or ""
+    return _name_of((header(scope, b"host") or "")[:LONGEST_NAME])
+
+
+@lru_cache(256)
+def _name_of(host: str) -> str:
     name = host.rsplit(":", 1)[0] if re.search(r":\d+$", host) else host
     return name.strip("[]")

@@ -60,6 +60,8 @@ def sampling(body: GenerationBody, *, logprobs: int | None, choices: int) -> Sam
 
 def stops(stop: str | list[str] | None) -> tuple[str, ...]:
     """Stop strings. Raises InvalidValue."""
+    if not stop and stop != "":
+        return ()
     given = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return _strings(given, "stop", most=MAX_STOPS)
 

@@ -7,6 +7,7 @@ Only shapes are checked here. Whether a schema or a grammar can be enforced is f
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -105,8 +106,25 @@ class Form:
     tools: tuple[Table, ...] | None = None
 
 
+_form_of_chat = attrgetter(
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "guided_whitespace_pattern",
+    "tools",
+    "tool_choice",
+)
+_NO_FORM = _form_of_chat(ChatBody())
+_FREE = Form()
+
+
 def chat_form(body: ChatBody) -> Form:
     """Raises BadRequest."""
+    if _form_of_chat(body) == _NO_FORM:  # as most are
+        return _FREE
     text = _only([*_formats(body), *_structures(body)])
     tools = _tools(body)
     wanted = _wanted(body, tools)

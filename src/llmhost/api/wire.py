@@ -4,6 +4,7 @@ Unknown fields are accepted, because clients send their vendors' extras. A known
 refused with its name. A known field that would change the answer and isn't honoured is refused too, never ignored.
 """
 
+from operator import attrgetter
 from typing import Any
 
 from llmhost.api.bodies import (
@@ -14,7 +15,7 @@ from llmhost.api.bodies import (
     WireMessage,
     WirePart,
 )
-from llmhost.api.loose import asks, loose, refuse, said
+from llmhost.api.loose import NULL, asks, loose, refuse, said
 from llmhost.api.sampling import bad_words, sampling, stop_token_ids, stops
 from llmhost.api.structured import Form, chat_form, completion_form
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
@@ -221,6 +222,8 @@ def _are_ids(items: list[Any]) -> bool:
 
 def _message(message: WireMessage, place: int) -> dict[str, Any]:
     content = message.content
+    if type(content) is str and _more_of_message(message) == _NO_MORE:  # as most are
+        return {"role": message.role, "content": content}
     if content is None and message.role not in ("assistant", "function"):
         raise InvalidValue(
             f"A message of role '{message.role}' needs content.", param=f"messages[{place}].content"
@@ -256,8 +259,18 @@ def _part_text(part: WirePart, at: str) -> str:
     return text
 
 
+_more_of_message = attrgetter("name", "tool_call_id", "tool_calls")
+_NO_MORE = (None, None, NULL)
+
+
 def _check_loose(body: ChatBody) -> None:
-    fields = [body.chat_template_kwargs, *(message.tool_calls for message in body.messages or ())]
+    fields = [
+        raw
+        for raw in (body.chat_template_kwargs, *(each.tool_calls for each in body.messages or ()))
+        if raw is not NULL
+    ]
+    if not fields:
+        return
     signs = sum(bytes(raw).count(sign) for raw in fields for sign in (b"{", b"[", b","))
     if signs > MAX_LOOSE_SIGNS:
         raise InvalidValue(
@@ -267,7 +280,13 @@ def _check_loose(body: ChatBody) -> None:
         )
 
 
+_extras_of_chat = attrgetter("functions", "reasoning_effort", "modalities", "audio")
+_NO_EXTRAS = _extras_of_chat(ChatBody())
+
+
 def _refuse_chat_extras(body: ChatBody) -> None:
+    if _extras_of_chat(body) == _NO_EXTRAS:
+        return
     refuse(
         {
             "functions": asks(body.functions) and said(body.function_call) != b'"none"',

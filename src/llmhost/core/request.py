@@ -276,28 +276,34 @@ class GenerationRequest:
         return len(self.text) + ids
 
     @property
-    def texts(self) -> Iterator[str]:
+    def texts(self) -> list[str]:
         """`text` in parts, whose ends are what `^` and `$` mean: prompts, contents of messages, what else each
         message holds, the template's variables, tools, and the form that the answer must have."""
-        yield from self._prompt_texts
+        texts = self._prompt_texts()
         if self.tools:
-            yield "\n".join(_leaves(self.tools))
+            texts.append("\n".join(_leaves(self.tools)))
         if self.grammar is not None and self.grammar.kind != "tool_calls":
-            yield self.grammar.words
+            texts.append(self.grammar.words)
+        return texts
 
-    @property
-    def _prompt_texts(self) -> Iterator[str]:
+    def _prompt_texts(self) -> list[str]:
         if self.kind is not Kind.CHAT:
-            yield from (prompt for prompt in self.prompts if isinstance(prompt, str))
-            return
+            return [prompt for prompt in self.prompts if isinstance(prompt, str)]
+        texts = []
         for message in self.messages:
             if content := _content_text(message.get("content")):
-                yield content
-            extras = [v for key, v in message.items() if key not in ("role", "content") and v]
-            if extras and (text := "\n".join(_leaves(extras))):
-                yield text
+                texts.append(content)
+            if len(message) > 2 or message.keys() != _BARE:
+                extras = [v for key, v in message.items() if key not in _BARE and v]
+                if extras and (text := "\n".join(_leaves(extras))):
+                    texts.append(text)
         if self.template_kwargs and (text := "\n".join(_leaves(self.template_kwargs))):
-            yield text
+            texts.append(text)
+        return texts
+
+
+_BARE = {"role", "content"}
+"""What every message has."""
 
 
 def _content_text(content: Any) -> str:

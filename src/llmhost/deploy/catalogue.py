@@ -8,6 +8,9 @@ from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import UnknownModel
 from llmhost.core.request import Caller, ModelRef
 
+KEPT_LISTS = 1_000
+"""Allow-lists whose models are remembered."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
@@ -64,6 +67,8 @@ class Catalogue:
             for entry in self._entries.values()
             for name, source in entry.spec.adapters.items()
         }
+        self._names: dict[tuple[str, ...] | None, tuple[str, ...]] = {}
+        """By allow-list, what its keys may use."""
 
     def entries(self) -> tuple[ModelEntry, ...]:
         return tuple(self._entries.values())
@@ -95,14 +100,27 @@ class Catalogue:
             served for served in self._adapters.values() if entry is None or served.entry is entry
         )
 
+    def names_for(self, caller: Caller) -> tuple[str, ...]:
+        """Everything that the caller may use, by its own name."""
+        known = self._names.get(caller.models)
+        if known is None:
+            if len(self._names) >= KEPT_LISTS:
+                self._names.clear()
+            everything = (*map(Served, self.entries()), *self._adapters.values())
+            known = tuple(one.name for one in everything if one.may_be_used_by(caller))
+            self._names[caller.models] = known
+        return known
+
     def add_adapter(self, served: Served) -> None:
         """From now on requests can name it."""
         assert served.adapter is not None
         self._adapters[served.entry.name, served.adapter] = served
+        self._names.clear()
 
     def remove_adapter(self, served: Served) -> None:
         """Requests can't name it any more. Unknown ones are ignored."""
         self._adapters.pop((served.entry.name, served.adapter or ""), None)
+        self._names.clear()
 
     def _model(self, name: str) -> ModelEntry | None:
         return self._entries.get(name) or self._aliases.get(name)

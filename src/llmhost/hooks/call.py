@@ -111,8 +111,18 @@ async def attempt(
     timeout_s = implementation.rule.timeout_s or plugins.timeout_s
     started = plugins.timer()
     try:
-        opinion = await _call(plugins, implementation, facts, timeout_s)
-        if implementation.rule.kind is Kind.ASK:
+        args = [facts[name] for name in implementation.argnames]
+        if implementation.workers is not None:
+            thread = implementation.workers.submit(implementation.function, args)
+            opinion = await _within(asyncio.wrap_future(thread), timeout_s)
+        else:
+            try:
+                opinion = implementation.function(*args)
+            finally:
+                _note_time(implementation, plugins.timer() - started)
+        if opinion is not None and inspect.isawaitable(opinion):
+            opinion = await _within(opinion, timeout_s)
+        if opinion is not None and implementation.rule.kind is Kind.ASK:
             complaint = implementation.rule.complaint(opinion, facts)
             if complaint is not None:
                 raise TypeError(complaint)
@@ -135,27 +145,6 @@ async def attempt(
 
 class TimedOut(Exception):
     """Told apart from a TimeoutError that a plugin raises."""
-
-
-async def _call(
-    plugins: Plugins,
-    implementation: Implementation,
-    facts: Mapping[str, object],
-    timeout_s: float,
-) -> Any:
-    args = [facts[name] for name in implementation.argnames]
-    if implementation.workers is not None:
-        thread = implementation.workers.submit(implementation.function, args)
-        value = await _within(asyncio.wrap_future(thread), timeout_s)
-    else:
-        started = plugins.timer()
-        try:
-            value = implementation.function(*args)
-        finally:
-            _note_time(implementation, plugins.timer() - started)
-    if value is not None and inspect.isawaitable(value):
-        value = await _within(value, timeout_s)
-    return value
 
 
 async def _within(awaitable: Awaitable[Any], timeout_s: float) -> Any:

@@ -99,6 +99,8 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _quoted(value: Any) -> str:
+    if type(value) is int:
+        return str(value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
     if _PLAIN.fullmatch(text):
         return text

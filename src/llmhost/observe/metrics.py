@@ -1,14 +1,11 @@
 """Prometheus metrics of one host, in a registry of its own. vLLM's names where a metric is the same thing."""
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
 )
 from prometheus_client.registry import Collector
 
@@ -19,6 +16,7 @@ from llmhost.core.step import StepResult
 from llmhost.observe.budgets import BudgetMetrics
 from llmhost.observe.guesses import GuessMetrics
 from llmhost.observe.limits import LimitMetrics
+from llmhost.observe.loop import LoopCounter, LoopHistogram
 from llmhost.observe.threads import ThreadMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -50,32 +48,30 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         labels = ["model_name"]
-        self._requests = Counter(
+        self._requests = LoopCounter(
             "llmhost_requests",
             "Requests by how they ended.",
             ["model_name", "outcome", "code"],
-            registry=self.registry,
+            self.registry,
         )
-        self._success = Counter(
+        self._success = LoopCounter(
             "vllm:request_success",
             "Answered requests.",
             ["model_name", "finished_reason"],
-            registry=self.registry,
+            self.registry,
         )
-        self._prompt = Counter(
-            "vllm:prompt_tokens", "Prompt tokens.", labels, registry=self.registry
+        self._prompt = LoopCounter("vllm:prompt_tokens", "Prompt tokens.", labels, self.registry)
+        self._output = LoopCounter(
+            "vllm:generation_tokens", "Generated tokens.", labels, self.registry
         )
-        self._output = Counter(
-            "vllm:generation_tokens", "Generated tokens.", labels, registry=self.registry
-        )
-        self._amount = Counter(
-            "llmhost_amount_nano", "Billed nano-dollars.", labels, registry=self.registry
+        self._amount = LoopCounter(
+            "llmhost_amount_nano", "Billed nano-dollars.", labels, self.registry
         )
         self._ttft = self._latency(
             "vllm:time_to_first_token_seconds", "From arrival to the first token."
         )
-        self._itl = LoopHistogram(
-            "vllm:inter_token_latency_seconds", "Between two pieces of an answer.", self.registry
+        self._itl = self._latency(
+            "vllm:inter_token_latency_seconds", "Between two pieces of an answer."
         )
         self._e2e = self._latency("vllm:e2e_request_latency_seconds", "From arrival to the end.")
         self._queue = self._latency(
@@ -107,16 +103,16 @@ class Metrics:
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""
         model = event.model if is_resolved else "unknown"
-        self._requests.labels(model, event.outcome.value, event.code or "").inc()
+        self._requests.add(1, model, event.outcome.value, event.code or "")
         if event.outcome is Outcome.ANSWERED:
-            self._success.labels(model, event.finish_reason or "").inc()
-        self._prompt.labels(model).inc(event.usage.prompt_tokens)
-        self._output.labels(model).inc(event.usage.completion_tokens)
-        self._amount.labels(model).inc(event.amount_nano)
+            self._success.add(1, model, event.finish_reason or "")
+        self._prompt.add(event.usage.prompt_tokens, model)
+        self._output.add(event.usage.completion_tokens, model)
+        self._amount.add(event.amount_nano, model)
         if event.ttft_ms is not None:
-            self._ttft.labels(model).observe(event.ttft_ms / 1000)
-            self._queue.labels(model).observe(event.queue_ms / 1000)
-        self._e2e.labels(model).observe(event.total_ms / 1000)
+            self._ttft.observe(event.ttft_ms / 1000, model)
+            self._queue.observe(event.queue_ms / 1000, model)
+        self._e2e.observe(event.total_ms / 1000, model)
 
     def answer_repeated(self, how: str) -> None:
         """Count a request that was not run: `attached` to one that runs, or `replayed` from the file."""
@@ -146,41 +142,8 @@ class Metrics:
     def render(self) -> bytes:
         return generate_latest(self.registry)
 
-    def _latency(self, name: str, text: str) -> Histogram:
-        return Histogram(
-            name, text, ["model_name"], buckets=LATENCY_BUCKETS_S, registry=self.registry
-        )
-
-
-class LoopHistogram(Collector):
-    """A histogram for what is observed with every token: on the HTTP loop alone, so that no lock is taken."""
-
-    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
-        self._name = name
-        self._text = text
-        self._counts: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
-        registry.register(self)
-
-    def observer(self, model: str) -> Callable[[float], None]:
-        """Takes seconds."""
-        counts = self._counts.setdefault(model, [0] * (len(LATENCY_BUCKETS_S) + 1))
-        sums = self._sums
-        sums.setdefault(model, 0.0)
-
-        def observe(seconds: float) -> None:
-            counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
-            sums[model] += seconds
-
-        return observe
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._text, labels=["model_name"])
-        bounds = [*(str(float(bound)) for bound in LATENCY_BUCKETS_S), "+Inf"]
-        for model, counts in list(self._counts.items()):
-            buckets = list(zip(bounds, accumulate(counts), strict=True))
-            family.add_metric([model], buckets, self._sums[model])
-        yield family
+    def _latency(self, name: str, text: str) -> LoopHistogram:
+        return LoopHistogram(name, text, LATENCY_BUCKETS_S, self.registry)
 
 
 class GaugeSource:

@@ -7,7 +7,6 @@ from functools import partial
 from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed
 from llmhost.core.ports import RunnerFacts, Tokenizer
 from llmhost.core.request import GenerationRequest, Kind
-from llmhost.deploy.catalogue import Served
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
@@ -64,12 +63,7 @@ class Resolve:
         """The model's name: what the caller asked for, unless a plugin routes it elsewhere."""
         if not self._plugins.has("route_request"):
             return context.request.model
-        catalogue = self._deployments.catalogue
-        candidates = tuple(
-            one.name
-            for one in (*map(Served, catalogue.entries()), *catalogue.adapters())
-            if one.may_be_used_by(context.known_caller)
-        )
+        candidates = self._deployments.catalogue.names_for(context.known_caller)
         answer = await ask(
             self._plugins, "route_request", request=context.request, candidates=candidates
         )

@@ -36,10 +36,12 @@ def is_short(request: GenerationRequest) -> bool:
     """Everything that is rendered counts: messages without text too, and what has no bound is never short."""
     if request.tools or request.bad_words or len(request.messages) > INLINE_MESSAGES:
         return False
-    if any("tool_calls" in message for message in request.messages):
-        return False
-    if any(isinstance(value, (dict, list)) for value in request.template_kwargs.values()):
-        return False
+    for message in request.messages:
+        if "tool_calls" in message:
+            return False
+    for value in request.template_kwargs.values():
+        if isinstance(value, (dict, list)):
+            return False
     return request.size + len(request.sampling.allowed_token_ids or ()) <= INLINE_CHARS
 
 
@@ -109,13 +111,16 @@ def _texts(
 
 def _sampling(request: GenerationRequest, tokenizer: Tokenizer) -> Sampling:
     asked = request.sampling
-    _check_ids([token for token, _ in asked.logit_bias], tokenizer, "logit_bias")
+    if asked.logit_bias:
+        _check_ids([token for token, _ in asked.logit_bias], tokenizer, "logit_bias")
     _check_ids(asked.allowed_token_ids or (), tokenizer, "allowed_token_ids")
     logprobs, of_prompt = asked.logprobs, asked.prompt_logprobs
     if request.best_of is not None:
         logprobs = logprobs or 0  # by which the best are found
     if request.echo and logprobs is not None:
         of_prompt = max(logprobs, of_prompt or 0)
+    if not request.bad_words and (logprobs, of_prompt) == (asked.logprobs, asked.prompt_logprobs):
+        return asked
     bad_words = tuple(dict.fromkeys(_spellings(request.bad_words, tokenizer)))
     return replace(asked, bad_words=bad_words, logprobs=logprobs, prompt_logprobs=of_prompt)
 
@@ -178,6 +183,8 @@ def _known_prompt(prompt: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, .
 
 
 def _check_ids(tokens: Sequence[int], tokenizer: Tokenizer, param: str) -> None:
+    if not tokens:
+        return
     size = tokenizer.vocab_size
     for token in tokens:
         if not 0 <= token < size:

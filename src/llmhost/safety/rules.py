@@ -50,6 +50,8 @@ class Rules:
 
     def judge(self, text: str) -> Verdict | None:
         """The first rule that whole text breaks."""
+        if len(text) <= PIECE_CHARS:
+            return self.judge_piece(Piece(text))
         return next((v for p in self.pieces(Piece(text)) if (v := self.judge_piece(p))), None)
 
     def pieces(self, piece: Piece) -> Iterator[Piece]:
@@ -58,8 +60,11 @@ class Rules:
         return split(piece, size_chars=size, overlap_chars=self.overlap_chars)
 
     def judge_piece(self, piece: Piece) -> Verdict | None:
-        context = piece.text[: piece.start].casefold()
-        folded = Piece(context + piece.body.casefold(), len(context), piece.is_end)
+        if piece.start:
+            context = piece.text[: piece.start].casefold()
+            folded = Piece(context + piece.body.casefold(), len(context), piece.is_end)
+        else:
+            folded = Piece(piece.text.casefold(), 0, piece.is_end)
         return self._judge_words(folded) or self._judge_patterns(piece)
 
     def _judge_words(self, folded: Piece) -> Verdict | None:

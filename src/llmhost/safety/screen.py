@@ -13,7 +13,7 @@ from llmhost.core.errors import BadRequest, ContentRefused, InvalidValue
 from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
-from llmhost.safety.rules import Rules, Verdict
+from llmhost.safety.rules import PIECE_CHARS, Rules, Verdict
 from llmhost.safety.window import Piece, Window
 
 log = logging.getLogger("llmhost.safety")
@@ -73,7 +73,10 @@ class Screen:
         for number, text in enumerate(request.texts):
             if number % TEXTS_A_TURN == TEXTS_A_TURN - 1:
                 await asyncio.sleep(0)
-            verdict = await _judge(self._rules, Piece(text))
+            if len(text) <= PIECE_CHARS:
+                verdict = self._rules.judge(text)
+            else:
+                verdict = await _judge(self._rules, Piece(text))
             if verdict is not None:
                 _note_refusal("input", request, verdict.rule)
                 raise ContentRefused(

@@ -57,13 +57,15 @@ class Bucket:
 
         For more than `burst` no wait would do; ask `burst` first.
         """
-        late = self._debt(now_ns) + (units - self.burst) * _MINUTE
+        late = self.debt(now_ns) + (units - self.burst) * _MINUTE
         return _up(late, self.per_minute) if late > 0 else 0
 
     def take(self, units: int, now_ns: int) -> None:
         """Take units for good, whether or not they fit: what was used was used."""
         now = now_ns * self.per_minute
-        self._last = max(self._last, now - self._added)
+        peak = now - self._added
+        if peak > self._last:
+            self._last = peak
         self._add(units, now)
 
     def hold(self, units: int, now_ns: int) -> Hold:
@@ -71,7 +73,8 @@ class Bucket:
         now = now_ns * self.per_minute
         hold = Hold(units)
         self._holds.append(hold)
-        self._peaks.append(max(self._last, now - self._added))
+        peak = now - self._added
+        self._peaks.append(peak if peak > self._last else self._last)
         self._last = _NEVER
         self._add(units, now)
         return hold
@@ -103,20 +106,29 @@ class Bucket:
 
     def standing(self, now_ns: int) -> tuple[int, int]:
         """`remaining` and `reset_ns` together."""
-        debt = self._debt(now_ns)
-        return max((self.burst * _MINUTE - debt) // _MINUTE, 0), _up(debt, self.per_minute)
+        debt = self.debt(now_ns)
+        return self.left(debt), _up(debt, self.per_minute)
+
+    def left(self, debt: int) -> int:
+        """Units that could be taken with so much debt."""
+        left = self.burst + -debt // _MINUTE
+        return left if left > 0 else 0
 
     def is_idle(self, now_ns: int) -> bool:
         """It could as well be a new one."""
-        return not self._holds and self._debt(now_ns) == 0
+        return not self._holds and self.debt(now_ns) == 0
 
     def _add(self, units: int, now: int) -> None:
         cost = units * _MINUTE
         self._added += cost
-        self._tat = max(self._tat, now) + cost
+        self._tat = (
+            self._tat if self._tat > now else now
+        ) + cost  # `max` would be a call, for each limit
 
-    def _debt(self, now_ns: int) -> int:
-        return max(self._tat - now_ns * self.per_minute, 0)
+    def debt(self, now_ns: int) -> int:
+        """What the theoretical arrival time is ahead by."""
+        debt = self._tat - now_ns * self.per_minute
+        return debt if debt > 0 else 0
 
 
 def _up(scaled: int, rate: int) -> int:

@@ -79,6 +79,7 @@ class Levels:
             output_tokens_per_minute=settings.run_output_tokens_per_minute,
             max_concurrency=settings.run_max_concurrency,
         )
+        self._has_runs = self._run != NO_LIMITS
         self._models = {
             name: Level.of("model", name, f"The model {name!r}", _of_model(spec))
             for name, spec in models.items()
@@ -87,11 +88,11 @@ class Levels:
 
     def of(self, caller: Caller, model: str, run: str | None = None) -> list[Level]:
         """The levels that have a limit, the narrowest first. `model` is a name of models.toml."""
-        if self._run == NO_LIMITS:
+        if not self._has_runs:
             run = None
         who = (key_of(caller), model, run)
         known = self._known.get(who)
-        if known is not None and known[0] == caller:
+        if known is not None and (known[0] is caller or known[0] == caller):
             return known[1]
         if len(self._known) >= KEPT_CALLERS:
             self._known.clear()

@@ -4,8 +4,9 @@ Tokens are held when a request is admitted and settled when it has ended; what i
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 from llmhost.core.errors import ExceedsLimit
@@ -64,14 +65,21 @@ class Rates:
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
+        self._new = 0
+        """Buckets that were made and have not had others looked at in turn."""
 
     def __len__(self) -> int:
         return len(self._buckets)
 
     def check(self, levels: Iterable[Level], wish: Wish, now_ns: int) -> list[_Share]:
         """Raises ExceedsLimit for what no wait would help, LimitReached with the exact time to wait."""
-        self._forget_idle(now_ns)
-        shares = [share for level in levels for share in self._shares(level, wish, now_ns)]
+        if self._new:
+            self._forget_idle(now_ns)
+        shares = [
+            _Share(level, rate.kind, self._bucket(rate, now_ns), _units(level, rate, wish))
+            for level in levels
+            for rate in level.rates
+        ]
         longest_ns, tightest = 0, None
         for share in shares:
             wait_ns = share.bucket.wait_ns(share.units, now_ns)
@@ -91,34 +99,36 @@ class Rates:
                 holds.append((share.kind, share.bucket, share.bucket.hold(share.units, now_ns)))
         return Taken(holds, _allowances(shares, now_ns))
 
-    def _shares(self, level: Level, wish: Wish, now_ns: int) -> Iterator[_Share]:
-        for rate in level.rates:
-            if rate.kind == REQUESTS:
-                units = 1
-            elif rate.kind == INPUT:
-                units = wish.input_tokens
-                if units > rate.burst:
-                    raise _too_large(level, INPUT, rate.per_minute, units)
-            else:
-                units = min(wish.output_tokens, rate.burst)
-                if wish.most_output_tokens is not None and wish.most_output_tokens > rate.burst:
-                    raise _too_large(level, OUTPUT, rate.per_minute, wish.most_output_tokens)
-            yield _Share(level, rate.kind, self._bucket(rate, now_ns), units)
-
     def _bucket(self, rate: Rate, now_ns: int) -> Bucket:
         bucket = self._buckets.get(rate.whose)
         if bucket is None:
             bucket = self._buckets[rate.whose] = Bucket(rate.per_minute, rate.burst)
+            self._new += 1
         elif bucket.per_minute != rate.per_minute or bucket.burst != rate.burst:
             bucket.retune(rate.per_minute, rate.burst, now_ns)
         return bucket
 
     def _forget_idle(self, now_ns: int) -> None:
-        """Look at a few buckets a time, in turn: the table stays about as large as those in debt, at no pause."""
-        for _ in range(min(4, len(self._buckets))):
+        """Look at a few buckets for each that was made, in turn: the table stays about as large as those in debt, at no
+        pause, and who comes again and again pays nothing for it."""
+        looks, self._new = 4 * self._new, 0
+        for _ in range(min(looks, len(self._buckets))):
             who, bucket = self._buckets.popitem(last=False)
             if not bucket.is_idle(now_ns):
                 self._buckets[who] = bucket
+
+
+def _units(level: Level, rate: Rate, wish: Wish) -> int:
+    """What a request takes of a rate. Raises ExceedsLimit for more than there ever is."""
+    if rate.kind == REQUESTS:
+        return 1
+    if rate.kind == INPUT:
+        if wish.input_tokens > rate.burst:
+            raise _too_large(level, INPUT, rate.per_minute, wish.input_tokens)
+        return wish.input_tokens
+    if wish.most_output_tokens is not None and wish.most_output_tokens > rate.burst:
+        raise _too_large(level, OUTPUT, rate.per_minute, wish.most_output_tokens)
+    return min(wish.output_tokens, rate.burst)
 
 
 def _refusal(share: _Share, wait_ns: int, shares: Sequence[_Share], now_ns: int) -> LimitReached:
@@ -172,9 +182,12 @@ def _allowances(shares: Sequence[_Share], now_ns: int) -> Allowances:
 
 def _tightest(buckets: Sequence[Bucket], now_ns: int) -> Allowance | None:
     """Where the least is left; of two, the one that takes longer to fill up."""
-    tightest = None
-    for bucket in buckets:
-        remaining, reset_ns = bucket.standing(now_ns)
-        if tightest is None or (remaining, -reset_ns) < (tightest.remaining, -tightest.reset_ns):
-            tightest = Allowance(bucket.per_minute, remaining, reset_ns)
-    return tightest
+    if not buckets:
+        return None
+    left = [bucket.left(bucket.debt(now_ns)) for bucket in buckets]
+    least = min(left)
+    fullest = [bucket for bucket, here in zip(buckets, left, strict=True) if here == least]
+    reset_ns, bucket = max(
+        ((bucket.reset_ns(now_ns), bucket) for bucket in fullest), key=itemgetter(0)
+    )
+    return Allowance(bucket.per_minute, least, reset_ns)

@@ -14,6 +14,8 @@ from llmhost.text.grammar import Grammars, Vocabulary
 from llmhost.text.pairs import fit
 from llmhost.text.watch import Watch
 
+KEPT_WORDS, KEPT_CHARS = 4096, 64
+"""So many foreign words are remembered, if they are no longer than that."""
 SYLLABLES = tuple(c + v for c in "bdfgklmnprstvzhj" for v in "aeio")
 
 
@@ -30,7 +32,7 @@ class WordTokenizer:
 
     def __init__(self, vocab: int) -> None:
         self._words = words(vocab)
-        self._ids = {word: token for token, word in enumerate(self._words)}
+        self._ids = _Ids({word: token for token, word in enumerate(self._words)})
         self._grammars = Grammars(self._vocabulary())
 
     @property
@@ -42,11 +44,7 @@ class WordTokenizer:
         return frozenset()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        known, size = self._ids.get, len(self._words)
-        return [
-            crc32(word.encode()) % size if (token := known(word)) is None else token
-            for word in text.split()
-        ]
+        return list(map(self._ids.__getitem__, text.split()))
 
     def encode_whole(
         self, text: str, second: str | None = None, *, most_tokens: int | None = None
@@ -107,6 +105,20 @@ class WordTokenizer:
             drops_space=True,
             words=self._words,
         )
+
+
+class _Ids(dict[str, int]):
+    """Ids of words. Those of others are remembered while there are few."""
+
+    def __init__(self, known: dict[str, int]) -> None:
+        super().__init__(known)
+        self._size = len(known)
+
+    def __missing__(self, word: str) -> int:
+        token = crc32(word.encode()) % self._size
+        if len(self) < self._size + KEPT_WORDS and len(word) < KEPT_CHARS:
+            self[word] = token
+        return token
 
 
 class _WordDetokeniser:

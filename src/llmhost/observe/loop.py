@@ -1,0 +1,78 @@
+"""Counters and histograms for what happens with every request or token: written by the HTTP loop, which also scrapes.
+
+So no lock is taken, and prometheus_client's own checks are not made each time.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+
+class LoopCounter(Collector):
+    """Sums by the values of labels."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._sums: dict[tuple[str, ...], int] = defaultdict(int)
+        registry.register(self)
+
+    def add(self, count: int, *labels: str) -> None:
+        self._sums[labels] += count
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, count in list(self._sums.items()):
+            family.add_metric(labels, count)
+        yield family
+
+
+class LoopHistogram(Collector):
+    """Times by model, in seconds."""
+
+    def __init__(
+        self, name: str, text: str, bounds_s: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._bounds_s = bounds_s
+        self._counts: dict[str, list[int]] = defaultdict(lambda: [0] * (len(bounds_s) + 1))
+        self._sums: dict[str, float] = defaultdict(float)
+        self._observers: dict[str, Callable[[float], None]] = {}
+        registry.register(self)
+
+    def observe(self, seconds: float, model: str) -> None:
+        self._counts[model][bisect_left(self._bounds_s, seconds)] += 1
+        self._sums[model] += seconds
+
+    def observer(self, model: str) -> Callable[[float], None]:
+        """Takes seconds of one model, for what is observed with every token."""
+        known = self._observers.get(model)
+        if known is None:
+            known = self._observers[model] = self._observer(model)
+        return known
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._text, labels=["model_name"])
+        bounds = [*(str(float(bound)) for bound in self._bounds_s), "+Inf"]
+        for model, counts in list(self._counts.items()):
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric([model], buckets, self._sums[model])
+        yield family
+
+    def _observer(self, model: str) -> Callable[[float], None]:
+        counts, sums, bounds_s = self._counts[model], self._sums, self._bounds_s
+
+        def observe(seconds: float) -> None:
+            counts[bisect_left(bounds_s, seconds)] += 1
+            sums[model] += seconds
+
+        return observe
