@@ -11,6 +11,7 @@ from litestar.response import Stream
 from llmhost.api.admin import Admin, NewAdapter
 from llmhost.api.admin_access import Visitor, guard_by
 from llmhost.api.admin_tenant_routes import key_routes, org_routes, team_routes
+from llmhost.api.invoices import InvoiceDesk, invoice_routes
 from llmhost.api.ledger import LedgerDesk, ledger_routes
 from llmhost.api.reports import ReportDesk, report_routes
 from llmhost.core.errors import NotFound
@@ -20,7 +21,13 @@ NDJSON = "application/x-ndjson"
 
 
 def admin_router(  # noqa: C901 - a list of routes
-    admin: Admin, desk: ReportDesk, ledger: LedgerDesk, token: str, *, drain_s: float
+    admin: Admin,
+    desk: ReportDesk,
+    ledger: LedgerDesk,
+    invoices: InvoiceDesk,
+    token: str,
+    *,
+    drain_s: float,
 ) -> Router:
     """The routes: all for `token`, and for keys those that name a right."""
 
@@ -85,6 +92,7 @@ def admin_router(  # noqa: C901 - a list of routes
             *key_routes(admin.tenants),
             *report_routes(desk),
             *ledger_routes(ledger),
+            *invoice_routes(invoices, desk),
             list_models,
             list_loaded,
             turn,

@@ -24,6 +24,7 @@ from llmhost.api.errors import INTERNAL, error_headers, error_object, known_erro
 from llmhost.api.estimate import estimate_route
 from llmhost.api.gatekeeper import Gatekeeper, Identify, vouch
 from llmhost.api.idempotency import Idempotency
+from llmhost.api.invoices import InvoiceDesk, key_router
 from llmhost.api.json_request import JsonRequest
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
@@ -65,6 +66,7 @@ class Surface:
     budgets: BudgetAdmin
     reports: ReportDesk
     ledger: LedgerDesk
+    invoices: InvoiceDesk
     admin_token: str
     why_not_ready: Callable[[], str | None]
     why_not_healthy: Callable[[], str | None]
@@ -90,9 +92,11 @@ def build_app(surface: Surface) -> ASGIApp:
                 surface.admin,
                 surface.reports,
                 surface.ledger,
+                surface.invoices,
                 surface.admin_token,
                 drain_s=settings.drain_timeout_s,
             ),
+            key_router(surface.invoices),
             cost_router(surface.costs, guard),
             price_router(surface.prices, guard),
             budget_router(surface.budgets, guard),

@@ -100,6 +100,18 @@ class Admin(Protocol):
         """What requests cost by pool, what was charged for them, and the margin; as `usage`."""
         ...
 
+    def invoice(self, org: str, *, month: str, timezone: str = "UTC") -> Row:
+        """The signed statement of a month."""
+        ...
+
+    def statement_key(self) -> Row:
+        """What statements are checked with: `algorithm`, `public_key`, `node_id`."""
+        ...
+
+    def entries(self, **query: Any) -> Iterator[Row]:
+        """Entries in order of time: of a `month`, or of any time; with `timezone` and filters as in `usage`."""
+        ...
+
     def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
         """What the checks of devices' time and its cost found."""
         ...

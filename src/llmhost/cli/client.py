@@ -127,6 +127,19 @@ class HttpAdmin:
     def costs(self, **query: Any) -> list[Row]:
         return self._http.all("/admin/v1/costs", limit="1000", **query)
 
+    def invoice(self, org: str, *, month: str, timezone: str = "UTC") -> Row:
+        query = {"month": month, "timezone": timezone}
+        return self._http.one("GET", _path("invoices", org), read_s=None, query=query)
+
+    def statement_key(self) -> Row:
+        return self._http.one("GET", "/v1/billing/public-key")
+
+    def entries(self, **query: Any) -> Iterator[Row]:
+        with self._http.open("GET", "/admin/v1/ledger/entries", query=query) as answer:
+            for line in answer.iter_lines():
+                if line:
+                    yield _parse(line)
+
     def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
         return self._http.many("/admin/v1/costs/devices", since=since, until=until)
 
@@ -305,11 +318,13 @@ class _Http:
         return data, content.get("last_id") if content.get("has_more") else None
 
     @contextmanager
-    def open(self, method: str, path: str, *, json: Any = None) -> Iterator[httpx.Response]:
+    def open(
+        self, method: str, path: str, *, json: Any = None, query: Mapping[str, Asked] | None = None
+    ) -> Iterator[httpx.Response]:
         timeout = httpx.Timeout(None, connect=_CONNECT_S)
         with (
             self._errors(),
-            self._client.stream(method, path, json=json, timeout=timeout) as answer,
+            self._client.stream(method, path, json=json, timeout=timeout, params=query) as answer,
         ):
             if answer.is_error:
                 answer.read()

@@ -2,9 +2,21 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
 import typer
 
+Since = Annotated[
+    str | None, typer.Option(metavar="DATE", help="From this date on, or 24h, 7d, 4w ago.")
+]
+Until = Annotated[str | None, typer.Option(metavar="DATE", help="Up to, and without, this date.")]
+Zone = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ZONE",
+        help="Of dates, hours, days and months, such as Europe/Berlin; UTC when absent.",
+    ),
+]
 _AGE = re.compile(r"(\d{1,4})([hdw])")
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -42,3 +54,14 @@ def moment(text: str | None, option: str, zone: str | None, now: datetime) -> st
 def is_bare(text: str) -> bool:
     """Whether a date names no zone."""
     return datetime.fromisoformat(text).tzinfo is None
+
+
+def span_of(
+    since: str | None, until: str | None, timezone: str | None
+) -> tuple[str | None, str | None]:
+    """What the node is asked with. Raises BadParameter."""
+    now = datetime.now(UTC)
+    start, end = moment(since, "--since", timezone, now), moment(until, "--until", timezone, now)
+    if start and end and as_utc(start) >= as_utc(end):
+        raise typer.BadParameter("must lie before --until", param_hint="--since")
+    return start, end

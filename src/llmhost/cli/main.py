@@ -16,6 +16,8 @@ from llmhost.cli import (
     chat,
     config,
     doctor,
+    entries,
+    invoice,
     keys,
     ledger,
     models,
@@ -32,7 +34,7 @@ from llmhost.core.errors import LlmhostError
 _ORDER = (
     *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
     "adapters",
-    *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "ledger"),
+    *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "invoice", "ledger"),
     *("bench", "plugins", "config", "doctor", "version"),
 )
 
@@ -117,6 +119,7 @@ def show_version(as_json: Json = False) -> None:
 
 for commands in (
     *(serve, chat, models, pull, adapters, orgs, keys, budgets, prices, usage, ledger),
+    *(invoice, entries),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

@@ -28,6 +28,21 @@ PluginsDir = Annotated[
     Path | None,
     typer.Option("--plugins", metavar="DIR", help="Folder of drop-in plugins."),
 ]
+Orgs = Annotated[
+    list[str] | None,
+    typer.Option("--org", metavar="ORG", help="Of this organisation only; may be repeated."),
+]
+Teams = Annotated[
+    list[str] | None,
+    typer.Option("--team", metavar="TEAM", help="Of this team only: TEAM or ORG/TEAM."),
+]
+Keys = Annotated[
+    list[str] | None, typer.Option("--key", metavar="ID", help="Of the key with this id only.")
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="MODEL", help="Of this model only: NAME or NAME@VERSION."),
+]
 
 BudgetUsd = Annotated[
     str | None,

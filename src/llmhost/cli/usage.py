@@ -1,14 +1,13 @@
 """`llmhost usage`: what was used, and what it costs."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from llmhost.cli import show
 from llmhost.cli.admin import Row, open_admin
-from llmhost.cli.dates import as_utc, moment
-from llmhost.cli.options import DataDir, Json, Url, examples
+from llmhost.cli.dates import Since, Until, Zone, span_of
+from llmhost.cli.options import DataDir, Json, Keys, Models, Orgs, Teams, Url, examples
 from llmhost.cli.tables import FormOption, form_of, report
 
 GROUPS = (
@@ -16,6 +15,8 @@ GROUPS = (
     "team",
     "key",
     "model",
+    "run",
+    "adapter",
     "kind",
     "outcome",
     "price",
@@ -73,38 +74,17 @@ def usage(
         str,
         typer.Option(
             metavar="GROUPS",
-            help="What to add up for, several with commas between: org, team, key, model, kind, outcome, price,"
-            " and one of minute, hour, day, month.",
+            help="What to add up for, several with commas between: org, team, key, model, run, adapter,"
+            " kind, outcome, price, and one of minute, hour, day, month.",
         ),
     ] = "org",
-    since: Annotated[
-        str | None,
-        typer.Option(metavar="DATE", help="From this date on, or 24h, 7d, 4w ago."),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(metavar="DATE", help="Up to, and without, this date.")
-    ] = None,
-    timezone: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ZONE",
-            help="Of dates, hours, days and months, as in Europe/Berlin; UTC when absent.",
-        ),
-    ] = None,
-    org: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ORG", help="Of this organisation only; may be repeated."),
-    ] = None,
-    team: Annotated[
-        list[str] | None, typer.Option(metavar="TEAM", help="Of this team only: TEAM or ORG/TEAM.")
-    ] = None,
-    key: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Of the key with this id only.")
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="Of this model only: NAME or NAME@VERSION."),
-    ] = None,
+    since: Since = None,
+    until: Until = None,
+    timezone: Zone = None,
+    org: Orgs = None,
+    team: Teams = None,
+    key: Keys = None,
+    model: Models = None,
     costs: Annotated[
         bool,
         typer.Option(
@@ -126,10 +106,7 @@ def usage(
     as_json: Json = False,
 ) -> None:
     """Add up requests, tokens, machine time and charges."""
-    now = datetime.now(UTC)
-    start, end = moment(since, "--since", timezone, now), moment(until, "--until", timezone, now)
-    if start and end and as_utc(start) >= as_utc(end):
-        raise typer.BadParameter("must lie before --until", param_hint="--since")
+    start, end = span_of(since, until, timezone)
     if costs and devices:
         raise typer.BadParameter("is another report than --costs", param_hint="--devices")
     shape = form_of(form, as_json=as_json)
@@ -144,7 +121,8 @@ def usage(
         elif costs:
             report(admin.costs(**query), _columns(groups, _COSTS), form=shape, hidden=("id",))
         else:
-            report(admin.usage(**query), _columns(groups, _USED), form=shape, hidden=("id",))
+            rows = admin.usage(**query)
+            report(rows, _columns(groups, _used(rows)), form=shape, hidden=("id",))
 
 
 def groups_of(by: str) -> list[str]:
@@ -160,6 +138,17 @@ def groups_of(by: str) -> list[str]:
 
 def _columns(groups: list[str], rest: dict[str, show.Cell]) -> dict[str, show.Cell]:
     return {**{name: name for name in groups}, **rest}
+
+
+def _used(rows: list[Row]) -> dict[str, show.Cell]:
+    """Thoughts and embedded texts have columns where there are any."""
+    rare: dict[str, show.Cell] = {
+        name: f"{name}_tokens"
+        for name in ("reasoning", "embedding")
+        if any(row.get(f"{name}_tokens") for row in rows)
+    }
+    columns = list(_USED.items())
+    return dict([*columns[:4], *rare.items(), *columns[4:]])
 
 
 def _show_devices(data: list[Row], *, form: str) -> None:

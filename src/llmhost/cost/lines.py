@@ -62,7 +62,7 @@ def lines_of(charge: Charge, rates: Rates | None) -> list[BillLine]:
     """Its lines, which together are its amount. `rates` are those of its price."""
     if charge.sort in (CORRECTION, CREDIT):
         whole = charge.amount_nano * PER_MILLION
-        return [_line(charge, AMOUNT, charge.entries, None, 1, whole)]
+        return [_line(charge, AMOUNT, charge.entries, None, 1, whole)] if whole else []
     is_priced = charge.sort == USE and rates is not None
     found = [
         _line(charge, dimension, tokens, unit if is_priced else None, PER_MILLION, tokens * unit)

@@ -28,7 +28,8 @@ assert USED == AMOUNTS, "sums by quarter have just these columns"
 
 _SLICE_NS = 86_400 * SECOND_NS
 _MINUTE_NS = 60 * SECOND_NS
-_IS_PAID = "outcome IN ('answered', 'cancelled')"
+_IS_PAID = "(outcome IN ('answered', 'cancelled') OR (outcome = 'failed' AND amount_nano <> 0))"
+"""What was delivered of an answer that failed may be charged; then its entry has an amount."""
 _TOKENS = [f"ifnull({name}_tokens, 0)" for name in DIMENSIONS]
 _ENTRY_SUMS = ", ".join(
     (

@@ -41,7 +41,8 @@ FORM = "llmhost.statement/1"
 GROUPS = ("team", "key", "model")
 RULE = (
     "An entry's amount is the sum of its quantities times their prices, rounded once to a whole nano-dollar, half to"
-    " the even side. Entries that were answered or cancelled are charged, those that were refused or failed are not."
+    " the even side. Entries that were answered or cancelled are charged, and of those that failed the ones with an"
+    " amount."
 )
 ALGORITHM = "Ed25519"
 _ROWS = f"""
@@ -159,7 +160,8 @@ class Statements:
     def rates_of(self, charges: Iterable[Charge]) -> dict[str, Rates]:
         """The prices that charges were made with. Raises NotFound for one that nobody has set."""
         found: dict[str, Rates] = {}
-        for version in sorted({charge.price for charge in charges if charge.price is not None}):
+        used = {charge.price for charge in charges if charge.sort == USE}
+        for version in sorted(name for name in used if name is not None):
             price = self._prices.find(version)
             if price is None or price.price is None:
                 raise NotFound(f"The ledger names the price {version!r}, which is not in money.db.")
@@ -190,7 +192,8 @@ def lines_in_order(charges: Iterable[Charge], rates: Mapping[str, Rates]) -> lis
 
     found: list[BillLine] = []
     for charge in sorted(charges, key=key):
-        found += lines_of(charge, None if charge.price is None else rates[charge.price])
+        is_rated = charge.sort == USE and charge.price is not None
+        found += lines_of(charge, rates[str(charge.price)] if is_rated else None)
     return found
 
 

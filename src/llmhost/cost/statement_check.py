@@ -216,7 +216,8 @@ def _sort(row: Row) -> str:
         return CREDIT
     if row["kind"] != "request":
         return CORRECTION
-    return USE if row["outcome"] in ("answered", "cancelled") else FREE
+    is_paid = row["outcome"] in ("answered", "cancelled")
+    return USE if is_paid or (row["outcome"] == "failed" and row["amount_nano"]) else FREE
 
 
 def _tokens(row: Row) -> dict[str, int]:

@@ -12,6 +12,7 @@ from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.reports import Reports
 from llmhost.cost.rerate import Rerater
+from llmhost.cost.statement import Statements
 from llmhost.cost.under_way import Settlements
 from llmhost.host.spending import SPENDING, booking, rerated
 from llmhost.storage.journal import Journal
@@ -33,6 +34,7 @@ class Books:
     costs: CostBook
     prices: PriceBook
     reports: Reports
+    statements: Statements
     settlements: Settlements
     budgets: BudgetStore
     rerater: Rerater
@@ -59,12 +61,17 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
         spending=SPENDING,
         book_credit=booking(node_id),
     )
+    price_book = PriceBook(writer, reader, node_id=node_id, clock=clock)
+    reports = Reports(reader)
     return Books(
         KeyStore(writer, reader, pepper=data_dir.pepper, node_id=node_id, clock=clock),
         ledger,
         CostBook(writer, reader, node_id=node_id, clock=clock),
-        PriceBook(writer, reader, node_id=node_id, clock=clock),
-        Reports(reader),
+        price_book,
+        reports,
+        Statements(
+            reports, price_book, secret=data_dir.statement_secret, node_id=node_id, clock=clock
+        ),
         settlements,
         budgets,
         Rerater(writer, reader, node_id=node_id, on_applied=rerated(budgets.accounts)),

@@ -31,6 +31,7 @@ from llmhost.api.budget_wire import (
 )
 from llmhost.api.budgets import BudgetAdmin
 from llmhost.api.costs import CostReports
+from llmhost.api.invoices import InvoiceDesk, within_month
 from llmhost.api.ledger import AccountPage, LedgerDesk, NewRerating
 from llmhost.api.prices import NewPrice, PriceAdmin, PricePage
 from llmhost.api.report_wire import CostedPage, UsedPage, time_ns
@@ -77,6 +78,7 @@ class OfflineAdmin:
         self._reports = ReportDesk(books.reports)
         self._budgets = BudgetAdmin(books.budgets, books.keys)
         self._ledger = LedgerDesk(books.ledger, books.rerater, books.prices, clock)
+        self._invoices = InvoiceDesk(books.statements, books.reports, books.keys.directory)
 
     def create_org(self, name: str, **facts: Any) -> Row:
         new = msgspec.convert({"name": name, **facts}, NewOrg)
@@ -182,6 +184,16 @@ class OfflineAdmin:
     def costs(self, **query: Any) -> list[Row]:
         asked = query_of(**query)
         return _rows(lambda **page: self._reports.costs(asked, **page))
+
+    def invoice(self, org: str, *, month: str, timezone: str = "UTC") -> Row:
+        return _row(self._invoices.statement(org, month, timezone))
+
+    def statement_key(self) -> Row:
+        return _row(self._invoices.key())
+
+    def entries(self, *, month: str | None = None, **query: Any) -> Iterator[Row]:
+        asked = query_of(by="", **query)
+        return self._invoices.entries(asked if month is None else within_month(asked, month))
 
     def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
         return self._costs.devices(time_ns(since, "since"), time_ns(until, "until"))

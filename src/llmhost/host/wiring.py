@@ -15,6 +15,7 @@ from llmhost.api.door import Outflow
 from llmhost.api.edge import is_loopback
 from llmhost.api.gatekeeper import Gatekeeper
 from llmhost.api.idempotency import Idempotency
+from llmhost.api.invoices import InvoiceDesk
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.prices import PriceAdmin
 from llmhost.api.reports import ReportDesk
@@ -323,6 +324,9 @@ class Host:
                 reports=ReportDesk(self.books.reports),
                 ledger=LedgerDesk(
                     self.books.ledger, self.books.rerater, self.books.prices, self.clock
+                ),
+                invoices=InvoiceDesk(
+                    self.books.statements, self.books.reports, self.books.keys.directory
                 ),
                 outflow=None if self.costs.rates.egress.is_free else self.outflow,
                 admin_token=self.admin_token,

@@ -92,6 +92,13 @@ class DataDir:
             _kept(self.path / "pepper", lambda: secrets.token_hex(32).encode()).decode()
         )
 
+    @cached_property
+    def statement_secret(self) -> bytes:
+        """The secret key that statements are signed with; made once. Whoever has it can sign in this node's name."""
+        return bytes.fromhex(
+            _kept(self.path / "statement_key", lambda: secrets.token_hex(32).encode()).decode()
+        )
+
     def __enter__(self) -> Self:
         self.acquire()
         return self
