@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from crowd import Told, listen, rss_bytes
-from hostile import KINDS, SETTINGS, Ground
+from hostile import KINDS
+from hostile_ground import SETTINGS, Ground
 from server_process import Node, eventually, http_bytes
 
 pytestmark = pytest.mark.bars
@@ -27,8 +28,8 @@ def test_nothing_that_is_sent_breaks_or_opens_anything(new_node: NewNode, bar: B
         foreign = ground.foreign_rows()
         for attack in make(ground):
             statuses[ground.fire(attack).status] += 1
-        ground.check()
         assert ground.foreign_rows() == foreign
+        ground.check()
 
     entries = ground.node.verified()["entries"]
     ground.node.kill()

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from hostile import KINDS, SETTINGS, Ground, some_of
+from hostile import KINDS, some_of
+from hostile_ground import SETTINGS, Ground
 from server_process import Node
 
 OF_EACH_KIND = 25
@@ -27,5 +28,5 @@ def test_hostile_input_is_refused_without_a_fault_or_a_leak(ground: Ground, kind
     for attack in some_of(list(KINDS[kind](ground)), 3 if kind == "huge bodies" else OF_EACH_KIND):
         ground.fire(attack)
 
-    ground.check()
     assert ground.foreign_rows() == foreign
+    ground.check()
