@@ -289,21 +289,18 @@ def estimates(ground: Ground) -> Iterator[Attack]:
 
 
 def repeated(ground: Ground) -> Iterator[Attack]:
-    """Answers that were kept for another organisation, by its idempotency key, and keys that can't be one."""
-    own, body = "/v1/completions", b'{"model":"echo","prompt":"zq-kept","max_tokens":2}'
-    foreign = f"Bearer {ground.foreign['key']}"
-    for text in (
-        "zq-1",
-        *(re.sub(r"[\r\n\0]", "_", text) for text in (*TEXTS, "k" * 255, "k" * 300)),
-    ):
-        value = text.encode("utf-8").decode("latin-1")
-        sent = (("idempotency-key", value),)
-        yield Attack("idempotency", "POST", own, foreign, body, sent)
-        yield Attack("idempotency", "POST", own, "member", body, sent)
-        yield Attack("idempotency", "POST", own, "member", body + b" ", sent)
-        yield Attack("idempotency", "POST", own, "member", b"{", sent)
+    """Idempotency keys that another organisation has used, and what can't be one."""
+    path, body = "/v1/completions", b'{"model":"echo","prompt":"kept","max_tokens":2}'
+    other, others = f"Bearer {ground.pit['key']}", b'{"model":"echo","prompt":"x"}'
+    for text in ("zq-1", *TEXTS, "k" * 255, "k" * 300):
+        value = re.sub(r"[\r\n\0]", "_", text).encode("utf-8").decode("latin-1")
+        sent, is_met = (("idempotency-key", value),), frozenset({200, 400})
+        yield Attack("idempotency", "POST", path, other, others, sent, is_met)
+        yield Attack("idempotency", "POST", path, "member", body, sent, is_met)
+        yield Attack("idempotency", "POST", path, "member", body + b" ", sent)
+        yield Attack("idempotency", "POST", path, "member", b"{", sent)
     twice = (("idempotency-key", "a"), ("idempotency-key", "b"))
-    yield Attack("idempotency", "POST", own, "member", body, twice, frozenset({400}))
+    yield Attack("idempotency", "POST", path, "member", body, twice, frozenset({400}))
 
 
 def odd_routes(ground: Ground) -> Iterator[Attack]:
