@@ -292,12 +292,11 @@ def repeated(ground: Ground) -> Iterator[Attack]:
     """Idempotency keys that another organisation has used, and what can't be one."""
     path, body = "/v1/completions", b'{"model":"echo","prompt":"kept","max_tokens":2}'
     other, others = f"Bearer {ground.pit['key']}", b'{"model":"echo","prompt":"x"}'
-    for text in ("zq-1", *TEXTS, "k" * 255, "k" * 300):
-        value = re.sub(r"[\r\n\0]", "_", text).encode("utf-8").decode("latin-1")
+    for at, text in enumerate(("zq-1", *TEXTS, "k" * 250, "k" * 300)):
+        value = f"{at}-" + re.sub(r"[\r\n\0]", "_", text).encode("utf-8").decode("latin-1")
         sent, is_met = (("idempotency-key", value),), frozenset({200, 400})
         yield Attack("idempotency", "POST", path, other, others, sent, is_met)
         yield Attack("idempotency", "POST", path, "member", body, sent, is_met)
-        yield Attack("idempotency", "POST", path, "member", body + b" ", sent)
         yield Attack("idempotency", "POST", path, "member", b"{", sent)
     twice = (("idempotency-key", "a"), ("idempotency-key", "b"))
     yield Attack("idempotency", "POST", path, "member", body, twice, frozenset({400}))
