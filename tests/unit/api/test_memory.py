@@ -10,15 +10,20 @@ from tests.unit.api.test_visits import app_of, visit
 from tests.unit.api.test_wires import WiredConnection
 from tests.unit.pipeline.node import settled, until
 
+from llmhost.api.idempotency import HEADER
 from llmhost.api.openai import Visit
-from llmhost.config.schema import ModelSpec
+from llmhost.api.recording import Playback, Recording
+from llmhost.config.schema import IdempotencySettings, ModelSpec, Settings
 from llmhost.core.output import Delta
 from llmhost.core.request import GenerationRequest
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.stream import ReplayStream
 from llmhost.testing import FAKE_MODEL, make_host
 
-OF_A_REQUEST = (Visit, GenerationRequest, RequestContext, ReplayStream, Delta)
+OF_A_REQUEST = (
+    *(Visit, GenerationRequest, RequestContext, ReplayStream, Delta),
+    *(Recording, Playback),
+)
 
 FRAGILE = ModelSpec(engine="fake", options={"fail_after_tokens": 3})
 
@@ -35,7 +40,13 @@ def left() -> list[object]:
     return [each for each in gc.get_objects() if type(each) in OF_A_REQUEST]
 
 
+def with_key(connection: WiredConnection) -> WiredConnection:
+    connection.scope["headers"].append((HEADER.encode(), b"k1"))
+    return connection
+
+
 @pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("has_key", [False, True])
 @pytest.mark.parametrize(
     "body",
     [
@@ -50,21 +61,28 @@ def left() -> list[object]:
     ],
     ids=str,
 )
-async def test_nothing_of_a_request_that_has_ended_is_left(body: dict[str, Any]) -> None:
+async def test_nothing_of_a_request_that_has_ended_is_left(
+    body: dict[str, Any], has_key: bool
+) -> None:
     raw = json.dumps({"model": "m", "prompt": "hello world", "max_tokens": 9, **body}).encode()
     async with make_host(models={"m": FAKE_MODEL, "fragile": FRAGILE}) as host:
         before = len(left())
-        await visit(app_of(host), WiredConnection(raw))
+        connection = WiredConnection(raw)
+        await visit(app_of(host), with_key(connection) if has_key else connection)
         await settled(host)
         await until(lambda: len(left()) <= before)
 
 
 @pytest.mark.usefixtures("no_collector")
-async def test_nothing_of_a_request_whose_client_left_is_left() -> None:
+@pytest.mark.parametrize("has_key", [False, True])
+async def test_nothing_of_a_request_whose_client_left_is_left(has_key: bool) -> None:
     raw = json.dumps({"model": "m", "prompt": "x", "max_tokens": 10**5, "stream": True}).encode()
-    async with make_host(models={"m": FAKE_MODEL}) as host:
+    at_once = Settings(idempotency=IdempotencySettings(grace_s=0))
+    async with make_host(models={"m": FAKE_MODEL}, settings=at_once) as host:
         before = len(left())
         connection = WiredConnection(raw)
+        if has_key:
+            with_key(connection)
         call = visit(app_of(host), connection)
         await until(lambda: len(connection.sent) > 3)
         connection.gone.set()
