@@ -1,6 +1,7 @@
-"""What devices cost the operator, as the hourly checks found it: plain data, and the admin route that answers it."""
+"""What devices cost the operator, as the checks found it: plain data, and the admin route that answers it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from litestar import Router, get
@@ -14,13 +15,19 @@ from llmhost.cost.query import LAST_NS
 
 
 class CostReports:
-    """Reports of the checks, for a running node and a stopped one. Blocks."""
+    """Reports of the checks, for a running node and a stopped one. Blocks.
 
-    def __init__(self, book: CostBook) -> None:
+    `bring_up_to_date` has a running node's devices read and kept.
+    """
+
+    def __init__(
+        self, book: CostBook, bring_up_to_date: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._book = book
+        self.bring_up_to_date = bring_up_to_date
 
     def devices(self, since_ns: int | None, until_ns: int | None) -> list[dict[str, Any]]:
-        """What the hourly checks of that time found. Raises InvalidValue."""
+        """What the checks of that time found. Raises InvalidValue."""
         for bound in (since_ns, until_ns):
             if bound is not None and abs(bound) > LAST_NS:
                 raise InvalidValue(f"A time is out of range: {bound} ns.", param="since")
@@ -34,8 +41,10 @@ def cost_router(reports: CostReports, guard: Guard) -> Router:
     async def devices(
         since: FromQuery[str | None] = None, until: FromQuery[str | None] = None
     ) -> dict[str, Any]:
-        """Busy, load and idle time of each device and what it cost, as the hourly checks found it."""
+        """Busy, load and idle time of each device and what it cost, as the checks found it: once an hour, and now."""
         bounds = time_ns(since, "since"), time_ns(until, "until")
+        if reports.bring_up_to_date is not None:
+            await reports.bring_up_to_date()
         return {"data": await asyncio.to_thread(reports.devices, *bounds)}
 
     return Router("/admin/v1/costs", guards=[guard], tags=["admin"], route_handlers=[devices])

@@ -25,6 +25,8 @@ from llmhost.observe.logs import log_event
 
 log = logging.getLogger("llmhost.cost")
 
+FRESH_NS = 10 * 10**9
+"""So old may a report of devices be."""
 TRIES, TRY_S = 200, 0.01
 """A step's cost is split a moment after its time was measured: a device is read when nothing lies in between."""
 
@@ -86,6 +88,7 @@ class TrueCosts:
         self._lanes = lanes
         self._loads: dict[str, LoadShare] = {}
         self._devices: dict[str, _Device] = {}
+        self._checked_ns: int | None = None
 
     # ------------------------------------------------------------ requests
 
@@ -199,8 +202,15 @@ class TrueCosts:
 
     # ------------------------------------------------------------ conservation
 
+    async def bring_up_to_date(self) -> None:
+        """Check, unless that was done a moment ago."""
+        now_ns = self._clock.monotonic_ns()
+        if self._checked_ns is None or now_ns - self._checked_ns >= FRESH_NS:
+            await self.check()
+
     async def check(self) -> list[Reading]:
         """Read every device, say whether it adds up, and keep what came since the last check."""
+        self._checked_ns = self._clock.monotonic_ns()
         self.infrastructure.bring_up_to_date()
         readings = [await self._read_in_peace(device) for device in self._lanes()]
         news = []

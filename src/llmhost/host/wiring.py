@@ -318,7 +318,7 @@ class Host:
                     prices.listed,
                     self.books.budgets,
                 ),
-                costs=CostReports(self.books.costs),
+                costs=CostReports(self.books.costs, self.costs.bring_up_to_date),
                 prices=prices,
                 budgets=BudgetAdmin(self.books.budgets, self.books.keys),
                 reports=ReportDesk(self.books.reports),

@@ -290,7 +290,7 @@ class _Gauges(Collector):
         )
         error = GaugeMetricFamily(
             "llmhost_cost_conservation_error_nano",
-            "Nano-dollars of a device that did not add up at the last hourly check: 0.",
+            "Nano-dollars of a device that did not add up at the last check: 0.",
             labels=["device"],
         )
         for device, pools, error_nano in self._source.device_costs():
