@@ -22,7 +22,7 @@ from llmhost.core.units import dollars_to_nano
 
 pytestmark = pytest.mark.bars
 
-DURATION_S = 40.0
+DURATION_S = 300.0
 CALLERS = 24
 ACT_EVERY_S = 3.0
 """The operator does something that often."""
@@ -44,6 +44,7 @@ threads = 1
 
 [models.guessed]
 source = "builtin:tiny"
+load = "request"
 [models.guessed.speculation]
 method = "draft"
 draft = "builtin:tiny-draft"
@@ -53,6 +54,7 @@ threads = 1
 
 [models.vectors]
 source = "builtin:tiny-embed"
+load = "request"
 [models.vectors.options]
 device = "cpu"
 threads = 1
@@ -205,7 +207,9 @@ class Mixed:
 def test_minutes_of_everything_at_once_add_up(
     new_node: Callable[..., Node], bar: Callable[[str], None]
 ) -> None:
-    node = new_node(SETTINGS).start()
+    node = new_node(SETTINGS).spawn()
+    node.wait_announced()
+    eventually(node.is_ready, "the server did not become ready", within_s=180)
     mixed = Mixed(node)
     asyncio.run(mixed.live())
     eventually(

@@ -75,7 +75,7 @@ def test_after_a_kill_costs_are_whole_and_the_load_is_borne(new_node: Callable[.
         for answer in told
     ]
     assert row["gpu_compute_nano"] == sum(compute)
-    assert row["requests"] == 3
+    assert row["requests"] == 4, "the one that was cut is booked, and nobody knows what it cost"
     [load, _] = loads(node)
     assert row["model_loading_nano"] == load["cost_nano"]
     assert row["provisional_nano"] == 0

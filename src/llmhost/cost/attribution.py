@@ -40,6 +40,8 @@ class _Device:
     meter: Meter
     """Of loads."""
     booked: Booked = field(default_factory=Booked)
+    unborne_nano: int = 0
+    """Of what callers' sequences cost, what no request bears."""
     engines: list[ReadLoad] = field(default_factory=list)
     ended: list[EngineLoad] = field(default_factory=list)
     """Of engines that are gone, added up."""
@@ -108,6 +110,10 @@ class TrueCosts:
             model_loading_nano=0 if share is None else share.take(),
             load_id=None if share is None else share.load_id,
         )
+
+    def bear(self, device: str, usage: Usage) -> None:
+        """What a sequence has cost that belongs to no request any more: it is the operator's."""
+        self._device(device).unborne_nano += usage.cost_nano
 
     # ------------------------------------------------------------ engines and loads
 
@@ -261,7 +267,9 @@ class TrueCosts:
         """A device as it is now. A step that has just ended may show as an error for a moment."""
         lane, books = self._lanes()[device], self._device(device)
         now_ns = self._clock.monotonic_ns()  # before the account: it may be of a moment later
-        engines = [*books.ended, *(read() for read in books.engines)]
+        nano = books.unborne_nano
+        moved = EngineLoad(callers_nano=-nano, operator_nano=nano)
+        engines = [moved, *books.ended, *(read() for read in books.engines)]
         return read_device(
             device,
             lane.account(),

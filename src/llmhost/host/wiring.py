@@ -272,7 +272,7 @@ class Host:
             screen=screen,
             cached=Cached(),
             route=Route(),
-            execute=Execute(screen, clock, self.metrics),
+            execute=Execute(screen, clock, self.metrics, self.costs.bear),
             store=Store(),
             bill=Bill(
                 self.books.ledger,

@@ -33,6 +33,12 @@ SEED_MASK = 2**63 - 1
 
 Settle = Callable[[RequestContext], "asyncio.Future[None]"]
 """Stores, bills and logs a request that has ended; done when its ledger entry can't be lost any more."""
+Bear = Callable[[str, Usage], None]
+"""Told what a choice has cost on a device that no request bears."""
+
+
+def _nobody(device: str, usage: Usage) -> None:
+    """Where costs are nobody's business."""
 
 
 class Generation:
@@ -44,6 +50,7 @@ class Generation:
         clock: Clock,
         settle: Settle,
         observe_gap: Callable[[float], None],
+        bear: Bear = _nobody,
     ) -> None:
         self.context = context
         self.stream = ReplayStream(on_abandoned=self.cancel)
@@ -51,6 +58,7 @@ class Generation:
         self._clock = clock
         self._settle = settle
         self._observe_gap = observe_gap
+        self._bear = bear
         self._last_ns: dict[int, int] = {}  # choice -> when it last said something
         self._sequences: dict[int, int] = {}  # choice -> sequence id
         self._open: set[int] = set()  # choices that have not ended
@@ -66,7 +74,8 @@ class Generation:
         sink: Callable[[Delta], None] = self._publish
         pump = None
         if screen is not None:
-            pump = ScreenPump(index, screen, self._publish, partial(self._cancel_choice, index))
+            stop = partial(self._cancel_choice, index)
+            pump = ScreenPump(index, screen, self._publish, stop, self._lose)
             sink = pump.push
         assert self.context.replica is not None
         if self.context.spending is not None:
@@ -96,6 +105,12 @@ class Generation:
         self._is_detached = True
         self.cancel()
 
+    def _lose(self, delta: Delta) -> None:
+        """What a choice has cost whose end comes too late for its request to bear it."""
+        assert self.context.replica is not None
+        if delta.usage is not None:
+            self._bear(self.context.replica.facts.device, delta.usage)
+
     def _cancel_choice(self, index: int) -> None:
         assert self.context.replica is not None
         if index in self._sequences:
@@ -114,6 +129,7 @@ class Generation:
     def _publish(self, delta: Delta) -> None:
         """Take what a choice said. This runs for every token."""
         if self._is_detached:
+            self._lose(delta)
             return
         if delta.tokens:
             self._note_time(delta.index)
@@ -239,16 +255,24 @@ class ScreenPump:
         screen: OutputScreen,
         publish: Callable[[Delta], None],
         stop: Callable[[], None],
+        lose: Callable[[Delta], None],
     ) -> None:
         self._index = index
         self._screen = screen
         self._publish = publish
         self._stop = stop
+        self._lose = lose
         self._waiting: deque[Delta] = deque()
+        self._usage: Usage | None = None
+        """Of the choice, once its last delta is looked at."""
+        self._has_failed = False
         self._task: asyncio.Task[None] | None = None
 
     def push(self, delta: Delta) -> None:
         """Most text is only held back until there is more of it, for which no task need wake."""
+        if self._has_failed:
+            self._lose(delta)
+            return
         is_last = delta.finish_reason is not None
         if self._task is None and not is_last and self._screen.hold(delta.text):
             if delta.tokens:
@@ -263,6 +287,7 @@ class ScreenPump:
         """Until nothing waits."""
         while self._waiting:
             delta = self._waiting.popleft()
+            self._usage = delta.usage
             text = await self._screen.push(delta.text) if not self._screen.is_refused else ""
             if delta.finish_reason is not None:
                 self._publish(await self._last(delta, text))
@@ -277,9 +302,13 @@ class ScreenPump:
         if task.cancelled() or (failure := task.exception()) is None:
             return
         log.error("screen.failed choice=%d", self._index, exc_info=failure)
+        self._has_failed = True
+        while self._waiting:
+            self._lose(self._waiting.popleft())
         self._stop()
         error = SafetyUnavailable("The answer could not be checked, so it was ended. Try again.")
-        self._publish(Delta(self._index, finish_reason=FinishReason.ERROR, error=error))
+        last = Delta(self._index, finish_reason=FinishReason.ERROR, usage=self._usage, error=error)
+        self._publish(last)
 
     async def _last(self, delta: Delta, text: str) -> Delta:
         if not self._screen.is_refused:
@@ -292,14 +321,17 @@ class ScreenPump:
 class Execute:
     """Turns a resolved request into sequences."""
 
-    def __init__(self, screen: ScreenStage, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, screen: ScreenStage, clock: Clock, metrics: Metrics, bear: Bear = _nobody
+    ) -> None:
         self._screen = screen
         self._clock = clock
         self._metrics = metrics
+        self._bear = bear
 
     def __call__(self, context: RequestContext, settle: Settle) -> Generation:
         observe_gap = self._metrics.gap_observer(context.model)
-        generation = Generation(context, self._clock, settle, observe_gap)
+        generation = Generation(context, self._clock, settle, observe_gap, self._bear)
         context.submitted_ns = self._clock.monotonic_ns()
         if context.slot is not None:
             context.slot.count(INPUT, context.prompt_tokens)

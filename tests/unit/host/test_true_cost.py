@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmhost.config.schema import CostSettings, ServerSettings, Settings
+from llmhost.config.schema import CostSettings, SafetySettings, ServerSettings, Settings
 from llmhost.core.units import dollars_to_nano
+from llmhost.safety.screen import OutputScreen
 from llmhost.testing import FAKE_MODEL, TestHost, at, make_host
 
 COSTS = CostSettings(
@@ -201,3 +202,54 @@ async def test_vectors_have_a_cost_too() -> None:
     cost = answer["usage"]["cost"]
     assert nano_of(cost, "gpu_compute") > 0
     assert cost["cost_per_output_token"] == "0.00"
+
+
+async def check_that_all_is_borne(host: TestHost) -> None:
+    """What callers' sequences cost is what requests bear, now that the engine has said its last word of all."""
+    [deployment] = host.host.deployments.all()
+    engine: Any = deployment.replicas[0].engine
+    for _ in range(2):  # what was said before the first has been heard before the second
+        await engine.call(lambda: None)
+    readings = await host.host.costs.check()
+
+    assert all(reading.error_nano == 0 for reading in readings)
+    borne = sum(row["gpu_compute_nano"] for row in await rows(host))
+    assert sum(reading.callers_nano for reading in readings) == borne
+
+
+async def test_choices_that_had_begun_when_there_was_no_room_for_the_rest_are_the_operators() -> (
+    None
+):
+    full = msgspec.structs.replace(FAKE_MODEL, max_batch_size=1, max_queue=1)
+    async with make_host(settings=settings(), models={"fake": full}) as host:
+        answer = await host.chat("hi", max_tokens=2_000, n=5)
+        assert answer.status_code == 503
+        await check_that_all_is_borne(host)
+
+
+async def test_an_answer_whose_screen_fails_is_the_operators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(self: OutputScreen, text: str) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(OutputScreen, "push", fail)
+    safe = SafetySettings(window_chars=16, blocked_words=("no",))
+    async with make_host(settings=msgspec.structs.replace(settings(), safety=safe)) as host:
+        for max_tokens in (1, 2_000):  # the first fails at its last word
+            assert (await host.chat("hi", max_tokens=max_tokens)).status_code == 503
+        await check_that_all_is_borne(host)
+
+
+async def test_a_report_of_devices_is_of_now(tmp_path: Path) -> None:
+    clock = at("2026-01-10T12:00Z")
+    async with make_host(settings=settings(), clock=clock, data_dir=tmp_path) as host:
+        headers = {"authorization": f"Bearer {host.host.admin_token}"}
+        idle = []
+        for seconds in (30, 5, 30):  # the second is too soon to be looked at again
+            clock.advance(seconds)
+            answer = await host.client.get("/admin/v1/costs/devices", headers=headers)
+            [cpu] = [row for row in answer.json()["data"] if row["device"] == "cpu:0"]
+            idle.append(cpu["idle_ns"] // 10**9)
+
+    assert idle == [30, 30, 65]
