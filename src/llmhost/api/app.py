@@ -16,6 +16,7 @@ from llmhost import __version__
 from llmhost.api.admin import Admin
 from llmhost.api.admin_access import guard_by
 from llmhost.api.admin_routes import admin_router
+from llmhost.api.backup import BackupDesk, backup_router
 from llmhost.api.budgets import BudgetAdmin, budget_router
 from llmhost.api.costs import CostReports, cost_router
 from llmhost.api.door import Outflow, bearer
@@ -67,6 +68,7 @@ class Surface:
     reports: ReportDesk
     ledger: LedgerDesk
     invoices: InvoiceDesk
+    backups: BackupDesk
     admin_token: str
     why_not_ready: Callable[[], str | None]
     why_not_healthy: Callable[[], str | None]
@@ -97,6 +99,7 @@ def build_app(surface: Surface) -> ASGIApp:
                 drain_s=settings.drain_timeout_s,
             ),
             key_router(surface.invoices),
+            backup_router(surface.backups, guard),
             cost_router(surface.costs, guard),
             price_router(surface.prices, guard),
             budget_router(surface.budgets, guard),

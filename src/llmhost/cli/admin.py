@@ -130,6 +130,10 @@ class Admin(Protocol):
 
     def export_ledger(self) -> Iterator[Row]: ...
 
+    def backup(self, path: str) -> Iterator[Row]:
+        """How far it is, `file`, `bytes` and `of`, and at last the manifest. The path is the node's."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -164,6 +164,14 @@ class HttpAdmin:
                 if line:
                     yield _parse(line)
 
+    def backup(self, path: str) -> Iterator[Row]:
+        with self._http.open("POST", "/admin/v1/backup", json={"path": path}) as answer:
+            for line in answer.iter_lines():
+                row = _parse(line)
+                if "error" in row:
+                    raise Refused(_message(row) or "The backup failed.")
+                yield row
+
     def models(self) -> list[Row]:
         return self._http.many("/admin/v1/models")
 

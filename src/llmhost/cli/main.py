@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from llmhost import __version__
 from llmhost.cli import (
     adapters,
+    backup,
     bench,
     budgets,
     chat,
@@ -35,6 +36,7 @@ _ORDER = (
     *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
     "adapters",
     *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "invoice", "ledger"),
+    *("backup", "restore"),
     *("bench", "plugins", "config", "doctor", "version"),
 )
 
@@ -102,7 +104,7 @@ def llmhost(
     """One process turns a GPU box into a metered, multi-tenant, OpenAI-compatible LLM platform.
 
     Start a node with `llmhost serve`. The other commands ask that node, found through its data dir or named by
-    --url; keys, orgs, budgets, prices, usage and ledger also work while it is stopped.
+    --url; keys, orgs, budgets, prices, usage, ledger and backup also work while it is stopped.
     """
 
 
@@ -119,7 +121,7 @@ def show_version(as_json: Json = False) -> None:
 
 for commands in (
     *(serve, chat, models, pull, adapters, orgs, keys, budgets, prices, usage, ledger),
-    *(invoice, entries),
+    *(invoice, entries, backup),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

@@ -24,6 +24,9 @@ from llmhost.tenants import keys as tenants
 from llmhost.tenants.budget_store import BudgetStore
 from llmhost.tenants.keys import KeyStore
 
+SCHEMAS = (tenants.SCHEMA, cost.SCHEMA, prices.SCHEMA, true_cost.SCHEMA, budget_rows.SCHEMA)
+"""Of `money.db`, in the order in which they build on each other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Books:
@@ -45,8 +48,7 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
     path, node_id = data_dir.money_db, data_dir.node_id
     journal = Journal(data_dir.journal)
     closing.callback(journal.close)  # after the writer, whose last entries close slots
-    schemas = [tenants.SCHEMA, cost.SCHEMA, prices.SCHEMA, true_cost.SCHEMA, budget_rows.SCHEMA]
-    writer = Writer(path, synchronous="FULL", migrations=schemas)
+    writer = Writer(path, synchronous="FULL", migrations=SCHEMAS)
     closing.callback(writer.close)
     reader = Reader(path)
     closing.callback(reader.close)

@@ -38,6 +38,7 @@ from llmhost.api.report_wire import CostedPage, UsedPage, time_ns
 from llmhost.api.reports import ReportDesk, query_of
 from llmhost.config.load import LoadedSettings
 from llmhost.hooks.registry import Plugins
+from llmhost.host.backup import back_up, told
 from llmhost.host.books import open_books
 from llmhost.observe.clock import SystemClock
 from llmhost.storage.node import DataDir
@@ -215,6 +216,9 @@ class OfflineAdmin:
 
     def export_ledger(self) -> Iterator[dict[str, Any]]:
         return self._admin.export_ledger()
+
+    def backup(self, path: str) -> Iterator[Row]:
+        return told(lambda tell: back_up(self._data_dir, Path(path), SystemClock(), tell))
 
     def close(self) -> None:
         """Commit what is queued and let others in. Idempotent."""

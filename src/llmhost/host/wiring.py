@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llmhost.api.admin import Admin
 from llmhost.api.app import ASGIApp, Surface, build_app
+from llmhost.api.backup import BackupDesk
 from llmhost.api.budgets import BudgetAdmin
 from llmhost.api.costs import CostReports
 from llmhost.api.door import Outflow
@@ -36,6 +39,7 @@ from llmhost.hooks.call import collect, shut_down, start_up
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.tell import Observers
 from llmhost.host.answers import open_answers
+from llmhost.host.backup import back_up, told
 from llmhost.host.books import Books, open_books
 from llmhost.host.gauges import Gauges
 from llmhost.observe.budgets import OrgBudget
@@ -322,6 +326,7 @@ class Host:
                 prices=prices,
                 budgets=BudgetAdmin(self.books.budgets, self.books.keys),
                 reports=ReportDesk(self.books.reports),
+                backups=BackupDesk(self._back_up),
                 ledger=LedgerDesk(
                     self.books.ledger, self.books.rerater, self.books.prices, self.clock
                 ),
@@ -337,6 +342,9 @@ class Host:
                 ],
             )
         )
+
+    def _back_up(self, path: Path) -> Iterator[dict[str, Any]]:
+        return told(partial(back_up, self.data_dir, path, self.clock))
 
     def _org_budgets(self) -> Iterable[OrgBudget]:
         for budget, now in self.books.budgets.accounts.org_standings(self.clock.utc_ns()):
