@@ -30,9 +30,10 @@ from llmhost.api.json_request import JsonRequest
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
+from llmhost.api.organization import OrganizationDesk, organization_router
 from llmhost.api.pooling import pooling_routes
 from llmhost.api.prices import PriceAdmin, price_router
-from llmhost.api.reports import ReportDesk
+from llmhost.api.reports import ReportDesk, usage_router
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
 from llmhost.core.ids import new_request_id
@@ -69,6 +70,7 @@ class Surface:
     ledger: LedgerDesk
     invoices: InvoiceDesk
     backups: BackupDesk
+    organizations: OrganizationDesk
     admin_token: str
     why_not_ready: Callable[[], str | None]
     why_not_healthy: Callable[[], str | None]
@@ -100,6 +102,8 @@ def build_app(surface: Surface) -> ASGIApp:
             ),
             key_router(surface.invoices),
             backup_router(surface.backups, guard),
+            organization_router(surface.organizations, surface.invoices, surface.reports, guard),
+            usage_router(surface.reports, guard),
             cost_router(surface.costs, guard),
             price_router(surface.prices, guard),
             budget_router(surface.budgets, guard),

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from litestar import get
+from litestar import Router, get
 from litestar.params import FromQuery
-from litestar.types import ControllerRouterHandler
+from litestar.types import ControllerRouterHandler, Guard
 
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import PAGE_ROWS, page_of
@@ -100,6 +100,12 @@ def query_of(
         keys=tuple(key or ()),
         models=tuple(model or ()),
     ).checked()
+
+
+def usage_router(desk: ReportDesk, guard: Guard) -> Router:
+    """Usage where keys are at home: of the key itself, or of its organisation if its role sees that."""
+    usage, _ = report_routes(desk)
+    return Router("/v1", guards=[guard], tags=["usage"], route_handlers=[usage])
 
 
 def report_routes(desk: ReportDesk) -> list[ControllerRouterHandler]:

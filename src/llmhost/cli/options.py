@@ -34,7 +34,7 @@ Orgs = Annotated[
 ]
 Teams = Annotated[
     list[str] | None,
-    typer.Option("--team", metavar="TEAM", help="Of this team only: TEAM or ORG/TEAM."),
+    typer.Option("--team", metavar="TEAM", help="Of this team only: TEAM, or ORG/TEAM."),
 ]
 Keys = Annotated[
     list[str] | None, typer.Option("--key", metavar="ID", help="Of the key with this id only.")

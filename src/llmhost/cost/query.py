@@ -47,7 +47,8 @@ THEIRS = """
     (:within_org IS NULL OR org = :within_org) AND (:within_key IS NULL OR key_id = :within_key)
     AND (:orgs IS NULL OR org IN (SELECT value FROM json_each(:orgs)))
     AND (:teams IS NULL OR team IN (SELECT value FROM json_each(:teams))
-        OR org || '/' || team IN (SELECT value FROM json_each(:teams)))
+        OR CASE WHEN team IS NULL THEN org ELSE org || '/' || team END
+            IN (SELECT value FROM json_each(:teams)))
     AND (:keys IS NULL OR key_id IN (SELECT value FROM json_each(:keys)))
     AND (:models IS NULL OR model IN (SELECT value FROM json_each(:models))
         OR substr(model, 1, instr(model, '@') - 1) IN (SELECT value FROM json_each(:models)))
@@ -66,7 +67,7 @@ class Query:
     until_ns: int | None = None
     orgs: tuple[str, ...] = ()
     teams: tuple[str, ...] = ()
-    """`TEAM` or `ORG/TEAM`."""
+    """`TEAM`, `ORG/TEAM`, or `ORG` for what belongs to no team."""
     keys: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     """With or without version."""

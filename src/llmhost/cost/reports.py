@@ -8,7 +8,7 @@ fixed first, so that the report is of one moment too.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from llmhost.cost import periods
 from llmhost.cost.chain import GENESIS
@@ -23,6 +23,7 @@ from llmhost.storage.reader import Reader
 T = TypeVar("T")
 Key = tuple[str | int | None, ...]
 Found = dict[Key, list[int]]
+Only = Literal["completions", "embeddings"]
 
 assert USED == AMOUNTS, "sums by quarter have just these columns"
 
@@ -59,6 +60,11 @@ _CHARGE_SUMS = ", ".join(
         "sum(amount_nano)",
     )
 )
+_ONLY: Mapping[Only | None, str] = {
+    None: IS_USE,
+    "completions": "kind = 'request' AND outcome <> 'refused' AND embedding_tokens IS NULL",
+    "embeddings": "kind = 'request' AND outcome <> 'refused' AND embedding_tokens IS NOT NULL",
+}
 _LASTS = "SELECT (SELECT max(seq) FROM entries), (SELECT max(seq) FROM request_costs)"
 _HEAD = "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
 
@@ -85,14 +91,19 @@ class Reports:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def usage(self, query: Query) -> list[Line]:
-        """`USED` of each group, buckets of time in order, else the largest amount first. Raises InvalidValue."""
+    def usage(self, query: Query, *, only: Only | None = None) -> list[Line]:
+        """`USED` of each group, buckets of time in order, else the largest amount first. Raises InvalidValue.
+
+        With `only` of one sort of requests, refused ones left out.
+        """
         query.checked()
-        is_summed = query.unit != "minute" and query.last is None
+        is_summed = query.unit != "minute" and query.last is None and only is None
         if is_summed and not set(query.by) & set(ENTRY_GROUPS):
             found = self._of_quarters(query)
         else:
-            found = self._of_rows("entries", {**GROUPS, **ENTRY_GROUPS}, _ENTRY_SUMS, query, IS_USE)
+            found = self._of_rows(
+                "entries", {**GROUPS, **ENTRY_GROUPS}, _ENTRY_SUMS, query, _ONLY[only]
+            )
         lines = [Line(groups, tuple(sums)) for groups, sums in found.items()]
         return _sorted(lines, query, weight=lambda line: (line.sums[-1], line.sums[0]))
 

@@ -20,6 +20,7 @@ from llmhost.api.gatekeeper import Gatekeeper
 from llmhost.api.idempotency import Idempotency
 from llmhost.api.invoices import InvoiceDesk
 from llmhost.api.ledger import LedgerDesk
+from llmhost.api.organization import OrganizationDesk
 from llmhost.api.prices import PriceAdmin
 from llmhost.api.reports import ReportDesk
 from llmhost.config.schema import Settings
@@ -329,6 +330,9 @@ class Host:
                 backups=BackupDesk(self._back_up),
                 ledger=LedgerDesk(
                     self.books.ledger, self.books.rerater, self.books.prices, self.clock
+                ),
+                organizations=OrganizationDesk(
+                    self.books.reports, self.books.statements, self.clock
                 ),
                 invoices=InvoiceDesk(
                     self.books.statements, self.books.reports, self.books.keys.directory

@@ -46,7 +46,7 @@ def queries(draw: st.DrawFn, rare: st.SearchStrategy[list[str]] = RARE) -> Query
         since_ns=since,
         until_ns=until,
         orgs=draw(st.sampled_from(((), ("acme",), ORGS, ("nobody",)))),
-        teams=draw(st.sampled_from(((), ("red",), ("acme/red",), ("beta/red", "blue")))),
+        teams=draw(st.sampled_from(((), ("red",), ("acme/red",), ("beta/red", "blue"), ("acme",)))),
         keys=draw(st.sampled_from(((), ("key-1-acme",)))),
         models=draw(st.sampled_from(((), ("tiny",), ("tiny@1", "big"), ("nothing",)))),
         within_org=draw(st.sampled_from((None, None, "beta"))),
@@ -60,7 +60,7 @@ def is_meant(row: dict[str, Any], query: Query) -> bool:
         (query.since_ns is None or row["utc_ns"] >= query.since_ns)
         and (query.until_ns is None or row["utc_ns"] < query.until_ns)
         and (not query.orgs or row["org"] in query.orgs)
-        and (not query.teams or (team and {team, f"{row['org']}/{team}"} & {*query.teams}))
+        and (not query.teams or {team, group(row, Query(by=("team",)))[0]} & {*query.teams})
         and (not query.keys or row["key_id"] in query.keys)
         and (not query.models or {row["model"], row["model"].split("@")[0]} & {*query.models})
         and query.within_org in (None, row["org"])
