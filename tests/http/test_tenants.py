@@ -40,6 +40,8 @@ class Town:
     keys: dict[str, str] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
     foreign: dict[str, Any] = field(default_factory=dict)
+    budget: str = ""
+    """The other one's."""
     marks: set[str] = field(default_factory=set)
     """What nobody outside the other organisation may ever read."""
     operations: list[tuple[str, str]] = field(default_factory=list)
@@ -51,6 +53,7 @@ class Town:
             self.node.admin("GET", "/teams", org=SECRET_ORG).json(),
             self.node.admin("GET", "/keys", org=SECRET_ORG).json(),
             self.node.admin("GET", "/prices", org=SECRET_ORG).json(),
+            self.node.admin("GET", "/budgets", org=SECRET_ORG).json(),
         ]
 
 
@@ -77,6 +80,10 @@ def _settled(town: Town) -> Town:
         price = {"model": "echo", "org": org, "input": amount, "output": "0"}
         assert node.post("/admin/v1/prices", price, headers=holder(node.admin_token)).is_success
     town.marks = {SECRET_ORG, SECRET_TEAM, "zq-foreign-name", town.foreign["id"], SECRET_AMOUNT}
+    budget = {"org": SECRET_ORG, "usd": "5"}
+    made = node.post("/admin/v1/budgets", budget, headers=holder(node.admin_token))
+    town.budget = made.json()["id"]
+    town.marks.add(town.budget)
     town.marks |= {answer.headers["x-request-id"] for answer in requests}
     for path, item in node.get("/admin/openapi/openapi.json").json()["paths"].items():
         if path.startswith("/admin/v1/"):
@@ -87,7 +94,7 @@ def _settled(town: Town) -> Town:
 # ------------------------------------------------------------ nobody sees another's
 
 
-PARTS = ("org", "team", "key_id", "target", "version")
+PARTS = ("org", "team", "key_id", "target", "version", "budget")
 QUERIES = ("org", "team", "after", "by", "limit", "model")
 names = st.sampled_from(["own", "foreign", "nobody"])
 
@@ -104,6 +111,7 @@ def _named(town: Town, part: str, whose: str) -> str:
         "target": {"own": "echo/load", "foreign": "none/load"},
         "version": {"own": "echo/1", "foreign": "echo/2"},
         "model": {"own": "echo", "foreign": "none"},
+        "budget": {"own": "none", "foreign": town.budget},
     }
     return known[part].get(whose, {"by": "day", "limit": "2"}.get(part, "zz-nobody"))
 
@@ -168,6 +176,12 @@ BY_NAME = [
     ("GET", "/teams?org={org}", None),
     ("GET", "/keys?after={key_id}", None),
     ("GET", "/teams?after={org}/{team}", None),
+    ("GET", "/budgets?org={org}", None),
+    ("GET", "/budgets/{budget}", None),
+    ("PATCH", "/budgets/{budget}", {"usd": "1"}),
+    ("DELETE", "/budgets/{budget}", None),
+    ("POST", "/budgets", {"org": "{org}", "usd": "1"}),
+    ("GET", "/orgs/{org}/credits", None),
     ("GET", "/prices?org={org}", None),
     ("GET", "/prices/current?model=echo&org={org}", None),
     ("GET", "/prices/versions/{version}", None),
