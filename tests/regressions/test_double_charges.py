@@ -84,6 +84,23 @@ def test_a_request_that_came_twice_at_once_is_charged_once(
     assert len(entries()) == 1
 
 
+def test_a_retry_takes_nothing_of_a_budget_and_passes_where_it_is_spent(
+    node: Node, org: str, entries: Entries
+) -> None:
+    body = {"model": "echo", "prompt": "a b c", "max_tokens": 5}
+    secret = node.create_key(org, budget_usd="0.000013")["key"]  # 3 tokens in, 5 out
+    key = {"authorization": f"Bearer {secret}"}
+    headers = {**key, "idempotency-key": str(uuid4())}
+    first = node.post("/v1/completions", body, headers=headers)
+    again = [node.post("/v1/completions", body, headers=headers) for _ in range(3)]
+    other = node.post("/v1/completions", body, headers=key)
+
+    assert first.status_code == 200, first.text
+    assert {answer.content for answer in again} == {first.content}
+    assert (other.status_code, other.json()["error"]["code"]) == (429, "insufficient_quota")
+    assert sum(entry["amount_nano"] for entry in entries()) == 13_000
+
+
 @pytest.mark.parametrize("has_key", [False, True])
 def test_whoever_leaves_in_the_moment_that_an_answer_ends_is_charged_once(
     node: Node, key: Key, entries: Entries, has_key: bool

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import msgspec
 from litestar.types import (
     HTTPReceiveMessage,
     HTTPResponseStartEvent,
@@ -24,9 +25,11 @@ from litestar.types import (
 from llmhost.api.door import Wire
 from llmhost.api.errors import known_error
 from llmhost.api.frames import HEARTBEAT
+from llmhost.api.loose import read_body
 from llmhost.api.recording import Head, Playback, Recording
 from llmhost.config.schema import IdempotencySettings
 from llmhost.core.errors import (
+    BadRequest,
     IdempotencyKeyInUse,
     IdempotencyKeyReused,
     InvalidValue,
@@ -85,6 +88,19 @@ def _key_of(scope: HTTPScope) -> str:
             param="Idempotency-Key",
         )
     return sent[0]
+
+
+class _Named(msgspec.Struct, frozen=True):
+    model: str | None = None
+
+
+def looked_at(raw: bytes) -> tuple[bytes, str | None]:
+    """A body's hash, and the model that it names; what is wrong with a body is its route's to say."""
+    try:
+        named = read_body(raw, _Named)
+    except BadRequest:
+        named = _Named()
+    return digest(raw), named.model
 
 
 def digest(text: bytes) -> bytes:

@@ -37,7 +37,7 @@ from llmhost.api.errors import error_body, error_headers, forget_frames, known_e
 from llmhost.api.frames import HEARTBEAT, Frames, frames_of, whole_answer
 from llmhost.api.gatekeeper import vouch
 from llmhost.api.idempotency import HEADER as IDEMPOTENCY_KEY
-from llmhost.api.idempotency import Call, Idempotency, call_of, digest, pour, start_of
+from llmhost.api.idempotency import Call, Idempotency, call_of, looked_at, pour, start_of
 from llmhost.api.limit_headers import limit_headers
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Playback
@@ -206,9 +206,10 @@ class _Route:
 
         try:
             raw = await read_all(receive, self.max_body_bytes, visit.line)
-            self.processor.check_still(blank, bearer(visit.scope), caller)
             is_large = len(raw) > INLINE_BYTES
-            body_hash = await asyncio.to_thread(digest, raw) if is_large else digest(raw)
+            looked = await asyncio.to_thread(looked_at, raw) if is_large else looked_at(raw)
+            body_hash, model = looked
+            self.processor.check_still(blank, bearer(visit.scope), caller, model)
             call = call_of(visit.scope, caller, body_hash, visit.request_id)
             return call, await self.idempotency.join(call, raw, perform, visit.wire)
         except LlmhostError as error:

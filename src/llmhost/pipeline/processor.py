@@ -100,9 +100,16 @@ class Processor:
             await self._stages.authenticate(context)
         return context.known_caller
 
-    def check_still(self, request: GenerationRequest, bearer: str | None, caller: Caller) -> None:
-        """Raises Unauthenticated, unmetered, when the key of whom `identify` found has ended since."""
+    def check_still(
+        self, request: GenerationRequest, bearer: str | None, caller: Caller, model: str | None
+    ) -> None:
+        """Whether a request may have an answer that was made before. `model` is the one that it names.
+
+        Raises, unmetered: Unauthenticated when the key of whom `identify` found has ended since, ModelNotAllowed.
+        """
         self._stages.authenticate.check_still(self._arrived(request, bearer, {}, caller))
+        if model is not None:
+            self._stages.resolve.check_allowed(caller, model)
 
     def turn_away(
         self, request: GenerationRequest, error: LlmhostError, caller: Caller | None = None

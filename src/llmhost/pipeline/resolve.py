@@ -2,11 +2,12 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
-from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed
+from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed, UnknownModel
 from llmhost.core.ports import RunnerFacts, Tokenizer
-from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
@@ -43,6 +44,14 @@ class Resolve:
         context.terms = await self._terms(request, tokenizer)
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
         context.max_new_tokens = self.room(context, context.longest_tokens)
+
+    def check_allowed(self, caller: Caller, model: str) -> None:
+        """Raises ModelNotAllowed for what would be refused here, unless plugins say what a name means."""
+        if self._plugins.has("route_request"):
+            return
+        with suppress(UnknownModel):
+            if not self._deployments.catalogue.locate(model).may_be_used_by(caller):
+                raise ModelNotAllowed(model)
 
     async def _pool(
         self, context: RequestContext, tokenizer: Tokenizer, facts: RunnerFacts

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -237,6 +238,31 @@ async def test_a_key_that_was_revoked_gets_no_replay_and_a_rotated_one_does() ->
 
     assert is_replay_of(by_new, first)
     assert (by_old.status_code, revoked.status_code) == (401, 401)
+
+
+async def test_a_key_that_may_no_longer_use_a_model_gets_no_replay_of_it() -> None:
+    async with make_host() as host:
+        store = host.host.books.keys
+        record, secret = await store.create(org=(await store.create_org("acme")).name)
+        first = await ask(host, bearer=secret)
+        await store.update(record.id, lambda now: replace(now, models=("other",)))
+        refused = await ask(host, bearer=secret)
+        await store.update(record.id, lambda now: replace(now, models=("fake",)))
+        again = await ask(host, bearer=secret)
+
+    assert refused.status_code == 403
+    assert refused.json()["error"]["code"] == "model_not_allowed"
+    assert is_replay_of(again, first)
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b'{"model": 3}', b"\xff", b"[" * 5000])
+async def test_a_body_that_is_none_is_refused_as_without_a_key(raw: bytes) -> None:
+    async with make_host() as host:
+        refused = await ask(host, raw=raw)
+        unkeyed = await host.client.post("/v1/completions", content=raw)
+
+    assert refused.status_code == 400
+    assert refused.json() == unkeyed.json()
 
 
 async def test_a_key_that_was_revoked_while_a_body_came_gets_no_replay() -> None:
