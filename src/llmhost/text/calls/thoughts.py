@@ -1,0 +1,50 @@
+"""Thoughts before, or between, what an answer says."""
+
+from llmhost.text.calls.pieces import Piece, Reader, Steps
+
+
+class Thoughts(Reader):
+    """Tells what stands between two marks as thoughts, and has another reader read the rest."""
+
+    def __init__(self, inner: Reader, marks: tuple[str, str], *, begun: bool = False) -> None:
+        self._inner = inner
+        self._marks = marks
+        self._begun = begun
+        super().__init__()
+
+    @property
+    def is_complete(self) -> bool:
+        return self._inner.is_complete
+
+    def finish(self) -> list[Piece]:
+        return [*super().finish(), *self._inner.finish()]
+
+    def read(self) -> Steps[None]:
+        begin, end = self._marks
+        is_thinking = self._begun
+        while True:
+            if is_thinking:
+                yield from self.say_until(end, is_thought=True)
+                yield from self._skip_lines()
+            # A model whose prompt begins its thoughts may not say so, and one without thoughts may say their end.
+            mark = yield from self._pass_on(begin, end)
+            if mark is None:
+                return
+            is_thinking = mark == begin
+            if not is_thinking:
+                yield from self._skip_lines()
+
+    def _pass_on(self, *marks: str) -> Steps[str | None]:
+        while True:
+            said, mark = self.feed.until(*marks)
+            if said:
+                yield from self._inner.push(said)
+            if mark is not None or not (yield from self.more()):
+                return mark
+
+    def _skip_lines(self) -> Steps[None]:
+        """Line ends between thoughts and what comes after them belong to neither."""
+        while True:
+            self.feed.text = self.feed.text.lstrip("\n")
+            if self.feed.text or not (yield from self.more()):
+                return
