@@ -1,11 +1,13 @@
 """Statements of a real process: the same over HTTP and offline, kept over a kill, checked from files alone."""
 
+import csv
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +197,23 @@ def test_every_form_has_every_line(shop: Shop, form: str) -> None:
     assert len([one for one in shown.splitlines() if "echo@1" in one or "free@1" in one]) == len(
         [line for line in lines if line["model"] in ("echo@1", "free@1")]
     )
+
+
+def test_focus_rows_are_the_same_of_a_running_node_and_of_a_stopped_one(shop: Shop) -> None:
+    def rows(*args: str) -> list[dict[str, str]]:
+        done = shop.node.cli(*args, "--format", "focus")
+        assert done.returncode == 0, done.stderr
+        return list(csv.DictReader(done.stdout.splitlines()))
+
+    running = rows("invoice", "own", "--month", shop.month)
+    assert running == rows("usage", "--org", "own")
+    assert rows("usage", "--since", "2001-01-01", "--until", "2001-02-01") == []
+    shop.node.kill()
+    assert running == rows("usage", "--org", "own")
+    shop.node.start()
+
+    billed = sum(Decimal(row["BilledCost"]) for row in running)
+    assert billed * 10**9 == charged(shop.node, "own")
+    own = [json.loads(line) for line in shop.ask("billing", "/admin/v1/usage/focus").iter_lines()]
+    assert len(own) == len(running)
+    assert shop.ask("member", "/admin/v1/usage/focus").status_code == 403

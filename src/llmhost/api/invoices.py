@@ -1,6 +1,6 @@
 """Signed statements and exported entries, and the routes for them: an organisation gets its own, the operator all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from llmhost.api.reports import ReportDesk, query_of
 from llmhost.core.errors import InvalidValue
 from llmhost.cost import periods
 from llmhost.cost.exports import export
+from llmhost.cost.focus import focus
 from llmhost.cost.query import Query
 from llmhost.cost.reports import Reports
 from llmhost.cost.statement import Statements
@@ -52,6 +53,11 @@ class InvoiceDesk:
         if not is_known and not found["statement"]["entries"]["count"]:
             raise no_org(org)
         return msgspec.convert(found, SignedStatement)
+
+    def focus(self, query: Query, access: Access = OPERATOR) -> Iterator[dict[str, str | None]]:
+        """Charges in the columns of FOCUS, of an organisation or of all."""
+        own = replace(query, by=(), within_org=access.org, within_key=access.usage_key)
+        return focus(self._reports, self._statements, own)
 
     def entries(self, query: Query, access: Access = OPERATOR) -> Iterator[dict[str, Any]]:
         """An organisation's entries, or all, in order of time."""
@@ -100,7 +106,37 @@ def invoice_routes(invoices: InvoiceDesk, desk: ReportDesk) -> list[ControllerRo
             query = within_month(query, month)
         return Stream(_lines(invoices.entries(query, request.user)), media_type=NDJSON)
 
-    return [invoice, entries]
+    @get("/usage/focus", needs=Right.ORG_USAGE)
+    async def focus_rows(
+        request: Visitor,
+        month: FromQuery[str | None] = None,
+        since: FromQuery[str | None] = None,
+        until: FromQuery[str | None] = None,
+        timezone: FromQuery[str] = "UTC",
+        org: FromQuery[list[str] | None] = None,
+        team: FromQuery[list[str] | None] = None,
+        key: FromQuery[list[str] | None] = None,
+        model: FromQuery[list[str] | None] = None,
+    ) -> Stream:
+        """Charges of a month or of any time in the columns of FOCUS 1.2, one JSON object a line: a row for each day,
+        organisation, team, key, model, price and dimension."""
+        query = query_of(
+            by="",
+            since=since,
+            until=until,
+            timezone=timezone,
+            org=org,
+            team=team,
+            key=key,
+            model=model,
+        )
+        if month is not None:
+            query = within_month(query, month)
+        access = request.user
+        rows = await desk.in_thread(lambda: list(invoices.focus(query, access)))
+        return Stream(_lines(iter(rows)), media_type=NDJSON)
+
+    return [invoice, entries, focus_rows]
 
 
 def key_router(invoices: InvoiceDesk) -> Router:
@@ -122,6 +158,6 @@ def within_month(query: Query, month: str) -> Query:
     return replace(query, since_ns=span.start_ns, until_ns=span.end_ns)
 
 
-def _lines(entries: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+def _lines(entries: Iterator[Mapping[str, Any]]) -> Iterator[bytes]:
     for entry in entries:
         yield msgspec.json.encode(entry) + b"\n"

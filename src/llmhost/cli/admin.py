@@ -108,6 +108,10 @@ class Admin(Protocol):
         """What statements are checked with: `algorithm`, `public_key`, `node_id`."""
         ...
 
+    def focus(self, **query: Any) -> list[Row]:
+        """Charges in the columns of FOCUS; asked as `entries`."""
+        ...
+
     def entries(self, **query: Any) -> Iterator[Row]:
         """Entries in order of time: of a `month`, or of any time; with `timezone` and filters as in `usage`."""
         ...

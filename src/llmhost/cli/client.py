@@ -134,8 +134,14 @@ class HttpAdmin:
     def statement_key(self) -> Row:
         return self._http.one("GET", "/v1/billing/public-key")
 
+    def focus(self, **query: Any) -> list[Row]:
+        return list(self._lines("/admin/v1/usage/focus", query))
+
     def entries(self, **query: Any) -> Iterator[Row]:
-        with self._http.open("GET", "/admin/v1/ledger/entries", query=query) as answer:
+        return self._lines("/admin/v1/ledger/entries", query)
+
+    def _lines(self, path: str, query: Mapping[str, Asked]) -> Iterator[Row]:
+        with self._http.open("GET", path, query=query) as answer:
             for line in answer.iter_lines():
                 if line:
                     yield _parse(line)

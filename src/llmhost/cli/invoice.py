@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from llmhost.cli import show
 from llmhost.cli.admin import Row, open_admin
 from llmhost.cli.options import DataDir, Json, Url, examples
-from llmhost.cli.tables import as_csv
+from llmhost.cli.tables import as_csv, focus_csv
 from llmhost.core.errors import ConfigError
 
 COLUMNS: dict[str, show.Cell] = {
@@ -67,8 +67,11 @@ def show_invoice(
         str, typer.Option(metavar="ZONE", help="Of which zone the month is, as Europe/Berlin.")
     ] = "UTC",
     form: Annotated[
-        Literal["text", "markdown", "csv", "json"],
-        typer.Option("--format", help="Only JSON is signed and can be checked."),
+        Literal["text", "markdown", "csv", "json", "focus"],
+        typer.Option(
+            "--format",
+            help="Only JSON is signed and can be checked; focus is CSV with the columns of FOCUS 1.2.",
+        ),
     ] = "text",
     url: Url = None,
     data_dir: DataDir = None,
@@ -76,6 +79,10 @@ def show_invoice(
 ) -> None:
     """Print an organisation's statement of a month: quantity, price and amount for each line."""
     with open_admin(url, data_dir) as admin:
+        if form == "focus" and not as_json:
+            rows = admin.focus(org=[org], month=month, timezone=timezone)
+            typer.echo(focus_csv(rows), nl=False)
+            return
         whole = admin.invoice(org, month=month, timezone=timezone)
     said = whole["statement"]
     if as_json or form == "json":

@@ -10,9 +10,12 @@ import typer
 from llmhost.cli import show
 from llmhost.cli.show import Cell, Row
 
-Form = Literal["table", "csv", "json"]
-FormOption = Annotated[
-    Form | None, typer.Option("--format", help="How to print it; table when absent.")
+UsageForm = Annotated[
+    Literal["table", "csv", "json", "focus"] | None,
+    typer.Option(
+        "--format",
+        help="How to print it; table when absent. focus: charges by day as FOCUS 1.2 has them, as CSV.",
+    ),
 ]
 
 
@@ -40,10 +43,20 @@ def report(
         show.rows(plain, columns, as_json=form == "json", empty=empty)
 
 
-def as_csv(data: Sequence[Row]) -> str:
-    """With a line of names. A cell that begins like a formula of a spreadsheet is quoted so that it is none."""
+def focus_csv(data: Sequence[Row]) -> str:
+    """Charges in the columns of FOCUS, which are there even if there is no charge."""
+    from llmhost.cost.focus import COLUMNS
+
+    return as_csv(data, COLUMNS)
+
+
+def as_csv(data: Sequence[Row], columns: Sequence[str] = ()) -> str:
+    """With a line of names: the columns, or else all that the rows have.
+
+    A cell that begins like a formula of a spreadsheet is quoted so that it is none.
+    """
     out = io.StringIO()
-    names = list(dict.fromkeys(name for row in data for name in row))
+    names = list(columns or dict.fromkeys(name for row in data for name in row))
     writer = csv.writer(out, lineterminator="\n")
     if names:
         writer.writerow(names)

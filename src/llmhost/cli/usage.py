@@ -8,7 +8,7 @@ from llmhost.cli import show
 from llmhost.cli.admin import Row, open_admin
 from llmhost.cli.dates import Since, Until, Zone, span_of
 from llmhost.cli.options import DataDir, Json, Keys, Models, Orgs, Teams, Url, examples
-from llmhost.cli.tables import FormOption, form_of, report
+from llmhost.cli.tables import UsageForm, focus_csv, form_of, report
 
 GROUPS = (
     "org",
@@ -64,6 +64,7 @@ def add_to(app: typer.Typer) -> None:
             "llmhost usage --by org,model --since 24h --json",
             "llmhost usage --by day --org acme --timezone Europe/Berlin --format csv",
             "llmhost usage --margin --by org,model",
+            "llmhost usage --format focus --org acme --since 2026-11-01 --until 2026-12-01",
             "llmhost usage --devices --since 7d",
         )
     )(usage)
@@ -100,7 +101,7 @@ def usage(
             "--devices", help="What devices cost, busy, loading and idle.", show_default=False
         ),
     ] = False,
-    form: FormOption = None,
+    form: UsageForm = None,
     url: Url = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -114,8 +115,13 @@ def usage(
     query: dict[str, Any] = {"by": ",".join(groups), "since": start, "until": end}
     query |= {"timezone": timezone, "org": org, "team": team, "key": key, "model": model}
     query = {name: asked for name, asked in query.items() if asked}
+    if shape == "focus" and (costs or devices):
+        raise typer.BadParameter("has charges only", param_hint="--format")
     with open_admin(url, data_dir) as admin:
-        if devices:
+        if shape == "focus":
+            del query["by"]
+            typer.echo(focus_csv(admin.focus(**query)), nl=False)
+        elif devices:
             bounds = {name: query[name] for name in ("since", "until") if name in query}
             _show_devices(admin.device_costs(**bounds), form=shape)
         elif costs:

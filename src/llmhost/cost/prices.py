@@ -199,6 +199,10 @@ class PriceBook:
         assert price is not None, "a quote has rates"
         return price
 
+    def copy(self) -> PriceList:
+        """The list as it is on disk, for another thread. Waits for it."""
+        return PriceList(self._reader.read_now(_load))
+
     def find(self, version: str) -> PriceVersion | None:
         """A version by its name, those of plugins too. Waits for the disk."""
         query = f"{_SELECT} WHERE version = ?"

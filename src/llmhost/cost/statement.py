@@ -7,7 +7,7 @@ tenants nothing is shown. docs/billing.md says what that proves and what it does
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from llmhost.cost.lines import (
     total_femto,
 )
 from llmhost.cost.periods import Span
-from llmhost.cost.prices import PriceBook
+from llmhost.cost.prices import PriceBook, PriceVersion
 from llmhost.cost.pricing import Rates
 from llmhost.cost.query import WITHIN, Bounds, Query
 from llmhost.cost.reports import Reports
@@ -156,6 +156,20 @@ class Statements:
         signature = sign(self._secret, signed_text(said)).hex()
         key = {"algorithm": ALGORITHM, "public_key": self.key["public_key"]}
         return {"statement": said, "signature": {**key, "value": signature}}
+
+    def list_rates(self) -> Callable[[str, int], Rates | None]:
+        """What everybody paid for the model of a price's version at a time, if that was another price."""
+        listed, found = self._prices.copy(), dict[str, PriceVersion | None]()
+
+        def rates(version: str, utc_ns: int) -> Rates | None:
+            if version not in found:
+                found[version] = self._prices.find(version)
+            known = found[version]
+            if known is None or (known.org is None and not known.is_quote):
+                return None
+            return listed.of(known.model, None, utc_ns)
+
+        return rates
 
     def rates_of(self, charges: Iterable[Charge]) -> dict[str, Rates]:
         """The prices that charges were made with. Raises NotFound for one that nobody has set."""

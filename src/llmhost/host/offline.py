@@ -192,6 +192,10 @@ class OfflineAdmin:
     def statement_key(self) -> Row:
         return _row(self._invoices.key())
 
+    def focus(self, *, month: str | None = None, **query: Any) -> list[Row]:
+        asked = query_of(by="", **query)
+        return list(self._invoices.focus(asked if month is None else within_month(asked, month)))
+
     def entries(self, *, month: str | None = None, **query: Any) -> Iterator[Row]:
         asked = query_of(by="", **query)
         return self._invoices.entries(asked if month is None else within_month(asked, month))
