@@ -1,7 +1,8 @@
 """Minutes of everything at once against a real server: what its devices cost is borne to the nano-dollar.
 
-Chats, streams, vectors and wishes that can't be granted; callers that leave, deadlines, models that fail, and an
-operator who loads, unloads, and puts to sleep. Then all that was told and booked is added up from outside.
+Chats, streams, vectors and wishes that can't be granted; callers that leave, deadlines, models that fail, budgets of
+three tokens at a time of which one runs out, and an operator who loads, unloads, and puts to sleep. Then all that was
+told and booked is added up from outside.
 """
 
 import asyncio
@@ -34,8 +35,12 @@ host_per_hour = "0.123456789"
 egress_per_gib = "0.0777"
 requests_per_load = 70
 
+[billing]
+slice_tokens = 3
+
 [models.tiny]
 source = "builtin:tiny"
+price = { output = "3.00" }
 max_batch_size = 6
 kv_memory = "1MB"
 [models.tiny.options]
@@ -44,6 +49,7 @@ threads = 1
 
 [models.guessed]
 source = "builtin:tiny"
+price = { input = "0.10", output = "2.00" }
 load = "request"
 [models.guessed.speculation]
 method = "draft"
@@ -54,6 +60,7 @@ threads = 1
 
 [models.vectors]
 source = "builtin:tiny-embed"
+price = { input = "0.05" }
 load = "request"
 [models.vectors.options]
 device = "cpu"
@@ -71,15 +78,19 @@ token_delay_ms = 2.0
 
 [models.quick]
 engine = "fake"
+price = { output = "1.00" }
 
 [models.frail]
 engine = "fake"
+price = { output = "1.00" }
 [models.frail.options]
 fail_after_tokens = 7
 token_delay_ms = 1.0
 """
 MODELS = ("tiny", "tiny", "guessed", "echo", "echo", "quick", "frail")
 SLEEPERS = ("echo", "quick", "frail")
+BUDGETS = {"free": None, "rich": "1000", "poor": "0.003"}
+"""Dollars that each organisation may spend in all."""
 
 
 @dataclass
@@ -87,6 +98,7 @@ class Mixed:
     """What callers did, and what they were told."""
 
     node: Node
+    keys: list[str]
     luck: random.Random = field(default_factory=lambda: random.Random(4))
     told_nano: dict[str, int] = field(default_factory=dict)
     """By request: what it was told that it had cost."""
@@ -113,35 +125,36 @@ class Mixed:
             [{}, {"n": 3}, {"temperature": 0}, {"presence_penalty": 0.5}, {"logprobs": True}]
         )
         body = self._chat() | more | {"include_cost": True}
-        self._note("whole", await http.post("/v1/chat/completions", json=body))
+        self._note("whole", await self._ask(http, "/v1/chat/completions", body))
 
     async def _best(self, http: httpx.AsyncClient) -> None:
         body = {"model": "echo", "prompt": self._text(), "max_tokens": 9, "best_of": 3}
-        answer = await http.post("/v1/completions", json=body | {"include_cost": True})
+        answer = await self._ask(http, "/v1/completions", body | {"include_cost": True})
         self._note("best_of", answer)
 
     async def _vectors(self, http: httpx.AsyncClient) -> None:
         texts = [self._text() for _ in range(self.luck.randrange(1, 6))]
         body = {"model": "vectors", "input": texts}
-        self._note("vectors", await http.post("/v1/embeddings", json=body))
+        self._note("vectors", await self._ask(http, "/v1/embeddings", body))
 
     async def _hurried(self, http: httpx.AsyncClient) -> None:
         body = self._chat() | {"timeout_ms": self.luck.randrange(5, 900), "max_tokens": 400}
-        self._note("hurried", await http.post("/v1/chat/completions", json=body))
+        self._note("hurried", await self._ask(http, "/v1/chat/completions", body))
 
     async def _wrong(self, http: httpx.AsyncClient) -> None:
         body = self._chat() | self.luck.choice([{"model": "nobody"}, {"max_tokens": -1}, {"n": 0}])
-        self._note("wrong", await http.post("/v1/chat/completions", json=body))
+        self._note("wrong", await self._ask(http, "/v1/chat/completions", body))
 
     async def _crowded(self, http: httpx.AsyncClient) -> None:
         """More choices than there is room for: some have begun when the rest is refused."""
         body = {"model": "echo", "prompt": self._text(), "n": 10, "max_tokens": 30}
-        self._note("crowded", await http.post("/v1/completions", json=body))
+        self._note("crowded", await self._ask(http, "/v1/completions", body))
 
     async def _stream(self, http: httpx.AsyncClient) -> None:
         body = self._chat() | {"stream": True, "include_cost": True}
         leaves_after = self.luck.choice([None, None, 0, 1, 5, 20])
-        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        path, headers = "/v1/chat/completions", self._as_somebody()
+        async with http.stream("POST", path, json=body, headers=headers) as answer:
             if answer.status_code != 200:
                 self.done[f"stream {answer.status_code}"] += 1
                 return
@@ -183,6 +196,14 @@ class Mixed:
                 assert row["error_nano"] == 0, row
                 self.checks = max(self.checks, row["checks"])
 
+    async def _ask(
+        self, http: httpx.AsyncClient, path: str, body: dict[str, Any]
+    ) -> httpx.Response:
+        return await http.post(path, json=body, headers=self._as_somebody())
+
+    def _as_somebody(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.luck.choice(self.keys)}"}
+
     def _chat(self) -> dict[str, Any]:
         return {
             "model": self.luck.choice(MODELS),
@@ -210,7 +231,15 @@ def test_minutes_of_everything_at_once_add_up(
     node = new_node(SETTINGS).spawn()
     node.wait_announced()
     eventually(node.is_ready, "the server did not become ready", within_s=180)
-    mixed = Mixed(node)
+    orgs = {org: node.create_key(org) for org in BUDGETS}
+    budgets = {
+        org: node.admin("POST", "/budgets", {"org": org, "period": "total", "usd": usd}).json()[
+            "id"
+        ]
+        for org, usd in BUDGETS.items()
+        if usd is not None
+    }
+    mixed = Mixed(node, [made["key"] for made in orgs.values()])
     asyncio.run(mixed.live())
     eventually(
         lambda: all(
@@ -219,6 +248,9 @@ def test_minutes_of_everything_at_once_add_up(
         "requests run",
     )
     pools = {p: node.metric("llmhost_cost_nano_total", pool=p) for p in ("host", "egress")}
+    rows = {org: node.admin("GET", f"/budgets/{id_}").json() for org, id_ in budgets.items()}
+    entries = node.entries()
+    assert node.verified()["ok"]
     assert node.stop() == 0
     devices = json.loads(node.cli("usage", "--devices", "--json").stdout)
     booked, loads = _rows(node)
@@ -233,16 +265,24 @@ def test_minutes_of_everything_at_once_add_up(
     for row in booked:
         borne[row["load_id"] or ""] += row["model_loading_nano"]
     assert {load: nano for load, nano in borne.items() if load} == loads
+    for org, row in rows.items():
+        spent_nano = sum(entry["amount_nano"] for entry in entries if entry["org"] == org)
+        assert dollars_to_nano(row["spent_usd"]) == spent_nano > 0
+        assert dollars_to_nano(row["held_usd"]) == 0
+        assert spent_nano <= dollars_to_nano(BUDGETS[org] or "0")
+    assert {row["request_id"] for row in requests} <= {entry["request_id"] for entry in entries}
     by_id = {row["request_id"]: row for row in requests}
     for request_id, nano in mixed.told_nano.items():
         assert _total(by_id[request_id]) == nano
     infrastructure = sum(row["infrastructure_nano"] for row in requests)
     assert 0 < infrastructure <= sum(pools.values())
     assert node.log().count(" ERROR ") == node.log().count("step.failed"), "an error in the log"
+    spent = ", ".join(f"{row['spent_usd']} of {row['usd']}" for row in rows.values())
     done = ", ".join(f"{count} {what}" for what, count in sorted(mixed.done.items()))
     bar(
         f"{DURATION_S:.0f} s of a mixed load: {len(requests):,} requests, {len(loads)} loads,"
-        f" {mixed.checks} checks, {callers_nano:,} nano-dollars of compute borne, 0 off ({done})"
+        f" {mixed.checks} checks, {callers_nano:,} nano-dollars of compute borne, 0 off;"
+        f" dollars of budgets spent: {spent} ({done})"
     )
 
 
