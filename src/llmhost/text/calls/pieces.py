@@ -4,6 +4,7 @@ A reader is written as one generator that takes what it can and yields None when
 pieces so never changes what is found in it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -59,7 +60,7 @@ def overlap(text: str, mark: str) -> int:
     return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)
 
 
-class Reader:
+class Reader(ABC):
     """Reads one choice. Families say how in `read`."""
 
     def __init__(self) -> None:
@@ -91,9 +92,9 @@ class Reader:
         self._space = ""
         return pieces
 
+    @abstractmethod
     def read(self) -> Steps[None]:
         """The whole of an answer."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------ steps that families are made of
 
