@@ -250,6 +250,61 @@ def test_limits_that_change_while_requests_hold_some_leave_nothing_behind(
     bar(f"180 changes of limits under load: {dict(statuses)}, no place left behind")
 
 
+async def _while_books_change(node: Node, load: Load, budget_id: str) -> None:
+    askers = [asyncio.create_task(load.ask()) for _ in range(ASKERS)]
+
+    async def act(method: str, path: str, body: Any = None) -> Any:
+        answer = await asyncio.to_thread(node.admin, method, path, body)
+        assert answer.status_code < 300, (path, answer.text)
+        return answer.json()
+
+    for turn in range(20):
+        rates = {"input": f"1.{turn:02d}", "output": "2.00", "cached_input": "0.50"}
+        rerating = {"model": "echo", "org": "acme", "since": "2020-01-01", **rates, "apply": True}
+        await act("POST", "/ledger/rerate", rerating)
+        await act("POST", "/ledger/rebuild")
+        assert (await act("GET", "/ledger/check"))["ok"]
+        await act("PATCH", f"/budgets/{budget_id}", {"usd": f"{100 + turn}"})
+        await act("POST", "/prices", {"model": "echo", **rates, "confirm": True})
+        assert (await act("GET", "/ledger/verify"))["ok"]
+    load.is_over = True
+    await asyncio.gather(*askers)
+
+
+def test_books_that_are_rated_again_and_rebuilt_under_load_add_up(
+    new_node: NewNode, bar: Bar
+) -> None:
+    node = new_node(SETTINGS).start()
+    made = node.create_key("acme", team="red")
+    wish = {"org": "acme", "period": "total", "usd": "100"}
+    budget_id = node.admin("POST", "/budgets", wish).json()["id"]
+    load = Load(node.port, made["key"])
+
+    asyncio.run(_while_books_change(node, load, budget_id))
+
+    assert {told.status for _, told in load.asked} == {200}
+
+    def facts() -> tuple[Any, ...]:
+        budget = node.admin("GET", f"/budgets/{budget_id}").json()
+        (usage,) = node.admin("GET", "/usage", by="org").json()["data"]
+        paid_nano = sum(e["amount_nano"] for e in node.entries() if e["org"] == "acme")
+        checks = [node.admin("GET", f"/ledger/{what}").json()["ok"] for what in ("verify", "check")]
+        return checks, budget["held_usd"], budget["spent_usd"], usage["amount_nano"], paid_nano
+
+    before = facts()
+    checks, held, spent, used_nano, paid_nano = before
+    assert (checks, held) == ([True, True], "0.00")
+    assert used_nano == paid_nano == round(float(spent) * 10**9)
+    node.kill()
+    node.start()
+    assert facts() == before
+    assert "Traceback" not in node.log()
+    bar(
+        f"20 times rated again, rebuilt, checked and priced anew under {len(load.asked)} requests: ledger, usage and"
+        " budget say the same, and after a kill again"
+    )
+
+
 def test_requests_cut_off_at_every_byte_of_their_head_and_body_hold_nothing(
     new_node: NewNode, bar: Bar
 ) -> None:

@@ -40,6 +40,9 @@ FINE: dict[str, str] = {
 MORE: dict[tuple[str, str], dict[str, str]] = {
     ("POST", "/admin/v1/budgets"): {"org": "ORG", "team": "TEAM", "usd": '"1.00"'},
     ("POST", "/admin/v1/prices"): {"org": "ORG", "input": '"1.00"', "output": '"2.00"'},
+    ("POST", "/admin/v1/ledger/rerate"): {
+        **{"org": "ORG", "since": '"2020-01-01"', "input": '"1.00"', "output": '"3.00"'},
+    },
 }
 """What a body should have beside what the schema says that it must."""
 HARMFUL = ("/admin/v1/models/{target}", "/admin/v1/ledger/export")
@@ -62,7 +65,9 @@ def skeleton(operation: Operation, counter: Iterator[int], who: str) -> dict[str
     fine = {**FINE, "name": f'"zz-{next(counter)}"', "org": org, "team": team, "usd": '"1.00"'}
     more = MORE.get((operation.method, operation.path), {})
     given = {name: {"ORG": org, "TEAM": team}.get(value, value) for name, value in more.items()}
-    needed = {n: fine.get(n) or _any_of(operation.fields[n]) for n in operation.required}
+    needed = {
+        n: given.get(n) or fine.get(n) or _any_of(operation.fields[n]) for n in operation.required
+    }
     return {**given, **needed}
 
 
@@ -198,7 +203,9 @@ OPERATOR_ONLY = [
     *(("POST", "/admin/v1/adapters/unload"), ("GET", "/admin/v1/ledger/verify")),
     *(("GET", "/admin/v1/plugins"), ("POST", "/v1/load_lora_adapter")),
     *(("POST", "/v1/unload_lora_adapter"), ("POST", "/admin/v1/prices")),
-    ("POST", "/admin/v1/orgs/{org}/credits"),
+    *(("POST", "/admin/v1/orgs/{org}/credits"), ("POST", "/admin/v1/ledger/rerate")),
+    *(("POST", "/admin/v1/ledger/rebuild"), ("GET", "/admin/v1/ledger/check")),
+    ("GET", "/admin/v1/costs"),
 ]
 
 
