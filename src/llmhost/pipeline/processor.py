@@ -83,12 +83,12 @@ class Processor:
         self._clock = clock
         self._outbox = Outbox(write_share)
         self._live: set[Generation] = set()
-        self._opening = 0
+        self._opening: set[str] = set()
 
     @property
     def in_flight(self) -> int:
         """Requests that have arrived and have not been settled."""
-        return len(self._live) + self._opening
+        return len(self._live) + len(self._opening)
 
     async def identify(
         self, request: GenerationRequest, bearer: str | None, headers: Mapping[str, str]
@@ -181,7 +181,7 @@ class Processor:
     @contextmanager
     def _metered(self, context: RequestContext) -> Iterator[None]:
         """Whatever is raised in here ended the request, and is metered."""
-        self._opening += 1
+        self._opening.add(context.request.request_id)
         try:
             yield
         except LlmhostError as error:
@@ -195,10 +195,12 @@ class Processor:
             self._refused(context, LlmhostError(f"Internal error: {type(error).__name__}."))
             raise
         finally:
-            self._opening -= 1
+            self._opening.discard(context.request.request_id)
 
     def has(self, request_id: str) -> bool:
-        """Whether a request has been admitted and has not ended."""
+        """Whether a request has arrived and has not ended: it may wait for its model longer than for anything else."""
+        if request_id in self._opening:
+            return True
         return any(live.context.request.request_id == request_id for live in self._live)
 
     def drain(self) -> None:

@@ -89,6 +89,22 @@ async def test_what_is_held_at_first_is_the_prompt_and_a_slice_of_each_choice() 
         assert one.holds[1:] == [PROMPT_NANO + 15 * TOKEN_NANO]
 
 
+async def test_a_request_that_waits_for_its_model_keeps_its_hold() -> None:
+    """A model may be fetched for hours; a hold that was taken for left behind would cut the answer."""
+    async with node(load="request") as one:
+        host = one.host.host
+        await one.budget(10**6)
+        opening = asyncio.create_task(one.open(max_tokens=40))
+        await until(lambda: bool(one.holds))
+        long_after_ns = host.clock.utc_ns() + 10**15
+        left = host.books.budgets.accounts.sweep(
+            long_after_ns, lambda hold: host.processor.has(hold.request_id)
+        )
+        one.held.go()
+        assert left == []
+        assert await read_all(await opening) == fake_words("hello world", 40)
+
+
 async def test_a_prompt_with_a_slice_that_does_not_fit_is_refused_and_holds_nothing() -> None:
     async with node() as one:
         await one.budget(PROMPT_NANO + 8 * TOKEN_NANO - 1)
