@@ -30,7 +30,7 @@ METERED: dict[str, dict[str, Any]] = {
 """Each route that makes a model compute, with a body that it answers."""
 EXEMPT = {
     *("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model:path}", "/v1/estimate"),
-    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/billing/public-key"),
+    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/billing/public-key", "/v1/usage"),
 }
 """These ask no model."""
 EXEMPT_BEGINNINGS = ("/admin/", "/v1/organization/")
