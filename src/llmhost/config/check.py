@@ -35,6 +35,11 @@ def problems(settings: Settings) -> Iterator[Problem]:
                 "limits.trusted_proxies",
                 f"has {text!r}, which is no address or network such as '10.0.0.0/8'",
             )
+    if settings.idempotency.max_answer_bytes > settings.idempotency.max_kept_bytes:
+        yield (
+            "idempotency.max_answer_bytes",
+            "is more than max_kept_bytes, so the largest answers could not be kept; lower it, or raise that",
+        )
     yield from _safety(settings.safety)
     yield from _size("devices.cpu_memory", settings.devices.cpu_memory)
     yield from _costs(settings.costs)

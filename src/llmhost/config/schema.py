@@ -86,9 +86,9 @@ class BillingSettings(Section, frozen=True):
 class IdempotencySettings(Section, frozen=True):
     """[idempotency]: requests with the header `Idempotency-Key`, which run once however often they are sent."""
 
-    kept_s: Seconds = 86400.0
+    kept_s: Annotated[float, Meta(ge=0, le=31_622_400)] = 86400.0
     """How long a finished answer is kept, on disk, for whoever sends its key again."""
-    grace_s: Seconds = 30.0
+    grace_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     """How long such a request goes on when nobody reads its answer any more; then it is cancelled."""
     max_answer_bytes: Positive = 8 * 2**20
     """Answers beyond this are not kept, and while one runs its key is refused with 409."""

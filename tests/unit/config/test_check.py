@@ -64,6 +64,13 @@ def test_each_part_of_a_price_is_checked():
     ]
 
 
+def test_an_answer_that_may_be_kept_has_room_among_all_that_are():
+    keys = {"max_answer_bytes": 11, "max_kept_bytes": 10}
+
+    assert "is more than max_kept_bytes" in problem(idempotency=keys)
+    assert found(idempotency=keys | {"max_answer_bytes": 10}) == []
+
+
 def test_sizes_have_to_parse_and_leave_some_memory():
     assert problem(devices={"cpu_memory": "8XB"}) == (
         "devices.cpu_memory must be a size, but '8XB' is not a size such as '8GiB'"

@@ -149,6 +149,8 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_COSTS_SHOWN_TO_CALLERS": "0",
     }.get(name, "77")
     rate = {"LLMHOST_LIMITS_REQUESTS_PER_MINUTE": "60"} if key == "burst_requests" else {}
+    if key == "max_kept_bytes":
+        rate = {"LLMHOST_IDEMPOTENCY_MAX_ANSWER_BYTES": "77"}
     if key == "power_watts":
         rate = {"LLMHOST_COSTS_PRICE_PER_KWH": "0.2"}
 
