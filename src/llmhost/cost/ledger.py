@@ -96,7 +96,7 @@ class Ledger:
 
     def settle(self, entry: Entry) -> "asyncio.Future[Recorded]":
         """As `record`, for the running event loop. Cancelling the wait does not cancel the entry."""
-        return self._writer.wait(self.record(entry))
+        return self._writer.append_here(self._append, entry)
 
     def verify(self) -> VerifyReport:
         """Check every row against the chain, in constant memory."""

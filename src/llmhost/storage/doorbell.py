@@ -3,9 +3,12 @@
 import asyncio
 from collections import deque
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+AT_ONCE = 500
+"""Results in one turn of the loop, which takes less than a millisecond: others shall have theirs."""
 
 
 class Doorbell:
@@ -13,17 +16,22 @@ class Doorbell:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._ready: deque[tuple[asyncio.Future[Any], Future[Any]]] = deque()
+        self._ready: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._has_rung = False
+
+    def promise(self) -> "Promise[Any]":
+        """For a result that is meant for the loop alone; called on it."""
+        return Promise(self, self.loop.create_future())
 
     def wait(self, future: Future[T]) -> asyncio.Future[T]:
         """The same result for the loop; called on it. Cancelling this leaves `future` as it is."""
-        waiter: asyncio.Future[T] = self.loop.create_future()
-        future.add_done_callback(lambda done: self._ring(waiter, done))
-        return waiter
+        promise = self.promise()
+        future.add_done_callback(promise.keep)
+        return promise.waiter
 
-    def _ring(self, waiter: asyncio.Future[Any], done: Future[Any]) -> None:
-        self._ready.append((waiter, done))
+    def ring(self, waiter: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+        """Bring a result, or an error, from any thread."""
+        self._ready.append((waiter, value, error))
         # Set here and cleared before the answer below: what comes in between rings once too often, never too seldom.
         if not self._has_rung and not self.loop.is_closed():
             self._has_rung = True
@@ -31,12 +39,35 @@ class Doorbell:
 
     def _answer(self) -> None:
         self._has_rung = False
-        while self._ready:
-            waiter, done = self._ready.popleft()
+        for _ in range(min(len(self._ready), AT_ONCE)):
+            waiter, value, error = self._ready.popleft()
             if waiter.done():  # nobody waits any more
                 continue
-            error = done.exception()
             if error is None:
-                waiter.set_result(done.result())
+                waiter.set_result(value)
             else:
                 waiter.set_exception(error)
+        if self._ready and not self._has_rung:
+            self._has_rung = True
+            self.loop.call_soon(self._answer)
+
+
+class Promise(Generic[T]):
+    """What a thread resolves and a loop waits for: a tenth of what a concurrent future costs, for one reader."""
+
+    __slots__ = ("_bell", "waiter")
+
+    def __init__(self, bell: Doorbell, waiter: asyncio.Future[T]) -> None:
+        self._bell = bell
+        self.waiter = waiter
+
+    def set_result(self, value: T) -> None:
+        self._bell.ring(self.waiter, value, None)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._bell.ring(self.waiter, None, error)
+
+    def keep(self, done: Future[T]) -> None:
+        """Say what a future says."""
+        error = done.exception()
+        self._bell.ring(self.waiter, None if error else done.result(), error)

@@ -32,7 +32,7 @@ from llmhost.storage.connect import (
     open_for_writing,
     storage_error,
 )
-from llmhost.storage.doorbell import Doorbell
+from llmhost.storage.doorbell import Doorbell, Promise
 from llmhost.storage.schema import Schema, migrate
 
 T = TypeVar("T")
@@ -50,11 +50,13 @@ ROOM_BYTES = 1 << 20
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True
+)  # not frozen: one is made for every row, and a frozen one takes three times as long
 class _Task:
     work: Work[Any, Any]
     item: Any
-    future: Future[Any]
+    future: Future[Any] | Promise[Any]
 
 
 _Result = tuple[Any, Exception | None]
@@ -133,6 +135,16 @@ class Writer:
         handed to it at once, and it returns a result for each."""
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()  # whoever stops waiting, what was accepted is carried out
+        self._enqueue(_Task(work, item, future))
+        return future
+
+    def append_here(self, work: Work[Item, T], item: Item) -> asyncio.Future[T]:
+        """As `append`, for the running event loop alone. Cancelling the wait does not cancel the work."""
+        promise = self._bell().promise()
+        self._enqueue(_Task(work, item, promise))
+        return promise.waiter
+
+    def _enqueue(self, task: "_Task") -> None:
         with self._changed:
             if self._is_closing:
                 raise Overloaded("The server is stopping and records nothing more.")
@@ -142,22 +154,24 @@ class Writer:
                     " Try again in a second.",
                     retry_after_s=1.0,
                 )
-            self._waiting.append(_Task(work, item, future))
+            self._waiting.append(task)
             if len(self._waiting) in (1, MAX_GROUP):  # whoever gathers need not hear of each
                 self._changed.notify()
-        return future
 
     async def run(self, job: Job[T]) -> T:
         """As `submit`, awaited. Cancelling the wait does not cancel the job."""
-        return await self.wait(self.submit(job))
+        return await self.append_here(_run_each, job)
 
     def wait(self, future: Future[T]) -> asyncio.Future[T]:
         """A future of this writer for the running event loop, which is woken once for many of them."""
+        return self._bell().wait(future)
+
+    def _bell(self) -> Doorbell:
         loop = asyncio.get_running_loop()
         doorbell = self._doorbell
         if doorbell is None or doorbell.loop is not loop:
             doorbell = self._doorbell = Doorbell(loop)
-        return doorbell.wait(future)
+        return doorbell
 
     def close(self) -> None:
         """Carry out what is queued, fold the log into the file, and end the thread. Idempotent."""

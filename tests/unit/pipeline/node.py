@@ -101,6 +101,9 @@ class SlowLedger:
         self.waiting.append((entry, future))
         return future
 
+    def settle(self, entry: Entry) -> "asyncio.Future[Recorded]":
+        return asyncio.wrap_future(self.record(entry))
+
     def let_go(self) -> None:
         for entry, future in self.waiting:
             future.set_result(self._record(entry).result())
@@ -116,11 +119,11 @@ class SlowLedger:
 def slow_ledger(host: TestHost) -> Iterator[SlowLedger]:
     slow = SlowLedger(host)
     ledger: Any = slow._ledger
-    ledger.record = slow.record
+    ledger.record, ledger.settle = slow.record, slow.settle
     try:
         yield slow
     finally:
-        del ledger.record
+        del ledger.record, ledger.settle
 
 
 def asks(text: str = "hello world", **facts: Any) -> GenerationRequest:

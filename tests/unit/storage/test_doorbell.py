@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmhost.storage.doorbell import Doorbell
+from llmhost.storage.doorbell import AT_ONCE, Doorbell
 
 
 @pytest.fixture
@@ -68,3 +68,29 @@ def test_a_closed_loop_is_left_alone() -> None:
     loop.close()
     future.set_result(1)
     assert future.result() == 1
+
+
+async def test_many_results_leave_the_loop_its_turns_and_arrive_in_order(bell: Doorbell) -> None:
+    promises = [bell.promise() for _ in range(3 * AT_ONCE)]
+    turns: list[int] = []
+    arrived: list[int] = []
+    for number, promise in enumerate(promises):
+        promise.waiter.add_done_callback(lambda done: arrived.append(done.result()))
+        promise.set_result(number)
+
+    def count() -> None:
+        turns.append(len(arrived))
+        if len(arrived) < len(promises):
+            bell.loop.call_soon(count)
+
+    count()
+    await asyncio.gather(*(promise.waiter for promise in promises))
+    assert arrived == list(range(len(promises)))
+    assert len(set(turns)) >= 3
+
+
+async def test_a_promise_that_is_broken_says_why(bell: Doorbell) -> None:
+    promise = bell.promise()
+    await asyncio.to_thread(promise.set_exception, ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        await promise.waiter
