@@ -23,7 +23,8 @@ log = logging.getLogger("llmhost.budgets")
 HOLD_NS = 900 * 10**9
 """After so long without an end somebody asks whether a hold's request still runs."""
 KEPT_CALLERS = 10_000
-_NONE: tuple[Account, ...] = ()
+_Holder = tuple[str | None, str | None]
+"""(team, key) within an organisation; both None for all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,13 @@ class BudgetHold:
     @property
     def remaining_nano(self) -> int | None:
         """Of the tightest budget, beside what this and others hold; None where all its budgets have ended."""
-        tightest = self.tightest
-        return None if tightest is None else tightest.remaining_nano
+        least: int | None = None
+        for pot in self.pots:
+            if not pot.account.is_counting:
+                room = pot.room(self.utc_ns)
+                if least is None or room < least:
+                    least = room
+        return least if least is None or least > 0 else 0
 
     @property
     def reset_utc_ns(self) -> int | None:
@@ -144,7 +150,7 @@ class Accounts:
     """All budgets of a node that are in force, and all holds. Reads no disk and no clock."""
 
     def __init__(self) -> None:
-        self._by_org: dict[str, dict[str, Account]] = {}
+        self._by_org: dict[str, dict[_Holder, dict[str, Account]]] = {}
         self._over: dict[tuple[str, str | None, str | None], tuple[Account, ...]] = {}
         """Of each caller, the accounts that count for it, the narrowest level first."""
         self._holds: dict[BudgetHold, None] = {}
@@ -222,7 +228,7 @@ class Accounts:
     def sweep(self, now_ns: int, is_live: Callable[[BudgetHold], bool]) -> list[BudgetHold]:
         """Free holds that are past their time and whose request `is_live` does not know; which they were.
 
-        One whose request ends after all is charged then. Also checks that what pots hold is what holds say.
+        One whose request ends after all is charged then.
         """
         lapsed = []
         for hold in [hold for hold in self._holds if hold.expires_ns <= now_ns]:
@@ -242,7 +248,6 @@ class Accounts:
             lapsed.append(hold)
         while len(self._lapsed) > KEPT_CALLERS:
             del self._lapsed[next(iter(self._lapsed))]
-        self.audit()
         return lapsed
 
     def audit(self) -> int:
@@ -254,7 +259,8 @@ class Accounts:
                 held[pot] += hold.held_nano
         wrong = [
             pot
-            for accounts in self._by_org.values()
+            for holders in self._by_org.values()
+            for accounts in holders.values()
             for account in accounts.values()
             for pot in account.pots()
             if pot.held != held[pot]
@@ -286,7 +292,8 @@ class Accounts:
         With `is_counting` it refuses nobody until `Account.counted` has brought what was used before.
         """
         account = Account(budget, now_ns, is_counting=is_counting)
-        self._by_org.setdefault(budget.org, {})[budget.id] = account
+        holders = self._by_org.setdefault(budget.org, {})
+        holders.setdefault((budget.team, budget.key_id), {})[budget.id] = account
         self._over.clear()
         for hold in self._holds:
             caller = hold.caller
@@ -298,23 +305,28 @@ class Accounts:
 
     def remove(self, budget: Budget) -> None:
         """Take a budget out of force. Idempotent."""
-        accounts = self._by_org.get(budget.org, {})
-        account = accounts.pop(budget.id, None)
-        if not accounts:
-            self._by_org.pop(budget.org, None)
+        account = self.account(budget)
+        if account is None:
+            return
+        holders, holder = self._by_org[budget.org], (budget.team, budget.key_id)
+        del holders[holder][budget.id]
+        if not holders[holder]:
+            del holders[holder]
+        if not holders:
+            del self._by_org[budget.org]
         self._over.clear()
-        if account is not None:
-            for hold in self._holds:
-                hold.part(account)
+        for hold in self._holds:
+            hold.part(account)
 
     def account(self, budget: Budget) -> Account | None:
         """None for a budget that is not in force."""
-        return self._by_org.get(budget.org, {}).get(budget.id)
+        accounts = self._by_org.get(budget.org, {}).get((budget.team, budget.key_id), {})
+        return accounts.get(budget.id)
 
     def org_standings(self, utc_ns: int) -> Iterable[tuple[Budget, Standing]]:
         """Of organisations' own budgets: as many as there are organisations, and not as many as keys."""
-        for accounts in list(self._by_org.values()):
-            for account in list(accounts.values()):
+        for holders in list(self._by_org.values()):
+            for account in list(holders.get((None, None), {}).values()):
                 if account.budget.level == "org":
                     yield account.budget, account.standing(utc_ns)
 
@@ -325,15 +337,14 @@ class Accounts:
 
     def _find(self, who: tuple[str, str | None, str | None]) -> tuple[Account, ...]:
         org, team, key_id = who
-        found = [
-            account
-            for account in self._by_org[org].values()
-            if account.budget.is_over(key_id, team)
-        ]
+        holders = self._by_org[org]
+        # A set, because a caller may have no team or no key.
+        over: set[_Holder] = {(None, None), (team, None), (None, key_id)}
+        found = [account for holder in over for account in holders.get(holder, {}).values()]
         found.sort(key=lambda account: LEVELS.index(account.budget.level))
         if len(self._over) >= KEPT_CALLERS:
             self._over.clear()
-        accounts = self._over[who] = tuple(found) or _NONE
+        accounts = self._over[who] = tuple(found)
         return accounts
 
 

@@ -31,15 +31,13 @@ class _Left(NamedTuple):
     nano: int
 
 
-class _End(NamedTuple):
-    """How things stand at the end of a stretch."""
+class _Begin(NamedTuple):
+    """How things stand at the beginning of a stretch, with what begins there and without what expires."""
 
     left: tuple[_Left, ...]
     debt: int
-
-    @property
-    def room(self) -> int:
-        return sum(one.nano for one in self.left) - self.debt
+    room: int
+    """All that is left, less the debt."""
 
 
 class Balance:
@@ -52,7 +50,7 @@ class Balance:
         """By their beginning."""
         self._spent = [0]
         self._held = [0]
-        self._ends: list[_End] = []
+        self._begins: list[_Begin] = []
         """Of the first stretches, as far as nothing has changed since they were computed."""
         self._latest_ns = since_ns
         self.granted = 0
@@ -82,39 +80,56 @@ class Balance:
             self._cut(grant.until_ns)
         self._grants.setdefault(grant.since_ns, []).append(grant)
         self.granted += grant.nano
-        self._forget(self._place(grant.since_ns))
+        del self._begins[self._place(grant.since_ns) :]
 
     def spend(self, nano: int, utc_ns: int) -> None:
         """Use money, whether or not there is any; negative gives back."""
-        self._spent[self._arrive(utc_ns)] += nano
+        place = self._arrive(utc_ns)
+        self._spent[place] += nano
+        del self._begins[place + 1 :]
 
     def hold(self, nano: int, utc_ns: int) -> None:
         """Set money aside; negative gives back."""
-        self._held[self._arrive(utc_ns)] += nano
+        place = self._arrive(utc_ns)
+        self._held[place] += nano
+        del self._begins[place + 1 :]
 
     def room(self, utc_ns: int) -> int:
         """What a request that arrived then may use more; negative where more is used or held than there is.
 
         It can use what it could when it came, if nobody who came later has: or what there is now.
         """
-        place, now = self._arrive(utc_ns, changes=False), self._place(self._latest_ns)
+        place, now = self._arrive(utc_ns), self._place(self._latest_ns)
         self._compute(now)
-        later = (at for at in range(place + 1, now + 1) if self._spent[at] or self._held[at])
-        then = min(self._ends[at].room for at in (place, *later))
-        return max(then, self._ends[now].room)
+        then = self._room_at(place)
+        for later in range(place + 1, now + 1):
+            if self._spent[later] or self._held[later]:
+                then = min(then, self._room_at(later))
+        return then if place == now else max(then, self._room_at(now))
 
     def left(self, now_ns: int) -> dict[str, int]:
         """What of each grant is neither used nor held nor expired; used-up ones are not in there."""
-        place = max(self._place(now_ns), self._place(self._latest_ns))
-        self._compute(place)
-        return {one.id: one.nano for one in self._ends[place].left}
+        return {one.id: one.nano for one in self._left_at(now_ns)}
 
     def next_expiry_ns(self, now_ns: int) -> int | None:
         """When some of what is left expires; None where nothing does."""
+        left = self._left_at(now_ns)
+        return left[0].until_ns if left and left[0].until_ns < EVER_NS else None
+
+    def _left_at(self, now_ns: int) -> tuple[_Left, ...]:
         place = max(self._place(now_ns), self._place(self._latest_ns))
         self._compute(place)
-        left = self._ends[place].left
-        return left[0].until_ns if left and left[0].until_ns < EVER_NS else None
+        left, _ = self._used_in(place)
+        return left
+
+    def _room_at(self, place: int) -> int:
+        """At the end of a stretch."""
+        return self._begins[place].room - self._spent[place] - self._held[place]
+
+    def _used_in(self, place: int) -> tuple[tuple[_Left, ...], int]:
+        """What is left at the end of a stretch, and what was used beyond it."""
+        begin = self._begins[place]
+        return _used(begin.left, begin.debt + self._spent[place] + self._held[place])
 
     def _cut(self, at_ns: int) -> int:
         place = self._place(at_ns)
@@ -122,39 +137,35 @@ class Balance:
             insort(self._cuts, at_ns)
             self._spent.insert(place + 1, 0)
             self._held.insert(place + 1, 0)
-            self._forget(place)
+            del self._begins[place + 1 :]
         return at_ns
 
     def _place(self, utc_ns: int) -> int:
         return max(bisect_right(self._cuts, utc_ns) - 1, 0)
 
-    def _arrive(self, utc_ns: int, *, changes: bool = True) -> int:
-        self._latest_ns = max(self._latest_ns, utc_ns)
-        place = self._place(utc_ns)
-        if changes:
-            self._forget(place)
-        return place
-
-    def _forget(self, place: int) -> None:
-        del self._ends[place:]
+    def _arrive(self, utc_ns: int) -> int:
+        if utc_ns > self._latest_ns:
+            self._latest_ns = utc_ns
+        return self._place(utc_ns)
 
     def _compute(self, until: int) -> None:
-        for place in range(len(self._ends), until + 1):
-            before = self._ends[place - 1] if place else _End((), 0)
+        for place in range(len(self._begins), until + 1):
+            before, debt = self._used_in(place - 1) if place else ((), 0)
             since_ns = self._cuts[place]
-            left = [one for one in before.left if one.until_ns > since_ns]
+            left = [one for one in before if one.until_ns > since_ns]
             for grant in self._grants.get(since_ns, ()):
                 if grant.until_ns > since_ns:
                     insort(left, _Left(grant.until_ns, grant.since_ns, grant.id, grant.nano))
-            self._ends.append(_used(left, self._spent[place] + self._held[place] + before.debt))
+            room = sum(one.nano for one in left) - debt
+            self._begins.append(_Begin(tuple(left), debt, room))
 
 
-def _used(left: list[_Left], nano: int) -> _End:
-    """What is left after some was used, the first to expire first. Negative use gives back to the debt's account."""
+def _used(left: tuple[_Left, ...], nano: int) -> tuple[tuple[_Left, ...], int]:
+    """What is left after some was used, the first to expire first, and what was used beyond all of it."""
     rest: list[_Left] = []
     for one in left:
         taken = min(max(nano, 0), one.nano)
         nano -= taken
         if taken < one.nano:
             rest.append(one._replace(nano=one.nano - taken))
-    return _End(tuple(rest), nano)
+    return tuple(rest), nano

@@ -8,7 +8,6 @@ missed and nothing counted twice, as long as a request is settled and its entry 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 from llmhost.core.errors import ConfigError, Conflict, InvalidValue, NotFound
@@ -75,11 +74,9 @@ class BudgetStore:
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.accounts = Accounts()
-        self._budgets: dict[str, Budget] = reader.read_now(rows.load_budgets)
+        self._budgets: dict[str, Budget] = {}
         self._credits: dict[str, list[Credit]] = {}
-        for credit in reader.read_now(lambda connection: list(rows.load_credits(connection))):
-            self._credits.setdefault(credit.budget_id, []).append(credit)
-        self._install_all()
+        reader.read_now(self._load)
 
     # ------------------------------------------------------------ what there is
 
@@ -215,7 +212,8 @@ class BudgetStore:
             await self._writer.run(lambda c: self._insert(c, after, "changed", who))
             account = self.accounts.account(before)
             assert account is not None, "it has not ended"
-            account.budget = self._budgets[budget_id] = after
+            self._budgets[budget_id] = after
+            account.change(after)
             return after
 
     async def _end(self, budget_id: str, who: str) -> Budget:
@@ -281,7 +279,10 @@ class BudgetStore:
 
     # ------------------------------------------------------------ the rest
 
-    def _install_all(self) -> None:
+    def _load(self, connection: Connection) -> None:
+        self._budgets = rows.load_budgets(connection)
+        for credit in rows.load_credits(connection):
+            self._credits.setdefault(credit.budget_id, []).append(credit)
         now_ns = self.utc_ns()
         for budget in self._budgets.values():
             if budget.ended_ns is not None:
@@ -294,21 +295,18 @@ class BudgetStore:
                 ) from None
             account = self.accounts.install(budget, now_ns, is_counting=not budget.is_balance)
             if budget.is_balance:
-                self._recall_balance(account)
+                self._recall_balance(connection, account)
             else:
-                account.counted(self._reader.read_now(partial(self._sums, account=account)))
+                account.counted(self._sums(connection, account))
 
-    def _recall_balance(self, account: Account) -> None:
+    def _recall_balance(self, connection: Connection, account: Account) -> None:
         """As if all that was paid in and used were paid in and used again."""
         balance, budget = account.balance, account.budget
         for credit in self._credits.get(budget.id, ()):
             balance.grant(_grant(credit))
-        spans = [Span(*stretch) for stretch in balance.stretches]
-        spent = self._reader.read_now(
-            lambda c: [self._spending.of_all(c, budget, span) for span in spans]
-        )
-        for span, nano in zip(spans, spent, strict=True):
-            if nano:
+        for stretch in balance.stretches:
+            span = Span(*stretch)
+            if nano := self._spending.of_all(connection, budget, span):
                 account.pot(None, span.since_ns).spend(nano, span.since_ns)
 
     def _check_alone(self, budget: Budget) -> None:

@@ -48,10 +48,9 @@ class Pot:
         account = self.account
         if account.is_counting:
             return UNLIMITED
-        until_ns = account.budget.until_ns
-        if until_ns is not None and utc_ns >= until_ns:
+        if utc_ns >= account.until_ns:
             return 0
-        return account.budget.limit_nano - self.spent - self.held
+        return account.limit_nano - self.spent - self.held
 
     def hold(self, nano: int, utc_ns: int) -> None:
         self.held += nano
@@ -103,8 +102,8 @@ class Account:
     """One budget's pots. Spans that are over are kept for as long as requests of theirs may still come."""
 
     def __init__(self, budget: Budget, now_ns: int, *, is_counting: bool = False) -> None:
-        self.budget = budget
         self.is_counting = is_counting
+        self.change(budget)
         self._zone = zone_of(budget.zone)
         self._span = span_of(budget.period, self._zone, now_ns)
         self._pots: dict[int, OrderedDict[Run | None, Pot]] = {}
@@ -112,6 +111,12 @@ class Account:
         self._begin(self._span)
         self.first_span = self._span
         """What was used before in this span is not known here, and what was used in spans before does not matter."""
+
+    def change(self, budget: Budget) -> None:
+        """Go on with another amount, or another end."""
+        self.budget = budget
+        self.limit_nano = budget.limit_nano
+        self.until_ns = EVER_NS if budget.until_ns is None else budget.until_ns
 
     @property
     def balance(self) -> Balance:

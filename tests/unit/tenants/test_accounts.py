@@ -353,12 +353,12 @@ def test_a_limit_that_is_lowered_takes_nothing_from_who_holds():
     made = Accounts()
     account = made.install(budget(50), NOON_NS)
     hold = held(made, 40)
-    account.budget = budget(10)
+    account.change(budget(10))
 
     assert hold.raise_by(1) == 0
     refused(made, 0)
     hold.settle(40)
-    account.budget = budget(60)
+    account.change(budget(60))
     assert held(made, 20).held_nano == 20
 
 

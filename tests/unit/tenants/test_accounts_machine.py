@@ -141,7 +141,9 @@ class Spending(RuleBasedStateMachine):
     def change(self, place: int, limit: int) -> None:
         budget_id = list(self.budgets)[place % len(self.budgets)]
         changed = replace(self.budgets[budget_id], limit_nano=limit)
-        self.budgets[budget_id] = self.account(budget_id).budget = changed
+        account = self.account(budget_id)
+        self.budgets[budget_id] = changed
+        account.change(changed)
 
     @precondition(lambda self: self.budgets)
     @rule(place=st.integers(0, 99))
