@@ -339,7 +339,7 @@ class Accounts:
         org, team, key_id = who
         holders = self._by_org[org]
         # A set, because a caller may have no team or no key.
-        over: set[_Holder] = {(None, None), (team, None), (None, key_id)}
+        over: set[_Holder] = {(None, None), (team, None), (None, key_id), (team, key_id)}
         found = [account for holder in over for account in holders.get(holder, {}).values()]
         found.sort(key=lambda account: LEVELS.index(account.budget.level))
         if len(self._over) >= KEPT_CALLERS:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from llmhost.tenants.balance import Balance, Grant
 from llmhost.tenants.budgets import Budget
-from llmhost.tenants.periods import EVER_NS, Span, span_of, zone_of
+from llmhost.tenants.periods import EVER, EVER_NS, Span, span_of, zone_of
 
 KEPT_RUNS = 100_000
 """Of each budget, so many runs are remembered: those that were heard of last."""
@@ -70,7 +70,7 @@ class BalancePot(Pot):
 
     def __init__(self, account: "Account") -> None:
         self.balance = Balance(account.budget.created_ns)
-        super().__init__(account, Span(account.budget.created_ns, EVER_NS))
+        super().__init__(account, EVER)
 
     @property
     def limit(self) -> int:
@@ -180,6 +180,8 @@ class Account:
 
     def runs(self, utc_ns: int) -> list[tuple[Run, Standing]]:
         """Those that are remembered in this span, the dearest first."""
+        if not self.budget.is_per_run:
+            return []
         span = self.pot(None, utc_ns).span
         found = [
             (run, standing_of(pot, utc_ns))

@@ -229,6 +229,8 @@ async def test_a_balance_is_paid_into_and_credits_say_what_is_left(office: Offic
         ("payment", "10.00", "9.00"),
         ("grant", "5.00", "0.00"),
     ]
+    shown = await office.done("GET", f"/budgets/{made['id']}")
+    assert (shown["remaining_usd"], shown["runs"], shown["resets_at"]) == ("9.00", [], None)
     entries = office.host.entries()
     assert [(e["kind"], e["amount_nano"], e["credit"]) for e in entries] == [
         ("credit", 10 * USD, "org:acme"),
