@@ -123,13 +123,21 @@ def time_ns(text: str | None, param: str, zone: str = "UTC") -> int | None:
     return found
 
 
+def line_id(line: Line, query: Query) -> str:
+    """What tells a group from the others of its report."""
+    return json.dumps(list(_named(line, query).values()), ensure_ascii=False)
+
+
 def _groups(line: Line, query: Query) -> dict[str, Any]:
+    return {"id": line_id(line, query), **_named(line, query)}
+
+
+def _named(line: Line, query: Query) -> dict[str, Any]:
     zone = periods.zone_of(query.zone)
-    named = {
+    return {
         name: _label(name, group, zone) if name in UNITS else group
         for name, group in zip(query.by, line.groups, strict=True)
     }
-    return {"id": json.dumps(list(named.values()), ensure_ascii=False), **named}
 
 
 def _label(unit: str, start_ns: Any, zone: tzinfo) -> str:

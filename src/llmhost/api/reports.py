@@ -18,15 +18,19 @@ from llmhost.api.report_wire import (
     CostedPage,
     UsedPage,
     costed_row,
+    line_id,
     names_in,
     time_ns,
     used_row,
 )
 from llmhost.cost.query import Query
-from llmhost.cost.reports import Reports
+from llmhost.cost.reports import Line, Reports
 from llmhost.tenants.roles import OPERATOR, Access, Right
 
 T = TypeVar("T")
+
+KEPT = 2
+"""Reports that are remembered for those who read them page by page."""
 
 AT_ONCE = 2
 """Reports that are made at the same time; others wait. The threads that they take are everybody's."""
@@ -38,6 +42,7 @@ class ReportDesk:
     def __init__(self, reports: Reports) -> None:
         self._reports = reports
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._pages: dict[tuple[str, Query], list[Line]] = {}
 
     async def in_thread(self, make: Callable[[], T]) -> T:
         """Off the event loop, a few at a time."""
@@ -54,9 +59,10 @@ class ReportDesk:
     ) -> UsedPage:
         """Requests, tokens and money. Raises InvalidValue."""
         query = seen_by(access, query)
-        rows = [used_row(line, query) for line in self._reports.usage(query)]
-        page, has_more = page_of(rows, lambda row: row.id, limit, after)
-        return UsedPage(data=list(page), has_more=has_more, last_id=page[-1].id if page else None)
+        lines = self._kept("usage", query, self._reports.usage, after)
+        page, has_more = page_of(lines, lambda line: line_id(line, query), limit, after)
+        data = [used_row(line, query) for line in page]
+        return UsedPage(data=data, has_more=has_more, last_id=data[-1].id if data else None)
 
     def costs(
         self,
@@ -68,9 +74,21 @@ class ReportDesk:
     ) -> CostedPage:
         """The same with cost by pool and margin. Raises InvalidValue."""
         query = seen_by(access, query)
-        rows = [costed_row(line, query) for line in self._reports.costs(query)]
-        page, has_more = page_of(rows, lambda row: row.id, limit, after)
-        return CostedPage(data=list(page), has_more=has_more, last_id=page[-1].id if page else None)
+        lines = self._kept("costs", query, self._reports.costs, after)
+        page, has_more = page_of(lines, lambda line: line_id(line, query), limit, after)
+        data = [costed_row(line, query) for line in page]
+        return CostedPage(data=data, has_more=has_more, last_id=data[-1].id if data else None)
+
+    def _kept(
+        self, kind: str, query: Query, make: Callable[[Query], list[Line]], after: str | None
+    ) -> list[Line]:
+        """A new report, or for a later page the one that the pages before it were of, while it is kept."""
+        known = self._pages.pop((kind, query), None)
+        lines = known if known is not None and after is not None else make(query)
+        self._pages[kind, query] = lines
+        while len(self._pages) > KEPT:
+            self._pages.pop(next(iter(self._pages)), None)
+        return lines
 
 
 def seen_by(access: Access, query: Query) -> Query:

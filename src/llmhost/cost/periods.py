@@ -16,6 +16,8 @@ Unit = Literal["minute", "hour", "day", "month"]
 
 UNITS: tuple[str, ...] = get_args(Unit)
 SECOND_NS = 10**9
+HOUR_NS = 3_600 * SECOND_NS
+DAY_NS = 24 * HOUR_NS
 QUARTER_NS = 900 * SECOND_NS
 """A quarter of an hour: what every zone's hours, days and months are whole numbers of."""
 FIRST_YEAR, LAST_YEAR = 1970, 2255
@@ -78,6 +80,34 @@ def starts(unit: Unit, zone: tzinfo, span: Span) -> list[int]:
     return found
 
 
+def offsets(zone: tzinfo, span: Span) -> list[tuple[int, int]]:
+    """(from when on, nanoseconds that the zone's clock is before UTC) over a span, the first from its start on."""
+    found = [(span.start_ns, _offset_ns(span.start_ns, zone))]
+    at_ns = span.start_ns
+    while at_ns < span.end_ns:
+        next_ns = min(at_ns + DAY_NS, span.end_ns)
+        if (offset_ns := _offset_ns(next_ns, zone)) != found[-1][1]:
+            found.append((_change_ns(zone, at_ns, next_ns), offset_ns))
+        at_ns = next_ns
+    return found
+
+
+def day_start(number: int, zone: tzinfo) -> int:
+    """When a day begins on the zone's clock: day 0 is 1970-01-01 there."""
+    return _utc_ns(datetime(1970, 1, 1) + timedelta(days=number), zone)  # noqa: DTZ001 - made aware there
+
+
+def month_start(number: int, zone: tzinfo) -> int:
+    """When the month of such a day begins."""
+    day = datetime(1970, 1, 1) + timedelta(days=number)  # noqa: DTZ001 - made aware below
+    return _utc_ns(day.replace(day=1), zone)
+
+
+def hour_shift_ns(zone: tzinfo, utc_ns: int) -> int:
+    """By how much the zone's hours begin before those of UTC."""
+    return _offset_ns(utc_ns, zone) % HOUR_NS
+
+
 def place(bounds: Sequence[int], utc_ns: int) -> int:
     """Which of the buckets a time is in; they begin at or before it."""
     return bisect_right(bounds, utc_ns) - 1
@@ -116,6 +146,21 @@ def _even_starts(length: timedelta, zone: tzinfo, span: Span) -> list[int]:
             param="since",
         )
     return list(range(first, span.end_ns, step_ns))
+
+
+def _offset_ns(utc_ns: int, zone: tzinfo) -> int:
+    offset = _local(utc_ns, zone).utcoffset() or timedelta()
+    return int(offset.total_seconds()) * SECOND_NS
+
+
+def _change_ns(zone: tzinfo, low_ns: int, high_ns: int) -> int:
+    """The second at which the offset becomes what it is at `high_ns`."""
+    low, high, after = low_ns // SECOND_NS, -(-high_ns // SECOND_NS), _offset_ns(high_ns, zone)
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_after = _offset_ns(middle * SECOND_NS, zone) == after
+        low, high = (low, middle) if is_after else (middle, high)
+    return high * SECOND_NS
 
 
 def _next(first: datetime, unit: Unit) -> datetime:

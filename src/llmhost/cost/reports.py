@@ -5,16 +5,19 @@ entries, a day at a time: no long read keeps the writer's log from being folded 
 fixed first, so that the report is of one moment too.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import tzinfo
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
+from llmhost.core.errors import InvalidValue
 from llmhost.cost import periods
 from llmhost.cost.chain import GENESIS
 from llmhost.cost.entries import DIMENSIONS
 from llmhost.cost.lines import CORRECTION, CREDIT, FREE, USE, Charge
-from llmhost.cost.periods import QUARTER_NS, SECOND_NS, UNITS, Span, Unit
+from llmhost.cost.periods import QUARTER_NS, SECOND_NS, UNITS, Span
 from llmhost.cost.query import ENTRY_GROUPS, GROUPS, POOLS, THEIRS, USED, WITHIN, Bounds, Query
 from llmhost.cost.sums import AMOUNTS, IS_USE, of_entries, quarters_of
 from llmhost.storage.connect import Connection
@@ -27,6 +30,9 @@ Only = Literal["completions", "embeddings"]
 
 assert USED == AMOUNTS, "sums by quarter have just these columns"
 
+MOST_GROUPS = 100_000
+"""Of one report."""
+_RUN = 1_000
 _SLICE_NS = 86_400 * SECOND_NS
 _MINUTE_NS = 60 * SECOND_NS
 _IS_PAID = "(outcome IN ('answered', 'cancelled') OR (outcome = 'failed' AND amount_nano <> 0))"
@@ -64,6 +70,10 @@ _ONLY: Mapping[Only | None, str] = {
     None: IS_USE,
     "completions": "kind = 'request' AND outcome <> 'refused' AND embedding_tokens IS NULL",
     "embeddings": "kind = 'request' AND outcome <> 'refused' AND embedding_tokens IS NOT NULL",
+}
+_BEGINS: Mapping[str, Callable[[int, tzinfo], int]] = {
+    "day": periods.day_start,
+    "month": periods.month_start,
 }
 _LASTS = "SELECT (SELECT max(seq) FROM entries), (SELECT max(seq) FROM request_costs)"
 _HEAD = "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
@@ -177,24 +187,39 @@ class Reports:
             f" FROM ({' UNION ALL '.join(parts)})"
         )
         sums = ", ".join(f"sum({name})" for name in AMOUNTS)
-        groups, order = _grouped(query, GROUPS, QUARTER_NS)
+        groups, order = self._grouped("entries", query, GROUPS)
         text = f"SELECT {groups}, {sums} FROM ({rows}) WHERE {THEIRS} GROUP BY {order}"
         found: Found = {}
-        _fold(found, query, self.read(lambda c: c.execute(text, values).fetchall()), query.span)
+        _fold(found, query, self.read(partial(_rows, text=text, bounds=values)))
         return found
 
     def _of_rows(
         self, table: str, columns: Mapping[str, str], sums: str, query: Query, where: str = "TRUE"
     ) -> Found:
         """From single rows, a piece at a time."""
-        step_ns = _MINUTE_NS if query.unit == "minute" else QUARTER_NS
-        groups, order = _grouped(query, columns, step_ns)
+        groups, order = self._grouped(table, query, columns)
         text = f"SELECT {groups}, {sums} FROM {table} WHERE {where} AND {WITHIN} GROUP BY {order}"
         found: Found = {}
         for bounds in self.pieces(table, query):
-            rows = self.read(partial(_rows, text=text, bounds=bounds))
-            _fold(found, query, rows, Span(cast(int, bounds["since"]), cast(int, bounds["until"])))
+            _fold(found, query, self.read(partial(_rows, text=text, bounds=bounds)))
         return found
+
+    def _grouped(self, table: str, query: Query, columns: Mapping[str, str]) -> tuple[str, str]:
+        """What is selected before the sums: the time, as `_fold` reads it, and then the groups."""
+        names = [columns[name] for name in query.by if name != query.unit]
+        order = ", ".join(str(place + 1) for place in range(len(names) + 1))
+        time = _time_of(query, self._reach(table, query)) if query.unit else "0"
+        return ", ".join((time, *names)), order
+
+    def _reach(self, table: str, query: Query) -> Span:
+        """From the first row of the query's time to its last."""
+        text = f"SELECT min(utc_ns), max(utc_ns) FROM {table}"
+        first, last = self.read(lambda c: c.execute(text).fetchone())
+        span = query.span
+        if first is None:
+            return Span(0, 1)
+        start_ns = min(max(first - first % QUARTER_NS, span.start_ns), last)
+        return Span(start_ns, max(min(last + 1, span.end_ns), start_ns + 1))
 
 
 _NOTHING = (0,) * len(USED)
@@ -206,30 +231,45 @@ def cost_of(line: Line) -> int:
     return sum(line.sums[len(USED) : len(USED) + len(POOLS) - 1])
 
 
-def _grouped(query: Query, columns: Mapping[str, str], step_ns: int) -> tuple[str, str]:
-    """What is selected before the sums: the time, in steps that are whole in every zone, and then the groups."""
-    time = f"utc_ns / {step_ns} * {step_ns}" if query.unit else "0"
-    names = [columns[name] for name in query.by if name != query.unit]
-    order = ", ".join(str(place + 1) for place in range(len(names) + 1))
-    return ", ".join((time, *names)), order
+def _time_of(query: Query, reach: Span) -> str:
+    """In SQL: when a bucket of minutes or hours begins, or the number of a day on the zone's clock.
+
+    SQLite makes the buckets, and few rows come out: Python would hold up other threads with many.
+    """
+    zone = periods.zone_of(query.zone)
+    if query.unit in ("minute", "hour"):
+        step_ns = _MINUTE_NS if query.unit == "minute" else periods.HOUR_NS
+        shift_ns = periods.hour_shift_ns(zone, reach.start_ns) % step_ns
+        return f"(utc_ns + {shift_ns}) / {step_ns} * {step_ns} - {shift_ns}"
+    changes = periods.offsets(zone, reach)
+    offset = str(changes[0][1])
+    for at_ns, offset_ns in changes[1:]:
+        offset = f"CASE WHEN utc_ns >= {at_ns} THEN {offset_ns} ELSE {offset} END"
+    return f"(utc_ns + {offset}) / {periods.DAY_NS}"
 
 
-def _fold(found: Found, query: Query, rows: Sequence[Sequence[Any]], span: Span) -> None:
-    """Add rows of (time, groups, sums) to what was found, each to the bucket that its time is in."""
-    unit, zone = cast(Unit | None, query.unit), periods.zone_of(query.zone)
+def _fold(found: Found, query: Query, rows: Iterable[Sequence[Any]]) -> None:
+    """Add rows of (time, groups, sums) to what was found. Raises InvalidValue when there are too many groups."""
+    unit, zone = query.unit, periods.zone_of(query.zone)
+    begins = _BEGINS.get(unit or "")
+    starts: dict[int, int] = {}
     width = len(query.by) + (0 if unit else 1)
-    starts: list[int] = []
-    if unit and rows:
-        # a step may begin before the span does, and the span may be all of time
-        first = max(min(row[0] for row in rows), span.start_ns)
-        starts = periods.starts(unit, zone, Span(first, max(row[0] for row in rows) + 1))
-        at = query.by.index(unit)
+    at = query.by.index(unit) if unit else 0
     for row in rows:
         group = tuple(row[1:width])
         if unit:
-            start_ns = starts[periods.place(starts, max(row[0], span.start_ns))]
+            start_ns = row[0]
+            if begins is not None:
+                if start_ns not in starts:
+                    starts[start_ns] = begins(start_ns, zone)
+                start_ns = starts[start_ns]
             group = (*group[:at], start_ns, *group[at:])
         _add(found, group, row[width:])
+    if len(found) > MOST_GROUPS:
+        raise InvalidValue(
+            f"That is more than {MOST_GROUPS} groups. Ask for a shorter time, or by less.",
+            param="by",
+        )
 
 
 def _add(found: Found, group: Key, values: Sequence[int | None]) -> None:
@@ -245,14 +285,16 @@ def _sorted(
     lines: list[Line], query: Query, *, weight: Callable[[Line], tuple[int, int]]
 ) -> list[Line]:
     """In order of time where there is one; then the weightiest; then by name, so that the order is always the same."""
-    at = query.by.index(query.unit) if query.unit else None
+    bucket = query.by.index(query.unit) if query.unit else None
 
     def key(line: Line) -> tuple[Any, ...]:
         money, requests = weight(line)
         names = tuple((group is not None, str(group)) for group in line.groups)
-        return 0 if at is None else line.groups[at], -money, -requests, names
+        return 0 if bucket is None else line.groups[bucket], -money, -requests, names
 
-    return sorted(lines, key=key)
+    # a few at a time: one sort of all would hold up other threads
+    runs = [sorted(lines[at : at + _RUN], key=key) for at in range(0, len(lines), _RUN)]
+    return list(heapq.merge(*runs, key=key))
 
 
 def _rows(connection: Connection, *, text: str, bounds: Bounds) -> list[tuple[Any, ...]]:

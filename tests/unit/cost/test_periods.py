@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhost.core.errors import InvalidValue
-from llmhost.cost.periods import Span, Unit, iso, label, month_of, place, starts, zone_of
+from llmhost.cost.periods import (
+    Span,
+    Unit,
+    day_start,
+    iso,
+    label,
+    month_of,
+    month_start,
+    offsets,
+    place,
+    starts,
+    zone_of,
+)
 
 HOUR_NS = 3600 * 10**9
 ZONES = (
@@ -103,6 +115,24 @@ def test_buckets_tile_any_stretch_of_time(
     assert place(found, span.end_ns - 1) == len(found) - 1
     labels = [label(unit, zone, start) for start in found]
     assert len(set(labels)) == len(labels)
+
+
+@given(st.sampled_from(ZONES), SECONDS, st.integers(1, 500), st.data())
+def test_days_and_months_by_number_are_those_by_the_calendar(
+    name: str, start_s: int, days: int, data: st.DataObject
+) -> None:
+    zone = zone_of(name)
+    span = Span(start_s * 10**9, (start_s + days * 86_400) * 10**9)
+    changes = offsets(zone, span)
+    at_ns = data.draw(st.integers(span.start_ns, span.end_ns - 1)) // 10**9 * 10**9
+    at_ns = max(at_ns, span.start_ns)
+    (offset,) = [after for since, after in changes if since <= at_ns][-1:]
+
+    number = (at_ns + offset) // (24 * HOUR_NS)
+
+    moment = Span(at_ns, at_ns + 1)
+    assert [day_start(number, zone)] == starts("day", zone, moment)
+    assert [month_start(number, zone)] == starts("month", zone, moment)
 
 
 @given(st.sampled_from(ZONES), st.integers(1970, 2100), st.integers(1, 12))
