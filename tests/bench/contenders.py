@@ -1,7 +1,8 @@
 """Servers that answer the same request, each a process on one core, and what they are asked with on another.
 
 The node has everything on that costs something per request: a key with an allow-list, rates and places on key, team,
-organisation and model, a price, true costs, rules for text, plugins, ledger, analytics and metrics.
+organisation and model, a budget on the first three, a price, true costs, rules for text, plugins, ledger, analytics and
+metrics.
 """
 
 import json
@@ -31,6 +32,8 @@ LIMITS = {
     "input_tokens_per_minute": FAR,
     "output_tokens_per_minute": FAR,
     "max_concurrency": 4096,
+    "budget_usd": "1000000",
+    "budget_period": "month",
 }
 SETTINGS = """
 [server]

@@ -3,11 +3,11 @@
 from llmhost.core.units import show_duration
 from llmhost.tenants.refusals import Allowance, Allowances
 
-NAMES = tuple(
-    f"x-ratelimit-{fact}-{kind}"
+_NAMES = {
+    kind: tuple(f"x-ratelimit-{fact}-{kind}" for fact in ("limit", "remaining", "reset"))
     for kind in ("requests", "tokens")
-    for fact in ("limit", "remaining", "reset")
-)
+}
+NAMES = (*_NAMES["requests"], *_NAMES["tokens"])
 
 
 def limit_headers(allowances: Allowances) -> dict[str, str]:
@@ -21,8 +21,9 @@ def limit_headers(allowances: Allowances) -> dict[str, str]:
 
 
 def _headers(kind: str, allowance: Allowance) -> dict[str, str]:
+    limit, remaining, reset = _NAMES[kind]
     return {
-        f"x-ratelimit-limit-{kind}": str(allowance.limit),
-        f"x-ratelimit-remaining-{kind}": str(allowance.remaining),
-        f"x-ratelimit-reset-{kind}": show_duration(allowance.reset_ns),
+        limit: str(allowance.limit),
+        remaining: str(allowance.remaining),
+        reset: show_duration(allowance.reset_ns),
     }

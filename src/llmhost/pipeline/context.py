@@ -70,6 +70,8 @@ class RequestContext:
     """What it has cost the operator, once it has ended."""
     may_see_costs: bool = True
     """Whether its caller may hear of them."""
+    ended: RequestEnded | None = None
+    """What `event` says, once it has been asked; None again when something of it changes."""
 
     @property
     def model(self) -> str:
@@ -129,6 +131,11 @@ class RequestContext:
 
     def event(self) -> RequestEnded:
         """How it ended, as a fact for ledger, metrics, analytics and observers."""
+        if self.ended is None:
+            self.ended = self._event()
+        return self.ended
+
+    def _event(self) -> RequestEnded:
         request, error = self.request, self.error
         assert self.outcome is not None and self.ended_ns is not None, "it has not ended"
         return RequestEnded(

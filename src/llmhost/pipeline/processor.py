@@ -266,6 +266,7 @@ class Processor:
             context.error = context.error or ledger_unavailable(unrecorded)
             context.outcome, context.finish_reason = Outcome.FAILED, FinishReason.ERROR
             self._stages.bill.take_back(context)
+            context.ended = None
         self._stages.log(context)
 
     def _refused(self, context: RequestContext, error: LlmhostError) -> None:

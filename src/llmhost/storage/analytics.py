@@ -7,7 +7,6 @@ import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -222,11 +221,9 @@ class Analytics:
     def record(self, event: RequestEnded) -> None:
         """Take a row and return at once. Never raises for what the disk or the queue does."""
         try:
-            future = self._writer.append(self._record, event)
+            self._writer.tell(self._record, event, self._drop)
         except Overloaded:
             self._drop()
-        else:
-            future.add_done_callback(self._note)
 
     def minutes(
         self, *, since_ns: int, until_ns: int, model: str | None = None, org: str | None = None
@@ -274,10 +271,6 @@ class Analytics:
             while deleted := await self._writer.run(job):
                 count += deleted
         return count
-
-    def _note(self, future: Future[None]) -> None:
-        if future.exception() is not None:
-            self._drop()
 
     def _drop(self) -> None:
         with self._turn:

@@ -56,7 +56,22 @@ log = logging.getLogger(__name__)
 class _Task:
     work: Work[Any, Any]
     item: Any
-    future: Future[Any] | Promise[Any]
+    future: "Future[Any] | Promise[Any] | _Complaint"
+
+
+class _Complaint:
+    """In place of a future that nobody looks at, but for a failure."""
+
+    __slots__ = ("_complain",)
+
+    def __init__(self, complain: Callable[[], None]) -> None:
+        self._complain = complain
+
+    def set_result(self, value: Any) -> None:
+        pass
+
+    def set_exception(self, error: BaseException) -> None:
+        self._complain()
 
 
 _Result = tuple[Any, Exception | None]
@@ -143,6 +158,10 @@ class Writer:
         promise = self._bell().promise()
         self._enqueue(_Task(work, item, promise))
         return promise.waiter
+
+    def tell(self, work: Work[Item, T], item: Item, complain: Callable[[], None]) -> None:
+        """As `append`, for nobody who waits; `complain` is called on another thread if it could not be stored."""
+        self._enqueue(_Task(work, item, _Complaint(complain)))
 
     def _enqueue(self, task: "_Task") -> None:
         with self._changed:
