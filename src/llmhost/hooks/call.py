@@ -19,7 +19,7 @@ from llmhost.hooks.spec import RULES, Kind
 log = logging.getLogger("llmhost.hooks")
 
 SLOW_S = 0.005
-"""A sync implementation that takes longer is slow. How often it may be is `CallStats`'s to say."""
+"""A sync implementation that takes longer on the average of its last calls is called in a thread from then on."""
 
 
 _SHORT = reprlib.Repr()

@@ -4,11 +4,10 @@ from collections import deque
 
 KEPT = 512
 """Durations remembered; percentiles are over this many of the last calls."""
-SLOW_CALLS = 3
-FORGIVEN = 1 / 32
-"""Of a slow call, by each that is not."""
-VERY_SLOW_S = 0.25
-"""So long nobody waits for a processor: such a call is slow enough by itself."""
+WEIGHT = 1 / 16
+"""Of each call in the average of the last ones."""
+MOST_S = 0.04
+"""A call counts for no more: whatever it was that took long, once is not often."""
 
 
 class CallStats:
@@ -21,23 +20,19 @@ class CallStats:
         self.dropped = 0
         """Events that an observer missed because its queue was full."""
         self._durations: deque[float] = deque(maxlen=KEPT)
-        self._slowness = 0.0
+        self._mean_s = 0.0
 
     def took(self, seconds: float) -> None:
         self.calls += 1
         self._durations.append(seconds)
 
     def is_slow(self, took_s: float, limit_s: float) -> bool:
-        """Whether it has been slow too often, with this call.
+        """Whether calls take longer than that on the average, with this one.
 
-        Once says little: on a busy machine any function may be interrupted for longer than it takes.
+        Single ones say little: on a busy machine any function may be interrupted for longer than it takes.
         """
-        if took_s <= limit_s:
-            if self._slowness > 0.0:
-                self._slowness -= FORGIVEN
-            return False
-        self._slowness += 1.0
-        return self._slowness > SLOW_CALLS - 1 or took_s > VERY_SLOW_S
+        self._mean_s += WEIGHT * (min(took_s, MOST_S) - self._mean_s)
+        return self._mean_s > limit_s
 
     def percentile_ms(self, share: float) -> float | None:
         """Nearest rank over the last calls; None before the first."""

@@ -13,10 +13,19 @@ import pytest
 
 from llmhost import hookimpl
 from llmhost.core.errors import ConfigError, PluginFailed, SafetyUnavailable
-from llmhost.hooks.call import Answer, Registered, ask, attempt, collect, shut_down, start_up
+from llmhost.hooks.call import (
+    SLOW_S,
+    Answer,
+    Registered,
+    ask,
+    attempt,
+    collect,
+    shut_down,
+    start_up,
+)
 from llmhost.hooks.find import Found
 from llmhost.hooks.registry import HookReport, Plugins
-from llmhost.hooks.spec import Price, Refusal
+from llmhost.hooks.spec import RULES, Price, Refusal
 
 TINY_S = 0.01
 """A timeout for implementations that never answer."""
@@ -48,10 +57,15 @@ class Timer:
 
 
 def slow(*plugins: SimpleNamespace) -> Plugins:
-    """A host on which every call seems to take a second."""
-    return Plugins(
+    """A host on which every call seems to take a second, as the two before did."""
+    host = Plugins(
         [Found(p.__name__, "given", None, p) for p in plugins], timer=Timer(1.0), timeout_s=5.0
     )
+    for hook in RULES:
+        for implementation in host.implementations(hook):
+            for _ in range(2):
+                assert not implementation.stats.is_slow(1.0, SLOW_S)
+    return host
 
 
 async def test_without_plugins_there_is_no_answer():
@@ -300,18 +314,25 @@ async def test_a_sync_implementation_that_blocks_moves_to_a_thread(caplog):
 
 
 @pytest.mark.parametrize(
-    ("slow_calls", "fast_between", "is_moved"),
-    [(2, 0, False), (3, 0, True), (3, 9, True), (9, 40, False)],
+    ("slow_s", "slow_calls", "fast_between", "is_moved"),
+    [
+        (0.006, 20, 0, False),
+        (0.006, 40, 0, True),
+        (1.0, 2, 0, False),
+        (1.0, 3, 0, True),
+        (1.0, 99, 10, False),
+        (1.0, 9, 3, True),
+    ],
 )
 async def test_a_function_that_is_seldom_slow_stays_on_the_loop(
-    slow_calls: int, fast_between: int, is_moved: bool
+    slow_s: float, slow_calls: int, fast_between: int, is_moved: bool
 ):
     def may_cache(): ...
 
     timer = Timer(0.0)
     plugins = Plugins([Found("p", "given", None, plugin("p", may_cache))], timer=timer)
     for _ in range(slow_calls):
-        timer.step_s = 0.006
+        timer.step_s = slow_s
         await ask(plugins, "may_cache")
         timer.step_s = 0.0
         for _ in range(fast_between):
