@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Protocol
 
 from litestar.enums import ScopeType
@@ -250,8 +251,15 @@ def _encoded(content_type: str, headers: Mapping[str, str], length: int | None) 
     raw = [(b"content-type", content_type.encode())]
     if length is not None:
         raw.append((b"content-length", b"%d" % length))
-    raw += [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    raw += [
+        (_encoded_name(name), value.encode("latin-1", "replace")) for name, value in headers.items()
+    ]
     return raw
+
+
+@lru_cache(256)
+def _encoded_name(name: str) -> bytes:
+    return name.encode()
 
 
 class DisconnectWatch:

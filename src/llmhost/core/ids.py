@@ -6,20 +6,18 @@ import secrets
 
 DIGITS = 24
 DRAWN_AT_ONCE = 256
-_names: list[str] = []
+_drawn: list[str] = []
 _seeds = random.Random(secrets.randbits(256))  # repeats nothing, and guards nothing
 
 
 def new_request_id() -> str:
     """Ours alone: a client's own id is echoed and never used as a key."""
-    try:
-        return f"req_{_names.pop()}"
-    except IndexError:
-        # Asked for each name, the kernel would have a busy thread let go of the interpreter each time.
-        drawn = os.urandom(DIGITS // 2 * DRAWN_AT_ONCE).hex()
-        name, *more = (drawn[at : at + DIGITS] for at in range(0, len(drawn), DIGITS))
-        _names.extend(more)
-        return f"req_{name}"
+    return f"req_{_digits()}"
+
+
+def new_salt() -> str:
+    """16 hex digits that nobody can guess."""
+    return _digits()[:16]
 
 
 def new_node_id() -> str:
@@ -29,3 +27,14 @@ def new_node_id() -> str:
 def new_seed() -> int:
     """A seed for a request that brought none: 63 bits, so that it fits every integer type on the way."""
     return _seeds.getrandbits(63)
+
+
+def _digits() -> str:
+    """Asked each time, the kernel would have a busy thread let go of the interpreter for it."""
+    try:
+        return _drawn.pop()
+    except IndexError:
+        drawn = os.urandom(DIGITS // 2 * DRAWN_AT_ONCE).hex()
+        first, *more = (drawn[at : at + DIGITS] for at in range(0, len(drawn), DIGITS))
+        _drawn.extend(more)
+        return first

@@ -258,6 +258,7 @@ class GenerationRequest:
     stream: bool = False
     client_request_id: str | None = None
     user: str | None = None
+    _texts: list[str] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def runs(self) -> int:
@@ -273,12 +274,18 @@ class GenerationRequest:
     def size(self) -> int:
         """Characters of `text` and token ids together: what rendering and tokenising it will cost at least."""
         ids = sum(len(prompt) for prompt in self.prompts if isinstance(prompt, tuple))
-        return len(self.text) + ids
+        texts = self.texts
+        return sum(map(len, texts)) + max(len(texts) - 1, 0) + ids
 
     @property
     def texts(self) -> list[str]:
         """`text` in parts, whose ends are what `^` and `$` mean: prompts, contents of messages, what else each
         message holds, the template's variables, tools, and the form that the answer must have."""
+        if self._texts is None:  # rules, plugins and limits of size all ask
+            object.__setattr__(self, "_texts", self._all_texts())
+        return self._texts or []
+
+    def _all_texts(self) -> list[str]:
         texts = self._prompt_texts()
         if self.tools:
             texts.append("\n".join(_leaves(self.tools)))

@@ -1,11 +1,11 @@
 """What one request has cost, by pool, and how that is told. Pure."""
 
 import hashlib
-import secrets
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from llmhost.core.ids import new_salt
 from llmhost.core.output import Usage
 from llmhost.core.units import NANO, nano_to_dollars
 
@@ -26,7 +26,7 @@ class Breakdown:
     safety_moderation_nano: int = 0
     load_id: str | None = None
     """The load that `model_loading_nano` is a part of."""
-    salt: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
+    salt: str = field(default_factory=new_salt, compare=False)
 
     @property
     def total_nano(self) -> int:

@@ -4,10 +4,7 @@ import time
 
 
 class SystemClock:
-    """Monotonic time for intervals, UTC for records."""
+    """Monotonic time for intervals, UTC for records. Read a dozen times a request, so nothing stands in between."""
 
-    def monotonic_ns(self) -> int:
-        return time.monotonic_ns()
-
-    def utc_ns(self) -> int:
-        return time.time_ns()
+    monotonic_ns = staticmethod(time.monotonic_ns)
+    utc_ns = staticmethod(time.time_ns)

@@ -4,7 +4,8 @@ Time is counted in nanoseconds times the rate, so that the space between two uni
 at every rate and nothing is ever rounded in anybody's favour.
 """
 
-_MINUTE = 60 * 10**9
+UNIT = 60 * 10**9
+"""What one unit adds to a debt, at every rate."""
 _NEVER = -(10**60)
 """Earlier than any time, after whatever is added to it."""
 
@@ -57,7 +58,7 @@ class Bucket:
 
         For more than `burst` no wait would do; ask `burst` first.
         """
-        late = self.debt(now_ns) + (units - self.burst) * _MINUTE
+        late = self.debt(now_ns) + (units - self.burst) * UNIT
         return _up(late, self.per_minute) if late > 0 else 0
 
     def take(self, units: int, now_ns: int) -> None:
@@ -85,7 +86,7 @@ class Bucket:
             self.take(used - hold.units, now_ns)
         place, peaks = self._holds.index(hold), self._peaks
         if used < hold.units:
-            back = (hold.units - used) * _MINUTE
+            back = (hold.units - used) * UNIT
             peaks[: place + 1] = [peak - back for peak in peaks[: place + 1]]
         del self._holds[place]
         peak = peaks.pop(place)
@@ -111,7 +112,7 @@ class Bucket:
 
     def left(self, debt: int) -> int:
         """Units that could be taken with so much debt."""
-        left = self.burst + -debt // _MINUTE
+        left = self.burst + -debt // UNIT
         return left if left > 0 else 0
 
     def is_idle(self, now_ns: int) -> bool:
@@ -119,7 +120,7 @@ class Bucket:
         return not self._holds and self.debt(now_ns) == 0
 
     def _add(self, units: int, now: int) -> None:
-        cost = units * _MINUTE
+        cost = units * UNIT
         self._added += cost
         self._tat = (
             self._tat if self._tat > now else now

@@ -64,9 +64,9 @@ class KeyStore:
                 "No API key was given. Send it as 'Authorization: Bearer <key>';"
                 " `llmhost keys create --org NAME` makes one."
             )
-        check_form(bearer)
         secret = self._secrets.get(self._digest(bearer))
         if secret is None:
+            check_form(bearer)
             raise Unauthenticated(
                 "This API key is not known here. Ask the operator for one, or make one with"
                 " `llmhost keys create --org NAME`."

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 from llmhost.core.errors import ExceedsLimit
 from llmhost.core.units import show_duration
-from llmhost.tenants.gcra import Bucket, Hold
+from llmhost.tenants.gcra import UNIT, Bucket, Hold
 from llmhost.tenants.levels import INPUT, OUTPUT, REQUESTS, Level, Rate
 from llmhost.tenants.refusals import Allowance, Allowances, LimitReached
 
 _NS = 10**9
+KEPT_BUCKETS = 64
+"""So many are kept whatever they owe: they would be made again in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class _Share(NamedTuple):
     kind: str
     bucket: Bucket
     units: int
+    debt: int
+    """The bucket's, before anything is taken."""
 
 
 class Taken:
@@ -75,16 +79,17 @@ class Rates:
         """Raises ExceedsLimit for what no wait would help, LimitReached with the exact time to wait."""
         if self._new:
             self._forget_idle(now_ns)
-        shares = [
-            _Share(level, rate.kind, self._bucket(rate, now_ns), _units(level, rate, wish))
-            for level in levels
-            for rate in level.rates
-        ]
-        longest_ns, tightest = 0, None
-        for share in shares:
-            wait_ns = share.bucket.wait_ns(share.units, now_ns)
-            if wait_ns > longest_ns:
-                longest_ns, tightest = wait_ns, share
+        shares, longest_ns, tightest = [], 0, None
+        for level in levels:
+            for rate in level.rates:
+                units, bucket = _units(level, rate, wish), self._bucket(rate, now_ns)
+                debt = bucket.debt(now_ns)
+                share = _Share(level, rate.kind, bucket, units, debt)
+                shares.append(share)
+                if debt + (units - bucket.burst) * UNIT > 0:
+                    wait_ns = bucket.wait_ns(units, now_ns)
+                    if wait_ns > longest_ns:
+                        longest_ns, tightest = wait_ns, share
         if tightest is not None:
             raise _refusal(tightest, longest_ns, shares, now_ns)
         return shares
@@ -97,7 +102,7 @@ class Rates:
                 share.bucket.take(1, now_ns)
             else:
                 holds.append((share.kind, share.bucket, share.bucket.hold(share.units, now_ns)))
-        return Taken(holds, _allowances(shares, now_ns))
+        return Taken(holds, _allowances(shares))
 
     def _bucket(self, rate: Rate, now_ns: int) -> Bucket:
         bucket = self._buckets.get(rate.whose)
@@ -109,9 +114,11 @@ class Rates:
         return bucket
 
     def _forget_idle(self, now_ns: int) -> None:
-        """Look at a few buckets for each that was made, in turn: the table stays about as large as those in debt, at no
-        pause, and who comes again and again pays nothing for it."""
+        """Look at a few buckets for each that was made, in turn: a large table stays about as large as those in debt,
+        at no pause, and who comes again and again pays nothing for it."""
         looks, self._new = 4 * self._new, 0
+        if len(self._buckets) <= KEPT_BUCKETS:
+            return
         for _ in range(min(looks, len(self._buckets))):
             who, bucket = self._buckets.popitem(last=False)
             if not bucket.is_idle(now_ns):
@@ -146,7 +153,7 @@ def _refusal(share: _Share, wait_ns: int, shares: Sequence[_Share], now_ns: int)
         dimension=level.dimension,
         limit=share.kind,
         retry_after_s=wait_s,
-        allowances=_allowances([share, *_others(share, shares)], now_ns),
+        allowances=_allowances(_untaken([share, *_others(share, shares)])),
     )
 
 
@@ -173,21 +180,36 @@ def _lowered(name: str) -> str:
     return name[0].lower() + name[1:]
 
 
-def _allowances(shares: Sequence[_Share], now_ns: int) -> Allowances:
-    requests, tokens = list[Bucket](), list[Bucket]()
-    for share in shares:
-        (requests if share.kind == REQUESTS else tokens).append(share.bucket)
-    return Allowances(_tightest(requests, now_ns), _tightest(tokens, now_ns))
+def _untaken(shares: Iterable[_Share]) -> list[_Share]:
+    return [share._replace(units=0) for share in shares]
 
 
-def _tightest(buckets: Sequence[Bucket], now_ns: int) -> Allowance | None:
+def _allowances(shares: Iterable[_Share]) -> Allowances:
+    """How limits stand once all of this is taken."""
+    requests: list[_Standing] = []
+    tokens: list[_Standing] = []
+    for _, kind, bucket, units, before in shares:
+        debt = before + units * UNIT
+        left = bucket.burst + -debt // UNIT
+        (requests if kind == REQUESTS else tokens).append((left if left > 0 else 0, debt, bucket))
+    return Allowances(_tightest(requests), _tightest(tokens))
+
+
+_Standing = tuple[int, int, Bucket]
+"""Units that are left, the debt, and the bucket."""
+
+
+def _tightest(standings: Sequence[_Standing]) -> Allowance | None:
     """Where the least is left; of two, the one that takes longer to fill up."""
-    if not buckets:
+    if not standings:
         return None
-    left = [bucket.left(bucket.debt(now_ns)) for bucket in buckets]
-    least = min(left)
-    fullest = [bucket for bucket, here in zip(buckets, left, strict=True) if here == least]
-    reset_ns, bucket = max(
-        ((bucket.reset_ns(now_ns), bucket) for bucket in fullest), key=itemgetter(0)
+    least = min(standings, key=_left)[0]
+    reset_ns, per_minute = max(
+        (-(-debt // bucket.per_minute), bucket.per_minute)
+        for left, debt, bucket in standings
+        if left == least
     )
-    return Allowance(bucket.per_minute, least, reset_ns)
+    return Allowance(per_minute, least, reset_ns)
+
+
+_left = itemgetter(0)
