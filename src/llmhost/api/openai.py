@@ -66,8 +66,10 @@ Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, Any]]
 shall report of usage."""
 Respond = Callable[["Visit", Send, Any], Awaitable[None]]
 """Answers a request that runs; its last argument is what `Parse` gave."""
-Asked = tuple[GenerationRequest, dict[str, str], Caller]
-"""What is known before the body: a request that is blank but for its ids, the headers, and who asks."""
+Blank = Callable[[], GenerationRequest]
+"""A request that says nothing but its ids, to meter by what never became one."""
+Asked = tuple[Blank, dict[str, str], Caller]
+"""What is known before the body: what there is of a request, the headers, and who asks."""
 
 
 NO_OPTIONS = StreamOptions()
@@ -132,21 +134,14 @@ class _Route:
             request_id.reset(named)  # the next request of a connection may run in the same context
 
     async def _serve(self, visit: "Visit", receive: Receive, send: Send) -> None:
-        scope = visit.scope
-        blank = GenerationRequest(
-            request_id=visit.request_id,
-            kind=self.kind,
-            model="-",
-            client_request_id=visit.client_id,
-        )
+        scope, blank = visit.scope, partial(visit.blank, self.kind)
         if scope["method"] != "POST":
             refusal = MethodNotAllowed(f"{scope['method']} is not allowed here; use POST.")
-            self.processor.turn_away(blank, refusal)
+            self.processor.turn_away(blank(), refusal)
             raise refusal
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        secret = bearer(scope)
         try:
-            caller = await self.processor.identify(blank, secret, headers)
+            caller = await self.processor.identify(blank, visit.secret, headers)
         except LlmhostError as error:
             await visit.dismiss(send, receive, error, is_small=is_small(scope))
             forget_frames(error)
@@ -161,14 +156,13 @@ class _Route:
     async def _run(self, visit: "Visit", asked: Asked, receive: Receive, send: Send) -> None:
         blank, headers, caller = asked
         request, beside, fault = await self._parsed(visit, receive, blank, caller)
-        secret = bearer(visit.scope)
         with DisconnectWatch(receive, visit.leave, visit.line) as is_there:
             if not is_there:
                 self.processor.lose(request, caller)
                 return
             visit.opening = asyncio.current_task()
             visit.exchange = await self.processor.open(
-                request, secret, headers, caller=caller, fault=fault
+                request, visit.secret, headers, caller=caller, fault=fault
             )
             visit.opening = None
             if visit.is_gone:  # at the very moment of acceptance, too late to cancel the opening
@@ -209,18 +203,18 @@ class _Route:
             is_large = len(raw) > INLINE_BYTES
             looked = await asyncio.to_thread(looked_at, raw) if is_large else looked_at(raw)
             body_hash, model = looked
-            self.processor.check_still(blank, bearer(visit.scope), caller, model)
+            self.processor.check_still(blank(), visit.secret, caller, model)
             call = call_of(visit.scope, caller, body_hash, visit.request_id)
             return call, await self.idempotency.join(call, raw, perform, visit.wire)
         except LlmhostError as error:
-            self.processor.turn_away(blank, error, caller)
+            self.processor.turn_away(blank(), error, caller)
             raise
         except (ClientGone, asyncio.CancelledError):
-            self.processor.lose(blank, caller)
+            self.processor.lose(blank(), caller)
             raise
 
     async def _parsed(
-        self, visit: "Visit", receive: Receive, blank: GenerationRequest, caller: Caller
+        self, visit: "Visit", receive: Receive, blank: Blank, caller: Caller
     ) -> tuple[GenerationRequest, Any, LlmhostError | None]:
         """The request; or what is wrong with it, and a blank one to meter that by."""
         try:
@@ -234,9 +228,9 @@ class _Route:
                 request = replace(request, include_cost=True)
             return request, beside, None
         except LlmhostError as fault:
-            return blank, NO_OPTIONS, fault
+            return blank(), NO_OPTIONS, fault
         except (ClientGone, asyncio.CancelledError):
-            self.processor.lose(blank, caller)
+            self.processor.lose(blank(), caller)
             raise
 
 
@@ -248,6 +242,7 @@ class Visit:
         self.started = time.perf_counter()
         self.request_id = new_request_id()
         self.client_id = client_id(scope)
+        self.secret = bearer(scope)
         self.line = line_of(scope)
         self.wire: Wire | None = self.line
         self.wants_cost = header(scope, b"x-llmhost-cost") == "breakdown"
@@ -259,6 +254,11 @@ class Visit:
         self.has_failed = False
         self.is_recorded = False
         """Its answer goes to a recording, which every reader plays with silences and heartbeats of its own."""
+
+    def blank(self, kind: Kind) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=self.request_id, kind=kind, model="-", client_request_id=self.client_id
+        )
 
     def recorded_by(self, wire: Wire) -> "Visit":
         """The same call, as it is made on nobody's connection."""

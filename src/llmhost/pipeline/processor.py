@@ -5,8 +5,7 @@ Each stage is one sentence here and one module beside. However a request ends, i
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmhost.core.errors import DeadlineExceeded, LlmhostError, Overloaded, PluginFailed
@@ -84,21 +83,28 @@ class Processor:
         self._outbox = Outbox(write_share)
         self._live: set[Generation] = set()
         self._opening: set[str] = set()
+        self._unknown = 0
+        """Those of whom it is not known yet who they are."""
 
     @property
     def in_flight(self) -> int:
         """Requests that have arrived and have not been settled."""
-        return len(self._live) + len(self._opening)
+        return len(self._live) + len(self._opening) + self._unknown
 
     async def identify(
-        self, request: GenerationRequest, bearer: str | None, headers: Mapping[str, str]
+        self, blank: Callable[[], GenerationRequest], bearer: str | None, headers: Mapping[str, str]
     ) -> Caller:
-        """Who asks, before the body is read; `request` is blank but for its ids. Raises why it is refused, after that
-        has been metered."""
-        context = self._arrived(request, bearer, headers)
-        with self._metered(context):
-            await self._stages.authenticate(context)
-        return context.known_caller
+        """Who asks, before the body is read. Raises why it is refused, after that has been metered by a request that
+        is `blank` but for its ids, and is made for that alone."""
+        arrived = self._clock.monotonic_ns(), self._clock.utc_ns()
+        self._unknown += 1
+        try:
+            return await self._stages.authenticate.identify(bearer, headers)
+        except BaseException:
+            with self._metered(RequestContext(blank(), bearer, headers, *arrived)):
+                raise
+        finally:
+            self._unknown -= 1
 
     def check_still(
         self, request: GenerationRequest, bearer: str | None, caller: Caller, model: str | None
@@ -178,24 +184,18 @@ class Processor:
             request, bearer, headers, now_ns, utc_ns, caller=caller, run_id=run_id
         )
 
-    @contextmanager
-    def _metered(self, context: RequestContext) -> Iterator[None]:
-        """Whatever is raised in here ended the request, and is metered."""
-        self._opening.add(context.request.request_id)
-        try:
-            yield
-        except LlmhostError as error:
+    def _metered(self, context: RequestContext) -> "_Metered":
+        """Whatever is raised in there ended the request, and is metered."""
+        return _Metered(self, context)
+
+    def _failed(self, context: RequestContext, error: BaseException) -> None:
+        if isinstance(error, LlmhostError):
             self._refused(context, error)
-            raise
-        except asyncio.CancelledError:
+        elif isinstance(error, asyncio.CancelledError):
             self._end_early(context, Outcome.CANCELLED)
-            raise
-        except Exception as error:
-            log.exception("request.bug")
+        elif isinstance(error, Exception):
+            log.error("request.bug", exc_info=error)
             self._refused(context, LlmhostError(f"Internal error: {type(error).__name__}."))
-            raise
-        finally:
-            self._opening.discard(context.request.request_id)
 
     def has(self, request_id: str) -> bool:
         """Whether a request has arrived and has not ended: it may wait for its model longer than for anything else."""
@@ -286,6 +286,26 @@ class Processor:
         self._stages.store(context)
         self._stages.bill(context).add_done_callback(_log_unrecorded)
         self._stages.log(context)
+
+
+class _Metered:
+    """A context manager by hand: one made of a generator costs several times as much, and each request has it."""
+
+    __slots__ = ("_context", "_processor")
+
+    def __init__(self, processor: Processor, context: RequestContext) -> None:
+        self._processor = processor
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._processor._opening.add(self._context.request.request_id)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is not None:
+                self._processor._failed(self._context, error)
+        finally:
+            self._processor._opening.discard(self._context.request.request_id)
 
 
 def _log_unrecorded(settled: "asyncio.Future[None]") -> None:
