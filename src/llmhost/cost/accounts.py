@@ -8,11 +8,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from llmhost.core.output import Outcome
-from llmhost.cost.entries import REVENUE
+from llmhost.cost.entries import COSTS, LOSS, MACHINE, REVENUE
 from llmhost.cost.rows import NOBODY
 from llmhost.storage.connect import Connection
-
-COSTS, LOSS, MACHINE = "costs", "loss", "machine"
 
 _MOVED = f"""
     SELECT ifnull(debit, 'org:' || org), ifnull(credit, '{REVENUE}'), sum(amount_nano)

@@ -103,12 +103,14 @@ class TrueCosts:
         if ticket is None:
             return None
         share = self._loads.get(load_id or "")
+        load_nano, load_ns = (0, 0) if share is None else share.take()
         return Breakdown(
             gpu_compute_nano=usage.cost_nano,
             input_nano=usage.input_cost_nano,
             infrastructure_nano=self.infrastructure.leave(ticket),
-            model_loading_nano=0 if share is None else share.take(),
+            model_loading_nano=load_nano,
             load_id=None if share is None else share.load_id,
+            load_ns=load_ns,
         )
 
     def bear(self, device: str, usage: Usage) -> None:
@@ -167,7 +169,7 @@ class TrueCosts:
         except LlmhostError as error:  # a model that could be loaded is not given up for that
             log.error("cost.load_unrecorded model=%s error=%s", model, error)
             return None
-        self._loads[load_id] = LoadShare(load_id, nano, self.rates.requests_per_load)
+        self._loads[load_id] = LoadShare(load_id, nano, self.rates.requests_per_load, load_ns)
         return load_id
 
     def bear_load(self, load: LoadBegun) -> None:

@@ -26,6 +26,8 @@ class Breakdown:
     safety_moderation_nano: int = 0
     load_id: str | None = None
     """The load that `model_loading_nano` is a part of."""
+    load_ns: int = 0
+    """The time of that part; a quantity of the entry's."""
     salt: str = field(default_factory=new_salt, compare=False)
 
     @property

@@ -6,8 +6,7 @@ from functools import partial
 from typing import Any
 
 from llmhost.core.ports import Clock
-from llmhost.cost.accounts import COSTS, MACHINE
-from llmhost.cost.entries import Entry
+from llmhost.cost.entries import COSTS, MACHINE, Entry
 from llmhost.cost.ledger import append
 from llmhost.cost.rows import Load, end_load, insert_checks, insert_load, open_loads
 from llmhost.cost.sums import IS_USE

@@ -48,6 +48,9 @@ COLUMNS = (
 A null is not hashed, so quantities that few requests have are null where they are 0.
 """
 
+COSTS, LOSS, MACHINE = "costs", "loss", "machine"
+"""What requests cost the operator moves from the last of these to the others. No bill says anything of it."""
+
 DIMENSIONS = ("fresh_input", "cached_input", "output", "reasoning", "embedding")
 """Of tokens. They are disjoint: no token is in two."""
 
@@ -126,6 +129,7 @@ class Entry:
             amount_nano=event.amount_nano,
             run_id=event.run_id,
             adapter=event.adapter,
+            load_ns=0 if costs is None else costs.load_ns,
             costs=costs,
         )
 

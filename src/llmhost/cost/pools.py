@@ -130,12 +130,17 @@ class LoadShare:
     load_id: str
     cost_nano: int
     expected_requests: int
+    load_ns: int = 0
     taken: int = field(default=0)
 
-    def take(self) -> int:
-        """The next request's part. Nothing is left for those beyond the expected number."""
+    def take(self) -> tuple[int, int]:
+        """The next request's part in nano-dollars, and of the time. Nothing is left for those beyond the expected
+        number."""
         if self.taken >= self.expected_requests:
-            return 0
-        before, self.taken = self.taken, self.taken + 1
-        whole, count = self.cost_nano, self.expected_requests
-        return whole * self.taken // count - whole * before // count
+            return 0, 0
+        place, self.taken = self.taken, self.taken + 1
+        return self._part(self.cost_nano, place), self._part(self.load_ns, place)
+
+    def _part(self, whole: int, place: int) -> int:
+        count = self.expected_requests
+        return whole * (place + 1) // count - whole * place // count

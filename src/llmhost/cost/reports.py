@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, cast
 from llmhost.core.errors import InvalidValue
 from llmhost.cost import periods
 from llmhost.cost.chain import GENESIS
-from llmhost.cost.entries import DIMENSIONS
+from llmhost.cost.entries import COSTS, DIMENSIONS
 from llmhost.cost.lines import CORRECTION, CREDIT, FREE, USE, Charge
 from llmhost.cost.periods import QUARTER_NS, SECOND_NS, UNITS, Span
 from llmhost.cost.query import ENTRY_GROUPS, GROUPS, POOLS, THEIRS, USED, WITHIN, Bounds, Query
@@ -34,6 +34,9 @@ MOST_GROUPS = 100_000
 """Of one report."""
 _RUN = 1_000
 _SLICE_NS = 86_400 * SECOND_NS
+_IS_BILLED = (
+    f"ifnull(debit, '') <> '{COSTS}'"  # what loads turned out to cost is no tenant's business
+)
 _MINUTE_NS = 60 * SECOND_NS
 _IS_PAID = "(outcome IN ('answered', 'cancelled') OR (outcome = 'failed' AND amount_nano <> 0))"
 """What was delivered of an answer that failed may be charged; then its entry has an amount."""
@@ -137,7 +140,7 @@ class Reports:
         width = len(query.by)
         columns = {**GROUPS, **ENTRY_GROUPS, **_CHARGE_GROUPS}
         asked = replace(query, by=(*query.by, *_CHARGE_GROUPS))
-        found = self._of_rows("entries", columns, _CHARGE_SUMS, asked)
+        found = self._of_rows("entries", columns, _CHARGE_SUMS, asked, _IS_BILLED)
         return [
             Charge(
                 key=group[:width],

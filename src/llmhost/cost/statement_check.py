@@ -11,7 +11,7 @@ from llmhost.core.units import PER_MILLION
 from llmhost.cost import statement as form
 from llmhost.cost.chain import row_hash
 from llmhost.cost.ed25519 import is_signed
-from llmhost.cost.entries import DIMENSIONS, REVENUE
+from llmhost.cost.entries import COSTS, DIMENSIONS, REVENUE
 from llmhost.cost.lines import (
     CORRECTION,
     CREDIT,
@@ -188,6 +188,8 @@ def _order(said: Row, earlier: Row) -> Iterable[str]:
 def _charges(rows: Iterable[Row]) -> list[Charge]:
     found: dict[Any, list[int]] = {}
     for row in rows:
+        if row.get("debit") == COSTS:  # of the operator's, and on no bill
+            continue
         tokens = tuple(_tokens(row).values())
         team = row["org"] if row["team"] is None else f"{row['org']}/{row['team']}"
         key = (team, row["key_id"], row["model"])

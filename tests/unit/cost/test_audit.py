@@ -16,6 +16,8 @@ from tests.unit.cost.test_sums import ENTRIES, ledger_of
 from llmhost.cost.accounts import accounts
 from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.entries import Entry
+from llmhost.cost.query import Query
+from llmhost.cost.reports import Reports
 from llmhost.testing import at
 
 COSTS = Breakdown(gpu_compute_nano=9, input_nano=3, infrastructure_nano=2, load_id="load_1")
@@ -100,6 +102,18 @@ def test_what_makes_up_for_a_load_has_entries_too(tmp_path: Path) -> None:
     assert [row.group for row in books.ledger.usage("org")] == ["acme"], "they are no use"
     held = {row.account: row.balance_nano for row in books.ledger.accounts()}
     assert held == {"org:acme": 5, "revenue": -5, "costs": 1_000, "loss": 50, "machine": -1_050}
+    books.close()
+
+
+def test_what_makes_up_for_a_load_is_on_no_bill(tmp_path: Path) -> None:
+    books = CostBooks(tmp_path / "money.db", at("2026-01-10T12:00Z"))
+    books.load("load_1", cost=1_000)
+    books.record("a", amount=5, model_loading_nano=10, load_id="load_1")
+    asyncio.run(books.costs.end_load("load_1"))
+    charges = Reports(books.reader).charges(Query(by=("org",)))
+    assert [(charge.sort, charge.kind, charge.amount_nano) for charge in charges] == [
+        ("use", "request", 5)
+    ]
     books.close()
 
 

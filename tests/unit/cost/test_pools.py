@@ -85,9 +85,12 @@ def test_time_in_which_several_loads_ran_is_booked_once(loads: list[tuple[int, i
 def test_a_load_is_borne_whole_by_the_expected_requests_and_by_nobody_after_them(
     cost: int, expected: int, requests: int
 ) -> None:
-    share = LoadShare("load_1", cost, expected)
-    parts = [share.take() for _ in range(requests)]
+    share = LoadShare("load_1", cost, expected, load_ns=2 * cost)
+    taken = [share.take() for _ in range(requests)]
+    parts = [nano for nano, _ in taken]
 
+    times = sum(load_ns for _, load_ns in taken)
+    assert times == (2 * cost if requests >= expected else 2 * cost * requests // expected)
     assert sum(parts) == (cost if requests >= expected else cost * requests // expected)
     assert all(part in (cost // expected, cost // expected + 1) for part in parts[:expected])
     assert not any(parts[expected:])
