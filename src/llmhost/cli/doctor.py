@@ -258,6 +258,7 @@ def settings(models: Path | None) -> Iterator[Finding]:
     yield Finding("settings", "ok", str(loaded.path or "built-in default"))
     yield data_dir(loaded.data_dir)
     yield disk(loaded.data_dir)
+    yield statements(loaded.data_dir / "statement_key")
     if node is not None:
         yield Finding("port", "ok", f"llmhost is serving at {node.url}")
     else:
@@ -280,6 +281,22 @@ def data_dir(folder: Path) -> Finding:
         advice = f"Others on this machine may look into it: chmod 700 {folder}"
         return Finding("data dir", "warning", str(folder), advice)
     return Finding("data dir", "ok", str(folder))
+
+
+def statements(secret: Path) -> Finding:
+    """The public key that customers check their statements with."""
+    from llmhost.cost.ed25519 import public_key
+
+    try:
+        key = public_key(bytes.fromhex(secret.read_text().strip())).hex()
+    except FileNotFoundError:
+        return Finding("statements", "info", "the key to sign them is made on the first start")
+    except (OSError, ValueError) as error:
+        advice = "Statements can't be signed. Restore the file from a backup."
+        return Finding("statements", "missing", f"{secret}: {error}", advice)
+    if stat.S_IMODE(secret.stat().st_mode) & 0o077:
+        return Finding("statements", "warning", f"signed with {key}", f"chmod 600 {secret}")
+    return Finding("statements", "ok", f"signed with {key}")
 
 
 def disk(folder: Path) -> Finding:

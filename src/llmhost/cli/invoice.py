@@ -17,9 +17,7 @@ COLUMNS: dict[str, show.Cell] = {
     "team": "team",
     "key": "key",
     "model": "model",
-    "what": lambda row: (
-        row["dimension"] if row["sort"] == "use" else f"{row['sort']} {row['kind']}"
-    ),
+    "what": lambda row: _what(row),
     "price": "price",
     "quantity": "quantity",
     "unit price": lambda row: _unit(row),
@@ -196,6 +194,12 @@ def _sums(said: Row) -> list[tuple[str, str]]:
         ("credits", f"${totals['credits_usd']}"),
         ("charged", f"${totals['charged_usd']}"),
     ]
+
+
+def _what(row: show.Row) -> str:
+    if row["sort"] in ("correction", "credit"):
+        return str(row["kind"])
+    return str(row["dimension"]) + ("" if row["sort"] == "use" else ", not charged")
 
 
 def _unit(row: show.Row) -> str | None:

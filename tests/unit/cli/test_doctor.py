@@ -217,3 +217,23 @@ def test_what_doctor_needs_is_what_the_project_depends_on():
 
     assert set(doctor.NEEDED) <= named
     assert set(doctor.EXTRAS) <= set(project["optional-dependencies"])
+
+
+def test_the_key_of_statements_is_told_and_never_its_secret(llmhost, tmp_path: Path):
+    def found() -> dict[str, Any]:
+        checks = json.loads(llmhost("doctor", "--json").stdout)["checks"]
+        return next(check for check in checks if check["name"] == "statements")
+
+    secret = tmp_path / "data/statement_key"
+    assert found()["status"] == "info"
+
+    secret.write_text("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+    secret.chmod(0o600)
+    public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+    assert (found()["status"], found()["found"]) == ("ok", f"signed with {public}")
+
+    secret.chmod(0o644)
+    assert (found()["status"], found()["advice"]) == ("warning", f"chmod 600 {secret}")
+
+    secret.write_text("not hexadecimal")
+    assert found()["status"] == "missing"
