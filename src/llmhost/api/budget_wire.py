@@ -1,6 +1,6 @@
 """What the admin API takes and gives of budgets and credits. Money is dollars as text, times are UTC seconds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 from llmhost.api.admin_wire import LAST_S
 from llmhost.core.errors import InvalidValue
 from llmhost.core.units import nano_to_dollars
+from llmhost.tenants.accounts import BudgetHold
 from llmhost.tenants.budget_rows import BudgetEvent
 from llmhost.tenants.budgets import Budget, Credit
 from llmhost.tenants.periods import Period
@@ -16,6 +17,8 @@ from llmhost.tenants.pots import Account, Run, Standing
 
 MOST_RUNS = 20
 """Of a budget per run, so many are shown: those that have used most."""
+MOST_HOLDS = 20
+"""Of requests that hold something of a budget, so many are shown: those that hold most."""
 
 
 class NewBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,6 +83,17 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     remaining_usd: str
 
 
+class HoldRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that runs, and what it has set aside."""
+
+    request_id: str
+    key: str | None
+    team: str | None
+    run: str | None
+    held_usd: str
+    since: int
+
+
 class ChangeRow(msgspec.Struct, frozen=True, kw_only=True):
     """One change of a budget, and its amount from then on. `what` is created, changed or ended."""
 
@@ -91,9 +105,10 @@ class ChangeRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BudgetDetail(BudgetRow, frozen=True, kw_only=True):
-    """The same with the runs that have used most, and who changed it when."""
+    """The same with the runs that have used most, the requests that hold most, and who changed it when."""
 
     runs: list[RunRow]
+    holds: list[HoldRow]
     history: list[ChangeRow]
 
 
@@ -147,12 +162,18 @@ def budget_row(budget: Budget, account: Account | None, utc_ns: int) -> BudgetRo
 
 
 def budget_detail(
-    budget: Budget, account: Account | None, utc_ns: int, history: Sequence[BudgetEvent]
+    budget: Budget,
+    account: Account | None,
+    utc_ns: int,
+    holds: Iterable[BudgetHold],
+    history: Sequence[BudgetEvent],
 ) -> BudgetDetail:
     runs = [] if account is None else account.runs(utc_ns)[:MOST_RUNS]
+    most = sorted(holds, key=lambda hold: hold.held_nano, reverse=True)[:MOST_HOLDS]
     return BudgetDetail(
         **_facts(budget, account, utc_ns),
         runs=[_run_row(run, standing) for run, standing in runs],
+        holds=[_hold_row(hold) for hold in most],
         history=[_change_row(event) for event in history],
     )
 
@@ -218,6 +239,17 @@ def _run_row(run: Run, standing: Standing) -> RunRow:
         spent_usd=nano_to_dollars(standing.spent),
         held_usd=nano_to_dollars(standing.held),
         remaining_usd=nano_to_dollars(standing.remaining),
+    )
+
+
+def _hold_row(hold: BudgetHold) -> HoldRow:
+    return HoldRow(
+        request_id=hold.request_id,
+        key=hold.caller.key_id,
+        team=hold.caller.team,
+        run=hold.run_id,
+        held_usd=nano_to_dollars(hold.held_nano),
+        since=hold.utc_ns // 10**9,
     )
 
 

@@ -76,8 +76,10 @@ class BudgetAdmin:
     async def show(self, budget_id: str, access: Access = OPERATOR) -> BudgetDetail:
         budget = self._store.budget(budget_id, access.org)
         history = await self._store.history(budget.id)
-        account = self._store.accounts.account(budget)
-        return budget_detail(budget, account, self._store.utc_ns(), history)
+        accounts = self._store.accounts
+        account = accounts.account(budget)
+        holds = [] if account is None else accounts.holds_of(account)
+        return budget_detail(budget, account, self._store.utc_ns(), holds, history)
 
     async def create(self, new: NewBudget, access: Access = OPERATOR) -> BudgetRow:
         wanted = self._wanted(new, access)
@@ -272,7 +274,7 @@ def budget_router(budgets: BudgetAdmin, guard: Guard) -> Router:
 
     @get("/budgets/{budget:str}", needs=Right.ORG_USAGE)
     async def show_budget(request: Visitor, budget: FromPath[str]) -> BudgetDetail:
-        """One budget, its dearest runs, and its changes."""
+        """One budget, its dearest runs, what requests hold of it, and its changes."""
         return await budgets.show(budget, request.user)
 
     @patch("/budgets/{budget:str}", needs=Right.MANAGE)

@@ -151,13 +151,13 @@ def list_budgets(
 def show_budget(
     budget_id: BudgetId, url: Url = None, data_dir: DataDir = None, as_json: Json = False
 ) -> None:
-    """Show one budget: how it stands, the runs that have used most, and who changed it."""
+    """Show one budget: how it stands, which runs used most, which requests hold most, and who changed it."""
     with open_admin(url, data_dir) as admin:
         row = admin.budget(budget_id)
     if as_json:
         show.value(row)
         return
-    runs, history = row.pop("runs"), row.pop("history")
+    runs, holds, history = row.pop("runs"), row.pop("holds"), row.pop("history")
     show.facts({**row, "until": show.date(row["until"])}, as_json=False)
     if runs:
         columns: dict[str, show.Cell] = {
@@ -167,6 +167,15 @@ def show_budget(
             "remaining": lambda run: _dollars(run["remaining_usd"]),
         }
         typer.echo(f"\n{show.table(runs, columns)}")
+    if holds:
+        requests: dict[str, show.Cell] = {
+            "request": "request_id",
+            "key": "key",
+            "run": "run",
+            "held": lambda hold: _dollars(hold["held_usd"]),
+            "since": lambda hold: show.date(hold["since"]),
+        }
+        typer.echo(f"\n{show.table(holds, requests)}")
     changes: dict[str, show.Cell] = {
         "at": lambda change: show.date(change["at"]),
         "what": "what",

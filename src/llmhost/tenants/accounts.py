@@ -225,6 +225,10 @@ class Accounts:
         """Oldest first."""
         return tuple(self._holds)
 
+    def holds_of(self, account: Account) -> list[BudgetHold]:
+        """Those that count against one budget, oldest first."""
+        return [hold for hold in self._holds if any(pot.account is account for pot in hold.pots)]
+
     def sweep(self, now_ns: int, is_live: Callable[[BudgetHold], bool]) -> list[BudgetHold]:
         """Free holds that are past their time and whose request `is_live` does not know; which they were.
 

@@ -82,6 +82,7 @@ async def test_a_budget_is_shown_as_it_stands(office: Office) -> None:
         "ended_at": None,
         "made_by": "operator",
         "runs": [],
+        "holds": [],
         "history": [
             {"at": NOW_S, "what": "created", "by": "operator", "usd": "12.50", "until": None}
         ],
@@ -106,6 +107,28 @@ async def test_a_budget_is_changed_and_ended(office: Office) -> None:
     assert "has ended" in refused["error"]["message"]
     shown = await office.done("GET", f"/budgets/{made['id']}")
     assert [one["what"] for one in shown["history"]] == ["created", "changed", "changed", "ended"]
+
+
+async def test_requests_that_hold_something_of_it_are_shown(office: Office) -> None:
+    made = await office.make(usd="5")
+    await office.make(usd="9", period="day", org="zoo")
+    accounts = office.host.host.books.budgets.accounts
+    caller = Caller(key_id="k1", org="acme", team="red")
+    for name, nano in (("req_1", USD), ("req_2", 2 * USD)):
+        accounts.hold(caller, "r", nano, office.clock.utc_ns(), request_id=name)
+    accounts.hold(Caller(key_id="k2", org="zoo"), None, USD, office.clock.utc_ns())
+
+    shown = await office.done("GET", f"/budgets/{made['id']}")
+
+    assert [(one["request_id"], one["held_usd"]) for one in shown["holds"]] == [
+        ("req_2", "2.00"),
+        ("req_1", "1.00"),
+    ]
+    assert shown["holds"][0] | {"request_id": "", "held_usd": ""} == {
+        **{"request_id": "", "key": "k1", "team": "red", "run": "r"},
+        **{"held_usd": "", "since": NOW_S},
+    }
+    assert (shown["held_usd"], shown["remaining_usd"]) == ("3.00", "2.00")
 
 
 async def test_runs_are_shown_with_what_they_used(office: Office) -> None:

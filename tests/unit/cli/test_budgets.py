@@ -90,6 +90,12 @@ def test_budgets_are_listed_as_they_stand(node, llmhost):
 def test_a_budget_is_shown_with_its_runs_and_changes(node, llmhost):
     node.answers["GET /admin/v1/budgets/bud_1"] = ROW | {
         "runs": [{"run": "r1", "key": "3f9c", "spent_usd": "1.00", "remaining_usd": "2.00"}],
+        "holds": [
+            {
+                **{"request_id": "req_1", "key": "3f9c", "team": None, "run": "r1"},
+                **{"held_usd": "0.25", "since": 1767225600},
+            }
+        ],
         "history": [{"at": 1767225600, "what": "created", "by": "operator", "usd": "5.00"}],
     }
 
@@ -99,6 +105,7 @@ def test_a_budget_is_shown_with_its_runs_and_changes(node, llmhost):
     assert "resets_at      2026-01-01 00:00" in text
     assert "r1   3f9c  $1.00" in text
     assert "created  operator   $5.00" in text
+    assert "req_1    3f9c  r1   $0.25" in text
     shown = json.loads(llmhost("budgets", "show", "bud_1", "--json").stdout)
     assert shown["runs"][0]["run"] == "r1"
 
