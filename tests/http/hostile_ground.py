@@ -19,6 +19,7 @@ FOREIGN = "zq-foreign"
 """Begins all names of the organisation that nobody else may hear of."""
 FOREIGN_USD = "7654.321"
 """Of its budget; nobody else's has that."""
+SECRET_FILES = ("pepper", "statement_key")
 MODEL = "echo"
 
 SETTINGS = """
@@ -206,12 +207,15 @@ class Ground:
         return self.node.post("/v1/completions", body, headers=headers)
 
     def _stored_secrets(self) -> set[str]:
-        """The pepper and the digests, as anybody might print them."""
+        """The pepper, the key of statements and the digests, as anybody might print them."""
         folder = self.node.data_dir
-        pepper = (folder / "pepper").read_text().strip()
+        self.node.get(
+            "/v1/billing/public-key"
+        ).raise_for_status()  # it is made when it is asked for
+        kept = {(folder / name).read_text().strip() for name in SECRET_FILES}
         with closing(sqlite3.connect(f"file:{folder / 'money.db'}?mode=ro", uri=True)) as money:
             digests = [bytes(row[0]) for row in money.execute("SELECT digest FROM secrets")]
-        return {pepper, *(d.hex() for d in digests), *(repr(d)[2:-1] for d in digests)}
+        return {*kept, *(d.hex() for d in digests), *(repr(d)[2:-1] for d in digests)}
 
     # -------------------------------------------------------- attacking
 
@@ -292,7 +296,7 @@ class Ground:
         assert "Traceback" not in fresh, fresh[fresh.index("Traceback") - 600 :][:3000]
         places = {"the log": log, "the metrics": self.node.get("/metrics").text}
         for path in sorted(self.node.data_dir.rglob("*")):
-            if path.is_file() and path.name not in ("server.json", "pepper"):
+            if path.is_file() and path.name not in ("server.json", *SECRET_FILES):
                 places[path.name] = path.read_bytes().decode("latin-1")
         for where, text in places.items():
             leaked = [secret[:16] for secret in self.secrets if secret in text]
