@@ -298,7 +298,7 @@ def estimates(ground: Ground) -> Iterator[Attack]:
 def repeated(ground: Ground) -> Iterator[Attack]:
     """Idempotency keys that another organisation has used, and what can't be one."""
     path, body = "/v1/completions", b'{"model":"echo","prompt":"kept","max_tokens":2}'
-    other, others = f"Bearer {ground.pit['key']}", b'{"model":"echo","prompt":"x"}'
+    other, others = f"Bearer {ground.neighbour}", b'{"model":"echo","prompt":"x"}'
     for at, text in enumerate(("zq-1", *TEXTS, "k" * 250, "k" * 300)):
         value = f"{at}-" + re.sub(r"[\r\n\0]", "_", text).encode("utf-8").decode("latin-1")
         sent, is_met = (("idempotency-key", value),), frozenset({200, 400})

@@ -153,6 +153,8 @@ class Ground:
     target: dict[str, Any] = field(default_factory=dict)
     foreign: dict[str, Any] = field(default_factory=dict)
     pit: dict[str, Any] = field(default_factory=dict)
+    neighbour: str = ""
+    """A key of yet another organisation, which nobody changes."""
     secrets: set[str] = field(default_factory=set)
     """What no answer, log line, metric or file may hold."""
     places: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -180,7 +182,7 @@ class Ground:
         theirs = self.places[FOREIGN]
         self.marks = {FOREIGN, theirs["key_id"], theirs["budget"], theirs["version"], FOREIGN_USD}
         self.marks |= {answer.headers["x-request-id"] for answer in asked}
-        self.secrets = {*self.keys.values(), node.admin_token}
+        self.secrets = {*self.keys.values(), self.neighbour, node.admin_token}
         self.secrets |= {row["key"] for row in (self.target, self.foreign, self.pit)}
         self.secrets |= self._stored_secrets()
         schema = node.get("/admin/openapi/openapi.json").json()
