@@ -174,6 +174,7 @@ class Ground:
         self.target = node.create_key("own", team="red", name="target")
         self.foreign = node.create_key(FOREIGN, team=f"{FOREIGN}-team", name=f"{FOREIGN}-name")
         self.pit = node.create_key("pit", team="sand", name="pit-key")
+        self.neighbour = node.create_key("neighbour")["key"]
         self.places = {
             row["org"]: self._place(row) for row in (self.target, self.foreign, self.pit)
         }
