@@ -6,7 +6,7 @@ missed and nothing counted twice, as long as a request is settled and its entry 
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from llmhost.tenants.budgets import (
     new_budget_id,
     new_credit_id,
 )
-from llmhost.tenants.periods import EVER_NS, Span, zone_of
+from llmhost.tenants.periods import EVER_NS, Period, Span, zone_of
 from llmhost.tenants.pots import KEPT_RUNS, Account, Run
 
 T = TypeVar("T")
@@ -75,6 +75,8 @@ class BudgetStore:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.accounts = Accounts()
         self._budgets: dict[str, Budget] = {}
+        self._active: dict[Hashable, str] = {}
+        """Of each kind the one that has not ended."""
         self._credits: dict[str, list[Credit]] = {}
         reader.read_now(self._load)
 
@@ -104,10 +106,9 @@ class BudgetStore:
 
     def balance_of(self, org: str) -> Budget:
         """The balance that credits to an organisation go to. Raises NotFound."""
-        for budget in self._budgets.values():
-            is_theirs = budget.org == org and budget.level == "org" and budget.ended_ns is None
-            if is_theirs and budget.is_balance:
-                return budget
+        known = self._active.get(Budget(id="", org=org, period=Period.BALANCE).kind)
+        if known is not None:
+            return self._budgets[known]
         raise NotFound(
             f"The organisation {org!r} has no balance to pay into."
             f" `llmhost budgets create --org {org} --period balance` makes one:"
@@ -197,6 +198,7 @@ class BudgetStore:
                 raise
             account.counted(sums)
             self._budgets[budget.id] = budget
+            self._active[budget.kind] = budget.id
             return budget
 
     async def _update(self, budget_id: str, change: Callable[[Budget], Budget], who: str) -> Budget:
@@ -223,6 +225,7 @@ class BudgetStore:
                 budget = replace(budget, ended_ns=self.utc_ns())
                 await self._writer.run(lambda c: self._insert(c, budget, "ended", who))
                 self._budgets[budget_id] = budget
+                del self._active[budget.kind]
                 self.accounts.remove(budget)
             return budget
 
@@ -293,6 +296,7 @@ class BudgetStore:
                 raise ConfigError(
                     f"The budget {budget.id}: {error}. Install the operating system's or Python's tzdata."
                 ) from None
+            self._active[budget.kind] = budget.id
             account = self.accounts.install(budget, now_ns, is_counting=not budget.is_balance)
             if budget.is_balance:
                 self._recall_balance(connection, account)
@@ -311,13 +315,13 @@ class BudgetStore:
 
     def _check_alone(self, budget: Budget) -> None:
         """Several budgets may hold at once, but of one kind: else nobody would know which one to change."""
-        for other in self._budgets.values():
-            if other.ended_ns is None and other.is_like(budget):
-                raise Conflict(
-                    f"There is such a budget already: {other.id}. `llmhost budgets update {other.id} --usd D`"
-                    " changes its amount.",
-                    param="period",
-                )
+        known = self._active.get(budget.kind)
+        if known is not None:
+            raise Conflict(
+                f"There is such a budget already: {known}. `llmhost budgets update {known} --usd D`"
+                " changes its amount.",
+                param="period",
+            )
 
     def _unended(self, budget_id: str) -> Budget:
         budget = self.budget(budget_id)

@@ -1,6 +1,7 @@
 """What is known of budgets and of what was paid into them, and what they may be. Nothing in here is counted."""
 
 import secrets
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from llmhost.core.errors import InvalidValue
@@ -61,13 +62,10 @@ class Budget:
         """Whether it holds for a caller of its organisation."""
         return self.key_id in (None, key_id) and self.team in (None, team)
 
-    def is_like(self, other: "Budget") -> bool:
-        """Whether both limit the same thing, so that one of them is one too many."""
-        return (
-            (self.org, self.team, self.key_id) == (other.org, other.team, other.key_id)
-            and self.is_per_run == other.is_per_run
-            and self.period is other.period
-        )
+    @property
+    def kind(self) -> Hashable:
+        """What it limits, and how: two of a kind would be one too many."""
+        return self.org, self.team, self.key_id, self.is_per_run, self.period
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
