@@ -5,14 +5,25 @@ from typing import Any
 
 import msgspec
 from litestar import Router, get, post
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
 from llmhost.api.admin import Admin, NewAdapter
 from llmhost.api.admin_access import Visitor, guard_by
 from llmhost.api.admin_tenant_routes import key_routes, org_routes, team_routes
+from llmhost.api.admin_tenants import PAGE_ROWS
 from llmhost.api.invoices import InvoiceDesk, invoice_routes
 from llmhost.api.ledger import LedgerDesk, ledger_routes
+from llmhost.api.model_wire import (
+    AdapterPage,
+    AdapterRow,
+    LoadedPage,
+    ModelPage,
+    ModelState,
+    adapter_page,
+    loaded_page,
+    model_page,
+)
 from llmhost.api.reports import ReportDesk, report_routes
 from llmhost.core.errors import NotFound
 from llmhost.tenants.roles import Access, Right
@@ -32,45 +43,56 @@ def admin_router(  # noqa: C901 - a list of routes
     """The routes: all for `token`, and for keys those that name a right."""
 
     @get("/models")
-    async def list_models() -> dict[str, Any]:
+    async def list_models(
+        limit: FromQuery[int] = PAGE_ROWS, after: FromQuery[str | None] = None
+    ) -> ModelPage:
         """Declared models, the state of each, and whether its files are here."""
-        return {"data": await admin.models()}
+        return model_page(await admin.models(), limit, after)
 
     @get("/ps", sync_to_thread=False)
-    def list_loaded() -> dict[str, Any]:
+    def list_loaded(
+        limit: FromQuery[int] = PAGE_ROWS, after: FromQuery[str | None] = None
+    ) -> LoadedPage:
         """Loaded models: memory, load, KV use."""
-        return {"data": admin.loaded()}
+        return loaded_page(admin.loaded(), limit, after)
 
     # One route for all verbs: a model's name may hold slashes, and a path parameter takes all that follows.
     @post("/models/{target:path}", status_code=200)
-    async def turn(target: FromPath[str]) -> dict[str, Any]:
+    async def turn(target: FromPath[str]) -> ModelState:
         """NAME/load answers when the model is ready, or why it can't be; NAME/unload when its answers have ended;
         NAME/sleep when its weights are in host memory, and NAME/wake when they are back."""
         name, _, verb = target.strip("/").rpartition("/")
         if verb == "load":
-            return await admin.load(name)
-        if verb == "unload":
-            return await admin.unload(name, drain_s=drain_s)
-        if verb == "sleep":
-            return await admin.sleep(name, drain_s=drain_s)
-        if verb == "wake":
-            return await admin.wake(name)
-        raise NotFound(f"A model can be told to load, unload, sleep or wake, and not to {verb!r}.")
+            told = await admin.load(name)
+        elif verb == "unload":
+            told = await admin.unload(name, drain_s=drain_s)
+        elif verb == "sleep":
+            told = await admin.sleep(name, drain_s=drain_s)
+        elif verb == "wake":
+            told = await admin.wake(name)
+        else:
+            raise NotFound(
+                f"A model can be told to load, unload, sleep or wake, and not to {verb!r}."
+            )
+        return msgspec.convert(told, ModelState)
 
     @get("/adapters")
-    async def list_adapters() -> dict[str, Any]:
+    async def list_adapters(
+        limit: FromQuery[int] = PAGE_ROWS, after: FromQuery[str | None] = None
+    ) -> AdapterPage:
         """LoRA adapters, and which of them are in memory."""
-        return {"data": await admin.adapters()}
+        return adapter_page(await admin.adapters(), limit, after)
 
     @post("/adapters/load", status_code=200)
-    async def load_adapter(data: JSONBody[NewAdapter]) -> dict[str, Any]:
+    async def load_adapter(data: JSONBody[NewAdapter]) -> AdapterRow:
         """Load an adapter; with a source, add one."""
-        return await admin.load_adapter(data)
+        return msgspec.convert(await admin.load_adapter(data), AdapterRow)
 
     @post("/adapters/unload", status_code=200)
-    async def unload_adapter(data: JSONBody[NewAdapter]) -> dict[str, Any]:
+    async def unload_adapter(data: JSONBody[NewAdapter]) -> AdapterRow:
         """Drop an adapter from memory when nobody uses it; forget it, if it was added by a load."""
-        return await admin.unload_adapter(data.adapter, drain_s=drain_s)
+        told = await admin.unload_adapter(data.adapter, drain_s=drain_s)
+        return msgspec.convert(told, AdapterRow)
 
     @get("/ledger/export", sync_to_thread=False, needs=Right.ORG_USAGE)
     def export_ledger(request: Visitor) -> Stream:

@@ -179,10 +179,10 @@ class HttpAdmin:
                 yield row
 
     def models(self) -> list[Row]:
-        return self._http.many("/admin/v1/models")
+        return self._http.all("/admin/v1/models")
 
     def ps(self) -> list[Row]:
-        return self._http.many("/admin/v1/ps")
+        return self._http.all("/admin/v1/ps")
 
     def load(self, model: str) -> Row:
         return self._turn(model, "load")
@@ -197,7 +197,7 @@ class HttpAdmin:
         return self._turn(model, "wake")
 
     def adapters(self) -> list[Row]:
-        return self._http.many("/admin/v1/adapters")
+        return self._http.all("/admin/v1/adapters")
 
     def load_adapter(self, adapter: str, source: str | None) -> Row:
         body = {"adapter": adapter, "source": source}
