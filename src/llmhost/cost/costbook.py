@@ -1,7 +1,6 @@
-"""The durable side of true cost: loads and checks go in; what tenants and models cost and brought in comes out."""
+"""The durable side of true cost: loads and checks go in, and what devices cost comes out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,62 +8,18 @@ from llmhost.core.ports import Clock
 from llmhost.cost.entries import COSTS, MACHINE, Entry
 from llmhost.cost.ledger import append
 from llmhost.cost.rows import Load, end_load, insert_checks, insert_load, open_loads
-from llmhost.cost.sums import IS_USE
-from llmhost.cost.usage import By, group_of
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
 
 _LARGEST = 2**63 - 1
 _WITHIN = "utc_ns >= :since AND utc_ns < :until"
-_POOLS = ("gpu_compute", "infrastructure", "model_loading", "safety_moderation")
-_TOTAL = f"sum({' + '.join(_POOLS)})"
-_SUMS = f"""
-    SELECT grp, sum(requests), {", ".join(f"sum({pool})" for pool in _POOLS)}, sum(provisional), sum(amount)
-    FROM (
-        SELECT {{group}} AS grp, 0 AS requests, {", ".join(f"{pool}_nano AS {pool}" for pool in _POOLS)},
-            CASE WHEN load_id IN (SELECT load_id FROM load_ends) THEN 0 ELSE model_loading_nano END AS provisional,
-            0 AS amount
-        FROM request_costs WHERE {_WITHIN}
-        UNION ALL
-        SELECT {{group}}, kind = 'request', 0, 0, 0, 0, 0, amount_nano FROM entries
-        WHERE {IS_USE} AND {_WITHIN}
-    ) GROUP BY grp
-"""
 _CHECKED = ("busy_ns", "load_ns", "idle_ns")
 _BOOKED = ("callers_nano", "operator_nano", "load_nano", "idle_nano", "error_nano")
 _DEVICES = (
     f"SELECT device, count(*), {', '.join(f'sum({name})' for name in (*_CHECKED, *_BOOKED))}"
     f" FROM cost_checks WHERE {_WITHIN} GROUP BY device ORDER BY device"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostRow:
-    """What one group has cost, by pool, and what it was charged; nano-dollars."""
-
-    group: str | None
-    requests: int
-    gpu_compute_nano: int
-    infrastructure_nano: int
-    model_loading_nano: int
-    safety_moderation_nano: int
-    provisional_nano: int
-    """The part of `model_loading_nano` that is made up for when the models are unloaded."""
-    amount_nano: int
-
-    @property
-    def cost_nano(self) -> int:
-        return (
-            self.gpu_compute_nano
-            + self.infrastructure_nano
-            + self.model_loading_nano
-            + self.safety_moderation_nano
-        )
-
-    @property
-    def margin_nano(self) -> int:
-        return self.amount_nano - self.cost_nano
 
 
 class CostBook:
@@ -101,16 +56,6 @@ class CostBook:
         now_ns, node_id = self._clock.utc_ns(), self._node_id
         job = partial(insert_checks, checks=checks, utc_ns=now_ns, node_id=node_id)
         await self._writer.run(job)
-
-    def sums(
-        self, by: By, *, since_ns: int | None = None, until_ns: int | None = None
-    ) -> list[CostRow]:
-        """Sums per group over since <= time < until, the dearest first; days in order."""
-        order = "1" if by == "day" else f"{_TOTAL} DESC, 2 DESC, 1"
-        query = f"{_SUMS.format(group=group_of(by))} ORDER BY {order}"
-        names = CostRow.__dataclass_fields__
-        rows = self._read(query, since_ns, until_ns)
-        return [CostRow(**dict(zip(names, row, strict=True))) for row in rows]
 
     def devices(
         self, *, since_ns: int | None = None, until_ns: int | None = None

@@ -22,14 +22,13 @@ from llmhost.cost.entries import COLUMNS, Entry, Recorded, entry_of, exported, v
 from llmhost.cost.rows import insert_costs
 from llmhost.cost.sums import Level, add_up, spent_nano
 from llmhost.cost.tables import SCHEMA
-from llmhost.cost.usage import By, UsageRow, usage
 from llmhost.observe.logs import log_event
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.rows import insert_rows
 from llmhost.storage.writer import Writer
 
-__all__ = ["SCHEMA", "By", "Entry", "Ledger", "Recorded", "UsageRow"]
+__all__ = ["SCHEMA", "Entry", "Ledger", "Recorded"]
 
 log = logging.getLogger("llmhost.ledger")
 
@@ -143,23 +142,6 @@ class Ledger:
         for prev_hash, this_hash, *values in self._rows():
             row = exported(dict(zip(COLUMNS, values, strict=True)))
             yield {**row, "prev_hash": prev_hash.hex(), "hash": this_hash.hex()}
-
-    def usage(
-        self,
-        by: By,
-        *,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        org: str | None = None,
-        key_id: str | None = None,
-    ) -> list[UsageRow]:
-        """Sums per group over since <= time < until, the largest amount first; days in order.
-
-        With `org` or `key_id` of their entries only.
-        """
-        return self._reader.read_now(
-            lambda c: usage(c, by, since_ns=since_ns, until_ns=until_ns, org=org, key_id=key_id)
-        )
 
     def spent_nano(
         self,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.cost.test_ledger import Books, entry
 from tests.unit.cost.test_rows import Books as CostBooks
 from tests.unit.cost.test_sums import ENTRIES, ledger_of
+from tests.unit.cost.told import used
 
 from llmhost.cost.accounts import accounts
 from llmhost.cost.breakdown import Breakdown
@@ -99,7 +100,7 @@ def test_what_makes_up_for_a_load_has_entries_too(tmp_path: Path) -> None:
     assert rows == [("request", "acme", 5), ("load_true_up", "acme", 0), ("load_unused", "-", 0)]
     assert all(row["cost_digest"] for row in books.ledger.export())
     assert books.ledger.audit().is_intact
-    assert [row.group for row in books.ledger.usage("org")] == ["acme"], "they are no use"
+    assert list(used(books.reader)) == ["acme"], "they are no use"
     held = {row.account: row.balance_nano for row in books.ledger.accounts()}
     assert held == {"org:acme": 5, "revenue": -5, "costs": 1_000, "loss": 50, "machine": -1_050}
     books.close()

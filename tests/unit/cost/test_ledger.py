@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.cost.told import used
 
 import llmhost
 from llmhost.core.errors import Overloaded
@@ -129,8 +130,8 @@ def test_another_kind_of_the_same_request_is_another_entry(books: Books) -> None
         ("request", 70),
         ("correction", -70),
     ]
-    (total,) = books.ledger.usage("org")
-    assert (total.requests, total.amount_nano) == (1, 0)
+    total = used(books.reader)["acme"]
+    assert (total["requests"], total["amount_nano"]) == (1, 0)
 
 
 def test_an_entry_that_can_not_be_is_refused_and_leaves_no_gap(books: Books) -> None:
@@ -386,38 +387,6 @@ def test_an_export_may_be_left_half_read(books: Books) -> None:
     assert next(rows)["seq"] == 1
     del rows
     books.record(entry(1_500))
-
-
-@pytest.mark.parametrize(
-    ("by", "expected"),
-    [
-        ("key", [("k2", 1, 500), ("k1", 2, 140), (None, 1, 70)]),
-        ("team", [("beta", 1, 500), ("acme", 1, 70), ("acme/search", 1, 70), ("local", 1, 70)]),
-        ("org", [("beta", 1, 500), ("acme", 2, 140), ("local", 1, 70)]),
-        ("model", [("big@2", 1, 500), ("tiny@1", 3, 210)]),
-        ("day", [("2024-10-04", 3, 640), ("2024-10-05", 1, 70)]),
-    ],
-)
-def test_usage_adds_up_per_group(books: Books, by: Any, expected: list) -> None:
-    books.record(
-        entry(1, key_id="k1"),
-        entry(2, key_id="k1", team="search"),
-        entry(3, key_id="k2", org="beta", model="big@2", amount_nano=500),
-        entry(4, key_id=None, org="local", utc_ns=NOON_NS + DAY_NS),
-    )
-    rows = books.ledger.usage(by)
-    assert [(r.group, r.requests, r.amount_nano) for r in rows] == expected
-    assert sum(r.fresh_input_tokens for r in rows) == 24
-    assert sum(r.cached_input_tokens for r in rows) == 16
-    assert sum(r.output_tokens for r in rows) == 80
-    assert sum(r.engine_ns for r in rows) == 20_000
-
-
-def test_usage_takes_the_first_moment_and_not_the_last(books: Books) -> None:
-    books.record(*(entry(i, utc_ns=i) for i in range(1, 11)))
-    (row,) = books.ledger.usage("org", since_ns=3, until_ns=7)
-    assert row.requests == 4
-    assert books.ledger.usage("org", since_ns=100) == []
 
 
 # Faults

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.cost.test_ledger import NOON_NS, Books, entry
 from tests.unit.cost.test_sums import ledger_of
+from tests.unit.cost.told import used
 
 from llmhost.cost.entries import Entry
 from llmhost.cost.pricing import Price, rated_nano
@@ -64,8 +65,8 @@ async def test_entries_make_up_the_difference_where_and_when_the_use_was(books: 
     assert books.ledger.spent_nano("org", "acme") == 40
     assert books.ledger.spent_nano("run", ("acme", "red", "abc", "r")) == 20
     assert books.ledger.audit().is_intact
-    (usage,) = books.ledger.usage("org")
-    assert (usage.requests, usage.output_tokens, usage.amount_nano) == (2, 40, 40)
+    usage = used(books.reader)["acme"]
+    assert (usage["requests"], usage["output_tokens"], usage["amount_nano"]) == (2, 40, 40)
     assert [each.amount_nano for each in heard] == [-50, -50]
 
 

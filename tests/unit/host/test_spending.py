@@ -136,5 +136,4 @@ async def test_a_credit_is_an_entry_of_the_ledger_and_no_use(node: Node):
     assert entries[0]["request_id"] == paid.id
     assert node.books.ledger.verify().is_intact
     assert node.spent(balance) == 100
-    (usage,) = node.books.ledger.usage("org")
-    assert usage.amount_nano == 100
+    assert node.books.ledger.spent_nano("org", "acme") == 100
