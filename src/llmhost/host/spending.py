@@ -76,6 +76,6 @@ def rerated(accounts: Accounts) -> Callable[[Entry], None]:
 
     def charge(entry: Entry) -> None:
         caller = Caller(key_id=entry.key_id, org=entry.org, team=entry.team)
-        accounts.charge(caller, entry.run_id, entry.amount_nano, entry.utc_ns)
+        accounts.correct(caller, entry.run_id, entry.amount_nano, entry.utc_ns)
 
     return charge

@@ -197,15 +197,20 @@ class Accounts:
     def charge(self, caller: Caller, run_id: str | None, nano: int, utc_ns: int) -> None:
         """Count what a request cost that held nothing, for budgets that were made meanwhile.
 
-        Negative for what is given back: an entry that could not be stored, or that was rated again.
+        Negative for what is given back: an entry that could not be stored.
         """
-        if caller.org not in self._by_org:
-            return
-        run = run_of(caller, run_id)
-        for account in self._accounts_over(caller):
-            pot = account.known_pot(run, utc_ns)
-            if pot is not None:
-                pot.spend(nano, utc_ns)
+        if caller.org in self._by_org:
+            self._spend(self._accounts_over(caller), caller, run_id, nano, utc_ns)
+
+    def correct(self, caller: Caller, run_id: str | None, nano: int, utc_ns: int) -> None:
+        """Count what was booked by an entry that is on disk already: a request that was rated again.
+
+        Called when the writer has said so: a budget that is still being summed has it in its sum.
+        """
+        if caller.org in self._by_org:
+            over = self._accounts_over(caller)
+            known = [account for account in over if not account.is_counting]
+            self._spend(known, caller, run_id, nano, utc_ns)
 
     def is_budgeted(self, caller: Caller, run_id: str | None = None) -> bool:
         """Whether a budget is over a caller. A request without a run counts as a run of its own."""
@@ -333,6 +338,20 @@ class Accounts:
             for account in list(holders.get((None, None), {}).values()):
                 if account.budget.level == "org":
                     yield account.budget, account.standing(utc_ns)
+
+    def _spend(
+        self,
+        accounts: Iterable[Account],
+        caller: Caller,
+        run_id: str | None,
+        nano: int,
+        utc_ns: int,
+    ) -> None:
+        run = run_of(caller, run_id)
+        for account in accounts:
+            pot = account.known_pot(run, utc_ns)
+            if pot is not None:
+                pot.spend(nano, utc_ns)
 
     def _accounts_over(self, caller: Caller) -> tuple[Account, ...]:
         who = (caller.org, caller.team, caller.key_id)

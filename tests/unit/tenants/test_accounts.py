@@ -313,6 +313,20 @@ def test_what_was_charged_in_vain_is_given_back():
     assert held(made, 50).held_nano == 50
 
 
+def test_a_correction_that_is_on_disk_is_in_the_sum_of_a_budget_that_is_being_made():
+    made = accounts(budget(100, key_id="laptop"))
+    account = made.install(budget(50, id="two"), NOON_NS, is_counting=True)
+
+    made.correct(LAPTOP, None, -20, NOON_NS)
+    made.correct(STRANGER, None, -20, NOON_NS)
+    account.counted({None: 10})
+
+    assert account.standing(NOON_NS).spent == 10
+    assert made.tightest(LAPTOP, None, NOON_NS) == Tightest("org", 50, 40, None)
+    made.correct(LAPTOP, None, 5, NOON_NS)
+    assert account.standing(NOON_NS).spent == 15
+
+
 def test_until_it_has_been_summed_a_budget_refuses_nobody_and_counts_all():
     made = Accounts()
     account = made.install(budget(50), NOON_NS, is_counting=True)
