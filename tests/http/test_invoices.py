@@ -4,7 +4,7 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -217,3 +217,32 @@ def test_focus_rows_are_the_same_of_a_running_node_and_of_a_stopped_one(shop: Sh
     own = [json.loads(line) for line in shop.ask("billing", "/admin/v1/usage/focus").iter_lines()]
     assert len(own) == len(running)
     assert shop.ask("member", "/admin/v1/usage/focus").status_code == 403
+
+
+def test_what_was_rated_again_and_paid_in_has_lines_of_its_own(
+    new_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    node = new_node(SETTINGS).start()
+    key = node.create_key("own", role="admin")["key"]
+    shop = Shop(node, {"admin": key}, f"{datetime.now(UTC):%Y-%m}")
+    for command in (
+        ("budgets", "create", "--org", "own", "--period", "balance"),
+        ("credits", "add", "own", "--usd", "2.50"),
+    ):
+        done = node.cli(*command)
+        assert done.returncode == 0, done.stderr
+    assert _chat(shop, "admin", "echo").status_code == 200
+    before = charged(node, "own")
+    rated = ("ledger", "rerate", "--model", "echo", "--since", "2026-01-01", "--output", "0.1")
+    assert node.cli(*rated, "--input", "0", "--apply").returncode == 0
+
+    whole, entries = shop.files(tmp_path)
+
+    assert verify(whole, "--entries", entries).returncode == 0
+    said = json.loads(whole.read_text())["statement"]
+    totals, sorts = said["totals"], {line["sort"] for line in said["lines"]}
+    assert sorts == {"use", "correction", "credit"}
+    assert totals["credits_nano"] == 2_500_000_000
+    assert totals["use_nano"] == before
+    assert totals["charged_nano"] == charged(node, "own") < before
+    assert totals["corrections_nano"] == totals["charged_nano"] - before

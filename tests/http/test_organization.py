@@ -223,3 +223,56 @@ def test_any_question_is_answered_or_refused(shop: Shop, path: str, query: dict[
     assert answer.status_code in (200, 400), answer.text
     if answer.status_code == 400:
         assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+TIMES = st.one_of(
+    st.sampled_from(["2026-11-01", "0001-01-01", "9999-12-31T23:59:59+14:00", "24h", ""]),
+    st.text(max_size=12),
+)
+REPORTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "by": st.one_of(
+            st.sampled_from(["", "org,day", "minute", "hour,run,adapter", "price,outcome,kind"]),
+            st.text(max_size=12),
+        ),
+        "since": TIMES,
+        "until": TIMES,
+        "month": st.one_of(st.sampled_from(["2026-11", "1970-01", "9999-12"]), st.text(max_size=8)),
+        "timezone": st.one_of(
+            st.sampled_from(
+                ["Europe/Berlin", "Africa/Monrovia", "posixrules", "UTC", "Etc/GMT+12"]
+            ),
+            st.text(max_size=12),
+        ),
+        "org": st.one_of(st.sampled_from(["own", "zq-foreign"]), st.text(max_size=8)),
+        "team": st.text(max_size=8),
+        "key": st.text(max_size=8),
+        "model": st.one_of(st.sampled_from(["echo", "@", "%"]), st.text(max_size=8)),
+        "limit": NUMBERS,
+        "after": st.text(max_size=8),
+    },
+)
+PATHS = (
+    "/v1/usage",
+    "/admin/v1/usage",
+    "/admin/v1/usage/focus",
+    "/admin/v1/ledger/entries",
+    "/admin/v1/invoices/own",
+    "/admin/v1/costs",
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(path=st.sampled_from(PATHS), query=REPORTS, who=st.sampled_from(["red", "operator"]))
+def test_any_report_is_made_or_refused(
+    shop: Shop, path: str, query: dict[str, str], who: str
+) -> None:
+    key = shop.node.admin_token if who == "operator" else shop.keys[who]["key"]
+    headers = {"authorization": f"Bearer {key}"}
+
+    answer = shop.node.http.get(f"{shop.node.url}{path}", params=query, headers=headers)
+
+    assert answer.status_code in (200, 400, 403, 404), answer.text
+    if who != "operator" and answer.status_code == 200:
+        assert "zq-foreign" not in answer.text
