@@ -187,7 +187,7 @@ class _Silent:
 class _Wordless:
     """As much of a tokenizer as the loop asks for."""
 
-    def watch(self, stop: Sequence[str] = ()) -> _Silent:
+    def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> _Silent:
         return _Silent()
 
 

@@ -1,18 +1,21 @@
-"""Tool calls in an answer that was held to them: from its text, as it comes, to OpenAI's shapes.
+"""Tool calls and thoughts in an answer: from its text, as it comes, to OpenAI's shapes.
 
-The text is `{"name":...,"arguments":...}` or a list of such, without white space: the grammar leaves nothing else.
-What comes before the first call are thoughts, and is content.
+An answer that was held to calls is `{"name":...,"arguments":...}` or a list of such, without white space: the grammar
+leaves nothing else. Others have their model's own marks, which `text/calls` reads.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from llmhost.core.output import FinishReason
 from llmhost.core.request import GenerationRequest, GrammarSpec
+from llmhost.pipeline.reading import Reading
+from llmhost.text.calls.pieces import Piece, Readable
+from llmhost.text.calls.thoughts import Thoughts
 
 END_OF_THOUGHTS = "</think>"
 CALLED = "tool_calls"
@@ -21,16 +24,8 @@ CALLED = "tool_calls"
 _encode = msgspec.json.encode
 
 
-class Piece(NamedTuple):
-    """Text that came: of the arguments of a call, with its name when it begins, or of no call and so content."""
-
-    text: str
-    call: int | None = None
-    name: str | None = None
-
-
 class CallReader:
-    """Finds the calls in one choice's text."""
+    """Finds the calls in one choice's text. Implements Readable."""
 
     def __init__(self, names: Iterable[str], *, is_list: bool) -> None:
         self._heads = {f'{{"name":{json.dumps(name)},"arguments":': name for name in names}
@@ -119,27 +114,57 @@ def _overlap(text: str, mark: str) -> int:
     return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)
 
 
-def calls_of(request: GenerationRequest) -> "Calls | None":
-    """None where the answer is text."""
+def calls_of(request: GenerationRequest, reading: Reading | None = None) -> "Calls | None":
+    """None where all of the answer is content."""
     spec = request.grammar
-    return Calls(request, spec) if spec is not None and spec.kind == "tool_calls" else None
+    if spec is not None and spec.kind == "tool_calls":
+        return Calls(request, _held_to_calls(spec, reading), may_call=True)
+    if reading is None:
+        return None
+    return Calls(request, reading.reader, may_call=request.may_call, most=request.most_calls)
+
+
+def _held_to_calls(spec: GrammarSpec, reading: Reading | None) -> Callable[[], Readable]:
+    wish = json.loads(spec.text)
+    names = [tool["name"] for tool in wish["tools"]]
+    is_list: bool = wish["many"]
+
+    def make() -> Readable:
+        reader = CallReader(names, is_list=is_list)
+        if reading is None or reading.thoughts is None:
+            return reader
+        return Thoughts(reader, reading.thoughts, begun=reading.begun)
+
+    return make
 
 
 class Calls:
-    """The calls of one request's choices, rendered whole or in pieces."""
+    """The calls and thoughts of one request's choices, rendered whole or in pieces."""
 
-    def __init__(self, request: GenerationRequest, spec: GrammarSpec) -> None:
-        wish = json.loads(spec.text)
+    def __init__(
+        self,
+        request: GenerationRequest,
+        make: Callable[[], Readable],
+        *,
+        may_call: bool,
+        most: int | None = None,
+    ) -> None:
         self._request_id = request.request_id
-        self._names = [tool["name"] for tool in wish["tools"]]
-        self._is_list: bool = wish["many"]
-        self._readers: dict[int, CallReader] = {}
+        self._make = make
+        self._most = most
+        self._readers: dict[int, Readable] = {}
+        self._begun: dict[int, int] = {}
+        """Calls of each choice, those that are too many among them."""
+        self.first_content = b"null" if may_call else b'""'
+        """Of a stream's first event."""
 
     def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
         """One of a whole answer's."""
-        content, calls = list[str](), list[dict[str, Any]]()
-        for piece in [*self._reader(index).push(text), *self._reader(index).finish()]:
-            if piece.call is None:
+        content, thoughts, calls = list[str](), list[str](), list[dict[str, Any]]()
+        for piece in [*self._pushed(index, text), *self._finished(index)]:
+            if piece.is_thought:
+                thoughts.append(piece.text)
+            elif piece.call is None:
                 content.append(piece.text)
             elif piece.name is not None:
                 calls.append(self._opening(index, piece.call, piece.name))
@@ -151,6 +176,8 @@ class Calls:
             "refusal": None,
             "annotations": [],
         }
+        if thoughts:
+            message |= _of_thoughts("".join(thoughts))
         if calls:
             message["tool_calls"] = calls
         return {
@@ -162,17 +189,24 @@ class Calls:
 
     def deltas(self, index: int, text: str) -> list[bytes]:
         """The member `delta` of each event that tells of further text."""
-        return [self._delta(index, piece) for piece in _joined(self._reader(index).push(text))]
+        return [self._delta(index, piece) for piece in _joined(self._pushed(index, text))]
 
     def rest(self, index: int) -> list[bytes]:
         """The same at the end."""
-        return [self._delta(index, piece) for piece in self._reader(index).finish()]
+        return [self._delta(index, piece) for piece in _joined(self._finished(index))]
 
     def reason(self, index: int, reason: str) -> str:
-        is_called = reason == FinishReason.STOP and self._reader(index).is_complete
+        is_called = reason == FinishReason.STOP and self._is_complete(index)
         return CALLED if is_called else reason
 
+    def _is_complete(self, index: int) -> bool:
+        """There are calls, and all that count have their ends."""
+        has_more = self._most is not None and self._begun.get(index, 0) > self._most
+        return has_more or self._reader(index).is_complete
+
     def _delta(self, index: int, piece: Piece) -> bytes:
+        if piece.is_thought:
+            return b'"delta":' + _encode(_of_thoughts(piece.text))
         if piece.call is None:
             return b'"delta":' + _encode({"content": piece.text})
         call: dict[str, Any] = {"index": piece.call, "function": {"arguments": piece.text}}
@@ -185,17 +219,39 @@ class Calls:
         function = {"name": name, "arguments": ""}
         return {"id": f"call_{named}", "type": "function", "function": function}
 
-    def _reader(self, index: int) -> CallReader:
+    def _pushed(self, index: int, text: str) -> list[Piece]:
+        return self._wanted(index, self._reader(index).push(text))
+
+    def _finished(self, index: int) -> list[Piece]:
+        return self._wanted(index, self._reader(index).finish())
+
+    def _wanted(self, index: int, pieces: list[Piece]) -> list[Piece]:
+        """Without the calls that are too many, and what comes after them."""
+        if self._most is None:
+            return pieces
+        wanted = list[Piece]()
+        for piece in pieces:
+            self._begun[index] = self._begun.get(index, 0) + (piece.name is not None)
+            if self._begun[index] <= self._most:
+                wanted.append(piece)
+        return wanted
+
+    def _reader(self, index: int) -> Readable:
         if (reader := self._readers.get(index)) is None:
-            reader = self._readers[index] = CallReader(self._names, is_list=self._is_list)
+            reader = self._readers[index] = self._make()
         return reader
+
+
+def _of_thoughts(text: str) -> dict[str, str]:
+    """By both names that clients know them by."""
+    return {"reasoning": text, "reasoning_content": text}
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
     """Neighbouring pieces of one call, or of content, as one."""
     joined: list[Piece] = []
     for piece in pieces:
-        if joined and piece.name is None and joined[-1][1:] == (piece.call, None):
+        if joined and piece.name is None and joined[-1][1:] == piece[1:]:
             joined[-1] = joined[-1]._replace(text=joined[-1].text + piece.text)
         else:
             joined.append(piece)

@@ -15,6 +15,7 @@ from llmhost.api.report import Report
 from llmhost.api.tokens import Placed
 from llmhost.core.output import Delta, Usage
 from llmhost.core.request import GenerationRequest, Kind
+from llmhost.pipeline.reading import Reading
 
 DONE = b"data: [DONE]\n\n"
 HEARTBEAT = b": keep-alive\n\n"
@@ -58,6 +59,7 @@ def whole_answer(
     usage: Usage,
     report: Report | None = None,
     cost: dict[str, Any] | None = None,
+    reading: Reading | None = None,
 ) -> bytes:
     """The body of an answer that is not streamed."""
     texts: dict[int, list[str]] = {}
@@ -72,7 +74,7 @@ def whole_answer(
             tokens.setdefault(delta.index, []).extend(report.fresh(delta))
     is_chat = request.kind is Kind.CHAT
     choice = _chat_choice if is_chat else _text_choice
-    if (calls := calls_of(request)) is not None:
+    if (calls := calls_of(request, reading)) is not None:
         choice = calls.choice
     choices = [choice(i, "".join(texts[i]), reasons.get(i)) for i in sorted(texts)]
     body = {
@@ -109,12 +111,15 @@ def frames_of(
     include_usage: bool,
     report: Report | None = None,
     prompt_tokens: int | None = None,
+    reading: Reading | None = None,
 ) -> "Frames":
     """With `prompt_tokens` every event has the usage so far."""
     if report is None:
-        frames = Frames(request, created_s, include_usage=include_usage)
+        frames = Frames(request, created_s, include_usage=include_usage, reading=reading)
     else:
-        frames = ReportingFrames(request, created_s, report, include_usage=include_usage)
+        frames = ReportingFrames(
+            request, created_s, report, include_usage=include_usage, reading=reading
+        )
     if prompt_tokens is not None:
         frames.count_from(prompt_tokens)
     return frames
@@ -123,12 +128,19 @@ def frames_of(
 class Frames:
     """Renders one request's stream. `include_usage` adds usage to every event, null until the last."""
 
-    def __init__(self, request: GenerationRequest, created_s: int, *, include_usage: bool) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        created_s: int,
+        *,
+        include_usage: bool,
+        reading: Reading | None = None,
+    ) -> None:
         self._is_chat = request.kind is Kind.CHAT
         self._include_usage = include_usage
         self._quotes = (b'"delta":{"content":', b"}") if self._is_chat else (b'"text":', b"")
         self._introduced: set[int] = set()
-        self._calls = calls_of(request)
+        self._calls = calls_of(request, reading)
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         envelope = _envelope(request, kind, created_s)
         self._head = b"data: " + _encode(envelope)[:-1] + b',"choices":['
@@ -209,7 +221,7 @@ class Frames:
                 behind + closing + self._tail,
             )
         if self._is_chat:
-            content = b'""' if self._calls is None else b"null"
+            content = b'""' if self._calls is None else self._calls.first_content
             first = b'"delta":{"role":"assistant","content":%s,"refusal":null}' % content
             self._event(out, index, first, b"null")
 
@@ -237,9 +249,15 @@ class ReportingFrames(Frames):
     """A stream whose pieces say more than their text. A choice waits until all is known that comes before it."""
 
     def __init__(
-        self, request: GenerationRequest, created_s: int, report: Report, *, include_usage: bool
+        self,
+        request: GenerationRequest,
+        created_s: int,
+        report: Report,
+        *,
+        include_usage: bool,
+        reading: Reading | None = None,
     ) -> None:
-        super().__init__(request, created_s, include_usage=include_usage)
+        super().__init__(request, created_s, include_usage=include_usage, reading=reading)
         self._report = report
         self._waiting: list[Delta] = []
 

@@ -325,7 +325,7 @@ async def _answer(visit: Visit, send: Send) -> None:
     context = exchange.context
     created_s = context.arrived_utc_ns // 1_000_000_000
     report, cost = _report(context), shown_cost(context)
-    facts = (context.request, created_s, deltas, context.usage, report, cost)
+    facts = (context.request, created_s, deltas, context.usage, report, cost, context.reading)
     if report is not None and report.is_large(deltas):
         body = await asyncio.to_thread(whole_answer, *facts)
     else:
@@ -345,6 +345,7 @@ async def _stream(
         created_s,
         include_usage=bool(options.include_usage) or context.request.include_cost,
         report=_report(context),
+        reading=context.reading,
         prompt_tokens=sum(map(len, context.prompts)) if options.continuous_usage_stats else None,
     )
     begun = {**STREAM_HEADERS, **visit.headers(), **bill_headers(context, with_cost=False)}
@@ -383,4 +384,5 @@ def shown_cost(context: RequestContext) -> dict[str, Any] | None:
 
 def _report(context: RequestContext) -> Report | None:
     assert context.tokenizer is not None, "a request that runs was resolved"
-    return report_of(context.request, context.known_terms, context.tokenizer)
+    shown = () if context.reading is None else context.reading.shown
+    return report_of(context.request, context.known_terms, context.tokenizer, shown)

@@ -22,8 +22,10 @@ SLICE = 2_000
 _encode = msgspec.json.encode
 
 
-def report_of(request: GenerationRequest, terms: Terms, tokenizer: Tokenizer) -> "Report | None":
-    """None where the answer is its text alone."""
+def report_of(
+    request: GenerationRequest, terms: Terms, tokenizer: Tokenizer, shown: Sequence[str] = ()
+) -> "Report | None":
+    """None where the answer is its text alone. `shown` are the special tokens that are told as text."""
     sampling = request.sampling
     is_asked = (
         sampling.logprobs is not None
@@ -31,13 +33,20 @@ def report_of(request: GenerationRequest, terms: Terms, tokenizer: Tokenizer) ->
         or request.echo
         or request.return_token_ids
     )
-    return Report(request, terms, tokenizer) if is_asked else None
+    return Report(request, terms, tokenizer, shown) if is_asked else None
 
 
 class Report:
     """`note` every delta, then `fresh` those whose choice is `is_ready`; the rest turns what is fresh into JSON."""
 
-    def __init__(self, request: GenerationRequest, terms: Terms, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        terms: Terms,
+        tokenizer: Tokenizer,
+        shown: Sequence[str] = (),
+    ) -> None:
+        self._shown = shown
         self._request = request
         self._terms = terms
         self._tokenizer = tokenizer
@@ -83,7 +92,7 @@ class Report:
         """The tokens that come out with the text of this delta."""
         if (trail := self._trails.get(delta.index)) is None:
             trail = Trail(
-                self._tokenizer.watch(()),
+                self._tokenizer.watch((), self._shown),
                 self._ends,
                 with_end=not self._is_chat,  # evaluation harnesses count on it in completions
                 to_the_end=self._request.return_token_ids,

@@ -92,10 +92,11 @@ class WireChoice(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The tools of which one must be called, or several."""
+    """The tools of which one must be called, or several; or may be called."""
 
     tools: list[WireFunction]
     many: bool
+    is_free: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,9 @@ class Form:
 
     grammar: GrammarSpec | None = None
     tools: tuple[Table, ...] | None = None
+    may_call: bool = False
+    """The tools may be called, or not."""
+    most_calls: int | None = None
 
 
 _form_of_chat = attrgetter(
@@ -130,6 +134,9 @@ def chat_form(body: ChatBody) -> Form:
     wanted = _wanted(body, tools)
     if wanted is None:
         return Form(text)
+    if wanted.is_free:
+        told = tuple(_for_template(tool) for tool in wanted.tools)
+        return Form(text, told, may_call=True, most_calls=None if wanted.many else 1)
     if text is not None and text.param != "response_format":  # which speaks of content only
         raise InvalidValue(
             f"'{text.param}' and 'tool_choice' ask for different answers. Send one of them.",
@@ -251,21 +258,16 @@ def _wanted(body: ChatBody, tools: list[WireFunction]) -> Wanted | None:
     match choice:
         case "none":
             return None
-        case "auto" | WireChoice("allowed_tools", allowed_tools=WireAllowed(mode="auto")):
-            if not tools:
-                return None
-            raise UnsupportedParameter(
-                "'tool_choice' auto, which is what 'tools' alone mean, is not supported:"
-                " send required, none, or the name of a function.",
-                param="tools",
-            )
+        case "auto":
+            return Wanted(tools, many=may_repeat, is_free=True) if tools else None
         case "required":
             return Wanted(_some(tools), many=may_repeat)
         case WireChoice("function", function=WireNamed(name)):
             return Wanted([_named(name, _some(tools))], many=False)
-        case WireChoice("allowed_tools", allowed_tools=WireAllowed(allowed)) if allowed:
+        case WireChoice("allowed_tools", allowed_tools=WireAllowed(allowed, mode)) if allowed:
             names = dict.fromkeys(one.function.name for one in allowed)
-            return Wanted([_named(name, _some(tools)) for name in names], many=may_repeat)
+            some = [_named(name, _some(tools)) for name in names]
+            return Wanted(some, many=may_repeat, is_free=mode == "auto")
     raise InvalidValue(
         "'tool_choice' is none, auto, required,"
         ' or an object such as {"type": "function", "function": {"name": "get_weather"}}.',

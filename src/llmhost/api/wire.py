@@ -120,6 +120,8 @@ def _request(
         model=body.model,
         tools=form.tools,
         grammar=form.grammar,
+        may_call=form.may_call,
+        most_calls=form.most_calls,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         stop=stops(body.stop),

@@ -14,6 +14,30 @@ Count = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 
 
+ToolFormat = Literal[
+    "auto",
+    "none",
+    "deepseek_v3",
+    "deepseek_v31",
+    "glm",
+    "granite",
+    "harmony",
+    "hermes",
+    "kimi_k2",
+    "lfm2",
+    "llama3_json",
+    "llama4_pythonic",
+    "minimax",
+    "mistral",
+    "olmo3",
+    "phi4_mini",
+    "pythonic",
+    "qwen3_coder",
+    "seed_oss",
+]
+"""Formats of tool calls, as `text/calls/families.py` has them."""
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of models.toml."""
 
@@ -274,6 +298,8 @@ class ModelSpec(Section, frozen=True):
     """LoRA adapters in PEFT's format: NAME = a source, a folder or `hf:ORG/NAME`; callers name them as MODEL:NAME."""
     max_adapters: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Adapters in memory at once; the least recently used one that nobody uses makes room."""
+    tool_format: ToolFormat = "auto"
+    """How the model writes tool calls that it decides upon; `auto` finds it in its chat template."""
     price: PriceSettings | None = None
     """What callers pay. Absent, requests are metered and cost nothing."""
     limits: ModelLimitSettings = ModelLimitSettings()

@@ -264,6 +264,19 @@ class TextWatch(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How a model writes what of its answers is no content."""
+
+    call_format: str | None = None
+    """The format of its tool calls, one of `text/calls/families.py`; None where its template tells of none."""
+    thoughts: tuple[str, str] | None = None
+    """What its thoughts stand between."""
+
+
+NO_MARKS = Marks()
+
+
 class Tokenizer(Protocol):
     """Text to token ids and back, for one model. Methods may be called from any thread."""
 
@@ -300,7 +313,16 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def watch(self, stop: Sequence[str] = ()) -> TextWatch: ...
+    def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> TextWatch:
+        """Of special tokens, which are no text, those that `shown` names are told all the same."""
+        ...
+
+    @property
+    def marks(self) -> Marks: ...
+
+    def begins_with_thoughts(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends amid the model's thoughts, so that an answer begins with them unmarked."""
+        ...
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for, which may be part of a character; empty for special tokens."""

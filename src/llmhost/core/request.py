@@ -222,6 +222,10 @@ class GenerationRequest:
     tools: tuple[dict[str, Any], ...] | None = None
     grammar: GrammarSpec | None = None
     """What the answer must look like; of kind tool_calls, it is calls and not text."""
+    may_call: bool = False
+    """The answer may hold calls of the tools, in the model's own format."""
+    most_calls: int | None = None
+    """Of which no more than so many count."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     """A chat's prompt ends with the beginning of an answer."""
@@ -375,6 +379,8 @@ class SequenceSpec:
     min_new_tokens: int = 0
     """Before so many, no id of `stop_token_ids` is drawn and no stop string ends the answer."""
     stop: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+    """Special tokens that are told as text, because something is marked by them."""
     stop_token_ids: frozenset[int] = frozenset()
     grammar: GrammarSpec | None = None
     adapter: str | None = None

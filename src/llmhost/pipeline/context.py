@@ -15,6 +15,7 @@ from llmhost.deploy.adapters import AdapterHold
 from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica
+from llmhost.pipeline.reading import Reading
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.terms import Terms
 from llmhost.storage.journal import Slot
@@ -38,6 +39,8 @@ class RequestContext:
     deployment: Deployment | None = None
     tokenizer: Tokenizer | None = None
     terms: Terms | None = None
+    reading: Reading | None = None
+    """How its answers are read; None where all of them is content."""
     max_new_tokens: int = 0
     """Per choice: what was asked for, or the room that is left."""
     longest_tokens: int = 0

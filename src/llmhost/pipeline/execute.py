@@ -367,6 +367,7 @@ class Execute:
             held_tokens=None if context.spending is None else context.spending.first_tokens or None,
             min_new_tokens=request.min_tokens,
             stop=request.stop,
+            shown=() if context.reading is None else context.reading.shown,
             stop_token_ids=eos | terms.stop_ids,
             grammar=request.grammar,
             priority=request.priority,

@@ -13,6 +13,7 @@ from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pool import check_purpose, pooled_terms
+from llmhost.pipeline.reading import reading_of
 from llmhost.pipeline.terms import Terms, is_short, terms_of
 
 COMPILERS = ThreadPoolExecutor(2, "grammar")
@@ -42,6 +43,8 @@ class Resolve:
             await self._pool(context, tokenizer, facts)
             return
         context.terms = await self._terms(request, tokenizer)
+        spec = deployment.entry.spec
+        context.reading = reading_of(request, spec, tokenizer, context.terms.prompts[0])
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
         context.max_new_tokens = self.room(context, context.longest_tokens)
 

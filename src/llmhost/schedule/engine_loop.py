@@ -333,7 +333,7 @@ class EngineLoop:
 
     def _add(self, seq_id: int, spec: SequenceSpec) -> list[Emission]:
         try:
-            watch, grammar = self._tokenizer.watch(spec.stop), None
+            watch, grammar = self._tokenizer.watch(spec.stop, spec.shown), None
             if spec.grammar is not None:
                 grammar = self._tokenizer.grammar(spec.grammar, spec.prompt)
             emission = self._scheduler.add(seq_id, spec, watch, grammar)

@@ -46,6 +46,23 @@ class Pieces(dict[int, P | None], Generic[P]):
         return piece
 
 
+class ShowingDetokeniser:
+    """Another detokeniser, and some special tokens as they are spelled."""
+
+    __slots__ = ("_inner", "_shown")
+
+    def __init__(self, inner: Detokeniser, shown: Mapping[int, str]) -> None:
+        self._inner = inner
+        self._shown = shown
+
+    def push(self, token: int) -> str:
+        text = self._shown.get(token)
+        return self._inner.push(token) if text is None else self._inner.flush() + text
+
+    def flush(self) -> str:
+        return self._inner.flush()
+
+
 class ByteDetokeniser:
     """Pieces are `str` where they are whole characters, else `bytes`."""
 

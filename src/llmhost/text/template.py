@@ -55,8 +55,13 @@ class ChatTemplate:
         self._now = now
         self._compiled = cache(self._compile)
 
+    @property
+    def text(self) -> str:
+        """All templates as they are written."""
+        return "\n".join(self._sources.values())
+
     def mentions(self, text: str) -> bool:
-        return any(text in source for source in self._sources.values())
+        return text in self.text
 
     def render(
         self,

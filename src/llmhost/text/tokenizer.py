@@ -13,17 +13,20 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from llmhost.core.errors import BadRequest, ModelUnavailable, UnsupportedParameter
-from llmhost.core.ports import TextWatch
+from llmhost.core.ports import Marks, TextWatch
 from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
-from llmhost.text.detokenise import detokeniser_factory, drops_first_space, token_speller
+from llmhost.text.calls.families import THOUGHTS, family_of
+from llmhost.text.detokenise import (
+    ShowingDetokeniser,
+    detokeniser_factory,
+    drops_first_space,
+    token_speller,
+)
 from llmhost.text.grammar import Grammars, Thinking, Vocabulary
 from llmhost.text.pairs import fit
 from llmhost.text.template import ChatTemplate, load_chat_template
 from llmhost.text.watch import Watch
-
-THINKING_MARKS = ("<think>", "</think>")
-"""What a model's thoughts stand between, where its vocabulary has both as tokens."""
 
 
 class FileTokenizer:
@@ -48,7 +51,13 @@ class FileTokenizer:
             decoder, spelling=self._spelling, decode=self.decode
         )
         self._token_bytes = token_speller(decoder, spelling=self._spelling)
-        self._grammars = Grammars(self._vocabulary(drops_space=drops_first_space(decoder)))
+        self._vocabulary = self._make_vocabulary(drops_space=drops_first_space(decoder))
+        self._grammars = Grammars(self._vocabulary)
+        family = None if template is None else family_of(template.text)
+        self._marks = Marks(
+            None if family is None else family.name,
+            None if self._vocabulary.thinking is None else self._thinking_marks(),
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -98,8 +107,21 @@ class FileTokenizer:
             messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs
         )
 
-    def watch(self, stop: Sequence[str] = ()) -> TextWatch:
-        return Watch(self._detokeniser(), stop)
+    def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> TextWatch:
+        detokeniser = self._detokeniser()
+        special = {
+            token: text
+            for text in shown
+            if text in self._special and (token := self._tokenizer.token_to_id(text)) is not None
+        }
+        return Watch(ShowingDetokeniser(detokeniser, special) if special else detokeniser, stop)
+
+    @property
+    def marks(self) -> Marks:
+        return self._marks
+
+    def begins_with_thoughts(self, prompt: Sequence[int]) -> bool:
+        return self._vocabulary.is_thinking_after(prompt) is True
 
     def token_bytes(self, token: int) -> bytes:
         if self._token_bytes is None:
@@ -117,7 +139,7 @@ class FileTokenizer:
     def grammar(self, spec: GrammarSpec, prompt: Sequence[int] = ()) -> GrammarState:
         return self._grammars.state(spec, prompt)
 
-    def _vocabulary(self, *, drops_space: bool) -> Vocabulary:
+    def _make_vocabulary(self, *, drops_space: bool) -> Vocabulary:
         added = self._tokenizer.get_added_tokens_decoder()
         thinking = self._thinking()
         return Vocabulary(
@@ -129,12 +151,20 @@ class FileTokenizer:
             drops_space=drops_space,
         )
 
+    def _thinking_marks(self) -> tuple[str, str] | None:
+        """Those of which the vocabulary has both as tokens."""
+        for marks in THOUGHTS:
+            if None not in map(self._tokenizer.token_to_id, marks):
+                return marks
+        return None
+
     def _thinking(self) -> Thinking | None:
-        begin, end = map(self._tokenizer.token_to_id, THINKING_MARKS)
-        if begin is None or end is None:
+        if (marks := self._thinking_marks()) is None:
             return None
+        begin, end = map(self._tokenizer.token_to_id, marks)
+        assert begin is not None and end is not None, "both are tokens"
         template = self._template
-        knows = template is not None and any(map(template.mentions, THINKING_MARKS))
+        knows = template is not None and any(map(template.mentions, marks))
         return Thinking(begin, end, is_free=knows)
 
     def _spelling(self, token: int) -> str | None:

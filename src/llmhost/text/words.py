@@ -7,7 +7,7 @@ from typing import Any
 from zlib import crc32
 
 from llmhost.core.errors import UnsupportedParameter
-from llmhost.core.ports import TextWatch
+from llmhost.core.ports import NO_MARKS, Marks, TextWatch
 from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.grammar import Grammars, Vocabulary
@@ -68,8 +68,15 @@ class WordTokenizer:
         lines = [f"{message['role']}: {_text(message.get('content'))}" for message in messages]
         return "\n".join([*lines, "assistant:"] if add_generation_prompt else lines)
 
-    def watch(self, stop: Sequence[str] = ()) -> TextWatch:
+    def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> TextWatch:
         return Watch(_WordDetokeniser(self._words), stop)
+
+    @property
+    def marks(self) -> Marks:
+        return NO_MARKS
+
+    def begins_with_thoughts(self, prompt: Sequence[int]) -> bool:
+        return False
 
     def token_bytes(self, token: int) -> bytes:
         """A word with the space before it, which the text lacks before the first one; empty for unknown ids."""

@@ -46,7 +46,7 @@ class Bytes(WordTokenizer):
     def eos_ids(self) -> frozenset[int]:
         return frozenset({END})
 
-    def watch(self, stop: Sequence[str] = ()) -> Watch:
+    def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> Watch:
         return Watch(ByteDetokeniser(self._pieces), stop)
 
     def token_bytes(self, token: int) -> bytes:

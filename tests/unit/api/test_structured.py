@@ -121,6 +121,20 @@ def test_tools_reach_the_prompt_as_they_were_sent() -> None:
     assert chat(tools=[WEATHER], tool_choice="none").tools is None
 
 
+def test_tools_that_may_be_called_hold_the_answer_to_nothing() -> None:
+    tools = [WEATHER, NOW]
+    free = chat(tools=tools)
+    once = chat(tools=tools, tool_choice="auto", parallel_tool_calls=False)
+    some = chat(tools=tools, tool_choice=allowed("auto", "now"))
+
+    assert (free.may_call, free.most_calls, free.grammar) == (True, None, None)
+    assert free.tools == (WEATHER, NOW)
+    assert (once.may_call, once.most_calls) == (True, 1)
+    assert (some.may_call, some.tools) == (True, (NOW,))
+    assert not chat(tools=tools, tool_choice="required").may_call
+    assert not chat(tools=[]).may_call
+
+
 def test_a_tools_own_schema_and_strictness_are_kept() -> None:
     spec = chat(tools=[WEATHER, NOW], tool_choice="required").grammar
     assert spec is not None
@@ -165,8 +179,6 @@ MISSING = "missing_required_parameter"
         ({"guided_choice": "a"}, INVALID, "guided_choice"),
         ({"guided_json": {"x": "x" * MAX_FORM_BYTES}}, INVALID, "guided_json"),
         ({"tools": [{}]}, INVALID, "tools[0]"),
-        ({"tools": [NOW]}, UNSUPPORTED, "tools"),
-        ({"tools": [NOW], "tool_choice": allowed("auto", "now")}, UNSUPPORTED, "tools"),
         ({"tools": [NOW, {"type": "custom"}]}, UNSUPPORTED, "tools[1].type"),
         ({"tools": [{"type": "function"}]}, MISSING, "tools[0].function"),
         ({"tools": [NOW, named("a b")]}, INVALID, "tools[1].function.name"),

@@ -1,16 +1,23 @@
 """An engine whose sequences say what a test tells them to, when it tells them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import msgspec
 from tests.unit.pipeline.node import settled
 
+from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
-from llmhost.core.ports import DeltaSink, EngineLoad
-from llmhost.core.request import SequenceSpec
+from llmhost.core.ports import DeltaSink, EngineLoad, Marks, Runner, RunnerFacts, Tokenizer
+from llmhost.core.request import GrammarSpec, SequenceSpec
+from llmhost.engines.kinds import FakeKind
+from llmhost.hooks.spec import hookimpl
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
+from llmhost.text.words import WordTokenizer
 
 
 class ScriptedEngine:
@@ -70,11 +77,61 @@ class ScriptedEngine:
     async def stop(self, *, drain_s: float = 0.0) -> None: ...
 
 
+class MarkedWords(WordTokenizer):
+    """Words of a model that writes calls, or thoughts, as `marks` say."""
+
+    def __init__(self, marks: Marks, *, is_thinking: bool = False) -> None:
+        super().__init__(4096)
+        self._marks = marks
+        self._is_thinking = is_thinking
+        self.rendered: dict[str, Any] = {}
+        """What the last prompt was made of."""
+
+    @property
+    def marks(self) -> Marks:
+        return self._marks
+
+    def begins_with_thoughts(self, prompt: Sequence[int]) -> bool:
+        return self._is_thinking
+
+    def compile_grammar(self, spec: GrammarSpec) -> None: ...
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **facts: Any) -> str:
+        self.rendered = {"messages": list(messages), **facts}
+        return super().render_chat(messages)
+
+
+@dataclass(frozen=True)
+class Spoken(FakeKind):
+    """The engine of a model with a tokenizer of the test's. A plugin: `make_host(plugins=[Spoken(words)])`."""
+
+    words: Tokenizer
+    name: str = "spoken"
+
+    @hookimpl
+    def register_engines(self, register: Callable[[Any], None]) -> None:
+        register(self)
+
+    def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
+        return super().footprint(FAKE_MODEL, folder)
+
+    def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
+        return super().load(FAKE_MODEL, folder, predicted)
+
+    def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
+        return self.words
+
+
 @asynccontextmanager
-async def scripted_node() -> AsyncIterator[tuple[TestHost, ScriptedEngine]]:
-    """A node with one model, `m`, that a test speaks for."""
-    engine = ScriptedEngine()
-    async with make_host(models={"m": FAKE_MODEL}) as host:
+async def scripted_node(
+    words: Tokenizer | None = None, **facts: Any
+) -> AsyncIterator[tuple[TestHost, ScriptedEngine]]:
+    """A node with one model, `m`, that a test speaks for. `facts` are of the model."""
+    engine, model = ScriptedEngine(), msgspec.structs.replace(FAKE_MODEL, **facts)
+    if words is not None:
+        model = msgspec.structs.replace(model, engine="spoken")
+    plugins = [] if words is None else [Spoken(words)]
+    async with make_host(models={"m": model}, plugins=plugins) as host:
         [deployment] = host.host.deployments.all()
         before = deployment.replicas
         deployment.replicas = (replace(before[0], engine=engine),)

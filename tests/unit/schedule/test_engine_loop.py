@@ -84,7 +84,7 @@ class Spoilt(FakeRunner):
 class Speller:
     """The part of a tokenizer that an engine loop uses. The stop string "poison" can't be compiled."""
 
-    def watch(self, stop: Sequence[str] = ()) -> SpelledWatch:
+    def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> SpelledWatch:
         if "poison" in stop:
             raise ValueError("no such stop string")
         return SpelledWatch(stop)

@@ -3,12 +3,13 @@
 import json
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmhost.config.schema import ToolFormat
 from llmhost.text.calls.families import BY_NAME, FAMILIES, family_of, reader_of
 from llmhost.text.calls.pieces import Piece
 
@@ -295,3 +296,7 @@ def test_a_family_is_known_by_its_template() -> None:
             or family.name == "llama3_json"
         )
     assert family_of("{{ messages }}") is None
+
+
+def test_models_can_be_configured_with_every_format_and_no_other() -> None:
+    assert set(get_args(ToolFormat)) == {"auto", "none", *BY_NAME}

@@ -6,7 +6,7 @@ pieces so never changes what is found in it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -22,6 +22,21 @@ class Piece(NamedTuple):
 
 Steps = Generator[Piece | None, None, T]
 """Yields pieces, and None for want of text; then the result."""
+
+
+class Readable(Protocol):
+    """What reads one choice's text as it comes."""
+
+    @property
+    def is_complete(self) -> bool:
+        """There are calls, and the last one has its end."""
+        ...
+
+    def push(self, text: str) -> list[Piece]: ...
+
+    def finish(self) -> list[Piece]:
+        """What was held back, at the end."""
+        ...
 
 
 class Feed:

@@ -1,12 +1,12 @@
 """Thoughts before, or between, what an answer says."""
 
-from llmhost.text.calls.pieces import Piece, Reader, Steps
+from llmhost.text.calls.pieces import Piece, Readable, Reader, Steps
 
 
 class Thoughts(Reader):
     """Tells what stands between two marks as thoughts, and has another reader read the rest."""
 
-    def __init__(self, inner: Reader, marks: tuple[str, str], *, begun: bool = False) -> None:
+    def __init__(self, inner: Readable, marks: tuple[str, str], *, begun: bool = False) -> None:
         self._inner = inner
         self._marks = marks
         self._begun = begun

@@ -1,0 +1,66 @@
+"""How an answer is read: what of it is thoughts and what is calls, by the model's own marks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmhost.config.schema import ModelSpec
+from llmhost.core.errors import UnsupportedParameter
+from llmhost.core.ports import Tokenizer
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.text.calls.families import BY_NAME, Family, reader_of
+from llmhost.text.calls.pieces import Reader
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Of one request. An answer that must be calls has a grammar of its own, and only its thoughts are read here."""
+
+    family: Family | None
+    thoughts: tuple[str, str] | None
+    begun: bool
+    """Its prompt ends amid thoughts."""
+    schemas: dict[str, Any]
+    """Of each tool by its name, the JSON schema of its parameters."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Special tokens that have to be seen."""
+        return (*(self.family.openers if self.family else ()), *(self.thoughts or ()))
+
+    def reader(self) -> Reader:
+        """For one choice."""
+        marks = () if self.thoughts is None else (self.thoughts,)
+        return reader_of(self.family, self.schemas, thoughts=marks, begun=self.begun)
+
+
+def reading_of(
+    request: GenerationRequest, spec: ModelSpec, tokenizer: Tokenizer, prompt: tuple[int, ...]
+) -> Reading | None:
+    """None where all of an answer is content.
+
+    Raises UnsupportedParameter for tools that a model may call, and has no way to that is known.
+    """
+    if request.kind is not Kind.CHAT:
+        return None
+    marks = tokenizer.marks
+    name = marks.call_format if spec.tool_format == AUTO else spec.tool_format
+    family = None if name is None else BY_NAME.get(name)
+    if request.may_call and family is None:
+        raise UnsupportedParameter(
+            f"The model {request.model!r} has no way of calling tools by itself that is known here. Send"
+            " 'tool_choice': \"required\" or a function's name, which works with every model; or have the operator"
+            " name its format with tool_format in models.toml.",
+            param="tools",
+        )
+    if not request.may_call and not (family and family.knows_thoughts):
+        family = None
+    if family is None and marks.thoughts is None:
+        return None
+    schemas = {
+        tool["function"]["name"]: tool["function"].get("parameters") or {}
+        for tool in request.tools or ()
+    }
+    has_begun = marks.thoughts is not None and tokenizer.begins_with_thoughts(prompt)
+    return Reading(family, marks.thoughts, has_begun, schemas)
