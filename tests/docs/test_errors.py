@@ -144,6 +144,7 @@ WANTED: dict[str, Any] = {
     "guided_grammar": 'start: "a"',
     "guided_whitespace_pattern": " ",
     "reasoning_effort": "high",
+    "include_reasoning": False,
     "function_call": "auto",
     "bad_words": ["x"],
     "allowed_token_ids": [7],
@@ -231,7 +232,6 @@ FINE = {
     ("min_tokens", "chat"): 0,
     ("stop_token_ids", "chat"): [],
     ("structured_outputs", "chat"): {},
-    ("reasoning_effort", "chat"): "none",
 }
 """What asks for what happens anyway, as the notes say."""
 

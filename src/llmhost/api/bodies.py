@@ -42,6 +42,9 @@ class WirePart(msgspec.Struct, frozen=True):
     refusal: str | None = None
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a chat, as sent."""
 
@@ -50,6 +53,8 @@ class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str | None = None
     tool_calls: Raw = NULL
     tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
 
 class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +110,8 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     tool_choice: Raw = NULL
     parallel_tool_calls: bool | None = None
     functions: Raw = NULL
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
+    include_reasoning: bool | None = None
     function_call: Raw = NULL
     modalities: Raw = NULL
     audio: Raw = NULL

@@ -150,6 +150,7 @@ class Calls:
         most: int | None = None,
     ) -> None:
         self._request_id = request.request_id
+        self._hides_thoughts = request.hides_thoughts
         self._make = make
         self._most = most
         self._readers: dict[int, Readable] = {}
@@ -226,7 +227,9 @@ class Calls:
         return self._wanted(index, self._reader(index).finish())
 
     def _wanted(self, index: int, pieces: list[Piece]) -> list[Piece]:
-        """Without the calls that are too many, and what comes after them."""
+        """Without hidden thoughts, and without the calls that are too many and what comes after them."""
+        if self._hides_thoughts:
+            pieces = [piece for piece in pieces if not piece.is_thought]
         if self._most is None:
             return pieces
         wanted = list[Piece]()

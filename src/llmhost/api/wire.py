@@ -55,10 +55,19 @@ def chat_request(
         sampling=sampling(body, logprobs=_chat_logprobs(body), choices=body.n or 1),
         messages=tuple(_message(m, i) for i, m in enumerate(body.messages)),
         max_tokens=_chat_limit(body),
-        template_kwargs=template_kwargs or {},
+        template_kwargs=_of_effort(body.reasoning_effort) | (template_kwargs or {}),
+        hides_thoughts=body.include_reasoning is False,
         **_prompt_end(body),
         form=chat_form(body),
     )
+
+
+def _of_effort(effort: str | None) -> dict[str, Any]:
+    """What chat templates know an effort by: most have a switch only, of one of two names."""
+    if effort is None:
+        return {}
+    thinks = effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
 
 
 def completion_request(
@@ -242,6 +251,9 @@ def _message(message: WireMessage, place: int) -> dict[str, Any]:
     calls = loose(message.tool_calls, list[dict[str, Any]], f"messages[{place}].tool_calls")
     if calls is not None:
         extras["tool_calls"] = calls
+    thoughts = message.reasoning if message.reasoning is not None else message.reasoning_content
+    if thoughts:
+        extras["reasoning_content"] = thoughts
     return {"role": message.role, "content": content, **extras}
 
 
@@ -261,8 +273,10 @@ def _part_text(part: WirePart, at: str) -> str:
     return text
 
 
-_more_of_message = attrgetter("name", "tool_call_id", "tool_calls")
-_NO_MORE = (None, None, NULL)
+_more_of_message = attrgetter(
+    "name", "tool_call_id", "tool_calls", "reasoning", "reasoning_content"
+)
+_NO_MORE = (None, None, NULL, None, None)
 
 
 def _check_loose(body: ChatBody) -> None:
@@ -282,7 +296,7 @@ def _check_loose(body: ChatBody) -> None:
         )
 
 
-_extras_of_chat = attrgetter("functions", "reasoning_effort", "modalities", "audio")
+_extras_of_chat = attrgetter("functions", "modalities", "audio")
 _NO_EXTRAS = _extras_of_chat(ChatBody())
 
 
@@ -292,7 +306,6 @@ def _refuse_chat_extras(body: ChatBody) -> None:
     refuse(
         {
             "functions": asks(body.functions) and said(body.function_call) != b'"none"',
-            "reasoning_effort": body.reasoning_effort not in (None, "none"),
             "modalities": asks(body.modalities) and said(body.modalities) != b'["text"]',
             "audio": asks(body.audio),
         }

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from llmhost.core.output import Delta
 from llmhost.core.request import GrammarSpec, Sampling, SequenceSpec
 from llmhost.core.step import Drawn, GrammarState, KvMove, Row
+from llmhost.core.thoughts import ThoughtIds
 
 
 class Clock(Protocol):
@@ -272,6 +273,8 @@ class Marks:
     """The format of its tool calls, one of `text/calls/families.py`; None where its template tells of none."""
     thoughts: tuple[str, str] | None = None
     """What its thoughts stand between."""
+    thought_ids: ThoughtIds | None = None
+    """The tokens that thoughts stand between, whoever tells them from content."""
 
 
 NO_MARKS = Marks()

@@ -7,6 +7,8 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Any
 
+from llmhost.core.thoughts import ThoughtIds
+
 
 class Purpose(StrEnum):
     """Why a forward pass ran: what the caller pays for and what the operator does."""
@@ -226,6 +228,8 @@ class GenerationRequest:
     """The answer may hold calls of the tools, in the model's own format."""
     most_calls: int | None = None
     """Of which no more than so many count."""
+    hides_thoughts: bool = False
+    """Thoughts are not told, though they are counted."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     """A chat's prompt ends with the beginning of an answer."""
@@ -381,6 +385,9 @@ class SequenceSpec:
     stop: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     """Special tokens that are told as text, because something is marked by them."""
+    thoughts: ThoughtIds | None = None
+    """What is counted as thoughts; None for nothing."""
+    begins_with_thoughts: bool = False
     stop_token_ids: frozenset[int] = frozenset()
     grammar: GrammarSpec | None = None
     adapter: str | None = None

@@ -351,6 +351,7 @@ class Execute:
     def _spec(self, context: RequestContext, index: int) -> SequenceSpec:
         request, entry, terms = context.request, context.known_deployment.entry, context.known_terms
         assert context.replica is not None
+        reading = context.reading
         prompt = terms.prompts[index // request.runs]
         seed = request.sampling.seed if request.sampling.seed is not None else new_seed()
         eos = frozenset() if request.ignore_eos else context.replica.tokenizer.eos_ids
@@ -367,7 +368,9 @@ class Execute:
             held_tokens=None if context.spending is None else context.spending.first_tokens or None,
             min_new_tokens=request.min_tokens,
             stop=request.stop,
-            shown=() if context.reading is None else context.reading.shown,
+            shown=() if reading is None else reading.shown,
+            thoughts=None if reading is None else reading.thought_ids,
+            begins_with_thoughts=reading is not None and reading.begun,
             stop_token_ids=eos | terms.stop_ids,
             grammar=request.grammar,
             priority=request.priority,

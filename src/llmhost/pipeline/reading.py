@@ -7,6 +7,7 @@ from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.ports import Tokenizer
 from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.thoughts import ThoughtIds
 from llmhost.text.calls.families import BY_NAME, Family, reader_of
 from llmhost.text.calls.pieces import Reader
 
@@ -23,6 +24,7 @@ class Reading:
     """Its prompt ends amid thoughts."""
     schemas: dict[str, Any]
     """Of each tool by its name, the JSON schema of its parameters."""
+    thought_ids: ThoughtIds | None = None
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -63,4 +65,4 @@ def reading_of(
         for tool in request.tools or ()
     }
     has_begun = marks.thoughts is not None and tokenizer.begins_with_thoughts(prompt)
-    return Reading(family, marks.thoughts, has_begun, schemas)
+    return Reading(family, marks.thoughts, has_begun, schemas, marks.thought_ids)

@@ -223,7 +223,16 @@ class Sequence:
             self.engine_ns,
             self.cost_nano,
             self.input_cost_nano,
+            self._reasoning_tokens(),
         )
+
+    def _reasoning_tokens(self) -> int:
+        """Counted once, at the end."""
+        thoughts = self.spec.thoughts
+        if thoughts is None:
+            return 0
+        answer = self.tokens[len(self.spec.prompt) :]
+        return thoughts.count(answer, begun=self.spec.begins_with_thoughts)
 
 
 def _is_plain(spec: SequenceSpec) -> bool:

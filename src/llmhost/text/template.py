@@ -2,7 +2,7 @@
 
 Renders what transformers' `apply_chat_template` renders, and makes two things right that OpenAI's format and
 published templates see differently: text parts become one string for a template that does not read parts, and
-a tool call's arguments, JSON text on the wire, become an object.
+a tool call's arguments, JSON text on the wire, become an object, or stay text where a template writes them so.
 """
 
 import json
@@ -171,7 +171,8 @@ def _as_templates_expect(message: Mapping[str, Any], reads_parts: bool) -> dict[
         seen["tool_calls"] = [_with_arguments(call) for call in calls]
     reasoning = next((seen[key] for key in _REASONING if seen.get(key) is not None), None)
     if reasoning is not None:
-        seen = {"thinking": reasoning, **seen, "reasoning_content": reasoning}
+        seen = {"thinking": reasoning, "reasoning": reasoning, **seen}
+        seen["reasoning_content"] = reasoning
     return seen
 
 
@@ -184,6 +185,23 @@ def _part_text(part: Any) -> str:
     raise TemplateError(f"it takes text only, and a content part is of type {kind!r}")
 
 
+class _Arguments(dict[str, Any]):
+    """A call's arguments: an object for templates that look into it, and its JSON for those that write it as it is."""
+
+    def __init__(self, value: Mapping[str, Any], text: str) -> None:
+        super().__init__(value)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __add__(self, other: str) -> str:
+        return self._text + other
+
+    def __radd__(self, other: str) -> str:
+        return other + self._text
+
+
 def _with_arguments(call: Any) -> Any:
     match call:
         case {"function": {"arguments": str(text)} as function}:
@@ -192,7 +210,10 @@ def _with_arguments(call: Any) -> Any:
             except ValueError:
                 return call  # a model's own broken JSON is shown to it as it was
             if isinstance(arguments, dict):
-                return {**call, "function": {**function, "arguments": arguments}}
+                return {**call, "function": {**function, "arguments": _Arguments(arguments, text)}}
+        case {"function": {"arguments": dict(arguments)} as function}:
+            told = _Arguments(arguments, _to_json(arguments))
+            return {**call, "function": {**function, "arguments": told}}
     return call
 
 

@@ -16,6 +16,7 @@ from llmhost.core.errors import BadRequest, ModelUnavailable, UnsupportedParamet
 from llmhost.core.ports import Marks, TextWatch
 from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
+from llmhost.core.thoughts import ThoughtIds
 from llmhost.text.calls.families import THOUGHTS, family_of
 from llmhost.text.detokenise import (
     ShowingDetokeniser,
@@ -53,11 +54,7 @@ class FileTokenizer:
         self._token_bytes = token_speller(decoder, spelling=self._spelling)
         self._vocabulary = self._make_vocabulary(drops_space=drops_first_space(decoder))
         self._grammars = Grammars(self._vocabulary)
-        family = None if template is None else family_of(template.text)
-        self._marks = Marks(
-            None if family is None else family.name,
-            None if self._vocabulary.thinking is None else self._thinking_marks(),
-        )
+        self._marks = self._find_marks()
 
     @property
     def vocab_size(self) -> int:
@@ -150,6 +147,21 @@ class FileTokenizer:
             controls=frozenset(token for token in added if added[token].special),
             drops_space=drops_space,
         )
+
+    def _find_marks(self) -> Marks:
+        family = None if self._template is None else family_of(self._template.text)
+        marks = self._thinking_marks()
+        around = family.thoughts if family is not None and family.knows_thoughts else marks
+        ids = None if around is None else [tuple(self._ids_of(mark)) for mark in around]
+        return Marks(
+            None if family is None else family.name,
+            marks,
+            None if ids is None or not all(ids) else ThoughtIds(*ids),
+        )
+
+    def _ids_of(self, text: str) -> list[int]:
+        token = self._tokenizer.token_to_id(text)
+        return self.encode(text, add_special_tokens=False) if token is None else [token]
 
     def _thinking_marks(self) -> tuple[str, str] | None:
         """Those of which the vocabulary has both as tokens."""

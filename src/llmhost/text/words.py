@@ -30,6 +30,8 @@ def words(count: int) -> tuple[str, ...]:
 class WordTokenizer:
     """Words of its list have their own ids; any other word gets one by its hash, so decoding is lossy there."""
 
+    marks: Marks = NO_MARKS
+
     def __init__(self, vocab: int) -> None:
         self._words = words(vocab)
         self._ids = _Ids({word: token for token, word in enumerate(self._words)})
@@ -70,10 +72,6 @@ class WordTokenizer:
 
     def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> TextWatch:
         return Watch(_WordDetokeniser(self._words), stop)
-
-    @property
-    def marks(self) -> Marks:
-        return NO_MARKS
 
     def begins_with_thoughts(self, prompt: Sequence[int]) -> bool:
         return False

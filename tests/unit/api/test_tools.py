@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
-from tests.unit.pipeline.scripted import MarkedWords, ScriptedEngine, scripted_node
+from tests.unit.pipeline.scripted import MarkedWords, ScriptedEngine, Spoken, scripted_node
 
+from llmhost.config.schema import PriceSettings
 from llmhost.core.output import FinishReason
 from llmhost.core.ports import Marks
-from llmhost.testing import TestHost
+from llmhost.core.thoughts import ThoughtIds
+from llmhost.engines.fake import fake_answer
+from llmhost.testing import FAKE_MODEL, TestHost, make_host
 
 THINK = ("<think>", "</think>")
 HERMES = Marks("hermes")
@@ -307,3 +311,82 @@ async def test_channels_are_read_with_tools_and_without() -> None:
 
     assert answer.told() == ("Yes.", "Hm.", [], "stop")
     assert called.told() == (None, "Hm.", [("now", "{}")], "tool_calls")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_are_counted_and_paid_for_as_such(stream: bool) -> None:
+    words = MarkedWords(THINKING)
+    said = fake_answer(
+        words.encode(words.render_chat([{"role": "user", "content": "hello"}])), 9, 4096
+    )
+    words.marks = Marks("hermes", THINK, ThoughtIds((said[1],), (said[4],)))
+    price = PriceSettings(input="0", output="1", reasoning="3")
+    spoken = msgspec.structs.replace(FAKE_MODEL, engine="spoken", price=price)
+    async with make_host(models={"m": spoken}, plugins=[Spoken(words)]) as host:
+        options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        response = await host.chat("hello", model="m", max_tokens=9, **options)
+        last = response.text.split("data: ")[-2] if stream else response.text
+        usage = json.loads(last)["usage"]
+        [entry] = [each for each in host.entries() if each["tokens"]["reasoning"]]
+
+    assert usage["completion_tokens"] == 9
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == 4
+    assert entry["tokens"]["output"] == 5
+    assert entry["amount_nano"] == 5 * 1_000 + 4 * 3_000
+
+
+async def test_thoughts_that_nobody_wants_are_not_told() -> None:
+    async with model(THINKING) as m:
+        answer = await m.both("<think>So.</think>", "Yes.", include_reasoning=False)
+
+    assert answer.told() == ("Yes.", None, [], "stop")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, {}),
+        (
+            {"reasoning_effort": "high"},
+            {"reasoning_effort": "high", "enable_thinking": True, "thinking": True},
+        ),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"thinking": True}},
+            {"reasoning_effort": "none", "enable_thinking": False, "thinking": True},
+        ),
+    ],
+)
+async def test_templates_are_told_of_an_effort(fields: Any, told: dict[str, Any]) -> None:
+    async with model(THINKING) as m:
+        await m.answer("Yes.", **fields)
+        rendered = m.words.rendered
+
+    known = {"reasoning_effort", "enable_thinking", "thinking"}
+    assert {name: rendered[name] for name in known & rendered.keys()} == told
+
+
+# -- history --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_model_is_told_what_it_called_thought_and_learnt() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": None, "reasoning": "So.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "12:00"}]},
+        {"role": "assistant", "content": "Noon.", "reasoning_content": "Ah.", "tool_calls": None},
+        {"role": "assistant", "content": "Noon.", "reasoning": None, "tool_calls": []},
+    ]
+    async with make_host(
+        models={"m": msgspec.structs.replace(FAKE_MODEL, engine="spoken")},
+        plugins=[Spoken(words := MarkedWords(THINKING))],
+    ) as host:
+        body = {"model": "m", "messages": messages, "tools": [NOW], "max_tokens": 2}
+        response = await host.client.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200, response.text
+        _, called, learnt, noon, _ = words.rendered["messages"]
+
+    assert called["reasoning_content"] == "So."
+    assert called["tool_calls"] == [call]
+    assert (learnt["content"], learnt["tool_call_id"]) == ("12:00", "call_1")
+    assert noon == {"role": "assistant", "content": "Noon.", "reasoning_content": "Ah."}

@@ -80,16 +80,14 @@ class ScriptedEngine:
 class MarkedWords(WordTokenizer):
     """Words of a model that writes calls, or thoughts, as `marks` say."""
 
+    marks: Marks
+
     def __init__(self, marks: Marks, *, is_thinking: bool = False) -> None:
         super().__init__(4096)
-        self._marks = marks
+        self.marks = marks
         self._is_thinking = is_thinking
         self.rendered: dict[str, Any] = {}
         """What the last prompt was made of."""
-
-    @property
-    def marks(self) -> Marks:
-        return self._marks
 
     def begins_with_thoughts(self, prompt: Sequence[int]) -> bool:
         return self._is_thinking

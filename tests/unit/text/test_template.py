@@ -340,6 +340,37 @@ def test_a_tool_call_s_arguments_are_an_object_where_they_can_be(arguments: Any,
     assert json.dumps(messages) == before
 
 
+@pytest.mark.parametrize("arguments", ['{"a":"ü"}', {"a": "ü"}])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "{{ call.arguments }}",
+        "{{ '' + call.arguments }}",
+        "{{ call.arguments + '' }}",
+        "{{ '' ~ call.arguments }}",
+        "{{ call.arguments if call.arguments is string else call.arguments | tojson }}",
+        "{{ call.arguments | string }}",
+        '{% for k, v in call.arguments.items() %}{"{{ k }}": "{{ v }}"}{% endfor %}',
+        '{% for k in call.arguments %}{"{{ k }}": "{{ call.arguments[k] }}"}{% endfor %}',
+    ],
+)
+def test_arguments_are_json_however_a_template_writes_them(arguments: Any, way: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+
+    told = render("{% set call = messages[0].tool_calls[0].function %}" + way, messages)
+
+    assert json.loads(told) == {"a": "ü"}
+
+
+@pytest.mark.parametrize("sent", ["reasoning", "reasoning_content", "thinking"])
+@pytest.mark.parametrize("read", ["reasoning", "reasoning_content", "thinking"])
+def test_thoughts_are_found_by_each_name_that_templates_know(sent: str, read: str) -> None:
+    messages = [{"role": "assistant", "content": "Yes.", sent: "So."}]
+
+    assert render("{{ messages[0]." + read + " }}", messages) == "So."
+
+
 def test_a_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     real = sandbox.Sandbox.from_string

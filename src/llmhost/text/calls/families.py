@@ -27,6 +27,8 @@ class Family:
     """What calls begin with: such tokens must not be left out of the text."""
     knows_thoughts: bool = False
     """Its reader tells thoughts from content by itself."""
+    thoughts: tuple[str, str] | None = None
+    """What they stand between then."""
 
 
 def _special(words: str) -> str:
@@ -69,6 +71,7 @@ FAMILIES: tuple[Family, ...] = (
         ("<|channel|>", "<|message|>"),
         ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>"),
         knows_thoughts=True,
+        thoughts=("<|channel|>analysis<|message|>", "<|end|>"),
     ),
     Family(
         "kimi_k2",
