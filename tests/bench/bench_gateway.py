@@ -6,8 +6,9 @@ process's own, all threads together, so it means something on a machine that oth
 
   rate     requests/s and CPU a request, the contenders in turns. `--tokens` is how long the answers are: the fake
            engine's steps, the scheduler and the delivery of each token are in the figure.
-  stream   CPU a token of a streamed answer, minus that of a bare loop that sends the same events
-  memory   RSS after each 100,000 requests
+  stream   CPU a token of a streamed answer, minus that of a bare loop that sends the same events; nothing judges
+           answers here, so that each token is an event
+  memory   RSS after each tenth of `--requests`; the bar is flat over 1,000,000
 
 LiteLLM is measured where it is installed: `python3 -m venv /tmp/litellm-venv` and its pip `install 'litellm[proxy]'`.
 """
@@ -27,7 +28,8 @@ from contenders import Bare, Contender, Gateway, LiteLlm, chat_body
 from load import Told, has_wrk, load
 
 WARM_S = 2.0
-MEMORY_STEP = 100_000
+LOOKS = 10
+"""So often memory is looked at."""
 SECTIONS = ("rate", "stream", "memory")
 
 
@@ -154,8 +156,14 @@ def _ratios(contenders: Sequence[Contender], columns: Sequence[Sequence[Run]]) -
 
 def stream(bench: Bench) -> None:
     args = bench.args
-    pace = {"token_delay_ms": args.step_ms, "write_share": args.write_share}
-    gateway = bench.keep(Gateway(bench.folder / "stream", bench.server_core, **pace))
+    settings = {
+        "token_delay_ms": args.step_ms,
+        "write_share": args.write_share,
+        "check_output": "false",
+        "disabled": '["blocklist"]',  # else answers come in windows of text, not token by token
+    }
+    gateway = Gateway(bench.folder / "stream", bench.server_core, **settings)
+    bench.keep(gateway)
     body = chat_body(args.stream_tokens, is_stream=True)
     events = gateway.ask(body)
     bare = bench.keep(Bare(bench.folder / "loop", bench.server_core, b"{}", events, path="/stream"))
@@ -166,27 +174,25 @@ def stream(bench: Bench) -> None:
     )
     for contender in (bare, gateway):
         bench.run(contender, body, WARM_S)
-    loops, ours, short = [], [], []
+    loops = [bench.run(bare, body, args.seconds) for _ in range(args.rounds)]
+    token_us, made, received = [], 0.0, 0
     for _ in range(args.rounds):
-        loops.append(bench.run(bare, body, args.seconds))
-        ours.append(bench.run(gateway, body, args.seconds))
-        short.append(bench.run(gateway, chat_body(1, is_stream=True), args.seconds / 2))
-    middle = statistics.median
-    loop_us = middle(run.cpu_us for run in loops) / pieces
-    each_us = middle(run.cpu_us for run in ours) / args.stream_tokens
-    beyond_us = middle(
-        (run.cpu_us - first.cpu_us) / (args.stream_tokens - 1)
-        for run, first in zip(ours, short, strict=True)
-    )
-    joined = sum(run.told.received_bytes for run in loops) / sum(r.told.requests for r in loops)
-    got = sum(run.told.received_bytes for run in ours) / sum(r.told.requests for r in ours)
+        before = gateway.fed_tokens()
+        run = bench.run(gateway, body, args.seconds)
+        # By tokens, since many answers have not ended when a run does; prompts are found in the prefix cache.
+        made, received = gateway.fed_tokens() - before, run.told.received_bytes
+        token_us.append(1e6 * run.cpu_s / made)
+    loop_us = statistics.median(run.cpu_us for run in loops) / pieces
+    each_us = statistics.median(token_us)
+    piece_bytes = loops[0].told.received_bytes / (loops[0].told.requests * pieces)
     say(f"  bare loop      {loop_us:6.2f} us of CPU an event")
     say(
-        f"  llmhost        {each_us:6.2f} us of CPU a token, {each_us - loop_us:.2f} us above the loop;"
-        f" {beyond_us:.2f} us for each token after the first, {beyond_us - loop_us:.2f} us above;"
-        f" answers have {got / joined:.0%} of the loop's bytes, for tokens that were joined"
+        f"  llmhost        {each_us:6.2f} us of CPU a token, {each_us - loop_us:.2f} us above the loop, the engine's"
+        f" part of it too; {made / (received / piece_bytes):.2f} tokens an event"
     )
-    say(f"    CPU a request by thread: {_threads(ours)}")
+    threads = {name: used / made * 1e6 for name, used in run.thread_s.items()}
+    said = ", ".join(f"{name} {us:.1f} us" for name, us in threads.items() if us > 0.05)
+    say(f"    CPU a token by thread: {said}")
 
 
 # ------------------------------------------------------------ memory
@@ -197,7 +203,8 @@ def memory(bench: Bench) -> None:
     gateway = bench.keep(Gateway(bench.folder / "memory", bench.server_core))
     gateway.ask(body)
     say(f"memory: RSS after start {gateway.rss_mb():.1f} MB")
-    done, due = 0, MEMORY_STEP
+    step = bench.args.requests / LOOKS
+    done, due = 0, step
     seconds = bench.args.seconds
     while done < bench.args.requests:
         told = bench.run(gateway, body, seconds).told
@@ -205,7 +212,7 @@ def memory(bench: Bench) -> None:
         seconds = max(1.0, min(30.0, (due - done) / told.rate))
         if done >= due * 0.995:
             say(f"  after {done:9,} requests {gateway.rss_mb():7.1f} MB")
-            due += MEMORY_STEP
+            due += step * max(1, -(-(done - due) // step))
 
 
 # ------------------------------------------------------------

@@ -42,8 +42,10 @@ log_level = "{log_level}"
 [safety]
 blocked_words = ["examplebadword", "anotherbadword", "two words", "0x0"]
 blocked_patterns = ["\\\\b\\\\d{{4}}-\\\\d{{4}}-\\\\d{{4}}-\\\\d{{4}}\\\\b"]
+check_output = {check_output}
 [plugins]
 dir = "{plugins}"
+disabled = {disabled}
 [costs]
 cpu_per_hour = "0.5"
 host_per_hour = "0.2"
@@ -63,6 +65,13 @@ max_concurrency = 4096
 [models.echo.options]
 token_delay_ms = {token_delay_ms}
 """
+USUAL = {
+    "write_share": 1,
+    "log_level": "info",
+    "token_delay_ms": 0,
+    "check_output": "true",
+    "disabled": "[]",
+}
 LITELLM = """
 model_list:
   - model_name: echo
@@ -160,7 +169,7 @@ class Gateway(Contender):
     name = "llmhost"
 
     def __init__(self, folder: Path, core: int | None, **settings: Any) -> None:
-        known = {"write_share": 1, "log_level": "info", "token_delay_ms": 0, **settings}
+        known = {**USUAL, **settings}
         text = SETTINGS.format(plugins=REPO / "plugins", **known)
         self._node = Node(folder / "node", text)
         with on_core(core):
@@ -168,6 +177,10 @@ class Gateway(Contender):
         self.pid = self._node.pid
         self.url = f"{self._node.url}/v1/chat/completions"
         self.headers = {"authorization": f"Bearer {self._key()}"}
+
+    def fed_tokens(self) -> float:
+        """Tokens that the engine was fed so far: those of prompts, and each that it said but for an answer's last."""
+        return self._node.metric("llmhost_step_tokens_total")
 
     def _key(self) -> str:
         for path, body in (
