@@ -48,6 +48,7 @@ PURE = [
     "deploy/memory_plan.py",
     "cost/pricing.py",
     "cost/chain.py",
+    "cost/entries.py",
     "tenants/balance.py",
     "tenants/budgets.py",
     "tenants/gcra.py",
