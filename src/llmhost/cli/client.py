@@ -147,7 +147,7 @@ class HttpAdmin:
                     yield _parse(line)
 
     def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
-        return self._http.many("/admin/v1/costs/devices", since=since, until=until)
+        return self._http.all("/admin/v1/costs/devices", since=since, until=until)
 
     def verify_ledger(self) -> Row:
         return self._http.one("GET", "/admin/v1/ledger/verify", read_s=None)

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from llmhost.core.errors import InvalidValue, NotFound
@@ -108,7 +108,7 @@ class Statements:
         self._node_id = node_id
         self._clock = clock
 
-    @property
+    @cached_property
     def key(self) -> dict[str, str]:
         """What customers check signatures with."""
         return {
