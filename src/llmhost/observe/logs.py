@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -63,9 +63,11 @@ class Gatherer(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         with self.lock or nullcontext():
             lines, self._lines = self._lines, []
-            if lines:
-                self.stream.write("\n".join([*lines, ""]))
-                self.stream.flush()
+            # Whoever read the log may be gone, and there is no other place to say so.
+            with suppress(OSError, ValueError):
+                if lines:
+                    self.stream.write("\n".join([*lines, ""]))
+                    self.stream.flush()
 
 
 _KEY = re.compile(r"(\w+)=%")

@@ -1,5 +1,6 @@
 """Log lines: one event each, its facts readable by people and by programs, and never a word of a prompt."""
 
+import asyncio
 import io
 import json
 import logging
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 from llmhost.config.schema import FakeOptions, ModelSpec, SafetySettings, Settings
 from llmhost.engines.fake import FakeRunner
 from llmhost.hooks.spec import hookimpl
-from llmhost.observe.logs import JsonLines, TextLines, log_event, request_id, start_logging
+from llmhost.observe.logs import (
+    Gatherer,
+    JsonLines,
+    TextLines,
+    log_event,
+    request_id,
+    start_logging,
+)
 from llmhost.testing import make_host
 
 log = logging.getLogger("llmhost.test")
@@ -204,3 +212,57 @@ async def test_a_name_made_up_by_a_caller_can_not_forge_a_line(written: io.Strin
 
     assert len(lines) == 1
     assert not [text for text in written.getvalue().splitlines() if text.startswith("12:00:00.000")]
+
+
+class Stream(io.StringIO):
+    writes = 0
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        return super().write(text)
+
+
+def gathered(stream: io.StringIO) -> logging.Logger:
+    logger = logging.getLogger(f"gathered.{id(stream)}")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(Gatherer(stream))
+    return logger
+
+
+async def test_lines_of_one_turn_of_the_loop_are_one_write_in_their_order() -> None:
+    stream = Stream()
+    logger = gathered(stream)
+    logger.info("one")
+    logger.info("two")
+    before = stream.getvalue()
+    await asyncio.sleep(0)
+
+    assert (before, stream.getvalue(), stream.writes) == ("", "one\ntwo\n", 1)
+
+
+async def test_what_is_wrong_is_written_at_once_with_what_came_before_it() -> None:
+    stream = Stream()
+    logger = gathered(stream)
+    logger.info("one")
+    logger.warning("two")
+
+    assert stream.getvalue() == "one\ntwo\n"
+    await asyncio.sleep(0)
+    assert stream.writes == 1
+
+
+def test_without_a_loop_each_line_is_written_at_once() -> None:
+    stream = Stream()
+    gathered(stream).info("one")
+
+    assert stream.getvalue() == "one\n"
+
+
+async def test_a_log_that_nobody_reads_any_more_breaks_nothing() -> None:
+    stream = Stream()
+    logger = gathered(stream)
+    stream.close()
+    logger.info("one")
+    await asyncio.sleep(0)
+    logger.warning("two")
