@@ -66,6 +66,8 @@ class Settlements:
         self._ledger = ledger
         self._journal = journal
         self._unsettled: dict[str, tuple[Entry, Slot]] = {}
+        self._tried: str | None = None
+        """The one of them that the ledger has been given again."""
         self._is_wanted = asyncio.Event()
 
     @property
@@ -123,27 +125,67 @@ class Settlements:
             if not settled.done():
                 settled.set_exception(failure)
             return
-        slot.write(_encode(Unsettled(entry=entry)))
-        self._unsettled[entry.request_id] = entry, slot
+        self._unsettled[entry.request_id] = entry, self._said_anew(slot, Unsettled(entry=entry))
         self._is_wanted.set()
         forced = asyncio.ensure_future(asyncio.to_thread(self._journal.flush))
-        forced.add_done_callback(lambda done: _end(settled, done.exception()))
+        forced.add_done_callback(lambda done: self._forced(entry, settled, done.exception()))
+
+    def _said_anew(self, slot: Slot, said: Unsettled) -> Slot:
+        """What a request has from now on instead of its slot. It has one at every moment."""
+        note = _encode(said)
+        try:
+            fresh = self._journal.open(note)
+        except (
+            StorageFailed
+        ):  # the disk is full: what a kill amid this write would take is not worth more
+            slot.write(note)
+            return slot
+        slot.close()
+        return fresh
+
+    def _forced(
+        self, entry: Entry, settled: "asyncio.Future[None]", failure: BaseException | None
+    ) -> None:
+        """An entry that is not safe is nobody's money, unless the ledger has it by now or is about to."""
+        request_id = entry.request_id
+        is_lost = failure is not None and request_id != self._tried
+        if is_lost and request_id in self._unsettled:
+            self._forget(request_id)
+        elif failure is not None:
+            failure = None
+        _end(settled, failure)
+
+    def _forget(self, request_id: str) -> None:
+        _, slot = self._unsettled.pop(request_id)
+        slot.close()
 
     async def keep_trying(self) -> None:
         """Settle what could not be settled, once a second, as long as there is any. Runs for ever."""
         while True:
             await self._is_wanted.wait()
             await asyncio.sleep(RETRY_S)
-            for request_id, (entry, slot) in list(self._unsettled.items()):
-                try:
-                    await self._ledger.settle(entry)
-                except LlmhostError:
+            for request_id in list(self._unsettled):
+                if request_id in self._unsettled and not await self._try(request_id):
                     break
-                slot.close()
-                del self._unsettled[request_id]
-                log_event(log, "ledger.settled_late", request=request_id)
             if not self._unsettled:
                 self._is_wanted.clear()
+
+    async def _try(self, request_id: str) -> bool:
+        """Give the ledger an entry again, and say whether it takes any now."""
+        entry, _ = self._unsettled[request_id]
+        self._tried = request_id
+        try:
+            await self._ledger.settle(entry)
+        except LlmhostError:
+            return False
+        except Exception:  # it can't ever be taken, and others wait behind it
+            log.exception("ledger.entry_impossible request=%s", request_id)
+        else:
+            log_event(log, "ledger.settled_late", request=request_id)
+        finally:
+            self._tried = None
+        self._forget(request_id)
+        return True
 
     async def keep_flushing(self) -> None:
         """Force the journal to disk every now and then, as long as anything is under way. Runs for ever."""
@@ -157,16 +199,18 @@ class Settlements:
 
     def replay(self, on_settled: Callable[[Entry], None] = lambda _: None) -> int:
         """Settle what a process before this one left; how many there were. Blocks. Raises StorageFailed."""
-        waiting = []
-        for slot, note, counts in self._journal.left_open():
-            entry = _entry(note, counts)
-            if entry is None:
-                log.error("ledger.journal_unreadable bytes=%d", len(note))
-                slot.close()
-            else:
-                waiting.append((slot, self._ledger.record(entry)))
+        waiting = [(slot, self._ledger.record(entry)) for slot, entry in self._left()]
+        count = 0
         for slot, future in waiting:
-            entry = future.result().entry
+            try:
+                entry = future.result().entry
+            except LlmhostError:
+                raise
+            except Exception:  # it can't ever be taken, and no start could get past it
+                log.exception("ledger.entry_impossible")
+                slot.close()
+                continue
+            count += 1
             slot.close()
             on_settled(entry)
             log_event(
@@ -176,7 +220,20 @@ class Settlements:
                 output_tokens=entry.output_tokens,
                 amount_nano=entry.amount_nano,
             )
-        return len(waiting)
+        return count
+
+    def _left(self) -> list[tuple[Slot, Entry]]:
+        """What was left, ended requests first: of one that was about to be said anew, that is the better known."""
+        ended: list[tuple[Slot, Entry]] = []
+        running: list[tuple[Slot, Entry]] = []
+        for slot, note, counts in self._journal.left_open():
+            entry = _entry(note, counts)
+            if entry is None:
+                log.error("ledger.journal_unreadable bytes=%d", len(note))
+                slot.close()
+            else:
+                (running if entry.code == CRASHED else ended).append((slot, entry))
+        return [*ended, *running]
 
 
 def _entry(note: bytes, counts: tuple[int, ...]) -> Entry | None:

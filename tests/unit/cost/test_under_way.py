@@ -8,7 +8,7 @@ import pytest
 from tests.unit.cost.test_ledger import NOON_NS, Books, entry
 
 from llmhost.cost.pricing import Price, Rates
-from llmhost.cost.under_way import CRASHED, INPUT, OUTPUT, Settlements, UnderWay
+from llmhost.cost.under_way import CRASHED, INPUT, OUTPUT, Settlements, UnderWay, Unsettled, _encode
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Journal
 
@@ -176,3 +176,81 @@ def test_rates_are_enough_to_settle_with(till: Till) -> None:
     till.settlements.begin(under_way(rates=rates)).count(INPUT, 5)
     till.restart()
     assert till.rows[0]["amount_nano"] == 5_000
+
+
+async def test_an_answer_that_is_told_to_be_lost_is_never_billed(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmhost.cost.under_way.RETRY_S", 0.0)
+    settle, refusals = till.books.ledger.settle, iter([disk_full()])
+
+    def refused(entry: Any) -> Any:
+        for error in refusals:
+            raise error
+        return settle(entry)
+
+    def not_forced() -> None:
+        raise StorageFailed(till.path, OSError("I/O error"))
+
+    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    monkeypatch.setattr(till.journal, "flush", not_forced)
+    with pytest.raises(StorageFailed):
+        await till.settlements.settle(entry(1), till.settlements.begin(under_way()))
+    assert (till.settlements.unsettled, till.settlements.under_way) == (0, 0)
+    assert till.restart() == 0
+    assert till.rows == []
+
+
+async def test_an_entry_that_can_never_be_keeps_no_other_waiting(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmhost.cost.under_way.RETRY_S", 0.0)
+    settle = till.books.ledger.settle
+
+    def refused(entry: Any) -> Any:
+        raise disk_full()
+
+    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    for number, tokens in ((1, -1), (2, 20)):
+        slot = till.settlements.begin(under_way(number))
+        await till.settlements.settle(entry(number, output_tokens=tokens), slot)
+    monkeypatch.setattr(till.books.ledger, "settle", settle)
+    trying = asyncio.create_task(till.settlements.keep_trying())
+    while till.settlements.unsettled and not trying.done():  # noqa: ASYNC110 - as above
+        await asyncio.sleep(0)
+    trying.cancel()
+    assert [row["request_id"] for row in till.rows] == ["req_2"]
+    assert till.restart() == 0
+
+
+def test_an_entry_that_can_never_be_stops_no_start(till: Till) -> None:
+    till.journal.open(_encode(Unsettled(entry=entry(1, output_tokens=-1))))
+    till.settlements.begin(under_way(2)).count(OUTPUT, 3)
+    assert till.restart() == 1
+    assert [row["request_id"] for row in till.rows] == ["req_2"]
+    assert till.restart() == 0
+
+
+async def test_a_request_whose_entry_is_refused_is_at_no_moment_in_no_slot(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(entry: Any) -> Any:
+        raise disk_full()
+
+    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    slot = till.settlements.begin(under_way())
+    slot.count(OUTPUT, 7)
+    write = Journal._write
+
+    def cut_off(journal: Journal, at: int, note: bytes) -> None:
+        monkeypatch.setattr(Journal, "_write", write)
+        write(journal, at, note)
+        journal._words[at] = 0  # killed before the note was whole
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "_write", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        await till.settlements.settle(entry(1), slot)
+    monkeypatch.undo()
+    assert till.restart() == 1
+    assert [row["amount_nano"] for row in till.rows] == [7 * 400]
