@@ -5,6 +5,7 @@ budgets of that time. It starts from what a request has been charged altogether,
 nothing, and rating back at the old price restores what was.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,11 +121,14 @@ class Rerater:
         *,
         node_id: str,
         on_applied: Callable[[Entry], None] = lambda _: None,
+        turn: asyncio.Lock | None = None,
     ) -> None:
+        """Whoever holds `turn` has either heard of an entry or not found it in the ledger."""
         self._writer = writer
         self._reader = reader
         self._node_id = node_id
         self._on_applied = on_applied
+        self._turn = turn or asyncio.Lock()
 
     async def try_out(self, wanted: Rerating) -> list[Outcomes]:
         """What `apply` would change, by organisation; changes nothing."""
@@ -144,9 +148,10 @@ class Rerater:
             at = page[-1]
             job = partial(differences, seqs=[seq for _, seq in page], wanted=wanted)
             if is_applied:
-                result = await self._writer.run(partial(self._carry_out, job))
-                for entry in result.entries:
-                    self._on_applied(entry)
+                async with self._turn:
+                    result = await self._writer.run(partial(self._carry_out, job))
+                    for entry in result.entries:
+                        self._on_applied(entry)
             else:
                 result = await self._reader.read(job)
             _count(found, result.charged)

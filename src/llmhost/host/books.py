@@ -76,5 +76,11 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
         ),
         settlements,
         budgets,
-        Rerater(writer, reader, node_id=node_id, on_applied=rerated(budgets.accounts)),
+        Rerater(
+            writer,
+            reader,
+            node_id=node_id,
+            on_applied=rerated(budgets.accounts),
+            turn=budgets.turn,
+        ),
     )

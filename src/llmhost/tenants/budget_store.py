@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from llmhost.core.errors import ConfigError, Conflict, InvalidValue, NotFound
 from llmhost.core.ports import Clock
+from llmhost.core.units import nano_to_dollars
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
@@ -20,6 +21,7 @@ from llmhost.tenants.accounts import Accounts
 from llmhost.tenants.balance import Grant
 from llmhost.tenants.budget_rows import BudgetEvent
 from llmhost.tenants.budgets import (
+    MOST_NANO,
     Budget,
     Credit,
     check_amount,
@@ -71,7 +73,8 @@ class BudgetStore:
         self._clock = clock
         self._spending = spending
         self._book_credit = book_credit
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
+        """Held while budgets change, and by what else may not change meanwhile."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self.accounts = Accounts()
         self._budgets: dict[str, Budget] = {}
@@ -185,7 +188,7 @@ class BudgetStore:
         return await self._carry_out(self._add_credit(credit, who))
 
     async def _create(self, wanted: Budget, who: str) -> Budget:
-        async with self._turn:
+        async with self.turn:
             budget = replace(wanted, id=new_budget_id(), created_ns=self.utc_ns(), made_by=who)
             self._check_alone(budget)
             account = self.accounts.install(
@@ -202,7 +205,7 @@ class BudgetStore:
             return budget
 
     async def _update(self, budget_id: str, change: Callable[[Budget], Budget], who: str) -> Budget:
-        async with self._turn:
+        async with self.turn:
             before = self._unended(budget_id)
             after = change(before)
             check_budget(after)
@@ -219,7 +222,7 @@ class BudgetStore:
             return after
 
     async def _end(self, budget_id: str, who: str) -> Budget:
-        async with self._turn:
+        async with self.turn:
             budget = self.budget(budget_id)
             if budget.ended_ns is None:
                 budget = replace(budget, ended_ns=self.utc_ns())
@@ -230,7 +233,7 @@ class BudgetStore:
             return budget
 
     async def _add_credit(self, credit: Credit, who: str) -> Credit:
-        async with self._turn:
+        async with self.turn:
             budget = self._unended(credit.budget_id)
             account = self.accounts.account(budget)
             if not budget.is_balance or account is None:
@@ -239,6 +242,7 @@ class BudgetStore:
                     param="budget",
                 )
             self._check_expiry(credit)
+            self._check_countable(credit)
             credit = replace(credit, created_ns=account.balance.cut(self.utc_ns()))
             booked = await self._writer.run(lambda c: self._book(c, credit, who))
             if booked.id == credit.id:
@@ -334,6 +338,16 @@ class BudgetStore:
     def _check_expiry(self, credit: Credit) -> None:
         if credit.expires_ns is not None and credit.expires_ns <= self.utc_ns():
             raise InvalidValue("A credit can't expire before it is paid in.", param="expires_at")
+
+    def _check_countable(self, credit: Credit) -> None:
+        """All credits together are one sum of the ledger, which 64 bits must hold."""
+        paid_nano = sum(known.amount_nano for row in self._credits.values() for known in row)
+        if paid_nano + credit.amount_nano > MOST_NANO:
+            raise InvalidValue(
+                f"'usd' is ${nano_to_dollars(credit.amount_nano)}; with it all credits of this node would be more than"
+                f" ${nano_to_dollars(MOST_NANO)}, which is the most that can be counted.",
+                param="usd",
+            )
 
     async def _carry_out(self, change: Coroutine[Any, Any, T]) -> T:
         task = asyncio.ensure_future(change)

@@ -1,16 +1,21 @@
 """What budgets and the ledger say of each other, on the real files."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llmhost.core.errors import InvalidValue
 from llmhost.core.request import Caller
 from llmhost.cost.entries import Entry
+from llmhost.cost.pricing import Price
+from llmhost.cost.rerate import Rerating
 from llmhost.host.books import Books, open_books
 from llmhost.storage.node import DataDir
-from llmhost.tenants.budgets import Budget
+from llmhost.tenants.budgets import MOST_NANO, Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import ManualClock, at
 
@@ -34,7 +39,9 @@ class Node:
         self.closing = AsyncExitStack()
         self.open()
 
-    def use(self, nano: int, caller: Caller = LAPTOP, run_id: str | None = None) -> None:
+    def use(
+        self, nano: int, caller: Caller = LAPTOP, run_id: str | None = None, tokens: int = 0
+    ) -> None:
         """A request that settles what it held, and whose entry is handed over in the same turn."""
         self.requests += 1
         utc_ns = self.clock.utc_ns()
@@ -52,6 +59,7 @@ class Node:
                 team=caller.team,
                 model="tiny@1",
                 outcome="answered",
+                output_tokens=tokens,
                 amount_nano=nano,
                 run_id=run_id,
             )
@@ -137,3 +145,39 @@ async def test_a_credit_is_an_entry_of_the_ledger_and_no_use(node: Node):
     assert node.books.ledger.verify().is_intact
     assert node.spent(balance) == 100
     assert node.books.ledger.spent_nano("org", "acme") == 100
+
+
+async def test_a_budget_that_is_made_amid_a_rerating_counts_it_once(node: Node):
+    node.use(100, tokens=20)
+    writer, made = node.books.ledger._writer, []
+    run = writer.run
+    await run(lambda _: None)  # what was handed over before is on disk
+
+    async def while_it_is_committed(job: Any) -> Any:
+        writer.run = run  # type: ignore[method-assign]
+        done = await run(job)
+        create = node.books.budgets.create(wanted(Period.TOTAL), who="operator")
+        made.append(asyncio.create_task(create))
+        for _ in range(1_000):
+            await asyncio.sleep(0)
+        return done
+
+    writer.run = while_it_is_committed  # type: ignore[method-assign]
+    cheap = Price(version="x", input_nano=0, cached_input_nano=0, output_nano=1_000_000)
+    period = {"since_ns": 0, "until_ns": node.clock.utc_ns() + 1}
+    rerating = Rerating(rerate_id="r", model="tiny", price=cheap, **period)
+    await node.books.rerater.apply(rerating)
+    budget = await made[0]
+    assert node.spent(budget) == 20
+    await node.restart()
+    assert node.spent(budget) == 20
+
+
+async def test_credits_are_never_more_than_the_ledger_can_add_up(node: Node):
+    store = node.books.budgets
+    balance = await store.create(Budget(id="", org="acme", period=Period.BALANCE), who="operator")
+    await store.add_credit(balance, MOST_NANO, who="operator")
+    with pytest.raises(InvalidValue, match="can be counted"):
+        await store.add_credit(balance, MOST_NANO, who="operator")
+    balances = {each.account: each.balance_nano for each in node.books.ledger.accounts()}
+    assert balances == {"cash": MOST_NANO, "org:acme": -MOST_NANO}
