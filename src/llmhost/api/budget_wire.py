@@ -165,10 +165,10 @@ def budget_detail(
     budget: Budget,
     account: Account | None,
     utc_ns: int,
+    runs: Iterable[tuple[Run, Standing]],
     holds: Iterable[BudgetHold],
     history: Sequence[BudgetEvent],
 ) -> BudgetDetail:
-    runs = [] if account is None else account.runs(utc_ns)[:MOST_RUNS]
     most = sorted(holds, key=lambda hold: hold.held_nano, reverse=True)[:MOST_HOLDS]
     return BudgetDetail(
         **_facts(budget, account, utc_ns),

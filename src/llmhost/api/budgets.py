@@ -4,6 +4,7 @@ An organisation's own budgets and its money are the operator's to change. Its ad
 further: they change and end what was made by keys, and nothing that the operator made.
 """
 
+import asyncio
 import logging
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from msgspec import UNSET
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import PAGE_ROWS, page_of
 from llmhost.api.budget_wire import (
+    MOST_RUNS,
     BudgetChange,
     BudgetDetail,
     BudgetPage,
@@ -34,6 +36,7 @@ from llmhost.tenants.budget_store import BudgetStore
 from llmhost.tenants.budgets import Budget, Credit, nano_of
 from llmhost.tenants.keys import KeyStore
 from llmhost.tenants.periods import Period
+from llmhost.tenants.pots import dearest
 from llmhost.tenants.roles import OPERATOR, Access, Right
 from llmhost.tenants.teams import no_org
 
@@ -76,10 +79,13 @@ class BudgetAdmin:
     async def show(self, budget_id: str, access: Access = OPERATOR) -> BudgetDetail:
         budget = self._store.budget(budget_id, access.org)
         history = await self._store.history(budget.id)
-        accounts = self._store.accounts
+        accounts, now_ns = self._store.accounts, self._store.utc_ns()
         account = accounts.account(budget)
-        holds = [] if account is None else accounts.holds_of(account)
-        return budget_detail(budget, account, self._store.utc_ns(), holds, history)
+        if account is None:
+            return budget_detail(budget, None, now_ns, (), (), history)
+        pots = account.run_pots(now_ns)
+        runs = await asyncio.to_thread(dearest, pots, now_ns, MOST_RUNS)  # 100,000 take a while
+        return budget_detail(budget, account, now_ns, runs, accounts.holds_of(account), history)
 
     async def create(self, new: NewBudget, access: Access = OPERATOR) -> BudgetRow:
         wanted = self._wanted(new, access)

@@ -6,6 +6,7 @@ Until then it refuses nobody.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from heapq import nlargest
 from typing import NamedTuple
 
 from llmhost.tenants.balance import Balance, Grant
@@ -14,6 +15,8 @@ from llmhost.tenants.periods import EVER, EVER_NS, Span, span_of, zone_of
 
 KEPT_RUNS = 100_000
 """Of each budget, so many runs are remembered: those that were heard of last."""
+KEPT_SPANS = 3
+"""This one, the one before, and one that a clock was ahead in."""
 UNLIMITED = 2**63
 
 Run = tuple[str | None, str | None, str]
@@ -180,15 +183,13 @@ class Account:
 
     def runs(self, utc_ns: int) -> list[tuple[Run, Standing]]:
         """Those that are remembered in this span, the dearest first."""
+        return dearest(self.run_pots(utc_ns), utc_ns, KEPT_RUNS)
+
+    def run_pots(self, utc_ns: int) -> list[Pot]:
+        """The same as pots, in no order that matters: there may be very many."""
         if not self.budget.is_per_run:
             return []
-        span = self.pot(None, utc_ns).span
-        found = [
-            (run, standing_of(pot, utc_ns))
-            for run, pot in self._pots[span.since_ns].items()
-            if run is not None
-        ]
-        return sorted(found, key=lambda one: one[1].spent + one[1].held, reverse=True)
+        return list(self._pots[self.pot(None, utc_ns).span.since_ns].values())
 
     def pots(self) -> list[Pot]:
         """All that are remembered."""
@@ -203,17 +204,24 @@ class Account:
         self._pots[span.since_ns] = pots
 
     def _turn(self, utc_ns: int) -> Span:
-        """The span of a request that came in another than the last. A clock that was set back opens no old one."""
-        span = span_of(self.budget.period, self._zone, utc_ns)
-        if span.since_ns in self._pots:
-            return span
-        if utc_ns < self._span.since_ns:
-            return span_of(self.budget.period, self._zone, next(iter(self._pots)))
-        self._begin(span)
+        """The span of a request that came in another than the last. A clock that was set back opens none before those
+        that are remembered; after one that was ahead for a while, days go on as if it had not been."""
+        span, oldest_ns = span_of(self.budget.period, self._zone, utc_ns), next(iter(self._pots))
+        if span.since_ns < oldest_ns:
+            return span_of(self.budget.period, self._zone, oldest_ns)
+        if span.since_ns not in self._pots:
+            self._begin(span)
+            self._pots = dict(sorted(self._pots.items()))
         self._span = span
-        while len(self._pots) > 2:
+        while len(self._pots) > KEPT_SPANS:
             del self._pots[next(iter(self._pots))]
         return span
+
+
+def dearest(pots: Iterable[Pot], utc_ns: int, most: int) -> list[tuple[Run, Standing]]:
+    """Of runs, so many that have used most. It only reads, and may do so in a thread."""
+    found = nlargest(most, pots, key=lambda pot: pot.spent + pot.held)
+    return [(pot.run, standing_of(pot, utc_ns)) for pot in found if pot.run is not None]
 
 
 def standing_of(pot: Pot, utc_ns: int) -> Standing:

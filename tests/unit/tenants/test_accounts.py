@@ -211,6 +211,23 @@ def test_a_request_belongs_to_the_day_of_its_arrival():
     refused(made, 1, at_ns=NOON_NS + 12 * HOUR_NS)
 
 
+def test_after_a_clock_that_was_ahead_budgets_begin_anew_each_day():
+    made = accounts(budget(period=Period.DAY))
+
+    def spend(nano: int, at_ns: int) -> None:
+        hold = made.hold(LAPTOP, None, nano, at_ns)
+        assert hold is not None
+        hold.settle(nano)
+
+    spend(90, NOON_NS)
+    spend(100, NOON_NS + 30 * DAY_NS)
+    refused(made, 20, at_ns=NOON_NS)
+    for day in range(1, 5):
+        spend(100, NOON_NS + day * DAY_NS)
+        refused(made, 1, at_ns=NOON_NS + day * DAY_NS)
+    refused(made, 1, at_ns=NOON_NS + 30 * DAY_NS)
+
+
 def test_a_clock_that_was_set_back_brings_no_budget_back():
     made = accounts(budget(100, Period.DAY))
     for days in range(1, 4):
