@@ -24,7 +24,7 @@ from llmhost.api.organization import OrganizationDesk
 from llmhost.api.prices import PriceAdmin
 from llmhost.api.reports import ReportDesk
 from llmhost.config.schema import Settings
-from llmhost.core.errors import ConfigError, LlmhostError
+from llmhost.core.errors import ConfigError
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock
 from llmhost.cost.attribution import TrueCosts
@@ -42,6 +42,7 @@ from llmhost.hooks.tell import Observers
 from llmhost.host.answers import open_answers
 from llmhost.host.backup import back_up, told
 from llmhost.host.books import Books, open_books
+from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
 from llmhost.observe.budgets import OrgBudget
 from llmhost.observe.clock import SystemClock
@@ -70,15 +71,8 @@ from llmhost.tenants.strangers import Strangers, networks_of
 
 log = logging.getLogger("llmhost.host")
 
-KEPT_REQUESTS_DAYS = 90
-KEPT_MINUTES_DAYS = 400
-"""How long analytics keeps its rows: each request, and the roll-ups by minute."""
-
 ANALYTICS_LINGER_S = 0.1
 """Rows gather for so long: nobody waits for them, and a commit costs the same for all of a moment."""
-DAY_S = 86_400
-HOUR_S = 3_600
-MINUTE_S = 60
 STOP_S = 5.0
 """How long sequences that were cut may take to say so before their engine is stopped."""
 
@@ -201,11 +195,10 @@ class Host:
         self.metrics.budgets.read_from(
             lambda: self.books.budgets.accounts.refusals, self._org_budgets
         )
-        self._tasks.append(asyncio.create_task(self._keep_house()))
-        self._tasks.append(asyncio.create_task(self._check_costs()))
-        self._tasks.append(asyncio.create_task(self._check_holds()))
-        self._tasks.append(asyncio.create_task(self.books.settlements.keep_trying()))
-        self._tasks.append(asyncio.create_task(self.books.settlements.keep_flushing()))
+        chores = Chores(
+            self.books, self.analytics, self.answers, self.costs, self.clock, self.processor.has
+        )
+        self._tasks += chores.start()
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
 
     def _check_address(self) -> None:
@@ -362,37 +355,6 @@ class Host:
             self.clock,
             lambda name: catalogue.find(name).name,
         )
-
-    async def _keep_house(self) -> None:
-        """Once a day: forget what need not be kept, and see whether the ledger's sums add up."""
-        while True:
-            now_ns = self.clock.utc_ns()
-            try:
-                await self.analytics.forget(
-                    requests_before_ns=now_ns - KEPT_REQUESTS_DAYS * DAY_S * 10**9,
-                    minutes_before_ns=now_ns - KEPT_MINUTES_DAYS * DAY_S * 10**9,
-                )
-                await self.answers.forget()
-            except LlmhostError as error:
-                log.warning("rows.not_forgotten error=%s", error)
-            try:
-                await asyncio.to_thread(self.books.ledger.check)
-            except LlmhostError as error:
-                log.warning("ledger.not_checked error=%s", error)
-            await asyncio.sleep(DAY_S)
-
-    async def _check_costs(self) -> None:
-        """Once an hour: whether devices' time and its cost add up."""
-        while True:
-            await asyncio.sleep(HOUR_S)
-            await self.costs.check()
-
-    async def _check_holds(self) -> None:
-        """Once a minute: whether every hold on a budget still has its request."""
-        accounts = self.books.budgets.accounts
-        while True:
-            await asyncio.sleep(MINUTE_S)
-            accounts.sweep(self.clock.utc_ns(), lambda hold: self.processor.has(hold.request_id))
 
     async def _close(self) -> None:
         for task in self._tasks:
