@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmhost.config.schema import BillingSettings, Settings
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import make_host
@@ -36,7 +37,8 @@ def exposed(text: str) -> set[Row]:
 
 
 async def test_the_table_is_what_a_node_exposes():
-    async with make_host() as host:
+    settings = Settings(billing=BillingSettings(budget_metrics=True))
+    async with make_host(settings=settings) as host:
         await host.say("hello", max_tokens=2)
         books = host.host.books
         await books.keys.create_org("acme")

@@ -85,7 +85,7 @@ def test_a_stopped_node_takes_budgets_and_credits(new_node: Callable[..., Node])
 
 
 def test_metrics_say_how_organisations_budgets_stand(new_node: Callable[..., Node]) -> None:
-    node = new_node(PRICED).start()
+    node = new_node(PRICED + "[billing]\nbudget_metrics = true\n").start()
     key = node.create_key("acme", budget_usd="1")
     node.admin("POST", "/budgets", {"org": "acme", "usd": "5"}).raise_for_status()
     assert ask(node, key["key"]).status_code == 200
@@ -95,6 +95,17 @@ def test_metrics_say_how_organisations_budgets_stand(new_node: Callable[..., Nod
     assert node.metric("llmhost_budget_spent_nano", **labels) == COST
     assert node.metric("llmhost_budget_held_nano") == 0
     assert node.metric("llmhost_budget_refusals_total", level="key") == 0
+
+
+def test_metrics_need_no_key_and_name_no_organisation(new_node: Callable[..., Node]) -> None:
+    node = new_node(PRICED).start()
+    key = node.create_key("acme-secret", budget_usd="1")
+    node.admin("POST", "/budgets", {"org": "acme-secret", "usd": "5"}).raise_for_status()
+    assert ask(node, key["key"]).status_code == 200
+
+    text = node.get("/metrics").text
+    assert "llmhost_budget_refusals_total" in text
+    assert "acme-secret" not in text
 
 
 def test_a_budget_that_is_made_under_load_counts_every_request_once(

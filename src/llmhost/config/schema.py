@@ -105,6 +105,8 @@ class BillingSettings(Section, frozen=True):
     """Tokens of each answer that a budget must afford beside the prompt before it begins, and again each time."""
     failed_answers: Literal["free", "delivered"] = "free"
     """What callers pay for an answer that the server broke off: nothing, or the prompt and what had come of it."""
+    budget_metrics: bool = False
+    """Whether `/metrics`, which needs no key, names organisations and says how their budgets stand."""
 
 
 class IdempotencySettings(Section, frozen=True):

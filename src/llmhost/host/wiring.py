@@ -193,7 +193,8 @@ class Host:
         )
         self.metrics.read_gauges_from(gauges)
         self.metrics.budgets.read_from(
-            lambda: self.books.budgets.accounts.refusals, self._org_budgets
+            lambda: self.books.budgets.accounts.refusals,
+            self._org_budgets if self.settings.billing.budget_metrics else tuple,
         )
         chores = Chores(
             self.books, self.analytics, self.answers, self.costs, self.clock, self.processor.has

@@ -147,6 +147,8 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_SERVER_WRITE_SHARE": "0.5",
         "LLMHOST_LIMITS_TRUSTED_PROXIES": "10.0.0.0/8",
         "LLMHOST_COSTS_SHOWN_TO_CALLERS": "0",
+        "LLMHOST_BILLING_FAILED_ANSWERS": "delivered",
+        "LLMHOST_BILLING_BUDGET_METRICS": "1",
     }.get(name, "77")
     rate = {"LLMHOST_LIMITS_REQUESTS_PER_MINUTE": "60"} if key == "burst_requests" else {}
     if key == "max_kept_bytes":
