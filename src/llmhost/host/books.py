@@ -62,6 +62,7 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
         clock=clock,
         spending=SPENDING,
         book_credit=booking(node_id),
+        is_settled=lambda: not settlements.unsettled,
     )
     price_book = PriceBook(writer, reader, node_id=node_id, clock=clock)
     reports = Reports(reader)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from llmhost.core.errors import ConfigError, Conflict, InvalidValue, NotFound
+from llmhost.core.errors import ConfigError, Conflict, InvalidValue, NotFound, Overloaded
 from llmhost.core.ports import Clock
 from llmhost.core.units import nano_to_dollars
 from llmhost.storage.connect import Connection
@@ -66,13 +66,16 @@ class BudgetStore:
         clock: Clock,
         spending: Spending,
         book_credit: BookCredit,
+        is_settled: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`is_settled` says whether all that has ended was handed to the ledger, and it took it or may yet."""
         self._writer = writer
         self._reader = reader
         self._node_id = node_id
         self._clock = clock
         self._spending = spending
         self._book_credit = book_credit
+        self._is_settled = is_settled
         self.turn = asyncio.Lock()
         """Held while budgets change, and by what else may not change meanwhile."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -141,7 +144,8 @@ class BudgetStore:
     async def create(self, budget: Budget, *, who: str) -> Budget:
         """Make a budget like this one, and put it in force; what was used before in its span counts.
 
-        Raises InvalidValue for what it can't be, and Conflict where there is one like it.
+        Raises InvalidValue for what it can't be, Conflict where there is one like it, and Overloaded while the ledger
+        lacks entries.
         """
         check_budget(budget)
         return await self._carry_out(self._create(budget, who))
@@ -191,6 +195,13 @@ class BudgetStore:
         async with self.turn:
             budget = replace(wanted, id=new_budget_id(), created_ns=self.utc_ns(), made_by=who)
             self._check_alone(budget)
+            if (
+                not self._is_settled()
+            ):  # it would be in no sum, and was said before there was this budget
+                raise Overloaded(
+                    "The ledger lacks requests that have ended, so nobody can say what was spent. Try again.",
+                    retry_after_s=1.0,
+                )
             account = self.accounts.install(
                 budget, budget.created_ns, is_counting=not budget.is_balance
             )

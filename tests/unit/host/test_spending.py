@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from llmhost.core.errors import InvalidValue
+from llmhost.core.errors import InvalidValue, Overloaded
 from llmhost.core.request import Caller
 from llmhost.cost.entries import Entry
 from llmhost.cost.pricing import Price
 from llmhost.cost.rerate import Rerating
+from llmhost.cost.under_way import UnderWay
 from llmhost.host.books import Books, open_books
+from llmhost.storage.connect import StorageFailed
 from llmhost.storage.node import DataDir
 from llmhost.tenants.budgets import MOST_NANO, Budget
 from llmhost.tenants.periods import Period
@@ -181,3 +183,25 @@ async def test_credits_are_never_more_than_the_ledger_can_add_up(node: Node):
         await store.add_credit(balance, MOST_NANO, who="operator")
     balances = {each.account: each.balance_nano for each in node.books.ledger.accounts()}
     assert balances == {"cash": MOST_NANO, "org:acme": -MOST_NANO}
+
+
+async def test_no_budget_begins_while_the_ledger_lacks_what_was_spent(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(entry: Entry) -> Any:
+        raise StorageFailed(Path("money.db"), OSError("disk full"))
+
+    settlements = node.books.settlements
+    said = {"request_id": "r", "utc_ns": node.clock.utc_ns(), "key_id": "laptop", "org": "acme"}
+    entry = Entry(**said, model="tiny@1", outcome="answered", amount_nano=70)
+    request = UnderWay(
+        **said, team=None, run_id=None, model="t", adapter=None, price_version=None, rates=None
+    )
+    monkeypatch.setattr(node.books.ledger, "settle", refused)
+    await settlements.settle(entry, settlements.begin(request))
+    with pytest.raises(Overloaded):
+        await node.books.budgets.create(wanted(Period.TOTAL), who="operator")
+    monkeypatch.undo()
+    assert await settlements._try("r")
+    budget = await node.books.budgets.create(wanted(Period.TOTAL), who="operator")
+    assert node.spent(budget) == 70
