@@ -29,7 +29,7 @@ def spent_nano(connection: Connection, budget: Budget, span: Span) -> int:
 
 
 def spent_by_run(connection: Connection, budget: Budget, span: Span, most: int) -> Sums:
-    """The same of each run."""
+    """The same of each run, the one that was last heard of at the end."""
     by_run = sums.spent_by_run(
         connection,
         budget.org,
@@ -39,7 +39,7 @@ def spent_by_run(connection: Connection, budget: Budget, span: Span, most: int) 
         until_ns=_until(span),
         most=most,
     )
-    return dict(by_run.items())
+    return dict(reversed(by_run.items()))
 
 
 def booking(node_id: str) -> BookCredit:

@@ -165,13 +165,17 @@ class Account:
 
     def counted(self, sums: Mapping[Run | None, int]) -> None:
         """Add what was used before, and begin to refuse."""
+        self.count(sums)
+        self.is_counting = False
+
+    def count(self, sums: Mapping[Run | None, int]) -> None:
+        """Add a part of what was used before."""
         pots = self._pots.get(self.first_span.since_ns, OrderedDict[Run | None, Pot]())
         for run, nano in sums.items():
             pot = pots.get(run) or Pot(self, self.first_span, run)
             pot.spent += nano
             if run is not None:
                 self.remember(pot)
-        self.is_counting = False
 
     def grant(self, grants: Iterable[Grant]) -> None:
         for grant in grants:

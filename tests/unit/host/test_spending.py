@@ -17,6 +17,7 @@ from llmhost.cost.under_way import UnderWay
 from llmhost.host.books import Books, open_books
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.node import DataDir
+from llmhost.tenants import pots
 from llmhost.tenants.budgets import MOST_NANO, Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import ManualClock, at
@@ -205,3 +206,19 @@ async def test_no_budget_begins_while_the_ledger_lacks_what_was_spent(
     assert await settlements._try("r")
     budget = await node.books.budgets.create(wanted(Period.TOTAL), who="operator")
     assert node.spent(budget) == 70
+
+
+async def test_after_a_restart_the_run_that_was_heard_of_first_is_forgotten_first(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    budget = await node.books.budgets.create(wanted(Period.TOTAL, is_per_run=True), who="operator")
+    for run in ("old", "new"):
+        node.use(5, run_id=run)
+        node.clock.advance(3_600)
+    await node.restart()
+    monkeypatch.setattr(pots, "KEPT_RUNS", 2)
+    node.use(1, run_id="another")
+
+    account = node.books.budgets.accounts.account(budget)
+    assert account is not None
+    assert [run[-1] for run, _ in account.runs(node.clock.utc_ns())] == ["new", "another"]
