@@ -78,13 +78,14 @@ _NO_MORE = _more_than_a_token(Sampling())
 class GrammarSpec:
     """What an answer must look like, as data.
 
-    `kind` is json_schema, json_object, regex, lark, gbnf, choice or tool_calls.
+    `kind` is json_schema, json_object, regex, lark, gbnf, choice, tool_calls or auto_calls.
     """
 
     kind: str
     text: str
     """The schema as JSON, the expression, the grammar, the choices as a JSON list, or for tool_calls an object:
-    `tools`, each with name, parameters and strict, and `many`, whether a list of calls is wanted."""
+    `tools`, each with name, parameters and strict, and `many`, whether a list of calls is wanted. Of auto_calls, which
+    are held only from where a call begins, the `format` besides."""
     is_strict: bool = True
     """False lets a schema through that can only be enforced in part. Each of several tools says it of itself."""
     param: str | None = field(default=None, compare=False)

@@ -21,6 +21,11 @@ class GrammarState(Protocol):
         """Nothing may follow but the end of the answer."""
         ...
 
+    @property
+    def is_free(self) -> bool:
+        """Anything may follow, for now. What is said then is looked at all the same."""
+        ...
+
     def accept(self, token: int) -> None:
         """Go on by a token that `mask` allowed."""
         ...

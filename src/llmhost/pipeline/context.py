@@ -7,7 +7,7 @@ from llmhost.core.errors import LlmhostError
 from llmhost.core.events import RequestEnded
 from llmhost.core.output import FinishReason, Outcome, Usage
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import Caller, GenerationRequest, Pooling
+from llmhost.core.request import Caller, GenerationRequest, GrammarSpec, Pooling
 from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.pools import Ticket
 from llmhost.cost.pricing import Price
@@ -75,6 +75,13 @@ class RequestContext:
     """Whether its caller may hear of them."""
     ended: RequestEnded | None = None
     """What `event` says, once it has been asked; None again when something of it changes."""
+
+    @property
+    def grammar(self) -> GrammarSpec | None:
+        """What the answer is held to, or its calls."""
+        if self.request.grammar is not None or self.reading is None:
+            return self.request.grammar
+        return self.reading.grammar
 
     @property
     def model(self) -> str:

@@ -372,7 +372,7 @@ class Execute:
             thoughts=None if reading is None else reading.thought_ids,
             begins_with_thoughts=reading is not None and reading.begun,
             stop_token_ids=eos | terms.stop_ids,
-            grammar=request.grammar,
+            grammar=context.grammar,
             priority=request.priority,
             arrival_ns=context.arrived_ns,
             deadline_ns=context.deadline_ns,

@@ -1,15 +1,17 @@
 """How an answer is read: what of it is thoughts and what is calls, by the model's own marks."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, GrammarSpec, Kind
 from llmhost.core.thoughts import ThoughtIds
 from llmhost.text.calls.families import BY_NAME, Family, reader_of
 from llmhost.text.calls.pieces import Reader
+from llmhost.text.grammar_calls import HELD
 
 AUTO = "auto"
 
@@ -25,6 +27,8 @@ class Reading:
     schemas: dict[str, Any]
     """Of each tool by its name, the JSON schema of its parameters."""
     thought_ids: ThoughtIds | None = None
+    grammar: GrammarSpec | None = None
+    """What calls that the model decides upon are held to, of formats that can be."""
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -65,4 +69,25 @@ def reading_of(
         for tool in request.tools or ()
     }
     has_begun = marks.thoughts is not None and tokenizer.begins_with_thoughts(prompt)
-    return Reading(family, marks.thoughts, has_begun, schemas, marks.thought_ids)
+    held = _held(request, family) if family is not None and request.may_call else None
+    return Reading(family, marks.thoughts, has_begun, schemas, marks.thought_ids, held)
+
+
+def _held(request: GenerationRequest, family: Family) -> GrammarSpec | None:
+    """None as well where the whole answer has a form already."""
+    if family.name not in HELD or request.grammar is not None:
+        return None
+    tools = [tool["function"] for tool in request.tools or ()]
+    content = {
+        "format": family.name,
+        "many": request.most_calls is None,
+        "tools": [
+            {
+                "name": tool["name"],
+                "parameters": {"type": "object", **(tool.get("parameters") or {})},
+                "strict": bool(tool.get("strict")),
+            }
+            for tool in tools
+        ],
+    }
+    return GrammarSpec("auto_calls", json.dumps(content), param="tools")

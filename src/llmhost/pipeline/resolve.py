@@ -66,7 +66,7 @@ class Resolve:
 
     async def compile_grammar(self, context: RequestContext) -> None:
         """Raises BadRequest for a form that this model can't be held to. Not for callers beyond their limits."""
-        spec, tokenizer = context.request.grammar, context.tokenizer
+        spec, tokenizer = context.grammar, context.tokenizer
         if spec is not None and tokenizer is not None:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(COMPILERS, tokenizer.compile_grammar, spec)

@@ -366,7 +366,7 @@ class Scheduler:
             drafts,
             sequence.barred,
             prompt_tokens + spec.min_new_tokens,
-            sequence.grammar,
+            sequence.holding,
             spec.adapter,
             spec.pooling,
         )
@@ -401,6 +401,10 @@ class Scheduler:
             if sequence.computed >= (sequence.recorded + 1) * self.limits.block_tokens:
                 self.kv.record(sequence)
             delta = self._take(sequence, row, drawn, longest)
+            if sequence.grammar is not None and row.seq_id in self._sequences:
+                self._intricate += sequence.is_plain
+                sequence.look_again()
+                self._intricate -= sequence.is_plain
             if delta is not None:
                 emissions.append((row.seq_id, delta))
         return emissions

@@ -82,7 +82,7 @@ class Sequence:
             grammar=grammar,
             is_atomic=spec.pooling is not None,
             barred=spec.stop_token_ids if spec.min_new_tokens else frozenset(),
-            is_plain=_is_plain(spec),
+            is_plain=_is_plain(spec, grammar),
             high_water=spec.high_water,
             engine_ns=spec.engine_ns,
             cost_nano=spec.cost_nano,
@@ -199,6 +199,15 @@ class Sequence:
             reason = FinishReason.STOP
         return self._last(reason, text, tokens)
 
+    def look_again(self) -> None:
+        """Its answer may have become held to its grammar, or free of it."""
+        self.is_plain = _is_plain(self.spec, self.grammar)
+
+    @property
+    def holding(self) -> GrammarState | None:
+        """What the next token is held to."""
+        return None if self.grammar is None or self.grammar.is_free else self.grammar
+
     def fresh_logprobs(
         self, start: int, found: tuple[TokenLogprobs, ...]
     ) -> tuple[TokenLogprobs, ...]:
@@ -235,6 +244,7 @@ class Sequence:
         return thoughts.count(answer, begun=self.spec.begins_with_thoughts)
 
 
-def _is_plain(spec: SequenceSpec) -> bool:
-    is_bare = spec.grammar is None and spec.adapter is None and spec.pooling is None
+def _is_plain(spec: SequenceSpec, grammar: GrammarState | None) -> bool:
+    is_free = spec.grammar is None or (grammar is not None and grammar.is_free)
+    is_bare = is_free and spec.adapter is None and spec.pooling is None
     return is_bare and not spec.min_new_tokens and spec.sampling.is_plain

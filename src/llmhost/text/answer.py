@@ -46,6 +46,10 @@ class Sheet:
     """Where thoughts may begin, beside what the grammar allows."""
     free: list[int] = field(default_factory=list)
     """Amid thoughts, where only an end of the answer is barred."""
+    every: list[int] = field(default_factory=list)
+    """Where nothing is barred."""
+    endless: list[int] = field(default_factory=list)
+    """Where an end of the answer is barred beside what the grammar bars."""
 
 
 class Answer:
@@ -63,6 +67,10 @@ class Answer:
         begun = grammar.later if self._is_thinking else grammar.first
         self._matcher: LLMatcher = begun.deep_copy()
         self._place = JsonPlace()
+
+    @property
+    def is_free(self) -> bool:
+        return False
 
     @property
     def is_ended(self) -> bool:
@@ -194,6 +202,10 @@ def _shorten_numbers(vocabulary: Vocabulary, sheet: Sheet, out: Masks) -> None:
 def _write_thoughts(vocabulary: Vocabulary, sheet: Sheet, out: Masks) -> None:
     shared = min(vocabulary.width, out.shape[1])
     out[sheet.free, :shared] = vocabulary.but_ends[:shared]
+    if sheet.every:
+        out[sheet.every, :shared] = vocabulary.every[:shared]
+    if sheet.endless:
+        out[sheet.endless, :shared] &= vocabulary.but_ends[:shared]
     if sheet.openings:
         assert vocabulary.thinking is not None
         begin = vocabulary.thinking.begin

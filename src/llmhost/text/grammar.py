@@ -19,8 +19,10 @@ from llmhost.core.errors import BadRequest, InvalidGrammar, InvalidSchema, Inval
 from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.answer import Answer, Closing, Compiled, fill_masks
+from llmhost.text.grammar_calls import HELD, with_tokens
 from llmhost.text.grammar_child import READER, Died
 from llmhost.text.grammar_source import LIMITS, MAX_SPEC_BYTES, Unreadable, in_our_words
+from llmhost.text.held_calls import CallsAnswer, CompiledCalls
 from llmhost.text.vocabulary import Masks, Thinking, Vocabulary
 
 __all__ = ["Closing", "Grammars", "Masks", "Thinking", "Vocabulary", "fill_masks"]
@@ -36,7 +38,7 @@ class Grammars:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
-        self._kept: OrderedDict[GrammarSpec, Compiled | Unreadable] = OrderedDict()
+        self._kept: OrderedDict[GrammarSpec, Compiled | CompiledCalls | Unreadable] = OrderedDict()
         self._size = 0
 
     def compile(self, spec: GrammarSpec) -> None:
@@ -44,9 +46,12 @@ class Grammars:
         self._compiled(spec)
 
     def state(self, spec: GrammarSpec, prompt: Sequence[int] = ()) -> GrammarState:
-        return Answer(self._vocabulary, self._compiled(spec), prompt)
+        compiled = self._compiled(spec)
+        if isinstance(compiled, CompiledCalls):
+            return CallsAnswer(self._vocabulary, compiled, prompt)
+        return Answer(self._vocabulary, compiled, prompt)
 
-    def _compiled(self, spec: GrammarSpec) -> Compiled:
+    def _compiled(self, spec: GrammarSpec) -> Compiled | CompiledCalls:
         with self._lock:
             found = self._kept.get(spec)
             if found is not None:
@@ -58,13 +63,13 @@ class Grammars:
             raise refusal(spec, found)
         return found
 
-    def _compile(self, spec: GrammarSpec) -> Compiled | Unreadable:
+    def _compile(self, spec: GrammarSpec) -> Compiled | CompiledCalls | Unreadable:
         try:
             return _compile(spec, self._vocabulary)
         except Unreadable as fault:
             return fault
 
-    def _keep(self, spec: GrammarSpec, found: Compiled | Unreadable) -> None:
+    def _keep(self, spec: GrammarSpec, found: Compiled | CompiledCalls | Unreadable) -> None:
         """Refusals too: what takes a second to refuse is refused once."""
         with self._lock:
             if spec not in self._kept:
@@ -78,14 +83,14 @@ class Grammars:
 def refusal(spec: GrammarSpec, fault: Unreadable) -> BadRequest:
     """What a caller hears of a grammar that can't be used."""
     param = None if spec.param is None else spec.param + fault.place
-    if spec.kind == "tool_calls":
+    if spec.kind in ("tool_calls", "auto_calls"):
         return InvalidTool(f"A tool's parameters can't be enforced: {fault.message}.", param=param)
     if spec.kind == "json_schema":
         return InvalidSchema(f"The JSON schema can't be enforced: {fault.message}.", param=param)
     return InvalidGrammar(f"The {spec.kind} can't be enforced: {fault.message}.", param=param)
 
 
-def _compile(spec: GrammarSpec, vocabulary: Vocabulary) -> Compiled:
+def _compile(spec: GrammarSpec, vocabulary: Vocabulary) -> Compiled | CompiledCalls:
     """Raises Unreadable."""
     if (size := len(spec.text.encode(errors="replace"))) > MAX_SPEC_BYTES:
         raise Unreadable(f"its text is {size} bytes long, and {MAX_SPEC_BYTES} are taken")
@@ -95,6 +100,11 @@ def _compile(spec: GrammarSpec, vocabulary: Vocabulary) -> Compiled:
         raise Unreadable(str(death)) from None
     if "fault" in told:
         raise Unreadable(told["fault"], told["place"])
+    if spec.kind == "auto_calls":
+        wish = json.loads(spec.text)
+        grammar = with_tokens(told["grammar"], vocabulary.specials)
+        form, matcher = HELD[wish["format"]], _matcher(grammar, vocabulary)
+        return CompiledCalls.of(matcher, form, vocabulary, many=wish["many"])
     if vocabulary.words:
         only = _matcher(_in_words(told["grammar"], vocabulary.words), vocabulary)
         return Compiled(only, only)

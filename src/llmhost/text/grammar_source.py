@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
+from llmhost.text.grammar_calls import SPACED, calls_grammar, quoted
 from llmhost.text.schema import enforceable
 
 if TYPE_CHECKING:
@@ -133,6 +134,21 @@ def _tool_calls(text: str, is_strict: bool) -> str:
     return LLMatcher.grammar_from_lark("\n".join([start, call, *rules]))
 
 
+def _auto_calls(text: str, is_strict: bool) -> str:
+    """Calls in a model's own format, from its opener on: strict tools by their schemas, others with any object."""
+    wish = _json(text)
+    arguments = {}
+    for place, tool in enumerate(wish["tools"]):
+        strict = {**SPACED, "lenient": False, "coerce_one_of": False}
+        schema = {"type": "object", "x-guidance": SPACED}
+        if tool["strict"]:
+            schema = {**enforceable(tool["parameters"]), "x-guidance": strict}
+        if fault := fault_of(LLMatcher.grammar_from_json_schema(json.dumps(schema))):
+            raise Unreadable(fault, f"[{place}].function.parameters")
+        arguments[tool["name"]] = schema
+    return calls_grammar(wish["format"], arguments, many=wish["many"])
+
+
 READERS: Mapping[str, Callable[[str, bool], str]] = {
     "json_schema": _json_schema,
     "json_object": _json_object,
@@ -141,12 +157,8 @@ READERS: Mapping[str, Callable[[str, bool], str]] = {
     "gbnf": _gbnf,
     "choice": _choice,
     "tool_calls": _tool_calls,
+    "auto_calls": _auto_calls,
 }
-
-
-def quoted(text: str) -> str:
-    """A Lark string that stands for `text`."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _json(text: str) -> Any:

@@ -146,6 +146,11 @@ class FileTokenizer:
             thinking=thinking,
             controls=frozenset(token for token in added if added[token].special),
             drops_space=drops_space,
+            specials={
+                text: token
+                for text in self._special
+                if (token := self._tokenizer.token_to_id(text)) is not None
+            },
         )
 
     def _find_marks(self) -> Marks:

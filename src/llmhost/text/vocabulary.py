@@ -1,7 +1,7 @@
 """A model's tokens as bytes: what a grammar must know of them, and masks over them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -40,6 +40,8 @@ class Vocabulary:
     thinking: Thinking | None = None
     controls: frozenset[int] = frozenset()
     """Ids that part a prompt's turns, among others."""
+    specials: Mapping[str, int] = field(default_factory=dict)
+    """Ids that stand for no text, by how they are spelled."""
     drops_space: bool = False
     """The text of an answer lacks the space that its first token begins with."""
     words: Sequence[str] = ()
@@ -107,6 +109,12 @@ class Vocabulary:
         """The ids of tokens that are one byte."""
         return {text: token for token, text in enumerate(self.known) if len(text) == 1}
 
+    @cached_property
+    def byte_ids(self) -> list[int]:
+        """An id for each byte, which llguidance takes even where the model has none."""
+        found = {text: token for token, text in enumerate(self.extended) if len(text) == 1}
+        return [found[bytes([byte])] for byte in range(256)]
+
     def _line(self, barred: Sequence[int] | NDArray[np.int64]) -> Masks:
         may = np.zeros(self.width * 32, np.bool_)
         may[: len(self.known)] = True
@@ -136,12 +144,15 @@ class _Speller:
     bos_token_id = None
 
     def __init__(self, vocabulary: Vocabulary, end: int) -> None:
-        self.tokens = vocabulary.extended
+        known = vocabulary.extended
         self.eos_token_id = end
-        self.special_token_ids = [token for token, text in enumerate(self.tokens) if not text]
+        self.special_token_ids = [token for token, text in enumerate(known) if not text]
+        # llguidance takes tokens that are spelled alike for one, and prefixes special ones with a byte of its own.
+        self.tokens = [text or b"[%d]" % token for token, text in enumerate(known)]
+        self._known = known
         self._encode = vocabulary.encode
-        self._longest = max(map(len, self.tokens))
-        self._ids = {text: token for token, text in enumerate(self.tokens) if text}
+        self._longest = max(map(len, known))
+        self._ids = {text: token for token, text in enumerate(known) if text}
 
     def __call__(self, text: bytes) -> list[int]:
         """The model's own tokens for `text`, or, where its tokenizer would add to the text, the longest that fit."""
@@ -149,7 +160,7 @@ class _Speller:
             ids = self._encode(text.decode())
         except UnicodeDecodeError:
             ids = []
-        return ids if b"".join(self.tokens[token] for token in ids) == text else self._greedy(text)
+        return ids if b"".join(self._known[token] for token in ids) == text else self._greedy(text)
 
     def _greedy(self, text: bytes) -> list[int]:
         ids, here = [], 0

@@ -5,12 +5,14 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 from tests.unit.pipeline.scripted import MarkedWords, ScriptedEngine, Spoken, scripted_node
+from tests.unit.text.marked import tokenizer_of
 
 from llmhost.config.schema import PriceSettings
 from llmhost.core.output import FinishReason
@@ -18,6 +20,7 @@ from llmhost.core.ports import Marks
 from llmhost.core.thoughts import ThoughtIds
 from llmhost.engines.fake import fake_answer
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
+from llmhost.text.grammar_calls import HELD
 
 THINK = ("<think>", "</think>")
 HERMES = Marks("hermes")
@@ -260,6 +263,70 @@ async def test_log_probabilities_are_of_all_tokens_also_of_those_that_mark_calls
     assert choice["finish_reason"] == "tool_calls"
 
 
+# -- held calls -----------------------------------------------------------------------------------------------------
+
+STRICT = {
+    "type": "function",
+    "function": {
+        "name": "paint",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"hue": {"enum": ["red", "blue"]}, "is_bright": {"type": "boolean"}},
+            "required": ["hue", "is_bright"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "kimi_k2", "deepseek_v31", "granite"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_a_model_begins_is_held_to_the_tool(
+    name: str, stream: bool, tmp_path: Path
+) -> None:
+    words = tokenizer_of(name, tmp_path)
+    [opener] = words.encode(HELD[name].openers[0], add_special_tokens=False)
+    spoken = msgspec.structs.replace(
+        FAKE_MODEL, engine="spoken", options={"vocab": words.vocab_size}
+    )
+    async with make_host(models={"m": spoken}, plugins=[Spoken(words)]) as host:
+        response = await host.chat(
+            "hello",
+            model="m",
+            tools=[STRICT],
+            parallel_tool_calls=False,
+            logit_bias={str(opener): 100},
+            max_tokens=300,
+            stream=stream,
+        )
+    [answer] = answers_of(response, is_stream=stream)
+
+    assert answer.finish_reason == "tool_calls"
+    [(called, arguments)] = answer.calls
+    assert called == "paint"
+    assert json.loads(arguments)["hue"] in ("red", "blue")
+    assert isinstance(json.loads(arguments)["is_bright"], bool)
+
+
+async def test_an_answer_that_has_a_form_already_is_not_held_to_calls() -> None:
+    async with model() as m:
+        asked = await m.ask(tools=[NOW], response_format={"type": "json_object"})
+        formed = m.engine.specs[0].grammar
+        m.engine.end(0)
+        await asked
+        m.engine.specs.clear()
+        asked = await m.ask(tools=[NOW])
+        free = m.engine.specs[0].grammar
+        m.engine.end(0)
+        await asked
+
+    assert formed is not None
+    assert formed.kind == "json_object"
+    assert free is not None
+    assert (free.kind, json.loads(free.text)["format"]) == ("auto_calls", "hermes")
+
+
 # -- thoughts -------------------------------------------------------------------------------------------------------
 
 
@@ -379,7 +446,7 @@ async def test_a_model_is_told_what_it_called_thought_and_learnt() -> None:
     ]
     async with make_host(
         models={"m": msgspec.structs.replace(FAKE_MODEL, engine="spoken")},
-        plugins=[Spoken(words := MarkedWords(THINKING))],
+        plugins=[Spoken(words := MarkedWords(Marks("glm", THINK)))],
     ) as host:
         body = {"model": "m", "messages": messages, "tools": [NOW], "max_tokens": 2}
         response = await host.client.post("/v1/chat/completions", json=body)

@@ -111,13 +111,16 @@ class Spoken(FakeKind):
         register(self)
 
     def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
-        return super().footprint(FAKE_MODEL, folder)
+        return super().footprint(self._as_fake(spec), folder)
 
     def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
-        return super().load(FAKE_MODEL, folder, predicted)
+        return super().load(self._as_fake(spec), folder, predicted)
 
     def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
         return self.words
+
+    def _as_fake(self, spec: ModelSpec) -> ModelSpec:
+        return msgspec.structs.replace(FAKE_MODEL, options=spec.options)
 
 
 @asynccontextmanager

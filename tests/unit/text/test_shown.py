@@ -1,25 +1,17 @@
 """Special tokens that mark calls and thoughts: from a model's ids, through its tokenizer, to the calls."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tests.unit.text.marked import tokenizer_of
 
 from llmhost.core.thoughts import ThoughtIds
 from llmhost.pipeline.reading import Reading
-from llmhost.text.calls.families import BY_NAME, THOUGHTS
-from llmhost.text.tokenizer import FileTokenizer, load_tokenizer
+from llmhost.text.calls.families import BY_NAME
+from llmhost.text.tokenizer import FileTokenizer
 
-TEMPLATES = {
-    "hermes": "<think></think><tool_call>",
-    "mistral": "[TOOL_CALLS]",
-    "harmony": "<|channel|><|message|>",
-    "kimi_k2": "<|tool_calls_section_begin|>",
-    "deepseek_v31": "<\uff5ctool▁calls▁begin\uff5c>",
-}
 SAID = {
     "hermes": '<think>Hm.</think>\n\nOk.\n<tool_call>\n{"name": "f", "arguments": {"a": "ü"}}\n</tool_call>',
     "mistral": 'Ok.[TOOL_CALLS]f[ARGS]{"a": "ü"}',
@@ -34,22 +26,7 @@ SAID = {
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileTokenizer]:
-    return {name: tokenizer_of(name, tmp_path_factory.mktemp(name)) for name in TEMPLATES}
-
-
-def tokenizer_of(name: str, folder: Path) -> FileTokenizer:
-    """Bytes, and the family's marks as special tokens."""
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    thoughts = [mark for pair in THOUGHTS for mark in pair if mark in TEMPLATES[name]]
-    raw.add_special_tokens(["<eos>", *(m for m in BY_NAME[name].openers if m not in thoughts)])
-    raw.add_tokens([AddedToken(mark, special=False) for mark in thoughts])
-    raw.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<eos>", "chat_template": TEMPLATES[name]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return load_tokenizer(folder)
+    return {name: tokenizer_of(name, tmp_path_factory.mktemp(name)) for name in SAID}
 
 
 def reading_of(tokenizer: FileTokenizer) -> Reading:
@@ -58,7 +35,7 @@ def reading_of(tokenizer: FileTokenizer) -> Reading:
     return Reading(BY_NAME[marks.call_format], marks.thoughts, False, {}, marks.thought_ids)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", SAID)
 def test_what_a_model_says_in_special_tokens_is_read(
     name: str, tokenizers: dict[str, FileTokenizer]
 ) -> None:

@@ -1,0 +1,129 @@
+"""What may come after the opener of a call that a model begins by itself: grammars of the formats that are JSON.
+
+Spaces are where models were trained to say them, as Python's json writes. Marks have lines of their own, because in
+one vocabulary they are text, and in another tokens that stand for no text.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+GAP = "gap: /[ \\n]{1,2}/"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFormat:
+    """How calls of one format begin, and what comes then."""
+
+    openers: tuple[str, ...]
+    first: tuple[str, ...] = ()
+    """What calls begin with besides, where an answer begins with it; it is part of what comes then."""
+    rules: "Callable[[Sequence[str], bool], Rules]" = lambda names, many: ([], ())
+
+
+Rules = tuple[list[str], tuple[str, ...]]
+"""Lines of a Lark grammar, in which the arguments of tool i are `args<i>`, and what its marks say: `mark0`, ..."""
+
+
+def quoted(text: str) -> str:
+    """A Lark string that stands for `text`."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _options(heads: Sequence[str], tail: str) -> list[str]:
+    """`call`: one of several heads, each with the arguments of its tool behind it."""
+    rules = [f"call{i}: {head} args{i} {tail}" for i, head in enumerate(heads)]
+    return [*rules, "call: " + " | ".join(f"call{i}" for i in range(len(heads)))]
+
+
+def _objects(names: Sequence[str], key: str = "arguments") -> list[str]:
+    heads = [quoted(f'{{"name": {json.dumps(name)}, {json.dumps(key)}: ') for name in names]
+    return _options(heads, '"}"')
+
+
+def _more(many: bool, between: str = "") -> str:
+    return f"call ({between} call)*" if many else "call"
+
+
+def _hermes(names: Sequence[str], many: bool) -> Rules:
+    return [GAP, "start: gap? call gap? mark0", *_objects(names)], ("</tool_call>",)
+
+
+def _list(names: Sequence[str], many: bool) -> Rules:
+    return [GAP, f'start: gap? "[" {_more(many, quoted(", "))} "]"', *_objects(names)], ()
+
+
+def _mistral(names: Sequence[str], many: bool) -> Rules:
+    named = [f"named{i}: {quoted(name)} mark0 args{i}" for i, name in enumerate(names)]
+    one = " | ".join(f"named{i}" for i in range(len(names)))
+    listed = f'list: "[" {_more(many, quoted(", "))} "]"'
+    return [GAP, f"start: gap? (list | {one})", listed, *named, *_objects(names)], ("[ARGS]",)
+
+
+def _llama(names: Sequence[str], many: bool) -> Rules:
+    return [f"start: {_more(many, quoted('; '))}", *_objects(names, "parameters")], ()
+
+
+def _special(words: str) -> str:
+    return "<\uff5c" + words.replace(" ", "\u2581") + "\uff5c>"
+
+
+_DEEPSEEK = tuple(map(_special, ("tool call begin", "tool sep", "tool call end", "tool calls end")))
+
+
+def _deepseek_v3(names: Sequence[str], many: bool) -> Rules:
+    heads = [
+        f'mark0 "function" mark1 {quoted(name + chr(10) + "```json" + chr(10))}' for name in names
+    ]
+    calls = _options(heads, f"{quoted(chr(10) + '```')} mark2")
+    return [f"start: {_more(many, quoted(chr(10)))} mark3", *calls], _DEEPSEEK
+
+
+def _deepseek_v31(names: Sequence[str], many: bool) -> Rules:
+    heads = [f"mark0 {quoted(name)} mark1" for name in names]
+    return [f"start: {_more(many)} mark3", *_options(heads, "mark2")], _DEEPSEEK
+
+
+def _kimi(names: Sequence[str], many: bool) -> Rules:
+    heads = [f"mark0 {quoted(f'functions.{name}:')} /[0-9]{{1,3}}/ mark1" for name in names]
+    marks = ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>")
+    calls = _options(heads, "mark2")
+    return [f"start: {_more(many)} mark3", *calls], (*marks, "<|tool_calls_section_end|>")
+
+
+HELD: Mapping[str, HeldFormat] = {
+    "hermes": HeldFormat(("<tool_call>",), rules=_hermes),
+    "granite": HeldFormat(("<|tool_call|>",), rules=_list),
+    "phi4_mini": HeldFormat(("functools",), rules=_list),
+    "mistral": HeldFormat(("[TOOL_CALLS]",), rules=_mistral),
+    "llama3_json": HeldFormat(("<|python_tag|>",), ('{"name": ',), rules=_llama),
+    "deepseek_v3": HeldFormat((_special("tool calls begin"),), rules=_deepseek_v3),
+    "deepseek_v31": HeldFormat((_special("tool calls begin"),), rules=_deepseek_v31),
+    "kimi_k2": HeldFormat(("<|tool_calls_section_begin|>",), rules=_kimi),
+}
+"""By the names of `text/calls/families.py`. Calls of other formats are not held to anything."""
+
+
+def calls_grammar(name: str, arguments: Mapping[str, Any], *, many: bool) -> str:
+    """Lark, of the format of that name; `arguments` are the schemas of the tools."""
+    lines, marks = HELD[name].rules(list(arguments), many)
+    lines += [f"args{i}: %json {json.dumps(each)}" for i, each in enumerate(arguments.values())]
+    return "\n".join([*lines, *(mark_line(i, quoted(mark)) for i, mark in enumerate(marks))])
+
+
+def mark_line(place: int, said: str) -> str:
+    return f"mark{place}: {said}"
+
+
+def with_tokens(lark: str, tokens: Mapping[str, int]) -> str:
+    """The grammar with those marks as tokens that stand for no text in a vocabulary."""
+    lines = lark.split("\n")
+    for at in range(len(lines) - 1, -1, -1):
+        head, _, said = lines[at].partition(": ")
+        if not head.startswith("mark"):
+            break
+        if (token := tokens.get(json.loads(said))) is not None:
+            lines[at] = f"{head}: <[{token}]>"
+    return "\n".join(lines)
