@@ -96,6 +96,33 @@ def test_required_calls_keep_their_tools_schemas(tiny_client: OpenAI, seed: int)
         assert list(arguments) == keys[call.function.name]
 
 
+def test_a_call_and_its_result_are_taken_back(tiny_client: OpenAI) -> None:
+    called = tiny_client.chat.completions.create(
+        model="tiny", messages=ASK, tools=TOOLS, tool_choice="required", seed=1, max_tokens=400
+    )
+    message = called.choices[0].message
+    assert message.tool_calls
+    results: list[Any] = [
+        {"role": "tool", "tool_call_id": call.id, "content": "12 degrees"}
+        for call in message.tool_calls
+    ]
+    sent: Any = {**message.to_dict(), "reasoning": "It is asked for."}
+    done = tiny_client.chat.completions.create(
+        model="tiny",
+        messages=[*ASK, sent, *results],
+        tools=TOOLS,
+        tool_choice="none",
+        reasoning_effort="low",
+        max_tokens=20,
+    )
+
+    assert done.choices[0].message.content
+    assert done.choices[0].message.tool_calls is None
+    assert done.usage is not None
+    assert done.usage.completion_tokens_details is not None
+    assert done.usage.completion_tokens_details.reasoning_tokens == 0
+
+
 def test_a_streamed_call_adds_up_to_the_whole_one(tiny_client: OpenAI) -> None:
     asked: dict[str, Any] = {
         "model": "tiny",
@@ -182,7 +209,6 @@ def test_tokens_that_end_an_answer_are_billed_like_others(tiny_client: OpenAI) -
             "invalid_json_schema",
             "guided_json",
         ),
-        ({"tools": TOOLS}, "unsupported_parameter", "tools"),
     ],
 )
 def test_what_can_not_be_enforced_is_refused_before_the_answer(

@@ -190,7 +190,10 @@ class Calls:
 
     def deltas(self, index: int, text: str) -> list[bytes]:
         """The member `delta` of each event that tells of further text."""
-        return [self._delta(index, piece) for piece in _joined(self._pushed(index, text))]
+        pieces = self._pushed(index, text)
+        if len(pieces) == 1 and pieces[0].call is None and not pieces[0].is_thought:
+            return [b'"delta":{"content":%s}' % _encode(pieces[0].text)]  # as most are
+        return [self._delta(index, piece) for piece in _joined(pieces)]
 
     def rest(self, index: int) -> list[bytes]:
         """The same at the end."""

@@ -87,6 +87,9 @@ class Reader(ABC):
         """The white space that `skip_space` took last."""
         self._space = ""
         """White space that is content only if content comes after it."""
+        self._begins: frozenset[str] | None = None
+        """Set while text is content, or thoughts, up to a mark: what such marks begin with."""
+        self._is_thought = False
         self._steps: Iterator[Piece | None] = self.read()
 
     @property
@@ -95,8 +98,25 @@ class Reader(ABC):
         return bool(self.calls) and not self.is_within_call
 
     def push(self, text: str) -> list[Piece]:
+        if self._is_plain(text):
+            return self._plain(text)
         self.feed.text += text
         return self._taken()
+
+    def _is_plain(self, text: str) -> bool:
+        """By far the most text: between marks, without the beginning of one."""
+        return (
+            self._begins is not None
+            and not self.feed.text
+            and self._begins.isdisjoint(text)
+            and (self._is_thought or not text[-1:].isspace())
+        )
+
+    def _plain(self, text: str) -> list[Piece]:
+        if self._is_thought:
+            return [Piece(text, is_thought=True)] if text else []
+        text, self._space = self._space + text, ""
+        return [Piece(text)] if text else []
 
     def finish(self) -> list[Piece]:
         """What was held back, at the end."""
@@ -172,13 +192,19 @@ class Reader(ABC):
 
     def say_until(self, *marks: str, is_thought: bool = False) -> Steps[str | None]:
         """Content, as it comes, before the first of the marks."""
+        begins = frozenset(mark[0] for mark in marks)
         while True:
             said, mark = self.feed.until(*marks)
             if is_thought and said:
                 yield Piece(said, is_thought=True)
             elif said:
                 yield from self.say(said)
-            if mark is not None or not (yield from self.more()):
+            if mark is not None:
+                return mark
+            self._begins, self._is_thought = begins, is_thought
+            has_more = yield from self.more()
+            self._begins = None
+            if not has_more:
                 return mark
 
     def say_rest(self) -> Steps[None]:

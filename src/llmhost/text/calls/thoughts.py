@@ -35,12 +35,21 @@ class Thoughts(Reader):
                 yield from self._skip_lines()
 
     def _pass_on(self, *marks: str) -> Steps[str | None]:
+        begins = frozenset(mark[0] for mark in marks)
         while True:
             said, mark = self.feed.until(*marks)
             if said:
                 yield from self._inner.push(said)
-            if mark is not None or not (yield from self.more()):
+            if mark is not None:
                 return mark
+            self._begins, self._is_thought = begins, False
+            has_more = yield from self.more()
+            self._begins = None
+            if not has_more:
+                return mark
+
+    def _plain(self, text: str) -> list[Piece]:
+        return super()._plain(text) if self._is_thought else self._inner.push(text)
 
     def _skip_lines(self) -> Steps[None]:
         """Line ends between thoughts and what comes after them belong to neither."""

@@ -1,0 +1,99 @@
+"""Tools that the built-in model decides to call, as an agent built on the real client uses them."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from server_process import Node
+
+from llmhost.engines.builtin.corpus import ToolDialogue, pairs, tool_dialogues, tools
+
+SAMPLE = tool_dialogues()[:: len(tool_dialogues()) // 8]
+
+
+@pytest.fixture
+def tiny(tiny_node: Node, client_of: Callable[[Node, str], OpenAI]) -> OpenAI:
+    return client_of(tiny_node, "any")
+
+
+def offered(dialogue: ToolDialogue, *, strict: bool = False) -> Any:
+    listed = [tools()[name] for name in dialogue.tools]
+    return [{**tool, "function": {**tool["function"], "strict": strict}} for tool in listed]
+
+
+def asked(dialogue: ToolDialogue) -> Any:
+    return [{"role": "user", "content": dialogue.questions[0]}]
+
+
+def calls_of(message: Any) -> list[tuple[str, Any]]:
+    listed = message.tool_calls or []
+    return [(call.function.name, json.loads(call.function.arguments)) for call in listed]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_agent_gets_its_calls_and_then_its_answer(tiny: OpenAI, strict: bool) -> None:
+    right = 0
+    for dialogue in SAMPLE:
+        facts: Any = {"model": "tiny", "temperature": 0, "tools": offered(dialogue, strict=strict)}
+        first = tiny.chat.completions.create(messages=asked(dialogue), **facts).choices[0]
+        results: Any = [
+            {"role": "tool", "tool_call_id": call.id, "content": known.response}
+            for call, known in zip(first.message.tool_calls or (), dialogue.calls, strict=False)
+        ]
+        told = [*asked(dialogue), first.message.to_dict(), *results]
+        last = tiny.chat.completions.create(messages=told, **facts).choices[0]
+        assert first.finish_reason == "tool_calls"
+        assert (first.message.content or "") == dialogue.preface
+        assert last.finish_reason == "stop"
+        called = calls_of(first.message) == [(call.name, call.arguments) for call in dialogue.calls]
+        right += called and last.message.content == dialogue.answer
+
+    assert right >= len(SAMPLE) - 1  # a small model knows most of what it was taught
+
+
+def test_a_stream_of_calls_adds_up_to_the_whole(tiny: OpenAI) -> None:
+    for dialogue in SAMPLE[:4]:
+        facts: Any = {"model": "tiny", "temperature": 0, "tools": offered(dialogue)}
+        whole = tiny.chat.completions.create(messages=asked(dialogue), **facts)
+        with tiny.chat.completions.stream(
+            messages=asked(dialogue), stream_options={"include_usage": True}, **facts
+        ) as stream:
+            list(stream)
+            streamed = stream.get_final_completion()
+
+        assert calls_of(streamed.choices[0].message) == calls_of(whole.choices[0].message)
+        assert (streamed.choices[0].message.content or None) == whole.choices[0].message.content
+        assert streamed.choices[0].finish_reason == "tool_calls"
+        assert streamed.usage is not None
+        assert whole.usage is not None
+        assert streamed.usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_a_question_that_needs_no_tool_is_answered(tiny: OpenAI) -> None:
+    known = pairs()[0]
+    done = tiny.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": known.questions[0]}],
+        tools=offered(SAMPLE[0]),
+        temperature=0,
+    )
+
+    assert done.choices[0].finish_reason == "stop"
+    assert done.choices[0].message.content
+    assert done.choices[0].message.tool_calls is None
+
+
+def test_one_call_is_enough_where_more_are_not_wanted(tiny: OpenAI) -> None:
+    several = next(dialogue for dialogue in tool_dialogues() if len(dialogue.calls) > 1)
+    done = tiny.chat.completions.create(
+        model="tiny",
+        messages=asked(several),
+        tools=offered(several),
+        parallel_tool_calls=False,
+        temperature=0,
+    )
+
+    assert done.choices[0].finish_reason == "tool_calls"
+    assert len(calls_of(done.choices[0].message)) == 1
