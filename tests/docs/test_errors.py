@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from llmhost.api.bodies import ChatBody, CompletionBody, StreamOptions
+from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.openai import parse_chat, parse_completion
 from llmhost.api.pooling import POOLING
 from llmhost.core.errors import AlreadyRunning, ConfigError, LlmhostError, UnsupportedParameter
@@ -61,13 +62,19 @@ def test_every_error_says_when_it_comes_and_what_to_do():
 
 
 async def test_the_example_is_what_the_server_says():
-    (example,) = re.findall(r"```json\n(.+?)```", ERRORS, re.DOTALL)
+    example, anthropics = re.findall(r"```json\n(.+?)```", ERRORS, re.DOTALL)
+    body = {"model": "tinny", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
     async with make_host() as host:
         response = await host.chat("hello", model="tinny")
+        message = (await host.client.post("/v1/messages", json=body)).json()
 
     assert response.status_code == 404
     assert response.json()["error"].keys() == json.loads(example)["error"].keys()
     assert response.json()["error"]["code"] == json.loads(example)["error"]["code"]
+    shown = json.loads(anthropics)
+    assert message.keys() == shown.keys()
+    assert message["error"].keys() == shown["error"].keys()
+    assert message["error"]["details"] == shown["error"]["details"]
 
 
 # -- docs/api.md ----------------------------------------------------------------------------------------------------
@@ -82,7 +89,8 @@ async def test_the_routes_are_those_of_the_application():
         (method.upper(), path) for path, methods in schema["paths"].items() for method in methods
     }
     whole = ("/v1/chat/completions", "/v1/completions", "/v1/estimate")
-    paths = (*whole, *(p for r in POOLING for p in r.paths))
+    messages = ("/v1/messages", "/v1/messages/count_tokens")
+    paths = (*whole, *messages, *(p for r in POOLING for p in r.paths))
     hot = {("POST", path) for path in paths}
 
     table = re.findall(ROUTE, section(API, "Routes"), re.MULTILINE)
@@ -212,6 +220,17 @@ def test_a_parameter_does_what_the_table_says(name: str, route: str):
             assert refusal.value.param == name
         case state:
             pytest.fail(f"{name} is {state}")
+
+
+def test_the_table_of_anthropics_parameters_has_those_of_the_wire() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (?:honoured|ignored|refused) \|",
+        section(API, "Anthropic's messages"),
+        re.MULTILINE,
+    )
+
+    known = {field.encode_name for field in msgspec.structs.fields(MessagesBody)}
+    assert sorted(rows) == sorted(known)
 
 
 FINE = {

@@ -18,6 +18,11 @@ METERED: dict[str, dict[str, Any]] = {
         "messages": [{"role": "user", "content": "x"}],
     },
     "/v1/completions": {"model": "echo", "prompt": "x", "max_tokens": 1},
+    "/v1/messages": {
+        "model": "echo",
+        "max_tokens": 1,
+        "messages": [{"role": "user", "content": "x"}],
+    },
     "/v1/embeddings": {"model": "embedder", "input": "x"},
     "/score": {"model": "judge", "text_1": "x", "text_2": "y"},
     "/v1/score": {"model": "judge", "text_1": "x", "text_2": "y"},
@@ -30,6 +35,7 @@ METERED: dict[str, dict[str, Any]] = {
 """Each route that makes a model compute, with a body that it answers."""
 EXEMPT = {
     *("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model:path}", "/v1/estimate"),
+    "/v1/messages/count_tokens",
     *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/billing/public-key", "/v1/usage"),
 }
 """These ask no model."""

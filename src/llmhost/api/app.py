@@ -19,9 +19,10 @@ from llmhost.api.admin_routes import admin_router
 from llmhost.api.backup import BackupDesk, backup_router
 from llmhost.api.budgets import BudgetAdmin, budget_router
 from llmhost.api.costs import CostReports, cost_router
+from llmhost.api.dialect import dialect_of
 from llmhost.api.door import Outflow, bearer
 from llmhost.api.edge import Edge, is_loopback
-from llmhost.api.errors import INTERNAL, error_headers, error_object, known_error
+from llmhost.api.errors import INTERNAL, error_headers, known_error
 from llmhost.api.estimate import estimate_route
 from llmhost.api.gatekeeper import Gatekeeper, Identify, vouch
 from llmhost.api.idempotency import Idempotency
@@ -29,6 +30,7 @@ from llmhost.api.invoices import InvoiceDesk, key_router
 from llmhost.api.json_request import JsonRequest
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
+from llmhost.api.messages import COUNT_PATH, count_route, messages_route
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.organization import OrganizationDesk, organization_router
 from llmhost.api.pooling import pooling_routes
@@ -88,7 +90,7 @@ def build_app(surface: Surface) -> ASGIApp:
         route_handlers=[
             *(asgi(path, copy_scope=False)(route) for path, route in generation.items()),
             *_pooling_routes(surface),
-            _estimate_route(surface),
+            *_counting_routes(surface),
             *_model_routes(surface),
             *_operation_routes(surface),
             *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
@@ -144,6 +146,7 @@ def _generation_routes(surface: Surface) -> dict[str, ASGIApp]:
     return {
         "/v1/chat/completions": generation_route(processor, Kind.CHAT, parse_chat, **limits),
         "/v1/completions": generation_route(processor, Kind.COMPLETION, parse_completion, **limits),
+        "/v1/messages": messages_route(processor, **limits),
     }
 
 
@@ -151,10 +154,11 @@ def _pooling_routes(surface: Surface) -> list[ControllerRouterHandler]:
     return [*pooling_routes(surface.processor, **_limits(surface))]
 
 
-def _estimate_route(surface: Surface) -> ControllerRouterHandler:
-    limit = surface.settings.max_body_bytes
-    route = estimate_route(surface.processor, surface.identify, max_body_bytes=limit)
-    return asgi("/v1/estimate", copy_scope=False)(route)
+def _counting_routes(surface: Surface) -> list[ControllerRouterHandler]:
+    """They take what models are asked, and ask none."""
+    given = (surface.processor, surface.identify, surface.settings.max_body_bytes)
+    routes = {"/v1/estimate": estimate_route(*given), COUNT_PATH: count_route(*given)}
+    return [asgi(path, copy_scope=False)(route) for path, route in routes.items()]
 
 
 def _limits(surface: Surface) -> dict[str, Any]:
@@ -241,13 +245,16 @@ def _stamped(body: dict[str, Any]) -> Response[dict[str, Any]]:
     return Response(body, headers={"x-request-id": new_request_id()})
 
 
-def _answer_error(_: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
+def _answer_error(request: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
     known: LlmhostError = known_error(error)
-    headers = {"x-request-id": new_request_id(), **error_headers(known)}
+    name, dialect = new_request_id(), dialect_of(request.scope)
+    headers = {"x-request-id": name, **error_headers(known)}
+    if dialect.id_header is not None:
+        headers[dialect.id_header] = name
     if known is INTERNAL:
-        log.error("api.failed request=%s", headers["x-request-id"], exc_info=error)
+        log.error("api.failed request=%s", name, exc_info=error)
     return Response(
-        error_object(known),
+        dialect.error(known, name),
         status_code=known.status,
         headers=headers,
         media_type="application/json",

@@ -162,7 +162,7 @@ class Calls:
     def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
         """One of a whole answer's."""
         content, thoughts, calls = list[str](), list[str](), list[dict[str, Any]]()
-        for piece in [*self._pushed(index, text), *self._finished(index)]:
+        for piece in [*self.pieces(index, text), *self.last_pieces(index)]:
             if piece.is_thought:
                 thoughts.append(piece.text)
             elif piece.call is None:
@@ -190,20 +190,20 @@ class Calls:
 
     def deltas(self, index: int, text: str) -> list[bytes]:
         """The member `delta` of each event that tells of further text."""
-        pieces = self._pushed(index, text)
+        pieces = self.pieces(index, text)
         if len(pieces) == 1 and pieces[0].call is None and not pieces[0].is_thought:
             return [b'"delta":{"content":%s}' % _encode(pieces[0].text)]  # as most are
-        return [self._delta(index, piece) for piece in _joined(pieces)]
+        return [self._delta(index, piece) for piece in joined(pieces)]
 
     def rest(self, index: int) -> list[bytes]:
         """The same at the end."""
-        return [self._delta(index, piece) for piece in _joined(self._finished(index))]
+        return [self._delta(index, piece) for piece in joined(self.last_pieces(index))]
 
     def reason(self, index: int, reason: str) -> str:
-        is_called = reason == FinishReason.STOP and self._is_complete(index)
+        is_called = reason == FinishReason.STOP and self.is_complete(index)
         return CALLED if is_called else reason
 
-    def _is_complete(self, index: int) -> bool:
+    def is_complete(self, index: int) -> bool:
         """There are calls, and all that count have their ends."""
         has_more = self._most is not None and self._begun.get(index, 0) > self._most
         return has_more or self._reader(index).is_complete
@@ -223,10 +223,12 @@ class Calls:
         function = {"name": name, "arguments": ""}
         return {"id": f"call_{named}", "type": "function", "function": function}
 
-    def _pushed(self, index: int, text: str) -> list[Piece]:
+    def pieces(self, index: int, text: str) -> list[Piece]:
+        """What further text of a choice tells."""
         return self._wanted(index, self._reader(index).push(text))
 
-    def _finished(self, index: int) -> list[Piece]:
+    def last_pieces(self, index: int) -> list[Piece]:
+        """What was held back, at the end."""
         return self._wanted(index, self._reader(index).finish())
 
     def _wanted(self, index: int, pieces: list[Piece]) -> list[Piece]:
@@ -253,12 +255,12 @@ def _of_thoughts(text: str) -> dict[str, str]:
     return {"reasoning": text, "reasoning_content": text}
 
 
-def _joined(pieces: list[Piece]) -> list[Piece]:
+def joined(pieces: list[Piece]) -> list[Piece]:
     """Neighbouring pieces of one call, or of content, as one."""
-    joined: list[Piece] = []
+    fewer: list[Piece] = []
     for piece in pieces:
-        if joined and piece.name is None and joined[-1][1:] == piece[1:]:
-            joined[-1] = joined[-1]._replace(text=joined[-1].text + piece.text)
+        if fewer and piece.name is None and fewer[-1][1:] == piece[1:]:
+            fewer[-1] = fewer[-1]._replace(text=fewer[-1].text + piece.text)
         else:
-            joined.append(piece)
-    return joined
+            fewer.append(piece)
+    return fewer

@@ -14,8 +14,8 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from llmhost.api import bill_facts, limit_headers
+from llmhost.api.dialect import dialect_of
 from llmhost.api.door import add_by_sending, client_id, header, send_whole
-from llmhost.api.errors import error_body
 from llmhost.core.errors import Forbidden
 from llmhost.core.ids import new_request_id
 
@@ -25,6 +25,7 @@ _LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?
 _EXPOSED = ", ".join(
     (
         "x-request-id",
+        "request-id",
         "x-client-request-id",
         "openai-processing-ms",
         "idempotent-replayed",
@@ -66,7 +67,7 @@ class Edge:
         if self._loopback_only and not is_loopback(_host_name(scope)):
             await self._refuse_host(scope, send)
         elif self._loopback_only and not self._is_at_home(origin := header(scope, b"origin")):
-            await self._refuse_origin(origin, send)
+            await self._refuse_origin(scope, origin, send)
         else:
             await self._with_cors(scope, receive, send)
 
@@ -75,18 +76,18 @@ class Edge:
             f"This server answers to loopback names only, and was asked as {_host_name(scope)!r}."
             " To serve other machines, start it with --host and make a key."
         )
-        await send_whole(send, refusal.status, error_body(refusal), {})
+        await send_whole(send, refusal.status, dialect_of(scope).error_body(refusal), {})
 
     def _is_at_home(self, origin: str | None) -> bool:
         """Pages elsewhere can't read answers, but their requests would run all the same: some need no preflight."""
         return origin is None or self._allows(origin)
 
-    async def _refuse_origin(self, origin: str | None, send: Send) -> None:
+    async def _refuse_origin(self, scope: HTTPScope, origin: str | None, send: Send) -> None:
         refusal = Forbidden(
             f"This server answers to pages of this machine only, and was asked by {origin!r}."
             " To let that page in, add it to cors_origins in [server]."
         )
-        await send_whole(send, refusal.status, error_body(refusal), {})
+        await send_whole(send, refusal.status, dialect_of(scope).error_body(refusal), {})
 
     async def _with_cors(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         origin = header(scope, b"origin")
@@ -137,7 +138,10 @@ def _named(scope: HTTPScope, send: Send) -> Send:
             headers = list(message["headers"])
             present = {name for name, _ in headers}
             if b"x-request-id" not in present:
-                headers.append((b"x-request-id", new_request_id().encode()))
+                name = new_request_id().encode()
+                headers.append((b"x-request-id", name))
+                if (other := dialect_of(scope).id_header) is not None:
+                    headers.append((other.encode(), name))
             if b"x-client-request-id" not in present and (theirs := client_id(scope)):
                 headers.append((b"x-client-request-id", theirs.encode()))
             message["headers"] = headers

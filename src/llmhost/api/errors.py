@@ -50,7 +50,7 @@ def known_error(error: BaseException) -> LlmhostError:
 def error_object(error: LlmhostError) -> dict[str, Any]:
     return {
         "error": {
-            "message": _shortened(error.message),
+            "message": shortened(error.message),
             "type": error.type,
             "param": error.param,
             "code": error.code,
@@ -75,7 +75,7 @@ def error_headers(error: LlmhostError) -> dict[str, str]:
     return headers
 
 
-def _shortened(message: str) -> str:
+def shortened(message: str) -> str:
     """Its beginning, which says what is wrong, and its end, which says what to do."""
     if len(message) <= LONGEST_MESSAGE:
         return message

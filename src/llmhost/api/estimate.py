@@ -5,7 +5,7 @@ that route refuses.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +19,22 @@ from llmhost.api.errors import forget_frames
 from llmhost.api.gatekeeper import Identify, vouch
 from llmhost.api.limit_headers import limit_headers
 from llmhost.api.loose import NULL, Raw, read_body, said
-from llmhost.api.openai import INLINE_BYTES, Parse, Visit, parse_chat, parse_completion
+from llmhost.api.messages_wire import parse_messages
+from llmhost.api.openai import INLINE_BYTES, Parse, parse_chat, parse_completion
 from llmhost.api.pooling import POOLING
+from llmhost.api.visit import Visit
 from llmhost.core.errors import InvalidValue, LlmhostError, MethodNotAllowed
-from llmhost.core.request import GenerationRequest
+from llmhost.core.request import Caller, GenerationRequest
 from llmhost.core.units import nano_to_dollars
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.estimate import Estimate
 from llmhost.pipeline.processor import Processor
+from llmhost.tenants.refusals import Allowances
 
 PARSERS: Mapping[str, Parse] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completion,
+    "/v1/messages": parse_messages,
     **{route.paths[0]: route.parse for route in POOLING},
 }
 """By endpoint."""
@@ -81,15 +85,37 @@ def endpoint_of(raw: bytes) -> str:
     )
 
 
-def estimate_route(processor: Processor, identify: Identify, *, max_body_bytes: int) -> ASGIApp:
+Read = Callable[[bytes, str, str | None], tuple[GenerationRequest, Any]]
+"""Body, our id, the client's id -> what would be asked, and what its answer must know beside."""
+Count = Callable[
+    [GenerationRequest, Any, Mapping[str, str], Caller],
+    Awaitable[tuple[dict[str, Any], Allowances]],
+]
+"""The request, what was read beside, headers and caller -> the answer."""
+
+
+def estimate_route(processor: Processor, identify: Identify, max_body_bytes: int) -> ASGIApp:
     """An ASGI app for the route."""
-    return _Route(processor, identify, max_body_bytes).call
+
+    async def estimate(
+        request: GenerationRequest, endpoint: str, headers: Mapping[str, str], caller: Caller
+    ) -> tuple[dict[str, Any], Allowances]:
+        made = await processor.estimate(request, headers, caller)
+        return _estimate_object(endpoint, request, made), made.allowances
+
+    return counting_route(identify, _read, estimate, max_body_bytes)
+
+
+def counting_route(identify: Identify, read: Read, count: Count, max_body_bytes: int) -> ASGIApp:
+    """An ASGI app for a route that takes what models are asked, and asks none."""
+    return _Route(identify, read, count, max_body_bytes).call
 
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    processor: Processor
     identify: Identify
+    read: Read
+    count: Count
     max_body_bytes: int
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,15 +146,15 @@ class _Route:
         raw = await read_all(receive, self.max_body_bytes)
         given = (raw, visit.request_id, visit.client_id)
         is_large = len(raw) > INLINE_BYTES
-        endpoint, request = await asyncio.to_thread(_read, *given) if is_large else _read(*given)
-        made = await self.processor.estimate(request, headers, caller)
-        body = msgspec.json.encode(_estimate_object(endpoint, request, made))
-        await send_whole(send, 200, body, {**visit.headers(), **limit_headers(made.allowances)})
+        read = await asyncio.to_thread(self.read, *given) if is_large else self.read(*given)
+        answer, allowances = await self.count(*read, headers, caller)
+        body = msgspec.json.encode(answer)
+        await send_whole(send, 200, body, {**visit.headers(), **limit_headers(allowances)})
 
 
-def _read(raw: bytes, request_id: str, client_id: str | None) -> tuple[str, GenerationRequest]:
+def _read(raw: bytes, request_id: str, client_id: str | None) -> tuple[GenerationRequest, str]:
     endpoint = endpoint_of(raw)
-    return endpoint, PARSERS[endpoint](raw, request_id, client_id)[0]
+    return PARSERS[endpoint](raw, request_id, client_id)[0], endpoint
 
 
 def _estimate_object(endpoint: str, request: GenerationRequest, made: Estimate) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.reading import Reading
 
 DONE = b"data: [DONE]\n\n"
-HEARTBEAT = b": keep-alive\n\n"
 
 _encode = msgspec.json.encode
 

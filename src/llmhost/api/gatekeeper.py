@@ -13,8 +13,9 @@ from typing import Any
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from llmhost.api.dialect import dialect_of
 from llmhost.api.door import bearer, is_small, send_last, send_whole
-from llmhost.api.errors import error_body, error_headers
+from llmhost.api.errors import error_headers
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
 from llmhost.observe.limits import LimitMetrics
@@ -114,7 +115,7 @@ def _forwarded_for(scope: HTTPScope) -> str | None:
 
 
 async def _refuse(scope: HTTPScope, receive: Receive, send: Send, refusal: LimitReached) -> None:
-    body, headers = error_body(refusal), error_headers(refusal)
+    body, headers = dialect_of(scope).error_body(refusal), error_headers(refusal)
     if is_small(scope):
         await send_whole(send, refusal.status, body, headers)
     else:

@@ -24,7 +24,6 @@ from litestar.types import (
 
 from llmhost.api.door import Wire
 from llmhost.api.errors import known_error
-from llmhost.api.frames import HEARTBEAT
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Head, Playback, Recording
 from llmhost.config.schema import IdempotencySettings
@@ -52,7 +51,7 @@ CLOSING_S = 5.0
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _OF_ONE_CALL = re.compile(
-    rb"x-request-id|x-client-request-id|openai-processing-ms|x-ratelimit-.*|x-llmhost-budget-remaining-usd|connection",
+    rb"request-id|x-request-id|x-client-request-id|openai-processing-ms|x-ratelimit-.*|x-llmhost-budget-remaining-usd|connection",
     re.DOTALL,
 )
 """Headers that say something of the call that was run, and not of its answer."""
@@ -269,8 +268,8 @@ def start_of(playback: Playback, call: Call, own: Mapping[str, str]) -> HTTPResp
     return {"type": "http.response.start", "status": head.status, "headers": headers}
 
 
-async def pour(playback: Playback, send: Send, heartbeat_s: float) -> None:
-    """Send a recording's body, which has begun, to one client."""
+async def pour(playback: Playback, send: Send, heartbeat_s: float, heartbeat: bytes) -> None:
+    """Send a recording's body, which has begun, to one client; a stream's silence is filled with `heartbeat`."""
     assert playback.recording.head is not None
     silence_s = heartbeat_s if _is_stream(playback.recording.head) else None
     while True:
@@ -278,7 +277,7 @@ async def pour(playback: Playback, send: Send, heartbeat_s: float) -> None:
         if playback.is_closed:
             return
         is_last = piece is not None and playback.is_at_end
-        body = HEARTBEAT if piece is None else piece
+        body = heartbeat if piece is None else piece
         await send({"type": "http.response.body", "body": body, "more_body": not is_last})
         if is_last:
             return

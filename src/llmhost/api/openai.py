@@ -6,16 +6,13 @@ the end is sent when it has been recorded.
 """
 
 import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable
-from copy import copy
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from llmhost.api.bill_facts import bill_facts, bill_headers
 from llmhost.api.bodies import ChatBody, CompletionBody, StreamOptions
@@ -23,37 +20,28 @@ from llmhost.api.door import (
     ClientGone,
     DisconnectWatch,
     Wire,
-    bearer,
-    client_id,
-    header,
     is_small,
-    line_of,
     read_all,
-    send_last,
     send_whole,
     start,
 )
-from llmhost.api.errors import error_body, error_headers, forget_frames, known_error
-from llmhost.api.frames import HEARTBEAT, Frames, frames_of, whole_answer
+from llmhost.api.errors import forget_frames
+from llmhost.api.frames import frames_of, whole_answer
 from llmhost.api.gatekeeper import vouch
 from llmhost.api.idempotency import HEADER as IDEMPOTENCY_KEY
 from llmhost.api.idempotency import Call, Idempotency, call_of, looked_at, pour, start_of
-from llmhost.api.limit_headers import limit_headers
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Playback
 from llmhost.api.report import Report, report_of
+from llmhost.api.visit import Visit
 from llmhost.api.wire import chat_request, completion_request
-from llmhost.core.errors import LlmhostError, MethodNotAllowed, RequestTimeout
-from llmhost.core.ids import new_request_id
-from llmhost.core.output import Delta
+from llmhost.core.errors import LlmhostError, MethodNotAllowed
+from llmhost.core.output import Delta, Usage
 from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.cost.breakdown import NOTHING, cost_object
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.processor import Exchange, Processor
-from llmhost.tenants.refusals import LimitReached
-
-log = logging.getLogger("llmhost.api")
+from llmhost.pipeline.processor import Processor
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -64,8 +52,8 @@ INLINE_BYTES = 256 * 1024
 Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, Any]]
 """Body, our id, the client's id -> the request, and what its answer must know beside: of generation, what a stream
 shall report of usage."""
-Respond = Callable[["Visit", Send, Any], Awaitable[None]]
-"""Answers a request that runs; its last argument is what `Parse` gave."""
+Respond = Callable[[Visit, Send, float | None, Any], Awaitable[None]]
+"""Answers a request that runs, filling silences of so many seconds; its last argument is what `Parse` gave."""
 Blank = Callable[[], GenerationRequest]
 """A request that says nothing but its ids, to meter by what never became one."""
 Asked = tuple[Blank, dict[str, str], Caller]
@@ -118,7 +106,7 @@ class _Route:
         visit = Visit(scope)
         await self._bounded(visit, send, self._serve(visit, receive, send))
 
-    async def _bounded(self, visit: "Visit", send: Send, serving: Awaitable[None]) -> None:
+    async def _bounded(self, visit: Visit, send: Send, serving: Awaitable[None]) -> None:
         named = request_id.set(visit.request_id)
         try:
             await serving
@@ -133,7 +121,7 @@ class _Route:
             visit.end()
             request_id.reset(named)  # the next request of a connection may run in the same context
 
-    async def _serve(self, visit: "Visit", receive: Receive, send: Send) -> None:
+    async def _serve(self, visit: Visit, receive: Receive, send: Send) -> None:
         scope, blank = visit.scope, partial(visit.blank, self.kind)
         if scope["method"] != "POST":
             refusal = MethodNotAllowed(f"{scope['method']} is not allowed here; use POST.")
@@ -153,7 +141,7 @@ class _Route:
         else:
             await self._run(visit, asked, receive, send)
 
-    async def _run(self, visit: "Visit", asked: Asked, receive: Receive, send: Send) -> None:
+    async def _run(self, visit: Visit, asked: Asked, receive: Receive, send: Send) -> None:
         blank, headers, caller = asked
         request, beside, fault = await self._parsed(visit, receive, blank, caller)
         with DisconnectWatch(receive, visit.leave, visit.line) as is_there:
@@ -167,14 +155,10 @@ class _Route:
             visit.opening = None
             if visit.is_gone:  # at the very moment of acceptance, too late to cancel the opening
                 return
-            if self.respond is not None:
-                await self.respond(visit, send, beside)
-            elif request.stream:
-                await _stream(visit, send, None if visit.is_recorded else self.heartbeat_s, beside)
-            else:
-                await _answer(visit, send)
+            respond = self.respond or (_stream if request.stream else _answer)
+            await respond(visit, send, None if visit.is_recorded else self.heartbeat_s, beside)
 
-    async def _serve_once(self, visit: "Visit", asked: Asked, receive: Receive, send: Send) -> None:
+    async def _serve_once(self, visit: Visit, asked: Asked, receive: Receive, send: Send) -> None:
         """Answer a call that has an Idempotency-Key, which may have been made before."""
         call, playback = await self._joined(visit, asked, receive)
         try:
@@ -184,13 +168,11 @@ class _Route:
                     self.idempotency.note(playback, call, asked[-1])
                     await send(start_of(playback, call, visit.headers()))
                     visit.has_started = True
-                    await pour(playback, send, self.heartbeat_s)
+                    await pour(playback, send, self.heartbeat_s, visit.dialect.heartbeat)
         finally:
             playback.close()
 
-    async def _joined(
-        self, visit: "Visit", asked: Asked, receive: Receive
-    ) -> tuple[Call, Playback]:
+    async def _joined(self, visit: Visit, asked: Asked, receive: Receive) -> tuple[Call, Playback]:
         blank, _, caller = asked
 
         async def perform(receive: Receive, send: Send, wire: Wire) -> bool:
@@ -214,7 +196,7 @@ class _Route:
             raise
 
     async def _parsed(
-        self, visit: "Visit", receive: Receive, blank: Blank, caller: Caller
+        self, visit: Visit, receive: Receive, blank: Blank, caller: Caller
     ) -> tuple[GenerationRequest, Any, LlmhostError | None]:
         """The request; or what is wrong with it, and a blank one to meter that by."""
         try:
@@ -234,89 +216,21 @@ class _Route:
             raise
 
 
-class Visit:
-    """One call of a route, from the connection's side."""
+class Framing(Protocol):
+    """Writes one stream."""
 
-    def __init__(self, scope: HTTPScope) -> None:
-        self.scope = scope
-        self.started = time.perf_counter()
-        self.request_id = new_request_id()
-        self.client_id = client_id(scope)
-        self.secret = bearer(scope)
-        self.line = line_of(scope)
-        self.wire: Wire | None = self.line
-        self.wants_cost = header(scope, b"x-llmhost-cost") == "breakdown"
-        self.exchange: Exchange | None = None
-        self.opening: asyncio.Task[Any] | None = None
-        """The visit's own task, while it waits to be let in."""
-        self.is_gone = False
-        self.has_started = False
-        self.has_failed = False
-        self.is_recorded = False
-        """Its answer goes to a recording, which every reader plays with silences and heartbeats of its own."""
+    def is_large(self, deltas: Sequence[Delta]) -> bool:
+        """Writing the events of these takes so long that others should not wait for it."""
+        ...
 
-    def blank(self, kind: Kind) -> GenerationRequest:
-        return GenerationRequest(
-            request_id=self.request_id, kind=kind, model="-", client_request_id=self.client_id
-        )
+    def events(self, deltas: Sequence[Delta]) -> bytes: ...
 
-    def recorded_by(self, wire: Wire) -> "Visit":
-        """The same call, as it is made on nobody's connection."""
-        twin = copy(self)
-        twin.wire, twin.line, twin.is_recorded = wire, None, True
-        return twin
-
-    def leave(self) -> None:
-        """The client is gone: nothing more is done for it. Idempotent."""
-        self.is_gone = True
-        if self.opening is not None:
-            self.opening.cancel()
-            self.opening = None
-        self.end()
-
-    def end(self) -> None:
-        """The client has got everything, or is gone. Idempotent."""
-        if self.exchange is not None:
-            self.exchange.leave()
-
-    def headers(self) -> dict[str, str]:
-        elapsed_ms = int((time.perf_counter() - self.started) * 1000)
-        headers = {"x-request-id": self.request_id, "openai-processing-ms": str(elapsed_ms)}
-        if self.client_id is not None:
-            headers["x-client-request-id"] = self.client_id
-        if self.exchange is not None:
-            headers.update(limit_headers(self.exchange.context.allowances))
-        return headers
-
-    async def fail(self, send: Send, error: Exception) -> None:
-        """Say what went wrong: as a body, or, once a stream has begun, as its last event without [DONE]."""
-        known = known_error(error)
-        self.has_failed = True
-        if not isinstance(error, LlmhostError):
-            log.error("api.failed request=%s", self.request_id, exc_info=error)
-        if self.has_started:
-            event = b"data: " + error_body(known) + b"\n\n"
-            await send({"type": "http.response.body", "body": event, "more_body": False})
-        else:
-            headers = {**self.headers(), **error_headers(known)}
-            if isinstance(known, RequestTimeout):
-                headers["connection"] = "close"  # the rest of its body may never come
-            if isinstance(known, LimitReached):
-                headers.update(limit_headers(known.allowances))
-            await send_whole(send, known.status, error_body(known), headers)
-
-    async def dismiss(
-        self, send: Send, receive: Receive, error: LlmhostError, *, is_small: bool
-    ) -> None:
-        """Refuse a request whose body was not read. A large one costs the client its connection."""
-        if is_small:
-            await self.fail(send, error)
-            return
-        headers = {**self.headers(), **error_headers(error)}
-        await send_last(send, receive, error.status, error_body(error), headers)
+    def last(
+        self, usage: Usage, cost: dict[str, Any] | None, facts: dict[str, str] | None
+    ) -> bytes: ...
 
 
-async def _answer(visit: Visit, send: Send) -> None:
+async def _answer(visit: Visit, send: Send, _: float | None, __: StreamOptions) -> None:
     assert visit.exchange is not None
     exchange = visit.exchange
     deltas = await exchange.read_whole()
@@ -338,7 +252,7 @@ async def _stream(
     visit: Visit, send: Send, heartbeat_s: float | None, options: StreamOptions
 ) -> None:
     assert visit.exchange is not None
-    exchange, context = visit.exchange, visit.exchange.context
+    context = visit.exchange.context
     created_s = context.arrived_utc_ns // 1_000_000_000
     frames = frames_of(
         context.request,
@@ -348,13 +262,24 @@ async def _stream(
         reading=context.reading,
         prompt_tokens=sum(map(len, context.prompts)) if options.continuous_usage_stats else None,
     )
+    await stream_by(frames, visit, send, heartbeat_s)
+
+
+async def stream_by(
+    frames: Framing, visit: Visit, send: Send, heartbeat_s: float | None, beginning: bytes = b""
+) -> None:
+    """Stream an answer, with what stands before all of it."""
+    assert visit.exchange is not None
+    exchange, context = visit.exchange, visit.exchange.context
     begun = {**STREAM_HEADERS, **visit.headers(), **bill_headers(context, with_cost=False)}
     await start(send, 200, EVENT_STREAM, begun)
     visit.has_started = True
+    if beginning:
+        await send({"type": "http.response.body", "body": beginning, "more_body": True})
     take = None if visit.wire is None else partial(_write, visit.wire, frames)
     while (deltas := await exchange.read(heartbeat_s, take)) != []:
         if deltas is None:
-            body = HEARTBEAT
+            body = visit.dialect.heartbeat
         elif frames.is_large(deltas):
             body = await asyncio.to_thread(frames.events, deltas)
         else:
@@ -366,7 +291,7 @@ async def _stream(
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-def _write(wire: Wire, frames: Frames, deltas: list[Delta]) -> bool:
+def _write(wire: Wire, frames: Framing, deltas: list[Delta]) -> bool:
     """Write what came, unless it has to wait for the client or takes so long that others would."""
     if not wire.is_free() or frames.is_large(deltas):
         return False

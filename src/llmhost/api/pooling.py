@@ -12,7 +12,7 @@ from litestar.types import ControllerRouterHandler, Send
 from llmhost.api.bill_facts import bill_headers
 from llmhost.api.door import send_whole
 from llmhost.api.loose import read_body
-from llmhost.api.openai import Parse, Visit, generation_route, shown_cost
+from llmhost.api.openai import Parse, generation_route, shown_cost
 from llmhost.api.pooling_wire import (
     ClassifyBody,
     EmbeddingBody,
@@ -23,6 +23,7 @@ from llmhost.api.pooling_wire import (
     rerank_request,
     score_request,
 )
+from llmhost.api.visit import Visit
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pool import Vector, scores, vectors
@@ -69,7 +70,7 @@ def _parser(
     return parse
 
 
-async def _respond(visit: Visit, send: Send, shape: Shape) -> None:
+async def _respond(visit: Visit, send: Send, _: float | None, shape: Shape) -> None:
     assert visit.exchange is not None
     exchange = visit.exchange
     deltas = await exchange.read_whole()

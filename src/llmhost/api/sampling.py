@@ -58,12 +58,12 @@ def sampling(body: GenerationBody, *, logprobs: int | None, choices: int) -> Sam
     )
 
 
-def stops(stop: str | list[str] | None) -> tuple[str, ...]:
+def stops(stop: str | list[str] | None, param: str = "stop") -> tuple[str, ...]:
     """Stop strings. Raises InvalidValue."""
     if not stop and stop != "":
         return ()
     given = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    return _strings(given, "stop", most=MAX_STOPS)
+    return _strings(given, param, most=MAX_STOPS)
 
 
 def bad_words(raw: Raw) -> tuple[str, ...]:

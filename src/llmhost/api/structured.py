@@ -23,7 +23,8 @@ MAX_FORM_BYTES = 256 * 1024
 MAX_TOOLS = 128
 
 Table = dict[str, Any]
-Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
+Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,128}$")]
+"""OpenAI's names end at 64 characters, Anthropic's at 128."""
 
 NO_PARAMETERS: Table = {"type": "object", "properties": {}, "additionalProperties": False}
 """What absent ones mean, as with OpenAI."""
@@ -164,7 +165,7 @@ def _only(asked: list[GrammarSpec]) -> GrammarSpec | None:
 
 
 def _formats(body: GenerationBody) -> Iterator[GrammarSpec]:
-    form = _decoded(body.response_format, WireFormat, "response_format")
+    form = decoded(body.response_format, WireFormat, "response_format")
     if form is None or form.type == "text":
         return
     if form.type == "json_object" and not asks(form.schema):
@@ -182,7 +183,7 @@ def _formats(body: GenerationBody) -> Iterator[GrammarSpec]:
 
 
 def _structures(body: GenerationBody) -> Iterator[GrammarSpec]:
-    asked = _decoded(body.structured_outputs, WireStructured, "structured_outputs")
+    asked = decoded(body.structured_outputs, WireStructured, "structured_outputs")
     if asked is not None:
         yield from _structure(asked, "structured_outputs.")
     older = WireStructured(
@@ -217,7 +218,7 @@ def _structure(asked: WireStructured, at: str) -> Iterator[GrammarSpec]:
 
 def _schema(raw: Raw, param: str, *, is_strict: bool) -> GrammarSpec:
     """A schema as JSON, or as a string that holds its JSON."""
-    text = _decoded(raw, str, param) if bytes(raw).startswith(b'"') else _text(raw, param)
+    text = decoded(raw, str, param) if bytes(raw).startswith(b'"') else _text(raw, param)
     return GrammarSpec("json_schema", text, is_strict=is_strict, param=param)
 
 
@@ -229,7 +230,7 @@ def _text(raw: Raw, param: str) -> str:
 
 
 def _tools(body: ChatBody) -> list[WireFunction]:
-    tools = _decoded(body.tools, list[WireTool], "tools") or []
+    tools = decoded(body.tools, list[WireTool], "tools") or []
     if len(tools) > MAX_TOOLS:
         raise InvalidValue(f"{len(tools)} tools are sent; {MAX_TOOLS} are allowed.", param="tools")
     return [_function(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
@@ -253,7 +254,7 @@ def _function(tool: WireTool, at: str) -> WireFunction:
 
 def _wanted(body: ChatBody, tools: list[WireFunction]) -> Wanted | None:
     """None where the answer is text."""
-    choice = _decoded(body.tool_choice, WireChoice | str, "tool_choice") or "auto"
+    choice = decoded(body.tool_choice, WireChoice | str, "tool_choice") or "auto"
     may_repeat = body.parallel_tool_calls is not False
     match choice:
         case "none":
@@ -312,13 +313,18 @@ def _for_template(tool: WireFunction) -> Table:
     return {"type": "function", "function": said}
 
 
-def _decoded(raw: Raw, shape: Any, param: str) -> Any:
+def decoded(raw: Raw, shape: Any, param: str) -> Any:
     """A field's value; None where it is absent. Raises InvalidValue."""
-    if (size := len(bytes(raw))) > MAX_FORM_BYTES:
-        raise InvalidValue(
-            f"'{param}' is {size} bytes long; {MAX_FORM_BYTES} are allowed.", param=param
-        )
+    check_size(raw, param)
     try:
         return loose(raw, shape, param)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidValue(f"'{param}' is not valid JSON: {error}", param=param) from None
+
+
+def check_size(raw: Raw, param: str) -> None:
+    """Raises InvalidValue."""
+    if (size := len(bytes(raw))) > MAX_FORM_BYTES:
+        raise InvalidValue(
+            f"'{param}' is {size} bytes long; {MAX_FORM_BYTES} are allowed.", param=param
+        )

@@ -106,6 +106,7 @@ class ContextTooLong(BadRequest):
         self, *, prompt_tokens: int, max_tokens: int | None, limit_tokens: int, param: str
     ) -> None:
         room = max(limit_tokens - prompt_tokens, 0)
+        self.prompt_tokens, self.limit_tokens = prompt_tokens, limit_tokens
         asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
         cure = f" or set max_tokens to {room} or less" if max_tokens is not None and room else ""
         super().__init__(

@@ -89,3 +89,5 @@ class Delta:
     """Of prompt tokens that this step computed, in order, where they were asked for; the prompt's first has none."""
     pooled: Sequence[float] | None = None
     """The vector of a sequence that pools."""
+    stop: str | None = None
+    """The stop string that ended the choice, if one did."""

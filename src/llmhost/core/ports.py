@@ -260,6 +260,11 @@ class TextWatch(Protocol):
         """A stop string has appeared; the text pushed out so far ends right before it."""
         ...
 
+    @property
+    def stop(self) -> str | None:
+        """That stop string, once `is_stopped`."""
+        ...
+
     def flush(self) -> str:
         """At the end without a stop string: whatever was held back. Incomplete bytes become U+FFFD."""
         ...

@@ -243,6 +243,8 @@ class GenerationRequest:
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     """0: nothing is said, only the prompt is looked at."""
+    takes_less: bool = False
+    """Where the prompt leaves room for fewer than `max_tokens`, those are enough."""
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()

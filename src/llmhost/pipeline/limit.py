@@ -87,13 +87,13 @@ def _wish(context: RequestContext) -> tuple[Caller, str, str | None, Size]:
 
 
 def _size(context: RequestContext) -> Size:
-    request = context.request
+    most = context.request.max_tokens
     input_tokens = sum(map(len, context.prompts))
     if context.poolings:
         return Size(input_tokens=input_tokens)
     return Size(
         input_tokens=input_tokens,
-        choices=len(context.prompts) * request.runs,
+        choices=len(context.prompts) * context.request.runs,
         longest_tokens=context.max_new_tokens,
-        asked_tokens=request.max_tokens,
+        asked_tokens=None if most is None else min(most, context.max_new_tokens),
     )

@@ -8,7 +8,13 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from llmhost.core.errors import DeadlineExceeded, LlmhostError, Overloaded, PluginFailed
+from llmhost.core.errors import (
+    ContextTooLong,
+    DeadlineExceeded,
+    LlmhostError,
+    Overloaded,
+    PluginFailed,
+)
 from llmhost.core.output import Delta, FinishReason, Outcome
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller, GenerationRequest
@@ -165,6 +171,23 @@ class Processor:
         estimate = await stages.bill.estimate(context)
         await stages.screen(context)
         return estimate
+
+    async def count_tokens(
+        self, request: GenerationRequest, headers: Mapping[str, str], caller: Caller
+    ) -> RequestContext:
+        """The context of a request that is not run, with its prompt's tokens: those of one that is too long, too.
+
+        It is not metered, and counted by limits as a request. Raises what would refuse it, but for its length.
+        """
+        context, stages = self._arrived(request, None, headers, caller), self._stages
+        check_run(headers)
+        stages.screen.check_length(context)
+        try:
+            await stages.resolve(context)
+        except ContextTooLong:
+            assert context.terms is not None, "how long it is was known"
+        await stages.limit.count(context)
+        return context
 
     def _ended(self, generation: Generation) -> None:
         self._live.discard(generation)

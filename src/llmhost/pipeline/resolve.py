@@ -92,10 +92,11 @@ class Resolve:
         request = context.request
         prompt_tokens = max(len(prompt) for prompt in context.prompts)
         room = longest_tokens - prompt_tokens
-        if room < (1 if request.max_tokens is None else request.max_tokens):
+        wanted = None if request.takes_less else request.max_tokens
+        if room < (1 if wanted is None else wanted):
             raise ContextTooLong(
                 prompt_tokens=prompt_tokens,
-                max_tokens=request.max_tokens,
+                max_tokens=wanted,
                 limit_tokens=longest_tokens,
                 param="messages" if request.kind is Kind.CHAT else "prompt",
             )
@@ -104,4 +105,4 @@ class Resolve:
                 f"'min_tokens' is {request.min_tokens}, and this prompt leaves room for {room}.",
                 param="min_tokens",
             )
-        return room if request.max_tokens is None else request.max_tokens
+        return room if request.max_tokens is None else min(room, request.max_tokens)

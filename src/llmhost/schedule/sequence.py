@@ -217,7 +217,10 @@ class Sequence:
         return fresh
 
     def _last(self, reason: FinishReason, text: str, tokens: tuple[int, ...]) -> Delta:
-        return Delta(self.spec.index, text, tokens, reason, self._usage(reason))
+        last = Delta(self.spec.index, text, tokens, reason, self._usage(reason))
+        if reason is FinishReason.STOP and self.watch.is_stopped:
+            last.stop = self.watch.stop
+        return last
 
     def _usage(self, reason: FinishReason) -> Usage:
         """An answer used its prompt; what was cut off in the queue or amid the prompt, only what was computed of it."""

@@ -77,7 +77,7 @@ class Watch:
 
     __slots__ = (
         *("_cut", "_detokeniser", "_held", "_push", "_state", "_stops"),
-        *("is_armed", "is_stopped"),
+        *("is_armed", "is_stopped", "stop"),
     )
 
     def __init__(self, detokeniser: Detokeniser, stop: Sequence[str] = ()) -> None:
@@ -90,6 +90,7 @@ class Watch:
         self._cut: int | None = None
         """Where in `_held` the first stop string seen so far begins."""
         self.is_stopped = False
+        self.stop: str | None = None
         self.is_armed = True
 
     def push(self, token: int) -> str:
@@ -127,7 +128,8 @@ class Watch:
             here += 1
             if stops.ended[state]:
                 seen = here - stops.ended[state]
-                cut = seen if cut is None else min(cut, seen)
+                if cut is None or seen < cut:
+                    cut, self.stop = seen, text[seen:here]
             if cut is not None and here - stops.depth[state] >= cut:
                 self.is_stopped = True
                 self._held = ""

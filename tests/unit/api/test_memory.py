@@ -11,8 +11,8 @@ from tests.unit.api.test_wires import WiredConnection
 from tests.unit.pipeline.node import settled, until
 
 from llmhost.api.idempotency import HEADER
-from llmhost.api.openai import Visit
 from llmhost.api.recording import Playback, Recording
+from llmhost.api.visit import Visit
 from llmhost.config.schema import IdempotencySettings, ModelSpec, Settings
 from llmhost.core.output import Delta
 from llmhost.core.request import GenerationRequest

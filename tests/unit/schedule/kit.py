@@ -23,6 +23,7 @@ class SpelledWatch:
 
     def __init__(self, stop: Seq[str] = ()) -> None:
         self.is_stopped = False
+        self.stop: str | None = None
         self.is_armed = True
         self._stop = stop
         self._text = ""
@@ -32,6 +33,7 @@ class SpelledWatch:
         self._text += f"{token} "
         found = [at for at in (self._text.find(stop) for stop in self._stop) if at >= 0]
         self.is_stopped = bool(found)
+        self.stop = next((stop for stop in self._stop if stop in self._text), None)
         return self._text[said : min(found)] if found else self._text[said:]
 
     def flush(self) -> str:

@@ -151,6 +151,7 @@ def test_a_stop_string_ends_with_stop_before_itself() -> None:
     [(_, delta)] = scheduler.absorb(StepResult([row], [answer[0]], 0, 5, [5]))
     assert delta.finish_reason is FinishReason.STOP
     assert delta.text == ""
+    assert delta.stop == f"{answer[0]} "
     assert delta.tokens == (answer[0],)
 
 

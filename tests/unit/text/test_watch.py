@@ -139,6 +139,20 @@ def test_the_text_ends_right_before_the_first_stop_string(
     assert watch.is_stopped == any(one and one in text for one in stop)
 
 
+@settings(deadline=None)
+@given(
+    texts=st.lists(st.text(alphabet="ab", max_size=6), max_size=12),
+    stop=st.lists(st.text(alphabet="ab", max_size=5), max_size=5),
+)
+def test_which_stop_string_it_was_is_told(texts: list[str], stop: list[str]) -> None:
+    watch = Watch(Chunks(texts), stop)
+    said = "".join(watch.push(token) for token in range(len(texts))) + watch.flush()
+
+    if watch.is_stopped:
+        assert watch.stop in stop
+        assert "".join(texts).startswith(said + watch.stop)
+
+
 class Characters:
     """A detokeniser whose tokens are code points, to look at stop strings alone."""
 

@@ -235,6 +235,7 @@ class _Silent:
 
     is_armed = True
     is_stopped = False
+    stop: str | None = None
 
     def push(self, token: int) -> str:
         return ""

@@ -1,0 +1,98 @@
+"""How the APIs that are served here say what every route has to say: errors, silence, and the id of a request.
+
+Found by the path, because refusals are said before a route is reached, too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from litestar.types import Scope
+
+from llmhost.api.errors import error_object, shortened
+from llmhost.core.errors import ContextTooLong, LlmhostError, Overloaded, QuotaExhausted
+
+ANTHROPIC_PATH = "/v1/messages"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One API's ways."""
+
+    error: Callable[[LlmhostError, str | None], dict[str, Any]]
+    """A refusal or failure of the request with this id, as a body."""
+    event: bytes
+    """What stands before an error amid a stream."""
+    heartbeat: bytes
+    """An event that fills silence."""
+    id_header: str | None = None
+    """Another name of x-request-id."""
+
+    def error_body(self, error: LlmhostError, request_id: str | None = None) -> bytes:
+        return msgspec.json.encode(self.error(error, request_id))
+
+    def error_event(self, error: LlmhostError, request_id: str | None = None) -> bytes:
+        return self.event + self.error_body(error, request_id) + b"\n\n"
+
+
+def dialect_of(scope: Scope) -> Dialect:
+    path = scope["path"]
+    is_anthropic = path.startswith(ANTHROPIC_PATH) and path[len(ANTHROPIC_PATH) :][:1] in ("", "/")
+    return ANTHROPIC if is_anthropic else OPENAI
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_type(error: type[LlmhostError]) -> str:
+    """Anthropic's name for a kind of error."""
+    if issubclass(error, QuotaExhausted):
+        return "billing_error"
+    if issubclass(error, Overloaded):
+        return "overloaded_error"
+    usual = "api_error" if error.status >= 500 else "invalid_request_error"
+    return _ANTHROPIC_TYPES.get(error.status, usual)
+
+
+def anthropic_error(error: LlmhostError, request_id: str | None) -> dict[str, Any]:
+    """`details.error_code` is where Anthropic's clients look for what tells errors of one type apart."""
+    said: dict[str, Any] = {"type": anthropic_type(type(error)), "message": _message(error)}
+    facts = {"error_code": error.code, "param": _param(error.param)}
+    if details := {name: fact for name, fact in facts.items() if fact is not None}:
+        said["details"] = details
+    return {"type": "error", "error": said, "request_id": request_id}
+
+
+def _message(error: LlmhostError) -> str:
+    """Agents find a prompt that is too long by Anthropic's words, and make it shorter."""
+    if isinstance(error, ContextTooLong):
+        return (
+            f"prompt is too long: {error.prompt_tokens} tokens > {error.limit_tokens - 1} maximum"
+        )
+    return shortened(error.message)
+
+
+def _param(param: str | None) -> str | None:
+    """A schema is found out to be wrong where it is OpenAI's field already."""
+    return None if param is None else param.replace(".function.parameters", ".input_schema")
+
+
+OPENAI = Dialect(
+    error=lambda error, _: error_object(error), event=b"data: ", heartbeat=b": keep-alive\n\n"
+)
+ANTHROPIC = Dialect(
+    error=anthropic_error,
+    event=b"event: error\ndata: ",
+    heartbeat=b'event: ping\ndata: {"type":"ping"}\n\n',
+    id_header="request-id",
+)
