@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 from hostile_ground import FOREIGN, MODEL, ROLES, Attack, Ground, Operation
 from hostile_values import (
     ANY_END,
@@ -28,6 +29,7 @@ from hostile_values import (
 )
 
 from llmhost.api.bodies import ChatBody, CompletionBody
+from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.pooling_wire import EmbeddingBody, RerankBody, ScoreBody
 
 FINE: dict[str, str] = {
@@ -263,6 +265,7 @@ def strange_headers(ground: Ground) -> Iterator[Attack]:
 
 ASKED: dict[str, dict[str, str]] = {
     "/v1/chat/completions": {"messages": '[{"role":"user","content":"x"}]', "max_tokens": "1"},
+    "/v1/messages": {"messages": '[{"role":"user","content":"x"}]', "max_tokens": "1"},
     "/v1/completions": {"prompt": '"x"', "max_tokens": "1"},
     "/v1/embeddings": {"input": '"x"'},
     "/v1/score": {"text_1": '"x"', "text_2": '"y"'},
@@ -270,6 +273,7 @@ ASKED: dict[str, dict[str, str]] = {
 }
 SHAPES = {
     "/v1/chat/completions": ChatBody,
+    "/v1/messages": MessagesBody,
     "/v1/completions": CompletionBody,
     "/v1/embeddings": EmbeddingBody,
     "/v1/score": ScoreBody,
@@ -279,15 +283,17 @@ SHAPES = {
 
 def estimates(ground: Ground) -> Iterator[Attack]:
     """What might be asked, with each field of each body wrong; nothing of it is run."""
-    path, tried = "/v1/estimate", set[str]()
+    path, tried = "/v1/estimate", set[tuple[str, str]]()
     for endpoint, right in ASKED.items():
         whole = {"model": f'"{MODEL}"', "endpoint": json.dumps(endpoint), **right}
-        for name in {*SHAPES[endpoint].__struct_fields__, "endpoint"} - tried:
-            tried.add(name)
+        fields = msgspec.structs.fields(SHAPES[endpoint])
+        names = {(field.name, repr(field.type)) for field in fields} | {("endpoint", "")}
+        for name, _ in names - tried:
             for value in (*FRAGMENTS, *DEEP_FRAGMENTS):
                 yield Attack(
                     f"estimate {name}", "POST", path, "member", written({**whole, name: value})
                 )
+        tried |= names
     for name, body in BODIES.items():
         yield Attack(f"estimate: {name}", "POST", path, "member", body)
     for who in ("billing", "nobody"):

@@ -360,10 +360,11 @@ def test_other_methods_and_routes_have_anthropics_errors(open_node: Node) -> Non
 # ------------------------------------------------------------ the wire
 
 
-def raw_stream(node: Node, body: dict[str, Any]) -> list[bytes]:
+def raw_stream(node: Node, body: dict[str, Any], **headers: str) -> list[bytes]:
     """The chunks of a stream's body, each as it was written."""
+    path, asked = "/v1/messages?beta=true", {**body, "stream": True}
     with node.raw() as connection:
-        connection.sendall(http_bytes("/v1/messages?beta=true", {**body, "stream": True}))
+        connection.sendall(http_bytes(path, asked, headers=headers))
         file = connection.makefile("rb")
         while file.readline() != b"\r\n":
             pass
@@ -390,8 +391,11 @@ def test_a_stream_is_the_golden_one(open_node: Node) -> None:
     assert "\n\n".join(events) + "\n" == (GOLDEN / "messages.txt").read_text()
 
 
-def test_every_write_holds_whole_events_and_silence_is_filled_with_pings(open_node: Node) -> None:
-    chunks = raw_stream(open_node, {**BODY, "model": "silent", "max_tokens": 1})
+@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "messages-ping"}])
+def test_every_write_holds_whole_events_and_silence_is_filled_with_pings(
+    open_node: Node, headers: dict[str, str]
+) -> None:
+    chunks = raw_stream(open_node, {**BODY, "model": "silent", "max_tokens": 1}, **headers)
 
     assert all(chunk.endswith(b"\n\n") for chunk in chunks)
     names = re.findall(rb"^event: (\w+)$", b"".join(chunks), re.MULTILINE)

@@ -67,7 +67,7 @@ def anthropic_type(error: type[LlmhostError]) -> str:
 def anthropic_error(error: LlmhostError, request_id: str | None) -> dict[str, Any]:
     """`details.error_code` is where Anthropic's clients look for what tells errors of one type apart."""
     said: dict[str, Any] = {"type": anthropic_type(type(error)), "message": _message(error)}
-    facts = {"error_code": error.code, "param": _param(error.param)}
+    facts = {"error_code": error.code, "param": error.param and _named(error.param)}
     if details := {name: fact for name, fact in facts.items() if fact is not None}:
         said["details"] = details
     return {"type": "error", "error": said, "request_id": request_id}
@@ -79,12 +79,12 @@ def _message(error: LlmhostError) -> str:
         return (
             f"prompt is too long: {error.prompt_tokens} tokens > {error.limit_tokens - 1} maximum"
         )
-    return shortened(error.message)
+    return _named(shortened(error.message))
 
 
-def _param(param: str | None) -> str | None:
+def _named(text: str) -> str:
     """A schema is found out to be wrong where it is OpenAI's field already."""
-    return None if param is None else param.replace(".function.parameters", ".input_schema")
+    return text.replace(".function.parameters", ".input_schema")
 
 
 OPENAI = Dialect(

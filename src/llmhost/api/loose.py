@@ -49,7 +49,7 @@ def asks(raw: Raw) -> bool:
 
 
 def loose(raw: Raw, shape: type[T], param: str) -> T | None:
-    """The value of a field that was kept as text. Raises InvalidValue."""
+    """The value of a field that was kept as text. Raises BadRequest."""
     if raw is NULL:  # it was not sent
         return None
     try:
@@ -61,6 +61,11 @@ def loose(raw: Raw, shape: type[T], param: str) -> T | None:
         )
         place = param + (at[1].replace("[...]", "") if at and at[1].startswith("[") else "")
         raise InvalidValue(f"{place}: {text}", param=place) from None
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+    ) as error:  # all that is skipped is not looked at closely
+        raise InvalidValue(f"'{param}' is not valid JSON: {error}", param=param) from None
     except RecursionError:
         raise BadRequest("The body is nested too deeply.") from None
 

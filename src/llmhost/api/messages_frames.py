@@ -195,6 +195,10 @@ class MessageFrames:
 
     def events(self, deltas: Sequence[Delta]) -> bytes:
         """What came since the last write; pieces of one block that piled up become one event."""
+        if len(deltas) == 1 and self._calls is None and self._block is not None:  # as most are
+            only = deltas[0]
+            if only.finish_reason is None:
+                return self._head + _encode(only.text) + b"}}\n\n" if only.text else b""
         out: list[bytes] = []
         if text := "".join(delta.text for delta in deltas):
             pieces = [Piece(text)] if self._calls is None else self._calls.pieces(0, text)

@@ -316,10 +316,7 @@ def _for_template(tool: WireFunction) -> Table:
 def decoded(raw: Raw, shape: Any, param: str) -> Any:
     """A field's value; None where it is absent. Raises InvalidValue."""
     check_size(raw, param)
-    try:
-        return loose(raw, shape, param)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"'{param}' is not valid JSON: {error}", param=param) from None
+    return loose(raw, shape, param)
 
 
 def check_size(raw: Raw, param: str) -> None:

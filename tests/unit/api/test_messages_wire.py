@@ -289,6 +289,28 @@ def test_what_can_not_be_is_refused_by_name(fields: dict[str, Any], code: str, p
     assert refusal(**fields) == (code, param)
 
 
+@pytest.mark.parametrize(
+    ("turn", "at"),
+    [
+        (
+            b'{"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":"\xff"}]}',
+            0,
+        ),
+        (
+            b'{"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":[{"type":"\xff"}]}]}',
+            0,
+        ),
+    ],
+)
+def test_what_is_no_text_at_all_is_refused_by_its_place(turn: bytes, at: int) -> None:
+    raw = b'{"model":"m","max_tokens":1,"messages":[' + turn + b"]}"
+
+    with pytest.raises(BadRequest) as refused:
+        parse_messages(raw, "r", None)
+
+    assert refused.value.param == f"messages[0].content[{at}].content"
+
+
 def test_what_changes_nothing_is_read_over() -> None:
     extras = {"mcp_servers": [], "container": None, "cache_control": {"type": "ephemeral"}}
 
