@@ -311,6 +311,41 @@ def test_what_is_no_text_at_all_is_refused_by_its_place(turn: bytes, at: int) ->
     assert refused.value.param == f"messages[0].content[{at}].content"
 
 
+def test_a_request_as_coding_agents_send_it_is_taken() -> None:
+    kept = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {"file_path": {"type": "string"}},
+        "required": ["file_path"],
+        "additionalProperties": False,
+    }
+    request = parsed(
+        user({"type": "text", "text": "<system-reminder>x</system-reminder>"}, text("Fix it.")),
+        model(
+            {"type": "thinking", "thinking": "", "signature": "EqQB"},
+            {"type": "tool_use", "id": "toolu_2", "name": "Read", "input": {"file_path": "a"}},
+        ),
+        user({**result("1\tx"), "tool_use_id": "toolu_2", **kept}),
+        {"role": "system", "content": "The user is away."},
+        system=[{"type": "text", "text": "You are an agent.", **kept}],
+        max_tokens=32_000,
+        stream=True,
+        temperature=1,
+        tools=[{"name": "Read", "description": "d", "input_schema": schema, "defer_loading": True}],
+        thinking={"type": "adaptive"},
+        output_config={"effort": "medium"},
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        metadata={"user_id": "user_1_account__session_2"},
+    )
+
+    assert [message["role"] for message in request.messages] == [
+        *("system", "user", "assistant", "tool", "system"),
+    ]
+    assert request.may_call
+    assert not request.continue_final_message
+
+
 def test_what_changes_nothing_is_read_over() -> None:
     extras = {"mcp_servers": [], "container": None, "cache_control": {"type": "ephemeral"}}
 
