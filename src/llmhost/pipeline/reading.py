@@ -77,17 +77,14 @@ def _held(request: GenerationRequest, family: Family) -> GrammarSpec | None:
     """None as well where the whole answer has a form already."""
     if family.name not in HELD or request.grammar is not None:
         return None
-    tools = [tool["function"] for tool in request.tools or ()]
-    content = {
-        "format": family.name,
-        "many": request.most_calls is None,
-        "tools": [
-            {
-                "name": tool["name"],
-                "parameters": {"type": "object", **(tool.get("parameters") or {})},
-                "strict": bool(tool.get("strict")),
-            }
-            for tool in tools
-        ],
-    }
-    return GrammarSpec("auto_calls", json.dumps(content), param="tools")
+    tools = [_held_tool(tool["function"]) for tool in request.tools or ()]
+    content = {"format": family.name, "many": request.most_calls is None, "tools": tools}
+    is_strict = any(tool["strict"] for tool in tools)
+    return GrammarSpec("auto_calls", json.dumps(content), is_strict=is_strict, param="tools")
+
+
+def _held_tool(function: dict[str, Any]) -> dict[str, Any]:
+    """Without strictness any object will do, so that tools of the same names have one grammar."""
+    is_strict = bool(function.get("strict"))
+    parameters = {"type": "object", **(function.get("parameters") or {})} if is_strict else {}
+    return {"name": function["name"], "parameters": parameters, "strict": is_strict}

@@ -3,9 +3,16 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
-from llmhost.core.errors import ContextTooLong, InvalidValue, ModelNotAllowed, UnknownModel
+from llmhost.core.errors import (
+    BadRequest,
+    ContextTooLong,
+    InvalidValue,
+    ModelNotAllowed,
+    UnknownModel,
+)
 from llmhost.core.ports import RunnerFacts, Tokenizer
 from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.deploy.manager import Deployments
@@ -65,11 +72,19 @@ class Resolve:
         context.terms = work() if is_short(request) else await asyncio.to_thread(work)
 
     async def compile_grammar(self, context: RequestContext) -> None:
-        """Raises BadRequest for a form that this model can't be held to. Not for callers beyond their limits."""
+        """Raises BadRequest for a form that this model can't be held to. Not for callers beyond their limits.
+
+        Calls that nobody asked to be strict are free where a vocabulary can't be held to them.
+        """
         spec, tokenizer = context.grammar, context.tokenizer
         if spec is not None and tokenizer is not None:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(COMPILERS, tokenizer.compile_grammar, spec)
+            try:
+                await loop.run_in_executor(COMPILERS, tokenizer.compile_grammar, spec)
+            except BadRequest:
+                if spec.kind != "auto_calls" or spec.is_strict or context.reading is None:
+                    raise
+                context.reading = replace(context.reading, grammar=None)
 
     async def _chosen(self, context: RequestContext) -> str:
         """The model's name: what the caller asked for, unless a plugin routes it elsewhere."""

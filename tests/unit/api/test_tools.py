@@ -309,6 +309,16 @@ async def test_a_call_that_a_model_begins_is_held_to_the_tool(
     assert isinstance(json.loads(arguments)["is_bright"], bool)
 
 
+async def test_a_vocabulary_that_can_not_be_held_is_free_unless_a_tool_is_strict() -> None:
+    fake = msgspec.structs.replace(FAKE_MODEL, tool_format="hermes")
+    async with make_host(models={"m": fake}) as host:
+        free = await host.chat("hello", model="m", tools=[NOW], max_tokens=3)
+        strict = await host.chat("hello", model="m", tools=[STRICT], max_tokens=3)
+
+    assert free.status_code == 200
+    assert strict.json()["error"]["param"] == "tools"
+
+
 async def test_an_answer_that_has_a_form_already_is_not_held_to_calls() -> None:
     async with model() as m:
         asked = await m.ask(tools=[NOW], response_format={"type": "json_object"})

@@ -81,3 +81,18 @@ def test_the_fake_runner_needs_no_mask_for_a_free_row() -> None:
     scheduler.add(1, SPEC, SpelledWatch(), Now())
 
     assert runner.run(scheduler.plan()) == [SAID[0]]
+
+
+def test_a_token_that_was_drawn_ahead_is_taken_when_it_turns_out_to_be_held() -> None:
+    scheduler, grammar = Scheduler(some_limits()), Now()
+    scheduler.add(1, SPEC, SpelledWatch(), grammar)
+    step(scheduler, scheduler.plan())
+    second, third = scheduler.plan(), scheduler.plan_ahead()
+    assert third[0].grammar is None
+    for rows, token in ((second, SAID[1]), (third, SAID[2])):
+        scheduler.absorb(StepResult(rows, [token], 0, 1, [1]))
+        scheduler.check()
+        assert scheduler.plan_ahead() == []
+
+    assert grammar.accepted == SAID[:3]
+    assert scheduler.plan()[0].grammar is grammar

@@ -105,3 +105,20 @@ def test_a_prompt_may_begin_the_thoughts(tokenizers: dict[str, FileTokenizer]) -
     assert begins("Hi.<think>\n")
     assert not begins("Hi.<think>\n\n</think>\n\n")
     assert not begins("Hi.")
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_sequence_that_moves_goes_on_showing_where_it_was(
+    name: str, tokenizers: dict[str, FileTokenizer]
+) -> None:
+    tokenizer = tokenizers[name]
+    shown = reading_of(tokenizer).shown
+    ids = tokenizer.encode(SAID[name], add_special_tokens=False)
+    for moved in range(0, len(ids), 7):
+        before, after = tokenizer.watch(("zz",), shown), tokenizer.watch(("zz",), shown)
+        said = "".join(map(before.push, ids[:moved]))
+        for token in ids[:moved]:  # as an imported sequence does
+            after.push(token)
+        said += "".join(map(after.push, ids[moved:])) + after.flush()
+
+        assert said == SAID[name]
