@@ -161,6 +161,13 @@ def test_a_call_that_is_sent_again_is_run_once(client: Anthropic, open_node: Nod
     open_node.entry(one.headers["x-request-id"])
 
 
+def test_models_are_listed_for_this_client_too(client: Anthropic) -> None:
+    listed = list(client.models.list())
+
+    assert {"echo", "parrot"} <= {model.id for model in listed}
+    assert client.models.retrieve("parrot") in listed
+
+
 # ------------------------------------------------------------ the built-in model
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from litestar import Litestar, Request, Response, Router, asgi, get
@@ -188,7 +189,8 @@ def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
         ]
         adapters = surface.catalogue.adapters()
         data += [model_object(one, one.name) for one in adapters if one.may_be_used_by(caller)]
-        return _stamped({"object": "list", "data": data})
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+        return _stamped({"object": "list", "data": data, "has_more": False, **ends})
 
     @get("/v1/models/{model:path}", tags=["models"])
     async def read_model(request: AnyRequest, model: FromPath[str]) -> Response[dict[str, Any]]:
@@ -228,8 +230,10 @@ def _operation_routes(surface: Surface) -> list[ControllerRouterHandler]:
 
 
 def model_object(served: Served, name: str) -> dict[str, Any]:
-    """OpenAI's model object, with the names that vLLM's clients read beside. An adapter's `parent` is its model."""
+    """OpenAI's model object, with the names that vLLM's and Anthropic's clients read beside. An adapter's `parent` is
+    its model."""
     entry = served.entry
+    created = datetime.fromtimestamp(entry.created_s, UTC)
     return {
         "id": name,
         "object": "model",
@@ -238,6 +242,10 @@ def model_object(served: Served, name: str) -> dict[str, Any]:
         "root": entry.name,
         "version": entry.ref.version,
         "parent": entry.name if served.adapter is not None else None,
+        "type": "model",
+        "display_name": name,
+        "created_at": created.isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
     }
 
 
