@@ -77,6 +77,8 @@ class Line:
 
     def on_gone(self, leave: Callable[[], None] | None) -> bool:
         self._leave = leave
+        # A large body's last piece may have paused the reading, and a paused connection is never seen to close.
+        self._flow.resume_reading()
         cycle = self._cycle()
         return cycle is not None and not cycle.disconnected
 

@@ -39,7 +39,7 @@ def test_codes_tell_errors_apart() -> None:
 def test_what_the_caller_did_wrong_is_a_4xx_and_the_rest_a_5xx() -> None:
     for kind in KINDS:
         assert (kind.status < 500) is kind.type.endswith(
-            ("request_error", "permission_error", "limit_error")
+            ("request_error", "permission_error", "limit_error", "insufficient_quota")
         )
 
 

@@ -272,3 +272,23 @@ def test_nothing_of_a_response_is_left_when_its_connection_is_closed(
         gc.enable()
 
     assert left == []
+
+
+def test_a_client_whose_large_body_paused_the_reading_is_seen_to_leave(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    heard = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        wire(scope)._flow.pause_reading()  # type: ignore[attr-defined] - as a last piece of 64 KiB does
+        assert wire(scope).on_gone(heard.set)
+        await asyncio.wait_for(heard.wait(), 10)
+
+    async def client(connection: socket.socket) -> None:
+        await asyncio.sleep(0)
+        connection.close()
+        await asyncio.wait_for(heard.wait(), 10)
+
+    serve(client_socket, app, client, first=ASK_MORE)
