@@ -5,7 +5,7 @@ What is a number or an object by the tool's schema is read as JSON, and everythi
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmhost.text.calls.json_calls import loaded
@@ -42,16 +42,7 @@ QWEN = Tags(
     value=">",
     value_end="</parameter>",
 )
-SEED = Tags(
-    opener="<seed:tool_call>",
-    closer="</seed:tool_call>",
-    name="<function=",
-    name_end=">",
-    call_end="</function>",
-    key="<parameter=",
-    value=">",
-    value_end="</parameter>",
-)
+SEED = replace(QWEN, opener="<seed:tool_call>", closer="</seed:tool_call>")
 MINIMAX = Tags(
     opener="<minimax:tool_call>",
     closer="</minimax:tool_call>",
