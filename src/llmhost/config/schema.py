@@ -122,6 +122,13 @@ class IdempotencySettings(Section, frozen=True):
     """All answers that are kept together; beyond it the oldest are forgotten."""
 
 
+class StateSettings(Section, frozen=True):
+    """[state]: what callers have the server keep for them, such as responses and conversations."""
+
+    keep_days: Annotated[int, Meta(ge=1, le=36_500)] = 30
+    """Days after which it is forgotten, unless its caller deletes it before."""
+
+
 class SafetySettings(Section, frozen=True):
     """[safety]: rules on text, in and out. Plugins are asked after them."""
 
@@ -328,6 +335,7 @@ class Settings(Section, frozen=True):
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
+    state: StateSettings = StateSettings()
     safety: SafetySettings = SafetySettings()
     plugins: PluginSettings = PluginSettings()
     devices: DeviceSettings = DeviceSettings()

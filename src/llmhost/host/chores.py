@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmhost.config.schema import StateSettings
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
 from llmhost.cost.attribution import TrueCosts
 from llmhost.host.books import Books
+from llmhost.host.state import Forgets
 from llmhost.storage.analytics import Analytics
 from llmhost.storage.answers import Answers
 
@@ -31,6 +33,8 @@ class Chores:
     books: Books
     analytics: Analytics
     answers: Answers
+    kept: Sequence[Forgets]
+    state: StateSettings
     costs: TrueCosts
     clock: Clock
     is_live: Callable[[str], bool]
@@ -57,6 +61,8 @@ class Chores:
                     minutes_before_ns=now_ns - KEPT_MINUTES_DAYS * DAY_S * 10**9,
                 )
                 await self.answers.forget()
+                for keeper in self.kept:
+                    await keeper.forget(now_ns - self.state.keep_days * DAY_S * 10**9)
             except LlmhostError as error:
                 log.warning("rows.not_forgotten error=%s", error)
             try:

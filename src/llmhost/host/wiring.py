@@ -44,6 +44,7 @@ from llmhost.host.backup import back_up, told
 from llmhost.host.books import Books, open_books
 from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
+from llmhost.host.state import Forgets, open_state
 from llmhost.observe.budgets import OrgBudget
 from llmhost.observe.clock import SystemClock
 from llmhost.observe.metrics import Metrics
@@ -166,6 +167,7 @@ class Host:
         self.answers = await asyncio.to_thread(
             open_answers, self.data_dir, self.settings.idempotency, self.clock, self._closing
         )
+        self.state = await asyncio.to_thread(open_state, self.data_dir, self._closing)
         self.observers = Observers(self.plugins)
         self._closing.push_async_callback(self.observers.close)
         self.outflow = Outflow()
@@ -197,10 +199,21 @@ class Host:
             self._org_budgets if self.settings.billing.budget_metrics else tuple,
         )
         chores = Chores(
-            self.books, self.analytics, self.answers, self.costs, self.clock, self.processor.has
+            self.books,
+            self.analytics,
+            self.answers,
+            self._kept(),
+            self.settings.state,
+            self.costs,
+            self.clock,
+            self.processor.has,
         )
         self._tasks += chores.start()
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
+
+    def _kept(self) -> Sequence[Forgets]:
+        """All who keep something for callers in `state.db`."""
+        return ()
 
     def _check_address(self) -> None:
         """An open address needs a key: nobody serves strangers by accident."""

@@ -18,9 +18,10 @@ import msgspec
 from llmhost.core.errors import ConfigError, Conflict
 from llmhost.storage.connect import StorageFailed, open_for_reading, storage_error
 
-DATABASES = ("money.db", "analytics.db", "registry.db")
-SECRETS = ("node_id", "pepper", "statement_key")
-"""Without them keys are not recognised, entries have another node's name, and statements another signature."""
+DATABASES = ("money.db", "analytics.db", "registry.db", "state.db")
+SECRETS = ("node_id", "pepper", "statement_key", "state_key")
+"""Without them keys are not recognised, entries have another node's name, statements another signature, and what
+callers carry for us can't be read."""
 NEEDED = {"money.db", "node_id", "pepper"}
 MANIFEST = "manifest.json"
 FORM = 1

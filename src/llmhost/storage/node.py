@@ -76,6 +76,11 @@ class DataDir:
         return self.path / "answers.db"
 
     @property
+    def state_db(self) -> Path:
+        """What callers have the server keep: responses, conversations and the like."""
+        return self.path / "state.db"
+
+    @property
     def registry_db(self) -> Path:
         """Models and what became of them."""
         return self.path / "registry.db"
@@ -97,6 +102,13 @@ class DataDir:
         """The secret key that statements are signed with; made once. Whoever has it can sign in this node's name."""
         return bytes.fromhex(
             _kept(self.path / "statement_key", lambda: secrets.token_hex(32).encode()).decode()
+        )
+
+    @cached_property
+    def state_secret(self) -> bytes:
+        """The secret key of what callers carry for us, encrypted; made once. Without it none of that can be read."""
+        return bytes.fromhex(
+            _kept(self.path / "state_key", lambda: secrets.token_hex(32).encode()).decode()
         )
 
     def __enter__(self) -> Self:

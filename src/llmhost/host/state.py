@@ -1,0 +1,26 @@
+"""What callers have this node keep for them: the file, whose tables, and who forgets."""
+
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from llmhost.storage.node import DataDir
+from llmhost.storage.schema import Schema
+from llmhost.storage.state import State
+
+SCHEMAS: tuple[Schema, ...] = ()
+"""Of all who keep something in `state.db`."""
+
+
+class Forgets(Protocol):
+    """Keeps something for callers, for as long as `[state]` says."""
+
+    async def forget(self, before_ns: int) -> int:
+        """Delete what was made before, a few rows at a time; returns how many."""
+        ...
+
+
+def open_state(data_dir: DataDir, closing: AsyncExitStack) -> State:
+    """Open the file; `closing` closes it. Blocks."""
+    state = State(data_dir.state_db, SCHEMAS)
+    closing.callback(state.close)
+    return state
