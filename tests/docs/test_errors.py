@@ -14,6 +14,7 @@ from llmhost.api.bodies import ChatBody, CompletionBody, StreamOptions
 from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.openai import parse_chat, parse_completion
 from llmhost.api.pooling import POOLING
+from llmhost.api.tokenize import TOKEN_ROUTES
 from llmhost.core.errors import AlreadyRunning, ConfigError, LlmhostError, UnsupportedParameter
 from llmhost.core.request import GenerationRequest
 from llmhost.storage.connect import StorageFailed
@@ -90,7 +91,8 @@ async def test_the_routes_are_those_of_the_application():
     }
     whole = ("/v1/chat/completions", "/v1/completions", "/v1/estimate")
     messages = ("/v1/messages", "/v1/messages/count_tokens")
-    paths = (*whole, *messages, *(p for r in POOLING for p in r.paths))
+    tokens = (f"{v1}/{name}" for v1 in ("", "/v1") for name in TOKEN_ROUTES)
+    paths = (*whole, *messages, *(p for r in POOLING for p in r.paths), *tokens)
     hot = {("POST", path) for path in paths}
 
     table = re.findall(ROUTE, section(API, "Routes"), re.MULTILINE)

@@ -37,6 +37,7 @@ from llmhost.api.organization import OrganizationDesk, organization_router
 from llmhost.api.pooling import pooling_routes
 from llmhost.api.prices import PriceAdmin, price_router
 from llmhost.api.reports import ReportDesk, usage_router
+from llmhost.api.tokenize import tokenize_routes
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
 from llmhost.core.ids import new_request_id
@@ -159,7 +160,10 @@ def _counting_routes(surface: Surface) -> list[ControllerRouterHandler]:
     """They take what models are asked, and ask none."""
     given = (surface.processor, surface.identify, surface.settings.max_body_bytes)
     routes = {"/v1/estimate": estimate_route(*given), COUNT_PATH: count_route(*given)}
-    return [asgi(path, copy_scope=False)(route) for path, route in routes.items()]
+    return [
+        *(asgi(path, copy_scope=False)(route) for path, route in routes.items()),
+        *tokenize_routes(surface.processor, surface.catalogue, *given[1:]),
+    ]
 
 
 def _limits(surface: Surface) -> dict[str, Any]:

@@ -200,7 +200,7 @@ POOLING = (
         ("/v1/embeddings",), Kind.EMBEDDING, _parser(EmbeddingBody, embedding_request, _embeddings)
     ),
     PoolingRoute(
-        ("/v1/rerank", "/v2/rerank", "/rerank"),
+        ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking"),
         Kind.SCORE,
         _parser(RerankBody, rerank_request, _ranked),
     ),

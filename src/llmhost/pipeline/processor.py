@@ -189,6 +189,18 @@ class Processor:
         await stages.limit.count(context)
         return context
 
+    async def tokenizer(
+        self, request: GenerationRequest, headers: Mapping[str, str], caller: Caller
+    ) -> RequestContext:
+        """The context of a request that wants no more of its model than the tokenizer. It is not metered, and counted
+        by limits as a request. Raises what would refuse it."""
+        context, stages = self._arrived(request, None, headers, caller), self._stages
+        check_run(headers)
+        stages.screen.check_length(context)
+        await stages.resolve.find_only(context)
+        await stages.limit.count(context)
+        return context
+
     def _ended(self, generation: Generation) -> None:
         self._live.discard(generation)
         generation.context.let_go()

@@ -21,7 +21,7 @@ from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pool import check_purpose, pooled_terms
 from llmhost.pipeline.reading import reading_of
-from llmhost.pipeline.terms import Terms, is_short, terms_of
+from llmhost.pipeline.terms import NO_TERMS, Terms, is_short, terms_of
 
 COMPILERS = ThreadPoolExecutor(2, "grammar")
 """Threads of their own: what takes long to compile keeps others' grammars waiting, and nobody's prompt."""
@@ -36,14 +36,8 @@ class Resolve:
 
     async def __call__(self, context: RequestContext) -> None:
         request = context.request
-        served = self._deployments.catalogue.locate(await self._chosen(context))
-        deployment = self._deployments.find(served.entry.name)
-        context.deployment = deployment
-        context.adapter = served if served.adapter is not None else None
-        if not served.may_be_used_by(context.known_caller):
-            raise ModelNotAllowed(request.model)
-        tokenizer = await self._deployments.tokenizer(deployment)
-        context.tokenizer = tokenizer
+        tokenizer = await self.find(context)
+        deployment = context.known_deployment
         facts = await self._deployments.facts(deployment)
         check_purpose(request, facts)
         if request.pooled is not None:
@@ -54,6 +48,26 @@ class Resolve:
         context.reading = reading_of(request, spec, tokenizer, context.terms.prompts[0])
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
         context.max_new_tokens = self.room(context, context.longest_tokens)
+
+    async def find(self, context: RequestContext) -> Tokenizer:
+        """The model that is asked for, if its caller may use it, and its tokenizer."""
+        request = context.request
+        served = self._deployments.catalogue.locate(await self._chosen(context))
+        deployment = self._deployments.find(served.entry.name)
+        context.deployment = deployment
+        context.adapter = served if served.adapter is not None else None
+        if not served.may_be_used_by(context.known_caller):
+            raise ModelNotAllowed(request.model)
+        tokenizer = await self._deployments.tokenizer(deployment)
+        context.tokenizer = tokenizer
+        return tokenizer
+
+    async def find_only(self, context: RequestContext) -> Tokenizer:
+        """As `find`, with what a model holds, for a request that wants no more of it than its tokenizer."""
+        tokenizer = await self.find(context)
+        context.terms = NO_TERMS
+        context.longest_tokens = await self._deployments.longest_tokens(context.known_deployment)
+        return tokenizer
 
     def check_allowed(self, caller: Caller, model: str) -> None:
         """Raises ModelNotAllowed for what would be refused here, unless plugins say what a name means."""

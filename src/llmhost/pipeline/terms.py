@@ -32,6 +32,10 @@ class Terms:
     """How each prompt is pooled, in a request for vectors or scores."""
 
 
+NO_TERMS = Terms((), Sampling(), frozenset())
+"""Of a request that asks a model nothing."""
+
+
 def is_short(request: GenerationRequest) -> bool:
     """Everything that is rendered counts: messages without text too, and what has no bound is never short."""
     if request.tools or request.bad_words or len(request.messages) > INLINE_MESSAGES:
@@ -69,7 +73,7 @@ def _prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[in
 
 def _whole_prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     if request.kind is Kind.CHAT:
-        text = _rendered(request, tokenizer)
+        text = rendered(request, tokenizer)
         return (_not_empty(tokenizer.encode(text, add_special_tokens=False), "messages"),)
     special = request.add_special_tokens
     return tuple(
@@ -80,7 +84,8 @@ def _whole_prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tu
     )
 
 
-def _rendered(request: GenerationRequest, tokenizer: Tokenizer) -> str:
+def rendered(request: GenerationRequest, tokenizer: Tokenizer) -> str:
+    """A chat as its model's template writes it. Raises BadRequest."""
     text = tokenizer.render_chat(
         request.messages,
         tools=request.tools,
