@@ -85,7 +85,7 @@ ROUTE = r"^\| ([A-Z, ]+) \| `(/[^`]+)` \|"
 
 async def test_the_routes_are_those_of_the_application():
     async with make_host() as host:
-        schema = (await host.client.get("/admin/openapi/openapi.json")).json()
+        schema = (await host.client.get("/schema")).json()
     described = {
         (method.upper(), path) for path, methods in schema["paths"].items() for method in methods
     }

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from hostile_values import ANY_END, LONGEST_REFUSAL_BYTES
 from server_process import Node
 
+from llmhost.api.openapi.operations import ALL
 from llmhost.core.request import Role
 
 ROLES = [role.value for role in Role]
@@ -187,7 +188,8 @@ class Ground:
         self.secrets |= {row["key"] for row in (self.target, self.foreign, self.pit)}
         self.secrets |= self._stored_secrets()
         schema = node.get("/admin/openapi/openapi.json").json()
-        self.operations = list(operations_of(schema))
+        asking = {path for operation in ALL for path in operation.paths}
+        self.operations = [o for o in operations_of(schema) if o.path not in asking]
         return self
 
     def _place(self, row: dict[str, Any]) -> dict[str, str]:

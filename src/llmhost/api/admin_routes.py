@@ -94,7 +94,7 @@ def admin_router(  # noqa: C901 - a list of routes
         told = await admin.unload_adapter(data.adapter, drain_s=drain_s)
         return msgspec.convert(told, AdapterRow)
 
-    @get("/ledger/export", sync_to_thread=False, needs=Right.ORG_USAGE)
+    @get("/ledger/export", media_type=NDJSON, sync_to_thread=False, needs=Right.ORG_USAGE)
     def export_ledger(request: Visitor) -> Stream:
         """Every entry, one JSON object a line; a key gets those of its organisation."""
         return Stream(_lines(admin, request.user), media_type=NDJSON)

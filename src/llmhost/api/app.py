@@ -9,7 +9,6 @@ from typing import Any
 from litestar import Litestar, Request, Response, Router, asgi, get
 from litestar.enums import ScopeType
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath
 from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
 
@@ -33,6 +32,7 @@ from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.messages import COUNT_PATH, count_route, messages_route
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
+from llmhost.api.openapi.route import OLDER_PATH, Document, OlderPath, schema_route
 from llmhost.api.organization import OrganizationDesk, organization_router
 from llmhost.api.pooling import pooling_routes
 from llmhost.api.prices import PriceAdmin, price_router
@@ -88,6 +88,7 @@ def build_app(surface: Surface) -> ASGIApp:
     settings = surface.settings
     guard = guard_by(surface.admin_token, surface.admin.tenants.access_of)
     generation = _generation_routes(surface)
+    document = Document()
     app = Litestar(
         route_handlers=[
             *(asgi(path, copy_scope=False)(route) for path, route in generation.items()),
@@ -95,6 +96,7 @@ def build_app(surface: Surface) -> ASGIApp:
             *_counting_routes(surface),
             *_model_routes(surface),
             *_operation_routes(surface),
+            schema_route(document),
             *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
             admin_router(
                 surface.admin,
@@ -121,8 +123,8 @@ def build_app(surface: Surface) -> ASGIApp:
         openapi_config=OpenAPIConfig(
             title="llmhost",
             version=__version__,
-            path="/admin/openapi",
-            render_plugins=[JsonRenderPlugin()],  # the pages load scripts of third parties
+            path=OLDER_PATH,
+            render_plugins=[OlderPath(document)],  # the pages load scripts of third parties
         ),
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,

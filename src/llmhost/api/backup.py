@@ -50,7 +50,7 @@ class BackupDesk:
 def backup_router(desk: BackupDesk, guard: Guard) -> Router:
     """For the operator alone."""
 
-    @post("/", status_code=200)
+    @post("/", media_type=NDJSON, status_code=200)
     async def back_up(data: JSONBody[NewBackup]) -> Stream:
         """Copy the node's data to a new folder of its machine, while it runs. The last line is the manifest."""
         rows = desk.make(data.path)

@@ -78,7 +78,7 @@ def invoice_routes(invoices: InvoiceDesk, desk: ReportDesk) -> list[ControllerRo
         """An organisation's signed statement of a month such as 2026-11, as the time zone has it."""
         return await desk.in_thread(lambda: invoices.statement(org, month, timezone, request.user))
 
-    @get("/ledger/entries", needs=Right.ORG_USAGE)
+    @get("/ledger/entries", media_type=NDJSON, needs=Right.ORG_USAGE)
     async def entries(
         request: Visitor,
         month: FromQuery[str | None] = None,
@@ -106,7 +106,7 @@ def invoice_routes(invoices: InvoiceDesk, desk: ReportDesk) -> list[ControllerRo
             query = within_month(query, month)
         return Stream(_lines(invoices.entries(query, request.user)), media_type=NDJSON)
 
-    @get("/usage/focus", needs=Right.ORG_USAGE)
+    @get("/usage/focus", media_type=NDJSON, needs=Right.ORG_USAGE)
     async def focus_rows(
         request: Visitor,
         month: FromQuery[str | None] = None,

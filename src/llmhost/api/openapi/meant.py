@@ -1,0 +1,111 @@
+"""What fields mean beyond what their structs say: those that are kept as text until it is known what they are for, and
+those whose limits are checked, and told, in words of our own.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from llmhost.api.bodies import ChatBody, GenerationBody, WireMessage, WirePart
+from llmhost.api.messages_bodies import MessagesBody, WireBlock, WireOutputFormat, WireTurn
+from llmhost.api.messages_bodies import WireTool as MessagesTool
+from llmhost.api.openapi.operation import Struct
+from llmhost.api.openapi.shapes import FieldTypes
+from llmhost.api.pooling_wire import MAX_TEXTS, RerankBody
+from llmhost.api.sampling import (
+    MAX_ALLOWED_IDS,
+    MAX_BAD_WORDS,
+    MAX_BIASED,
+    MAX_STOP_CHARS,
+    MAX_STOP_IDS,
+    MAX_STOPS,
+)
+from llmhost.api.structured import (
+    MAX_TOOLS,
+    Name,
+    WireChoice,
+    WireFormat,
+    WireSchema,
+    WireStructured,
+    WireTool,
+)
+
+Schema = dict[str, Any] | bool
+"""A JSON schema."""
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Biases = Annotated[
+    dict[str, Bias],
+    Meta(max_length=MAX_BIASED, extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
+]
+StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[list[StopText], Meta(max_length=MAX_STOPS)]
+HAS_CONTENT = {
+    "anyOf": [
+        {"properties": {"role": {"const": "assistant"}}},
+        {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+    ]
+}
+"""Only an assistant's message may be without."""
+SpokenMessage = Annotated[WireMessage, Meta(extra_json_schema=HAS_CONTENT)]
+HAS_TEXT = {
+    "oneOf": [
+        {
+            "properties": {"type": {"const": "refusal"}, "refusal": {"type": "string"}},
+            "required": ["refusal"],
+        },
+        {
+            "properties": {"type": {"enum": ["text", "input_text"]}, "text": {"type": "string"}},
+            "required": ["text"],
+        },
+    ]
+}
+TextPart = Annotated[WirePart, Meta(extra_json_schema=HAS_TEXT)]
+Documents = Annotated[list[str | dict[str, str]], Meta(min_length=1, max_length=MAX_TEXTS)]
+
+MEANT: FieldTypes = {
+    (GenerationBody, "stop"): StopText | Stops,
+    (GenerationBody, "logit_bias"): Biases,
+    (GenerationBody, "stop_token_ids"): Annotated[list[TokenId], Meta(max_length=MAX_STOP_IDS)],
+    (GenerationBody, "bad_words"): Annotated[list[StopText], Meta(max_length=MAX_BAD_WORDS)],
+    (GenerationBody, "allowed_token_ids"): Annotated[
+        list[TokenId], Meta(min_length=1, max_length=MAX_ALLOWED_IDS)
+    ],
+    (GenerationBody, "response_format"): WireFormat,
+    (GenerationBody, "structured_outputs"): WireStructured,
+    (GenerationBody, "guided_json"): Any,
+    (ChatBody, "messages"): Annotated[list[SpokenMessage], Meta(min_length=1)],
+    (ChatBody, "tools"): Annotated[list[WireTool], Meta(max_length=MAX_TOOLS)],
+    (ChatBody, "tool_choice"): Literal["none", "auto", "required"] | WireChoice,
+    (ChatBody, "chat_template_kwargs"): dict[str, Any],
+    (WireMessage, "content"): str | list[TextPart],
+    (WirePart, "type"): Literal["text", "input_text", "refusal"],
+    (WireFormat, "type"): Literal["text", "json_object", "json_schema"],
+    (WireMessage, "tool_calls"): list[dict[str, Any]],
+    (WireFormat, "schema"): Schema,
+    (WireSchema, "schema"): Schema,
+    (MessagesBody, "messages"): Annotated[list[WireTurn], Meta(min_length=1)],
+    (MessagesBody, "stop_sequences"): Stops,
+    (MessagesBody, "tools"): Annotated[list[MessagesTool], Meta(max_length=MAX_TOOLS)],
+    (MessagesTool, "name"): Name,
+    (MessagesTool, "input_schema"): dict[str, Any],
+    (WireBlock, "type"): Literal[
+        "text", "tool_use", "tool_result", "thinking", "redacted_thinking"
+    ],
+    (WireOutputFormat, "type"): Literal["json_schema"],
+    (WireBlock, "content"): str | list[dict[str, Any]],
+    (WireBlock, "input"): dict[str, Any],
+    (WireOutputFormat, "schema"): Schema,
+    (RerankBody, "documents"): Documents,
+}
+"""A field that is kept as text and is not here may hold anything."""
+
+REQUIRED: dict[Struct, tuple[str, ...]] = {MessagesTool: ("name", "input_schema")}
+"""Fields that may be absent as far as their struct is concerned, and are asked for by name."""
+
+NAMES: dict[Struct, str] = {
+    MessagesTool: "MessagesTool",
+    WireOutputFormat: "MessagesOutputFormat",
+    WirePart: "ContentPart",
+}
+"""Of structs whose own names others have as well, or say too little."""

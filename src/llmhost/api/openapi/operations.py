@@ -1,0 +1,147 @@
+"""The routes that are plain ASGI, and so unknown to litestar.
+
+Each family of routes has its tuple here, or says its own in its package and is named in `ALL`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmhost.api.bodies import ChatBody, CompletionBody
+from llmhost.api.messages_bodies import MessagesBody
+from llmhost.api.openapi.answers import (
+    ChatCompletion,
+    Classes,
+    EmbeddingList,
+    EstimateAnswer,
+    ModelList,
+    ModelObject,
+    Ranking,
+    Scores,
+    Status,
+    TextCompletion,
+)
+from llmhost.api.openapi.message_answers import CountedTokens, MessageAnswer
+from llmhost.api.openapi.operation import IDEMPOTENCY, Operation
+from llmhost.api.pooling_wire import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
+
+GENERATION = (
+    Operation(
+        paths=("/v1/chat/completions",),
+        summary="Answer a chat",
+        about="OpenAI's chat completions.",
+        tag="chat",
+        body=ChatBody,
+        required=("model", "messages"),
+        answer=ChatCompletion,
+        streams=True,
+        parameters=(IDEMPOTENCY,),
+    ),
+    Operation(
+        paths=("/v1/completions",),
+        summary="Go on with a text",
+        about="OpenAI's completions.",
+        tag="completions",
+        body=CompletionBody,
+        required=("model", "prompt"),
+        answer=TextCompletion,
+        streams=True,
+        parameters=(IDEMPOTENCY,),
+    ),
+    Operation(
+        paths=("/v1/messages",),
+        summary="Answer a chat, in Anthropic's words",
+        tag="messages",
+        body=MessagesBody,
+        required=("model", "max_tokens", "messages"),
+        answer=MessageAnswer,
+        streams=True,
+        parameters=(IDEMPOTENCY,),
+        is_anthropic=True,
+    ),
+    Operation(
+        paths=("/v1/messages/count_tokens",),
+        summary="Count the tokens of a chat, in Anthropic's words",
+        tag="messages",
+        body=MessagesBody,
+        body_name="CountedBody",
+        required=("model", "messages"),
+        answer=CountedTokens,
+        is_anthropic=True,
+    ),
+)
+
+PAIRS = {
+    "anyOf": [
+        {
+            "required": [one, other],
+            "properties": {
+                one: {"type": ["string", "array"]},
+                other: {"type": ["string", "array"]},
+            },
+        }
+        for one, other in (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"))
+    ]
+}
+
+POOLING = (
+    Operation(
+        paths=("/v1/embeddings",),
+        summary="Vectors of texts",
+        tag="embeddings",
+        body=EmbeddingBody,
+        required=("model", "input"),
+        answer=EmbeddingList,
+        parameters=(IDEMPOTENCY,),
+    ),
+    Operation(
+        paths=("/v1/rerank", "/v2/rerank", "/rerank"),
+        summary="Documents by their relevance for a query",
+        tag="ranking",
+        body=RerankBody,
+        required=("model", "query", "documents"),
+        answer=Ranking,
+        parameters=(IDEMPOTENCY,),
+    ),
+    Operation(
+        paths=("/v1/score", "/score"),
+        summary="How well texts go together",
+        tag="ranking",
+        body=ScoreBody,
+        required=("model",),
+        more_of_body=PAIRS,
+        answer=Scores,
+        parameters=(IDEMPOTENCY,),
+    ),
+    Operation(
+        paths=("/v1/classify", "/classify"),
+        summary="Labels of texts",
+        tag="ranking",
+        body=ClassifyBody,
+        required=("model", "input"),
+        answer=Classes,
+        parameters=(IDEMPOTENCY,),
+    ),
+)
+
+ESTIMATED = ("ChatBody", "CompletionBody", "EmbeddingBody", "RerankBody")
+
+ESTIMATES = (
+    Operation(
+        paths=("/v1/estimate",),
+        summary="What a request would take and may cost, without running it",
+        about="It takes the body of any route that asks a model, with its `endpoint` beside where it can't be told.",
+        tag="estimates",
+        more_of_body={"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ESTIMATED]},
+        answer=EstimateAnswer,
+    ),
+)
+
+ALL: tuple[Operation, ...] = (*GENERATION, *POOLING, *ESTIMATES)
+
+TOLD: Mapping[str, Any] = {
+    "/v1/models": ModelList,
+    "/v1/models/{model}": ModelObject,
+    "/health": Status,
+    "/ready": Status,
+}
+"""What litestar's routes answer whose handlers make plain objects, by path."""
