@@ -92,7 +92,8 @@ async def test_the_routes_are_those_of_the_application():
     whole = ("/v1/chat/completions", "/v1/completions", "/v1/estimate")
     messages = ("/v1/messages", "/v1/messages/count_tokens")
     tokens = (f"{v1}/{name}" for v1 in ("", "/v1") for name in TOKEN_ROUTES)
-    paths = (*whole, *messages, *(p for r in POOLING for p in r.paths), *tokens)
+    responses = ("/v1/responses",)
+    paths = (*whole, *messages, *responses, *(p for r in POOLING for p in r.paths), *tokens)
     hot = {("POST", path) for path in paths}
 
     table = re.findall(ROUTE, section(API, "Routes"), re.MULTILINE)

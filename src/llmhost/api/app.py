@@ -37,6 +37,9 @@ from llmhost.api.organization import OrganizationDesk, organization_router
 from llmhost.api.pooling import pooling_routes
 from llmhost.api.prices import PriceAdmin, price_router
 from llmhost.api.reports import ReportDesk, usage_router
+from llmhost.api.responses.desk import Desk
+from llmhost.api.responses.routes import PATH as RESPONSES_PATH
+from llmhost.api.responses.routes import responses_route
 from llmhost.api.tokenize import tokenize_routes
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
@@ -62,6 +65,7 @@ class Surface:
     """Stands before all of it."""
     processor: Processor
     idempotency: Idempotency
+    responses: Desk
     identify: Identify
     """Who holds a bearer, for routes that are not generation. Raises Unauthenticated."""
     catalogue: Catalogue
@@ -151,6 +155,7 @@ def _generation_routes(surface: Surface) -> dict[str, ASGIApp]:
         "/v1/chat/completions": generation_route(processor, Kind.CHAT, parse_chat, **limits),
         "/v1/completions": generation_route(processor, Kind.COMPLETION, parse_completion, **limits),
         "/v1/messages": messages_route(processor, **limits),
+        RESPONSES_PATH: responses_route(processor, surface.responses, **limits),
     }
 
 

@@ -54,6 +54,8 @@ Parse = Callable[[bytes, str, str | None], tuple[GenerationRequest, Any]]
 shall report of usage."""
 Respond = Callable[[Visit, Send, float | None, Any], Awaitable[None]]
 """Answers a request that runs, filling silences of so many seconds; its last argument is what `Parse` gave."""
+Prepare = Callable[[GenerationRequest, Any, Caller], Awaitable[tuple[GenerationRequest, Any]]]
+"""What `Parse` gave, and who asks -> the same, with what the request goes on with."""
 Blank = Callable[[], GenerationRequest]
 """A request that says nothing but its ids, to meter by what never became one."""
 Asked = tuple[Blank, dict[str, str], Caller]
@@ -86,9 +88,12 @@ def generation_route(
     heartbeat_s: float,
     idempotency: Idempotency,
     respond: Respond | None = None,
+    prepare: Prepare | None = None,
 ) -> ASGIApp:
     """An ASGI app for one route. `respond` answers in another way than generation does."""
-    return _Route(processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond).call
+    return _Route(
+        processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond, prepare
+    ).call
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,7 @@ class _Route:
     heartbeat_s: float
     idempotency: Idempotency
     respond: Respond | None = None
+    prepare: Prepare | None = None
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP
@@ -206,6 +212,8 @@ class _Route:
                 request, beside = await asyncio.to_thread(self.parse, *given)
             else:
                 request, beside = self.parse(*given)
+            if self.prepare is not None:
+                request, beside = await self.prepare(request, beside, caller)
             if visit.wants_cost:
                 request = replace(request, include_cost=True)
             return request, beside, None
@@ -266,9 +274,14 @@ async def _stream(
 
 
 async def stream_by(
-    frames: Framing, visit: Visit, send: Send, heartbeat_s: float | None, beginning: bytes = b""
+    frames: Framing,
+    visit: Visit,
+    send: Send,
+    heartbeat_s: float | None,
+    beginning: bytes = b"",
+    before_last: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Stream an answer, with what stands before all of it."""
+    """Stream an answer, with what stands before all of it, and what has to be done before its end is shown."""
     assert visit.exchange is not None
     exchange, context = visit.exchange, visit.exchange.context
     begun = {**STREAM_HEADERS, **visit.headers(), **bill_headers(context, with_cost=False)}
@@ -287,6 +300,8 @@ async def stream_by(
         if body:
             await send({"type": "http.response.body", "body": body, "more_body": True})
     if not visit.is_gone:
+        if before_last is not None:
+            await before_last()
         last = frames.last(context.usage, shown_cost(context), bill_facts(context))
         await send({"type": "http.response.body", "body": last, "more_body": False})
 

@@ -11,7 +11,7 @@ import msgspec
 from llmhost.api.tokens import Placed, Spelling, Trail, placed_prompt, written
 from llmhost.core.output import Delta, TokenLogprobs
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest
 from llmhost.pipeline.terms import Terms
 
 LARGE = 5_000
@@ -53,7 +53,7 @@ class Report:
         self._spelling = Spelling(tokenizer)
         eos = frozenset[int]() if request.ignore_eos else tokenizer.eos_ids
         self._ends = eos | terms.stop_ids
-        self._is_chat = request.kind is Kind.CHAT
+        self._is_chat = request.kind.is_chat
         self._trails: dict[int, Trail] = {}
         self._of_prompt: dict[int, list[TokenLogprobs]] = {}
         self._placed: dict[int, list[Placed]] = {}
@@ -132,6 +132,14 @@ class Report:
         behind = len(self._terms.echoes[self._prompt(index)]) if self.echoes else 0
         offsets = [placed.start for placed in before] + [behind + each.start for each in tokens]
         return self._columns([*before, *tokens], count, offsets)
+
+    def entries(self, tokens: Sequence[Placed]) -> list[tuple[int, bytes]]:
+        """Of each token its characters in the text, and the JSON of its log probabilities as chats have it."""
+        count = self._request.sampling.logprobs or 0
+        entry = self._spelling.chat_entry
+        return [
+            (each.end - each.start, entry(each.logprobs, count)) for each in tokens if each.logprobs
+        ]
 
     def ids(self, tokens: Sequence[Placed]) -> dict[str, Any]:
         """The member `token_ids` of a choice, where it was asked for."""

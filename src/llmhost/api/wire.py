@@ -15,7 +15,7 @@ from llmhost.api.bodies import (
     WireMessage,
     WirePart,
 )
-from llmhost.api.loose import NULL, asks, loose, refuse, said
+from llmhost.api.loose import NULL, Raw, asks, loose, refuse, said
 from llmhost.api.sampling import bad_words, sampling, stop_token_ids, stops
 from llmhost.api.structured import Form, chat_form, completion_form
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
@@ -41,12 +41,6 @@ def chat_request(
         raise InvalidValue("'messages' must hold at least one message.", param="messages")
     _refuse_chat_extras(body)
     _check_loose(body)
-    template_kwargs = loose(body.chat_template_kwargs, dict[str, Any], "chat_template_kwargs")
-    for name in OWN_TEMPLATE_NAMES.intersection(template_kwargs or ()):
-        raise InvalidValue(
-            f"'chat_template_kwargs' may not hold {name!r}; send it as a field of its own.",
-            param=f"chat_template_kwargs.{name}",
-        )
     return _request(
         body,
         Kind.CHAT,
@@ -55,11 +49,22 @@ def chat_request(
         sampling=sampling(body, logprobs=_chat_logprobs(body), choices=body.n or 1),
         messages=tuple(_message(m, i) for i, m in enumerate(body.messages)),
         max_tokens=_chat_limit(body),
-        template_kwargs=_of_effort(body.reasoning_effort) | (template_kwargs or {}),
+        template_kwargs=template_kwargs(body.reasoning_effort, body.chat_template_kwargs),
         hides_thoughts=body.include_reasoning is False,
         **_prompt_end(body),
         form=chat_form(body),
     )
+
+
+def template_kwargs(effort: str | None, raw: Raw) -> dict[str, Any]:
+    """What a chat template is told beside its messages. Raises BadRequest."""
+    given = loose(raw, dict[str, Any], "chat_template_kwargs") or {}
+    for name in OWN_TEMPLATE_NAMES.intersection(given):
+        raise InvalidValue(
+            f"'chat_template_kwargs' may not hold {name!r}; send it as a field of its own.",
+            param=f"chat_template_kwargs.{name}",
+        )
+    return _of_effort(effort) | given
 
 
 def _of_effort(effort: str | None) -> dict[str, Any]:

@@ -8,6 +8,8 @@
     │   ├── InvalidGrammar              an answer's form that can't be read or enforced
     │   ├── InvalidSchema               the same of a JSON schema
     │   ├── InvalidTool                 the same of a tool's parameters
+    │   ├── InvalidEncryptedContent     encrypted content that was not made here, or for somebody else
+    │   ├── PreviousResponseNotFound    the response to go on with is not kept here
     │   ├── ExceedsLimit                more than a limit ever has at once: no wait would help
     │   ├── ContextTooLong              prompt and answer don't fit the model's window
     │   └── ContentRefused              a safety rule or plugin refused the text
@@ -93,6 +95,21 @@ class InvalidSchema(BadRequest):
 
 class InvalidTool(BadRequest):
     code = "invalid_function_parameters"
+
+
+class InvalidEncryptedContent(BadRequest):
+    code = "invalid_encrypted_content"
+
+
+class PreviousResponseNotFound(BadRequest):
+    code = "previous_response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(
+            f"The response {response_id[:80]!r} does not exist here, or one that it went on with is gone: responses are"
+            " kept for some days, and with 'store': false not at all. Send the conversation as 'input'.",
+            param="previous_response_id",
+        )
 
 
 class ExceedsLimit(BadRequest):

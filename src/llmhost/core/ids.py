@@ -15,6 +15,11 @@ def new_request_id() -> str:
     return f"req_{_digits()}"
 
 
+def new_id(prefix: str) -> str:
+    """A name for what callers keep here, such as `resp_`."""
+    return f"{prefix}{_digits()}"
+
+
 def new_salt() -> str:
     """16 hex digits that nobody can guess."""
     return _digits()[:16]

@@ -189,6 +189,21 @@ class Kind(StrEnum):
     EMBEDDING = "embedding"
     SCORE = "score"
     CLASSIFY = "classify"
+    RESPONSE = "response"
+
+    @property
+    def is_chat(self) -> bool:
+        """It has messages, which a template makes a prompt of."""
+        return self in _CHATS
+
+    @property
+    def prompt_field(self) -> str:
+        """The field that the prompt comes in."""
+        return _FIELDS.get(self, "prompt")
+
+
+_CHATS = (Kind.CHAT, Kind.RESPONSE)
+_FIELDS = {Kind.CHAT: "messages", Kind.RESPONSE: "input"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +320,7 @@ class GenerationRequest:
         return texts
 
     def _prompt_texts(self) -> list[str]:
-        if self.kind is not Kind.CHAT:
+        if not self.kind.is_chat:
             return [prompt for prompt in self.prompts if isinstance(prompt, str)]
         texts = []
         for message in self.messages:

@@ -3,11 +3,15 @@
 from contextlib import AsyncExitStack
 from typing import Protocol
 
+from llmhost.api.responses.desk import Desk, lost
+from llmhost.core.ports import Clock
+from llmhost.storage import responses
 from llmhost.storage.node import DataDir
+from llmhost.storage.responses import ResponseStore
 from llmhost.storage.schema import Schema
 from llmhost.storage.state import State
 
-SCHEMAS: tuple[Schema, ...] = ()
+SCHEMAS: tuple[Schema, ...] = (responses.SCHEMA,)
 """Of all who keep something in `state.db`."""
 
 
@@ -24,3 +28,10 @@ def open_state(data_dir: DataDir, closing: AsyncExitStack) -> State:
     state = State(data_dir.state_db, SCHEMAS)
     closing.callback(state.close)
     return state
+
+
+def open_responses(data_dir: DataDir, state: State, clock: Clock) -> Desk:
+    """Those that a process left behind have failed. Blocks."""
+    store = ResponseStore(state, node_id=data_dir.node_id, clock=clock)
+    store.end_orphans(lost)
+    return Desk(store, data_dir.state_secret)

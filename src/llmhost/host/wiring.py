@@ -44,7 +44,7 @@ from llmhost.host.backup import back_up, told
 from llmhost.host.books import Books, open_books
 from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
-from llmhost.host.state import Forgets, open_state
+from llmhost.host.state import Forgets, open_responses, open_state
 from llmhost.observe.budgets import OrgBudget
 from llmhost.observe.clock import SystemClock
 from llmhost.observe.metrics import Metrics
@@ -168,6 +168,9 @@ class Host:
             open_answers, self.data_dir, self.settings.idempotency, self.clock, self._closing
         )
         self.state = await asyncio.to_thread(open_state, self.data_dir, self._closing)
+        self.responses = await asyncio.to_thread(
+            open_responses, self.data_dir, self.state, self.clock
+        )
         self.observers = Observers(self.plugins)
         self._closing.push_async_callback(self.observers.close)
         self.outflow = Outflow()
@@ -213,7 +216,7 @@ class Host:
 
     def _kept(self) -> Sequence[Forgets]:
         """All who keep something for callers in `state.db`."""
-        return ()
+        return (self.responses.store,)
 
     def _check_address(self) -> None:
         """An open address needs a key: nobody serves strangers by accident."""
@@ -319,6 +322,7 @@ class Host:
                 ),
                 processor=self.processor,
                 idempotency=self.idempotency,
+                responses=self.responses,
                 identify=self.authenticate.identify,
                 catalogue=self.deployments.catalogue,
                 metrics=self.metrics,

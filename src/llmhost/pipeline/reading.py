@@ -7,7 +7,7 @@ from typing import Any
 from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GenerationRequest, GrammarSpec, Kind
+from llmhost.core.request import GenerationRequest, GrammarSpec
 from llmhost.core.thoughts import ThoughtIds
 from llmhost.text.calls.families import BY_NAME, Family, reader_of
 from llmhost.text.calls.pieces import Reader
@@ -48,7 +48,7 @@ def reading_of(
 
     Raises UnsupportedParameter for tools that a model may call, and has no way to that is known.
     """
-    if request.kind is not Kind.CHAT:
+    if not request.kind.is_chat:
         return None
     marks = tokenizer.marks
     name = marks.call_format if spec.tool_format == AUTO else spec.tool_format

@@ -14,7 +14,7 @@ from llmhost.core.errors import (
     UnknownModel,
 )
 from llmhost.core.ports import RunnerFacts, Tokenizer
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import Caller, GenerationRequest
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
@@ -127,7 +127,7 @@ class Resolve:
                 prompt_tokens=prompt_tokens,
                 max_tokens=wanted,
                 limit_tokens=longest_tokens,
-                param="messages" if request.kind is Kind.CHAT else "prompt",
+                param=request.kind.prompt_field,
             )
         if request.min_tokens > room:
             raise InvalidValue(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from llmhost.core.errors import InvalidValue
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GenerationRequest, Kind, Pooling, Sampling
+from llmhost.core.request import GenerationRequest, Pooling, Sampling
 
 INLINE_CHARS = 4096
 INLINE_MESSAGES = 64
@@ -72,9 +72,10 @@ def _prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[in
 
 
 def _whole_prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    if request.kind is Kind.CHAT:
+    if request.kind.is_chat:
         text = rendered(request, tokenizer)
-        return (_not_empty(tokenizer.encode(text, add_special_tokens=False), "messages"),)
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        return (_not_empty(tokens, request.kind.prompt_field),)
     special = request.add_special_tokens
     return tuple(
         _not_empty(tokenizer.encode(prompt, add_special_tokens=special), "prompt")
@@ -177,7 +178,7 @@ def _check_sayable(request: GenerationRequest, sampling: Sampling, tokenizer: To
 
 def _not_empty(tokens: list[int], param: str) -> tuple[int, ...]:
     if not tokens:
-        what = "The prompt" if param in ("prompt", "messages") else f"'{param}'"
+        what = "The prompt" if param in ("prompt", "messages", "input") else f"'{param}'"
         raise InvalidValue(f"{what} is empty: it has no tokens.", param=param)
     return tuple(tokens)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from llmhost.config.schema import SafetySettings
 from llmhost.core.errors import BadRequest, ContentRefused, InvalidValue
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import Caller, GenerationRequest
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.rules import PIECE_CHARS, Rules, Verdict
@@ -185,7 +185,7 @@ def _readable(request: GenerationRequest, decode: Decode | None) -> GenerationRe
 def _param(request: GenerationRequest) -> str:
     if request.pooled is not None:
         return request.pooled.fields[-1][0]
-    return "messages" if request.kind is Kind.CHAT else "prompt"
+    return request.kind.prompt_field
 
 
 def _note_refusal(where: str, request: GenerationRequest, why: str | None) -> None:

@@ -1,0 +1,140 @@
+"""What a response goes on with, and where it is kept."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from llmhost.api.responses.bodies import WireItem
+from llmhost.api.responses.resource import FAILED, Resource
+from llmhost.api.responses.sealed import Seal
+from llmhost.api.responses.turns import Turns, kept_item
+from llmhost.api.responses.wire import Asked
+from llmhost.core.errors import InvalidValue, LlmhostError, NotFound, PreviousResponseNotFound
+from llmhost.core.request import Caller, GenerationRequest
+from llmhost.storage.responses import ChainBroken, Item, Kept, ResponseStore
+
+log = logging.getLogger("llmhost.responses")
+
+INLINE_ITEMS = 200
+"""More are made messages in a thread."""
+LOST = "The server was stopped or failed while it made this response. Ask again."
+
+_encode = msgspec.json.encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A request with all that it goes on with."""
+
+    asked: Asked
+    scope: str
+    seal: Seal = field(repr=False)
+    input: Sequence[Item]
+    """As it is kept."""
+
+    @property
+    def sealer(self) -> Any:
+        """Encrypts thoughts, where they are wanted so."""
+        return self.seal.close if self.asked.wants_encrypted else None
+
+
+def scope_of(caller: Caller) -> str:
+    """Who sees what a caller keeps here: its team, or the key alone where it has none."""
+    return caller.scope("key" if caller.team is None else "team")
+
+
+class Desk:
+    """Joins requests with what is kept, and keeps what becomes of them."""
+
+    def __init__(self, store: ResponseStore, secret: bytes) -> None:
+        """`secret` is the key of what callers carry for us."""
+        self.store = store
+        self._secret = secret
+
+    def seal_for(self, scope: str) -> Seal:
+        return Seal(self._secret, scope)
+
+    async def prepare(
+        self, request: GenerationRequest, asked: Asked, caller: Caller
+    ) -> tuple[GenerationRequest, Order]:
+        """Raises PreviousResponseNotFound, NotFound, and BadRequest that names an item."""
+        scope = scope_of(caller)
+        seal = self.seal_for(scope)
+        before = await self._before(asked, scope)
+        items = [await self._referred(item, place, scope) for place, item in enumerate(asked.items)]
+
+        def build() -> tuple[GenerationRequest, list[Item]]:
+            turns = Turns(seal, asked.body.instructions)
+            turns.add_kept(before, "previous_response_id")
+            turns.add_all(items)
+            whole = replace(request, messages=asked.with_messages(turns.finish()).messages)
+            return whole, [_kept(item, place) for place, item in enumerate(items)]
+
+        is_large = len(before) + len(items) > INLINE_ITEMS
+        whole, kept = await asyncio.to_thread(build) if is_large else build()
+        return whole, Order(asked=asked, scope=scope, seal=seal, input=kept)
+
+    async def _before(self, asked: Asked, scope: str) -> list[bytes]:
+        previous = asked.body.previous_response_id
+        if previous is None:
+            return []
+        try:
+            return await self.store.chain(scope, previous)
+        except ChainBroken as broken:
+            if not broken.is_live:
+                raise PreviousResponseNotFound(previous) from None
+            raise InvalidValue(
+                f"The response {previous[:80]!r} has not ended. Wait for its end, or cancel it.",
+                param="previous_response_id",
+            ) from None
+
+    async def _referred(self, item: WireItem, place: int, scope: str) -> WireItem:
+        if item.type != "item_reference" and not (item.type is None and item.role is None):
+            return item
+        found = None if item.id is None else await self.store.item(scope, item.id)
+        if found is None:
+            raise NotFound(
+                f"There is no item {(item.id or '')[:80]!r} here. Items of responses with 'store': false are not kept.",
+                param=f"input[{place}].id",
+            )
+        return msgspec.json.decode(found, type=WireItem)
+
+    def kept(self, order: Order, resource: Resource, **more: Any) -> Kept:
+        body = order.asked.body
+        output = [(item["id"], _encode(item)) for item in resource["output"]]
+        return Kept(
+            id=resource["id"],
+            scope=order.scope,
+            resource=_encode({**resource, "output": []}),
+            input=order.input,
+            output=output,
+            previous=body.previous_response_id,
+            conversation=order.asked.conversation,
+            **more,
+        )
+
+    async def keep(self, order: Order, resource: Resource, **more: Any) -> None:
+        """On disk when it is done. An answer that can't be kept has been made and billed all the same: it says so."""
+        if not order.asked.is_stored:
+            return
+        try:
+            await self.store.end(self.kept(order, resource, **more))
+        except LlmhostError as error:
+            resource["store"] = False
+            log.warning("response.not_kept response=%s error=%s", resource["id"], error)
+
+
+def _kept(item: WireItem, place: int) -> Item:
+    known = kept_item(item, f"input[{place}]")
+    return known["id"], _encode(known)
+
+
+def lost(resource: bytes) -> bytes:
+    """A response that nobody makes any more, as it is kept from now on."""
+    known: Resource = msgspec.json.decode(resource)
+    error = {"code": "server_error", "message": LOST}
+    return _encode({**known, "status": FAILED, "error": error})

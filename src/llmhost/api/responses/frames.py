@@ -1,0 +1,122 @@
+"""One response, from what its engine says to what its caller reads: events as it comes, and the object at its end."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmhost.api.calls import calls_of
+from llmhost.api.report import Report, report_of
+from llmhost.api.responses.events import DONE, Events
+from llmhost.api.responses.items import Items, Seal
+from llmhost.api.responses.resource import (
+    CANCELLED,
+    INCOMPLETE,
+    QUEUED,
+    Resource,
+    beginning,
+    ended,
+    failed,
+)
+from llmhost.api.responses.wire import Asked
+from llmhost.core.errors import LlmhostError
+from llmhost.core.output import Delta, FinishReason, Usage
+from llmhost.pipeline.context import RequestContext
+
+
+class ResponseFrames:
+    """Implements Framing. `events` may be silent, for an answer that is told at once."""
+
+    def __init__(
+        self, asked: Asked, context: RequestContext, events: Events, seal: Seal | None = None
+    ) -> None:
+        self._context = context
+        self._events = events
+        self._report = _report(context)
+        request = context.request
+        self.begun = beginning(asked, context.arrived_utc_ns // 10**9)
+        self.resource: Resource = self.begun
+        """What it is by now."""
+        self._items = Items(request.request_id, calls_of(request, context.reading), events, seal)
+        self._reason: FinishReason | None = None
+
+    def begin(self) -> None:
+        say = self._events.say
+        say("response.created", response=self.begun)
+        if self.begun["background"]:
+            say("response.queued", response={**self.begun, "status": QUEUED})
+        say("response.in_progress", response=self.begun)
+
+    def beginning(self) -> bytes:
+        self.begin()
+        return b"".join(self._events.take())
+
+    def is_large(self, deltas: Sequence[Delta]) -> bool:
+        """Writing the events of these takes so long that others should not wait for it."""
+        return self._report is not None and self._report.is_large(deltas)
+
+    def events(self, deltas: Sequence[Delta]) -> bytes:
+        self.take(deltas)
+        return b"".join(self._events.take())
+
+    def take(self, deltas: Sequence[Delta]) -> None:
+        """What came since the last time."""
+        if self._report is None:
+            self._items.push("".join([delta.text for delta in deltas]))
+        else:
+            for delta in deltas:
+                self._items.push(delta.text, self._report.entries(self._report.fresh(delta)))
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self._reason = delta.finish_reason
+                self._items.finish(is_cut=delta.finish_reason is not FinishReason.STOP)
+
+    def end(self, usage: Usage, extras: dict[str, Any]) -> Resource:
+        """The response at its end. `extras` are said in its usage."""
+        context = self._context
+        assert context.ended_ns is not None, "it has ended"
+        completed_ns = context.arrived_utc_ns + context.ended_ns - context.arrived_ns
+        self.resource = ended(
+            self.begun, self._reason, self._items.output, usage, completed_ns // 10**9, extras
+        )
+        return self.resource
+
+    def fail(self, error: LlmhostError) -> Resource:
+        self._items.break_off()
+        self.resource = failed(self.begun, error, self._items.output)
+        return self.resource
+
+    def cancel(self) -> Resource:
+        self._items.break_off()
+        self.resource = {**self.begun, "status": CANCELLED, "output": self._items.output}
+        return self.resource
+
+    def say_end(self) -> None:
+        status = self.resource["status"]
+        name = INCOMPLETE if status == CANCELLED else status  # for which there is no event
+        self._events.say(f"response.{name}", response=self.resource)
+
+    def say_error(self, error: LlmhostError) -> None:
+        """In OpenAI's shape and in that of Open Responses; clients read one or the other."""
+        facts = {"code": error.code or error.type, "message": error.message, "param": error.param}
+        self._events.say("error", **facts, error={"type": error.type, **facts})
+
+    def last(
+        self,
+        usage: Usage,
+        cost: dict[str, Any] | None = None,
+        facts: dict[str, str] | None = None,
+    ) -> bytes:
+        self.say_end()
+        return b"".join(self._events.take()) + DONE
+
+    def broken_off(self, error: LlmhostError) -> bytes:
+        """The end of a stream that fails."""
+        self.say_error(error)
+        self.fail(error)
+        self.say_end()
+        return b"".join(self._events.take()) + DONE
+
+
+def _report(context: RequestContext) -> Report | None:
+    assert context.tokenizer is not None, "a request that runs was resolved"
+    shown = () if context.reading is None else context.reading.shown
+    return report_of(context.request, context.known_terms, context.tokenizer, shown)

@@ -1,0 +1,341 @@
+"""Bodies of the Responses API, checked as a whole and turned into what is asked.
+
+Tools and forms go the way of OpenAI's chats (`structured`), whose words they are put in first. A body alone is not all
+of a request: what it goes on with is kept elsewhere, and is added when its caller is known.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from llmhost.api.bodies import ChatBody
+from llmhost.api.loose import NULL, Raw, asks, loose, read_body, refuse, said
+from llmhost.api.responses.bodies import (
+    ResponseBody,
+    WireChoice,
+    WireFormat,
+    WireItem,
+    WireReasoning,
+    WireText,
+    WireTool,
+)
+from llmhost.api.responses.strict import is_strict
+from llmhost.api.responses.turns import Item, Message, kept_item, read_items
+from llmhost.api.sampling import bad_words, sampling, stop_token_ids, stops
+from llmhost.api.structured import Form, chat_form, decoded
+from llmhost.api.wire import FLEX_PRIORITY, template_kwargs
+from llmhost.core.errors import (
+    BadRequest,
+    InvalidValue,
+    LlmhostError,
+    MissingParameter,
+    UnsupportedParameter,
+)
+from llmhost.core.request import GenerationRequest, Kind
+
+LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
+INCLUDABLE = {
+    LOGPROBS,
+    ENCRYPTED,
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+}
+"""Those beside the first two are of tools that are not here, so there is nothing to include."""
+MAX_LOOSE_SIGNS = 200_000
+"""Of `{`, `[` and `,` in an input and tools: a bound to what is made of them."""
+NO_TEXT = WireText()
+NO_REASONING = WireReasoning()
+
+_encode = msgspec.json.encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One request, without what it goes on with."""
+
+    body: ResponseBody
+    request: GenerationRequest
+    """Without its messages."""
+    items: Sequence[WireItem]
+    tools: Sequence[WireTool]
+    formed_as: dict[str, Any]
+    """`text.format`, as it is repeated."""
+
+    @property
+    def conversation(self) -> str | None:
+        asked = self.body.conversation
+        return asked if asked is None or isinstance(asked, str) else asked.id
+
+    @property
+    def is_stored(self) -> bool:
+        return self.body.store is not False
+
+    @property
+    def is_background(self) -> bool:
+        return bool(self.body.background)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.request.sampling.logprobs is not None
+
+    @property
+    def wants_encrypted(self) -> bool:
+        return ENCRYPTED in (self.body.include or ())
+
+    def with_messages(self, messages: tuple[Message, ...]) -> GenerationRequest:
+        if not messages:
+            raise InvalidValue("There is nothing to answer: 'input' is empty.", param="input")
+        return replace(self.request, messages=messages)
+
+
+def parse_response(
+    raw: bytes, request_id: str, client_id: str | None
+) -> tuple[GenerationRequest, Asked]:
+    """Raises BadRequest."""
+    asked = asked_of(read_body(raw, ResponseBody), request_id, client_id)
+    return asked.request, asked
+
+
+def asked_of(body: ResponseBody, request_id: str, client_id: str | None) -> Asked:
+    """Raises BadRequest."""
+    if not body.model:
+        raise MissingParameter("model")
+    _check(body)
+    items = read_items(body.input)
+    tools = decoded(body.tools, list[WireTool], "tools") or []
+    form = _form(body, tools)
+    is_flex = body.service_tier == "flex"
+    effort = (body.reasoning or NO_REASONING).effort
+    request = GenerationRequest(
+        request_id=request_id,
+        kind=Kind.RESPONSE,
+        model=body.model,
+        tools=form.tools,
+        grammar=form.grammar,
+        may_call=form.may_call,
+        most_calls=form.most_calls,
+        template_kwargs=template_kwargs(effort, body.chat_template_kwargs),
+        sampling=sampling(body, logprobs=_logprobs(body), choices=1),
+        max_tokens=body.max_output_tokens,
+        takes_less=True,
+        min_tokens=body.min_tokens or 0,
+        stop=stops(body.stop),
+        stop_token_ids=stop_token_ids(body.stop_token_ids),
+        bad_words=bad_words(body.bad_words),
+        ignore_eos=bool(body.ignore_eos),
+        include_cost=bool(body.include_cost),
+        priority=(body.priority or 0) + (FLEX_PRIORITY if is_flex else 0),
+        is_flex=is_flex,
+        timeout_ms=body.timeout_ms,
+        cache_salt=body.cache_salt or "",
+        stream=bool(body.stream),
+        client_request_id=client_id,
+        user=body.user,
+    )
+    formed_as = _formed_as((body.text or NO_TEXT).format)
+    return Asked(body=body, request=request, items=items, tools=tools, formed_as=formed_as)
+
+
+def kept_input(items: Sequence[WireItem]) -> list[Item]:
+    """Raises BadRequest that names the item."""
+    return [kept_item(item, f"input[{place}]") for place, item in enumerate(items)]
+
+
+def _check(body: ResponseBody) -> None:
+    if body.max_tokens is not None:
+        raise UnsupportedParameter(
+            "'max_tokens' is not a parameter of this route. Send 'max_output_tokens'.",
+            param="max_tokens",
+        )
+    if asks(body.response_format):
+        raise UnsupportedParameter(
+            "'response_format' is not a parameter of this route. Send 'text.format'.",
+            param="response_format",
+        )
+    refuse(
+        {
+            "n": body.n not in (None, 1),
+            "background": bool(body.background),
+            "conversation": body.conversation is not None,
+            "truncation": body.truncation == "auto",
+            "prompt": asks(body.prompt),
+            "context_management": asks(body.context_management),
+            "moderation": asks(body.moderation),
+            "prompt_logprobs": body.prompt_logprobs is not None,
+            "return_token_ids": bool(body.return_token_ids),
+            "truncate_prompt_tokens": body.truncate_prompt_tokens is not None,
+            "add_special_tokens": bool(body.add_special_tokens),
+        }
+    )
+    if body.previous_response_id is not None and body.conversation is not None:
+        raise InvalidValue(
+            "'previous_response_id' and 'conversation' both say what to go on with. Send one.",
+            param="conversation",
+        )
+    if body.background and body.store is False:
+        raise InvalidValue(
+            "A background response has to be stored, or nobody could ask for it. Leave 'store' out.",
+            param="background",
+        )
+    if body.conversation is not None and body.store is False:
+        raise InvalidValue(
+            "What is said in a conversation is kept there. Leave 'store' out.", param="store"
+        )
+    for place, name in enumerate(body.include or ()):
+        if name not in INCLUDABLE:
+            raise InvalidValue(
+                f"'include' may hold {', '.join(sorted(INCLUDABLE))}; {name[:80]!r} is none of them.",
+                param=f"include[{place}]",
+            )
+    signs = sum(
+        bytes(raw).count(sign) for raw in (body.input, body.tools) for sign in (b"{", b"[", b",")
+    )
+    if signs > MAX_LOOSE_SIGNS:
+        raise InvalidValue(
+            f"'input' and 'tools' together have {signs} braces, brackets and commas; this server takes"
+            f" {MAX_LOOSE_SIGNS}.",
+            param="input",
+        )
+
+
+def _logprobs(body: ResponseBody) -> int | None:
+    if LOGPROBS in (body.include or ()) or body.top_logprobs:
+        return body.top_logprobs or 0
+    return None
+
+
+# ------------------------------------------------------------ tools and forms, in the words of chats
+
+
+def _form(body: ResponseBody, tools: Sequence[WireTool]) -> Form:
+    try:
+        form = chat_form(
+            ChatBody(
+                tools=_tools(tools),
+                tool_choice=_choice(body.tool_choice),
+                parallel_tool_calls=body.parallel_tool_calls,
+                response_format=_response_format((body.text or NO_TEXT).format),
+                structured_outputs=body.structured_outputs,
+                guided_json=body.guided_json,
+                guided_regex=body.guided_regex,
+                guided_choice=body.guided_choice,
+                guided_grammar=body.guided_grammar,
+                guided_whitespace_pattern=body.guided_whitespace_pattern,
+            )
+        )
+    except BadRequest as error:
+        raise in_our_words(error) from None
+    if form.grammar is None or form.grammar.param != "response_format":
+        return form
+    return replace(form, grammar=replace(form.grammar, param="text.format.schema"))
+
+
+def in_our_words(error: LlmhostError) -> LlmhostError:
+    """A fault of a tool or form, which is told in the words of chats, where it is in this route's body."""
+    for theirs, ours in _FIELDS:
+        error.message = error.message.replace(theirs, ours)
+        if error.param is not None:
+            error.param = error.param.replace(theirs, ours)
+    return error
+
+
+_FIELDS = (
+    (".function.parameters", ".parameters"),
+    (".function.name", ".name"),
+    (".function", ""),
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+)
+
+
+def _tools(tools: Sequence[WireTool]) -> Raw:
+    if not tools:
+        return NULL
+    return Raw(_encode([_tool(tool, f"tools[{place}]") for place, tool in enumerate(tools)]))
+
+
+def _tool(tool: WireTool, at: str) -> dict[str, Any]:
+    if tool.type != "function":
+        raise UnsupportedParameter(
+            f"A tool of type {tool.type!r} is not supported: this server runs none itself. Send functions of your own.",
+            param=f"{at}.type",
+        )
+    if tool.name is None:
+        raise MissingParameter(f"{at}.name")
+    function: dict[str, Any] = {"name": tool.name, "strict": strictness(tool)}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if said(tool.parameters) != b"null":
+        function["parameters"] = tool.parameters
+    return {"type": "function", "function": function}
+
+
+def strictness(tool: WireTool) -> bool:
+    """Unless it is said, tools are strict whose parameters are as strict ones have to be."""
+    return is_strict(tool.parameters) if tool.strict is None else tool.strict
+
+
+def _choice(raw: Raw) -> Raw:
+    if said(raw) == b"null" or bytes(raw).startswith(b'"'):
+        return raw
+    choice: WireChoice = decoded(raw, WireChoice, "tool_choice")
+    match choice.type:
+        case "function":
+            if choice.name is None:
+                raise MissingParameter("tool_choice.name")
+            return Raw(_encode({"type": "function", "function": {"name": choice.name}}))
+        case "allowed_tools":
+            tools = [
+                {"type": "function", "function": {"name": one.name}}
+                for one in choice.tools or ()
+                if one.type == "function" and one.name is not None
+            ]
+            if len(tools) != len(choice.tools or ()) or not tools:
+                raise InvalidValue(
+                    "'tool_choice.tools' names functions among the 'tools', such as"
+                    ' {"type": "function", "name": "get_weather"}.',
+                    param="tool_choice.tools",
+                )
+            allowed = {"mode": choice.mode, "tools": tools}
+            return Raw(_encode({"type": "allowed_tools", "allowed_tools": allowed}))
+    raise UnsupportedParameter(
+        f"'tool_choice' of type {choice.type!r} is not supported: this server runs no tools itself.",
+        param="tool_choice.type",
+    )
+
+
+def _response_format(asked: WireFormat | None) -> Raw:
+    if asked is None or asked.type == "text":
+        return NULL
+    if asked.type == "json_object":
+        return Raw(b'{"type":"json_object"}')
+    if asked.type != "json_schema":
+        raise UnsupportedParameter(
+            f"'text.format' of type {asked.type!r} is not supported; text, json_object and json_schema are.",
+            param="text.format.type",
+        )
+    if not asked.name:
+        raise MissingParameter("text.format.name")
+    if said(asked.schema) == b"null":
+        raise MissingParameter("text.format.schema")
+    schema = {"name": asked.name, "schema": asked.schema, "strict": bool(asked.strict)}
+    return Raw(_encode({"type": "json_schema", "json_schema": schema}))
+
+
+def _formed_as(asked: WireFormat | None) -> dict[str, Any]:
+    if asked is None or asked.type in ("text", "json_object"):
+        return {"type": "text" if asked is None else asked.type}
+    return {
+        "type": "json_schema",
+        "name": asked.name,
+        "description": asked.description,
+        "schema": loose(asked.schema, dict[str, Any], "text.format.schema"),
+        "strict": bool(asked.strict),
+    }
