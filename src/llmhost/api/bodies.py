@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from llmhost.api.extras import GenerationExtras
 from llmhost.api.loose import NULL, Raw
 
 MAX_MODEL_CHARS = 512
@@ -57,7 +58,7 @@ class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning_content: str | None = None
 
 
-class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
+class GenerationBody(GenerationExtras, frozen=True, kw_only=True):
     """What both routes share."""
 
     model: Annotated[str, Meta(max_length=MAX_MODEL_CHARS)] | None = None
@@ -115,6 +116,14 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     function_call: Raw = NULL
     modalities: Raw = NULL
     audio: Raw = NULL
+    moderation: Raw = NULL
+    web_search_options: Raw = NULL
+    chat_template: Raw = NULL
+    documents: Raw = NULL
+    echo: Raw = NULL
+    parse_tool_calls: Raw = NULL
+    reasoning_format: Raw = NULL
+    verbosity: Literal["low", "medium", "high"] | None = None
     chat_template_kwargs: Raw = NULL
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

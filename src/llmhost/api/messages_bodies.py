@@ -93,6 +93,7 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: Literal["auto", "standard_only"] | None = None
     mcp_servers: Raw = NULL
     container: Raw = NULL
+    thread: Raw = NULL
     seed: int | None = None
     priority: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     timeout_ms: Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS)] | None = None

@@ -50,7 +50,7 @@ def messages_request(
         raise MissingParameter("messages")
     if not body.messages:
         raise InvalidValue("'messages' must hold at least one message.", param="messages")
-    refuse({name: asks(getattr(body, name)) for name in ("mcp_servers", "container")})
+    refuse({name: asks(getattr(body, name)) for name in ("mcp_servers", "container", "thread")})
     turns, form = Turns(body.system, body.messages), _form(body)
     return GenerationRequest(
         request_id=request_id,

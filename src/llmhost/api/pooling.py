@@ -119,6 +119,8 @@ def _base64(vector: Vector) -> str:
 
 
 def _ranked(body: RerankBody) -> Shape:
+    most, is_bare = body.top_n or None, body.return_documents is False
+
     def shape(context: RequestContext, pooled: list[Sequence[float]]) -> dict[str, Any]:
         found = scores(pooled, context)
         order = sorted(range(len(found)), key=lambda i: -found[i])
@@ -126,10 +128,10 @@ def _ranked(body: RerankBody) -> Shape:
         results = [
             {
                 "index": i,
-                **({} if body.return_documents is False else {"document": {"text": documents[i]}}),
+                **({} if is_bare else {"document": {"text": documents[i]}}),
                 "relevance_score": found[i],
             }
-            for i in order[: body.top_n or None]
+            for i in order[:most]
         ]
         return {
             "id": _id("rerank", context),

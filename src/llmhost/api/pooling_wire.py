@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from llmhost.api.bodies import MAX_MODEL_CHARS, MAX_TIMEOUT_MS, TokenIds
+from llmhost.api.extras import Refusals
 from llmhost.api.loose import NULL, Raw, asks, refuse
 from llmhost.api.wire import texts_or_ids
 from llmhost.core.errors import InvalidValue, MissingParameter
@@ -46,6 +47,12 @@ class EmbeddingBody(PoolingBody, frozen=True, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     normalize: bool | None = None
+    embed_dtype: Raw = NULL
+    endianness: Raw = NULL
+    embd_normalize: Raw = NULL
+
+
+_REFUSED_OF_EMBEDDINGS = Refusals(EmbeddingBody, ("embed_dtype", "endianness", "embd_normalize"))
 
 
 class ClassifyBody(PoolingBody, frozen=True, kw_only=True):
@@ -83,6 +90,7 @@ def embedding_request(
 ) -> GenerationRequest:
     """A validated request for embeddings. Raises BadRequest."""
     refuse({"messages": asks(body.messages)})
+    _REFUSED_OF_EMBEDDINGS.check(body)
     return _of_input(
         body,
         body.input,

@@ -15,6 +15,7 @@ from llmhost.api.bodies import (
     WireMessage,
     WirePart,
 )
+from llmhost.api.extras import OF_CHATS, GenerationExtras, Refusals
 from llmhost.api.loose import NULL, Raw, asks, loose, refuse, said
 from llmhost.api.sampling import bad_words, sampling, stop_token_ids, stops
 from llmhost.api.structured import Form, chat_form, completion_form
@@ -39,7 +40,7 @@ def chat_request(
         raise MissingParameter("messages")
     if not body.messages:
         raise InvalidValue("'messages' must hold at least one message.", param="messages")
-    _refuse_chat_extras(body)
+    _refuse_of_chat(body)
     _check_loose(body)
     return _request(
         body,
@@ -49,14 +50,16 @@ def chat_request(
         sampling=sampling(body, logprobs=_chat_logprobs(body), choices=body.n or 1),
         messages=tuple(_message(m, i) for i, m in enumerate(body.messages)),
         max_tokens=_chat_limit(body),
-        template_kwargs=template_kwargs(body.reasoning_effort, body.chat_template_kwargs),
+        template_kwargs=template_kwargs(
+            body.reasoning_effort, body.chat_template_kwargs, body.verbosity
+        ),
         hides_thoughts=body.include_reasoning is False,
         **_prompt_end(body),
         form=chat_form(body),
     )
 
 
-def template_kwargs(effort: str | None, raw: Raw) -> dict[str, Any]:
+def template_kwargs(effort: str | None, raw: Raw, verbosity: str | None = None) -> dict[str, Any]:
     """What a chat template is told beside its messages. Raises BadRequest."""
     given = loose(raw, dict[str, Any], "chat_template_kwargs") or {}
     for name in OWN_TEMPLATE_NAMES.intersection(given):
@@ -64,7 +67,8 @@ def template_kwargs(effort: str | None, raw: Raw) -> dict[str, Any]:
             f"'chat_template_kwargs' may not hold {name!r}; send it as a field of its own.",
             param=f"chat_template_kwargs.{name}",
         )
-    return _of_effort(effort) | given
+    length = {} if verbosity is None else {"verbosity": verbosity}
+    return _of_effort(effort) | length | given
 
 
 def _of_effort(effort: str | None) -> dict[str, Any]:
@@ -82,6 +86,7 @@ def completion_request(
     if body.prompt is None:
         raise MissingParameter("prompt")
     refuse({"suffix": bool(body.suffix)})
+    _REFUSED_OF_COMPLETIONS.check(body)
     prompts = texts_or_ids(body.prompt, "prompt")
     best_of = _best_of(body)
     choices = len(prompts) * (best_of or body.n or 1)
@@ -301,17 +306,11 @@ def _check_loose(body: ChatBody) -> None:
         )
 
 
-_extras_of_chat = attrgetter("functions", "modalities", "audio")
-_NO_EXTRAS = _extras_of_chat(ChatBody())
+_REFUSED_OF_CHATS = Refusals(ChatBody, (*GenerationExtras.__struct_fields__, *OF_CHATS))
+_REFUSED_OF_COMPLETIONS = Refusals(CompletionBody, GenerationExtras.__struct_fields__)
 
 
-def _refuse_chat_extras(body: ChatBody) -> None:
-    if _extras_of_chat(body) == _NO_EXTRAS:
-        return
-    refuse(
-        {
-            "functions": asks(body.functions) and said(body.function_call) != b'"none"',
-            "modalities": asks(body.modalities) and said(body.modalities) != b'["text"]',
-            "audio": asks(body.audio),
-        }
-    )
+def _refuse_of_chat(body: ChatBody) -> None:
+    _REFUSED_OF_CHATS.check(body)
+    if body.functions is not NULL and asks(body.functions):
+        refuse({"functions": said(body.function_call) != b'"none"'})
