@@ -1,0 +1,47 @@
+"""The tokens of one call of `llama_decode`, in memory that is made once and written to from numpy."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+class Batch:
+    """Room for `most` tokens. Each belongs to one sequence."""
+
+    def __init__(self, library: Any, most: int) -> None:
+        self.most = most
+        self._tokens = np.zeros(most, np.int32)
+        self._positions = np.zeros(most, np.int32)
+        self._sequences = np.zeros(most, np.int32)
+        self._counts = np.ones(most, np.int32)
+        self._wants = np.zeros(most, np.int8)
+        first = self._sequences.ctypes.data
+        self._pointers = first + 4 * np.arange(most, dtype=np.uintp)
+        self._batch = library.llama_batch()
+        for field, array in (
+            ("token", self._tokens),
+            ("pos", self._positions),
+            ("n_seq_id", self._counts),
+            ("seq_id", self._pointers),
+            ("logits", self._wants),
+        ):
+            kind = dict(library.llama_batch._fields_)[field]
+            setattr(self._batch, field, ctypes.cast(array.ctypes.data, kind))
+
+    def fill(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[int],
+        wants: Sequence[int],
+    ) -> Any:
+        """The batch as llama.cpp takes it, until it is filled again. `wants` marks places whose logits are wanted."""
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._positions[:count] = positions
+        self._sequences[:count] = sequences
+        self._wants[:count] = wants
+        self._batch.n_tokens = count
+        return self._batch

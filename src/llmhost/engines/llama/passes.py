@@ -1,0 +1,82 @@
+"""A step as calls of `llama_decode`: which tokens go into which call, and whose logits come out of it.
+
+One call as a rule. Several when a step has more tokens than a batch, or wants more logits than there is room for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from llmhost.core.step import Row
+from llmhost.engines.drawing import places_of, scored_of
+
+
+@dataclass(slots=True)
+class Pass:
+    """One call. The lists have an entry for each token."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
+    wants: list[int] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
+    """Of its outputs those at which tokens are drawn, in the order of rows and places."""
+    scored: list[tuple[int, int, int]] = field(default_factory=list)
+    """(output, row, prompt token that is scored there)."""
+    outputs: int = 0
+
+
+def passes(
+    rows: Sequence[Row], sequences: Sequence[int], *, most_tokens: int, most_outputs: int
+) -> Iterator[Pass]:
+    """Rows one after the other, each cut where a call is full."""
+    current = Pass()
+    for at, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
+        count = len(row.tokens)
+        first_drawn, scores = count - places_of(row), scored_of(row)
+        done = 0
+        while done < count:
+            if not scores:  # all tokens that fit; its places to draw at are the last ones
+                room = most_outputs - current.outputs
+                end = min(
+                    count, done + most_tokens - len(current.tokens), max(first_drawn, done) + room
+                )
+            else:
+                end = min(
+                    count,
+                    done + min(most_tokens - len(current.tokens), most_outputs - current.outputs),
+                )
+            if end <= done:
+                yield current
+                current = Pass()
+                continue
+            _add(current, at, row, sequence, done, end, first_drawn, scores)
+            done = end
+    if current.tokens:
+        yield current
+
+
+def _add(
+    into: Pass,
+    at: int,
+    row: Row,
+    sequence: int,
+    start: int,
+    end: int,
+    first_drawn: int,
+    scores: int,
+) -> None:
+    count = end - start
+    into.tokens += row.tokens[start:end]
+    into.positions += range(row.start + start, row.start + end)
+    into.sequences += [sequence] * count
+    if end <= first_drawn and start >= scores:
+        into.wants += [0] * count
+        return
+    for place in range(start, end):
+        is_drawn, is_scored = place >= first_drawn, place < scores
+        into.wants.append(int(is_drawn or is_scored))
+        if is_drawn:
+            into.drawn.append(into.outputs)
+        if is_scored:
+            into.scored.append((into.outputs, at, row.known[row.start + place + 1]))
+        into.outputs += is_drawn or is_scored

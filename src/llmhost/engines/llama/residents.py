@@ -1,0 +1,273 @@
+"""Which sequences of llama.cpp hold which KV blocks, and how a row's block table is brought about from them.
+
+llama.cpp has no blocks: it has cells, which belong to sequences, and a unified cache in which one cell may belong to
+many of them. So a block is the cells that any sequence holds for its positions. A row gets a sequence that holds
+exactly what the row's table says below its start; what it lacks it shares with a sequence that has it, at no cost.
+Sequences stay when their row has ended, because nobody says which blocks are still known to somebody. The least
+recently used one makes room, and blocks that only it held go to host memory until they are asked for or overwritten.
+
+It knows no model and no tokens. Cells in use never exceed the blocks' tokens: a block's cells are shared, not copied,
+and whoever writes into a block takes it from all others.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from llmhost.core.errors import EngineFailed
+from llmhost.core.step import KvMove, Row
+
+
+class Cells(Protocol):
+    """Keys and values by sequence and position, as llama.cpp keeps them."""
+
+    def cut(self, sequence: int, start: int, end: int | None = None) -> None:
+        """A sequence holds positions from `start` on no more."""
+        ...
+
+    def share(self, source: int, target: int, start: int, end: int) -> None:
+        """`target` holds the cells of `source` at these positions, too."""
+        ...
+
+    def save(self, sequence: int) -> bytes:
+        """Everything that a sequence holds."""
+        ...
+
+    def restore(self, sequence: int, saved: bytes) -> None:
+        """Have an empty sequence hold what was saved. Raises EngineFailed when there is no room."""
+        ...
+
+
+class Held:
+    """What one sequence of llama.cpp holds: a block for each place of its table, or None for a hole."""
+
+    __slots__ = ("blocks", "tokens")
+
+    def __init__(self) -> None:
+        self.blocks: list[int | None] = []
+        self.tokens = 0
+        """Positions below this are held, but for holes."""
+
+
+class Residents:
+    """Owner of the sequences of one context. The last one is kept free, to move single blocks through."""
+
+    def __init__(self, cells: Cells, *, block_tokens: int, sequences: int) -> None:
+        assert sequences >= 2, "one sequence to run and one to move blocks through"
+        self._cells = cells
+        self._size = block_tokens
+        self._held = [Held() for _ in range(sequences - 1)]
+        self._scratch = sequences - 1
+        self._empty = list(range(sequences - 2, -1, -1))
+        self._recent: dict[int, int | None] = {}
+        """Sequences that hold something, the least recently used first, and the row's that each is for."""
+        self._of_row: dict[int, int] = {}
+        self._holders: dict[int, set[int]] = {}
+        self._place: dict[int, int] = {}
+        """At which place of every table a block is."""
+        self._saved: dict[int, tuple[int, bytes]] = {}
+        """Blocks that no sequence holds: their place, and their bytes."""
+        self._host: dict[int, tuple[int, bytes]] = {}
+
+    # ------------------------------------------------------------ a step
+
+    def take_in(self, rows: Sequence[Row]) -> list[int]:
+        """The sequence of each row. It holds what the row's table says below its start, and is about to hold what
+        the row feeds. Raises EngineFailed when what a table says is nowhere."""
+        owns = [self._own(row) for row in rows]
+        for row, own in zip(rows, owns, strict=True):
+            self._take_from_others(row, own)
+        busy = {own for own in owns if own is not None}
+        taken = []
+        for row, own in zip(rows, owns, strict=True):
+            sequence = self._free_one(busy) if own is None else own
+            busy.add(sequence)
+            self._recent.pop(sequence, None)
+            self._recent[sequence] = row.seq_id
+            self._of_row[row.seq_id] = sequence
+            self._bring(sequence, row)
+            self._enter(sequence, row)
+            taken.append(sequence)
+        return taken
+
+    def _own(self, row: Row) -> int | None:
+        """The sequence that a row had before, if it can go on with it.
+
+        Not when it held blocks after the row's start that are no longer the row's: the row has begun anew, and
+        somebody may still know what they hold. Blocks before its start may have been replaced by others of one text.
+        """
+        sequence = self._of_row.get(row.seq_id)
+        if sequence is None:
+            return None
+        held, first = self._held[sequence].blocks, row.start // self._size
+        if held[first:] == list(row.blocks[first : len(held)]):
+            return sequence
+        del self._of_row[row.seq_id]
+        self._recent[sequence] = None
+        return None
+
+    def undo(self, rows: Sequence[Row], sequences: Sequence[int]) -> None:
+        """What the rows fed came to nothing."""
+        for row, sequence in zip(rows, sequences, strict=True):
+            self._cut_tail(sequence, row.start)
+
+    def _take_from_others(self, row: Row, own: int | None) -> None:
+        """What a row writes into is no longer what others hold it for."""
+        size, end = self._size, row.start + len(row.tokens)
+        for place in range(row.start // size, -(-end // size)):
+            block = row.blocks[place]
+            if place * size >= row.start:
+                self._saved.pop(block, None)
+            for other in [*self._holders.get(block, ())]:
+                if other != own or self._place[block] != place:
+                    self._drop(other, self._place[block])
+
+    def _bring(self, sequence: int, row: Row) -> None:
+        """Have a sequence hold what a row's table says below the row's start, and nothing else."""
+        held, start = self._held[sequence], row.start
+        self._cut_tail(sequence, start)
+        count = -(-start // self._size)
+        wanted = list(row.blocks[:count])
+        if held.blocks == wanted:
+            return
+        for place, block in enumerate(wanted):
+            have = held.blocks[place] if place < len(held.blocks) else None
+            if have != block:
+                if have is not None:
+                    self._drop(sequence, place)
+                self._fetch(sequence, place, block)
+        self._cells.cut(sequence, start)  # a block that was saved may hold guesses that were wrong
+        held.tokens = start
+
+    def _fetch(self, sequence: int, place: int, block: int) -> None:
+        first, end = place * self._size, (place + 1) * self._size
+        source = next(iter(self._holders.get(block, ())), None)
+        if source is not None and self._place[block] == place:
+            self._cells.share(source, sequence, first, end)
+        elif block in self._saved and self._saved[block][0] == place:
+            self._cells.restore(self._scratch, self._saved.pop(block)[1])
+            self._cells.share(self._scratch, sequence, first, end)
+            self._cells.cut(self._scratch, 0)
+        else:
+            raise EngineFailed(
+                f"The keys and values of KV block {block} are lost; the prompt must be computed again."
+            )
+        self._hold(sequence, place, block)
+
+    def _enter(self, sequence: int, row: Row) -> None:
+        """Note the blocks that the row is about to fill."""
+        held, end = self._held[sequence], row.start + len(row.tokens)
+        for place in range(len(held.blocks), -(-end // self._size)):
+            self._hold(sequence, place, row.blocks[place])
+        held.tokens = end
+
+    # ------------------------------------------------------------ books
+
+    def _hold(self, sequence: int, place: int, block: int) -> None:
+        blocks = self._held[sequence].blocks
+        blocks += [None] * (place + 1 - len(blocks))
+        blocks[place] = block
+        self._holders.setdefault(block, set()).add(sequence)
+        self._place[block] = place
+
+    def _drop(self, sequence: int, place: int) -> None:
+        """A sequence holds the block at a place no more."""
+        held = self._held[sequence]
+        self._cells.cut(sequence, place * self._size, (place + 1) * self._size)
+        self._forget(sequence, place)
+        while held.blocks and held.blocks[-1] is None:
+            held.blocks.pop()
+        held.tokens = min(held.tokens, len(held.blocks) * self._size)
+
+    def _forget(self, sequence: int, place: int) -> None:
+        block, self._held[sequence].blocks[place] = self._held[sequence].blocks[place], None
+        if block is None:
+            return
+        holders = self._holders[block]
+        holders.discard(sequence)
+        if not holders:
+            del self._holders[block], self._place[block]
+
+    def _cut_tail(self, sequence: int, tokens: int) -> None:
+        """A sequence holds `tokens` at most."""
+        held = self._held[sequence]
+        if held.tokens <= tokens:
+            return
+        self._cells.cut(sequence, tokens)
+        for place in range(-(-tokens // self._size), len(held.blocks)):
+            self._forget(sequence, place)
+        del held.blocks[-(-tokens // self._size) :]
+        held.tokens = tokens
+
+    def _free_one(self, busy: Iterable[int]) -> int:
+        """An empty sequence; the least recently used one is emptied when there is none."""
+        if self._empty:
+            return self._empty.pop()
+        busy = set(busy)
+        oldest = next((one for one in self._recent if one not in busy), None)
+        if oldest is None:
+            raise EngineFailed(
+                f"llama.cpp runs at most {len(self._held)} sequences at once: set max_batch_size to that or less."
+            )
+        self._evict(oldest)
+        return self._empty.pop()
+
+    def _evict(self, sequence: int) -> None:
+        held = self._held[sequence]
+        for place, block in enumerate(held.blocks):
+            if block is not None and len(self._holders[block]) == 1:
+                self._saved[block] = (place, self._read(sequence, place))
+        self._clear(sequence)
+
+    def _clear(self, sequence: int) -> None:
+        self._cut_tail(sequence, 0)
+        seq_id = self._recent.pop(sequence, None)
+        if seq_id is not None and self._of_row.get(seq_id) == sequence:
+            del self._of_row[seq_id]
+        self._empty.append(sequence)
+
+    def _read(self, sequence: int, place: int) -> bytes:
+        self._cells.share(sequence, self._scratch, place * self._size, (place + 1) * self._size)
+        saved = self._cells.save(self._scratch)
+        self._cells.cut(self._scratch, 0)
+        return saved
+
+    # ------------------------------------------------------------ host memory
+
+    def move(self, moves: Iterable[KvMove]) -> None:
+        """Blocks to host memory and back, in order. What comes back stays there until a row asks for it."""
+        for block, slot, is_to_host in moves:
+            if is_to_host:
+                if (copy := self._copy(block)) is not None:
+                    self._host[slot] = copy
+            elif slot in self._host:
+                for other in [*self._holders.get(block, ())]:
+                    self._drop(other, self._place[block])
+                self._saved[block] = self._host[slot]
+
+    def _copy(self, block: int) -> tuple[int, bytes] | None:
+        holders = self._holders.get(block)
+        if not holders:
+            return self._saved.get(block)
+        place = self._place[block]
+        return place, self._read(next(iter(holders)), place)
+
+    def save_all(self, below: int) -> dict[int, tuple[int, bytes]]:
+        """Every block below a number that holds something, for residents of another context."""
+        found = ((block, self._copy(block)) for block in {*self._holders, *self._saved})
+        return {block: copy for block, copy in found if copy is not None and block < below}
+
+    def adopt(
+        self, saved: dict[int, tuple[int, bytes]], host: dict[int, tuple[int, bytes]]
+    ) -> None:
+        """Go on with what others held."""
+        self._saved, self._host = saved, host
+
+    @property
+    def host(self) -> dict[int, tuple[int, bytes]]:
+        return self._host
+
+    def make_room(self, busy: Iterable[int]) -> None:
+        """Have every sequence that isn't in `busy` wait in host memory."""
+        kept = set(busy)
+        for sequence in [one for one in self._recent if one not in kept]:
+            self._evict(sequence)

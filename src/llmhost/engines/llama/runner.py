@@ -1,0 +1,160 @@
+"""The llama runner: each step is a call of `llama_decode` over sequences that hold what the rows' block tables say.
+
+It draws as the torch engine does on the CPU, with the same sampler over llama.cpp's logits, which are not copied: a
+seed gives the same draw from the same logits in both.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmhost.core.errors import EngineFailed
+from llmhost.core.ports import RunnerFacts
+from llmhost.core.step import Drawn, KvMove, Row
+from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom
+from llmhost.engines.llama.passes import Pass, passes
+from llmhost.engines.llama.residents import Residents
+from llmhost.engines.masks import MaskFiller
+from llmhost.engines.torch.logprobs import report
+from llmhost.engines.torch.sampler import Sampler, broken
+from llmhost.engines.torch.scoring import Scores, with_scores
+
+
+class LlamaRunner:
+    """A GGUF model, its context and its sampler. Implements the Runner port."""
+
+    def __init__(self, library: Any, model: Any, shape: ContextShape, facts: RunnerFacts) -> None:
+        self.facts = facts
+        self._llama = library
+        self._model = model
+        self._shape = shape
+        self._blocks = 0
+        self._context: Context | None = None
+        self._residents: Residents | None = None
+        self._sampler = Sampler()
+        self._masks = MaskFiller()
+
+    # ------------------------------------------------------------ KV memory
+
+    def set_kv_blocks(self, count: int) -> None:
+        """Another context, with what the old one's blocks held waiting in host memory until a row asks for it."""
+        if count == self._blocks:
+            return
+        old = self._residents
+        saved = {} if old is None else old.save_all(count)
+        host = {} if old is None else old.host
+        self._close_context()
+        self._blocks = count
+        if count:
+            cells = count * self.facts.block_tokens
+            self._context = Context(self._llama, self._open(), self._shape, cells=cells)
+            self._residents = Residents(
+                self._context,
+                block_tokens=self.facts.block_tokens,
+                sequences=self._shape.sequences,
+            )
+            self._residents.adopt(saved, host)
+
+    def set_host_blocks(self, count: int) -> None:
+        """Host memory is taken block by block, as blocks are moved there."""
+
+    def move_blocks(self, moves: Sequence[KvMove]) -> None:
+        if self._residents is not None:
+            self._residents.move(moves)
+
+    # ------------------------------------------------------------ a step
+
+    def run(self, rows: Sequence[Row]) -> list[Drawn]:
+        """One forward pass over `rows`. A row for which the model computed no numbers fails alone."""
+        if not rows:
+            return []
+        context, residents = self._context, self._residents
+        if context is None or residents is None:
+            self._open()
+            raise EngineFailed("This model has no KV memory.")
+        masks = self._masks.start(rows, self.facts.vocab_size)
+        sequences = residents.take_in(rows)
+        try:
+            logits, scores = self._compute(context, rows, sequences)
+        except NoRoom:
+            residents.undo(rows, sequences)
+            residents.make_room(sequences)
+            sequences = residents.take_in(rows)
+            logits, scores = self._compute(context, rows, sequences)
+        except Exception:
+            masks()
+            residents.undo(rows, sequences)
+            raise
+        drawing = [row for row in rows if row.wants_token]
+        drawn = iter(self._sampler.sample(logits, drawing, masks()) if drawing else ())
+        answers: list[Drawn] = [next(drawn) if row.wants_token else None for row in rows]
+        for at, scored in scores.items():
+            answers[at] = with_scores(answers[at], scored)
+        return answers
+
+    def _compute(
+        self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
+    ) -> tuple[torch.Tensor, Mapping[int, Scores]]:
+        """Logits [places to draw at, vocabulary], and the scores of prompts by row."""
+        parts: list[Logits] = []
+        scores: dict[int, Scores] = {}
+        calls = [
+            *passes(
+                rows, sequences, most_tokens=context.batch.most, most_outputs=self._shape.outputs
+            )
+        ]
+        for call in calls:
+            context.decode(
+                context.batch.fill(call.tokens, call.positions, call.sequences, call.wants)
+            )
+            if not call.outputs:
+                continue
+            found = context.logits(call.outputs)
+            if call.scored:
+                _score(rows, call, found, scores)
+            if len(call.drawn) < call.outputs:
+                found = found[call.drawn]
+            elif len(calls) > 1:
+                found = found.copy()
+            parts.append(found)
+        if not parts:
+            return torch.empty((0, self.facts.vocab_size)), scores
+        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts)), scores
+
+    def interrupt(self) -> None:
+        """Have the running step end at once. From any thread, when the model is to be closed."""
+        if (context := self._context) is not None:
+            context.interrupt()
+
+    def close(self) -> None:
+        self._close_context()
+        self._masks.close()
+        if self._model is not None:
+            self._llama.llama_model_free(self._model)
+        self._model = None
+        self._blocks = 0
+
+    def _close_context(self) -> None:
+        if self._context is not None:
+            self._context.close()
+        self._context = self._residents = None
+
+    def _open(self) -> Any:
+        if self._model is None:
+            raise EngineFailed("This model was unloaded; it can't run another step.")
+        return self._model
+
+
+def _score(rows: Sequence[Row], call: Pass, logits: Logits, scores: dict[int, Scores]) -> None:
+    """Add what a call tells of prompt tokens to `scores`, which has them by row."""
+    outputs, owners, tokens = zip(*call.scored, strict=True)
+    lines = torch.from_numpy(logits[[*outputs]])
+    is_sound = lines.amax(-1).isfinite().tolist()
+    tops = [rows[at].sampling.prompt_logprobs or 0 for at in owners]
+    for at, told, sound in zip(owners, report(lines, tokens, tops), is_sound, strict=True):
+        before = scores.get(at, ())
+        if isinstance(before, EngineFailed):
+            continue
+        scores[at] = (*before, told) if sound else broken(rows[at])

@@ -1,0 +1,99 @@
+"""A fake runner over cells and sequences instead of blocks: what the mapping between the two is tested with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmhost.config.schema import FakeOptions
+from llmhost.core.step import Drawn, KvMove, Row
+from llmhost.engines.fake import FakeRunner, _advance
+from llmhost.engines.llama.residents import Residents
+
+
+@dataclass
+class Cell:
+    """One position; what it holds, and whose it is."""
+
+    position: int
+    state: int
+    owners: set[int] = field(default_factory=set)
+
+
+class ModelCells:
+    """Does what llama.cpp does to its cells, and no more."""
+
+    def __init__(self, room: int) -> None:
+        self.cells: list[Cell] = []
+        self._room = room
+
+    def of(self, sequence: int) -> dict[int, Cell]:
+        found = [cell for cell in self.cells if sequence in cell.owners]
+        by_position = {cell.position: cell for cell in found}
+        assert len(by_position) == len(found), "two cells of one sequence at one position"
+        return by_position
+
+    def cut(self, sequence: int, start: int, end: int | None = None) -> None:
+        for cell in self.cells:
+            if start <= cell.position and (end is None or cell.position < end):
+                cell.owners.discard(sequence)
+        self.cells = [cell for cell in self.cells if cell.owners]
+
+    def share(self, source: int, target: int, start: int, end: int) -> None:
+        for cell in self.cells:
+            if source in cell.owners and start <= cell.position < end:
+                cell.owners.add(target)
+
+    def save(self, sequence: int) -> bytes:
+        return repr([(p, cell.state) for p, cell in sorted(self.of(sequence).items())]).encode()
+
+    def restore(self, sequence: int, saved: bytes) -> None:
+        assert not self.of(sequence), "restored over something"
+        for position, state in eval(saved):
+            self.add(sequence, position, state)
+
+    def add(self, sequence: int, position: int, state: int) -> None:
+        self.cells.append(Cell(position, state, {sequence}))
+        assert len(self.cells) <= self._room, "more cells than the blocks have tokens"
+
+
+class CellsRunner(FakeRunner):
+    """Says what the fake runner says, from states that it finds in its sequences."""
+
+    def __init__(self, options: FakeOptions, *, block_tokens: int, sequences: int) -> None:
+        super().__init__(options, block_tokens=block_tokens)
+        self._most_sequences = sequences
+        self._sequence_of: dict[int, int] = {}
+        self.set_kv_blocks(0)
+
+    def set_kv_blocks(self, count: int) -> None:
+        size = self.facts.block_tokens
+        old = getattr(self, "residents", None)
+        self.cells = ModelCells(count * size)
+        self.residents = Residents(
+            self.cells, block_tokens=size, sequences=getattr(self, "_most_sequences", 2)
+        )
+        if old is not None:
+            # What was held is read before its cells are gone.
+            self.residents.adopt(old.save_all(count), old.host)
+
+    def set_host_blocks(self, count: int) -> None: ...
+
+    def move_blocks(self, moves: Sequence[KvMove]) -> None:
+        self.residents.move(moves)
+
+    def run(self, rows: Sequence[Row]) -> list[Drawn]:
+        taken = self.residents.take_in(rows)
+        assert len({*taken}) == len(rows), "two rows in one sequence"
+        self._sequence_of = {row.seq_id: one for row, one in zip(rows, taken, strict=True)}
+        return super().run(rows)
+
+    def _feed(self, row: Row) -> list[int]:
+        sequence = self._sequence_of[row.seq_id]
+        held = self.cells.of(sequence)
+        assert sorted(held) == list(range(row.start)), "what is held is not what is before the row"
+        state = held[row.start - 1].state if row.start else 0
+        fed = []
+        for position, token in enumerate(row.tokens, row.start):
+            state = _advance(state, token)
+            self.cells.add(sequence, position, state)
+            fed.append(state)
+        return fed
