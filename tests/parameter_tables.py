@@ -78,6 +78,7 @@ class Route:
 
 
 BESIDE: dict[str, Body] = {
+    "echo": {"messages": [{"role": "assistant", "content": "so"}]},
     "parallel_tool_calls": {"tools": [TOOL], "tool_choice": "required"},
     "stream_options": {"stream": True},
     "top_logprobs": {"logprobs": True},
@@ -146,6 +147,7 @@ WANTED: Body = {
     "service_tier": "flex",
     "skip_special_tokens": False,
     "stop": ["x"],
+    "store": True,
     "stop_sequences": ["x"],
     "stop_token_ids": [7],
     "stream": True,
@@ -187,8 +189,13 @@ ROUTES = (
     Route(
         *("Chat and completions", "chat", "/v1/chat/completions", ChatBody, parse_chat),
         least={"model": "echo", "max_tokens": 4, "messages": SAID},
-        own={"logprobs": True, "add_special_tokens": True},
-        together=(("tools", "tool_choice"),),
+        own={
+            "logprobs": True,
+            "add_special_tokens": True,
+            "documents": [{"text": "known"}],
+            "metadata": {"project": "atlas"},
+        },
+        together=(("tools", "tool_choice"), ("store", "metadata")),
     ),
     Route(
         *("Chat and completions", "completions", "/v1/completions", CompletionBody),

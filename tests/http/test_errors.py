@@ -288,7 +288,7 @@ def test_an_unknown_route_is_not_found(open_node: Node, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/v1/chat/completions"),
+        ("PUT", "/v1/chat/completions"),
         ("PUT", "/v1/completions"),
         ("DELETE", "/v1/models"),
         ("POST", "/v1/models"),

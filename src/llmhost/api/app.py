@@ -18,6 +18,9 @@ from llmhost.api.admin_access import guard_by
 from llmhost.api.admin_routes import admin_router
 from llmhost.api.backup import BackupDesk, backup_router
 from llmhost.api.budgets import BudgetAdmin, budget_router
+from llmhost.api.chats.desk import ChatDesk
+from llmhost.api.chats.routes import PATH as CHATS
+from llmhost.api.chats.routes import chat_router
 from llmhost.api.costs import CostReports, cost_router
 from llmhost.api.dialect import dialect_of
 from llmhost.api.door import Outflow, bearer
@@ -66,6 +69,7 @@ class Surface:
     processor: Processor
     idempotency: Idempotency
     responses: Desk
+    chats: ChatDesk
     identify: Identify
     """Who holds a bearer, for routes that are not generation. Raises Unauthenticated."""
     catalogue: Catalogue
@@ -95,10 +99,15 @@ def build_app(surface: Surface) -> ASGIApp:
     document = Document()
     app = Litestar(
         route_handlers=[
-            *(asgi(path, copy_scope=False)(route) for path, route in generation.items()),
+            *(
+                asgi(path, copy_scope=False)(route)
+                for path, route in generation.items()
+                if path != CHATS
+            ),
             *_pooling_routes(surface),
             *_counting_routes(surface),
             *_model_routes(surface),
+            chat_router(surface.chats, surface.identify, generation[CHATS]),
             *_operation_routes(surface),
             schema_route(document),
             *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
@@ -142,7 +151,9 @@ def _past_router(app: ASGIApp, routes: Mapping[str, ASGIApp]) -> ASGIApp:
     """The app, with these of its routes called directly: they need nothing of what the framework does on the way."""
 
     async def direct(scope: Scope, receive: Receive, send: Send) -> None:
-        route = routes.get(scope["path"], app) if scope["type"] == ScopeType.HTTP else app
+        route = app
+        if scope["type"] == ScopeType.HTTP and (scope["path"] != CHATS or scope["method"] != "GET"):
+            route = routes.get(scope["path"], app)
         await route(scope, receive, send)
 
     return direct
@@ -152,7 +163,9 @@ def _generation_routes(surface: Surface) -> dict[str, ASGIApp]:
     limits = _limits(surface)
     processor = surface.processor
     return {
-        "/v1/chat/completions": generation_route(processor, Kind.CHAT, parse_chat, **limits),
+        CHATS: generation_route(
+            processor, Kind.CHAT, parse_chat, keep=surface.chats.keep, **limits
+        ),
         "/v1/completions": generation_route(processor, Kind.COMPLETION, parse_completion, **limits),
         "/v1/messages": messages_route(processor, **limits),
         RESPONSES_PATH: responses_route(processor, surface.responses, **limits),

@@ -30,7 +30,13 @@ TokenIds = list[int]
 Tier = Literal["auto", "default", "flex", "priority", "scale", "fast"]
 
 
+Label = Annotated[str, Meta(max_length=512)]
+Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], Label], Meta(max_length=16)]
+"""What a caller wants to find an object by: up to 16 pairs."""
+
+
 class StreamOptions(msgspec.Struct, frozen=True):
+    include_obfuscation: bool | None = None
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
@@ -53,6 +59,8 @@ class WireMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     content: str | list[WirePart] | None = None
     name: str | None = None
     tool_calls: Raw = NULL
+    function_call: Raw = NULL
+    refusal: str | None = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -97,6 +105,8 @@ class GenerationBody(GenerationExtras, frozen=True, kw_only=True):
     cache_salt: Annotated[str, Meta(max_length=128)] | None = None
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=1)] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     user: str | None = None
 
 
@@ -119,14 +129,16 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     moderation: Raw = NULL
     web_search_options: Raw = NULL
     chat_template: Raw = NULL
-    documents: Raw = NULL
-    echo: Raw = NULL
     parse_tool_calls: Raw = NULL
     reasoning_format: Raw = NULL
     verbosity: Literal["low", "medium", "high"] | None = None
     chat_template_kwargs: Raw = NULL
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    echo: bool | None = None
+    documents: Raw = NULL
+    metadata: Metadata | None = None
+    store: bool | None = None
 
 
 class CompletionBody(GenerationBody, frozen=True, kw_only=True):

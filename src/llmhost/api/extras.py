@@ -23,7 +23,6 @@ class GenerationExtras(msgspec.Struct, frozen=True, kw_only=True):
     """On both routes that generate: vLLM's first, then llama-server's."""
 
     ec_transfer_params: Raw = NULL
-    include_stop_str_in_output: Raw = NULL
     kv_transfer_params: Raw = NULL
     length_penalty: Raw = NULL
     logits_processors: Raw = NULL
@@ -31,7 +30,6 @@ class GenerationExtras(msgspec.Struct, frozen=True, kw_only=True):
     repetition_detection: Raw = NULL
     return_prompt_text: Raw = NULL
     return_tokens_as_token_ids: Raw = NULL
-    skip_special_tokens: Raw = NULL
     thinking_token_budget: Raw = NULL
     truncation_side: Raw = NULL
     use_beam_search: Raw = NULL
@@ -61,8 +59,7 @@ class GenerationExtras(msgspec.Struct, frozen=True, kw_only=True):
 
 OF_CHATS = (
     *("audio", "modalities", "moderation", "web_search_options"),
-    *("chat_template", "documents", "echo"),
-    *("parse_tool_calls", "reasoning_format"),
+    *("chat_template", "parse_tool_calls", "reasoning_format"),
 )
 """Fields of a chat's body that are refused likewise: OpenAI's, vLLM's, llama-server's."""
 
@@ -77,7 +74,6 @@ FINE: Mapping[str, tuple[Any, ...]] = {
     "parse_tool_calls": (None, True),
     "reasoning_format": (None, "auto", "deepseek"),
     "repeat_penalty": (None, 1),
-    "skip_special_tokens": (None, True),
     "t_max_predict_ms": (None, 0, -1),
     "top_n_sigma": (None, -1),
     "truncation_side": (None, "left"),
@@ -86,7 +82,6 @@ FINE: Mapping[str, tuple[Any, ...]] = {
 """What asks for what happens anyway."""
 
 INSTEAD: Mapping[str, str] = {
-    "documents": "put them in 'chat_template_kwargs', if the model's template knows them",
     "grammar": "send 'structured_outputs' with a 'grammar'",
     "json_schema": "send 'response_format'",
     "kv_transfer_params": "leave it out: this server computes prompts itself",

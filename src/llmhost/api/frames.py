@@ -76,6 +76,9 @@ def whole_answer(
     if (calls := calls_of(request, reading)) is not None:
         choice = calls.choice
     choices = [choice(i, "".join(texts[i]), reasons.get(i)) for i in sorted(texts)]
+    if request.opening:
+        for each in choices:
+            each["message"]["content"] = request.opening + (each["message"]["content"] or "")
     body = {
         **_envelope(request, "chat.completion" if is_chat else "text_completion", created_s),
         "choices": choices,
@@ -136,6 +139,7 @@ class Frames:
         reading: Reading | None = None,
     ) -> None:
         self._is_chat = request.kind is Kind.CHAT
+        self._opening = request.opening
         self._include_usage = include_usage
         self._quotes = (b'"delta":{"content":', b"}") if self._is_chat else (b'"text":', b"")
         self._introduced: set[int] = set()
@@ -223,6 +227,8 @@ class Frames:
             content = b'""' if self._calls is None else self._calls.first_content
             first = b'"delta":{"role":"assistant","content":%s,"refusal":null}' % content
             self._event(out, index, first, b"null")
+            if self._opening:
+                self._event(out, index, b'"delta":' + _encode({"content": self._opening}), b"null")
 
     def _end(self, out: list[bytes], index: int, reason: str) -> None:
         if self._calls is not None:

@@ -71,6 +71,7 @@ def messages_request(
         stop=stops(body.stop_sequences, "stop_sequences"),
         include_cost=bool(body.include_cost),
         priority=body.priority or 0,
+        has_priority=body.priority is not None,
         timeout_ms=body.timeout_ms,
         cache_salt=body.cache_salt or "",
         stream=bool(body.stream),

@@ -7,7 +7,7 @@ the end is sent when it has been recorded.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from llmhost.api.bill_facts import bill_facts, bill_headers
 from llmhost.api.bodies import ChatBody, CompletionBody, StreamOptions
+from llmhost.api.chats.wire import NOTHING_BESIDE, ChatBeside, Wish, beside_of
 from llmhost.api.door import (
     ClientGone,
     DisconnectWatch,
@@ -62,21 +63,26 @@ Asked = tuple[Blank, dict[str, str], Caller]
 """What is known before the body: what there is of a request, the headers, and who asks."""
 
 
-NO_OPTIONS = StreamOptions()
+Keep = Callable[[Wish, RequestContext, bytes], Awaitable[None]]
+"""Stores a chat with its whole answer."""
+Kept = Callable[[RequestContext, bytes], Awaitable[None]]
+"""The same for one wish."""
 
 
 def parse_chat(
     raw: bytes, request_id: str, client_id: str | None
-) -> tuple[GenerationRequest, StreamOptions]:
+) -> tuple[GenerationRequest, ChatBeside]:
     body = read_body(raw, ChatBody)
-    return chat_request(body, request_id, client_id), body.stream_options or NO_OPTIONS
+    return chat_request(body, request_id, client_id), beside_of(body)
 
 
 def parse_completion(
     raw: bytes, request_id: str, client_id: str | None
-) -> tuple[GenerationRequest, StreamOptions]:
+) -> tuple[GenerationRequest, ChatBeside]:
     body = read_body(raw, CompletionBody)
-    return completion_request(body, request_id, client_id), body.stream_options or NO_OPTIONS
+    options = body.stream_options
+    beside = NOTHING_BESIDE if options is None else ChatBeside(options)
+    return completion_request(body, request_id, client_id), beside
 
 
 def generation_route(
@@ -89,8 +95,10 @@ def generation_route(
     idempotency: Idempotency,
     respond: Respond | None = None,
     prepare: Prepare | None = None,
+    keep: Keep | None = None,
 ) -> ASGIApp:
     """An ASGI app for one route. `respond` answers in another way than generation does."""
+    respond = respond or _responder(keep)
     return _Route(
         processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond, prepare
     ).call
@@ -104,7 +112,7 @@ class _Route:
     max_body_bytes: int
     heartbeat_s: float
     idempotency: Idempotency
-    respond: Respond | None = None
+    respond: Respond
     prepare: Prepare | None = None
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,8 +169,8 @@ class _Route:
             visit.opening = None
             if visit.is_gone:  # at the very moment of acceptance, too late to cancel the opening
                 return
-            respond = self.respond or (_stream if request.stream else _answer)
-            await respond(visit, send, None if visit.is_recorded else self.heartbeat_s, beside)
+            silence_s = None if visit.is_recorded else self.heartbeat_s
+            await self.respond(visit, send, silence_s, beside)
 
     async def _serve_once(self, visit: Visit, asked: Asked, receive: Receive, send: Send) -> None:
         """Answer a call that has an Idempotency-Key, which may have been made before."""
@@ -214,11 +222,9 @@ class _Route:
                 request, beside = self.parse(*given)
             if self.prepare is not None:
                 request, beside = await self.prepare(request, beside, caller)
-            if visit.wants_cost:
-                request = replace(request, include_cost=True)
-            return request, beside, None
+            return visit.wished(request), beside, None
         except LlmhostError as fault:
-            return blank(), NO_OPTIONS, fault
+            return blank(), NOTHING_BESIDE, fault
         except (ClientGone, asyncio.CancelledError):
             self.processor.lose(blank(), caller)
             raise
@@ -238,29 +244,57 @@ class Framing(Protocol):
     ) -> bytes: ...
 
 
-async def _answer(visit: Visit, send: Send, _: float | None, __: StreamOptions) -> None:
+def _responder(keep: Keep | None) -> Respond:
+    async def respond(
+        visit: Visit, send: Send, heartbeat_s: float | None, beside: ChatBeside
+    ) -> None:
+        assert visit.exchange is not None
+        kept = None if keep is None or beside.wish is None else partial(keep, beside.wish)
+        if visit.exchange.context.request.stream:
+            await _stream(visit, send, heartbeat_s, beside.options, kept)
+        else:
+            await _answer(visit, send, kept)
+
+    return respond
+
+
+async def _answer(visit: Visit, send: Send, keep: Kept | None) -> None:
     assert visit.exchange is not None
     exchange = visit.exchange
     deltas = await exchange.read_whole()
     if visit.is_gone:
         return
     context = exchange.context
-    created_s = context.arrived_utc_ns // 1_000_000_000
-    report, cost = _report(context), shown_cost(context)
-    facts = (context.request, created_s, deltas, context.usage, report, cost, context.reading)
-    if report is not None and report.is_large(deltas):
-        body = await asyncio.to_thread(whole_answer, *facts)
-    else:
-        body = whole_answer(*facts)
+    body = await _whole(context, deltas)
+    if keep is not None:
+        await keep(context, body)
     headers = {**visit.headers(), **bill_headers(context)}
     await send_whole(send, 200, body, headers, line=visit.line)
 
 
+async def _whole(context: RequestContext, deltas: list[Delta]) -> bytes:
+    created_s = context.arrived_utc_ns // 1_000_000_000
+    report, cost = _report(context), shown_cost(context)
+    facts = (context.request, created_s, deltas, context.usage, report, cost, context.reading)
+    if report is not None and report.is_large(deltas):
+        return await asyncio.to_thread(whole_answer, *facts)
+    return whole_answer(*facts)
+
+
 async def _stream(
-    visit: Visit, send: Send, heartbeat_s: float | None, options: StreamOptions
+    visit: Visit,
+    send: Send,
+    heartbeat_s: float | None,
+    options: StreamOptions,
+    keep: Kept | None,
 ) -> None:
     assert visit.exchange is not None
-    context = visit.exchange.context
+    exchange, context = visit.exchange, visit.exchange.context
+
+    async def store() -> None:
+        assert keep is not None
+        await keep(context, await _whole(context, exchange.told()))
+
     created_s = context.arrived_utc_ns // 1_000_000_000
     frames = frames_of(
         context.request,
@@ -270,7 +304,7 @@ async def _stream(
         reading=context.reading,
         prompt_tokens=sum(map(len, context.prompts)) if options.continuous_usage_stats else None,
     )
-    await stream_by(frames, visit, send, heartbeat_s)
+    await stream_by(frames, visit, send, heartbeat_s, before_last=store if keep else None)
 
 
 async def stream_by(
@@ -324,5 +358,4 @@ def shown_cost(context: RequestContext) -> dict[str, Any] | None:
 
 def _report(context: RequestContext) -> Report | None:
     assert context.tokenizer is not None, "a request that runs was resolved"
-    shown = () if context.reading is None else context.reading.shown
-    return report_of(context.request, context.known_terms, context.tokenizer, shown)
+    return report_of(context.request, context.known_terms, context.tokenizer, context.shown)

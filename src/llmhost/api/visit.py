@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import re
 import time
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from litestar.types import HTTPScope, Receive, Send
@@ -12,13 +14,19 @@ from llmhost.api.dialect import dialect_of
 from llmhost.api.door import Wire, bearer, client_id, header, line_of, send_last, send_whole
 from llmhost.api.errors import error_headers, known_error
 from llmhost.api.limit_headers import limit_headers
-from llmhost.core.errors import LlmhostError, RequestTimeout
+from llmhost.core.errors import InvalidValue, LlmhostError, RequestTimeout
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.processor import Exchange
 from llmhost.tenants.refusals import LimitReached
 
 log = logging.getLogger("llmhost.api")
+
+_NUMBER = re.compile(r"[0-9]{1,7}")
+
+
+PRIORITY = "x-vllm-priority"
+MOST_PRIORITY = 1_000_000
 
 
 class Visit:
@@ -34,6 +42,7 @@ class Visit:
         self.line = line_of(scope)
         self.wire: Wire | None = self.line
         self.wants_cost = header(scope, b"x-llmhost-cost") == "breakdown"
+        self.priority = header(scope, PRIORITY.encode())
         self.exchange: Exchange | None = None
         self.opening: asyncio.Task[Any] | None = None
         """The visit's own task, while it waits to be let in."""
@@ -47,6 +56,24 @@ class Visit:
         return GenerationRequest(
             request_id=self.request_id, kind=kind, model="-", client_request_id=self.client_id
         )
+
+    def wished(self, request: GenerationRequest) -> GenerationRequest:
+        """The request, with what its headers ask for. What the body says of its priority goes before.
+
+        Raises InvalidValue.
+        """
+        if self.wants_cost:
+            request = replace(request, include_cost=True)
+        if self.priority is None:
+            return request
+        if not _NUMBER.fullmatch(self.priority) or int(self.priority) > MOST_PRIORITY:
+            raise InvalidValue(
+                f"The header {PRIORITY} is a whole number from 0 to {MOST_PRIORITY}.",
+                param=PRIORITY,
+            )
+        if request.has_priority:
+            return request
+        return replace(request, priority=request.priority + int(self.priority))
 
     def recorded_by(self, wire: Wire) -> "Visit":
         """The same call, as it is made on nobody's connection."""

@@ -4,7 +4,6 @@ Unknown fields are accepted, because clients send their vendors' extras. A known
 refused with its name. A known field that would change the answer and isn't honoured is refused too, never ignored.
 """
 
-from operator import attrgetter
 from typing import Any
 
 from llmhost.api.bodies import (
@@ -12,9 +11,8 @@ from llmhost.api.bodies import (
     ChatBody,
     CompletionBody,
     GenerationBody,
-    WireMessage,
-    WirePart,
 )
+from llmhost.api.chat_messages import message_of
 from llmhost.api.extras import OF_CHATS, GenerationExtras, Refusals
 from llmhost.api.loose import NULL, Raw, asks, loose, refuse, said
 from llmhost.api.sampling import bad_words, sampling, stop_token_ids, stops
@@ -42,21 +40,33 @@ def chat_request(
         raise InvalidValue("'messages' must hold at least one message.", param="messages")
     _refuse_of_chat(body)
     _check_loose(body)
+    messages = tuple(message_of(m, i) for i, m in enumerate(body.messages))
     return _request(
         body,
         Kind.CHAT,
         request_id,
         client_request_id,
         sampling=sampling(body, logprobs=_chat_logprobs(body), choices=body.n or 1),
-        messages=tuple(_message(m, i) for i, m in enumerate(body.messages)),
+        messages=messages,
         max_tokens=_chat_limit(body),
-        template_kwargs=template_kwargs(
-            body.reasoning_effort, body.chat_template_kwargs, body.verbosity
-        ),
+        template_kwargs=_template_kwargs(body),
+        opening=_opening(messages) if body.echo else "",
         hides_thoughts=body.include_reasoning is False,
         **_prompt_end(body),
         form=chat_form(body),
     )
+
+
+def _opening(messages: tuple[dict[str, Any], ...]) -> str:
+    """The last message, if it is of the one who answers."""
+    last = messages[-1]
+    return str(last["content"] or "") if last["role"] == "assistant" else ""
+
+
+def _template_kwargs(body: ChatBody) -> dict[str, Any]:
+    documents = loose(body.documents, list[dict[str, Any]], "documents")
+    told: dict[str, Any] = {"documents": documents} if documents else {}
+    return told | template_kwargs(body.reasoning_effort, body.chat_template_kwargs, body.verbosity)
 
 
 def template_kwargs(effort: str | None, raw: Raw, verbosity: str | None = None) -> dict[str, Any]:
@@ -85,9 +95,9 @@ def completion_request(
     """A validated completion. Raises BadRequest."""
     if body.prompt is None:
         raise MissingParameter("prompt")
-    refuse({"suffix": bool(body.suffix)})
     _REFUSED_OF_COMPLETIONS.check(body)
     prompts = texts_or_ids(body.prompt, "prompt")
+    _check_suffix(body)
     best_of = _best_of(body)
     choices = len(prompts) * (best_of or body.n or 1)
     if choices > MAX_CHOICES:
@@ -103,12 +113,21 @@ def completion_request(
         client_request_id,
         sampling=sampling(body, logprobs=body.logprobs, choices=choices),
         prompts=prompts,
+        suffix=body.suffix or "",
         max_tokens=_completion_limit(body),
         best_of=best_of,
         echo=bool(body.echo),
         add_special_tokens=body.add_special_tokens is not False,
         form=completion_form(body),
     )
+
+
+def _check_suffix(body: CompletionBody) -> None:
+    """What comes behind makes another prompt than that which was sent."""
+    others = ("echo", "prompt_logprobs", "truncate_prompt_tokens")
+    for name in others if body.suffix else ():
+        if getattr(body, name) not in (None, False):
+            raise InvalidValue(f"'{name}' can't be had with 'suffix'. Send one.", param=name)
 
 
 def _request(
@@ -144,6 +163,8 @@ def _request(
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         stop=stops(body.stop),
+        tells_stop=bool(body.include_stop_str_in_output),
+        shows_special=body.skip_special_tokens is False,
         stop_token_ids=stop_token_ids(body.stop_token_ids),
         bad_words=bad_words(body.bad_words),
         ignore_eos=bool(body.ignore_eos),
@@ -151,6 +172,7 @@ def _request(
         return_token_ids=bool(body.return_token_ids),
         include_cost=bool(body.include_cost),
         priority=(body.priority or 0) + (FLEX_PRIORITY if is_flex else 0),
+        has_priority=body.priority is not None,
         is_flex=is_flex,
         timeout_ms=body.timeout_ms,
         cache_salt=body.cache_salt or "",
@@ -241,58 +263,14 @@ def _are_ids(items: list[Any]) -> bool:
     return all(type(item) is int for item in items)
 
 
-def _message(message: WireMessage, place: int) -> dict[str, Any]:
-    content = message.content
-    if type(content) is str and _more_of_message(message) == _NO_MORE:  # as most are
-        return {"role": message.role, "content": content}
-    if content is None and message.role not in ("assistant", "function"):
-        raise InvalidValue(
-            f"A message of role '{message.role}' needs content.", param=f"messages[{place}].content"
-        )
-    if isinstance(content, list):
-        content = "".join(
-            _part_text(p, f"messages[{place}].content[{i}]") for i, p in enumerate(content)
-        )
-    extras = {
-        key: value
-        for key in ("name", "tool_call_id")
-        if (value := getattr(message, key)) is not None
-    }
-    calls = loose(message.tool_calls, list[dict[str, Any]], f"messages[{place}].tool_calls")
-    if calls is not None:
-        extras["tool_calls"] = calls
-    thoughts = message.reasoning if message.reasoning is not None else message.reasoning_content
-    if thoughts:
-        extras["reasoning_content"] = thoughts
-    return {"role": message.role, "content": content, **extras}
-
-
-def _part_text(part: WirePart, at: str) -> str:
-    kind = part.type
-    field = "refusal" if kind == "refusal" else "text"
-    if kind not in ("text", "input_text", "refusal"):
-        raise UnsupportedParameter(
-            f"Content of type {kind!r} is not supported; this server takes text.",
-            param=f"{at}.type",
-        )
-    text = part.refusal if kind == "refusal" else part.text
-    if text is None:
-        raise InvalidValue(
-            f"A part of type {kind!r} needs {field!r}, a string.", param=f"{at}.{field}"
-        )
-    return text
-
-
-_more_of_message = attrgetter(
-    "name", "tool_call_id", "tool_calls", "reasoning", "reasoning_content"
-)
-_NO_MORE = (None, None, NULL, None, None)
-
-
 def _check_loose(body: ChatBody) -> None:
     fields = [
         raw
-        for raw in (body.chat_template_kwargs, *(each.tool_calls for each in body.messages or ()))
+        for raw in (
+            *(body.chat_template_kwargs, body.documents),
+            *(each.tool_calls for each in body.messages or ()),
+            *(each.function_call for each in body.messages or ()),
+        )
         if raw is not NULL
     ]
     if not fields:

@@ -127,6 +127,8 @@ class StateSettings(Section, frozen=True):
 
     keep_days: Annotated[int, Meta(ge=1, le=36_500)] = 30
     """Days after which it is forgotten, unless its caller deletes it before."""
+    chat_bytes_per_org: Positive = 2**28
+    """Stored chats of one organisation together; beyond it its oldest are forgotten."""
 
 
 class SafetySettings(Section, frozen=True):

@@ -271,6 +271,20 @@ class TextWatch(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class FillMarks:
+    """The tokens by which a model is asked for what is missing in the middle of a text."""
+
+    prefix: int
+    suffix: int
+    middle: int | None = None
+    """What the prompt ends with; None where it ends with the text before the gap."""
+    ends: frozenset[int] = frozenset()
+    """What such answers end with beside the model's own ends."""
+    is_joined: bool = False
+    """The text behind the gap is no new text, so it does not begin with the space that the tokenizer gives those."""
+
+
+@dataclass(frozen=True, slots=True)
 class Marks:
     """How a model writes what of its answers is no content."""
 
@@ -280,6 +294,10 @@ class Marks:
     """What its thoughts stand between."""
     thought_ids: ThoughtIds | None = None
     """The tokens that thoughts stand between, whoever tells them from content."""
+    special: tuple[str, ...] = ()
+    """Texts of the special tokens."""
+    fill: FillMarks | None = None
+    """None where the vocabulary has no tokens to ask for a middle with."""
 
 
 NO_MARKS = Marks()

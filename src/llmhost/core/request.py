@@ -236,6 +236,8 @@ class GenerationRequest:
     model: str
     messages: tuple[dict[str, Any], ...] = ()
     prompts: tuple[str | tuple[int, ...], ...] = ()
+    suffix: str = ""
+    """What comes after the answer, for models that fill in the middle."""
     pooled: PoolingWish | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     grammar: GrammarSpec | None = None
@@ -262,6 +264,10 @@ class GenerationRequest:
     """Where the prompt leaves room for fewer than `max_tokens`, those are enough."""
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    tells_stop: bool = False
+    """The stop string that ends an answer is part of it."""
+    shows_special: bool = False
+    """Special tokens are told as text."""
     stop_token_ids: tuple[int, ...] = ()
     """Beside the model's own ends."""
     bad_words: tuple[str, ...] = ()
@@ -271,10 +277,14 @@ class GenerationRequest:
     """Of so many sequences for each prompt the `n` likeliest are the answer; None: as many as `n`."""
     echo: bool = False
     """The prompt comes before the answer."""
+    opening: str = ""
+    """Of a chat: what its answers repeat before their own, which is the last message."""
     return_token_ids: bool = False
     include_cost: bool = False
     """The answer's usage is to say what it has cost."""
     priority: int = 0
+    has_priority: bool = False
+    """The body names it, so that no header does."""
     is_flex: bool = False
     """It gave up its place for others; `priority` holds that already."""
     timeout_ms: int | None = None
@@ -321,7 +331,8 @@ class GenerationRequest:
 
     def _prompt_texts(self) -> list[str]:
         if not self.kind.is_chat:
-            return [prompt for prompt in self.prompts if isinstance(prompt, str)]
+            texts = [prompt for prompt in self.prompts if isinstance(prompt, str)]
+            return [*texts, self.suffix] if self.suffix else texts
         texts = []
         for message in self.messages:
             if content := _content_text(message.get("content")):
@@ -401,6 +412,8 @@ class SequenceSpec:
     min_new_tokens: int = 0
     """Before so many, no id of `stop_token_ids` is drawn and no stop string ends the answer."""
     stop: tuple[str, ...] = ()
+    tells_stop: bool = False
+    """The stop string that ends the answer is part of it."""
     shown: tuple[str, ...] = ()
     """Special tokens that are told as text, because something is marked by them."""
     thoughts: ThoughtIds | None = None

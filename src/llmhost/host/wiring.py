@@ -13,6 +13,7 @@ from llmhost.api.admin import Admin
 from llmhost.api.app import ASGIApp, Surface, build_app
 from llmhost.api.backup import BackupDesk
 from llmhost.api.budgets import BudgetAdmin
+from llmhost.api.chats.desk import ChatDesk
 from llmhost.api.costs import CostReports
 from llmhost.api.door import Outflow
 from llmhost.api.edge import is_loopback
@@ -64,6 +65,7 @@ from llmhost.storage import analytics as traffic
 from llmhost.storage.analytics import Analytics
 from llmhost.storage.node import DataDir
 from llmhost.storage.reader import Reader
+from llmhost.storage.stored_chats import StoredChats
 from llmhost.storage.writer import Writer
 from llmhost.tenants.levels import Levels
 from llmhost.tenants.limiter import Limiter
@@ -171,6 +173,11 @@ class Host:
         self.responses = await asyncio.to_thread(
             open_responses, self.data_dir, self.state, self.clock
         )
+        self.chats = StoredChats(
+            self.state,
+            node_id=self.data_dir.node_id,
+            most_bytes_per_org=self.settings.state.chat_bytes_per_org,
+        )
         self.observers = Observers(self.plugins)
         self._closing.push_async_callback(self.observers.close)
         self.outflow = Outflow()
@@ -216,7 +223,7 @@ class Host:
 
     def _kept(self) -> Sequence[Forgets]:
         """All who keep something for callers in `state.db`."""
-        return (self.responses.store,)
+        return (self.responses.store, self.chats)
 
     def _check_address(self) -> None:
         """An open address needs a key: nobody serves strangers by accident."""
@@ -323,6 +330,7 @@ class Host:
                 processor=self.processor,
                 idempotency=self.idempotency,
                 responses=self.responses,
+                chats=ChatDesk(self.chats, self.clock),
                 identify=self.authenticate.identify,
                 catalogue=self.deployments.catalogue,
                 metrics=self.metrics,

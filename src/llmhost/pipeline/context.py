@@ -84,6 +84,13 @@ class RequestContext:
         return self.reading.grammar
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        """Special tokens that are told as text."""
+        if self.request.shows_special and self.tokenizer is not None:
+            return self.tokenizer.marks.special
+        return () if self.reading is None else self.reading.shown
+
+    @property
     def model(self) -> str:
         """`name@version` once resolved; before, the name as asked."""
         if self.deployment is None:

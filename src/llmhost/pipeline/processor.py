@@ -75,6 +75,10 @@ class Exchange:
         """Everything, once the answer has ended. Raises the error that ended it."""
         return await self._reader.rest()
 
+    def told(self) -> list[Delta]:
+        """Everything that the caller has been told so far."""
+        return self._reader.told()
+
     def leave(self) -> None:
         """The caller is gone. The last one to leave stops the sequences; what they used is billed. Idempotent."""
         self._reader.close()

@@ -200,6 +200,10 @@ class StreamReader:
         self._cursor += len(fresh)
         return fresh
 
+    def told(self) -> list[Delta]:
+        """Everything up to the cursor, again."""
+        return self._stream._deltas[: self._cursor]
+
     def close(self) -> None:
         """Leave. A read that is waiting ends; the stream is abandoned when this was its last reader."""
         if not self._is_closed:

@@ -6,8 +6,8 @@ Pure but for the tokenizer. Long requests are read in a thread (`is_short`), so 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llmhost.core.errors import InvalidValue
-from llmhost.core.ports import Tokenizer
+from llmhost.core.errors import InvalidValue, UnsupportedParameter
+from llmhost.core.ports import FillMarks, Tokenizer
 from llmhost.core.request import GenerationRequest, Pooling, Sampling
 
 INLINE_CHARS = 4096
@@ -56,10 +56,11 @@ def terms_of(request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
     sampling = _sampling(request, tokenizer)
     _check_size(request, prompts, sampling)
     _check_sayable(request, sampling, tokenizer)
+    fill = tokenizer.marks.fill if request.suffix else None
     return Terms(
         prompts,
         sampling,
-        frozenset(request.stop_token_ids),
+        frozenset(request.stop_token_ids) | (fill.ends if fill is not None else frozenset()),
         tuple(_texts(request, prompts, tokenizer)) if request.echo else (),
     )
 
@@ -76,6 +77,8 @@ def _whole_prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tu
         text = rendered(request, tokenizer)
         tokens = tokenizer.encode(text, add_special_tokens=False)
         return (_not_empty(tokens, request.kind.prompt_field),)
+    if request.suffix:
+        return _prompts_to_fill(request, tokenizer)
     special = request.add_special_tokens
     return tuple(
         _not_empty(tokenizer.encode(prompt, add_special_tokens=special), "prompt")
@@ -83,6 +86,50 @@ def _whole_prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tu
         else _known_prompt(prompt, tokenizer)
         for prompt in request.prompts
     )
+
+
+def _prompts_to_fill(
+    request: GenerationRequest, tokenizer: Tokenizer
+) -> tuple[tuple[int, ...], ...]:
+    """What comes before and behind the gap, as the model was taught to be asked. Raises UnsupportedParameter."""
+    marks = tokenizer.marks.fill
+    if marks is None:
+        raise UnsupportedParameter(
+            f"The model {request.model!r} has no tokens to ask for the middle of a text with. Leave 'suffix' out, or"
+            " use a model that was made for it.",
+            param="suffix",
+        )
+    behind = _behind(request.suffix, marks, tokenizer)
+    begin = tokenizer.encode("")[:1] if request.add_special_tokens else []
+    return tuple(
+        (*begin, *_filled(_ids_of(prompt, tokenizer), behind, marks)) for prompt in request.prompts
+    )
+
+
+def _filled(before: list[int], behind: list[int], marks: FillMarks) -> list[int]:
+    if marks.middle is None:
+        return [marks.suffix, *behind, marks.prefix, *before]
+    return [marks.prefix, *before, marks.suffix, *behind, marks.middle]
+
+
+def _ids_of(prompt: str | tuple[int, ...], tokenizer: Tokenizer) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt, add_special_tokens=False)
+    _check_ids(prompt, tokenizer, "prompt")
+    return list(prompt)
+
+
+JOINT = "\u263a"
+"""Stands before a text that shall not be taken for the beginning of one."""
+
+
+def _behind(suffix: str, marks: FillMarks, tokenizer: Tokenizer) -> list[int]:
+    if marks.is_joined:
+        joint = tokenizer.encode(JOINT, add_special_tokens=False)
+        both = tokenizer.encode(JOINT + suffix, add_special_tokens=False)
+        if both[: len(joint)] == joint:
+            return both[len(joint) :]
+    return tokenizer.encode(suffix, add_special_tokens=False)
 
 
 def rendered(request: GenerationRequest, tokenizer: Tokenizer) -> str:

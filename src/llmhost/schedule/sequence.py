@@ -220,6 +220,8 @@ class Sequence:
         last = Delta(self.spec.index, text, tokens, reason, self._usage(reason))
         if reason is FinishReason.STOP and self.watch.is_stopped:
             last.stop = self.watch.stop
+            if self.spec.tells_stop:
+                last.text += self.watch.stop or ""
         return last
 
     def _usage(self, reason: FinishReason) -> Usage:

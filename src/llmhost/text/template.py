@@ -6,9 +6,10 @@ a tool call's arguments, JSON text on the wire, become an object, or stay text w
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ class ChatTemplate:
     def mentions(self, text: str) -> bool:
         return text in self.text
 
+    @cached_property
+    def _roles(self) -> dict[str, str]:
+        """Those that no template knows, and what they are there."""
+        known = {"developer": "system", "function": "tool"}
+        return {
+            role: other
+            for role, other in known.items()
+            if not re.search(f"(==|,| in \\[) *['\"]{role}['\"]", self.text)
+        }
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -82,7 +93,9 @@ class ChatTemplate:
                 "documents": None,
                 **self._special_tokens,
                 **kwargs,
-                "messages": [_as_templates_expect(message, reads_parts) for message in messages],
+                "messages": [
+                    _as_templates_expect(message, reads_parts, self._roles) for message in messages
+                ],
                 "tools": list(tools) if tools else None,
                 "add_generation_prompt": add_generation_prompt,
             }
@@ -162,8 +175,12 @@ def _names_content(node: nodes.Node | None) -> bool:
     return False
 
 
-def _as_templates_expect(message: Mapping[str, Any], reads_parts: bool) -> dict[str, Any]:
+def _as_templates_expect(
+    message: Mapping[str, Any], reads_parts: bool, roles: Mapping[str, str]
+) -> dict[str, Any]:
     seen = dict(message)
+    if seen.get("role") in roles:
+        seen["role"] = roles[seen["role"]]
     content = seen.get("content")
     if not reads_parts and isinstance(content, list):
         seen["content"] = "".join(_part_text(part) for part in content)

@@ -24,6 +24,7 @@ from llmhost.text.detokenise import (
     drops_first_space,
     token_speller,
 )
+from llmhost.text.fill import fill_marks
 from llmhost.text.grammar import Grammars, Thinking, Vocabulary
 from llmhost.text.pairs import fit
 from llmhost.text.template import ChatTemplate, load_chat_template
@@ -162,6 +163,8 @@ class FileTokenizer:
             None if family is None else family.name,
             marks,
             None if ids is None or not all(ids) else ThoughtIds(*ids),
+            tuple(sorted(self._special)),
+            fill_marks(self._tokenizer.token_to_id),
         )
 
     def _ids_of(self, text: str) -> list[int]:

@@ -41,7 +41,7 @@ async def test_a_route_that_does_not_exist_is_an_error_of_the_usual_shape() -> N
 async def test_a_wrong_method_is_an_error_of_the_usual_shape() -> None:
     async with make_host() as host:
         for method, path in (
-            ("GET", "/v1/chat/completions"),
+            ("PUT", "/v1/chat/completions"),
             ("DELETE", "/v1/completions"),
             ("POST", "/v1/models"),
             ("POST", "/health"),

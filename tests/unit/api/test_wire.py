@@ -122,7 +122,7 @@ def test_what_is_no_object_of_ours_is_a_bad_request(raw: bytes) -> None:
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_unknown_fields_are_taken_because_clients_send_their_vendors_extras(route: str) -> None:
-    assert take(route, metadata={"a": 1}, store=True, top_a=0.1) == take(route)
+    assert take(route, metadata_of_mine={"a": 1}, top_a=0.1) == take(route)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -214,7 +214,8 @@ def test_a_bad_value_is_refused_with_the_name_of_its_field(
     [
         ("chat", {"functions": [{}]}),
         ("chat", {"modalities": ["audio"]}),
-        ("completion", {"suffix": "x"}),
+        ("completion", {"use_beam_search": True}),
+        ("chat", {"chat_template": "{{ messages }}"}),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_honoured_is_refused(
