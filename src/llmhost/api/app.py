@@ -17,6 +17,7 @@ from llmhost.api.admin import Admin
 from llmhost.api.admin_access import guard_by
 from llmhost.api.admin_routes import admin_router
 from llmhost.api.backup import BackupDesk, backup_router
+from llmhost.api.batches.routes import BatchDesk, batch_routes
 from llmhost.api.budgets import BudgetAdmin, budget_router
 from llmhost.api.chats.desk import ChatDesk
 from llmhost.api.chats.routes import PATH as CHATS
@@ -27,6 +28,7 @@ from llmhost.api.door import Outflow, bearer
 from llmhost.api.edge import Edge, is_loopback
 from llmhost.api.errors import INTERNAL, error_headers, known_error
 from llmhost.api.estimate import estimate_route
+from llmhost.api.files.routes import CallerOf, FileDesk, file_routes
 from llmhost.api.gatekeeper import Gatekeeper, Identify, vouch
 from llmhost.api.idempotency import Idempotency
 from llmhost.api.invoices import InvoiceDesk, key_router
@@ -67,6 +69,8 @@ class Surface:
     gatekeeper: Gatekeeper
     """Stands before all of it."""
     processor: Processor
+    files: FileDesk
+    batches: BatchDesk
     idempotency: Idempotency
     responses: Desk
     chats: ChatDesk
@@ -108,6 +112,8 @@ def build_app(surface: Surface) -> ASGIApp:
             *_counting_routes(surface),
             *_model_routes(surface),
             chat_router(surface.chats, surface.identify, generation[CHATS]),
+            *file_routes(surface.files, _caller_of(surface)),
+            *batch_routes(surface.batches, _caller_of(surface)),
             *_operation_routes(surface),
             schema_route(document),
             *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
@@ -195,11 +201,17 @@ def _limits(surface: Surface) -> dict[str, Any]:
     }
 
 
-def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
+def _caller_of(surface: Surface) -> CallerOf:
     async def caller_of(request: AnyRequest) -> Caller:
         caller = await surface.identify(bearer(request.scope), dict(request.headers))
         vouch(request.scope)
         return caller
+
+    return caller_of
+
+
+def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
+    caller_of = _caller_of(surface)
 
     @get("/v1/models", tags=["models"])
     async def list_models(request: AnyRequest) -> Response[dict[str, Any]]:

@@ -6,7 +6,7 @@ that route refuses.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -44,6 +44,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     """What tells bodies apart."""
 
     endpoint: str | None = None
+    batch: bool | None = None
     messages: Raw = NULL
     prompt: Raw = NULL
     input: Raw = NULL
@@ -154,7 +155,10 @@ class _Route:
 
 def _read(raw: bytes, request_id: str, client_id: str | None) -> tuple[GenerationRequest, str]:
     endpoint = endpoint_of(raw)
-    return PARSERS[endpoint](raw, request_id, client_id)[0], endpoint
+    request = PARSERS[endpoint](raw, request_id, client_id)[0]
+    if read_body(raw, _Fields).batch:
+        request = replace(request, batch="-")
+    return request, endpoint
 
 
 def _estimate_object(endpoint: str, request: GenerationRequest, made: Estimate) -> dict[str, Any]:

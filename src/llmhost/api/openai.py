@@ -42,7 +42,7 @@ from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.cost.breakdown import NOTHING, cost_object
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.processor import Processor
+from llmhost.pipeline.processor import Exchange, Processor
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -270,6 +270,11 @@ async def _answer(visit: Visit, send: Send, keep: Kept | None) -> None:
         await keep(context, body)
     headers = {**visit.headers(), **bill_headers(context)}
     await send_whole(send, 200, body, headers, line=visit.line)
+
+
+async def whole_body(exchange: Exchange, _: object) -> bytes:
+    """An answer that is not streamed, once it has ended. Raises the error that ended it."""
+    return await _whole(exchange.context, await exchange.read_whole())
 
 
 async def _whole(context: RequestContext, deltas: list[Delta]) -> bytes:

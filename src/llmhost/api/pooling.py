@@ -27,7 +27,7 @@ from llmhost.api.visit import Visit
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pool import Vector, scores, vectors
-from llmhost.pipeline.processor import Processor
+from llmhost.pipeline.processor import Exchange, Processor
 
 INLINE_NUMBERS = 16_384
 """Answers with more are written in a thread: their JSON takes milliseconds."""
@@ -73,9 +73,16 @@ def _parser(
 async def _respond(visit: Visit, send: Send, _: float | None, shape: Shape) -> None:
     assert visit.exchange is not None
     exchange = visit.exchange
-    deltas = await exchange.read_whole()
+    body = await pooled_body(exchange, shape)
     if visit.is_gone:
         return
+    headers = {**visit.headers(), **bill_headers(exchange.context)}
+    await send_whole(send, 200, body, headers, line=visit.line)
+
+
+async def pooled_body(exchange: Exchange, shape: Shape) -> bytes:
+    """The answer, once it has ended. Raises the error that ended it."""
+    deltas = await exchange.read_whole()
     pooled = [d.pooled for d in sorted(deltas, key=lambda d: d.index) if d.pooled is not None]
     context = exchange.context
 
@@ -83,9 +90,7 @@ async def _respond(visit: Visit, send: Send, _: float | None, shape: Shape) -> N
         return _encode(shape(context, pooled), enc_hook=_list)
 
     is_large = sum(map(len, pooled)) > INLINE_NUMBERS
-    body = await asyncio.to_thread(write) if is_large else write()
-    headers = {**visit.headers(), **bill_headers(context)}
-    await send_whole(send, 200, body, headers, line=visit.line)
+    return await asyncio.to_thread(write) if is_large else write()
 
 
 def _list(array: Any) -> list[float]:

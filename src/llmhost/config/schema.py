@@ -131,6 +131,40 @@ class StateSettings(Section, frozen=True):
     """Stored chats of one organisation together; beyond it its oldest are forgotten."""
 
 
+class FileSettings(Section, frozen=True):
+    """[files]: what callers upload to `/v1/files`, and what batches make."""
+
+    max_file_bytes: Positive = 512 * 2**20
+    """Larger files are refused with 413."""
+    max_files_per_team: Positive = 1000
+    """Files that a team may have; more are refused with 403."""
+    max_bytes_per_team: Positive = 20 * 2**30
+    """All files of a team together."""
+    keep_free_bytes: Count = 2**30
+    """So much of the disk uploads leave free: the ledger needs room, too."""
+    batch_days: Annotated[int, Meta(ge=1, le=36_500)] = 30
+    """Days after which files of batches are forgotten where nobody says otherwise; other files stay."""
+
+
+class BatchSettings(Section, frozen=True):
+    """[batches]: many requests in one file, which run when there is room and cost less."""
+
+    price_factor: str = "0.5"
+    """What a line costs of the price of the same request; "1" is all of it."""
+    priority: Annotated[int, Meta(ge=-1000, le=1_000_000)] = 1000
+    """Of lines in the scheduler; smaller runs first, and requests that name none have 0."""
+    max_in_flight: Positive = 16
+    """Lines of all batches that run at once on this node."""
+    max_in_flight_per_batch: Positive = 8
+    """Lines of one batch that run at once."""
+    max_lines: Positive = 50_000
+    """Lines that a batch may have."""
+    max_live_per_team: Positive = 100
+    """Batches of a team that have not ended; more are refused with 429."""
+    grace_s: Seconds = 600.0
+    """How long lines that run may go on when their batch is cancelled or its time is over; then they are dropped."""
+
+
 class SafetySettings(Section, frozen=True):
     """[safety]: rules on text, in and out. Plugins are asked after them."""
 
@@ -338,6 +372,8 @@ class Settings(Section, frozen=True):
     limits: LimitSettings = LimitSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     state: StateSettings = StateSettings()
+    files: FileSettings = FileSettings()
+    batches: BatchSettings = BatchSettings()
     safety: SafetySettings = SafetySettings()
     plugins: PluginSettings = PluginSettings()
     devices: DeviceSettings = DeviceSettings()

@@ -15,6 +15,7 @@
     │   └── ContentRefused              a safety rule or plugin refused the text
     ├── Unauthenticated            401  no key, or not a valid one
     ├── Forbidden                  403  a valid key that may not do this
+    │   ├── FilesFull                   the team's files are as many or as large as they may be
     │   ├── ModelNotAllowed             the key's allow-list lacks the model
     │   └── ModelNotPriced              a budget is to be kept, and the model has no price
     ├── NotFound                   404  no such route or object
@@ -22,6 +23,7 @@
     ├── MethodNotAllowed           405
     ├── RequestTimeout             408  the body did not come in time
     ├── Conflict                   409  the object exists or is in another state
+    │   ├── FileInUse                   a batch that runs reads the file
     │   └── IdempotencyKeyInUse         its request still runs, and its answer is too large to share
     ├── RequestTooLarge            413
     ├── IdempotencyKeyReused       422  the key came with another body before
@@ -149,6 +151,10 @@ class Forbidden(LlmhostError):
     code = "permission_denied"
 
 
+class FilesFull(Forbidden):
+    code = "file_storage_exceeded"
+
+
 class ModelNotAllowed(Forbidden):
     code = "model_not_allowed"
 
@@ -199,6 +205,16 @@ class Conflict(LlmhostError):
     status = 409
     type = "invalid_request_error"
     code = "conflict"
+
+
+class FileInUse(Conflict):
+    code = "file_in_use"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(
+            f"The file {file_id} is the input of a batch that has not ended. Cancel the batch or wait for it, and"
+            " delete the file then."
+        )
 
 
 class IdempotencyKeyInUse(Conflict):

@@ -285,6 +285,8 @@ class GenerationRequest:
     priority: int = 0
     has_priority: bool = False
     """The body names it, so that no header does."""
+    batch: str | None = None
+    """The batch that it is a line of."""
     is_flex: bool = False
     """It gave up its place for others; `priority` holds that already."""
     timeout_ms: int | None = None

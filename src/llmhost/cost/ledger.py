@@ -97,6 +97,10 @@ class Ledger:
         """As `record`, for the running event loop. Cancelling the wait does not cancel the entry."""
         return self._writer.append_here(self._append, entry)
 
+    def known(self, request_ids: Sequence[str]) -> set[str]:
+        """Which of these requests have their entry on disk."""
+        return self._reader.read_now(partial(_known, request_ids=request_ids))
+
     def verify(self) -> VerifyReport:
         """Check every row against the chain, in constant memory."""
         return verify(
@@ -175,6 +179,14 @@ class Ledger:
                 return
             yield from page
             last = page[-1][2]
+
+
+def _known(connection: Connection, *, request_ids: Sequence[str]) -> set[str]:
+    query = (
+        "SELECT request_id FROM entries WHERE kind = 'request'"
+        " AND request_id IN (SELECT value FROM json_each(?))"
+    )
+    return {row[0] for row in connection.execute(query, (json.dumps(list(request_ids)),))}
 
 
 def _page(connection: Connection, *, after: int) -> list[tuple[Any, ...]]:

@@ -1,6 +1,7 @@
 """Which price holds for whom and when. Versions are appended and never changed: an undo is another version.
 
-A price comes from models.toml (`file`), from an operator (`api`), or from a plugin for single requests (`plugin:NAME`).
+A price comes from models.toml (`file`), from an operator (`api`), or from a plugin for single requests (`plugin:NAME`);
+`batch` is what lines of batches pay of another.
 The list is in memory, for the event loop; what changes it is on disk before.
 """
 
@@ -33,7 +34,7 @@ SCHEMA = Schema(
 )
 """Columns of the table that the ledger's schema makes: apply it after that."""
 
-FILE, API = "file", "api"
+FILE, API, BATCH = "file", "api", "batch"
 _PLUGIN = "plugin:"
 _RATES = tuple(field.name for field in fields(Rates))
 _COLUMNS = (
@@ -64,7 +65,7 @@ class PriceVersion:
     org: str | None
     """Whom it is for; None: whoever has none of its own."""
     origin: str
-    """`file`, `api` or `plugin:NAME`."""
+    """`file`, `api`, `batch` or `plugin:NAME`."""
     note: str | None
     utc_ns: int
     """When it was set."""
@@ -181,6 +182,10 @@ class PriceBook:
     async def quote(self, model: str, plugin: str, rates: Rates) -> Price:
         """A price that a plugin made for a model, under a version of its own: the first that says the same."""
         return await self._find_or_add(f"{model}+{plugin}", rates, f"{_PLUGIN}{plugin}")
+
+    async def for_batches(self, model: str, rates: Rates) -> Price:
+        """The same for what lines of batches pay of a model's price."""
+        return await self._find_or_add(f"{model}+{BATCH}", rates, BATCH)
 
     async def for_rerating(self, model: str, rates: Rates) -> Price:
         """The same for a period that is rated again: it holds for no new request."""

@@ -1,11 +1,15 @@
 """Tokens times prices, in whole nano-dollars, rounded once. Pure."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
+from fractions import Fraction
 
 from llmhost.config.schema import PriceSettings
 from llmhost.core.errors import ConfigError
 from llmhost.core.output import Usage
 from llmhost.core.units import PER_MILLION, dollars_to_nano
+
+_FACTOR = re.compile(r"\d{1,3}(\.\d{1,9})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,26 @@ def rates_of(settings: PriceSettings, *, model: str) -> Rates:
         embedding_nano=nano("embedding"),
         request_nano=nano("request") or 0,
     )
+
+
+def factor_of(text: str, *, key: str) -> Fraction:
+    """A factor that prices are multiplied with. Raises ConfigError, which names the key."""
+    try:
+        factor = Fraction(text) if _FACTOR.fullmatch(text) else None
+    except ValueError:
+        factor = None
+    if factor is None or factor > 100:
+        raise ConfigError(f'{key}: {text!r} is no factor of a price, such as "0.5".')
+    return factor
+
+
+def scaled(rates: Rates, factor: Fraction) -> Rates:
+    """Each rate times a factor, rounded half-even to whole nano-dollars."""
+
+    def times(nano: int | None) -> int | None:
+        return None if nano is None else round(nano * factor)
+
+    return Rates(**{field.name: times(getattr(rates, field.name)) for field in fields(Rates)})  # type: ignore[arg-type]
 
 
 def amount_nano(price: Rates | None, usage: Usage, *, is_embedding: bool = False) -> int:

@@ -47,6 +47,8 @@ class UnderWay(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=T
     is_embedding: bool = False
     held_nano: int = 0
     """What was held of budgets at first."""
+    is_line: bool = False
+    """Nobody is given anything of it before it has ended: killed, it is owed for nothing, and run again."""
 
 
 class Unsettled(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
@@ -54,6 +56,8 @@ class Unsettled(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=
 
     entry: Entry
 
+
+_NOTHING_OWED = Entry(request_id="", utc_ns=0, key_id=None, org="", model="", outcome="")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(UnderWay | Unsettled).decode
@@ -228,7 +232,9 @@ class Settlements:
         running: list[tuple[Slot, Entry]] = []
         for slot, note, counts in self._journal.left_open():
             entry = _entry(note, counts)
-            if entry is None:
+            if entry is _NOTHING_OWED:
+                slot.close()
+            elif entry is None:
                 log.error("ledger.journal_unreadable bytes=%d", len(note))
                 slot.close()
             else:
@@ -244,6 +250,8 @@ def _entry(note: bytes, counts: tuple[int, ...]) -> Entry | None:
         return None
     if isinstance(found, Unsettled):
         return found.entry
+    if found.is_line:
+        return _NOTHING_OWED
     usage = Usage(prompt_tokens=counts[INPUT], completion_tokens=counts[OUTPUT])
     return Entry(
         request_id=found.request_id,

@@ -5,13 +5,18 @@ from typing import Protocol
 
 from llmhost.api.responses.desk import Desk, lost
 from llmhost.core.ports import Clock
-from llmhost.storage import responses, stored_chats
+from llmhost.storage import batches, files, responses, stored_chats
 from llmhost.storage.node import DataDir
 from llmhost.storage.responses import ResponseStore
 from llmhost.storage.schema import Schema
 from llmhost.storage.state import State
 
-SCHEMAS: tuple[Schema, ...] = (responses.SCHEMA, stored_chats.SCHEMA)
+SCHEMAS: tuple[Schema, ...] = (
+    responses.SCHEMA,
+    stored_chats.SCHEMA,
+    files.SCHEMA,
+    batches.SCHEMA,
+)
 """Of all who keep something in `state.db`."""
 
 

@@ -42,6 +42,7 @@ from llmhost.hooks.registry import Plugins
 from llmhost.hooks.tell import Observers
 from llmhost.host.answers import open_answers
 from llmhost.host.backup import back_up, told
+from llmhost.host.batches import Deferred, open_deferred
 from llmhost.host.books import Books, open_books
 from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
@@ -146,6 +147,8 @@ class Host:
         Loads go on for as long as requests may wait for them, and are given up then.
         """
         self.is_draining = True
+        if hasattr(self, "deferred"):
+            self.deferred.runner.drain()
         self.processor.drain()
         await _until(lambda: self.processor.in_flight == 0, timeout_s)
         cut = self.processor.in_flight
@@ -199,6 +202,7 @@ class Host:
         self.idempotency = Idempotency(
             self.answers, self.settings.idempotency, self.metrics.answer_repeated
         )
+        self.deferred = await asyncio.to_thread(self._open_deferred)
         self.app = self._app()
         gauges = Gauges(
             self.deployments, self.devices, self.analytics, self.costs, self.books.ledger
@@ -220,6 +224,7 @@ class Host:
         )
         self._tasks += chores.start()
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
+        await self.deferred.runner.start()
 
     def _kept(self) -> Sequence[Forgets]:
         """All who keep something for callers in `state.db`."""
@@ -287,6 +292,16 @@ class Host:
         self.authenticate = Authenticate(
             self.books.keys, plugins, is_loopback=is_loopback(self.settings.server.host)
         )
+        self.bill = Bill(
+            self.books.ledger,
+            self.books.settlements,
+            self.books.budgets.accounts,
+            self.books.prices,
+            plugins,
+            self.costs,
+            self.settings.billing,
+            self.settings.batches.price_factor,
+        )
         stages = Stages(
             authenticate=self.authenticate,
             resolve=Resolve(self.deployments, plugins),
@@ -296,18 +311,23 @@ class Host:
             route=Route(),
             execute=Execute(screen, clock, self.metrics, self.costs.bear),
             store=Store(),
-            bill=Bill(
-                self.books.ledger,
-                self.books.settlements,
-                self.books.budgets.accounts,
-                self.books.prices,
-                plugins,
-                self.costs,
-                self.settings.billing,
-            ),
+            bill=self.bill,
             log=Log(self.metrics, (self.analytics.record, self.observers.tell)),
         )
         return Processor(stages, clock, write_share=self.settings.server.write_share)
+
+    def _open_deferred(self) -> Deferred:
+        return open_deferred(
+            self.settings,
+            self.data_dir,
+            self.state,
+            self.clock,
+            processor=self.processor,
+            bill=self.bill,
+            ledger=self.books.ledger,
+            keys=self.books.keys,
+            metrics=self.metrics.batches,
+        )
 
     def _limiter(self) -> Limiter:
         limits = self.settings.limits
@@ -328,6 +348,8 @@ class Host:
                     self.admin_token,
                 ),
                 processor=self.processor,
+                files=self.deferred.files,
+                batches=self.deferred.batches,
                 idempotency=self.idempotency,
                 responses=self.responses,
                 chats=ChatDesk(self.chats, self.clock),
@@ -388,6 +410,8 @@ class Host:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "processor"):
             await self.drain(0.0)
+            if hasattr(self, "deferred"):
+                await self.deferred.runner.close()
             await self.deployments.unload_all(drain_s=0.0)
             if hasattr(self, "idempotency"):
                 await self.idempotency.close()

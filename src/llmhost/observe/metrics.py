@@ -13,6 +13,7 @@ from llmhost.core.events import RequestEnded
 from llmhost.core.output import Outcome
 from llmhost.core.ports import EngineLoad
 from llmhost.core.step import StepResult
+from llmhost.observe.batches import BatchMetrics
 from llmhost.observe.budgets import BudgetMetrics
 from llmhost.observe.guesses import GuessMetrics
 from llmhost.observe.limits import LimitMetrics
@@ -99,6 +100,7 @@ class Metrics:
         self.threads = ThreadMetrics(self.registry)
         self.limits = LimitMetrics(self.registry)
         self.budgets = BudgetMetrics(self.registry)
+        self.batches = BatchMetrics(self.registry)
 
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""

@@ -9,11 +9,14 @@ How requests end, and what their callers pay:
     failed before or amid the answer          nothing; amid it, with `failed_answers = "delivered"`, what had come
     this process was killed                   the prompt and what its caller was given, see `cost/under_way.py`
     the ledger could not take the entry       the same as otherwise, a little later
+
+The line of a batch is booked when its answer is kept, and not before: see `pipeline/deferral.py`.
 """
 
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypedDict
 
 from llmhost.config.schema import BillingSettings
@@ -24,7 +27,7 @@ from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
-from llmhost.cost.pricing import Price, Rates, amount_nano
+from llmhost.cost.pricing import Price, Rates, amount_nano, factor_of, scaled
 from llmhost.cost.under_way import Settlements, UnderWay
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
@@ -34,6 +37,7 @@ from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.estimate import Estimate, estimate_of
 from llmhost.pipeline.spending import Spending
 from llmhost.storage.connect import StorageFailed
+from llmhost.storage.journal import Slot
 from llmhost.tenants.accounts import Accounts
 
 FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
@@ -52,7 +56,9 @@ class Bill:
         plugins: Plugins,
         costs: TrueCosts,
         settings: BillingSettings,
+        batch_factor: str = "1",
     ) -> None:
+        """`batch_factor` times the price is what lines of batches are charged."""
         self._ledger = ledger
         self._settlements = settlements
         self._accounts = accounts
@@ -61,6 +67,9 @@ class Bill:
         self._plugins = plugins
         self._costs = costs
         self._quotes: dict[tuple[str, str, Quote], Price] = {}
+        self._batch_factor = factor_of(batch_factor, key="batches.price_factor")
+        self._batch_prices: dict[str, Price] = {}
+        """By the version of the price that each was made of."""
 
     async def quote(self, context: RequestContext) -> None:
         """Freeze the price: what holds for the caller's organisation, or what a plugin makes of it."""
@@ -81,8 +90,20 @@ class Bill:
         context.price = self._prices.list.of(
             context.known_deployment.entry.name, context.known_caller.org, context.arrived_utc_ns
         )
+        if context.request.batch is not None and context.price is not None:
+            name = context.known_deployment.entry.name
+            context.price = await self._batch_price(name, context.price)
         if self._plugins.has("quote_price"):
             context.price = await self._quoted(context, context.price or FREE)
+
+    async def _batch_price(self, model: str, listed: Price) -> Price:
+        """What a line of a batch pays: a version of its own, so that ledger and bills tell it apart."""
+        if self._batch_factor == 1:
+            return listed
+        if listed.version not in self._batch_prices:
+            rates = scaled(listed, self._batch_factor)
+            self._batch_prices[listed.version] = await self._prices.for_batches(model, rates)
+        return self._batch_prices[listed.version]
 
     def hold(self, context: RequestContext) -> None:
         """Hold the prompts and a slice of each answer on every budget, and open the request's slot in the journal.
@@ -128,16 +149,44 @@ class Bill:
         load_id = None if context.replica is None else context.replica.load_id
         context.costs = self._costs.settle(context.usage, context.ticket, load_id)
         if context.caller is None:
-            settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            settled.set_result(None)
-            return settled
+            return _done()
         version = context.price.version if context.price is not None else None
         entry = Entry.of(context.event(), price_version=version, costs=context.costs)
         slot, context.slot = context.slot, None
+        if context.deferral is None:
+            return self._book(context, slot, entry)
+        context.deferral.take(entry, partial(self._book_deferred, context, slot))
+        return _done()
+
+    def _book(
+        self, context: RequestContext, slot: Slot | None, entry: Entry
+    ) -> "asyncio.Future[None]":
         settled = self._settlements.settle(entry, slot)
         # In the same turn: a budget that is made meanwhile sees the amount here or in the ledger, and never in both.
-        self._charge(context, context.caller, context.amount_nano)
+        self._charge(context, context.known_caller, entry.amount_nano)
         return settled
+
+    def _book_deferred(
+        self, context: RequestContext, slot: Slot | None, entry: Entry
+    ) -> "asyncio.Future[None]":
+        settled = self._book(context, slot, entry)
+        settled.add_done_callback(partial(self._check_deferred, entry))
+        return settled
+
+    def book_late(self, entry: Entry) -> "asyncio.Future[None]":
+        """Book what could not be booked when its request ended, and whose request nobody has any more."""
+        settled = self._settlements.settle(entry, None)
+        self._charge_anew(entry, entry.amount_nano)
+        settled.add_done_callback(partial(self._check_deferred, entry))
+        return settled
+
+    def _check_deferred(self, entry: Entry, booked: "asyncio.Future[None]") -> None:
+        if booked.exception() is not None:
+            self._charge_anew(entry, -entry.amount_nano)
+
+    def _charge_anew(self, entry: Entry, nano: int) -> None:
+        caller = Caller(entry.key_id, entry.org, entry.team)
+        self._accounts.charge(caller, entry.run_id, nano, entry.utc_ns)
 
     def take_back(self, context: RequestContext) -> None:
         """The entry could be recorded nowhere: what it said is nobody's money."""
@@ -150,6 +199,7 @@ class Bill:
     def _is_paid(self, context: RequestContext) -> bool:
         if context.outcome is Outcome.FAILED:
             has_come = context.first_token_ns is not None
+            has_come = has_come and context.deferral is None  # lines are given whole, or not at all
             return has_come and self._settings.failed_answers == "delivered"
         return context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED)
 
@@ -183,6 +233,12 @@ class Bill:
         return self._quotes[key]
 
 
+def _done() -> "asyncio.Future[None]":
+    settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    settled.set_result(None)
+    return settled
+
+
 class _Size(TypedDict):
     prompt_tokens: int
     slice_tokens: int
@@ -213,5 +269,6 @@ def _under_way(context: RequestContext) -> UnderWay:
         price_version=None if price is None else price.version,
         rates=price,
         is_embedding=context.request.kind is Kind.EMBEDDING,
+        is_line=context.deferral is not None,
         held_nano=0 if context.spending is None else context.spending.hold.held_nano,
     )

@@ -15,6 +15,7 @@ from llmhost.deploy.adapters import AdapterHold
 from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica
+from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.reading import Reading
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.terms import Terms
@@ -49,6 +50,8 @@ class RequestContext:
     price: Price | None = None
     spending: Spending | None = None
     """What it holds of budgets; None when there is none to keep."""
+    deferral: Deferral | None = None
+    """Gets its entry in place of the ledger."""
     slot: Slot | None = None
     """Its place in the journal, from its admission to its entry."""
     replica: Replica | None = None

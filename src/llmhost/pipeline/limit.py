@@ -26,8 +26,11 @@ class Limit:
 
     async def __call__(self, context: RequestContext) -> None:
         self._check_draining()
-        with self._noted(context):
-            context.limits_pass = await self._limiter.admit(*_wish(context))
+        if (
+            context.request.batch is None
+        ):  # a batch has its own pace, which is slower than any limit is for
+            with self._noted(context):
+                context.limits_pass = await self._limiter.admit(*_wish(context))
         await self._ask(context)
 
     async def count(self, context: RequestContext) -> None:

@@ -23,6 +23,7 @@ from llmhost.pipeline.authenticate import Authenticate, check_run, run_of
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.estimate import Estimate
 from llmhost.pipeline.execute import Execute, Generation, ledger_unavailable
 from llmhost.pipeline.limit import Limit
@@ -146,13 +147,16 @@ class Processor:
         *,
         caller: Caller | None = None,
         fault: LlmhostError | None = None,
+        deferral: Deferral | None = None,
     ) -> Exchange:
         """Take a request in. Raises why it is refused, after that has been metered.
 
         `caller` is whom `identify` found; without it the request is authenticated here. `fault` is what was wrong
         with the request before it could become one: it is refused with that, but a stranger hears first that he is one.
+        `deferral` gets its entry in place of the ledger.
         """
         context = self._arrived(request, bearer, headers, caller)
+        context.deferral = deferral
         with self._metered(context):
             generation = await self._admit_in_time(context, fault)
         self._live.add(generation)

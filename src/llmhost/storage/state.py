@@ -33,6 +33,10 @@ class State:
         """Run a query off the event loop. Raises StorageFailed."""
         return await self._reader.read(query)
 
+    def read_now(self, query: Callable[[Connection], T]) -> T:
+        """The same as `read` in the calling thread, which waits. Raises StorageFailed."""
+        return self._reader.read_now(query)
+
     async def write(self, job: Callable[[Connection], T]) -> T:
         """Run a job, which does nothing but SQL, and have it committed. Raises StorageFailed or Overloaded."""
         return await self._writer.run(job)

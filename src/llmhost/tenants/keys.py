@@ -90,6 +90,19 @@ class KeyStore:
         if secret is not None and secret.key_id == record.id:
             self.find(bearer)
 
+    def caller(self, key_id: str) -> Caller | None:
+        """Who a key is as it is now, for what its holder left here to be done; None for a key that is not ours.
+
+        Raises Unauthenticated when it has ended.
+        """
+        record = self._records.get(key_id)
+        if record is None:
+            return None
+        why = self._why_ended(record)
+        if why is not None:
+            raise Unauthenticated(f"{why}.")
+        return self._callers.get(record.id) or self._remember_caller(record)
+
     def list(self) -> tuple[KeyRecord, ...]:
         """All keys, revoked ones too, oldest first."""
         return tuple(self._records.values())
@@ -252,12 +265,16 @@ class KeyStore:
 
     def _why_not(self, record: KeyRecord, secret: Secret) -> str | None:
         """Why a key whose secret is right is refused all the same."""
-        now_ns = self.utc_ns()
-        state = record.state(now_ns)
+        state = record.state(self.utc_ns())
+        is_replaced = secret.ends_ns is not None and self.utc_ns() >= secret.ends_ns
+        if state == "active" and is_replaced:
+            return "This API key's secret has been replaced by a newer one, and the overlap is over"
+        return self._why_ended(record)
+
+    def _why_ended(self, record: KeyRecord) -> str | None:
+        state = record.state(self.utc_ns())
         if state != "active":
             return f"This API key {_ENDED[state]}"
-        if secret.ends_ns is not None and now_ns >= secret.ends_ns:
-            return "This API key's secret has been replaced by a newer one, and the overlap is over"
         if self.directory.org(record.org).disabled_ns is not None:
             return "The organisation of this API key has been disabled"
         if record.team is not None:

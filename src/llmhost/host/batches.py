@@ -1,0 +1,99 @@
+"""Files and batches of a node, built and joined."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmhost.api.batches.line_routes import LINE_ROUTES
+from llmhost.api.batches.routes import BatchDesk
+from llmhost.api.errors import error_body
+from llmhost.api.files.routes import FileDesk
+from llmhost.config.schema import Settings
+from llmhost.core.errors import Unauthenticated
+from llmhost.core.ports import Clock
+from llmhost.core.request import Caller
+from llmhost.cost.ledger import Ledger
+from llmhost.observe.batches import BatchMetrics
+from llmhost.pipeline.batches.attempt import LineRunner
+from llmhost.pipeline.batches.booking import Booking
+from llmhost.pipeline.batches.runner import BatchRunner
+from llmhost.pipeline.bill import Bill
+from llmhost.pipeline.processor import Processor
+from llmhost.storage.batches import Batches
+from llmhost.storage.files import Files
+from llmhost.storage.node import DataDir
+from llmhost.storage.state import State
+from llmhost.tenants.keys import KeyStore
+from llmhost.tenants.roles import Right, check_right
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """What callers leave here to be done, and what they get for it."""
+
+    files: FileDesk
+    batches: BatchDesk
+    runner: BatchRunner
+
+
+def files_folder(data_dir: DataDir) -> Path:
+    return data_dir.path / "files"
+
+
+def open_deferred(
+    settings: Settings,
+    data_dir: DataDir,
+    state: State,
+    clock: Clock,
+    *,
+    processor: Processor,
+    bill: Bill,
+    ledger: Ledger,
+    keys: KeyStore,
+    metrics: BatchMetrics,
+) -> Deferred:
+    """Nothing runs before `runner.start`. Blocks while the folder of files is swept."""
+    node_id = data_dir.node_id
+    files = Files(
+        state,
+        files_folder(data_dir),
+        node_id=node_id,
+        clock=clock,
+        keep_free_bytes=settings.files.keep_free_bytes,
+    )
+    files.sweep()
+    store = Batches(state, node_id=node_id, clock=clock)
+    lines = LineRunner(
+        processor,
+        store,
+        LINE_ROUTES,
+        error_body=error_body,
+        priority=settings.batches.priority,
+    )
+    runner = BatchRunner(
+        settings.batches,
+        store,
+        files,
+        lines,
+        Booking(store, bill.book_late, ledger.known),
+        clock,
+        metrics,
+        caller_of=lambda caller: caller_now(keys, caller),
+        longest_line_bytes=settings.server.max_body_bytes,
+    )
+    metrics.read_states_from(runner.states)
+    desk = BatchDesk(store, runner, clock, settings.files.batch_days)
+    return Deferred(FileDesk(files, settings.files), desk, runner)
+
+
+def caller_now(keys: KeyStore, caller: Caller) -> Caller:
+    """Who left something here, as that is now. One whom a plugin knows is who it was.
+
+    Raises Unauthenticated when its key has ended, and Forbidden when that may not ask models any more.
+    """
+    if caller.key_id is None:
+        if keys.has_keys and caller.org == "local":
+            raise Unauthenticated("This server has API keys now, and this was asked without one.")
+        return caller
+    now = keys.caller(caller.key_id) or caller
+    check_right(now, Right.INFER)
+    return now
