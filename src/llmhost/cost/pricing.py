@@ -9,7 +9,7 @@ from llmhost.core.errors import ConfigError
 from llmhost.core.output import Usage
 from llmhost.core.units import PER_MILLION, dollars_to_nano
 
-_FACTOR = re.compile(r"\d{1,3}(\.\d{1,9})?")
+_FACTOR = re.compile(r"\d{1,3}(\.\d{1,9})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

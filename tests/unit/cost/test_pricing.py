@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from llmhost.config.schema import PriceSettings
 from llmhost.core.errors import ConfigError
 from llmhost.core.output import Usage
-from llmhost.cost.pricing import Price, Rates, amount_nano, ceiling_nano, rated_nano, rates_of
+from llmhost.cost.pricing import (
+    Price,
+    Rates,
+    amount_nano,
+    ceiling_nano,
+    factor_of,
+    rated_nano,
+    rates_of,
+    scaled,
+)
 
 nanos = st.integers(0, 100_000 * 10**9)
 counts = st.integers(0, 10**7)
@@ -162,3 +171,14 @@ def test_dollars_become_nano_dollars_and_cached_input_defaults_to_input() -> Non
 def test_a_price_that_is_none_names_its_key(settings: PriceSettings, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         rates_of(settings, model="m")
+
+
+def test_rates_times_a_factor_are_whole_and_round_half_to_even() -> None:
+    rates = Rates(input_nano=5, cached_input_nano=3, output_nano=7, reasoning_nano=1)
+    half = scaled(rates, factor_of("0.5", key="k"))
+    assert (half.input_nano, half.cached_input_nano, half.output_nano) == (2, 2, 4)
+    assert (half.reasoning_nano, half.embedding_nano, half.request_nano) == (0, None, 0)
+    assert scaled(rates, factor_of("1", key="k")) == rates
+    for text in ("", "-1", "1e3", "half", "101", "0.5.5", "\u0665"):
+        with pytest.raises(ConfigError, match=r"k: "):
+            factor_of(text, key="k")

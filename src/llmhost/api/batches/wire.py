@@ -10,7 +10,7 @@ from llmhost.api.files.wire import checked_lasts_s
 from llmhost.core.errors import InvalidValue, MissingParameter
 from llmhost.core.request import Caller
 from llmhost.pipeline.batches.lines import LONGEST_WINDOW_S, window_s
-from llmhost.pipeline.batches.record import Batch, Status
+from llmhost.pipeline.batches.record import Batch, BatchStatus
 
 MOST_PAIRS, LONGEST_NAME, LONGEST_VALUE = 16, 64, 512
 
@@ -48,19 +48,19 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
 
 
-class InputDetails(msgspec.Struct, frozen=True, kw_only=True):
+class BatchInputDetails(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
 
 
-class OutputDetails(msgspec.Struct, frozen=True, kw_only=True):
+class BatchOutputDetails(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int
 
 
 class BatchUsage(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
-    input_tokens_details: InputDetails
+    input_tokens_details: BatchInputDetails
     output_tokens: int
-    output_tokens_details: OutputDetails
+    output_tokens_details: BatchOutputDetails
     total_tokens: int
 
 
@@ -74,7 +74,7 @@ class BatchObject(msgspec.Struct, frozen=True, kw_only=True):
     errors: BatchErrors | None
     input_file_id: str
     completion_window: str
-    status: Status
+    status: BatchStatus
     output_file_id: str | None
     error_file_id: str | None
     created_at: int
@@ -120,9 +120,9 @@ def batch_object(batch: Batch) -> BatchObject:
         ),
         usage=BatchUsage(
             input_tokens=tally.input_tokens,
-            input_tokens_details=InputDetails(cached_tokens=tally.cached_tokens),
+            input_tokens_details=BatchInputDetails(cached_tokens=tally.cached_tokens),
             output_tokens=tally.output_tokens,
-            output_tokens_details=OutputDetails(reasoning_tokens=tally.reasoning_tokens),
+            output_tokens_details=BatchOutputDetails(reasoning_tokens=tally.reasoning_tokens),
             total_tokens=tally.input_tokens + tally.output_tokens,
         ),
     )

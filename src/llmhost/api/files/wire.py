@@ -7,7 +7,7 @@ import msgspec
 from llmhost.core.errors import InvalidValue, MissingParameter
 from llmhost.storage.files import StoredFile
 
-PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
+PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision")
 """What callers may upload files for. Batches are what this server uses them for; others are kept."""
 MADE = "batch_output"
 SHORTEST_S, LONGEST_S = 3_600, 30 * 86_400

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from llmhost.pipeline.batches.record import Batch, Status
+from llmhost.pipeline.batches.record import Batch, BatchStatus
 
 
 class Job:
@@ -10,7 +10,7 @@ class Job:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.ends_as = Status.COMPLETED
+        self.ends_as = BatchStatus.COMPLETED
         """Where it goes when it stops, or when all lines have ended."""
         self.is_draining = False
         """The process ends: the batch stops where it is."""
@@ -22,7 +22,7 @@ class Job:
     def is_stopped(self) -> bool:
         return self._stopped.is_set()
 
-    def stop(self, ends_as: Status | None) -> None:
+    def stop(self, ends_as: BatchStatus | None) -> None:
         """No more lines begin; None for a drain. The first reason counts, but a drain is one, too."""
         if ends_as is None:
             self.is_draining = True

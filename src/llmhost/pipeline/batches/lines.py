@@ -11,7 +11,7 @@ from llmhost.pipeline.batches.record import Fault
 MOST_FAULTS = 100
 """Of an input that can't run; those after them are not told."""
 LONGEST_ID = 512
-_WINDOW = re.compile(r"(\d{1,5})([hmd])")
+_WINDOW = re.compile(r"(\d{1,5})([hmd])", re.ASCII)
 _UNIT_S = {"m": 60, "h": 3_600, "d": 86_400}
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 60, 7 * 86_400
 

@@ -3,19 +3,19 @@
 from collections.abc import Iterable, Iterator
 
 from llmhost.pipeline.batches.lines import Line, not_run
-from llmhost.pipeline.batches.record import Status
+from llmhost.pipeline.batches.record import BatchStatus
 from llmhost.storage.files import Draft, Files
 
 NOT_RUN = {
-    Status.EXPIRED: (
+    BatchStatus.EXPIRED: (
         "batch_expired",
         "This request could not be executed before the completion window expired.",
     ),
-    Status.CANCELLED: (
+    BatchStatus.CANCELLED: (
         "batch_cancelled",
         "The batch was cancelled before this request was executed.",
     ),
-    Status.FAILED: ("batch_failed", "The batch ended before this request was executed."),
+    BatchStatus.FAILED: ("batch_failed", "The batch ended before this request was executed."),
 }
 """What is said of lines that never ran."""
 
@@ -33,7 +33,7 @@ class Outputs:
         results: Iterable[tuple[int, bool, bytes]],
         left: Iterator[Line],
         batch_id: str,
-        end: Status,
+        end: BatchStatus,
     ) -> None:
         """All results, and a line for each that was not run; both files are on disk then. Raises StorageFailed."""
         for _, is_error, text in results:

@@ -7,7 +7,7 @@ import msgspec
 from llmhost.core.request import Caller
 
 
-class Status(StrEnum):
+class BatchStatus(StrEnum):
     """OpenAI's words. The last four are ends."""
 
     VALIDATING = "validating"
@@ -21,7 +21,7 @@ class Status(StrEnum):
 
     @property
     def is_end(self) -> bool:
-        return self in (Status.COMPLETED, Status.FAILED, Status.EXPIRED, Status.CANCELLED)
+        return self in (BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +73,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
     output_lasts_s: int
     """How long the files that it makes are kept."""
-    status: Status = Status.VALIDATING
+    status: BatchStatus = BatchStatus.VALIDATING
     total: int = 0
     """Lines of the input, once they have been counted."""
     tally: Tally = Tally()
@@ -90,9 +90,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     cancelling_at: int | None = None
     cancelled_at: int | None = None
 
-    def moved(self, status: Status, now_s: int) -> "Batch":
+    def moved(self, status: BatchStatus, now_s: int) -> "Batch":
         """The same in another state; the first time that it came to a state is the one that counts."""
-        if status is Status.VALIDATING:
+        if status is BatchStatus.VALIDATING:
             return msgspec.structs.replace(self, status=status)
         name = f"{status}_at"
         when = getattr(self, name) or now_s

@@ -23,7 +23,7 @@ from llmhost.pipeline.batches.booking import Booking
 from llmhost.pipeline.batches.job import Job
 from llmhost.pipeline.batches.lines import Check
 from llmhost.pipeline.batches.output import Outputs
-from llmhost.pipeline.batches.record import Batch, Fault, Status, Tally, from_record, to_record
+from llmhost.pipeline.batches.record import Batch, Fault, BatchStatus, Tally, from_record, to_record
 from llmhost.pipeline.batches.source import Source, check_input, lines_left
 from llmhost.storage.batches import Batches, LineResult
 from llmhost.storage.files import Files, Owner, StoredFile
@@ -103,9 +103,9 @@ class BatchRunner:
         job = self._jobs.get(batch_id)
         if job is None:
             return None
-        if job.batch.status in (Status.VALIDATING, Status.IN_PROGRESS):
-            await self._move(job, Status.CANCELLING)
-        job.stop(Status.CANCELLED)
+        if job.batch.status in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
+            await self._move(job, BatchStatus.CANCELLING)
+        job.stop(BatchStatus.CANCELLED)
         return job.batch
 
     def now(self, batch: Batch) -> Batch:
@@ -144,10 +144,10 @@ class BatchRunner:
 
     async def _run(self, job: Job) -> None:
         """Until the batch has ended or the process does. A disk that refuses is tried again."""
-        if job.batch.status is Status.CANCELLING:
-            job.stop(Status.CANCELLED)
+        if job.batch.status is BatchStatus.CANCELLING:
+            job.stop(BatchStatus.CANCELLED)
         alarm = asyncio.get_running_loop().call_later(
-            max(0.0, job.batch.expires_at - self._clock.utc_ns() / 1e9), job.stop, Status.EXPIRED
+            max(0.0, job.batch.expires_at - self._clock.utc_ns() / 1e9), job.stop, BatchStatus.EXPIRED
         )
         try:
             while not await self._taken_on(job):
@@ -163,7 +163,7 @@ class BatchRunner:
     async def _taken_on(self, job: Job) -> bool:
         """Whether it has come to its end."""
         try:
-            if job.batch.status is Status.VALIDATING and not job.is_stopped:
+            if job.batch.status is BatchStatus.VALIDATING and not job.is_stopped:
                 await self._validate(job)
             if not job.batch.status.is_end and not job.is_draining:
                 await self._work(job)
@@ -192,21 +192,21 @@ class BatchRunner:
             await self._fail(job, check.faults)
         elif not job.is_stopped:
             facts = {"total": check.total, "model": check.model}
-            await self._move(job, Status.IN_PROGRESS, **facts)
+            await self._move(job, BatchStatus.IN_PROGRESS, **facts)
         else:
             job.batch = msgspec.structs.replace(job.batch, total=check.total, model=check.model)
 
     async def _fail(self, job: Job, faults: list[Fault]) -> None:
         """It could not begin: there are no files."""
         job.batch = msgspec.structs.replace(job.batch, faults=tuple(faults))
-        await self._end(job, Status.FAILED, ())
+        await self._end(job, BatchStatus.FAILED, ())
 
     async def _give_up(self, job: Job, fault: Fault) -> bool:
         """It can't go on: what was answered is written, if that can be done."""
         faults = [*job.batch.faults, fault]
-        job.ends_as = Status.FAILED
+        job.ends_as = BatchStatus.FAILED
         job.batch = msgspec.structs.replace(job.batch, faults=tuple(faults))
-        job.stop(Status.FAILED)
+        job.stop(BatchStatus.FAILED)
         try:
             await self._finish(job)
         except LlmhostError as error:
@@ -272,7 +272,7 @@ class BatchRunner:
     def _may_go_on(self, job: Job) -> Caller | None:
         """Whom the next line is run as. None, and the batch is stopped, when there is no next one."""
         if self._clock.utc_ns() >= job.batch.expires_at * 10**9:
-            job.stop(Status.EXPIRED)
+            job.stop(BatchStatus.EXPIRED)
         if job.is_stopped:
             return None
         try:
@@ -280,7 +280,7 @@ class BatchRunner:
         except LlmhostError as error:
             fault = Fault(code=error.code or "invalid_api_key", message=error.message)
             job.batch = msgspec.structs.replace(job.batch, faults=(fault,))
-            job.stop(Status.FAILED)
+            job.stop(BatchStatus.FAILED)
             return None
 
     def _count(self, job: Job, result: LineResult) -> None:
@@ -305,10 +305,10 @@ class BatchRunner:
         batch, end = job.batch, job.ends_as
         await self._booking.catch_up(batch.id)
         job.batch = msgspec.structs.replace(job.batch, tally=await self._tally(batch.id))
-        if end is not Status.CANCELLED:
-            await self._move(job, Status.FINALIZING)
+        if end is not BatchStatus.CANCELLED:
+            await self._move(job, BatchStatus.FINALIZING)
         done = await self._store.done_lines(batch.id)
-        if end is Status.COMPLETED:
+        if end is BatchStatus.COMPLETED:
             assert len(done) == job.batch.total, (
                 f"{len(done)} of {job.batch.total} lines have ended"
             )
@@ -316,7 +316,7 @@ class BatchRunner:
         outputs = Outputs(self._files)
         try:
             left = lines_left(path, batch.endpoint, self._longest_line_bytes, done)
-            if end is Status.COMPLETED or not batch.total or not path.exists():
+            if end is BatchStatus.COMPLETED or not batch.total or not path.exists():
                 left = iter(())
             results = self._store.results(batch.id)
             await asyncio.to_thread(outputs.write, results, left, batch.id, end)
@@ -342,7 +342,7 @@ class BatchRunner:
         return row(outputs.answers, "output"), row(outputs.errors, "error")
 
     async def _end(
-        self, job: Job, end: Status, made: tuple[StoredFile | None, StoredFile | None] | tuple[()]
+        self, job: Job, end: BatchStatus, made: tuple[StoredFile | None, StoredFile | None] | tuple[()]
     ) -> None:
         answers, errors = made or (None, None)
         ended = msgspec.structs.replace(
@@ -364,7 +364,7 @@ class BatchRunner:
             total=ended.total,
         )
 
-    async def _move(self, job: Job, status: Status, **facts: object) -> None:
+    async def _move(self, job: Job, status: BatchStatus, **facts: object) -> None:
         moved = msgspec.structs.replace(job.batch.moved(status, self._now_s), **facts)
         await self._store.update(moved.id, to_record(moved))
         # What was counted meanwhile is counted.
