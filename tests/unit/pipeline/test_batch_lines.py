@@ -19,7 +19,7 @@ from llmhost.pipeline.batches.lines import (
     request_id_of,
     window_s,
 )
-from llmhost.pipeline.batches.record import Batch, Fault, BatchStatus, from_record, to_record
+from llmhost.pipeline.batches.record import Batch, BatchStatus, Fault, from_record, to_record
 from llmhost.pipeline.batches.source import lines_left, raw_lines
 
 URL = "/v1/chat/completions"

@@ -21,7 +21,12 @@ class BatchStatus(StrEnum):
 
     @property
     def is_end(self) -> bool:
-        return self in (BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
+        return self in (
+            BatchStatus.COMPLETED,
+            BatchStatus.FAILED,
+            BatchStatus.EXPIRED,
+            BatchStatus.CANCELLED,
+        )
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from llmhost.pipeline.batches.booking import Booking
 from llmhost.pipeline.batches.job import Job
 from llmhost.pipeline.batches.lines import Check
 from llmhost.pipeline.batches.output import Outputs
-from llmhost.pipeline.batches.record import Batch, Fault, BatchStatus, Tally, from_record, to_record
+from llmhost.pipeline.batches.record import Batch, BatchStatus, Fault, Tally, from_record, to_record
 from llmhost.pipeline.batches.source import Source, check_input, lines_left
 from llmhost.storage.batches import Batches, LineResult
 from llmhost.storage.files import Files, Owner, StoredFile
@@ -147,7 +147,9 @@ class BatchRunner:
         if job.batch.status is BatchStatus.CANCELLING:
             job.stop(BatchStatus.CANCELLED)
         alarm = asyncio.get_running_loop().call_later(
-            max(0.0, job.batch.expires_at - self._clock.utc_ns() / 1e9), job.stop, BatchStatus.EXPIRED
+            max(0.0, job.batch.expires_at - self._clock.utc_ns() / 1e9),
+            job.stop,
+            BatchStatus.EXPIRED,
         )
         try:
             while not await self._taken_on(job):
@@ -342,7 +344,10 @@ class BatchRunner:
         return row(outputs.answers, "output"), row(outputs.errors, "error")
 
     async def _end(
-        self, job: Job, end: BatchStatus, made: tuple[StoredFile | None, StoredFile | None] | tuple[()]
+        self,
+        job: Job,
+        end: BatchStatus,
+        made: tuple[StoredFile | None, StoredFile | None] | tuple[()],
     ) -> None:
         answers, errors = made or (None, None)
         ended = msgspec.structs.replace(
