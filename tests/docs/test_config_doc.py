@@ -13,6 +13,7 @@ from llmhost.config.environment import OTHER_VARIABLES, TABLES
 from llmhost.config.load import DEFAULT_MODELS, FLAGS, load
 from llmhost.config.schema import (
     FakeOptions,
+    LlamaOptions,
     ModelLimitSettings,
     ModelSpec,
     PriceSettings,
@@ -34,6 +35,7 @@ HEADINGS: dict[str, type[Section]] = {
     "[models.NAME.limits]": ModelLimitSettings,
     "[models.NAME.speculation]": SpeculationSettings,
     '[models.NAME.options] of engine "torch"': TorchOptions,
+    '[models.NAME.options] of engine "llama"': LlamaOptions,
     '[models.NAME.options] of engine "fake"': FakeOptions,
 }
 

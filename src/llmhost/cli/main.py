@@ -18,6 +18,7 @@ from llmhost.cli import (
     config,
     doctor,
     entries,
+    export_gguf,
     invoice,
     keys,
     ledger,
@@ -34,7 +35,7 @@ from llmhost.core.errors import LlmhostError
 
 _ORDER = (
     *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
-    "adapters",
+    *("adapters", "export-gguf"),
     *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "invoice", "ledger"),
     *("backup", "restore"),
     *("bench", "plugins", "config", "doctor", "version"),
@@ -120,7 +121,7 @@ def show_version(as_json: Json = False) -> None:
 
 
 for commands in (
-    *(serve, chat, models, pull, adapters, orgs, keys, budgets, prices, usage, ledger),
+    *(serve, chat, models, pull, adapters, export_gguf, orgs, keys, budgets, prices, usage, ledger),
     *(invoice, entries, backup),
     *(bench, plugins, config, doctor),
 ):

@@ -30,6 +30,7 @@ def add_to(app: typer.Typer) -> None:
             "llmhost pull qwen",
             "llmhost pull qwen:support",
             "llmhost pull hf:Qwen/Qwen3-0.6B",
+            "llmhost pull hf:Qwen/Qwen3-0.6B-GGUF:Q8_0",
             "llmhost pull hf:Qwen/Qwen3-0.6B --revision main --json",
         )
     )(pull)
@@ -58,19 +59,19 @@ def pull(
     has loaded after `llmhost unload` or a restart.
     """
     folder = data_dir or load_settings(models).data_dir
-    source = _source(model, models, folder)
+    source = source_of(model, models, folder)
     if not source.startswith("hf:"):
-        _tell_local(source, as_json)
+        _tell_local(source, folder / "models", as_json)
         return
-    from llmhost.config.check import is_hub_source
-    from llmhost.deploy.hub import HubSource, parse_hub_source
+    from llmhost.config.sources import is_hub_source, parse_hub_source
 
     wanted = parse_hub_source(source)
     if revision is not None:
-        wanted = HubSource(wanted.repository, revision)
+        wanted = wanted._replace(revision=revision)
     if not is_hub_source(f"hf:{wanted}"):
         raise NothingToPull(
-            f"'hf:{wanted}' is not the name of a repository: it is written hf:ORG/NAME or hf:ORG/NAME@REVISION."
+            f"'hf:{wanted}' is not the name of a repository: it is written hf:ORG/NAME, hf:ORG/NAME@REVISION or,"
+            " with one of its GGUF files, hf:ORG/NAME:Q4_K_M."
         )
     _fetch(wanted, folder, as_json)
 
@@ -108,18 +109,18 @@ def _fetch(wanted: Any, folder: Path, as_json: bool) -> None:
     typer.echo(str(fetched.folder))
 
 
-def _tell_local(source: str, as_json: bool) -> None:
-    """A built-in model or a folder: it is here or nowhere."""
+def _tell_local(source: str, models_dir: Path, as_json: bool) -> None:
+    """A built-in model, a folder or a file: it is here, or made here, or nowhere."""
     from llmhost.deploy.sources import find_files
 
-    folder = find_files(source, Path())
+    folder = find_files(source, models_dir)
     if as_json:
         show.value({"source": source, "folder": str(folder), "fetched_bytes": 0})
     else:
         typer.echo(f"{source} needs no fetching: its files are in {folder}")
 
 
-def _source(model: str, models: Path | None, data_dir: Path) -> str:
+def source_of(model: str, models: Path | None, data_dir: Path) -> str:
     """What a name stands for: in the running node, or else in the settings."""
     if model.startswith("hf:"):
         return model

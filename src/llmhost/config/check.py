@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmhost.config.schema import CostSettings, ModelSpec, SafetySettings, Settings
+from llmhost.config.sources import BUILTIN, BUILTIN_GGUF, FORMS, is_gguf_source, is_hub_source
 from llmhost.core.units import parse_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
-_BUILTIN = re.compile(r"builtin:[a-z0-9][a-z0-9._-]*")
-_HUB = re.compile(r"hf:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w][\w./-]*)?", re.ASCII)
 _HUB_WITHOUT_SCHEME = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.]+):", re.IGNORECASE)
 _DOLLARS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
@@ -96,8 +95,9 @@ def _costs(costs: CostSettings) -> Iterator[Problem]:
 
 def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
     key = f"models.{name}"
-    if spec.engine == "torch":
+    if spec.engine in ("torch", "llama"):
         yield from _source(f"{key}.source", spec.source)
+        yield from _engine(f"{key}.engine", spec)
     yield from _size(f"{key}.kv_memory", spec.kv_memory)
     yield from _size(f"{key}.kv_host_memory", spec.kv_host_memory)
     if spec.max_tokens_per_batch < spec.max_batch_size:
@@ -112,6 +112,8 @@ def _model(name: str, spec: ModelSpec) -> Iterator[Problem]:
             yield from _price(f"{key}.price.{field}", getattr(spec.price, field))
     yield from _speculation(f"{key}.speculation", spec)
     yield from _device(f"{key}.options.device", spec.options.get("device"))
+    if spec.engine == "llama":
+        yield from _kv_types(f"{key}.options.kv_dtype", spec)
     if spec.engine == "torch":
         yield from _weights(f"{key}.options.weights", spec)
 
@@ -136,29 +138,35 @@ def is_adapter_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_][\w./-]*", name, re.ASCII) is not None
 
 
-def is_hub_source(source: str) -> bool:
-    """`hf:ORG/NAME` or `hf:ORG/NAME@REVISION`."""
-    return _HUB.fullmatch(source) is not None
-
-
 def _source(key: str, source: str) -> Iterator[Problem]:
     scheme = _SCHEME.match(source)
     if not source.strip():
-        yield key, "is empty; it must be builtin:NAME, a folder, or hf:ORG/NAME[@REVISION]"
+        yield key, f"is empty; it must be {FORMS}"
     elif source.startswith("builtin:"):
-        if not _BUILTIN.fullmatch(source):
+        if not BUILTIN.fullmatch(source):
             yield key, f"is {source!r}, but a built-in model is named like 'builtin:tiny'"
     elif source.startswith("hf:"):
         if not is_hub_source(source):
             yield (
                 key,
-                f"is {source!r}, but a hub model is named like 'hf:ORG/NAME' or 'hf:ORG/NAME@REVISION'",
+                f"is {source!r}, but a hub model is named like 'hf:ORG/NAME', 'hf:ORG/NAME@REVISION', or, with one"
+                " of its GGUF files, 'hf:ORG/NAME:Q4_K_M'",
             )
     elif scheme is not None:
         yield (
             key,
-            f"is {source!r}; of the form NAME: only builtin: and hf: are known, all else is a folder",
+            f"is {source!r}; of the form NAME: only builtin: and hf: are known, all else is a path",
         )
+
+
+def _engine(key: str, spec: ModelSpec) -> Iterator[Problem]:
+    """The two engines that read weights read other files."""
+    if spec.engine == "torch" and is_gguf_source(spec.source):
+        yield key, f"is 'torch', which reads no GGUF files; for {spec.source!r} leave it away"
+    is_built_in = spec.source.startswith("builtin:")
+    if spec.engine == "llama" and is_built_in and not spec.source.endswith(BUILTIN_GGUF):
+        known = f"builtin:tiny{BUILTIN_GGUF}"
+        yield key, f"is 'llama', which reads GGUF files; {spec.source!r} is none, {known!r} is"
 
 
 def _speculation(key: str, spec: ModelSpec) -> Iterator[Problem]:
@@ -196,6 +204,12 @@ def _price(
 def _device(key: str, device: Any) -> Iterator[Problem]:
     if device is not None and not _DEVICE.fullmatch(str(device)):
         yield key, f"is {device!r} but must be 'auto', 'cpu', or 'cuda:N' such as 'cuda:0'"
+
+
+def _kv_types(key: str, spec: ModelSpec) -> Iterator[Problem]:
+    kind = str(spec.options.get("kv_dtype", "auto"))
+    if kind.startswith("q") and spec.options.get("flash_attention") == "off":
+        yield key, f"is {kind!r}, which needs flash attention, and that is 'off'"
 
 
 def _weights(key: str, spec: ModelSpec) -> Iterator[Problem]:

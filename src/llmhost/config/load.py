@@ -31,6 +31,7 @@ from llmhost.config.schema import (
     Section,
     Settings,
 )
+from llmhost.config.sources import is_gguf_source
 from llmhost.core.errors import ConfigError
 
 DEFAULT_FILE = Path("models.toml")
@@ -262,6 +263,7 @@ def _model(name: str, table: Any, path: Path, origins: dict[str, Origin]) -> Mod
     keys = convert_keys(flat, ModelSpec, place, _homes())
     if "source" in keys:
         keys["source"] = _source(path, keys["source"], place)
+        keys = _usual_engine(keys["source"]) | keys
     if "adapters" in keys:
         beside = {each: _source(path, source, place) for each, source in keys["adapters"].items()}
         keys["adapters"] = beside
@@ -281,6 +283,11 @@ def _model(name: str, table: Any, path: Path, origins: dict[str, Origin]) -> Mod
     return spec
 
 
+def _usual_engine(source: str) -> dict[str, Any]:
+    """What runs a source where the file does not say; empty where that is what always runs."""
+    return {"engine": "llama"} if is_gguf_source(source) else {}
+
+
 def _model_table(path: Path, table: Any, part: str, place: Place) -> Section:
     inner = Place(place.file, f"{place.table}.{part}")
     keys = convert_keys(table, MODEL_TABLES[part], inner)
@@ -293,7 +300,8 @@ def _source(path: Path, source: str, place: Place, key: str = "source") -> str:
     if re.match(r"[A-Za-z][A-Za-z0-9+.]+:", source):
         return source
     folder = _beside(path, source)
-    if looks_like_a_hub_name(source) and not Path(folder).exists():
+    is_hub_name = looks_like_a_hub_name(source) and not is_gguf_source(source)
+    if is_hub_name and not Path(folder).exists():
         raise ConfigError(
             f"{place} {key} is {source!r}, which is no folder."
             f" From the Hugging Face hub it is written 'hf:{source}'."

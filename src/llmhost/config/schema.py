@@ -306,13 +306,30 @@ class TorchOptions(Section, frozen=True):
     """What the KV cache keeps: `fp8` holds twice the tokens that 16 bits do, and changes answers; or as computed."""
 
 
+class LlamaOptions(Section, frozen=True):
+    """[models.NAME.options] of engine "llama"."""
+
+    threads: Positive | None = None
+    """CPU threads of the forward pass; as many as there are cores when absent."""
+    gpu_layers: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    """Layers whose weights go to the GPU, where llama-cpp-python was built for one."""
+    kv_dtype: Literal["auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = "auto"
+    """What the KV cache keeps; `auto` is f16. The q-types take a half to a quarter of that and change answers."""
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    """The quicker way to compute attention; `auto` where the device has it. The KV types that begin with q need it."""
+    mmap: bool = True
+    """Map the file instead of reading it: loads at once, and pages that are not used can leave memory."""
+    mlock: bool = False
+    """Keep the weights from being swapped out, as far as the process may lock memory."""
+
+
 class ModelSpec(Section, frozen=True):
     """[models.NAME]: one model that the server offers under that name."""
 
     engine: str = "torch"
-    """What runs it: `torch` for transformers checkpoints, `fake` for a deterministic stand-in, or a plugin's engine."""
+    """`torch` for transformers checkpoints, `llama` for GGUF files (then it can go unsaid), `fake`, or a plugin's."""
     source: str = "builtin:tiny"
-    """`builtin:NAME`, a folder, or `hf:ORG/NAME[@REVISION]`. Not used by engine "fake"."""
+    """`builtin:NAME`, a folder, a .gguf file, or `hf:ORG/NAME[@REVISION][:FILE]`. Not used by engine "fake"."""
     aliases: tuple[str, ...] = ()
     """Other names that callers may use."""
     load: Literal["start", "request"] = "start"
@@ -362,7 +379,11 @@ MODEL_TABLES: dict[str, type[Section]] = {
 }
 """Tables below a model's own."""
 
-ENGINE_OPTIONS: dict[str, type[Section]] = {"torch": TorchOptions, "fake": FakeOptions}
+ENGINE_OPTIONS: dict[str, type[Section]] = {
+    "torch": TorchOptions,
+    "llama": LlamaOptions,
+    "fake": FakeOptions,
+}
 
 
 class Settings(Section, frozen=True):

@@ -270,9 +270,13 @@ class LoadEffects:
 
     async def _read(self, entry: ModelEntry, act: Callable[[Path | None], T]) -> T:
         """What an engine makes of the model's files, off the HTTP loop. Raises ModelUnavailable, whatever it raised."""
-        needs_files = self._kind(entry).needs_files
+        kind = self._kind(entry)
+        needs_files = kind.needs_files
+        require: Any = getattr(kind, "require", None)
 
         def read() -> T:
+            if require is not None:
+                require()
             return act(find_files(entry.spec.source, self._models_dir) if needs_files else None)
 
         try:

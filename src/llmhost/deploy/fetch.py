@@ -22,9 +22,10 @@ from pathlib import Path
 
 import msgspec
 
+from llmhost.config.sources import HubSource
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.units import show_bytes
-from llmhost.deploy.hub import HubFile, HubSource, Listing, list_files
+from llmhost.deploy.hub import HubFile, Listing, list_files
 from llmhost.deploy.transfer import Meter, Progress, Report, all_of, bring, is_right, part_path
 
 COMPLETE = ".llmhost-complete"
@@ -69,9 +70,10 @@ class Place:
     @classmethod
     def of(cls, source: HubSource, models_dir: Path) -> "Place":
         repository = models_dir / source.repository.replace("/", "--")
-        flat = source.revision.replace("/", "--")
+        pick = f":{source.pick.replace('/', '--')}" if source.pick else ""
+        flat = source.revision.replace("/", "--") + pick
         return cls(
-            repository / source.revision,
+            repository / (source.revision + pick),
             repository / ".versions" / flat,
             repository / ".fetching" / flat,
         )

@@ -10,18 +10,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from llmhost.config.sources import HubSource
 from llmhost.core.errors import ModelUnavailable
+from llmhost.deploy.gguf_repositories import choose_gguf, gguf_names, quantisations
 
 if TYPE_CHECKING:
     import httpx2
 
 ASK_TIMEOUT_S = 20.0
 """How long the hub may take to begin an answer, and to send the next piece of one."""
-
-MAIN = "main"
-"""The revision of a source that names none."""
 
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that another try may get past."""
@@ -45,22 +44,6 @@ WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safet
 
 class Interrupted(Exception):
     """The transfer broke in a way that passes: asking again goes on from there."""
-
-
-class HubSource(NamedTuple):
-    """`hf:ORG/NAME[@REVISION]`, taken apart."""
-
-    repository: str
-    revision: str
-
-    def __str__(self) -> str:
-        return self.repository if self.revision == MAIN else f"{self.repository}@{self.revision}"
-
-
-def parse_hub_source(source: str) -> HubSource:
-    """`source` may begin with `hf:`."""
-    repository, _, revision = source.removeprefix("hf:").partition("@")
-    return HubSource(repository, revision or MAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +96,13 @@ def list_files(source: HubSource) -> Listing:
 def choose_files(paths: Iterable[str], source: HubSource) -> list[str]:
     """Those that an engine needs. Raises ModelUnavailable for a repository without weights in a format that we read."""
     names = sorted(path for path in paths if _is_safe(path))
+    if source.is_gguf and (source.pick or gguf_names(names)):
+        return choose_gguf(names, source)
     weights = _weights(names)
     if not weights:
-        raise ModelUnavailable(f"{_the(source)} has no weights to serve: {_what_instead(names)}")
+        raise ModelUnavailable(
+            f"{_the(source)} has no weights to serve: {_what_instead(names, source)}"
+        )
     beside = {
         path
         for path in names
@@ -183,9 +170,9 @@ def _weights(names: list[str]) -> list[str]:
     return [name for name in top if name.endswith(".safetensors")]
 
 
-def _what_instead(names: list[str]) -> str:
-    if any(name.endswith(".gguf") for name in names):
-        return "it has GGUF files only. Name the repository that they were made from."
+def _what_instead(names: list[str], source: HubSource) -> str:
+    if found := gguf_names(names):
+        return f"it has GGUF files only. Name one as in 'hf:{source}:{quantisations(found)[0]}'."
     if any(name.endswith((".bin", ".pt", ".pth", ".pickle")) for name in names):
         return (
             "they are pickles, which can run programs and are not read."

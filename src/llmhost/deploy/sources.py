@@ -6,10 +6,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmhost.config.sources import BUILTIN_GGUF, FORMS, HubSource, parse_hub_source
 from llmhost.core.errors import ModelUnavailable
 from llmhost.deploy.fetch import Place, fetch
-from llmhost.deploy.hub import HubSource, endpoint, parse_hub_source
+from llmhost.deploy.hub import endpoint
 from llmhost.deploy.transfer import Progress, Report
+from llmhost.engines.llama.builtin import find_built_in, make_built_in
+from llmhost.engines.llama.header import parts_of
 from llmhost.observe.logs import log_event
 
 log = logging.getLogger("llmhost.deploy")
@@ -25,26 +28,32 @@ SAMPLE_BYTES = 2**16
 
 
 def find_files(source: str, models_dir: Path) -> Path:
-    """The folder that holds `source`'s files, fetching them if need be. Raises ModelUnavailable.
+    """The folder or GGUF file that `source` means, fetched or made if need be. Raises ModelUnavailable.
 
     Blocks; `hf:` sources may download. What has been fetched once is used again without a network.
     """
-    return find_local(source, models_dir) or _fetch(parse_hub_source(source), models_dir)
+    if (found := find_local(source, models_dir)) is not None:
+        return found
+    if (built_in := _built_in_gguf(source)) is not None:
+        return make_built_in(_built_in(built_in), models_dir)
+    return _fetch(parse_hub_source(source), models_dir)
 
 
 def find_local(source: str, models_dir: Path) -> Path | None:
-    """The folder, if it is here; None for a hub source that has not been fetched. Raises ModelUnavailable."""
+    """The folder or GGUF file, if it is here; None for what must be fetched or made. Raises ModelUnavailable."""
+    if (built_in := _built_in_gguf(source)) is not None:
+        return find_built_in(_built_in(built_in), models_dir)
     kind, _, rest = source.partition(":")
     if kind == "builtin" and rest:
         return _built_in(rest)
     if kind == "hf" and rest:
         return Place.of(parse_hub_source(rest), models_dir).version
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise ModelUnavailable(
-            f"There is no folder {str(folder)!r}. A source is builtin:NAME, a folder, or hf:ORG/NAME[@REVISION]."
-        )
-    return folder
+    path = Path(source).expanduser()
+    is_gguf = path.suffix.lower() == ".gguf"
+    if not (path.is_dir() or (is_gguf and path.is_file())):
+        what = "file" if is_gguf else "folder"
+        raise ModelUnavailable(f"There is no {what} {str(path)!r}. A source is {FORMS}.")
+    return path
 
 
 def presence(source: str, models_dir: Path) -> str:
@@ -54,14 +63,19 @@ def presence(source: str, models_dir: Path) -> str:
             return "present"
     except ModelUnavailable:
         return "absent"
+    if _built_in_gguf(source) is not None:
+        return "absent"
     return "partial" if Place.of(parse_hub_source(source), models_dir).is_begun else "absent"
 
 
-def fingerprint(folder: Path) -> str:
-    """Tells whether a folder holds other files than before: names and sizes of all, contents of the small ones, and
-    samples of the large ones, since weights that were trained on have the size that they had."""
+def fingerprint(place: Path) -> str:
+    """Tells whether a folder or GGUF file holds something else than before: names and sizes of all files, contents of
+    the small ones, and samples of the large ones, since weights that were trained on have the size that they had.
+
+    Raises ModelUnavailable when parts of a GGUF file are missing.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+    for path in _files(place):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
@@ -71,11 +85,27 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _files(place: Path) -> Sequence[Path]:
+    """All that is read: a file's parts, or a folder's files; a repository may keep parts one folder deeper."""
+    if place.is_file():
+        return parts_of(place)
+    files = sorted(path for path in place.iterdir() if path.is_file())
+    deeper = [path for path in place.rglob("*.gguf") if path.parent != place]
+    return files + sorted(deeper)
+
+
 def _samples(size: int) -> Sequence[int]:
     """Where to read: everywhere in a small file, at evenly spaced places up to the end of a large one."""
     if size < 2**20:
         return range(0, size, SAMPLE_BYTES)
     return [(size - SAMPLE_BYTES) * i // (SAMPLES - 1) for i in range(SAMPLES)]
+
+
+def _built_in_gguf(source: str) -> str | None:
+    """The name of the built-in model that `source` means as a GGUF file."""
+    kind, _, name = source.partition(":")
+    is_gguf = kind == "builtin" and name.endswith(BUILTIN_GGUF)
+    return name.removesuffix(BUILTIN_GGUF) if is_gguf else None
 
 
 def _built_in(name: str) -> Path:

@@ -13,6 +13,7 @@ from llmhost.core.imports import long_import
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
 from llmhost.engines.fake import FakeRunner
 from llmhost.engines.fake_pooling import FakePoolingRunner
+from llmhost.engines.llama.kind import LlamaKind
 from llmhost.text.tokenizer import load_tokenizer
 from llmhost.text.words import WordTokenizer
 
@@ -163,7 +164,11 @@ class TorchKind:
         return load_tokenizer(_present(folder))
 
 
-BUILT_IN: dict[str, EngineKind] = {"torch": TorchKind(), "fake": FakeKind()}
+BUILT_IN: dict[str, EngineKind] = {
+    "torch": TorchKind(),
+    "llama": LlamaKind(),
+    "fake": FakeKind(),
+}
 
 
 T = TypeVar("T")

@@ -57,6 +57,11 @@ class ChatTemplate:
         self._compiled = cache(self._compile)
 
     @property
+    def sources(self) -> Mapping[str, str]:
+        """The templates by name."""
+        return self._sources
+
+    @property
     def text(self) -> str:
         """All templates as they are written."""
         return "\n".join(self._sources.values())

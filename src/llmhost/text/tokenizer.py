@@ -58,6 +58,15 @@ class FileTokenizer:
         self._marks = self._find_marks()
 
     @property
+    def backend(self) -> Tokenizer:
+        """The library's own object, for whoever writes it into another kind of file."""
+        return self._tokenizer
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        return self._template
+
+    @property
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
@@ -201,8 +210,7 @@ def load_tokenizer(folder: Path) -> FileTokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     config = _read_json(folder / "tokenizer_config.json")
-    named = dict(_named_tokens(_read_json(folder / "special_tokens_map.json")))
-    named |= dict(_named_tokens(config))
+    named = named_tokens(folder)
     _add_missing(tokenizer, config.get("added_tokens_decoder") or {}, named)
     return FileTokenizer(
         tokenizer,
@@ -210,6 +218,12 @@ def load_tokenizer(folder: Path) -> FileTokenizer:
         template=load_chat_template(folder, config, named),
         tells_pairs_apart=_tells_pairs_apart(config),
     )
+
+
+def named_tokens(folder: Path) -> dict[str, str]:
+    """`bos_token` and its like, by name. Raises ModelUnavailable."""
+    named = dict(_named_tokens(_read_json(folder / "special_tokens_map.json")))
+    return named | dict(_named_tokens(_read_json(folder / "tokenizer_config.json")))
 
 
 def _tells_pairs_apart(config: Mapping[str, Any]) -> bool:

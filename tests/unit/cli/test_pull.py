@@ -92,7 +92,10 @@ def test_what_is_on_this_machine_needs_no_fetching(hub: Hub, llmhost):
         (["echo"], "The model 'echo' has the engine 'fake': it has no files."),
         (["none"], "There is no model 'none' in the settings; there is: qwen, tiny, echo."),
         (["org/name"], "On Hugging Face's hub it is written 'hf:org/name'."),
-        (["hf:name"], "it is written hf:ORG/NAME or hf:ORG/NAME@REVISION."),
+        (
+            ["hf:name"],
+            "it is written hf:ORG/NAME, hf:ORG/NAME@REVISION or, with one of its GGUF files,",
+        ),
         (["qwen", "--revision", "../x"], "'hf:org/name@../x' is not the name of a repository"),
         (["hf:org/none"], "There is no 'org/none' at http://127.0.0.1:"),
     ],

@@ -120,6 +120,30 @@ def test_other_sources_are_refused(source: str):
     assert model(source=source).startswith("models.a.source is ")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "builtin:tiny-gguf",
+        "hf:a/b:Q4_K_M",
+        "hf:a/b@main:sub/file-00001-of-00002.gguf",
+        "hf:a/b-GGUF",
+        "/w/model.gguf",
+    ],
+)
+def test_a_gguf_source_is_for_the_engine_llama(source: str):
+    assert found(models={"a": {"engine": "llama", "source": source}}) == []
+    assert "reads no GGUF files" in model(engine="torch", source=source)
+
+
+def test_the_engine_llama_takes_no_safetensors_model_that_is_built_in():
+    assert "'builtin:tiny-gguf' is" in model(engine="llama", source="builtin:tiny")
+
+
+def test_quantised_keys_need_flash_attention():
+    options = {"kv_dtype": "q8_0", "flash_attention": "off"}
+    assert "needs flash attention" in model(engine="llama", source="/w/model.gguf", options=options)
+
+
 def test_adapters_have_names_that_can_be_asked_for_and_sources():
     assert found(models={"a": {"adapters": {"x-1": "hf:org/name", "team/y": "/a/folder"}}}) == []
     assert "has the name 'a:b'; it may have letters" in model(adapters={"a:b": "/a"})

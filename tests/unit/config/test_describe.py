@@ -80,7 +80,11 @@ def test_the_json_schema_ties_options_to_the_engine():
         for rule in rules
     }
 
-    assert targets == {"torch": "#/$defs/TorchOptions", "fake": "#/$defs/FakeOptions"}
+    assert targets == {
+        "torch": "#/$defs/TorchOptions",
+        "llama": "#/$defs/LlamaOptions",
+        "fake": "#/$defs/FakeOptions",
+    }
 
 
 def test_variables_of_the_command_line_are_read_in_one_place():

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from tests.stand_in_hub import Hub, point_to, serving, settings
 
+from llmhost.config.sources import parse_hub_source
 from llmhost.core.errors import ModelUnavailable
 from llmhost.deploy import transfer
 from llmhost.deploy.fetch import Fetched, Place, fetch
-from llmhost.deploy.hub import choose_files, parse_hub_source
+from llmhost.deploy.hub import choose_files
 from llmhost.deploy.transfer import Progress
 
 WEIGHTS = bytes(range(256)) * 1200

@@ -21,7 +21,9 @@ def test_a_folder_is_itself(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_refused_with_what_a_source_may_be(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match="A source is builtin:NAME, a folder, or hf:"):
+    with pytest.raises(
+        ModelUnavailable, match=r"A source is builtin:NAME, a folder, a \.gguf file, or hf:"
+    ):
         find_files(str(tmp_path / "nowhere"), tmp_path)
 
 

@@ -1,0 +1,142 @@
+"""What a model in a GGUF file will take, from its header alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmhost.core.errors import ModelUnavailable
+from llmhost.engines.llama.header import BLOCKS, Header
+
+KV_TYPE = "f16"
+"""What the KV cache keeps where nobody says otherwise."""
+MOST_LAYERS = 10_000
+STEP_TOKENS = 512
+"""Tokens that the library computes at once; a larger step is cut."""
+
+_BYTES = {name: (block, size) for name, block, size in BLOCKS.values()}
+_RECURRENT = ("ssm.conv_kernel", "wkv.head_size", "shortconv.l_cache")
+_NOT_FOR_TEXT = {"clip": "only sees", "t5": "has an encoder", "t5encoder": "only encodes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one layer keeps of a token: numbers in its keys, and in its values."""
+
+    keys: int
+    values: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """A model's measures."""
+
+    architecture: str
+    vocab_size: int
+    context_length: int
+    embedding: int
+    feed_forward: int
+    heads: int
+    layers: tuple[Layer, ...]
+    weights_bytes: int
+
+    def kv_token_bytes(self, kv_type: str) -> int:
+        """Of one token's keys and values over all layers. Raises ModelUnavailable for a type that does not fit."""
+        return sum(
+            _row_bytes(layer.keys, kv_type) + _row_bytes(layer.values, kv_type)
+            for layer in self.layers
+        )
+
+    @property
+    def step_token_bytes(self) -> int:
+        """Of intermediate results for each token of a step, in float32: the widest place is in the MLP, and some
+        copies of the residual and the heads lie around it."""
+        heads = max((layer.keys for layer in self.layers), default=0) + self.embedding
+        return 4 * (3 * self.feed_forward + 4 * self.embedding + 2 * heads)
+
+    @property
+    def step_row_bytes(self) -> int:
+        """Of a row's logits, which are kept twice: by the library, and by what draws from them."""
+        return 2 * 4 * self.vocab_size
+
+
+def read_sizes(header: Header) -> Sizes:
+    """Raises ModelUnavailable for a file that is no language model, or none that can be served."""
+    metadata = header.metadata
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str) or not name:
+        raise ModelUnavailable(f"{header.path} does not say what architecture it has.")
+    if (what := _unservable(name, metadata)) is not None:
+        raise ModelUnavailable(
+            f"{header.path} holds a model ({name}) that {what}; the engine llama serves models that generate text"
+            " from text."
+        )
+    count = _number(header, f"{name}.block_count", most=MOST_LAYERS)
+    embedding = _number(header, f"{name}.embedding_length")
+    heads = _each(header, f"{name}.attention.head_count", count)
+    kv_heads = _each(header, f"{name}.attention.head_count_kv", count, usual=heads)
+    size = embedding // max(max(heads, default=1), 1)
+    keys = _number(header, f"{name}.attention.key_length", usual=size)
+    values = _number(header, f"{name}.attention.value_length", usual=size)
+    rows = header.tensor("token_embd.weight")
+    if rows is None or len(rows.shape) != 2:
+        raise ModelUnavailable(
+            f"{header.path} has no embeddings of tokens, so it is no language model."
+        )
+    return Sizes(
+        architecture=name,
+        vocab_size=rows.shape[1],
+        context_length=_number(header, f"{name}.context_length"),
+        embedding=embedding,
+        feed_forward=max(
+            _each(header, f"{name}.feed_forward_length", count, usual=[0] * count), default=0
+        ),
+        heads=max(heads, default=0),
+        layers=tuple(Layer(each * keys, each * values) for each in kv_heads),
+        weights_bytes=header.weights_bytes,
+    )
+
+
+def _unservable(name: str, metadata: Mapping[str, Any]) -> str | None:
+    if name in _NOT_FOR_TEXT:
+        return _NOT_FOR_TEXT[name]
+    if metadata.get("general.type") in ("adapter", "mmproj", "imatrix"):
+        return f"is of type {metadata['general.type']!r}"
+    if any(f"{name}.{key}" in metadata for key in _RECURRENT):
+        return "keeps a running state instead of keys and values"
+    if metadata.get(f"{name}.attention.causal") is False:
+        return "reads in both directions"
+    return None
+
+
+def _number(header: Header, key: str, *, usual: int | None = None, most: int = 2**31) -> int:
+    value = header.metadata.get(key, usual)
+    if type(value) is not int or not 0 < value <= most:
+        what = "lacks" if value is None else f"has {value!r} for"
+        raise ModelUnavailable(f"{header.path} {what} {key!r}, so its size can't be known.")
+    return value
+
+
+def _each(header: Header, key: str, count: int, *, usual: list[int] | None = None) -> list[int]:
+    """A number for each layer: some files have one for all."""
+    value = header.metadata.get(key)
+    if value is None and usual is not None:
+        return usual
+    if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):
+        found = [int(each) for each in value[:count]]
+        if len(found) == count and all(0 <= each < 2**31 for each in found):
+            return found
+    elif type(value) is int and 0 < value < 2**31:
+        return [value] * count
+    raise ModelUnavailable(f"{header.path} has no sensible {key!r}, so its size can't be known.")
+
+
+def _row_bytes(numbers: int, kv_type: str) -> int:
+    block, size = _BYTES[kv_type.upper()]
+    if numbers % block:
+        raise ModelUnavailable(
+            f"The KV type {kv_type!r} keeps numbers in blocks of {block}, and this model has {numbers} of them in a"
+            " layer; choose f16 as options.kv_dtype."
+        )
+    return numbers // block * size

@@ -1,0 +1,121 @@
+"""The engine `llama` before anything is loaded: which file, how large, and what is said where the extra is missing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.engines.llama.gguf_files import write
+from tests.unit.engines.llama.test_sizes import EMBEDDINGS, MODEL
+
+from llmhost.config.load import load
+from llmhost.config.schema import ModelSpec
+from llmhost.core.errors import ModelUnavailable
+from llmhost.deploy.sources import find_files, find_local, fingerprint, presence
+from llmhost.engines.llama import extra
+from llmhost.engines.llama.kind import LlamaKind, model_file
+from llmhost.testing import make_host
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extra, "find_spec", lambda name: object())
+
+
+@pytest.fixture
+def missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extra, "find_spec", lambda name: None)
+
+
+def spec(**keys: Any) -> ModelSpec:
+    return ModelSpec(**{"engine": "llama", "source": "m.gguf", **keys})
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_footprint_is_the_headers(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", MODEL, [EMBEDDINGS])
+
+    facts = LlamaKind().footprint(spec(options={"kv_dtype": "f32"}), path)
+
+    assert facts.device == "cpu:0"
+    assert facts.weights_bytes == 2560
+    assert facts.max_sequence_length == 4096
+    assert facts.kv_block_bytes == 16 * 3 * 2 * 32 * 4
+    assert LlamaKind().footprint(spec(), path).kv_block_bytes == facts.kv_block_bytes // 2
+
+
+def test_a_folder_with_one_model_is_as_good_as_its_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    first = write(tmp_path / "sub/m-00001-of-00002.gguf")
+    write(tmp_path / "sub/m-00002-of-00002.gguf")
+
+    assert model_file(tmp_path) == first
+    assert model_file(tmp_path / "sub/m-00002-of-00002.gguf") == first
+    write(tmp_path / "other.gguf")
+    with pytest.raises(ModelUnavailable, match=r"several GGUF files \(m-00001.*, other.gguf\)"):
+        model_file(tmp_path)
+
+
+def test_a_folder_without_one_is_refused_with_the_way_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="llmhost export-gguf"):
+        model_file(tmp_path)
+
+
+def test_a_file_is_a_source_and_its_version_is_that_of_all_parts(tmp_path: Path) -> None:
+    path = write(tmp_path / "m-00001-of-00002.gguf")
+    other = write(tmp_path / "m-00002-of-00002.gguf")
+
+    assert find_files(str(path), tmp_path / "models") == path
+    before = fingerprint(path)
+    write(tmp_path / "unrelated.gguf")
+    assert fingerprint(path) == before
+    write(other, {"a": 1})
+    assert fingerprint(path) != before
+
+
+def test_a_file_that_is_not_there_is_called_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match=r"There is no file '.*gone.gguf'"):
+        find_local(str(tmp_path / "gone.gguf"), tmp_path)
+    assert presence(str(tmp_path / "gone.gguf"), tmp_path) == "absent"
+
+
+def test_the_built_in_model_is_absent_until_it_is_made(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    assert presence("builtin:tiny-gguf", tmp_path) == "absent"
+
+    path = find_files("builtin:tiny-gguf", tmp_path)
+
+    assert path.suffix == ".gguf" and path.is_relative_to(tmp_path)
+    assert presence("builtin:tiny-gguf", tmp_path) == "present"
+    assert find_local("builtin:tiny-gguf", tmp_path) == path
+
+
+def test_a_gguf_source_needs_no_engine_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(
+        '[models.a]\nsource = "weights/m.gguf"\n[models.b]\nsource = "hf:a/b:Q8_0"\n'
+        '[models.c]\nsource = "builtin:tiny-gguf"\n[models.d]\nsource = "hf:a/b"\n'
+    )
+    models = load(tmp_path / "models.toml", {}, {}).settings.models
+
+    assert [model.engine for model in models.values()] == ["llama", "llama", "llama", "torch"]
+    assert models["a"].source == str(tmp_path / "weights/m.gguf")
+
+
+@pytest.mark.usefixtures("missing")
+async def test_without_the_extra_callers_hear_how_it_is_installed_and_nothing_else_changes() -> (
+    None
+):
+    models = {
+        "quant": spec(source="hf:org/name:Q8_0", load="request"),
+        "fake": ModelSpec(engine="fake"),
+    }
+    async with make_host(models=models) as host:
+        body = {"model": "quant", "prompt": "hello", "max_tokens": 2}
+        answer = await host.client.post("/v1/completions", json=body)
+        other = await host.client.post("/v1/completions", json={**body, "model": "fake"})
+
+    assert answer.status_code == 503
+    error = answer.json()["error"]
+    assert error["code"] == "model_unavailable"
+    assert "pip install 'llmhost[gguf]'" in error["message"]
+    assert "make setup EXTRAS=gguf" in error["message"]
+    assert other.status_code == 200

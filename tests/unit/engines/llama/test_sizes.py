@@ -1,0 +1,77 @@
+"""What a GGUF file's header says about the memory that its model takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.engines.llama.gguf_files import write
+
+from llmhost.core.errors import ModelUnavailable
+from llmhost.engines.llama.header import read_header
+from llmhost.engines.llama.sizes import read_sizes
+
+MODEL: dict[str, Any] = {
+    "general.architecture": "llama",
+    "llama.block_count": 3,
+    "llama.context_length": 4096,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 128,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+}
+EMBEDDINGS = ("token_embd.weight", (64, 10), 0, bytes(64 * 10 * 4))
+
+
+def sizes(path: Path, **changes: Any) -> Any:
+    metadata = {**MODEL, **{key.replace("__", "."): value for key, value in changes.items()}}
+    pairs = {key: value for key, value in metadata.items() if value is not None}
+    return read_sizes(read_header(write(path / "m.gguf", pairs, [EMBEDDINGS])))
+
+
+def test_a_token_takes_the_keys_and_values_of_all_layers(tmp_path: Path) -> None:
+    found = sizes(tmp_path)
+
+    assert found.vocab_size == 10
+    assert found.weights_bytes == 2560
+    assert found.kv_token_bytes("f16") == 3 * 2 * (2 * 16) * 2
+    assert found.kv_token_bytes("q8_0") == 3 * 2 * 34
+
+
+def test_heads_may_have_sizes_of_their_own_and_differ_by_layer(tmp_path: Path) -> None:
+    found = sizes(
+        tmp_path,
+        llama__attention__head_count_kv=[2, 0, 1],
+        llama__attention__key_length=32,
+        llama__attention__value_length=8,
+    )
+
+    assert found.kv_token_bytes("f16") == (2 + 0 + 1) * (32 + 8) * 2
+
+
+def test_blocks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="blocks of 32"):
+        sizes(tmp_path, llama__attention__key_length=5).kv_token_bytes("q8_0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"general__architecture": None}, "does not say what architecture"),
+        ({"general__architecture": "t5"}, "has an encoder"),
+        ({"general__type": "adapter"}, "is of type 'adapter'"),
+        ({"llama__ssm__conv_kernel": 4}, "running state"),
+        ({"llama__attention__causal": False}, "both directions"),
+        ({"llama__block_count": None}, "lacks 'llama.block_count'"),
+        ({"llama__block_count": 10**9}, "has 1000000000 for 'llama.block_count'"),
+        ({"llama__context_length": "long"}, "has 'long' for"),
+        ({"llama__attention__head_count": [1, 2]}, "no sensible 'llama.attention.head_count'"),
+        ({"llama__attention__head_count": 0}, "no sensible"),
+    ],
+)
+def test_what_can_not_be_served_is_refused_in_a_sentence(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ModelUnavailable) as refused:
+        sizes(tmp_path, **changes)
+
+    assert said in refused.value.message
