@@ -1,18 +1,22 @@
 """The engine `llama`: GGUF files, from their headers to a loaded runner."""
 
-from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from llmhost.config.schema import LlamaOptions, ModelSpec
 from llmhost.core.errors import ModelUnavailable
+from llmhost.core.imports import long_import
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
 from llmhost.engines.llama.extra import require
 from llmhost.engines.llama.header import parts_of, read_header
 from llmhost.engines.llama.library import llama
 from llmhost.engines.llama.sizes import KV_TYPE, read_sizes
 from llmhost.engines.llama.tokenizer import load_gguf_tokenizer
+
+if TYPE_CHECKING:
+    from llmhost.engines.llama.load import KvType
 
 
 class LlamaKind:
@@ -41,9 +45,11 @@ class LlamaKind:
 
     def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
         require()
-        load = import_module("llmhost.engines.llama.load")
+        with long_import():  # draws by torch, as the torch engine does
+            from llmhost.engines.llama.load import LoadSettings, load_runner
+
         options = _options(spec)
-        settings = load.LoadSettings(
+        settings = LoadSettings(
             batch_tokens=spec.max_tokens_per_batch,
             rows=spec.max_batch_size,
             threads=options.threads,
@@ -53,8 +59,7 @@ class LlamaKind:
             mmap=options.mmap,
             mlock=options.mlock,
         )
-        runner: Runner = load.load_runner(model_file(folder), settings, predicted)
-        return runner
+        return load_runner(model_file(folder), settings, predicted)
 
     def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
         require()
@@ -90,7 +95,7 @@ def _options(spec: ModelSpec) -> LlamaOptions:
     return msgspec.convert(spec.options, LlamaOptions)
 
 
-def _kv_type(options: LlamaOptions) -> str:
+def _kv_type(options: LlamaOptions) -> "KvType":
     return KV_TYPE if options.kv_dtype == "auto" else options.kv_dtype
 
 

@@ -14,11 +14,7 @@ HOW_TO_INSTALL = (
     "GGUF models need the extra `gguf`: pip install 'llmhost[gguf]', or make setup EXTRAS=gguf"
     " (it is built from source, which needs a C++ compiler and takes minutes)."
 )
-<<<<<<< HEAD
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.DEBUG, 4: logging.WARNING}
-=======
-_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.DEBUG}
->>>>>>> 10158d9 (engines: GGUF files are read, sized, tokenised and written)
 """llama.cpp tells much at load that is news to nobody, and calls errors what its callers handle."""
 _kept: list[Any] = []
 """What C code points at: it must live as long as the process."""

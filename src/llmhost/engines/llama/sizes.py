@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.llama.header import BLOCKS, Header
 
-KV_TYPE = "f16"
+KV_TYPE: Literal["f16"] = "f16"
 """What the KV cache keeps where nobody says otherwise."""
 MOST_LAYERS = 10_000
 STEP_TOKENS = 512
