@@ -122,7 +122,8 @@ def _tool_calls(text: str, is_strict: bool) -> str:
     rules = []
     for place, tool in enumerate(wish["tools"]):
         options = STRICT if tool["strict"] else LENIENT
-        schema = {**enforceable(tool["parameters"]), "x-guidance": options}
+        parameters = tool["parameters"] if tool["strict"] else _closed(tool["parameters"])
+        schema = {**enforceable(parameters), "x-guidance": options}
         if fault := fault_of(LLMatcher.grammar_from_json_schema(json.dumps(schema))):
             raise Unreadable(fault, f"[{place}].function.parameters")
         head = quoted(f'{{"name":{json.dumps(tool["name"])},"arguments":')
@@ -132,6 +133,18 @@ def _tool_calls(text: str, is_strict: bool) -> str:
     call = "call: " + " | ".join(f"call{place}" for place in range(len(rules)))
     start = 'start: "[" call ("," call)* "]"' if wish["many"] else "start: call"
     return LLMatcher.grammar_from_lark("\n".join([start, call, *rules]))
+
+
+_OPENING = frozenset(
+    ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "minProperties")
+)
+
+
+def _closed(parameters: Any) -> Any:
+    """Parameters of a function that names them, and says nothing of others: it has no others to take."""
+    if "properties" not in parameters or parameters.keys() & _OPENING:
+        return parameters
+    return {**parameters, "additionalProperties": False}
 
 
 def _auto_calls(text: str, is_strict: bool) -> str:

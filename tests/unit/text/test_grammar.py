@@ -116,6 +116,16 @@ def test_calls_name_a_tool_and_keep_its_own_schema(tokenizer: Tokenizer, seed: i
         assert call["arguments"] in ({"city": "Rome"}, {"city": "Oslo"})
 
 
+def test_a_tool_that_takes_nothing_is_given_nothing(tokenizer: Tokenizer) -> None:
+    nothing = {"type": "object", "properties": {}}
+    wish = {"tools": [{"name": "now", "parameters": nothing, "strict": False}], "many": False}
+
+    text, _ = draw(tokenizer, GrammarSpec("tool_calls", json.dumps(wish)), 0)
+
+    assert text is not None
+    assert json.loads(text) == {"name": "now", "arguments": {}}
+
+
 @pytest.mark.parametrize(
     ("spec", "form"),
     [
