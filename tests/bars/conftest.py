@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for crowd.py
+sys.path.append(str(Path(__file__).parents[1] / "clients"))  # for installed.py
 
 from server_process import Node
 
