@@ -136,7 +136,15 @@ def _tool_calls(text: str, is_strict: bool) -> str:
 
 
 _OPENING = frozenset(
-    ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "minProperties")
+    (
+        "additionalProperties",
+        "patternProperties",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "$ref",
+        "minProperties",
+    )
 )
 
 
