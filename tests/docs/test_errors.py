@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmhost.api.ollama.routes import PARSERS as OLLAMA
 from llmhost.api.pooling import POOLING
 from llmhost.api.tokenize import TOKEN_ROUTES
 from llmhost.core.errors import AlreadyRunning, ConfigError, LlmhostError
@@ -71,7 +72,7 @@ async def test_the_example_is_what_the_server_says():
 
 # -- docs/api.md ----------------------------------------------------------------------------------------------------
 
-ROUTE = r"^\| ([A-Z, ]+) \| `(/[^`]+)` \|"
+ROUTE = r"^\| ([A-Z, ]+) \| `(/[^`]*)` \|"
 
 
 async def test_the_routes_are_those_of_the_application():
@@ -85,6 +86,7 @@ async def test_the_routes_are_those_of_the_application():
     tokens = (f"{v1}/{name}" for v1 in ("", "/v1") for name in TOKEN_ROUTES)
     responses = ("/v1/responses",)
     paths = (*whole, *messages, *responses, *(p for r in POOLING for p in r.paths), *tokens)
+    paths = (*paths, *OLLAMA)
     hot = {("POST", path) for path in paths}
 
     table = re.findall(ROUTE, section(API, "Routes"), re.MULTILINE)

@@ -60,8 +60,12 @@ MODEL_OF = {
     "RerankBody": "judge",
     "ScoreBody": "judge",
     "ClassifyBody": "judge",
+    "OllamaEmbed": "embedder",
+    "OllamaEmbeddings": "embedder",
 }
 """Bodies that another model than `echo` answers."""
+OLLAMA = {"OllamaChat", "OllamaGenerate", "OllamaEmbed", "OllamaEmbeddings", "OllamaShow"}
+"""Bodies whose names say it otherwise."""
 NOT_SENT = {"timeout_ms"}
 """A deadline that passes is a 504 by right."""
 OPERATORS = ("/admin/", "/v1/load_lora", "/v1/unload_lora")
@@ -102,7 +106,7 @@ class Truth:
         made = json.loads(json.dumps(self.document))
         for name, shape in made["components"]["schemas"].items():
             fields = shape.get("properties", {})
-            if name.endswith("Body"):
+            if name.endswith("Body") or name in OLLAMA:
                 fields |= {"model": {"enum": [MODEL_OF.get(name, "echo")]}}
                 shape["properties"] = {k: v for k, v in fields.items() if k not in NOT_SENT}
         for result in schemathesis.openapi.from_dict(made).get_all_operations():

@@ -36,6 +36,8 @@ from llmhost.api.json_request import JsonRequest
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.messages import COUNT_PATH, count_route, messages_route
+from llmhost.api.ollama.models import model_routes as ollama_models
+from llmhost.api.ollama.routes import asking_routes as ollama_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.openapi.route import OLDER_PATH, Document, OlderPath, schema_route
 from llmhost.api.organization import OrganizationDesk, organization_router
@@ -51,6 +53,7 @@ from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable,
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import Caller, Kind
 from llmhost.deploy.catalogue import Catalogue, Served
+from llmhost.deploy.manager import Deployments
 from llmhost.observe.metrics import CONTENT_TYPE, Metrics
 from llmhost.pipeline.processor import Processor
 
@@ -77,6 +80,7 @@ class Surface:
     identify: Identify
     """Who holds a bearer, for routes that are not generation. Raises Unauthenticated."""
     catalogue: Catalogue
+    deployments: Deployments
     metrics: Metrics
     admin: Admin
     costs: CostReports
@@ -110,6 +114,8 @@ def build_app(surface: Surface) -> ASGIApp:
             ),
             *_pooling_routes(surface),
             *_counting_routes(surface),
+            *ollama_routes(surface.processor, **_limits(surface)),
+            *ollama_models(surface.deployments, surface.identify),
             *_model_routes(surface),
             chat_router(surface.chats, surface.identify, generation[CHATS]),
             *file_routes(surface.files, _caller_of(surface)),

@@ -11,9 +11,17 @@ import msgspec
 from litestar.types import Scope
 
 from llmhost.api.errors import error_object, shortened
-from llmhost.core.errors import ContextTooLong, LlmhostError, Overloaded, QuotaExhausted
+from llmhost.core.errors import (
+    ContextTooLong,
+    LlmhostError,
+    Overloaded,
+    QuotaExhausted,
+    UnknownModel,
+    UnsupportedParameter,
+)
 
 ANTHROPIC_PATH = "/v1/messages"
+OLLAMA_PATH = "/api/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +36,20 @@ class Dialect:
     """An event that fills silence."""
     id_header: str | None = None
     """Another name of x-request-id."""
+    event_end: bytes = b"\n\n"
+    """What stands behind such an error."""
 
     def error_body(self, error: LlmhostError, request_id: str | None = None) -> bytes:
         return msgspec.json.encode(self.error(error, request_id))
 
     def error_event(self, error: LlmhostError, request_id: str | None = None) -> bytes:
-        return self.event + self.error_body(error, request_id) + b"\n\n"
+        return self.event + self.error_body(error, request_id) + self.event_end
 
 
 def dialect_of(scope: Scope) -> Dialect:
     path = scope["path"]
+    if path.startswith(OLLAMA_PATH):
+        return OLLAMA_CHAT if path.startswith(f"{OLLAMA_PATH}chat") else OLLAMA
     is_anthropic = path.startswith(ANTHROPIC_PATH) and path[len(ANTHROPIC_PATH) :][:1] in ("", "/")
     return ANTHROPIC if is_anthropic else OPENAI
 
@@ -87,6 +99,19 @@ def _named(text: str) -> str:
     return text.replace(".function.parameters", ".input_schema")
 
 
+def ollama_error(error: LlmhostError, _: str | None) -> dict[str, Any]:
+    """Clients tell errors apart by their status and by words of Ollama's, which come first."""
+    message = shortened(error.message)
+    if isinstance(error, UnknownModel):
+        message = f"model not found: {message}"
+    if isinstance(error, UnsupportedParameter) and error.param == "tools":
+        message = (
+            "this model does not support tools: how it writes calls is not known. The operator can name its format with"
+            " tool_format in models.toml."
+        )
+    return {"error": message}
+
+
 OPENAI = Dialect(
     error=lambda error, _: error_object(error), event=b"data: ", heartbeat=b": keep-alive\n\n"
 )
@@ -96,3 +121,13 @@ ANTHROPIC = Dialect(
     heartbeat=b'event: ping\ndata: {"type":"ping"}\n\n',
     id_header="request-id",
 )
+
+
+def _ollama(said: bytes) -> Dialect:
+    """Its lines are objects of one shape, and silence is one that says nothing."""
+    beat = b'{"model":"","created_at":"1970-01-01T00:00:00Z",%s,"done":false}\n' % said
+    return Dialect(error=ollama_error, event=b"", heartbeat=beat, event_end=b"\n")
+
+
+OLLAMA = _ollama(b'"response":""')
+OLLAMA_CHAT = _ollama(b'"message":{"role":"assistant","content":""}')

@@ -285,7 +285,7 @@ async def pour(playback: Playback, send: Send, heartbeat_s: float, heartbeat: by
 
 def _is_stream(head: Head) -> bool:
     kind = next((value for name, value in head.headers if name == b"content-type"), b"")
-    return kind.startswith(b"text/event-stream")
+    return kind.startswith((b"text/event-stream", b"application/x-ndjson"))
 
 
 def lasting(head: Head) -> Headers:

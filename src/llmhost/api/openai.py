@@ -319,12 +319,13 @@ async def stream_by(
     heartbeat_s: float | None,
     beginning: bytes = b"",
     before_last: Callable[[], Awaitable[None]] | None = None,
+    content_type: str = EVENT_STREAM,
 ) -> None:
     """Stream an answer, with what stands before all of it, and what has to be done before its end is shown."""
     assert visit.exchange is not None
     exchange, context = visit.exchange, visit.exchange.context
     begun = {**STREAM_HEADERS, **visit.headers(), **bill_headers(context, with_cost=False)}
-    await start(send, 200, EVENT_STREAM, begun)
+    await start(send, 200, content_type, begun)
     visit.has_started = True
     if beginning:
         await send({"type": "http.response.body", "body": beginning, "more_body": True})

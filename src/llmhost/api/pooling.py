@@ -51,7 +51,7 @@ def pooling_routes(processor: Processor, **limits: Any) -> list[ControllerRouter
     """Handlers of all routes."""
     return [
         asgi(path, copy_scope=False)(
-            generation_route(processor, route.kind, route.parse, respond=_respond, **limits)
+            generation_route(processor, route.kind, route.parse, respond=respond_pooled, **limits)
         )
         for route in POOLING
         for path in route.paths
@@ -70,7 +70,8 @@ def _parser(
     return parse
 
 
-async def _respond(visit: Visit, send: Send, _: float | None, shape: Shape) -> None:
+async def respond_pooled(visit: Visit, send: Send, _: float | None, shape: Shape) -> None:
+    """Answer a request for vectors or scores."""
     assert visit.exchange is not None
     exchange = visit.exchange
     body = await pooled_body(exchange, shape)

@@ -260,6 +260,10 @@ class GenerationRequest:
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     """0: nothing is said, only the prompt is looked at."""
+    only_loads: bool = False
+    """Nothing is asked but that the model is there."""
+    context_tokens: int | None = None
+    """Prompt and answer together have no more than so many, if that is less than the model holds."""
     takes_less: bool = False
     """Where the prompt leaves room for fewer than `max_tokens`, those are enough."""
     min_tokens: int = 0

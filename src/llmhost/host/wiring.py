@@ -355,6 +355,7 @@ class Host:
                 chats=ChatDesk(self.chats, self.clock),
                 identify=self.authenticate.identify,
                 catalogue=self.deployments.catalogue,
+                deployments=self.deployments,
                 metrics=self.metrics,
                 admin=Admin(
                     self.books.keys,

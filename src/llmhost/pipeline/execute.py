@@ -89,6 +89,11 @@ class Generation:
         if pump is not None:
             self._pumps.append(pump)
 
+    def end_at_once(self) -> None:
+        """Of a request that asks for nothing but its model: all of it has been done."""
+        self.context.outcome, self.context.finish_reason = Outcome.ANSWERED, FinishReason.STOP
+        self._complete(Delta(0, finish_reason=FinishReason.STOP))
+
     def cancel(self) -> None:
         """Stop every choice; each still delivers its last delta, with what it used. Idempotent."""
         for index in list(self._open):
@@ -335,6 +340,9 @@ class Execute:
         context.submitted_ns = self._clock.monotonic_ns()
         if context.slot is not None:
             context.slot.count(INPUT, context.prompt_tokens)
+        if context.request.only_loads:
+            generation.end_at_once()
+            return generation
         try:
             if context.poolings:
                 for index, spec in enumerate(pooled_specs(context)):

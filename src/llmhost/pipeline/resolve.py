@@ -39,14 +39,20 @@ class Resolve:
         tokenizer = await self.find(context)
         deployment = context.known_deployment
         facts = await self._deployments.facts(deployment)
-        check_purpose(request, facts)
+        if not request.only_loads:
+            check_purpose(request, facts)
         if request.pooled is not None:
             await self._pool(context, tokenizer, facts)
+            return
+        context.longest_tokens = await self._deployments.longest_tokens(deployment)
+        if request.only_loads:
+            context.terms = NO_TERMS
             return
         context.terms = await self._terms(request, tokenizer)
         spec = deployment.entry.spec
         context.reading = reading_of(request, spec, tokenizer, context.terms.prompts[0])
-        context.longest_tokens = await self._deployments.longest_tokens(deployment)
+        if request.context_tokens is not None:
+            context.longest_tokens = min(context.longest_tokens, request.context_tokens)
         context.max_new_tokens = self.room(context, context.longest_tokens)
 
     async def find(self, context: RequestContext) -> Tokenizer:
@@ -119,6 +125,8 @@ class Resolve:
     def room(context: RequestContext, longest_tokens: int) -> int:
         """Tokens that each choice may have. Raises ContextTooLong when the prompt leaves too little."""
         request = context.request
+        if request.only_loads:
+            return 0
         prompt_tokens = max(len(prompt) for prompt in context.prompts)
         room = longest_tokens - prompt_tokens
         wanted = None if request.takes_less else request.max_tokens

@@ -15,16 +15,30 @@ from llmhost.api.bodies import ChatBody
 from llmhost.api.openapi.answers import (
     ChatCompletion,
     Classes,
+    Detokenized,
     EmbeddingList,
     ErrorAnswer,
     EstimateAnswer,
     ModelList,
     ModelObject,
     Ranking,
+    Rendered,
     Scores,
     TextCompletion,
+    Tokens,
 )
 from llmhost.api.openapi.message_answers import CountedTokens, MessageAnswer, MessageError
+from llmhost.api.openapi.ollama_answers import (
+    OllamaChatAnswer,
+    OllamaError,
+    OllamaGenerateAnswer,
+    OllamaProcesses,
+    OllamaShown,
+    OllamaTags,
+    OllamaVector,
+    OllamaVectors,
+    OllamaVersion,
+)
 from llmhost.api.openapi.operations import ALL
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
 
@@ -128,6 +142,9 @@ TEXT: Json = {"model": "fake", "prompt": "hi", "max_tokens": 3}
 SAID: Json = {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}
 WHOLE: Json = {"echo": True, "logprobs": 2, "prompt_logprobs": 1, "return_token_ids": True}
 
+READ = ("/api/tags", "/api/ps", "/api/version")
+OLLAMA: Json = {"stream": False, "options": {"num_predict": 3}}
+
 ANSWERS: list[tuple[str, Json, Any]] = [
     ("/v1/chat/completions", CHAT, ChatCompletion),
     ("/v1/chat/completions", {**CHAT, **SAID, "prompt_logprobs": 1, "n": 2}, ChatCompletion),
@@ -151,6 +168,20 @@ ANSWERS: list[tuple[str, Json, Any]] = [
     ),
     ("/v1/score", {"model": "judge", "text_1": "a", "text_2": "b"}, Scores),
     ("/v1/classify", {"model": "judge", "input": "a"}, Classes),
+    ("/v1/tokenize", {**TEXT, "return_token_strs": True}, Tokens),
+    ("/v1/tokenize", {"model": "fake", "content": "a", "with_pieces": True}, Tokens),
+    ("/v1/detokenize", {"model": "fake", "tokens": [1]}, Detokenized),
+    ("/v1/apply-template", CHAT, Rendered),
+    ("/api/chat", {**CHAT, **OLLAMA, "top_logprobs": 1, "logprobs": True}, OllamaChatAnswer),
+    ("/api/chat", {**OLLAMA, "model": "fake"}, OllamaChatAnswer),
+    ("/api/generate", {**TEXT, **OLLAMA, "include_cost": True}, OllamaGenerateAnswer),
+    ("/api/embed", {"model": "embedder", "input": ["a", "b"]}, OllamaVectors),
+    ("/api/embeddings", {"model": "embedder", "prompt": "a"}, OllamaVector),
+    ("/api/show", {"model": "fake"}, OllamaShown),
+    ("/api/tags", {}, OllamaTags),
+    ("/api/ps", {}, OllamaProcesses),
+    ("/api/version", {}, OllamaVersion),
+    ("/api/chat", {"model": "nobody"}, OllamaError),
     ("/v1/estimate", CHAT, EstimateAnswer),
     ("/v1/models", {}, ModelList),
     ("/v1/models/fake", {}, ModelObject),
@@ -165,10 +196,12 @@ async def test_an_answer_is_exactly_what_is_described(
     host: TestHost, path: str, body: Json, shape: Any
 ) -> None:
     client = host.client
-    is_read = path.startswith("/v1/models")
+    is_read = path.startswith("/v1/models") or path in READ
     answer = await (client.get(path) if is_read else client.post(path, json=body))
 
-    assert (answer.status_code != 200) == (shape in (ErrorAnswer, MessageError)), answer.text
+    assert (answer.status_code != 200) == (shape in (ErrorAnswer, MessageError, OllamaError)), (
+        answer.text
+    )
     strictly(shape, answer.content)
 
 

@@ -230,6 +230,29 @@ class Classes(_Listed, kw_only=True):
     data: list[ClassifiedText]
 
 
+class TokenPiece(msgspec.Struct, kw_only=True):
+    id: int
+    piece: str | list[int]
+
+
+class Tokens(msgspec.Struct, kw_only=True):
+    """llama.cpp's answers have `tokens` alone."""
+
+    tokens: list[int | TokenPiece]
+    count: int | UnsetType = UNSET
+    max_model_len: int | UnsetType = UNSET
+    token_strs: list[str] | UnsetType = UNSET
+
+
+class Detokenized(msgspec.Struct, kw_only=True):
+    prompt: str
+    content: str
+
+
+class Rendered(msgspec.Struct, kw_only=True):
+    prompt: str
+
+
 class EstimateAnswer(msgspec.Struct, kw_only=True):
     """What a request would take and may cost."""
 

@@ -5,17 +5,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from llmhost.api.dialect import OLLAMA_PATH
 from llmhost.api.openapi.answers import ErrorAnswer
 from llmhost.api.openapi.meant import MEANT, NAMES, REQUIRED
 from llmhost.api.openapi.message_answers import MessageError
-from llmhost.api.openapi.operation import EVENTS, JSON, Operation, Parameter
+from llmhost.api.openapi.ollama_answers import OllamaError
+from llmhost.api.openapi.operation import JSON, Operation, Parameter
 from llmhost.api.openapi.operations import TOLD
 from llmhost.api.openapi.queries import QUERIES
 from llmhost.api.openapi.shapes import Shapes
 
 Json = dict[str, Any]
 
-OPEN = frozenset({"/health", "/ready", "/metrics", "/v1/billing/public-key"})
+OPEN = frozenset({"/health", "/ready", "/metrics", "/v1/billing/public-key", "/", "/api/version"})
 """Routes that ask nobody who they are."""
 ADMIN = re.compile(r"^/admin/|^/v1/(un)?load_lora_adapter$")
 HOLDER: list[Json] = [{"bearer": []}, {"apiKey": []}]
@@ -29,7 +31,8 @@ def document_of(own: Json, operations: Iterable[Operation]) -> Json:
     schemas, components = _schemas(known)
     paths: Json = {path: _refusing(path, item) for path, item in own["paths"].items()}
     for path in paths.keys() & TOLD.keys():
-        answer = paths[path]["get"]["responses"]["200"]
+        (answered,) = paths[path].values()
+        answer = answered["responses"]["200"]
         answer["content"] = {JSON: {"schema": schemas[TOLD[path]]}}
     for operation in known:
         for at, path in enumerate(operation.paths):
@@ -75,7 +78,7 @@ def _schemas(operations: Sequence[Operation]) -> tuple[Schemas, Json]:
             asked[operation.body, name] = shapes.twin(operation.body, operation.required, name)
         if operation.answer is not None:
             asked[operation.answer] = shapes.type_of(operation.answer)
-    for told in (ErrorAnswer, MessageError, *TOLD.values()):
+    for told in (ErrorAnswer, MessageError, OllamaError, *TOLD.values()):
         asked[told] = shapes.type_of(told)
     found, components = shapes.schemas(asked.values())
     return dict(zip(asked, found, strict=True)), components
@@ -121,7 +124,7 @@ def _answer(operation: Operation, schemas: Schemas) -> Json:
     elif operation.answer_type != JSON:
         content[operation.answer_type] = {"schema": {"type": "string"}}
     if operation.streams:
-        content[EVENTS] = {"schema": {"type": "string"}}
+        content[operation.stream_type] = {"schema": {"type": "string"}}
     return {"description": "The answer.", **({"content": content} if content else {})}
 
 
@@ -133,16 +136,18 @@ def _parameter(given: Parameter) -> Json:
 
 
 def _name(status: int, operation: Operation) -> str:
-    return f"Message{status}" if operation.is_anthropic else f"Error{status}"
+    kind = "Message" if operation.is_anthropic else "Ollama" if operation.is_ollama else "Error"
+    return f"{kind}{status}"
 
 
 STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 500, 503, 504)
 
 
 def _refusals() -> Json:
-    """What is said with each status, by both APIs."""
+    """What is said with each status, by each API."""
     made: Json = {}
-    for prefix, shape in (("Error", "ErrorAnswer"), ("Message", "MessageError")):
+    shapes = {"Error": "ErrorAnswer", "Message": "MessageError", "Ollama": "OllamaError"}
+    for prefix, shape in shapes.items():
         for status in STATUSES:
             made[f"{prefix}{status}"] = {
                 "description": HTTPStatus(status).phrase,
@@ -154,10 +159,11 @@ def _refusals() -> Json:
 def _refusing(path: str, item: Json) -> Json:
     """Litestar's operations with our errors and who may ask."""
     made: Json = {}
+    kind = "Ollama" if path.startswith(OLLAMA_PATH) else "Error"
     for method, operation in item.items():
         succeeding = {s: r for s, r in operation["responses"].items() if s.startswith("2")}
         refusing = {
-            str(status): {"$ref": f"#/components/responses/Error{status}"}
+            str(status): {"$ref": f"#/components/responses/{kind}{status}"}
             for status in (400, *ADMINISTRATORS)
         }
         security = [] if path in OPEN else [{"bearer": []}] if ADMIN.match(path) else HOLDER

@@ -9,6 +9,16 @@ from msgspec import Meta
 from llmhost.api.bodies import ChatBody, GenerationBody, WireMessage, WirePart
 from llmhost.api.messages_bodies import MessagesBody, WireBlock, WireOutputFormat, WireTurn
 from llmhost.api.messages_bodies import WireTool as MessagesTool
+from llmhost.api.ollama.bodies import (
+    AnswerBody,
+    OllamaBody,
+    OllamaCall,
+    OllamaCalled,
+    OllamaChat,
+    OllamaGenerate,
+    OllamaMessage,
+    OllamaOptions,
+)
 from llmhost.api.openapi.operation import Struct
 from llmhost.api.openapi.shapes import FieldTypes
 from llmhost.api.pooling_wire import MAX_TEXTS, RerankBody
@@ -29,6 +39,7 @@ from llmhost.api.structured import (
     WireStructured,
     WireTool,
 )
+from llmhost.api.tokenize import DetokenizeBody, TokenizeBody
 
 Schema = dict[str, Any] | bool
 """A JSON schema."""
@@ -99,6 +110,17 @@ MEANT: FieldTypes = {
     (WireBlock, "input"): dict[str, Any],
     (WireOutputFormat, "schema"): Schema,
     (RerankBody, "documents"): Documents,
+    (TokenizeBody, "messages"): Annotated[list[SpokenMessage], Meta(min_length=1)],
+    (DetokenizeBody, "tokens"): list[TokenId],
+    (OllamaBody, "keep_alive"): float | str,
+    (AnswerBody, "format"): Literal["", "json"] | dict[str, Any],
+    (OllamaChat, "tools"): Annotated[list[WireTool], Meta(max_length=MAX_TOOLS)],
+    (OllamaMessage, "tool_calls"): list[OllamaCall],
+    (OllamaMessage, "images"): list[str],
+    (OllamaCalled, "arguments"): dict[str, Any],
+    (OllamaOptions, "stop"): StopText | Stops,
+    (OllamaGenerate, "context"): list[int],
+    (OllamaGenerate, "images"): list[str],
 }
 """A field that is kept as text and is not here may hold anything."""
 

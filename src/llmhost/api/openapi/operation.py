@@ -8,6 +8,7 @@ import msgspec
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
+LINES = "application/x-ndjson"
 
 Struct = type[msgspec.Struct]
 
@@ -49,9 +50,11 @@ class Operation:
     status: int = 200
     streams: bool = False
     """It may answer with server-sent events."""
+    stream_type: str = EVENTS
     parameters: tuple[Parameter, ...] = ()
     refusals: tuple[int, ...] = ANSWERED
     is_anthropic: bool = False
+    is_ollama: bool = False
     is_admin: bool = False
 
 

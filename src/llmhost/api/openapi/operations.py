@@ -11,18 +11,23 @@ from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.openapi.answers import (
     ChatCompletion,
     Classes,
+    Detokenized,
     EmbeddingList,
     EstimateAnswer,
     ModelList,
     ModelObject,
     Ranking,
+    Rendered,
     Scores,
     Status,
     TextCompletion,
+    Tokens,
 )
 from llmhost.api.openapi.message_answers import CountedTokens, MessageAnswer
+from llmhost.api.openapi.ollama_operations import OLLAMA, OLLAMA_TOLD
 from llmhost.api.openapi.operation import IDEMPOTENCY, Operation
 from llmhost.api.pooling_wire import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
+from llmhost.api.tokenize import DetokenizeBody, TokenizeBody
 
 GENERATION = (
     Operation(
@@ -94,7 +99,7 @@ POOLING = (
         parameters=(IDEMPOTENCY,),
     ),
     Operation(
-        paths=("/v1/rerank", "/v2/rerank", "/rerank"),
+        paths=("/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking"),
         summary="Documents by their relevance for a query",
         tag="ranking",
         body=RerankBody,
@@ -123,6 +128,45 @@ POOLING = (
     ),
 )
 
+GIVEN = ("prompt", "content", "messages")
+
+TOKENS = (
+    Operation(
+        paths=("/v1/tokenize", "/tokenize"),
+        summary="A text or a chat in a model's tokens",
+        about="One of `prompt`, `content` and `messages` says of what; with `messages` go the other fields of a chat.",
+        tag="tokens",
+        body=TokenizeBody,
+        required=("model",),
+        more_of_body={
+            "oneOf": [
+                {
+                    "required": [name],
+                    "properties": {name: {"type": ["string", "array"]}},
+                }
+                for name in GIVEN
+            ]
+        },
+        answer=Tokens,
+    ),
+    Operation(
+        paths=("/v1/detokenize", "/detokenize"),
+        summary="The text of tokens",
+        tag="tokens",
+        body=DetokenizeBody,
+        required=("model", "tokens"),
+        answer=Detokenized,
+    ),
+    Operation(
+        paths=("/v1/apply-template", "/apply-template"),
+        summary="A chat as its model's template writes it",
+        tag="tokens",
+        body=ChatBody,
+        required=("model", "messages"),
+        answer=Rendered,
+    ),
+)
+
 ESTIMATED = ("ChatBody", "CompletionBody", "EmbeddingBody", "RerankBody")
 
 ESTIMATES = (
@@ -136,12 +180,13 @@ ESTIMATES = (
     ),
 )
 
-ALL: tuple[Operation, ...] = (*GENERATION, *POOLING, *ESTIMATES)
+ALL: tuple[Operation, ...] = (*GENERATION, *POOLING, *TOKENS, *OLLAMA, *ESTIMATES)
 
 TOLD: Mapping[str, Any] = {
     "/v1/models": ModelList,
     "/v1/models/{model}": ModelObject,
     "/health": Status,
     "/ready": Status,
+    **OLLAMA_TOLD,
 }
 """What litestar's routes answer whose handlers make plain objects, by path."""
