@@ -17,6 +17,8 @@ from llmhost.api.messages_wire import parse_messages
 from llmhost.api.openai import parse_chat, parse_completion
 from llmhost.api.pooling import POOLING
 from llmhost.api.pooling_wire import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
+from llmhost.api.responses.bodies import ResponseBody
+from llmhost.api.responses.wire import parse_response
 
 PAGE = (Path(__file__).parents[1] / "docs" / "parameters.md").read_text()
 STATES = ("honoured", "ignored", "refused")
@@ -218,6 +220,29 @@ ROUTES = (
             "tool_choice": {"type": "any"},
         },
         together=(("tools", "tool_choice"),),
+    ),
+    Route(
+        *("Responses", "responses", "/v1/responses", ResponseBody, parse_response),
+        least={"model": "echo", "max_output_tokens": 4, "input": "hi"},
+        own={
+            "add_special_tokens": True,
+            "background": True,
+            "conversation": "conv_1",
+            "include": ["reasoning.encrypted_content"],
+            "instructions": "Be short.",
+            "max_output_tokens": 5,
+            "max_tool_calls": 3,
+            "metadata": {"project": "atlas"},
+            "previous_response_id": "resp_1",
+            "prompt_cache_key": "mine",
+            "reasoning": {"effort": "high"},
+            "safety_identifier": "somebody",
+            "store": False,
+            "text": {"verbosity": "low"},
+            "tools": [{"type": "function", "name": "f"}],
+            "truncation": "auto",
+        },
+        together=(("tools", "tool_choice", "parallel_tool_calls"),),
     ),
 )
 EACH = [(route, name, state) for route in ROUTES for name, state in route.rows().items()]

@@ -84,7 +84,7 @@ async def test_the_routes_are_those_of_the_application():
     whole = ("/v1/chat/completions", "/v1/completions", "/v1/estimate")
     messages = ("/v1/messages", "/v1/messages/count_tokens")
     tokens = (f"{v1}/{name}" for v1 in ("", "/v1") for name in TOKEN_ROUTES)
-    responses = ("/v1/responses",)
+    responses = (f"/v1/responses{name}" for name in ("", "/input_tokens", "/compact"))
     paths = (*whole, *messages, *responses, *(p for r in POOLING for p in r.paths), *tokens)
     paths = (*paths, *OLLAMA)
     hot = {("POST", path) for path in paths}

@@ -10,8 +10,8 @@ from server_process import Node
 from tests.parameter_tables import ROUTES, WRONG, Route
 
 EVERY = pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
-WITH_A_MODEL = {"model"}
-"""Another model may do something else than the route wants."""
+WITH_A_MODEL = {"model", "previous_response_id", "conversation"}
+"""Another model may do something else than the route wants, and what is named has to be there."""
 CANT_SPELL = re.compile(
     "The fake engine (has words only|can't say)|vocabulary can spell|has no tokens to ask"
 )

@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import openai
 import pytest
 from openai import OpenAI
-from server_process import Node
+from server_process import Node, eventually
 
 from llmhost.engines.builtin.corpus import pairs, tool_dialogues, tools
 from llmhost.testing import fake_chat_words
@@ -209,3 +210,184 @@ def test_an_answer_has_the_form_that_was_asked_for(tiny: OpenAI) -> None:
     assert json.loads(response.output_text).keys() == {"ok"}
     assert response.text is not None
     assert response.text.to_dict()["format"]["schema"] == schema  # type: ignore[index]
+
+
+# ------------------------------------------------------------ what is kept
+
+
+def test_the_client_reads_lists_counts_and_deletes_what_is_kept(client: OpenAI) -> None:
+    made = client.responses.create(**BODY, metadata={"for": "a test"})
+
+    assert client.responses.retrieve(made.id) == made
+    listed = client.responses.input_items.list(made.id)
+    assert [item.type for item in listed] == ["message"]
+    counted = client.responses.input_tokens.count(model="echo", input=BODY["input"])
+    assert made.usage is not None
+    assert counted.input_tokens == made.usage.input_tokens
+    client.responses.delete(made.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(made.id)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(**BODY, previous_response_id=made.id)
+    assert refused.value.code == "previous_response_not_found"
+    assert refused.value.param == "previous_response_id"
+
+
+def test_a_response_in_the_background_is_followed_from_any_place(client: OpenAI) -> None:
+    body = {**BODY, "model": "slow", "max_output_tokens": 12}
+    with client.responses.create(**body, background=True, stream=True) as stream:
+        begun: list[Any] = [event for event, _ in zip(stream, range(3), strict=False)]
+    name = begun[0].response.id
+
+    rest: list[Any] = list(client.responses.retrieve(name, stream=True, starting_after=2))
+
+    numbers = [event.sequence_number for event in [*begun, *rest]]
+    assert numbers == list(range(len(numbers)))
+    assert begun[1].type == "response.queued"
+    assert rest[-1].type == "response.incomplete"
+    assert rest[-1].response == client.responses.retrieve(name)
+    assert list(client.responses.retrieve(name, stream=True, starting_after=2)) == rest
+    assert client.responses.cancel(name).status == "incomplete"
+
+
+def test_a_response_that_is_cancelled_stops_and_is_billed(client: OpenAI, open_node: Node) -> None:
+    body = {**BODY, "model": "slow", "max_output_tokens": 5000}
+    queued = client.responses.create(**body, background=True)
+    assert queued.status == "queued"
+
+    cancelled = client.responses.cancel(queued.id)
+
+    assert cancelled.status == client.responses.retrieve(queued.id).status == "cancelled"
+    entry = open_node.entry(queued.id.replace("resp_", "req_"))
+    assert entry["outcome"] == "cancelled"
+    eventually(lambda: open_node.is_idle("slow"), "its sequence goes on")
+
+
+def test_conversations_hold_what_is_said_in_them(client: OpenAI) -> None:
+    conversation = client.conversations.create(
+        items=[{"type": "message", "role": "user", "content": "my name is Ada"}],
+        metadata={"topic": "names"},
+    )
+    first = client.responses.create(**BODY, conversation=conversation.id)
+    assert first.conversation is not None
+    assert first.conversation.id == conversation.id
+    second = client.responses.create(**BODY, conversation={"id": conversation.id})
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.input_tokens > first.usage.input_tokens
+
+    items: list[Any] = list(client.conversations.items.list(conversation.id, order="asc", limit=2))
+    assert [item.role for item in items] == ["user", "user", "assistant", "user", "assistant"]
+    one: Any = client.conversations.items.retrieve(items[0].id, conversation_id=conversation.id)
+    assert one.content[0].text == "my name is Ada"
+    client.conversations.items.delete(items[0].id, conversation_id=conversation.id)
+    client.conversations.items.create(
+        conversation.id, items=[{"role": "user", "content": "and another"}]
+    )
+    assert len(list(client.conversations.items.list(conversation.id))) == 5
+    changed = client.conversations.update(conversation.id, metadata={"topic": "other"})
+    assert changed.metadata == {"topic": "other"}
+    assert client.conversations.retrieve(conversation.id) == changed
+    assert client.conversations.delete(conversation.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(**BODY, conversation=conversation.id)
+
+
+def test_a_conversation_is_made_compact_and_gone_on_with(client: OpenAI) -> None:
+    long = "once upon a time there was a very long story " * 4
+    compacted = client.responses.compact(
+        model="echo", input=long, extra_body={"max_output_tokens": 8}
+    )
+    assert [item.type for item in compacted.output] == ["compaction"]
+    assert compacted.usage.output_tokens == 8
+
+    items: list[Any] = [*compacted.output, {"role": "user", "content": "go on"}]
+    assert client.responses.create(**{**BODY, "input": items}).usage is not None
+    forged = [{**items[0].to_dict(), "encrypted_content": "lhs1_AAAA"}, items[1]]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(**{**BODY, "input": forged})
+    assert refused.value.code == "invalid_encrypted_content"
+    assert refused.value.param == "input[0].encrypted_content"
+
+
+def test_to_others_nothing_that_is_kept_exists(
+    keyed_node: Node, client_of: Callable[[Node, str], OpenAI]
+) -> None:
+    mine, others = (
+        strict(client_of(keyed_node, keyed_node.create_key("acme", **facts)["key"]))
+        for facts in ({}, {})
+    )
+    made = mine.responses.create(**BODY)
+    held = mine.conversations.create()
+
+    for ask in (
+        lambda: others.responses.retrieve(made.id),
+        lambda: others.responses.delete(made.id),
+        lambda: others.responses.cancel(made.id),
+        lambda: others.responses.input_items.list(made.id),
+        lambda: others.conversations.retrieve(held.id),
+        lambda: others.conversations.delete(held.id),
+        lambda: others.conversations.items.list(held.id),
+        lambda: others.responses.create(**BODY, conversation=held.id),
+        lambda: others.responses.create(
+            **{**BODY, "input": [{"type": "item_reference", "id": made.output[0].id or ""}]}
+        ),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            ask()
+    with pytest.raises(openai.BadRequestError):
+        others.responses.create(**BODY, previous_response_id=made.id)
+    assert mine.responses.retrieve(made.id) == made
+
+
+SLOW = """
+[models.slow]
+engine = "fake"
+[models.slow.price]
+output = "2.00"
+[models.slow.options]
+token_delay_ms = 20
+"""
+
+
+def test_what_is_kept_outlives_a_killed_process_and_what_ran_has_failed(
+    new_node: Callable[..., Node], client_of: Callable[[Node, str], OpenAI]
+) -> None:
+    node = new_node(SLOW).start()
+    client = strict(client_of(node, "any"))
+    body = {**BODY, "model": "slow"}
+    kept = client.responses.create(**body)
+    stream = client.responses.create(
+        **{**body, "max_output_tokens": 5000}, background=True, stream=True
+    )
+    begun: list[Any] = [event for event, _ in zip(stream, range(8), strict=False)]
+    name = begun[0].response.id
+
+    node.kill()
+    node.start()
+
+    client = strict(client_of(node, "any"))
+    assert client.responses.retrieve(kept.id) == kept
+    assert client.responses.create(**body, previous_response_id=kept.id).status == "incomplete"
+    lost = client.responses.retrieve(name)
+    assert lost.status == "failed"
+    assert lost.error is not None
+    assert lost.error.code == "server_error"
+    last: Any = list(client.responses.retrieve(name, stream=True, starting_after=7))
+    assert [(event.type, event.sequence_number) for event in last] == [("response.failed", 8)]
+    entry = node.entry(name.replace("resp_", "req_"))
+    assert (entry["outcome"], entry["code"]) == ("cancelled", "process_ended")
+    assert entry["amount_nano"] > 0
+
+
+def test_what_breaks_amid_a_stream_is_told_as_its_last_events(open_node: Node) -> None:
+    told = events_of(open_node, {**BODY, "model": "fragile", "max_output_tokens": 9})
+
+    assert [event["type"] for event in told[-2:]] == ["error", "response.failed"]
+    assert told[-2]["error"]["type"] == "server_error"
+    assert told[-2]["message"] == told[-2]["error"]["message"]
+    failed = told[-1]["response"]
+    assert failed["status"] == "failed"
+    assert failed["error"]["code"] == "server_error"
+    again = open_node.get(f"/v1/responses/{failed['id']}").json()
+    assert again == failed

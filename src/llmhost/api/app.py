@@ -44,9 +44,13 @@ from llmhost.api.organization import OrganizationDesk, organization_router
 from llmhost.api.pooling import pooling_routes
 from llmhost.api.prices import PriceAdmin, price_router
 from llmhost.api.reports import ReportDesk, usage_router
-from llmhost.api.responses.desk import Desk
+from llmhost.api.responses.compact import PATH as COMPACT_PATH
+from llmhost.api.responses.compact import compact_route
+from llmhost.api.responses.desk import Desk, scope_of
 from llmhost.api.responses.routes import PATH as RESPONSES_PATH
-from llmhost.api.responses.routes import responses_route
+from llmhost.api.responses.routes import TOKENS_PATH, input_tokens_route, responses_route
+from llmhost.api.responses.shelf import Conversations, Responses
+from llmhost.api.responses.state_routes import conversation_routes, item_routes, response_routes
 from llmhost.api.tokenize import tokenize_routes
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
@@ -120,6 +124,7 @@ def build_app(surface: Surface) -> ASGIApp:
             chat_router(surface.chats, surface.identify, generation[CHATS]),
             *file_routes(surface.files, _caller_of(surface)),
             *batch_routes(surface.batches, _caller_of(surface)),
+            *_kept_routes(surface),
             *_operation_routes(surface),
             schema_route(document),
             *lora_routes(surface.admin, surface.admin_token, drain_s=settings.drain_timeout_s),
@@ -181,6 +186,7 @@ def _generation_routes(surface: Surface) -> dict[str, ASGIApp]:
         "/v1/completions": generation_route(processor, Kind.COMPLETION, parse_completion, **limits),
         "/v1/messages": messages_route(processor, **limits),
         RESPONSES_PATH: responses_route(processor, surface.responses, **limits),
+        COMPACT_PATH: compact_route(processor, surface.responses, **limits),
     }
 
 
@@ -192,6 +198,7 @@ def _counting_routes(surface: Surface) -> list[ControllerRouterHandler]:
     """They take what models are asked, and ask none."""
     given = (surface.processor, surface.identify, surface.settings.max_body_bytes)
     routes = {"/v1/estimate": estimate_route(*given), COUNT_PATH: count_route(*given)}
+    routes[TOKENS_PATH] = input_tokens_route(given[0], surface.responses, *given[1:])
     return [
         *(asgi(path, copy_scope=False)(route) for path, route in routes.items()),
         *tokenize_routes(surface.processor, surface.catalogue, *given[1:]),
@@ -244,6 +251,22 @@ def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
         return _stamped(model_object(served, name))
 
     return [list_models, read_model]
+
+
+def _kept_routes(surface: Surface) -> list[ControllerRouterHandler]:
+    """What callers have the server keep."""
+
+    async def scope(request: AnyRequest) -> str:
+        caller = await surface.identify(bearer(request.scope), dict(request.headers))
+        vouch(request.scope)
+        return scope_of(caller)
+
+    conversations = Conversations(surface.responses)
+    return [
+        *response_routes(Responses(surface.responses, surface.settings.heartbeat_s), scope),
+        *conversation_routes(conversations, scope),
+        *item_routes(conversations, scope),
+    ]
 
 
 def _operation_routes(surface: Surface) -> list[ControllerRouterHandler]:

@@ -6,6 +6,7 @@ from typing import Protocol
 from llmhost.api.responses.desk import Desk, lost
 from llmhost.core.ports import Clock
 from llmhost.storage import batches, files, responses, stored_chats
+from llmhost.storage.conversations import ConversationStore
 from llmhost.storage.node import DataDir
 from llmhost.storage.responses import ResponseStore
 from llmhost.storage.schema import Schema
@@ -39,4 +40,5 @@ def open_responses(data_dir: DataDir, state: State, clock: Clock) -> Desk:
     """Those that a process left behind have failed. Blocks."""
     store = ResponseStore(state, node_id=data_dir.node_id, clock=clock)
     store.end_orphans(lost)
-    return Desk(store, data_dir.state_secret)
+    conversations = ConversationStore(state, node_id=data_dir.node_id, clock=clock)
+    return Desk(store, conversations, data_dir.state_secret)

@@ -416,6 +416,7 @@ class Host:
             await self.deployments.unload_all(drain_s=0.0)
             if hasattr(self, "idempotency"):
                 await self.idempotency.close()
+            await self.responses.runs.close()
             await self.costs.check()
         await shut_down(self.plugins, self)
         await self._closing.aclose()

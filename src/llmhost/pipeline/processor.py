@@ -187,14 +187,25 @@ class Processor:
 
         It is not metered, and counted by limits as a request. Raises what would refuse it, but for its length.
         """
-        context, stages = self._arrived(request, None, headers, caller), self._stages
         check_run(headers)
-        stages.screen.check_length(context)
+        context = await self._looked_up(self._arrived(request, None, headers, caller))
+        await self._stages.limit.count(context)
+        return context
+
+    async def measure(self, request: GenerationRequest, caller: Caller) -> tuple[int, int]:
+        """The tokens of a prompt, and those that its model takes in all, of a request that is about to be opened.
+
+        It is neither metered nor counted. Raises what would refuse it, but for its length.
+        """
+        context = await self._looked_up(self._arrived(request, None, {}, caller))
+        return context.prompt_tokens, context.longest_tokens
+
+    async def _looked_up(self, context: RequestContext) -> RequestContext:
+        self._stages.screen.check_length(context)
         try:
-            await stages.resolve(context)
+            await self._stages.resolve(context)
         except ContextTooLong:
             assert context.terms is not None, "how long it is was known"
-        await stages.limit.count(context)
         return context
 
     async def tokenizer(

@@ -40,6 +40,7 @@ from llmhost.api.openapi.ollama_answers import (
     OllamaVersion,
 )
 from llmhost.api.openapi.operations import ALL
+from llmhost.api.openapi.response_answers import CompactionAnswer, InputTokens, ResponseAnswer
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
 
 Json = dict[str, Any]
@@ -145,6 +146,7 @@ WHOLE: Json = {"echo": True, "logprobs": 2, "prompt_logprobs": 1, "return_token_
 READ = ("/api/tags", "/api/ps", "/api/version")
 OLLAMA: Json = {"stream": False, "options": {"num_predict": 3}}
 
+RESPONSE: Json = {"model": "fake", "input": "hi", "max_output_tokens": 3}
 ANSWERS: list[tuple[str, Json, Any]] = [
     ("/v1/chat/completions", CHAT, ChatCompletion),
     ("/v1/chat/completions", {**CHAT, **SAID, "prompt_logprobs": 1, "n": 2}, ChatCompletion),
@@ -182,6 +184,9 @@ ANSWERS: list[tuple[str, Json, Any]] = [
     ("/api/ps", {}, OllamaProcesses),
     ("/api/version", {}, OllamaVersion),
     ("/api/chat", {"model": "nobody"}, OllamaError),
+    ("/v1/responses", RESPONSE, ResponseAnswer),
+    ("/v1/responses/compact", RESPONSE, CompactionAnswer),
+    ("/v1/responses/input_tokens", RESPONSE, InputTokens),
     ("/v1/estimate", CHAT, EstimateAnswer),
     ("/v1/models", {}, ModelList),
     ("/v1/models/fake", {}, ModelObject),

@@ -22,6 +22,12 @@ from llmhost.api.ollama.bodies import (
 from llmhost.api.openapi.operation import Struct
 from llmhost.api.openapi.shapes import FieldTypes
 from llmhost.api.pooling_wire import MAX_TEXTS, RerankBody
+from llmhost.api.responses.bodies import ResponseBody, WireItem
+from llmhost.api.responses.bodies import WireChoice as ResponsesChoice
+from llmhost.api.responses.bodies import WireFormat as ResponsesFormat
+from llmhost.api.responses.bodies import WireNamed as ResponsesNamed
+from llmhost.api.responses.bodies import WirePart as ResponsesPart
+from llmhost.api.responses.bodies import WireTool as ResponsesTool
 from llmhost.api.sampling import (
     MAX_ALLOWED_IDS,
     MAX_BAD_WORDS,
@@ -74,7 +80,31 @@ HAS_TEXT = {
 TextPart = Annotated[WirePart, Meta(extra_json_schema=HAS_TEXT)]
 Documents = Annotated[list[str | dict[str, str]], Meta(min_length=1, max_length=MAX_TEXTS)]
 
+INPUT_ITEM = {
+    "required": ["role", "content"],
+    "properties": {
+        "type": {"enum": [None, "message"]},
+        "role": {"enum": ["user", "assistant", "system", "developer"]},
+        "content": {"type": "string", "minLength": 1},
+    },
+}
+"""Other items are in docs/responses.md."""
+InputItem = Annotated[WireItem, Meta(extra_json_schema=INPUT_ITEM)]
+ResponseTools = Annotated[list[ResponsesTool], Meta(max_length=MAX_TOOLS)]
+
 MEANT: FieldTypes = {
+    (ResponseBody, "input"): Annotated[str, Meta(min_length=1)]
+    | Annotated[list[InputItem], Meta(min_length=1)],
+    (ResponseBody, "tools"): ResponseTools,
+    (ResponseBody, "tool_choice"): Literal["none", "auto", "required"] | ResponsesChoice,
+    (ResponseBody, "chat_template_kwargs"): dict[str, Any],
+    (ResponsesTool, "type"): Literal["function"],
+    (ResponsesTool, "name"): Name,
+    (ResponsesTool, "parameters"): dict[str, Any],
+    (ResponsesTool, "format"): None,
+    (ResponsesChoice, "type"): Literal["function", "allowed_tools"],
+    (ResponsesFormat, "type"): Literal["text", "json_object", "json_schema"],
+    (ResponsesFormat, "schema"): Schema,
     (GenerationBody, "stop"): StopText | Stops,
     (GenerationBody, "logit_bias"): Biases,
     (GenerationBody, "stop_token_ids"): Annotated[list[TokenId], Meta(max_length=MAX_STOP_IDS)],
@@ -124,11 +154,20 @@ MEANT: FieldTypes = {
 }
 """A field that is kept as text and is not here may hold anything."""
 
-REQUIRED: dict[Struct, tuple[str, ...]] = {MessagesTool: ("name", "input_schema")}
+REQUIRED: dict[Struct, tuple[str, ...]] = {
+    MessagesTool: ("name", "input_schema"),
+    ResponsesTool: ("name",),
+}
 """Fields that may be absent as far as their struct is concerned, and are asked for by name."""
 
 NAMES: dict[Struct, str] = {
     MessagesTool: "MessagesTool",
+    WireItem: "ResponsesItem",
+    ResponsesPart: "ResponsesPart",
+    ResponsesTool: "ResponsesTool",
+    ResponsesChoice: "ResponsesChoice",
+    ResponsesNamed: "ResponsesNamed",
+    ResponsesFormat: "ResponsesFormat",
     WireOutputFormat: "MessagesOutputFormat",
     WirePart: "ContentPart",
 }

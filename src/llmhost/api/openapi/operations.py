@@ -26,7 +26,9 @@ from llmhost.api.openapi.answers import (
 from llmhost.api.openapi.message_answers import CountedTokens, MessageAnswer
 from llmhost.api.openapi.ollama_operations import OLLAMA, OLLAMA_TOLD
 from llmhost.api.openapi.operation import IDEMPOTENCY, Operation
+from llmhost.api.openapi.response_answers import CompactionAnswer, InputTokens, ResponseAnswer
 from llmhost.api.pooling_wire import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
+from llmhost.api.responses.bodies import ResponseBody
 from llmhost.api.tokenize import DetokenizeBody, TokenizeBody
 
 GENERATION = (
@@ -72,6 +74,37 @@ GENERATION = (
         required=("model", "messages"),
         answer=CountedTokens,
         is_anthropic=True,
+    ),
+)
+
+RESPONSES = (
+    Operation(
+        paths=("/v1/responses",),
+        summary="Answer with a response",
+        about="OpenAI's responses: answers made of items, which the server keeps.",
+        tag="responses",
+        body=ResponseBody,
+        required=("model", "input"),
+        answer=ResponseAnswer,
+        streams=True,
+        parameters=(IDEMPOTENCY,),
+    ),
+    Operation(
+        paths=("/v1/responses/compact",),
+        summary="Summarise a conversation as one item",
+        tag="responses",
+        body=ResponseBody,
+        required=("model", "input"),
+        answer=CompactionAnswer,
+        parameters=(IDEMPOTENCY,),
+    ),
+    Operation(
+        paths=("/v1/responses/input_tokens",),
+        summary="Count the tokens of a response's input",
+        tag="responses",
+        body=ResponseBody,
+        required=("model", "input"),
+        answer=InputTokens,
     ),
 )
 
@@ -180,7 +213,7 @@ ESTIMATES = (
     ),
 )
 
-ALL: tuple[Operation, ...] = (*GENERATION, *POOLING, *TOKENS, *OLLAMA, *ESTIMATES)
+ALL: tuple[Operation, ...] = (*GENERATION, *RESPONSES, *POOLING, *TOKENS, *OLLAMA, *ESTIMATES)
 
 TOLD: Mapping[str, Any] = {
     "/v1/models": ModelList,

@@ -80,7 +80,7 @@ class WireFormat(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
-class WireText(msgspec.Struct, frozen=True):
+class WireTextForm(msgspec.Struct, frozen=True):
     format: WireFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
@@ -110,7 +110,7 @@ class ResponseBody(GenerationBody, frozen=True, kw_only=True):
     tools: Raw = NULL
     tool_choice: Raw = NULL
     parallel_tool_calls: bool | None = None
-    text: WireText | None = None
+    text: WireTextForm | None = None
     reasoning: WireReasoning | None = None
     truncation: Literal["auto", "disabled"] | None = None
     include: list[str] | None = None

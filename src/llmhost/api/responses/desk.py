@@ -10,11 +10,13 @@ import msgspec
 
 from llmhost.api.responses.bodies import WireItem
 from llmhost.api.responses.resource import FAILED, Resource
+from llmhost.api.responses.runs import Run, Runs
 from llmhost.api.responses.sealed import Seal
 from llmhost.api.responses.turns import Turns, kept_item
 from llmhost.api.responses.wire import Asked
 from llmhost.core.errors import InvalidValue, LlmhostError, NotFound, PreviousResponseNotFound
 from llmhost.core.request import Caller, GenerationRequest
+from llmhost.storage.conversations import ConversationStore
 from llmhost.storage.responses import ChainBroken, Item, Kept, ResponseStore
 
 log = logging.getLogger("llmhost.responses")
@@ -50,9 +52,13 @@ def scope_of(caller: Caller) -> str:
 class Desk:
     """Joins requests with what is kept, and keeps what becomes of them."""
 
-    def __init__(self, store: ResponseStore, secret: bytes) -> None:
+    def __init__(
+        self, store: ResponseStore, conversations: ConversationStore, secret: bytes
+    ) -> None:
         """`secret` is the key of what callers carry for us."""
         self.store = store
+        self.conversations = conversations
+        self.runs = Runs()
         self._secret = secret
 
     def seal_for(self, scope: str) -> Seal:
@@ -79,6 +85,8 @@ class Desk:
         return whole, Order(asked=asked, scope=scope, seal=seal, input=kept)
 
     async def _before(self, asked: Asked, scope: str) -> list[bytes]:
+        if (conversation := asked.conversation) is not None:
+            return [item for _, item in await self.conversations.items(scope, conversation)]
         previous = asked.body.previous_response_id
         if previous is None:
             return []
@@ -102,6 +110,11 @@ class Desk:
                 param=f"input[{place}].id",
             )
         return msgspec.json.decode(found, type=WireItem)
+
+    async def begin(self, run: Run) -> None:
+        """Let a response run in the background. Raises StorageFailed or Overloaded where it can't be kept."""
+        await self.store.begin(self.kept(run.order, run.frames.begun, is_live=True))
+        self.runs.start(run, self)
 
     def kept(self, order: Order, resource: Resource, **more: Any) -> Kept:
         body = order.asked.body

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from llmhost.api.bill_facts import bill_facts
 from llmhost.api.calls import calls_of
+from llmhost.api.openai import shown_cost
 from llmhost.api.report import Report, report_of
 from llmhost.api.responses.events import DONE, Events
 from llmhost.api.responses.items import Items, Seal
@@ -48,6 +50,16 @@ class ResponseFrames:
     def beginning(self) -> bytes:
         self.begin()
         return b"".join(self._events.take())
+
+    def fresh(self) -> list[bytes]:
+        """Events since the last time, one by one."""
+        return self._events.take()
+
+    def extras(self, *, with_facts: bool = True) -> dict[str, Any]:
+        """What a usage says of money."""
+        cost, facts = shown_cost(self._context), bill_facts(self._context)
+        extras: dict[str, Any] = {} if cost is None else {"cost": cost}
+        return {**extras, "llmhost": facts} if with_facts and facts else extras
 
     def is_large(self, deltas: Sequence[Delta]) -> bool:
         """Writing the events of these takes so long that others should not wait for it."""

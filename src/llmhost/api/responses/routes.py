@@ -1,28 +1,36 @@
 """POST /v1/responses: the same door and stages as OpenAI's other routes."""
 
 import logging
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 from litestar.types import ASGIApp, Send
 
-from llmhost.api.bill_facts import bill_facts, bill_headers
-from llmhost.api.door import send_whole
+from llmhost.api.bill_facts import bill_headers
+from llmhost.api.door import send_whole, start
 from llmhost.api.errors import forget_frames, known_error
-from llmhost.api.openai import generation_route, shown_cost, stream_by
+from llmhost.api.estimate import counting_route
+from llmhost.api.gatekeeper import Identify
+from llmhost.api.openai import EVENT_STREAM, STREAM_HEADERS, generation_route, stream_by
 from llmhost.api.responses.desk import Desk, Order
-from llmhost.api.responses.events import Events, Silence
+from llmhost.api.responses.events import DONE, Events, Silence
 from llmhost.api.responses.frames import ResponseFrames
-from llmhost.api.responses.wire import parse_response
+from llmhost.api.responses.resource import QUEUED
+from llmhost.api.responses.runs import Run
+from llmhost.api.responses.truncate import shortened
+from llmhost.api.responses.wire import Asked, parse_response
 from llmhost.api.visit import Visit
 from llmhost.core.errors import LlmhostError
-from llmhost.core.request import Kind
-from llmhost.pipeline.context import RequestContext
+from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.pipeline.processor import Processor
+from llmhost.tenants.refusals import Allowances
 
 log = logging.getLogger("llmhost.responses")
 
 PATH = "/v1/responses"
+TOKENS_PATH = f"{PATH}/input_tokens"
 
 _encode = msgspec.json.encode
 
@@ -33,10 +41,35 @@ def responses_route(processor: Processor, desk: Desk, **limits: Any) -> ASGIApp:
         processor,
         Kind.RESPONSE,
         parse_response,
-        prepare=desk.prepare,
+        prepare=partial(_prepare, processor, desk),
         respond=_Answer(desk).respond,
         **limits,
     )
+
+
+def input_tokens_route(
+    processor: Processor, desk: Desk, identify: Identify, max_body_bytes: int
+) -> ASGIApp:
+    """An ASGI app that counts what an input is in the model's tokens, with all that it goes on with."""
+
+    async def count(
+        request: GenerationRequest, asked: Asked, headers: Mapping[str, str], caller: Caller
+    ) -> tuple[dict[str, Any], Allowances]:
+        whole, _ = await _prepare(processor, desk, request, asked, caller)
+        context = await processor.count_tokens(whole, headers, caller)
+        told = {"object": "response.input_tokens", "input_tokens": context.prompt_tokens}
+        return told, context.allowances
+
+    return counting_route(identify, parse_response, count, max_body_bytes)
+
+
+async def _prepare(
+    processor: Processor, desk: Desk, request: GenerationRequest, asked: Asked, caller: Caller
+) -> tuple[GenerationRequest, Order]:
+    whole, order = await desk.prepare(request, asked, caller)
+    if asked.body.truncation == "auto":
+        whole = await shortened(whole, lambda shorter: processor.measure(shorter, caller))
+    return whole, order
 
 
 class _Answer:
@@ -47,10 +80,38 @@ class _Answer:
         self, visit: Visit, send: Send, heartbeat_s: float | None, order: Order
     ) -> None:
         assert visit.exchange is not None
-        if visit.exchange.context.request.stream:
+        if order.asked.is_background:
+            await self._background(visit, send, heartbeat_s, order)
+        elif visit.exchange.context.request.stream:
             await self._stream(visit, send, heartbeat_s, order)
         else:
             await self._whole(visit, send, order)
+
+    async def _background(
+        self, visit: Visit, send: Send, heartbeat_s: float | None, order: Order
+    ) -> None:
+        """The visit lets go of what runs, so that its end ends nothing."""
+        assert visit.exchange is not None
+        headers = {**visit.headers(), **bill_headers(visit.exchange.context, with_cost=False)}
+        exchange, visit.exchange = visit.exchange, None
+        frames = ResponseFrames(order.asked, exchange.context, Events(), order.sealer)
+        run = Run(order, exchange, frames)
+        try:
+            await self._desk.begin(run)
+        except BaseException:
+            exchange.leave()
+            raise
+        if not exchange.context.request.stream:
+            queued = {**frames.begun, "status": QUEUED}
+            await send_whole(send, 200, _encode(queued), headers, line=visit.line)
+            return
+        await start(send, 200, EVENT_STREAM, {**STREAM_HEADERS, **headers})
+        visit.has_started = True
+        async for body in run.read(-1, heartbeat_s):
+            if visit.is_gone:
+                return
+            piece, has_more = body or visit.dialect.heartbeat, body != DONE
+            await send({"type": "http.response.body", "body": piece, "more_body": has_more})
 
     async def _whole(self, visit: Visit, send: Send, order: Order) -> None:
         assert visit.exchange is not None
@@ -60,7 +121,7 @@ class _Answer:
             return
         frames = ResponseFrames(order.asked, context, Silence(), order.sealer)
         frames.take(deltas)
-        resource = frames.end(context.usage, extras_of(context, with_facts=False))
+        resource = frames.end(context.usage, frames.extras(with_facts=False))
         await self._desk.keep(order, resource)
         headers = {**visit.headers(), **bill_headers(context)}
         await send_whole(send, 200, _encode(resource), headers, line=visit.line)
@@ -73,7 +134,7 @@ class _Answer:
         frames = ResponseFrames(order.asked, context, Events(), order.sealer)
 
         async def keep() -> None:
-            resource = frames.end(context.usage, extras_of(context))
+            resource = frames.end(context.usage, frames.extras())
             await self._desk.keep(order, resource)
 
         try:
@@ -89,10 +150,3 @@ class _Answer:
             await self._desk.keep(order, frames.resource)
             await send({"type": "http.response.body", "body": last, "more_body": False})
             forget_frames(error)
-
-
-def extras_of(context: RequestContext, *, with_facts: bool = True) -> dict[str, Any]:
-    """What a usage says of money."""
-    cost, facts = shown_cost(context), bill_facts(context)
-    extras: dict[str, Any] = {} if cost is None else {"cost": cost}
-    return {**extras, "llmhost": facts} if with_facts and facts else extras

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from llmhost.api.bodies import ChatBody
+from llmhost.api.extras import GenerationExtras, Refusals
 from llmhost.api.loose import NULL, Raw, asks, loose, read_body, refuse, said
 from llmhost.api.responses.bodies import (
     ResponseBody,
@@ -18,7 +19,7 @@ from llmhost.api.responses.bodies import (
     WireFormat,
     WireItem,
     WireReasoning,
-    WireText,
+    WireTextForm,
     WireTool,
 )
 from llmhost.api.responses.strict import is_strict
@@ -50,7 +51,8 @@ INCLUDABLE = {
 """Those beside the first two are of tools that are not here, so there is nothing to include."""
 MAX_LOOSE_SIGNS = 200_000
 """Of `{`, `[` and `,` in an input and tools: a bound to what is made of them."""
-NO_TEXT = WireText()
+REFUSED = Refusals(ResponseBody, GenerationExtras.__struct_fields__)
+NO_TEXT = WireTextForm()
 NO_REASONING = WireReasoning()
 
 _encode = msgspec.json.encode
@@ -121,7 +123,9 @@ def asked_of(body: ResponseBody, request_id: str, client_id: str | None) -> Aske
         grammar=form.grammar,
         may_call=form.may_call,
         most_calls=form.most_calls,
-        template_kwargs=template_kwargs(effort, body.chat_template_kwargs),
+        template_kwargs=template_kwargs(
+            effort, body.chat_template_kwargs, (body.text or NO_TEXT).verbosity
+        ),
         sampling=sampling(body, logprobs=_logprobs(body), choices=1),
         max_tokens=body.max_output_tokens,
         takes_less=True,
@@ -152,6 +156,7 @@ def kept_input(items: Sequence[WireItem]) -> list[Item]:
 
 
 def _check(body: ResponseBody) -> None:
+    REFUSED.check(body)
     if body.max_tokens is not None:
         raise UnsupportedParameter(
             "'max_tokens' is not a parameter of this route. Send 'max_output_tokens'.",
@@ -165,9 +170,6 @@ def _check(body: ResponseBody) -> None:
     refuse(
         {
             "n": body.n not in (None, 1),
-            "background": bool(body.background),
-            "conversation": body.conversation is not None,
-            "truncation": body.truncation == "auto",
             "prompt": asks(body.prompt),
             "context_management": asks(body.context_management),
             "moderation": asks(body.moderation),

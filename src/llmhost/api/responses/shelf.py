@@ -1,0 +1,184 @@
+"""What is done with what is kept: responses, their items, conversations."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+
+from llmhost.api.responses.bodies import Metadata, WireItem
+from llmhost.api.responses.desk import Desk
+from llmhost.api.responses.events import DONE, Events
+from llmhost.api.responses.resource import FAILED, Resource
+from llmhost.api.responses.turns import Turns, kept_item, read_items
+from llmhost.core.errors import InvalidValue, MissingParameter, NotFound
+from llmhost.core.ids import new_id
+from llmhost.storage.conversations import Conversation
+from llmhost.storage.responses import Item
+
+PAGE_ITEMS, MOST_ITEMS = 20, 100
+MOST_ADDED = 20
+"""Items that a conversation takes at once, as OpenAI's does."""
+
+Given = list[dict[str, Any]]
+"""Items as they are sent."""
+
+_encode = msgspec.json.encode
+
+
+class Responses:
+    """Those that are kept, for their scopes. Raises NotFound for others."""
+
+    def __init__(self, desk: Desk, heartbeat_s: float) -> None:
+        self._store, self._runs = desk.store, desk.runs
+        self._heartbeat_s = heartbeat_s
+
+    async def find(self, scope: str, name: str) -> bytes:
+        found = await self._store.find(scope, name)
+        if found is None:
+            raise _no_response(name)
+        return found
+
+    async def follow(self, scope: str, name: str, after: int | None) -> AsyncIterator[bytes]:
+        """The events of a background response, those after a number alone."""
+        after = -1 if after is None else after
+        if after < -1:
+            raise InvalidValue("'starting_after' is at least 0.", param="starting_after")
+        if (run := self._runs.find(scope, name)) is not None:
+            return run.read(after, self._heartbeat_s)
+        told = msgspec.json.decode(await self.find(scope, name))
+        if not told["background"]:
+            raise InvalidValue(
+                "Only a response with 'background': true can be streamed again.", param="stream"
+            )
+        return _told(await self._store.events(scope, name), told, after)
+
+    async def cancel(self, scope: str, name: str) -> bytes:
+        await self._stop(scope, name)
+        found = await self.find(scope, name)
+        if not msgspec.json.decode(found)["background"]:
+            raise InvalidValue(
+                "Only a response with 'background': true can be cancelled. Others end when their client leaves.",
+                param="response_id",
+            )
+        return found
+
+    async def delete(self, scope: str, name: str) -> bytes:
+        await self._stop(scope, name)
+        if not await self._store.delete(scope, name):
+            raise _no_response(name)
+        return _encode({"id": name, "object": "response", "deleted": True})
+
+    async def input(self, scope: str, name: str, **page: Any) -> bytes:
+        items = await self._store.input(scope, name)
+        if items is None:
+            raise _no_response(name)
+        return page_of(items, **page)
+
+    async def _stop(self, scope: str, name: str) -> None:
+        if (run := self._runs.find(scope, name)) is not None:
+            run.cancel()
+            await run.ended()
+
+
+class Conversations:
+    """The same of conversations."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._store = desk.conversations
+
+    async def make(self, scope: str, items: Given | None, metadata: Metadata | None) -> bytes:
+        kept = [] if items is None else self._checked(items, scope)
+        made = await self._store.make(scope, new_id("conv_"), _encode(metadata or {}), kept)
+        return conversation_object(made)
+
+    async def find(self, scope: str, name: str) -> bytes:
+        return conversation_object(await self._store.find(scope, name))
+
+    async def change(self, scope: str, name: str, metadata: Metadata | None) -> bytes:
+        return conversation_object(await self._store.change(scope, name, _encode(metadata or {})))
+
+    async def delete(self, scope: str, name: str) -> bytes:
+        await self._store.delete(scope, name)
+        return _encode({"id": name, "object": "conversation.deleted", "deleted": True})
+
+    async def items(self, scope: str, name: str, **page: Any) -> bytes:
+        return page_of(await self._store.items(scope, name), **page)
+
+    async def add(self, scope: str, name: str, items: Given | None) -> bytes:
+        if items is None:
+            raise MissingParameter("items")
+        kept = self._checked(items, scope)
+        await self._store.add(scope, name, kept)
+        return page_of(kept, limit=MOST_ITEMS, order="asc", after=None)
+
+    async def item(self, scope: str, name: str, item: str) -> bytes:
+        return await self._store.item(scope, name, item)
+
+    async def delete_item(self, scope: str, name: str, item: str) -> bytes:
+        return conversation_object(await self._store.delete_item(scope, name, item))
+
+    def _checked(self, given: Given, scope: str) -> list[Item]:
+        """What can be kept, and can be said to a model. Raises BadRequest that names the item."""
+        items = read_items(msgspec.Raw(_encode(given)), "items")
+        if len(items) > MOST_ADDED:
+            raise InvalidValue(
+                f"'items' holds {len(items)} items; {MOST_ADDED} are allowed at once.",
+                param="items",
+            )
+        Turns(self._desk.seal_for(scope)).add_all(items, "items")
+        return [_item_of(item, f"items[{place}]") for place, item in enumerate(items)]
+
+
+def page_of(items: Sequence[Item], *, limit: int, order: str, after: str | None) -> bytes:
+    """OpenAI's list of items, which come oldest first. Raises InvalidValue, and NotFound for an `after` that isn't."""
+    if not 1 <= limit <= MOST_ITEMS:
+        raise InvalidValue(f"'limit' is 1 to {MOST_ITEMS}.", param="limit")
+    if order not in ("asc", "desc"):
+        raise InvalidValue("'order' is asc or desc.", param="order")
+    ordered = list(items) if order == "asc" else list(reversed(items))
+    if after is not None:
+        names = [name for name, _ in ordered]
+        if after not in names:
+            raise NotFound(f"There is no item {after[:80]!r} to go on after.", param="after")
+        ordered = ordered[names.index(after) + 1 :]
+    page = ordered[:limit]
+    told = {
+        "object": "list",
+        "data": [msgspec.Raw(item) for _, item in page],
+        "first_id": page[0][0] if page else "",
+        "last_id": page[-1][0] if page else "",
+        "has_more": len(ordered) > limit,
+    }
+    return _encode(told)
+
+
+def _item_of(item: WireItem, at: str) -> Item:
+    known = kept_item(item, at)
+    return known["id"], _encode(known)
+
+
+async def _told(events: bytes | None, resource: Resource, after: int) -> AsyncIterator[bytes]:
+    """Of a response that a process left behind only its end is known."""
+    if events is None:
+        last = Events(after + 1)
+        last.say(f"response.{FAILED}", response=resource)
+        events, after = b"".join(last.take()), -1
+    for event in events.split(b"\n\n")[after + 1 : -1]:
+        yield event + b"\n\n"
+    yield DONE
+
+
+def _no_response(name: str) -> NotFound:
+    return NotFound(f"There is no response {name[:80]!r} here.")
+
+
+def conversation_object(found: Conversation) -> bytes:
+    return _encode(
+        {
+            "id": found.id,
+            "object": "conversation",
+            "created_at": found.created_s,
+            "metadata": msgspec.Raw(found.metadata),
+        }
+    )

@@ -1,0 +1,230 @@
+"""The Responses API in a whole node in this process: what goes on with what, what is refused, what is forgotten."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import pytest_asyncio
+
+from llmhost.config.schema import Settings, StateSettings
+from llmhost.testing import FAKE_MODEL, ManualClock, TestHost, at, fake_chat_words, make_host
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+USER: Any = {"role": "user", "content": "say something"}
+ANSWER = fake_chat_words([USER], 3)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host() -> AsyncIterator[TestHost]:
+    models = {
+        "fake": FAKE_MODEL,
+        "narrow": msgspec.structs.replace(FAKE_MODEL, max_sequence_length=48),
+    }
+    async with make_host(models=models) as made:
+        yield made
+
+
+async def ask(host: TestHost, **body: Any) -> httpx.Response:
+    known = {"model": "fake", "input": [USER], "max_output_tokens": 3, **body}
+    return await host.client.post("/v1/responses", json=known)
+
+
+async def told(host: TestHost, **body: Any) -> dict[str, Any]:
+    answer = await ask(host, **body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def text_of(response: dict[str, Any]) -> str:
+    return "".join(item["content"][0]["text"] for item in response["output"])
+
+
+async def test_a_response_goes_on_with_all_before_it_but_its_instructions(host: TestHost) -> None:
+    first = await told(host, instructions="be kind")
+    second = await told(host, previous_response_id=first["id"])
+    third = await told(host, previous_response_id=second["id"], instructions="be brief")
+
+    said = [USER, {"role": "assistant", "content": text_of(first)}, USER]
+    assert text_of(first) == fake_chat_words([{"role": "system", "content": "be kind"}, USER], 3)
+    assert text_of(second) == fake_chat_words(said, 3)
+    brief = {"role": "system", "content": "be brief"}
+    more = [brief, *said, {"role": "assistant", "content": text_of(second)}, USER]
+    assert text_of(third) == fake_chat_words(more, 3)
+
+
+async def test_items_by_reference_are_those_that_were_kept(host: TestHost) -> None:
+    first = await told(host)
+    item = {"type": "item_reference", "id": first["output"][0]["id"]}
+
+    again = await told(host, input=[USER, item, USER])
+
+    assert again["usage"] == (await told(host, previous_response_id=first["id"]))["usage"]
+
+
+async def test_what_is_not_stored_is_nowhere(host: TestHost) -> None:
+    made = await told(host, store=False)
+
+    assert made["store"] is False
+    assert (await host.client.get(f"/v1/responses/{made['id']}")).status_code == 404
+    assert (await ask(host, previous_response_id=made["id"])).status_code == 400
+
+
+async def test_a_chain_without_one_of_its_links_is_broken(host: TestHost) -> None:
+    first = await told(host)
+    second = await told(host, previous_response_id=first["id"])
+    await host.client.delete(f"/v1/responses/{first['id']}")
+
+    refused = await ask(host, previous_response_id=second["id"])
+
+    assert refused.json()["error"]["code"] == "previous_response_not_found"
+
+
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"model": None}, "missing_required_parameter", "model"),
+    ({"input": None}, "invalid_value", "input"),
+    ({"input": []}, "invalid_value", "input"),
+    ({"input": 7}, "invalid_value", "input"),
+    ({"input": [USER, {"role": "nobody"}]}, "invalid_value", "input[1].role"),
+    (
+        {"input": [{"type": "function_call", "call_id": "c"}]},
+        *("missing_required_parameter", "input[0].arguments"),
+    ),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        *("unsupported_parameter", "input[0].content[0].type"),
+    ),
+    ({"input": [{"type": "web_search_call"}]}, "unsupported_parameter", "input[0].type"),
+    ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
+    ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools[0].name"),
+    (
+        {"tools": [{"type": "function", "name": "f", "parameters": {"type": "string"}}]},
+        *("invalid_function_parameters", "tools[0].parameters"),
+    ),
+    ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+    ({"tool_choice": {"type": "file_search"}}, "unsupported_parameter", "tool_choice.type"),
+    (
+        {"text": {"format": {"type": "json_schema", "name": "x"}}},
+        *("missing_required_parameter", "text.format.schema"),
+    ),
+    ({"text": {"format": {"type": "xml"}}}, "unsupported_parameter", "text.format.type"),
+    ({"max_tokens": 3}, "unsupported_parameter", "max_tokens"),
+    ({"max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
+    ({"temperature": 3}, "invalid_value", "temperature"),
+    ({"top_logprobs": 21}, "invalid_value", "top_logprobs"),
+    ({"include": ["everything"]}, "invalid_value", "include[0]"),
+    ({"metadata": {"a": 1}}, "invalid_value", "metadata"),
+    ({"metadata": {str(n): "" for n in range(17)}}, "invalid_value", "metadata"),
+    ({"background": True, "store": False}, "invalid_value", "background"),
+    ({"conversation": "c", "previous_response_id": "r"}, "invalid_value", "conversation"),
+    ({"previous_response_id": "resp_x"}, *("previous_response_not_found", "previous_response_id")),
+    ({"prompt": {"id": "p"}}, "unsupported_parameter", "prompt"),
+    ({"input": "word " * 9000, "model": "narrow"}, "context_length_exceeded", "input"),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "param"), WRONG)
+async def test_what_is_wrong_is_refused_by_its_name(
+    host: TestHost, body: dict[str, Any], code: str, param: str
+) -> None:
+    refused = await ask(host, **body)
+
+    assert refused.status_code == 400
+    assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == (code, param)
+
+
+async def test_turns_are_left_out_from_the_beginning_when_that_is_allowed(host: TestHost) -> None:
+    long = [{"role": "user", "content": f"turn {n} is long"} for n in range(30)]
+
+    refused = await ask(host, model="narrow", input=long)
+    made = await told(host, model="narrow", input=long, truncation="auto", instructions="be kind")
+
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert made["truncation"] == "auto"
+    assert 30 < made["usage"]["input_tokens"] <= 45
+
+
+async def test_one_that_runs_is_not_gone_on_with(host: TestHost) -> None:
+    slow = await told(host, background=True, max_output_tokens=10_000)
+
+    refused = await ask(host, previous_response_id=slow["id"])
+    cancelled = await host.client.post(f"/v1/responses/{slow['id']}/cancel")
+
+    assert refused.json()["error"]["param"] == "previous_response_id"
+    assert cancelled.json()["status"] in ("cancelled", "incomplete")
+    assert (await host.client.post(f"/v1/responses/{slow['id']}/cancel")).json() == cancelled.json()
+
+
+async def test_only_what_ran_in_the_background_is_cancelled_or_streamed_again(
+    host: TestHost,
+) -> None:
+    made = await told(host)
+    path = f"/v1/responses/{made['id']}"
+
+    for refused in (
+        await host.client.post(f"{path}/cancel"),
+        await host.client.get(path, params={"stream": "true"}),
+        await host.client.get(path, params={"starting_after": 1}),
+    ):
+        assert refused.status_code == 400
+
+
+async def test_lists_come_in_pages(host: TestHost) -> None:
+    items = [{"role": "user", "content": str(n), "id": f"msg_{n}"} for n in range(5)]
+    made = await told(host, input=items)
+    path = f"/v1/responses/{made['id']}/input_items"
+
+    page = (await host.client.get(path, params={"limit": 2, "order": "asc"})).json()
+    rest = (await host.client.get(path, params={"after": "msg_1", "order": "asc"})).json()
+
+    assert (page["first_id"], page["last_id"], page["has_more"]) == ("msg_0", "msg_1", True)
+    assert [item["id"] for item in rest["data"]] == ["msg_2", "msg_3", "msg_4"]
+    assert not rest["has_more"]
+    newest = (await host.client.get(path, params={"limit": 1})).json()
+    assert newest["first_id"] == "msg_4"
+    for wrong in ({"limit": 0}, {"limit": 101}, {"order": "up"}, {"after": "msg_9"}):
+        assert (await host.client.get(path, params=wrong)).status_code in (400, 404)
+
+
+async def test_a_response_is_metered_as_one(host: TestHost) -> None:
+    answer = await ask(host)
+
+    name = answer.headers["x-request-id"]
+    (entry,) = [entry for entry in host.entries() if entry["request_id"] == name]
+    assert entry["amount_nano"] == 4 * 100 + 3 * 400
+    assert answer.headers["x-llmhost-cost-usd"] == "0.0000016"
+
+
+async def test_old_responses_are_forgotten_unless_younger_ones_go_on_with_them() -> None:
+    clock: ManualClock = at("2026-01-01T00:00")
+    async with make_host(clock=clock, settings=Settings(state=StateSettings(keep_days=1))) as host:
+        lonely = await told(host)
+        first = await told(host)
+        held = (await host.client.post("/v1/conversations")).json()
+        clock.advance(86_000)
+        second = await told(host, previous_response_id=first["id"])
+        clock.advance(1_000)
+
+        forgotten = await host.host.responses.store.forget(clock.utc_ns() - 86_400 * 10**9)
+
+        assert forgotten == 2
+        assert (await host.client.get(f"/v1/responses/{lonely['id']}")).status_code == 404
+        assert (await host.client.get(f"/v1/responses/{first['id']}")).status_code == 200
+        assert (await host.client.get(f"/v1/conversations/{held['id']}")).status_code == 404
+        assert (await ask(host, previous_response_id=second["id"])).status_code == 200
+
+
+async def test_the_same_idempotency_key_makes_one_response(host: TestHost) -> None:
+    body = {"model": "fake", "input": "hello", "max_output_tokens": 3, "background": True}
+    headers = {"idempotency-key": "one"}
+
+    first, second = await asyncio.gather(
+        *(host.client.post("/v1/responses", json=body, headers=headers) for _ in range(2))
+    )
+
+    assert first.json() == second.json()
+    assert first.json()["status"] == "queued"
