@@ -1,6 +1,7 @@
 """Tools that the built-in model decides to call, as an agent built on the real client uses them."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -97,3 +98,47 @@ def test_one_call_is_enough_where_more_are_not_wanted(tiny: OpenAI) -> None:
 
     assert done.choices[0].finish_reason == "tool_calls"
     assert len(calls_of(done.choices[0].message)) == 1
+
+
+PATCH = """start: BEGIN line{1,3} END
+BEGIN: "*** Begin\\n"
+END: "*** End"
+line: /[-+ ]/ TEXT "\\n"
+TEXT: /[a-z"]{1,9}/
+"""
+
+
+@pytest.mark.parametrize(
+    ("syntax", "definition", "shape"),
+    [
+        ("lark", PATCH, r'\*\*\* Begin\n([-+ ][a-z"]{1,9}\n){1,3}\*\*\* End'),
+        ("regex", '[a-z]{2,5}"\\n[0-9]{3}', r'[a-z]{2,5}"\n[0-9]{3}'),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_custom_tools_text_follows_its_grammar(
+    tiny: OpenAI, syntax: Any, definition: str, shape: str, stream: bool
+) -> None:
+    grammar: Any = {"type": "grammar", "grammar": {"syntax": syntax, "definition": definition}}
+    facts: Any = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Change it."}],
+        "tools": [{"type": "custom", "custom": {"name": "edit", "format": grammar}}],
+        "tool_choice": {"type": "custom", "custom": {"name": "edit"}},
+        "max_tokens": 200,
+        "temperature": 1,
+        "seed": 4,
+    }
+    if stream:
+        chunks = [c.choices[0] for c in tiny.chat.completions.create(**facts, stream=True)]
+        pieces: Any = [call for c in chunks for call in c.delta.tool_calls or ()]
+        said, reason = "".join(p.custom["input"] for p in pieces), chunks[-1].finish_reason
+        assert [p.custom["name"] for p in pieces if p.id] == ["edit"]
+    else:
+        choice = tiny.chat.completions.create(**facts).choices[0]
+        (call,) = choice.message.tool_calls or ()
+        assert call.type == "custom"
+        said, reason = call.custom.input, choice.finish_reason
+
+    assert reason == "tool_calls"
+    assert re.fullmatch(shape, said), said

@@ -14,6 +14,7 @@ import msgspec
 from llmhost.core.output import FinishReason
 from llmhost.core.request import GenerationRequest, GrammarSpec
 from llmhost.pipeline.reading import Reading
+from llmhost.text.calls.inputs import InputText
 from llmhost.text.calls.pieces import Piece, Readable
 from llmhost.text.calls.thoughts import Thoughts
 
@@ -27,8 +28,11 @@ _encode = msgspec.json.encode
 class CallReader:
     """Finds the calls in one choice's text. Implements Readable."""
 
-    def __init__(self, names: Iterable[str], *, is_list: bool) -> None:
+    def __init__(self, names: Iterable[str], *, is_list: bool, of_text: Iterable[str] = ()) -> None:
+        """Calls of tools in `of_text` have a text instead of arguments, which ends with the answer."""
         self._heads = {f'{{"name":{json.dumps(name)},"arguments":': name for name in names}
+        self._of_text = {f'{{"name":{json.dumps(name)},"input":': name for name in of_text}
+        self._heads |= self._of_text
         self._is_list = is_list
         self._calls = 0
         self._held = ""
@@ -58,7 +62,7 @@ class CallReader:
             if self._held.startswith(before + head):
                 self._held = self._held[len(before + head) :]
                 self._calls += 1
-                self._step = self._argue
+                self._step = self._pour if head in self._of_text else self._argue
                 return [Piece("", self._calls - 1, name)]
         if self._calls and self._held.startswith("]"):
             self._close()
@@ -100,6 +104,10 @@ class CallReader:
         said, self._held = self._held, ""
         return [Piece(said, call)]
 
+    def _pour(self) -> list[Piece]:
+        said, self._held, self.is_complete = self._held, "", True
+        return [Piece(said, self._calls - 1)] if said else []
+
     def _close(self) -> None:
         self._held, self.is_complete = "", True
         self._step = self._rest
@@ -118,19 +126,25 @@ def calls_of(request: GenerationRequest, reading: Reading | None = None) -> "Cal
     """None where all of the answer is content."""
     spec = request.grammar
     if spec is not None and spec.kind == "tool_calls":
-        return Calls(request, _held_to_calls(spec, reading), may_call=True)
+        return Calls(request, _held_to_calls(spec, reading), may_call=True, of_text=_of_text(spec))
     if reading is None:
         return None
     return Calls(request, reading.reader, may_call=request.may_call, most=request.most_calls)
 
 
+def _of_text(spec: GrammarSpec) -> frozenset[str]:
+    """Tools whose calls have their text as it is."""
+    return frozenset(tool["name"] for tool in json.loads(spec.text)["tools"] if "lark" in tool)
+
+
 def _held_to_calls(spec: GrammarSpec, reading: Reading | None) -> Callable[[], Readable]:
     wish = json.loads(spec.text)
-    names = [tool["name"] for tool in wish["tools"]]
+    of_text = [tool["name"] for tool in wish["tools"] if "lark" in tool]
+    names = [tool["name"] for tool in wish["tools"] if "lark" not in tool]
     is_list: bool = wish["many"]
 
     def make() -> Readable:
-        reader = CallReader(names, is_list=is_list)
+        reader = CallReader(names, is_list=is_list, of_text=of_text)
         if reading is None or reading.thoughts is None:
             return reader
         return Thoughts(reader, reading.thoughts, begun=reading.begun)
@@ -148,7 +162,14 @@ class Calls:
         *,
         may_call: bool,
         most: int | None = None,
+        of_text: frozenset[str] = frozenset(),
     ) -> None:
+        self._custom = request.custom_tools
+        self._escaped = request.custom_tools - of_text
+        """Custom tools whose text is in an object, as JSON writes it."""
+        self._inputs: dict[tuple[int, int | None], InputText] = {}
+        self._names: dict[tuple[int, int | None], str] = {}
+        """Of calls, by choice and number, where some may be of custom tools."""
         self._request_id = request.request_id
         self._hides_thoughts = request.hides_thoughts
         self._make = make
@@ -170,7 +191,7 @@ class Calls:
             elif piece.name is not None:
                 calls.append(self._opening(index, piece.call, piece.name))
             else:
-                calls[-1]["function"]["arguments"] += piece.text
+                self._append(calls[-1], piece.text)
         message: dict[str, Any] = {
             "role": "assistant",
             "content": "".join(content) or (None if calls else ""),
@@ -213,23 +234,58 @@ class Calls:
             return b'"delta":' + _encode(_of_thoughts(piece.text))
         if piece.call is None:
             return b'"delta":' + _encode({"content": piece.text})
-        call: dict[str, Any] = {"index": piece.call, "function": {"arguments": piece.text}}
+        call: dict[str, Any] = {"index": piece.call}
         if piece.name is not None:
-            call = {"index": piece.call, **self._opening(index, piece.call, piece.name)}
+            call |= self._opening(index, piece.call, piece.name)
+        elif self._names.get((index, piece.call)) in self._custom:
+            call["custom"] = {"input": piece.text}
+        else:
+            call["function"] = {"arguments": piece.text}
         return b'"delta":' + _encode({"tool_calls": [call]})
 
     def _opening(self, index: int, call: int, name: str) -> dict[str, Any]:
         named = blake2b(f"{self._request_id}/{index}/{call}".encode(), digest_size=12).hexdigest()
-        function = {"name": name, "arguments": ""}
-        return {"id": f"call_{named}", "type": "function", "function": function}
+        id_ = f"call_{named}"
+        if name in self._custom:
+            return {"id": id_, "type": "custom", "custom": {"name": name, "input": ""}}
+        return {"id": id_, "type": "function", "function": {"name": name, "arguments": ""}}
+
+    @staticmethod
+    def _append(call: dict[str, Any], text: str) -> None:
+        if "custom" in call:
+            call["custom"]["input"] += text
+        else:
+            call["function"]["arguments"] += text
 
     def pieces(self, index: int, text: str) -> list[Piece]:
         """What further text of a choice tells."""
-        return self._wanted(index, self._reader(index).push(text))
+        return self._plain(index, self._wanted(index, self._reader(index).push(text)))
 
     def last_pieces(self, index: int) -> list[Piece]:
         """What was held back, at the end."""
-        return self._wanted(index, self._reader(index).finish())
+        pieces = self._plain(index, self._wanted(index, self._reader(index).finish()))
+        for (choice, call), text in self._inputs.items():
+            if choice == index and (held := text.finish()):
+                pieces.append(Piece(held, call))
+        return pieces
+
+    def _plain(self, index: int, pieces: list[Piece]) -> list[Piece]:
+        """With what custom tools are given as the text that it is."""
+        if not self._custom:
+            return pieces
+        told = [self._plain_piece((index, piece.call), piece) for piece in pieces]
+        return [piece for piece in told if piece is not None]
+
+    def _plain_piece(self, place: tuple[int, int | None], piece: Piece) -> Piece | None:
+        if piece.name is not None:
+            self._names[place] = piece.name
+            if piece.name in self._escaped:
+                self._inputs[place] = InputText()
+            return piece
+        if place not in self._inputs:
+            return piece
+        text = self._inputs[place].push(piece.text)
+        return piece._replace(text=text) if text else None
 
     def _wanted(self, index: int, pieces: list[Piece]) -> list[Piece]:
         """Without hidden thoughts, and without the calls that are too many and what comes after them."""

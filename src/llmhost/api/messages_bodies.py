@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from llmhost.api.bodies import MAX_MODEL_CHARS, MAX_TIMEOUT_MS, Count, Probability, Temperature
 from llmhost.api.loose import NULL, Raw
-from llmhost.api.structured import Name
+from llmhost.api.tools import Name
 
 
 class WireBlock(msgspec.Struct, frozen=True):

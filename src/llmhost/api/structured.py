@@ -8,26 +8,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta
 
 from llmhost.api.bodies import ChatBody, GenerationBody
 from llmhost.api.loose import NULL, Raw, asks, loose, said
-from llmhost.core.errors import InvalidTool, InvalidValue, MissingParameter, UnsupportedParameter
+from llmhost.api.tools import Table, Tool, WireTool, tools_of
+from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
 from llmhost.core.request import GrammarSpec
 
 MAX_FORM_BYTES = 256 * 1024
 """Of `response_format`, `structured_outputs`, or all tools together, as sent."""
-MAX_TOOLS = 128
-
-Table = dict[str, Any]
-Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,128}$")]
-"""OpenAI's names end at 64 characters, Anthropic's at 128."""
-
-NO_PARAMETERS: Table = {"type": "object", "properties": {}, "additionalProperties": False}
-"""What absent ones mean, as with OpenAI."""
 
 
 class WireSchema(msgspec.Struct, frozen=True):
@@ -56,18 +48,6 @@ class WireStructured(msgspec.Struct, frozen=True):
     whitespace_pattern: str | None = None
 
 
-class WireFunction(msgspec.Struct, frozen=True):
-    name: Name
-    description: str | None = None
-    parameters: Table | None = None
-    strict: bool | None = None
-
-
-class WireTool(msgspec.Struct, frozen=True):
-    type: str
-    function: WireFunction | None = None
-
-
 class WireNamed(msgspec.Struct, frozen=True):
     name: str
 
@@ -75,7 +55,8 @@ class WireNamed(msgspec.Struct, frozen=True):
 class WireOne(msgspec.Struct, frozen=True):
     """One of `allowed_tools`."""
 
-    function: WireNamed
+    function: WireNamed | None = None
+    custom: WireNamed | None = None
 
 
 class WireAllowed(msgspec.Struct, frozen=True):
@@ -88,6 +69,7 @@ class WireChoice(msgspec.Struct, frozen=True):
 
     type: str
     function: WireNamed | None = None
+    custom: WireNamed | None = None
     allowed_tools: WireAllowed | None = None
 
 
@@ -95,7 +77,7 @@ class WireChoice(msgspec.Struct, frozen=True):
 class Wanted:
     """The tools of which one must be called, or several; or may be called."""
 
-    tools: list[WireFunction]
+    tools: list[Tool]
     many: bool
     is_free: bool = False
 
@@ -109,6 +91,8 @@ class Form:
     may_call: bool = False
     """The tools may be called, or not."""
     most_calls: int | None = None
+    custom_tools: frozenset[str] = frozenset()
+    """Names of those that take a text."""
 
 
 _form_of_chat = attrgetter(
@@ -136,14 +120,17 @@ def chat_form(body: ChatBody) -> Form:
     if wanted is None:
         return Form(text)
     if wanted.is_free:
-        told = tuple(_for_template(tool) for tool in wanted.tools)
-        return Form(text, told, may_call=True, most_calls=None if wanted.many else 1)
+        _check_free(wanted.tools)
+        told = tuple(tool.told for tool in wanted.tools)
+        most = None if wanted.many else 1
+        return Form(text, told, may_call=True, most_calls=most, custom_tools=_custom(tools))
     if text is not None and text.param != "response_format":  # which speaks of content only
         raise InvalidValue(
             f"'{text.param}' and 'tool_choice' ask for different answers. Send one of them.",
             param=text.param,
         )
-    return Form(_calls(wanted), tuple(_for_template(tool) for tool in tools))
+    told = tuple(tool.told for tool in tools)
+    return Form(_calls(wanted), told, custom_tools=_custom(tools))
 
 
 def completion_form(body: GenerationBody) -> Form:
@@ -229,30 +216,26 @@ def _text(raw: Raw, param: str) -> str:
         raise InvalidValue(f"'{param}' is not valid JSON: {error}", param=param) from None
 
 
-def _tools(body: ChatBody) -> list[WireFunction]:
-    tools = decoded(body.tools, list[WireTool], "tools") or []
-    if len(tools) > MAX_TOOLS:
-        raise InvalidValue(f"{len(tools)} tools are sent; {MAX_TOOLS} are allowed.", param="tools")
-    return [_function(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
+def _tools(body: ChatBody) -> list[Tool]:
+    return tools_of(decoded(body.tools, list[WireTool], "tools") or [])
 
 
-def _function(tool: WireTool, at: str) -> WireFunction:
-    if tool.type != "function":
-        raise UnsupportedParameter(
-            f"A tool of type {tool.type!r} is not supported; functions are.", param=f"{at}.type"
-        )
-    if tool.function is None:
-        raise MissingParameter(f"{at}.function")
-    kind = (tool.function.parameters or NO_PARAMETERS).get("type", "object")
-    if kind != "object":
-        raise InvalidTool(
-            f"The parameters of {tool.function.name!r} are of type {kind!r}; a function takes an object.",
-            param=f"{at}.function.parameters",
-        )
-    return tool.function
+def _custom(tools: list[Tool]) -> frozenset[str]:
+    return frozenset(tool.name for tool in tools if tool.is_custom)
 
 
-def _wanted(body: ChatBody, tools: list[WireFunction]) -> Wanted | None:
+def _check_free(tools: list[Tool]) -> None:
+    """Within a model's own format of calls a text is written with escapes, which a grammar knows nothing of."""
+    for tool in tools:
+        if tool.lark is not None:
+            raise UnsupportedParameter(
+                f"The lark grammar of {tool.name!r} can be enforced only where a tool must be called. Send"
+                " 'tool_choice', or a grammar of syntax regex.",
+                param=f"tools{tool.at}".removesuffix(".definition"),
+            )
+
+
+def _wanted(body: ChatBody, tools: list[Tool]) -> Wanted | None:
     """None where the answer is text."""
     choice = decoded(body.tool_choice, WireChoice | str, "tool_choice") or "auto"
     may_repeat = body.parallel_tool_calls is not False
@@ -265,8 +248,14 @@ def _wanted(body: ChatBody, tools: list[WireFunction]) -> Wanted | None:
             return Wanted(_some(tools), many=may_repeat)
         case WireChoice("function", function=WireNamed(name)):
             return Wanted([_named(name, _some(tools))], many=False)
+        case WireChoice("custom", custom=WireNamed(name)):
+            return Wanted([_named(name, _some(tools))], many=False)
         case WireChoice("allowed_tools", allowed_tools=WireAllowed(allowed, mode)) if allowed:
-            names = dict.fromkeys(one.function.name for one in allowed)
+            known = [one.function or one.custom for one in allowed]
+            if None in known:
+                place = known.index(None)
+                raise MissingParameter(f"tool_choice.allowed_tools.tools[{place}].function")
+            names = dict.fromkeys(one.name for one in known if one is not None)
             some = [_named(name, _some(tools)) for name in names]
             return Wanted(some, many=may_repeat, is_free=mode == "auto")
     raise InvalidValue(
@@ -276,7 +265,7 @@ def _wanted(body: ChatBody, tools: list[WireFunction]) -> Wanted | None:
     )
 
 
-def _some(tools: list[WireFunction]) -> list[WireFunction]:
+def _some(tools: list[Tool]) -> list[Tool]:
     if not tools:
         raise InvalidValue(
             "'tool_choice' asks for a call, and there are no 'tools'.", param="tool_choice"
@@ -284,7 +273,7 @@ def _some(tools: list[WireFunction]) -> list[WireFunction]:
     return tools
 
 
-def _named(name: str, tools: list[WireFunction]) -> WireFunction:
+def _named(name: str, tools: list[Tool]) -> Tool:
     if found := [tool for tool in tools if tool.name == name]:
         return found[0]
     raise InvalidValue(
@@ -293,24 +282,10 @@ def _named(name: str, tools: list[WireFunction]) -> WireFunction:
 
 
 def _calls(wanted: Wanted) -> GrammarSpec:
-    tools = [
-        {
-            "name": tool.name,
-            "parameters": {"type": "object", **(tool.parameters or NO_PARAMETERS)},
-            "strict": bool(tool.strict),
-        }
-        for tool in wanted.tools
-    ]
-    content = {"tools": tools, "many": wanted.many}
+    """A text by a grammar has no end that could be told from what comes behind it, so there is one call of such."""
+    many = wanted.many and all(tool.lark is None for tool in wanted.tools)
+    content = {"tools": [tool.held for tool in wanted.tools], "many": many}
     return GrammarSpec("tool_calls", json.dumps(content), param="tools")
-
-
-def _for_template(tool: WireFunction) -> Table:
-    """As chat templates know tools: what was sent of it, and nothing that was not."""
-    said = {
-        name: value for name in tool.__struct_fields__ if (value := getattr(tool, name)) is not None
-    }
-    return {"type": "function", "function": said}
 
 
 def decoded(raw: Raw, shape: Any, param: str) -> Any:

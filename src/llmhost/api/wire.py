@@ -160,6 +160,7 @@ def _request(
         grammar=form.grammar,
         may_call=form.may_call,
         most_calls=form.most_calls,
+        custom_tools=form.custom_tools,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         stop=stops(body.stop),

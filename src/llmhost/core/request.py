@@ -246,6 +246,8 @@ class GenerationRequest:
     """The answer may hold calls of the tools, in the model's own format."""
     most_calls: int | None = None
     """Of which no more than so many count."""
+    custom_tools: frozenset[str] = frozenset()
+    """Names of tools that take a text, and are told to the model as functions of one argument."""
     hides_thoughts: bool = False
     """Thoughts are not told, though they are counted."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -121,11 +121,14 @@ def _tool_calls(text: str, is_strict: bool) -> str:
     wish = _json(text)
     rules = []
     for place, tool in enumerate(wish["tools"]):
+        if "lark" in tool:
+            rules.append(_text_call(place, tool))
+            continue
         options = STRICT if tool["strict"] else LENIENT
         parameters = tool["parameters"] if tool["strict"] else _closed(tool["parameters"])
         schema = {**enforceable(parameters), "x-guidance": options}
         if fault := fault_of(LLMatcher.grammar_from_json_schema(json.dumps(schema))):
-            raise Unreadable(fault, f"[{place}].function.parameters")
+            raise Unreadable(fault, _place(place, tool))
         head = quoted(f'{{"name":{json.dumps(tool["name"])},"arguments":')
         rules.append(
             f'call{place}: {head} args{place} "}}"\nargs{place}: %json {json.dumps(schema)}'
@@ -155,6 +158,19 @@ def _closed(parameters: Any) -> Any:
     return {**parameters, "additionalProperties": False}
 
 
+def _place(place: int, tool: Any) -> str:
+    """The field that says what a tool may be given."""
+    return str(tool.get("at") or f"[{place}].function.parameters")
+
+
+def _text_call(place: int, tool: Any) -> str:
+    """A call with a text by a grammar, as it is: it has no end but the answer's."""
+    if fault := fault_of(LLMatcher.grammar_from_lark(tool["lark"])):
+        raise Unreadable(fault, _place(place, tool))
+    head = quoted(f'{{"name":{json.dumps(tool["name"])},"input":')
+    return f"call{place}: {head} text{place}\ntext{place}: %lark {{\n{tool['lark']}\n}}"
+
+
 def _auto_calls(text: str, is_strict: bool) -> str:
     """Calls in a model's own format, from its opener on: strict tools by their schemas, others with any object."""
     wish = _json(text)
@@ -165,7 +181,7 @@ def _auto_calls(text: str, is_strict: bool) -> str:
         if tool["strict"]:
             schema = {**enforceable(tool["parameters"]), "x-guidance": strict}
         if fault := fault_of(LLMatcher.grammar_from_json_schema(json.dumps(schema))):
-            raise Unreadable(fault, f"[{place}].function.parameters")
+            raise Unreadable(fault, _place(place, tool))
         arguments[tool["name"]] = schema
     return calls_grammar(wish["format"], arguments, many=wish["many"])
 

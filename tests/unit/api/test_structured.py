@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from llmhost.api.openai import parse_chat, parse_completion
-from llmhost.api.structured import MAX_FORM_BYTES, MAX_TOOLS
+from llmhost.api.structured import MAX_FORM_BYTES
+from llmhost.api.tools import MAX_TOOLS
 from llmhost.core.errors import BadRequest
 from llmhost.core.request import GenerationRequest, GrammarSpec
 
@@ -179,7 +180,7 @@ MISSING = "missing_required_parameter"
         ({"guided_choice": "a"}, INVALID, "guided_choice"),
         ({"guided_json": {"x": "x" * MAX_FORM_BYTES}}, INVALID, "guided_json"),
         ({"tools": [{}]}, INVALID, "tools[0]"),
-        ({"tools": [NOW, {"type": "custom"}]}, UNSUPPORTED, "tools[1].type"),
+        ({"tools": [NOW, {"type": "web_search"}]}, UNSUPPORTED, "tools[1].type"),
         ({"tools": [{"type": "function"}]}, MISSING, "tools[0].function"),
         ({"tools": [NOW, named("a b")]}, INVALID, "tools[1].function.name"),
         ({"tools": [NOW] * (MAX_TOOLS + 1)}, INVALID, "tools"),

@@ -36,16 +36,9 @@ from llmhost.api.sampling import (
     MAX_STOP_IDS,
     MAX_STOPS,
 )
-from llmhost.api.structured import (
-    MAX_TOOLS,
-    Name,
-    WireChoice,
-    WireFormat,
-    WireSchema,
-    WireStructured,
-    WireTool,
-)
+from llmhost.api.structured import WireChoice, WireFormat, WireSchema, WireStructured
 from llmhost.api.tokenize import DetokenizeBody, TokenizeBody
+from llmhost.api.tools import MAX_TOOLS, Name, WireTool
 
 Schema = dict[str, Any] | bool
 """A JSON schema."""
