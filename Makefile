@@ -28,10 +28,15 @@ $(VENV)/ready-to-serve: $(VENV)/python-is-fine $(NEEDS)
 	@$(PIP) install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-# What the tests need on top: development tools.
+# What the tests need on top: development tools, and the engine for GGUF files where it can be built.
 $(VENV)/ready-to-test: $(VENV)/ready-to-serve
 	@echo "> installing the tools of the tests"
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@if $(BIN)/python -c 'import llama_cpp' 2>/dev/null; then :; \
+	elif command -v c++ >/dev/null && command -v cmake >/dev/null; then \
+		echo "> building llama-cpp-python, once; this takes up to half an hour"; \
+		$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,gguf]'; \
+	else echo "> no C++ compiler or cmake: the tests of GGUF files are skipped"; fi
 	@touch $@
 
 setup: $(VENV)/ready-to-serve

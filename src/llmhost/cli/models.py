@@ -52,8 +52,9 @@ def models(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> 
 def ps(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """List the models that are loaded, with their memory and how busy they are.
 
-    WEIGHTS were loaded, and PREDICTED was leased for them from the files' headers. MEASURED is what a GPU says that
-    loading took; on the CPU it is the growth of the process, its libraries included. KV CACHE is leased.
+    WEIGHTS were loaded, and PREDICTED was leased for them from the files' headers. MEASURED is what a GPU, or
+    llama.cpp of a GGUF file, says that loading took; else it is the growth of the process, its libraries included. KV
+    CACHE is leased.
     """
     from llmhost.cli.client import HttpAdmin
 

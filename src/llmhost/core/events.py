@@ -46,3 +46,7 @@ class DeploymentChanged:
     utc_ns: int
     took_s: float | None = None
     bytes: int | None = None
+    predicted_bytes: int | None = None
+    """Of a loaded model's weights, from the headers of its files."""
+    measured_bytes: int | None = None
+    """What loading them took."""

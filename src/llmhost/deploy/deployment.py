@@ -277,6 +277,8 @@ class Deployment:
             utc_ns=self._clock.utc_ns(),
             took_s=took_s,
             bytes=replica.plan.weights_bytes + replica.plan.kv_bytes if replica else size_bytes,
+            predicted_bytes=replica.plan.weights_bytes if replica else None,
+            measured_bytes=replica.measured_bytes if replica else None,
         )
         log_event(
             log,

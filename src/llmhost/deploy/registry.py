@@ -46,6 +46,10 @@ SCHEMA = Schema(
                 bytes INTEGER
             ) STRICT""",
         ),
+        "memory_of_loads": (
+            "ALTER TABLE model_events ADD COLUMN predicted_bytes INTEGER",
+            "ALTER TABLE model_events ADD COLUMN measured_bytes INTEGER",
+        ),
     },
 )
 
@@ -61,7 +65,9 @@ _INSERT_MODEL = """
 """
 _SET_MARK = "UPDATE models SET fingerprint = ? WHERE name = ? AND version = ?"
 _INSERT_EVENT = """
-    INSERT INTO model_events (node_id, utc_ns, model, state, reason, took_ms, bytes) VALUES (?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO model_events
+        (node_id, utc_ns, model, state, reason, took_ms, bytes, predicted_bytes, measured_bytes)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -96,6 +102,8 @@ class Registry:
             event.reason,
             None if event.took_s is None else round(event.took_s * 1000),
             event.bytes,
+            event.predicted_bytes,
+            event.measured_bytes,
         )
         self._writer.submit(lambda connection: connection.execute(_INSERT_EVENT, row).rowcount)
 

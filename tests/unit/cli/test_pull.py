@@ -46,6 +46,17 @@ def test_a_model_is_pulled_into_the_data_dir(hub: Hub, llmhost, tmp_path: Path, 
     assert "(all here, checked in" in llmhost("pull", name).stdout
 
 
+def test_one_file_of_a_repository_is_pulled_and_no_other(hub: Hub, llmhost, tmp_path: Path):
+    hub.add("org/quant", {"README.md": b"#", "q-Q8_0.gguf": b"8" * 30_000, "q-F16.gguf": b"6"})
+
+    result = llmhost("pull", "hf:org/quant:q8_0")
+
+    folder = tmp_path / "data/models/org--quant/main:q8_0"
+    assert result.stdout.startswith("hf:org/quant:q8_0 is here: 1 files, 29.3 KiB")
+    assert [path.name for path in folder.iterdir() if path.suffix] == ["q-Q8_0.gguf"]
+    assert hub.asked == ["q-Q8_0.gguf all"]
+
+
 def test_a_pull_reports_itself_as_json(hub: Hub, llmhost, tmp_path: Path):
     commit = hub.repositories["org/name"].commit({**FILES, "config.json": b"[]"}, "v2")
 

@@ -147,6 +147,22 @@ def test_each_version_is_a_row_that_names_its_origin(node: Node) -> None:
     assert {r["node_id"] for r in rows} == {"node-1"}
 
 
+def test_what_was_predicted_of_a_load_is_kept_beside_what_it_took(node: Node) -> None:
+    node.registry.record(
+        DeploymentChanged(
+            model="m@1",
+            state="ready",
+            reason="start",
+            utc_ns=7,
+            predicted_bytes=640,
+            measured_bytes=650,
+        )
+    )
+
+    (row,) = node.rows("model_events")
+    assert (row["predicted_bytes"], row["measured_bytes"]) == (640, 650)
+
+
 def test_every_change_of_state_is_recorded_with_its_reason(node: Node) -> None:
     for state, reason, took_s, size in (
         ("loading", "request", None, None),

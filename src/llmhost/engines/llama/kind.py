@@ -9,14 +9,18 @@ from llmhost.config.schema import LlamaOptions, ModelSpec
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.imports import long_import
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
+from llmhost.core.units import parse_bytes
 from llmhost.engines.llama.extra import require
 from llmhost.engines.llama.header import parts_of, read_header
 from llmhost.engines.llama.library import llama
-from llmhost.engines.llama.sizes import KV_TYPE, read_sizes
+from llmhost.engines.llama.sizes import KV_TYPE, Sizes, read_sizes
 from llmhost.engines.llama.tokenizer import load_gguf_tokenizer
 
+TYPICAL_SEQUENCE_TOKENS = 1024
+"""As what a KV cache gets is planned for."""
+
 if TYPE_CHECKING:
-    from llmhost.engines.llama.load import KvType
+    from llmhost.engines.llama.load import KvType, LoadSettings
 
 
 class LlamaKind:
@@ -30,26 +34,42 @@ class LlamaKind:
 
     def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
         require()
-        options = _options(spec)
-        sizes = read_sizes(read_header(model_file(folder)))
+        path, options = model_file(folder), _options(spec)
+        sizes = read_sizes(read_header(path))
+        token_bytes = sizes.kv_token_bytes(_kv_type(options))
+        step_bytes = self._step_bytes(path, spec, _cells(spec, sizes, token_bytes))
         return RunnerFacts(
             device=_device(options),
             vocab_size=sizes.vocab_size,
             max_sequence_length=sizes.context_length,
             block_tokens=spec.block_tokens,
-            kv_block_bytes=spec.block_tokens * sizes.kv_token_bytes(_kv_type(options)),
+            kv_block_bytes=spec.block_tokens * token_bytes,
             weights_bytes=sizes.weights_bytes,
-            step_token_bytes=sizes.step_token_bytes,
-            step_row_bytes=sizes.step_row_bytes,
+            step_token_bytes=-(-step_bytes // spec.max_tokens_per_batch),
+            step_row_bytes=4 * sizes.vocab_size,  # what draws from logits has a copy of them
         )
 
     def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
         require()
         with long_import():  # draws by torch, as the torch engine does
-            from llmhost.engines.llama.load import LoadSettings, load_runner
+            from llmhost.engines.llama.load import load_runner
+
+        return load_runner(model_file(folder), self._settings(spec), predicted)
+
+    def _step_bytes(self, path: Path, spec: ModelSpec, cells: int) -> int:
+        with long_import():
+            from llmhost.engines.llama.dry_load import step_bytes
+            from llmhost.engines.llama.load import shape_of
+
+        settings = self._settings(spec)
+        shape = shape_of(llama(), settings)
+        return step_bytes(path, shape, cells=cells, gpu_layers=settings.gpu_layers)
+
+    def _settings(self, spec: ModelSpec) -> "LoadSettings":
+        from llmhost.engines.llama.load import LoadSettings
 
         options = _options(spec)
-        settings = LoadSettings(
+        return LoadSettings(
             batch_tokens=spec.max_tokens_per_batch,
             rows=spec.max_batch_size,
             threads=options.threads,
@@ -59,7 +79,6 @@ class LlamaKind:
             mmap=options.mmap,
             mlock=options.mlock,
         )
-        return load_runner(model_file(folder), settings, predicted)
 
     def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
         require()
@@ -97,6 +116,14 @@ def _options(spec: ModelSpec) -> LlamaOptions:
 
 def _kv_type(options: LlamaOptions) -> "KvType":
     return KV_TYPE if options.kv_dtype == "auto" else options.kv_dtype
+
+
+def _cells(spec: ModelSpec, sizes: Sizes, token_bytes: int) -> int:
+    """Tokens that the KV cache is likely to get, where there is room for it."""
+    longest = min(sizes.context_length, spec.max_sequence_length or sizes.context_length)
+    if spec.kv_memory is not None and token_bytes:
+        return max(parse_bytes(spec.kv_memory) // token_bytes, 1)
+    return max(spec.max_batch_size * min(longest, TYPICAL_SEQUENCE_TOKENS), longest)
 
 
 def _device(options: LlamaOptions) -> str:

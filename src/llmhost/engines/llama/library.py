@@ -3,6 +3,8 @@
 import ctypes
 import logging
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,6 +20,8 @@ _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.DEBUG, 4: logging.WARN
 """llama.cpp tells much at load that is news to nobody, and calls errors what its callers handle."""
 _kept: list[Any] = []
 """What C code points at: it must live as long as the process."""
+_listeners: dict[int, Callable[[str], None]] = {}
+"""By the thread whose calls they listen to."""
 _lock = threading.Lock()
 
 
@@ -40,8 +44,21 @@ def _import() -> Any:
     return llama_cpp
 
 
+@contextmanager
+def listening(hear: Callable[[str], None]) -> Iterator[None]:
+    """Hear what llama.cpp says of this thread's calls: some numbers it tells in no other way."""
+    here = threading.get_ident()
+    _listeners[here] = hear
+    try:
+        yield
+    finally:
+        del _listeners[here]
+
+
 def _log(level: int, text: bytes, _: Any) -> None:
     """Called from llama.cpp's own threads as well."""
+    if (hear := _listeners.get(threading.get_ident())) is not None:
+        hear(text.decode("utf-8", "replace"))
     severity = _LEVELS.get(level)
     if severity is not None and log.isEnabledFor(severity):
         log.log(severity, "llama.cpp %s", text.decode("utf-8", "replace").rstrip())

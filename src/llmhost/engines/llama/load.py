@@ -8,7 +8,8 @@ from typing import Any, Literal
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import RunnerFacts
 from llmhost.engines.llama.context import MOST_SEQUENCES, ContextShape
-from llmhost.engines.llama.library import llama
+from llmhost.engines.llama.dry_load import Allocations
+from llmhost.engines.llama.library import listening, llama
 from llmhost.engines.llama.runner import LlamaRunner
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -35,11 +36,12 @@ class LoadSettings:
 def load_runner(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> LlamaRunner:
     """Load the model whose only or first file is `path`. Blocks. Raises ModelUnavailable."""
     _check(settings)
-    library = llama()
+    library, found = llama(), Allocations()
     params = library.llama_model_default_params()
     params.n_gpu_layers = settings.gpu_layers
     params.load_mode = _load_mode(library, settings)
-    model = library.llama_model_load_from_file(os.fsencode(path), params)
+    with listening(found.hear):
+        model = library.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise ModelUnavailable(
             f"llama.cpp could not load {path}. It knows no such architecture, or the file is damaged."
@@ -47,7 +49,12 @@ def load_runner(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> L
     try:
         _refuse(library, model, path)
         return LlamaRunner(
-            library, model, _shape(library, settings), _facts(library, model, predicted)
+            library,
+            model,
+            shape_of(library, settings),
+            _facts(
+                library, model, predicted, found.bytes_of("model", on_gpu=settings.gpu_layers > 0)
+            ),
         )
     except Exception:
         library.llama_model_free(model)
@@ -88,7 +95,8 @@ def _check(settings: LoadSettings) -> None:
         )
 
 
-def _shape(library: Any, settings: LoadSettings) -> ContextShape:
+def shape_of(library: Any, settings: LoadSettings) -> ContextShape:
+    """What contexts of the model will be like."""
     sequences = min(RESIDENTS_PER_ROW * settings.rows + MORE_RESIDENTS, MOST_SEQUENCES)
     as_it_likes = library.LLAMA_FLASH_ATTN_TYPE_AUTO
     if settings.kv_type == "f32":  # flash attention would round all of it to 16 bits
@@ -109,10 +117,11 @@ def _shape(library: Any, settings: LoadSettings) -> ContextShape:
     )
 
 
-def _facts(library: Any, model: Any, predicted: RunnerFacts) -> RunnerFacts:
+def _facts(library: Any, model: Any, predicted: RunnerFacts, measured_bytes: int) -> RunnerFacts:
     return replace(
         predicted,
         vocab_size=library.llama_vocab_n_tokens(library.llama_model_get_vocab(model)),
         weights_bytes=library.llama_model_size(model),
+        measured_bytes=measured_bytes,
         checks_drafts=True,
     )

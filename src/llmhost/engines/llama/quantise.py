@@ -2,13 +2,11 @@
 
 import ctypes
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from llmhost.core.errors import ModelUnavailable
-from llmhost.engines.llama.library import llama
+from llmhost.engines.llama.library import listening, llama
 
 QUANTISED = {
     "q8_0": 7,
@@ -31,7 +29,7 @@ QUANTISED = {
 """Types by llama.cpp's numbers for them, the most bits first. Those that need a sample of text are not here."""
 
 KEPT_LINES = 20
-_TENSOR = re.compile(rb"\[\s*(\d+)/\s*(\d+)\]")
+_TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 
 
 def quantise(
@@ -42,7 +40,15 @@ def quantise(
     params = library.llama_model_quantize_default_params()
     params.ftype = QUANTISED[kind]
     said: list[str] = []
-    with _listening(library, said, report):
+
+    def hear(line: str) -> None:
+        if (place := _TENSOR.match(line)) is not None:
+            report("quantising", int(place[1]), int(place[2]))
+        elif line.strip():
+            said.append(line.strip())
+            del said[:-KEPT_LINES]
+
+    with listening(hear):
         code = library.llama_model_quantize(
             str(source).encode(), str(target).encode(), ctypes.byref(params)
         )
@@ -52,26 +58,3 @@ def quantise(
             f"llama.cpp could not write {target.name} as {kind}{f' ({why})' if why else ''}."
             " Check that the disk has room, or choose another type."
         )
-
-
-@contextmanager
-def _listening(
-    library: Any, said: list[str], report: Callable[[str, int, int], None]
-) -> Iterator[None]:
-    """Hear what the library says meanwhile: it counts its tensors there and nowhere else."""
-
-    def hear(level: int, text: bytes, data: Any) -> None:
-        if (place := _TENSOR.match(text)) is not None:
-            report("quantising", int(place[1]), int(place[2]))
-        elif text.strip():
-            said.append(text.decode("utf-8", "replace").strip())
-            del said[:-KEPT_LINES]
-
-    before, data = library.llama_log_callback(), ctypes.c_void_p()
-    library.llama_log_get(ctypes.byref(before), ctypes.byref(data))
-    callback = library.llama_log_callback(hear)  # referenced for as long as it may be called
-    library.llama_log_set(callback, ctypes.c_void_p(0))
-    try:
-        yield
-    finally:
-        library.llama_log_set(before, data)

@@ -12,8 +12,6 @@ from llmhost.engines.llama.header import BLOCKS, Header
 KV_TYPE: Literal["f16"] = "f16"
 """What the KV cache keeps where nobody says otherwise."""
 MOST_LAYERS = 10_000
-STEP_TOKENS = 512
-"""Tokens that the library computes at once; a larger step is cut."""
 
 _BYTES = {name: (block, size) for name, block, size in BLOCKS.values()}
 _RECURRENT = ("ssm.conv_kernel", "wkv.head_size", "shortconv.l_cache")
@@ -35,9 +33,6 @@ class Sizes:
     architecture: str
     vocab_size: int
     context_length: int
-    embedding: int
-    feed_forward: int
-    heads: int
     layers: tuple[Layer, ...]
     weights_bytes: int
 
@@ -47,18 +42,6 @@ class Sizes:
             _row_bytes(layer.keys, kv_type) + _row_bytes(layer.values, kv_type)
             for layer in self.layers
         )
-
-    @property
-    def step_token_bytes(self) -> int:
-        """Of intermediate results for each token of a step, in float32: the widest place is in the MLP, and some
-        copies of the residual and the heads lie around it."""
-        heads = max((layer.keys for layer in self.layers), default=0) + self.embedding
-        return 4 * (3 * self.feed_forward + 4 * self.embedding + 2 * heads)
-
-    @property
-    def step_row_bytes(self) -> int:
-        """Of a row's logits, which are kept twice: by the library, and by what draws from them."""
-        return 2 * 4 * self.vocab_size
 
 
 def read_sizes(header: Header) -> Sizes:
@@ -88,11 +71,6 @@ def read_sizes(header: Header) -> Sizes:
         architecture=name,
         vocab_size=rows.shape[1],
         context_length=_number(header, f"{name}.context_length"),
-        embedding=embedding,
-        feed_forward=max(
-            _each(header, f"{name}.feed_forward_length", count, usual=[0] * count), default=0
-        ),
-        heads=max(heads, default=0),
         layers=tuple(Layer(each * keys, each * values) for each in kv_heads),
         weights_bytes=header.weights_bytes,
     )

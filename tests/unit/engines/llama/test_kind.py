@@ -5,20 +5,15 @@ from typing import Any
 
 import pytest
 from tests.unit.engines.llama.gguf_files import write
-from tests.unit.engines.llama.test_sizes import EMBEDDINGS, MODEL
 
 from llmhost.config.load import load
 from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import ModelUnavailable
 from llmhost.deploy.sources import find_files, find_local, fingerprint, presence
 from llmhost.engines.llama import extra
+from llmhost.engines.llama.header import read_header
 from llmhost.engines.llama.kind import LlamaKind, model_file
 from llmhost.testing import make_host
-
-
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extra, "find_spec", lambda name: object())
 
 
 @pytest.fixture
@@ -30,17 +25,34 @@ def spec(**keys: Any) -> ModelSpec:
     return ModelSpec(**{"engine": "llama", "source": "m.gguf", **keys})
 
 
-@pytest.mark.usefixtures("installed")
-def test_the_footprint_is_the_headers(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.gguf", MODEL, [EMBEDDINGS])
+def test_the_footprint_is_the_headers_and_a_load_without_weights(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    path = find_files("builtin:tiny-gguf", tmp_path)
 
     facts = LlamaKind().footprint(spec(options={"kv_dtype": "f32"}), path)
 
     assert facts.device == "cpu:0"
-    assert facts.weights_bytes == 2560
-    assert facts.max_sequence_length == 4096
-    assert facts.kv_block_bytes == 16 * 3 * 2 * 32 * 4
+    assert facts.weights_bytes == read_header(path).weights_bytes
+    assert facts.max_sequence_length == facts.vocab_size == 2048
+    assert facts.kv_block_bytes == 16 * 4 * 2 * 128 * 4
     assert LlamaKind().footprint(spec(), path).kv_block_bytes == facts.kv_block_bytes // 2
+    short = LlamaKind().footprint(spec(kv_memory="1MiB"), path)
+    # A mask over the KV cache is the larger part of what a step takes in so small a model.
+    assert 0 < short.step_token_bytes < facts.step_token_bytes
+
+
+def test_what_was_leased_is_what_is_allocated(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    path, kind = find_files("builtin:tiny-gguf", tmp_path), LlamaKind()
+    predicted = kind.footprint(spec(max_batch_size=4), path)
+
+    runner = kind.load(spec(max_batch_size=4), path, predicted)
+
+    try:
+        assert runner.facts.weights_bytes == predicted.weights_bytes
+        assert runner.facts.measured_bytes == pytest.approx(predicted.weights_bytes, rel=0.01)
+    finally:
+        runner.close()
 
 
 def test_a_folder_with_one_model_is_as_good_as_its_file(tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""GGUF files against the torch engine, over all that the built-in model knows."""
+
+from collections.abc import Callable
+
+import pytest
+from tests.unit.engines.llama.test_built_in import models, wrong
+
+from llmhost.engines.builtin.corpus import known_answers
+from llmhost.testing import make_host
+
+pytestmark = pytest.mark.bars
+pytest.importorskip("llama_cpp")
+
+
+async def test_every_known_answer_comes_word_for_word(bar: Callable[[str], None]) -> None:
+    """The torch engine gives all of them, so both give the same tokens."""
+    wanted = known_answers()
+
+    async with make_host(models=models(max_queue=1024)) as host:
+        found = await wrong(host, wanted)
+
+    bar(f"the built-in model as a GGUF file: {len(wanted) - len(found)} of {len(wanted)} answers")
+    assert found == []
