@@ -52,6 +52,7 @@ from llmhost.api.responses.routes import TOKENS_PATH, input_tokens_route, respon
 from llmhost.api.responses.shelf import Conversations, Responses
 from llmhost.api.responses.state_routes import conversation_routes, item_routes, response_routes
 from llmhost.api.tokenize import tokenize_routes
+from llmhost.api.upgrade import with_sockets
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
 from llmhost.core.ids import new_request_id
@@ -161,7 +162,7 @@ def build_app(surface: Surface) -> ASGIApp:
     )
     guarded = surface.gatekeeper.guard(_past_router(app, generation))
     edge = Edge(guarded, origins=settings.cors_origins, loopback_only=is_loopback(settings.host))
-    return edge if surface.outflow is None else surface.outflow.around(edge)
+    return with_sockets(edge if surface.outflow is None else surface.outflow.around(edge))
 
 
 def _past_router(app: ASGIApp, routes: Mapping[str, ASGIApp]) -> ASGIApp:
@@ -185,7 +186,7 @@ def _generation_routes(surface: Surface) -> dict[str, ASGIApp]:
         ),
         "/v1/completions": generation_route(processor, Kind.COMPLETION, parse_completion, **limits),
         "/v1/messages": messages_route(processor, **limits),
-        RESPONSES_PATH: responses_route(processor, surface.responses, **limits),
+        RESPONSES_PATH: responses_route(processor, surface.responses, surface.outflow, **limits),
         COMPACT_PATH: compact_route(processor, surface.responses, **limits),
     }
 

@@ -124,7 +124,10 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         self._stop_alarm()
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is before:  # another protocol has the connection from here on
+            return
         open_ones = tuple(one for one in self._cycles if not one[0].response_complete)
         line = Line(self.cycle)
         self._cycles = (*open_ones, (self.cycle, line))

@@ -216,7 +216,9 @@ def _uvicorn_config(host: Host) -> uvicorn.Config:
     return uvicorn.Config(
         host.app,
         http=Connection,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=host.settings.server.max_body_bytes,
+        ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -35,8 +36,12 @@ class Order:
     asked: Asked
     scope: str
     seal: Seal = field(repr=False)
+    before: Sequence[bytes]
+    """Items that it goes on with."""
     input: Sequence[Item]
     """As it is kept."""
+    previous: str | None
+    """The response that it goes on with, where that is kept."""
 
     @property
     def sealer(self) -> Any:
@@ -65,12 +70,21 @@ class Desk:
         return Seal(self._secret, scope)
 
     async def prepare(
-        self, request: GenerationRequest, asked: Asked, caller: Caller
+        self,
+        request: GenerationRequest,
+        asked: Asked,
+        caller: Caller,
+        known: Mapping[str, list[bytes]] = MappingProxyType({}),
     ) -> tuple[GenerationRequest, Order]:
-        """Raises PreviousResponseNotFound, NotFound, and BadRequest that names an item."""
+        """`known` are responses that are held in memory, by their ids.
+
+        Raises PreviousResponseNotFound, NotFound, and BadRequest that names an item.
+        """
         scope = scope_of(caller)
         seal = self.seal_for(scope)
-        before = await self._before(asked, scope)
+        previous = asked.body.previous_response_id
+        held = None if previous is None else known.get(previous)
+        before = await self._before(asked, scope) if held is None else held
         items = [await self._referred(item, place, scope) for place, item in enumerate(asked.items)]
 
         def build() -> tuple[GenerationRequest, list[Item]]:
@@ -82,7 +96,12 @@ class Desk:
 
         is_large = len(before) + len(items) > INLINE_ITEMS
         whole, kept = await asyncio.to_thread(build) if is_large else build()
-        return whole, Order(asked=asked, scope=scope, seal=seal, input=kept)
+        if held is not None:  # which may be stored nowhere
+            previous, kept = None, [*map(_named, held), *kept]
+            before = []
+        return whole, Order(
+            asked=asked, scope=scope, seal=seal, before=before, input=kept, previous=previous
+        )
 
     async def _before(self, asked: Asked, scope: str) -> list[bytes]:
         if (conversation := asked.conversation) is not None:
@@ -117,7 +136,6 @@ class Desk:
         self.runs.start(run, self)
 
     def kept(self, order: Order, resource: Resource, **more: Any) -> Kept:
-        body = order.asked.body
         output = [(item["id"], _encode(item)) for item in resource["output"]]
         return Kept(
             id=resource["id"],
@@ -125,7 +143,7 @@ class Desk:
             resource=_encode({**resource, "output": []}),
             input=order.input,
             output=output,
-            previous=body.previous_response_id,
+            previous=order.previous,
             conversation=order.asked.conversation,
             **more,
         )
@@ -144,6 +162,14 @@ class Desk:
 def _kept(item: WireItem, place: int) -> Item:
     known = kept_item(item, f"input[{place}]")
     return known["id"], _encode(known)
+
+
+class _Named(msgspec.Struct, frozen=True):
+    id: str
+
+
+def _named(item: bytes) -> Item:
+    return msgspec.json.decode(item, type=_Named).id, item
 
 
 def lost(resource: bytes) -> bytes:

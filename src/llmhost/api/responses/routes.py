@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
-from litestar.types import ASGIApp, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from llmhost.api.bill_facts import bill_headers
-from llmhost.api.door import send_whole, start
+from llmhost.api.door import Outflow, send_whole, start
 from llmhost.api.errors import forget_frames, known_error
 from llmhost.api.estimate import counting_route
 from llmhost.api.gatekeeper import Identify
@@ -17,10 +17,12 @@ from llmhost.api.openai import EVENT_STREAM, STREAM_HEADERS, generation_route, s
 from llmhost.api.responses.desk import Desk, Order
 from llmhost.api.responses.events import DONE, Events, Silence
 from llmhost.api.responses.frames import ResponseFrames
+from llmhost.api.responses.prepare import prepare
 from llmhost.api.responses.resource import QUEUED
 from llmhost.api.responses.runs import Run
-from llmhost.api.responses.truncate import shortened
+from llmhost.api.responses.socket import Sockets
 from llmhost.api.responses.wire import Asked, parse_response
+from llmhost.api.upgrade import socket_of
 from llmhost.api.visit import Visit
 from llmhost.core.errors import LlmhostError
 from llmhost.core.request import Caller, GenerationRequest, Kind
@@ -35,16 +37,28 @@ TOKENS_PATH = f"{PATH}/input_tokens"
 _encode = msgspec.json.encode
 
 
-def responses_route(processor: Processor, desk: Desk, **limits: Any) -> ASGIApp:
-    """An ASGI app for answers."""
-    return generation_route(
+def responses_route(
+    processor: Processor, desk: Desk, outflow: Outflow | None = None, **limits: Any
+) -> ASGIApp:
+    """An ASGI app for answers, over a WebSocket as well."""
+    answer = generation_route(
         processor,
         Kind.RESPONSE,
         parse_response,
-        prepare=partial(_prepare, processor, desk),
+        prepare=partial(prepare, processor, desk),
         respond=_Answer(desk).respond,
         **limits,
     )
+    sockets = Sockets(processor, desk, outflow)
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        socket = socket_of(scope)
+        if socket is None:
+            await answer(scope, receive, send)
+        else:
+            await sockets.answer(cast(HTTPScope, scope), send, socket)
+
+    return route
 
 
 def input_tokens_route(
@@ -55,21 +69,12 @@ def input_tokens_route(
     async def count(
         request: GenerationRequest, asked: Asked, headers: Mapping[str, str], caller: Caller
     ) -> tuple[dict[str, Any], Allowances]:
-        whole, _ = await _prepare(processor, desk, request, asked, caller)
+        whole, _ = await prepare(processor, desk, request, asked, caller)
         context = await processor.count_tokens(whole, headers, caller)
         told = {"object": "response.input_tokens", "input_tokens": context.prompt_tokens}
         return told, context.allowances
 
     return counting_route(identify, parse_response, count, max_body_bytes)
-
-
-async def _prepare(
-    processor: Processor, desk: Desk, request: GenerationRequest, asked: Asked, caller: Caller
-) -> tuple[GenerationRequest, Order]:
-    whole, order = await desk.prepare(request, asked, caller)
-    if asked.body.truncation == "auto":
-        whole = await shortened(whole, lambda shorter: processor.measure(shorter, caller))
-    return whole, order
 
 
 class _Answer:
