@@ -25,7 +25,7 @@ from llmhost.api.chats.routes import chat_router
 from llmhost.api.costs import CostReports, cost_router
 from llmhost.api.dialect import dialect_of
 from llmhost.api.door import Outflow, bearer
-from llmhost.api.edge import Edge, is_loopback
+from llmhost.api.edge import Edge, serves_this_machine
 from llmhost.api.errors import INTERNAL, error_headers, known_error
 from llmhost.api.estimate import estimate_route
 from llmhost.api.files.routes import CallerOf, FileDesk, file_routes
@@ -161,7 +161,13 @@ def build_app(surface: Surface) -> ASGIApp:
         request_max_body_size=settings.max_body_bytes,
     )
     guarded = surface.gatekeeper.guard(_past_router(app, generation))
-    edge = Edge(guarded, origins=settings.cors_origins, loopback_only=is_loopback(settings.host))
+    edge = Edge(
+        guarded,
+        origins=settings.cors_origins,
+        loopback_only=serves_this_machine(settings),
+        peers=surface.gatekeeper.peers,
+        root_path=settings.root_path,
+    )
     return with_sockets(edge if surface.outflow is None else surface.outflow.around(edge))
 
 
@@ -290,7 +296,8 @@ def _operation_routes(surface: Surface) -> list[ControllerRouterHandler]:
     @get("/metrics", tags=["operation"], media_type="text/plain")
     async def metrics() -> Response[bytes]:
         """Prometheus text."""
-        return Response(surface.metrics.render(), media_type=CONTENT_TYPE)
+        kind = CONTENT_TYPE.removesuffix("; charset=utf-8")  # which is added to it
+        return Response(surface.metrics.render(), media_type=kind)
 
     return [health, ready, metrics]
 
@@ -320,7 +327,7 @@ def _stamped(body: dict[str, Any]) -> Response[dict[str, Any]]:
 
 
 def _answer_error(request: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
-    known: LlmhostError = known_error(error)
+    known: LlmhostError = known_error(error, f"{request.scope['method']} {request.scope['path']}")
     name, dialect = new_request_id(), dialect_of(request.scope)
     headers = {"x-request-id": name, **error_headers(known)}
     if dialect.id_header is not None:

@@ -1,14 +1,18 @@
-"""What stands around the whole app: the Host names it answers to, the pages that may call /v1, an id for every answer.
+"""What stands around the whole app: the Host names it answers to, the pages that may call /v1, who is local, what every
+answer's headers say, and HEAD.
 
 Pure ASGI, because admin routes must answer no CORS at all, and because a hot route should not pay for a framework's
 middleware. A server that listens on loopback only answers to loopback names: a page that had its own name resolve to
-127.0.0.1 gets nothing, and neither does a page of an origin that is not allowed.
+127.0.0.1 gets nothing, and neither does a page of an origin that is not allowed. A trusted proxy may be asked by any
+name and for any page, since what comes by it needs a key.
 """
 
 import ipaddress
 import re
+import time
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -16,9 +20,14 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from llmhost.api import bill_facts, limit_headers
 from llmhost.api.dialect import dialect_of
 from llmhost.api.door import add_by_sending, client_id, header, send_whole
+from llmhost.api.peers import Peer, Peers
+from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import Forbidden
 from llmhost.core.ids import new_request_id
+from llmhost.pipeline.authenticate import is_local
 
+HEADS_OF_ITS_OWN = "/api/"
+"""Ollama's API, in which a HEAD may mean something where there is no GET."""
 LONGEST_NAME = 300
 """Of a Host header, which callers make up and which is remembered."""
 _LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
@@ -51,43 +60,75 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def serves_this_machine(settings: ServerSettings) -> bool:
+    """Whether nothing but this machine can connect: on a loopback address, or on a unix socket."""
+    return settings.unix_socket is not None or is_loopback(settings.host)
+
+
 class Edge:
     """Checks Host, answers preflights, and adds CORS headers for allowed origins; loopback pages always may."""
 
-    def __init__(self, app: ASGIApp, *, origins: Sequence[str], loopback_only: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        origins: Sequence[str],
+        loopback_only: bool,
+        peers: Peers | None = None,
+        root_path: str = "",
+    ) -> None:
+        """`root_path` is where a proxy has put the server: paths may begin with it, or not."""
         self._app = app
         self._origins = frozenset(origins)
         self._loopback_only = loopback_only
+        self._peers = peers or Peers()
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        send = _named(scope, send)
-        if self._loopback_only and not is_loopback(_host_name(scope)):
-            await self._refuse_host(scope, send)
-        elif self._loopback_only and not self._is_at_home(origin := header(scope, b"origin")):
-            await self._refuse_origin(scope, origin, send)
+        peer = self._peers.of(scope)
+        is_local.set(peer.is_local)
+        self._place(scope, peer)
+        refusal = self._refusal(scope, peer) if self._loopback_only else None
+        send = _named(scope, send, time.perf_counter())
+        if refusal is not None:
+            await send_whole(send, refusal.status, dialect_of(scope).error_body(refusal), {})
+        elif scope["method"] == "HEAD" and not scope["path"].startswith(HEADS_OF_ITS_OWN):
+            await self._with_cors(_as_get(scope), receive, _bodiless(send))
         else:
             await self._with_cors(scope, receive, send)
 
-    async def _refuse_host(self, scope: HTTPScope, send: Send) -> None:
-        refusal = Forbidden(
-            f"This server answers to loopback names only, and was asked as {_host_name(scope)!r}."
-            " To serve other machines, start it with --host and make a key."
-        )
-        await send_whole(send, refusal.status, dialect_of(scope).error_body(refusal), {})
+    def _place(self, scope: Any, peer: Peer) -> None:
+        """As the server would be asked without the proxy before it."""
+        root, path = self._root_path, scope["path"]
+        if root and path.startswith(root) and path[len(root) :][:1] in ("", "/"):
+            scope["path"] = path[len(root) :] or "/"
+            scope["raw_path"] = scope["raw_path"].removeprefix(root.encode()) or b"/"
+        if peer.is_proxy and header(scope, b"x-forwarded-proto") in ("http", "https"):
+            scope["scheme"] = header(scope, b"x-forwarded-proto")
+
+    def _refusal(self, scope: Any, peer: Peer) -> Forbidden | None:
+        """What a server that is for this machine alone says to names and pages that are not its own."""
+        if peer.is_proxy:
+            return None
+        if not is_loopback(_host_name(scope)):
+            return Forbidden(
+                f"This server answers to loopback names only, and was asked as {_host_name(scope)!r}."
+                " To serve other machines, start it with --host and make a key; a proxy before it is named in"
+                " trusted_proxies of [limits]."
+            )
+        if not self._is_at_home(origin := header(scope, b"origin")):
+            return Forbidden(
+                f"This server answers to pages of this machine only, and was asked by {origin!r}."
+                " To let that page in, add it to cors_origins in [server]."
+            )
+        return None
 
     def _is_at_home(self, origin: str | None) -> bool:
         """Pages elsewhere can't read answers, but their requests would run all the same: some need no preflight."""
         return origin is None or self._allows(origin)
-
-    async def _refuse_origin(self, scope: HTTPScope, origin: str | None, send: Send) -> None:
-        refusal = Forbidden(
-            f"This server answers to pages of this machine only, and was asked by {origin!r}."
-            " To let that page in, add it to cors_origins in [server]."
-        )
-        await send_whole(send, refusal.status, dialect_of(scope).error_body(refusal), {})
 
     async def _with_cors(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         origin = header(scope, b"origin")
@@ -122,16 +163,18 @@ class Edge:
     ) -> None:
         asked = header(scope, b"access-control-request-headers") or "authorization, content-type"
         headers += [
-            (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+            (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
             (b"access-control-allow-headers", asked.encode("latin-1")),
             (b"access-control-max-age", b"600"),
         ]
+        if header(scope, b"access-control-request-private-network") == "true":
+            headers.append((b"access-control-allow-private-network", b"true"))
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _named(scope: HTTPScope, send: Send) -> Send:
-    """A `send` that gives every response an id, ours, and repeats the client's own."""
+def _named(scope: HTTPScope, send: Send, began_s: float) -> Send:
+    """A `send` that gives every response an id, ours, repeats the client's own, and says how long it took."""
 
     async def send_named(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -144,13 +187,33 @@ def _named(scope: HTTPScope, send: Send) -> Send:
                     headers.append((other.encode(), name))
             if b"x-client-request-id" not in present and (theirs := client_id(scope)):
                 headers.append((b"x-client-request-id", theirs.encode()))
+            if b"openai-processing-ms" not in present:
+                took_ms = int((time.perf_counter() - began_s) * 1000)
+                headers.append((b"openai-processing-ms", b"%d" % took_ms))
             message["headers"] = headers
         await send(message)
 
     return send_named
 
 
-def _host_name(scope: HTTPScope) -> str:
+def _as_get(scope: HTTPScope) -> HTTPScope:
+    """The call whose headers a HEAD asks for."""
+    asked = scope.copy()
+    asked["method"] = "GET"
+    add_by_sending(asked)
+    return asked
+
+
+def _bodiless(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message["body"] = b""
+        await send(message)
+
+    return send_head
+
+
+def _host_name(scope: Any) -> str:
     return _name_of((header(scope, b"host") or "")[:LONGEST_NAME])
 
 

@@ -22,11 +22,12 @@ INTERNAL = LlmhostError("The server failed while it handled this request. Its lo
 
 _BY_STATUS: dict[int, type[LlmhostError]] = {
     401: Unauthenticated,
-    404: NotFound,
-    405: MethodNotAllowed,
     413: RequestTooLarge,
     429: RateLimited,
 }
+
+_WITHOUT_V1 = ("/chat/", "/completions", "/embeddings", "/responses", "/models", "/messages")
+"""Where clients arrive whose base URL lacks its /v1."""
 
 LONGEST_MESSAGE = 4000
 """In characters: what was sent is repeated in messages, and may have been megabytes."""
@@ -35,11 +36,15 @@ _LEFT_EARLY = "client disconnected prematurely"
 """litestar's words for a body that its client did not send to the end: no fault of ours, and nobody is left to hear."""
 
 
-def known_error(error: BaseException) -> LlmhostError:
-    """Whatever was raised, as one of ours; what nobody thought about is a plain 500."""
+def known_error(error: BaseException, asked: str = "this") -> LlmhostError:
+    """Whatever was raised, as one of ours; what nobody thought about is a plain 500. `asked` is a method and a path."""
     if isinstance(error, LlmhostError):
         return error
     if isinstance(error, HTTPException):
+        if error.status_code == 404:
+            return NotFound(_no_route(asked))
+        if error.status_code == 405:
+            return _not_allowed(asked, error)
         if error.status_code in _BY_STATUS:
             return _BY_STATUS[error.status_code](_sentence(error))
         if error.status_code < 500 or error.detail == _LEFT_EARLY:
@@ -65,6 +70,8 @@ def error_body(error: LlmhostError) -> bytes:
 def error_headers(error: LlmhostError) -> dict[str, str]:
     """What a client needs to decide whether to try again, and when."""
     headers = {}
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = ", ".join(error.allowed)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
@@ -81,6 +88,22 @@ def shortened(message: str) -> str:
         return message
     half = LONGEST_MESSAGE // 2
     return f"{message[:half]} ... {message[-half:]}"
+
+
+def _no_route(asked: str) -> str:
+    method, _, path = asked.partition(" ")
+    if path.startswith(_WITHOUT_V1):
+        return f"There is no route {path}. Did you mean /v1{path}? The base URL of clients ends with /v1."
+    return f"There is no route {method} {path}. GET /schema describes those that are here."
+
+
+def _not_allowed(asked: str, error: HTTPException) -> MethodNotAllowed:
+    allowed = (error.headers or {}).get("allow", "")
+    methods = tuple(sorted({"OPTIONS", *filter(None, allowed.split(", "))} - {"asgi"}))
+    return MethodNotAllowed(
+        f"{asked.partition(' ')[0]} is not allowed here; use {' or '.join(m for m in methods if m != 'OPTIONS')}.",
+        allowed=methods,
+    )
 
 
 def _sentence(error: HTTPException) -> str:

@@ -7,7 +7,6 @@ a key are open to all, or a health check would be refused with its neighbours.
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from litestar.enums import ScopeType
@@ -16,18 +15,17 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from llmhost.api.dialect import dialect_of
 from llmhost.api.door import bearer, is_small, send_last, send_whole
 from llmhost.api.errors import error_headers
+from llmhost.api.peers import Peers
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
 from llmhost.observe.limits import LimitMetrics
 from llmhost.observe.logs import log_event
 from llmhost.tenants.refusals import LimitReached
-from llmhost.tenants.strangers import Network, Strangers, address_of
+from llmhost.tenants.strangers import Strangers
 
 log = logging.getLogger("llmhost.limits")
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
-MOST_FORWARDED_BYTES = 512
-"""Of `x-forwarded-for`, which is read from its end: its beginning is a stranger's to write."""
 Identify = Callable[[str | None, Mapping[str, str]], Awaitable[Caller]]
 """(bearer, headers) -> who that is. Raises Unauthenticated."""
 _VOUCHED = "llmhost.vouched"
@@ -39,18 +37,17 @@ class Gatekeeper:
     def __init__(
         self,
         strangers: Strangers,
-        proxies: tuple[Network, ...],
+        peers: Peers,
         metrics: LimitMetrics,
         clock: Clock,
         admin_token: str,
     ) -> None:
-        """`proxies` are believed; whoever has the admin token is never kept out."""
+        """Whoever has the admin token is never kept out."""
         self._strangers = strangers
-        self._is_proxied = bool(proxies)
+        self.peers = peers
         self._metrics = metrics
         self._clock = clock
         self._admin_token = admin_token.encode()
-        self._address = lru_cache(4096)(lambda peer, sent: address_of(peer, sent, proxies))
 
     def guard(self, app: ASGIApp) -> ASGIApp:
         """`app`, for those who may call it."""
@@ -59,7 +56,7 @@ class Gatekeeper:
             if scope["type"] != ScopeType.HTTP or scope["path"] in OPEN_PATHS:
                 await app(scope, receive, send)
                 return
-            address = self._address_of(scope)
+            address = self.peers.of(scope).address
             try:
                 self._check(scope, address)
             except LimitReached as refusal:
@@ -77,11 +74,6 @@ class Gatekeeper:
         secret = bearer(scope)
         if secret is None or not hmac.compare_digest(secret.encode(), self._admin_token):
             self._strangers.check(address, secret, self._clock.monotonic_ns())
-
-    def _address_of(self, scope: HTTPScope) -> str:
-        client = scope.get("client")
-        sent = _forwarded_for(scope) if self._is_proxied else None
-        return self._address(client[0] if client else None, sent)
 
     def _watched(self, scope: HTTPScope, send: Send, address: str) -> Send:
         async def watched(message: Message) -> None:
@@ -106,12 +98,6 @@ def vouch(scope: Any) -> None:
 def _state(scope: Any) -> dict[str, Any]:
     state: dict[str, Any] = scope.setdefault("state", {})
     return state
-
-
-def _forwarded_for(scope: HTTPScope) -> str | None:
-    """Every proxy may add a header of its own instead of lengthening the first."""
-    values = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-    return b",".join(values)[-MOST_FORWARDED_BYTES:].decode("latin-1") if values else None
 
 
 async def _refuse(scope: HTTPScope, receive: Receive, send: Send, refusal: LimitReached) -> None:

@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import httpx
 
-from llmhost.cli.node import Node, NoNode, is_loopback
+from llmhost.cli.connect import reach
+from llmhost.cli.node import Node, NoNode
 from llmhost.core.errors import LlmhostError
 
 Row = dict[str, Any]
@@ -29,7 +30,7 @@ class HttpAdmin:
     """The admin API of one node, and what only a running node can tell."""
 
     def __init__(self, node: Node, transport: httpx.BaseTransport | None = None) -> None:
-        self._http = _Http(node.url, node.admin_token, _ADMIN_CURE, transport)
+        self._http = _Http(node, node.admin_token, _ADMIN_CURE, transport)
 
     def create_org(self, name: str, **facts: Any) -> Row:
         return self._http.one("POST", "/admin/v1/orgs", json={"name": name, **facts})
@@ -230,9 +231,10 @@ class ChatClient:
     """Chat completions of one node."""
 
     def __init__(
-        self, url: str, api_key: str | None, transport: httpx.BaseTransport | None = None
+        self, node: Node, api_key: str | None, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self._http = _Http(url, api_key, _CHAT_CURE, transport)
+        """The node's admin token is not sent."""
+        self._http = _Http(node, api_key, _CHAT_CURE, transport)
 
     def models(self) -> list[str]:
         return [row["id"] for row in self._http.many("/v1/models")]
@@ -272,21 +274,16 @@ class _Http:
     """httpx with our errors: every failure is a sentence about this node."""
 
     def __init__(
-        self, url: str, token: str | None, cure: str, transport: httpx.BaseTransport | None
+        self, node: Node, token: str | None, cure: str, transport: httpx.BaseTransport | None
     ) -> None:
         if token is not None and not token.isascii():
             raise Refused("A key or token has ASCII characters only.")
-        self._url = url
+        self._url = node.url
         self._cure = cure  # what to do when the token is missing or wrong
-        self._client = httpx.Client(
-            base_url=url,
+        self._client = reach(node.url, node.tls_cert).client(
+            transport,
             headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(_READ_S, connect=_CONNECT_S),
-            transport=transport,
-            # Reading the CA bundle takes longer than most answers; plain HTTP has no use for it.
-            verify=url.startswith("https:"),
-            # A proxy for the outside must not be asked for this very machine.
-            trust_env=not is_loopback(url),
         )
 
     def one(

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from llmhost.config.load import LoadedSettings
 
 SERVER_FILE = "server.json"
+UNIX = "unix:"
+"""What the address of a unix socket begins with."""
 _PROBE_S = 2.0
 
 
@@ -28,6 +30,8 @@ class Node:
 
     url: str
     admin_token: str | None
+    tls_cert: str | None = None
+    """File with its certificate, where it is a node of this machine that speaks TLS."""
 
 
 def load_settings(
@@ -54,13 +58,13 @@ def find_node(url: str | None, data_dir: Path | None) -> Node | None:
         node = read_server_file(find_data_dir(data_dir))
         if node is None or not answers(node.url):
             return None
-        return Node(node.url, variables.admin_token or node.admin_token)
+        return replace(node, admin_token=variables.admin_token or node.admin_token)
     url = base_url(url)
     if variables.admin_token is not None:
         return Node(url, variables.admin_token)
     known = read_server_file(find_data_dir(data_dir))
     # The token of one node is never sent to another.
-    return Node(url, known.admin_token if known is not None and known.url == url else None)
+    return known if known is not None and known.url == url else Node(url, None)
 
 
 def need_node(url: str | None, data_dir: Path | None) -> Node:
@@ -73,7 +77,7 @@ def need_node(url: str | None, data_dir: Path | None) -> Node:
     return node
 
 
-def need_address(url: str | None, data_dir: Path | None) -> str:
+def need_address(url: str | None, data_dir: Path | None) -> Node:
     """Where to send requests of callers: by `url`, by LLMHOST_URL, or the node of the data dir."""
     from llmhost.config.environment import process_environment, read_variables
 
@@ -86,19 +90,30 @@ def need_address(url: str | None, data_dir: Path | None) -> str:
                 f"No llmhost server runs on {folder}. Start one with `llmhost serve`"
                 " in another terminal, or name one with --url."
             )
-        address = node.url
-    return base_url(address)
+        return node
+    return Node(base_url(address), None)
+
+
+def socket_path(url: str) -> str | None:
+    """The path in `unix:/run/llmhost.sock`; None for other addresses."""
+    path = url.removeprefix(UNIX)
+    return path if path != url else None
 
 
 def base_url(url: str) -> str:
-    """`http://host:port`, from that or from the base URL that OpenAI clients are given."""
+    """`http://host:port`, from that or from the base URL that OpenAI clients are given; or `unix:PATH`."""
+    if (path := socket_path(url)) is not None:
+        path = "/" + path.lstrip("/") if path.startswith("//") else path
+        return f"{UNIX}{Path(path).expanduser().absolute()}"
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_address = False
     if not is_address:
-        raise NoNode(f"{url!r} is not the address of a node, such as http://127.0.0.1:8000.")
+        raise NoNode(
+            f"{url!r} is not the address of a node, such as http://127.0.0.1:8000 or unix:/run/llmhost.sock."
+        )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
 
 
@@ -112,7 +127,7 @@ def read_server_file(data_dir: Path) -> Node | None:
     path = data_dir / SERVER_FILE
     try:
         facts = json.loads(path.read_text())
-        node = Node(base_url(facts["url"]), facts["admin_token"])
+        node = Node(base_url(facts["url"]), facts["admin_token"], facts.get("tls_cert"))
         pid = int(facts["pid"])
     except FileNotFoundError:
         return None
@@ -121,19 +136,31 @@ def read_server_file(data_dir: Path) -> Node | None:
             f"{path} belongs to another user. Run this command as that user,"
             " or set LLMHOST_URL and LLMHOST_ADMIN_TOKEN."
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise NoNode(f"{path} is not what a server writes. Remove it if none is running.") from None
     return node if _is_alive(pid) else None
 
 
 def answers(url: str) -> bool:
     """Something listens there. A killed server leaves its file, and its process id may be in use again."""
+    if (path := socket_path(url)) is not None:
+        return _listens(path)
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname, port), timeout=_PROBE_S).close()
     except OSError:
         return False
+    return True
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PROBE_S)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
     return True
 
 

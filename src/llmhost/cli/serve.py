@@ -16,6 +16,8 @@ def add_to(app: typer.Typer) -> None:
             "llmhost serve",
             "llmhost serve --models /etc/llmhost/models.toml --host 0.0.0.0",
             "llmhost serve --port 0 --data-dir ./data --log-level debug",
+            "llmhost serve --uds /run/llmhost/llmhost.sock",
+            "llmhost serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem",
         )
     )(serve)
 
@@ -25,6 +27,19 @@ def serve(
     host: Annotated[str | None, typer.Option(metavar="H", help="Address to listen on.")] = None,
     port: Annotated[
         int | None, typer.Option(metavar="P", help="TCP port; 0 takes a free one.")
+    ] = None,
+    uds: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Listen on a unix socket there, and on no port."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate, PEM: speak HTTPS.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's key, PEM.")
+    ] = None,
+    root_path: Annotated[
+        str | None, typer.Option(metavar="P", help="Path under which a proxy serves it.")
     ] = None,
     data_dir: Annotated[
         Path | None,
@@ -45,6 +60,10 @@ def serve(
         {
             "server.host": host,
             "server.port": port,
+            "server.unix_socket": _text(uds),
+            "server.tls_cert": _text(tls_cert),
+            "server.tls_key": _text(tls_key),
+            "server.root_path": root_path,
             "server.data_dir": _text(data_dir),
             "plugins.dir": _text(plugins),
             "server.log_level": log_level,

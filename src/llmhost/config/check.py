@@ -14,6 +14,7 @@ _HUB_WITHOUT_SCHEME = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*", re.ASC
 _SCHEME = re.compile(r"([a-z][a-z0-9+.]+):", re.IGNORECASE)
 _DOLLARS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", re.ASCII)
+_ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)*", re.ASCII)
 _DEVICE = re.compile(r"auto|cpu|cuda:\d+", re.ASCII)
 
 Problem = tuple[str, str]
@@ -29,10 +30,10 @@ def problems(settings: Settings) -> Iterator[Problem]:
             "has no effect without requests_per_minute; set both or neither",
         )
     for text in settings.limits.trusted_proxies:
-        if not _is_network(text):
+        if text != "unix" and not _is_network(text):
             yield (
                 "limits.trusted_proxies",
-                f"has {text!r}, which is no address or network such as '10.0.0.0/8'",
+                f"has {text!r}, which is no address or network such as '10.0.0.0/8', nor 'unix'",
             )
     if settings.idempotency.max_answer_bytes > settings.idempotency.max_kept_bytes:
         yield (
@@ -59,6 +60,21 @@ def _server(settings: Settings) -> Iterator[Problem]:
                 "server.cors_origins",
                 f"has {origin!r}, which is not an origin such as 'https://chat.example' or '*'",
             )
+    yield from _tls(settings)
+    if settings.server.unix_socket is not None and not settings.server.unix_socket.strip():
+        yield "server.unix_socket", "is empty; it must be a path"
+    if not _ROOT.fullmatch(settings.server.root_path):
+        yield (
+            "server.root_path",
+            f"is {settings.server.root_path!r}, which is no path such as '/llm', without a slash at its end",
+        )
+
+
+def _tls(settings: Settings) -> Iterator[Problem]:
+    given = {"tls_cert": settings.server.tls_cert, "tls_key": settings.server.tls_key}
+    for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if given[name] is not None and given[other] is None:
+            yield f"server.{name}", f"has no effect without {other}; set both or neither"
 
 
 def _is_network(text: str) -> bool:

@@ -55,11 +55,18 @@ FLAGS = {
     "server.port": "--port",
     "server.data_dir": "--data-dir",
     "server.log_level": "--log-level",
+    "server.unix_socket": "--uds",
+    "server.tls_cert": "--tls-cert",
+    "server.tls_key": "--tls-key",
+    "server.root_path": "--root-path",
     "plugins.dir": "--plugins",
 }
 """Keys that the command line can set, and the flag that errors name."""
 
-_PATHS = ("server.data_dir", "plugins.dir")
+_PATHS = (
+    *("server.data_dir", "server.unix_socket", "server.tls_cert", "server.tls_key"),
+    "plugins.dir",
+)
 
 
 class Origin(NamedTuple):

@@ -49,6 +49,16 @@ class ServerSettings(Section, frozen=True):
     """Address to listen on. Any address but a loopback one requires an API key to exist."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """TCP port; 0 takes a free one, which `server.json` in the data dir names."""
+    unix_socket: str | None = None
+    """A path to listen on, in place of host and port."""
+    unix_socket_mode: Literal["600", "660", "666"] = "600"
+    """Who may connect there: this user, its group too, or everybody on this machine."""
+    tls_cert: str | None = None
+    """File with the certificate and those of its issuers, PEM; with `tls_key` the server speaks HTTPS alone."""
+    tls_key: str | None = None
+    """File with its key, PEM, without a password. When one of both files changes, new connections have the new one."""
+    root_path: str = ""
+    """Path under which a proxy serves it, such as "/llm": requests may begin with it, and need not."""
     data_dir: str = "~/.llmhost"
     """Where keys, ledger, analytics and downloaded models live. One process at a time."""
     drain_timeout_s: Seconds = 30.0
@@ -57,6 +67,8 @@ class ServerSettings(Section, frozen=True):
     """A comment line is sent on a stream that has been silent for this long."""
     write_share: Annotated[float, Meta(gt=0, le=1)] = 0.1
     """Part of a core that writing streams may take; beyond it, pieces are joined. Its first piece never waits."""
+    keep_alive_s: Annotated[int, Meta(ge=1, le=86_400)] = 75
+    """How long a connection may be idle between two requests; behind a proxy, longer than the proxy keeps its own."""
     max_body_bytes: Positive = 16 * 2**20
     """Larger request bodies are refused with 413."""
     cors_origins: tuple[str, ...] = ()
@@ -95,7 +107,7 @@ class LimitSettings(Section, frozen=True):
     failed_auth_per_minute: Count = 30
     """Calls without a valid key that one address may make; more are refused unread. 0 switches it off."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks of proxies whose `x-forwarded-for` names the address that is counted."""
+    """Addresses or networks of proxies whose `x-forwarded-for` is believed; "unix" for one on the unix socket."""
 
 
 class BillingSettings(Section, frozen=True):

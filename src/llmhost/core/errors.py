@@ -26,6 +26,7 @@
     │   ├── FileInUse                   a batch that runs reads the file
     │   └── IdempotencyKeyInUse         its request still runs, and its answer is too large to share
     ├── RequestTooLarge            413
+    ├── HeadersTooLarge            431  the request's line and headers, or their number
     ├── IdempotencyKeyReused       422  the key came with another body before
     ├── RateLimited                429  waiting helps
     ├── QuotaExhausted             429  a budget has no room for it; trying again does not help
@@ -194,6 +195,11 @@ class MethodNotAllowed(LlmhostError):
     type = "invalid_request_error"
     code = "method_not_allowed"
 
+    def __init__(self, message: str, *, allowed: tuple[str, ...] = ("POST",)) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+        """Methods that the route knows."""
+
 
 class RequestTimeout(LlmhostError):
     status = 408
@@ -233,6 +239,12 @@ class RequestTooLarge(LlmhostError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class HeadersTooLarge(LlmhostError):
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class IdempotencyKeyReused(LlmhostError):

@@ -1,7 +1,8 @@
 """One connection: uvicorn's, and what it lacks. It knows bytes and requests, and nothing of what is asked.
 
 Pipelined requests all hear that their client is gone (uvicorn tells the newest only, so that the one before would go
-on for nobody). A head has a size and a time in which it must come. What isn't HTTP is refused in OpenAI's form.
+on for nobody). A head has a size, a number of headers, and a time in which it must come; a body may not trickle. What
+isn't HTTP is refused in OpenAI's form.
 """
 
 import asyncio
@@ -17,12 +18,18 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from llmhost.api.door import WIRE
 from llmhost.api.errors import error_body
-from llmhost.core.errors import BadRequest
+from llmhost.core.errors import BadRequest, HeadersTooLarge, LlmhostError, RequestTimeout
 from llmhost.core.ids import new_request_id
 
 MAX_HEAD_BYTES = 128 * 1024
+MAX_HEADERS = 256
 HEAD_TIMEOUT_S = 60.0
-"""Without these two, a client could hold a connection for ever, or any amount of memory, with one unending head."""
+"""Without these, a client could hold a connection for ever, or any amount of memory, with one unending head."""
+BODY_CHECK_S = 60.0
+LEAST_BODY_BYTES = 16 * 1024
+"""So much of a body that is not complete has to come in that time, or the rest is not waited for."""
+
+GOODBYE_S = 0.1
 
 
 class Line:
@@ -92,12 +99,19 @@ class Connection(HttpToolsProtocol):
 
     _cycles: tuple[tuple[RequestResponseCycle, Line], ...] = ()
     _head_bytes = 0
+    _body_bytes = 0
+    """Since the body alarm was set."""
     _is_in_head = True
-    _head_alarm: asyncio.TimerHandle | None = None
+    _is_in_body = False
+    _is_upgraded = False
+    """Another protocol has the connection from here on."""
+    _fault: LlmhostError | None = None
+    _alarm: asyncio.TimerHandle | None = None
+    """While a head or a body is incomplete."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_alarm = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_on_head)
+        self._set_alarm(HEAD_TIMEOUT_S, self._give_up_on_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._silence()
@@ -108,25 +122,40 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
-        if self._is_in_head and not self.transport.is_closing():
+        if self._is_upgraded or self.transport.is_closing():
+            return
+        if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response(
-                    f"The request's headers are larger than {MAX_HEAD_BYTES} bytes."
-                )
-            elif self._head_alarm is None:
-                self._head_alarm = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_on_head)
+                self._refuse(_HEAD_TOO_LARGE)
+            elif self._alarm is None:
+                self._set_alarm(HEAD_TIMEOUT_S, self._give_up_on_head)
+        elif self._is_in_body:
+            self._body_bytes += len(data)
+            if self._alarm is None:
+                self._set_alarm(BODY_CHECK_S, self._look_at_body)
+        elif self._is_idle() and self.timeout_keep_alive_task is None:
+            # It sent an empty line, which is no request.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_message_begin(self) -> None:
         self._is_in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
+        if len(self.headers) > MAX_HEADERS:
+            self._fault = _TOO_MANY_HEADERS
+            raise ValueError("too many headers")  # the parser ends, and so to `send_400_response`
+        self._is_in_head, self._is_in_body = False, True
         self._stop_alarm()
+        if self.url.startswith(b"//"):  # else its first part would be taken for a host
+            self.url = b"/" + self.url.lstrip(b"/")
         before = self.cycle
         super().on_headers_complete()
-        if self.cycle is before:  # another protocol has the connection from here on
+        if self.cycle is before:
+            self._is_upgraded = True
             return
         open_ones = tuple(one for one in self._cycles if not one[0].response_complete)
         line = Line(self.cycle)
@@ -135,15 +164,31 @@ class Connection(HttpToolsProtocol):
         extensions: dict[str, Any] = {WIRE: line}
         self.scope["extensions"] = extensions
 
+    def on_message_complete(self) -> None:
+        self._is_in_body, self._body_bytes = False, 0
+        self._stop_alarm()
+        super().on_message_complete()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            # All is said. Over TLS a client that reads nothing more would be waited for.
+            self.loop.call_later(GOODBYE_S, self.transport.abort)
+
     def send_400_response(self, msg: str) -> None:
+        self._refuse(self._fault or BadRequest(msg))
+
+    def _refuse(self, error: LlmhostError) -> None:
         """The last thing that this connection says."""
+        begun = any(c.response_started and not c.response_complete for c, _ in self._cycles)
+        begun = begun or (self._is_in_body and self.cycle.response_started)
         self._silence()
-        body = error_body(BadRequest(msg))
-        head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            f"x-request-id: {new_request_id()}\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        self._stop_alarm()
+        if not begun:  # amid another answer it would be read as a part of that
+            body = error_body(error)
+            head = b"content-type: application/json\r\nconnection: close\r\n"
+            ids = f"x-request-id: {new_request_id()}\r\ncontent-length: {len(body)}\r\n\r\n"
+            self.transport.write(STATUS_LINE[error.status] + head + ids.encode() + body)
         self.transport.close()
 
     def _silence(self) -> None:
@@ -155,11 +200,51 @@ class Connection(HttpToolsProtocol):
                 line.tell_gone()
 
     def _give_up_on_head(self) -> None:
-        self._head_alarm = None
-        if self._is_in_head and not self.transport.is_closing():
+        self._alarm = None
+        if self._is_upgraded or not self._is_in_head or self.transport.is_closing():
+            return
+        if any(not cycle.response_complete for cycle, _ in self._cycles):
+            # An answer is under way, and reading may have paused for it.
+            self._set_alarm(HEAD_TIMEOUT_S, self._give_up_on_head)
+        elif self._head_bytes:
+            self._refuse(_HEAD_TOO_SLOW)
+        else:
             self.transport.close()
 
+    def _look_at_body(self) -> None:
+        self._alarm = None
+        if self.transport.is_closing() or not self._is_in_body:
+            return
+        is_ours = (
+            self.flow.read_paused or len(self._cycles) > 1
+        )  # we don't read, or it waits for its turn
+        if is_ours or self._body_bytes >= LEAST_BODY_BYTES:
+            self._body_bytes = 0
+            self._set_alarm(BODY_CHECK_S, self._look_at_body)
+        else:
+            self._refuse(_BODY_TOO_SLOW)
+
+    def _is_idle(self) -> bool:
+        return bool(self._cycles) and self.cycle.response_complete
+
+    def _set_alarm(self, after_s: float, ring: Callable[[], None]) -> None:
+        self._alarm = self.loop.call_later(after_s, ring)
+
     def _stop_alarm(self) -> None:
-        if self._head_alarm is not None:
-            self._head_alarm.cancel()
-            self._head_alarm = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+
+_HEAD_TOO_LARGE = HeadersTooLarge(
+    f"The request's line and headers are larger than {MAX_HEAD_BYTES} bytes, which is all this server takes."
+)
+_TOO_MANY_HEADERS = HeadersTooLarge(
+    f"The request has more than {MAX_HEADERS} headers, which is all this server takes."
+)
+_HEAD_TOO_SLOW = RequestTimeout(
+    f"The request's headers were not complete after {HEAD_TIMEOUT_S:.0f} seconds. Send it again."
+)
+_BODY_TOO_SLOW = RequestTimeout(
+    f"Of the request's body less than {LEAST_BODY_BYTES} bytes came in {BODY_CHECK_S:.0f} seconds. Send it again."
+)

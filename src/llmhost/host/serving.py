@@ -6,7 +6,6 @@ the process exits with 0, whoever still reads and whatever model is still being 
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -17,18 +16,17 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NoReturn
 
-import psutil
 import uvicorn
 import uvloop
 
 from llmhost.config.environment import keep_kernels, process_environment, read_variables
 from llmhost.config.load import LoadedSettings
-from llmhost.config.schema import ServerSettings
-from llmhost.core.errors import AlreadyRunning, ConfigError
 from llmhost.hooks.registry import Plugins
 from llmhost.host.banner import print_ready, print_start
 from llmhost.host.connection import Connection
 from llmhost.host.garbage import Garbage
+from llmhost.host.listening import BACKLOG, bound_socket, url_of
+from llmhost.host.tls import Certificate, certificate_of
 from llmhost.host.wiring import Host
 from llmhost.observe.logs import log_event, start_logging
 from llmhost.storage.node import DataDir
@@ -38,7 +36,6 @@ log = logging.getLogger("llmhost.host")
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter while another wants it: an engine that wakes must not wait for 5 ms."""
 
-BACKLOG = 2048
 EXIT_INTERRUPTED = 130
 
 
@@ -53,52 +50,17 @@ def serve(loaded: LoadedSettings, *, as_json: bool = False) -> int:
     environ = process_environment()
     keep_kernels(environ, loaded.data_dir / "kernels")
     trace = read_variables(environ).trace_hooks
+    certificate = certificate_of(server)
     plugins = Plugins.load(loaded.settings.plugins, folder=loaded.plugins_dir, trace=trace)
     with (
         DataDir(loaded.data_dir) as data_dir,
         bound_socket(server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        host = runner.run(_serve(loaded, data_dir, plugins, listener, as_json=as_json))
+        host = runner.run(_serve(loaded, data_dir, plugins, listener, certificate, as_json=as_json))
     if host.is_reading:
         _end_now()
     return 0
-
-
-@contextlib.contextmanager
-def bound_socket(server: ServerSettings) -> Iterator[socket.socket]:
-    """A socket that listens. Raises AlreadyRunning naming the process that has the port, or ConfigError.
-
-    It listens before anything is built: two servers that start together can't both have the port, and whoever
-    reads `server.json` can connect.
-    """
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((server.host, server.port))
-            listener.listen(BACKLOG)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise AlreadyRunning(
-                    f"Port {server.port} on {server.host} is taken by {_who_has(server.port)}."
-                    " Stop it, or choose another port with --port (0 takes a free one)."
-                ) from None
-            raise ConfigError(
-                f"Can't listen on {server.host}:{server.port}: {error.strerror}."
-            ) from None
-        listener.setblocking(False)
-        yield listener
-
-
-def _who_has(port: int) -> str:
-    with contextlib.suppress(psutil.Error):
-        for connection in psutil.net_connections("tcp"):
-            is_holder = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-            if is_holder and connection.pid:
-                process = psutil.Process(connection.pid)
-                return f"process {process.pid} ({' '.join(process.cmdline())[:120]})"
-    return "a process that this user may not look at"
 
 
 async def _serve(
@@ -106,15 +68,17 @@ async def _serve(
     data_dir: DataDir,
     plugins: Plugins,
     listener: socket.socket,
+    certificate: Certificate | None,
     *,
     as_json: bool,
 ) -> Host:
     stop = Stop(asyncio.get_running_loop())
     async with Host(loaded.settings, data_dir, plugins=plugins) as host:
-        server = Server(_uvicorn_config(host))
+        server = Server(_uvicorn_config(host, certificate))
         accepting = asyncio.create_task(server.serve(sockets=[listener]))
-        url = _url(listener)
-        data_dir.announce(url=url, admin_token=host.admin_token)
+        url = url_of(listener, is_tls=certificate is not None)
+        tls_cert = None if certificate is None else str(certificate.cert)
+        data_dir.announce(url=url, admin_token=host.admin_token, tls_cert=tls_cert)
         print_start(url, as_json=as_json)
         _name_aliases(host)
         tending = asyncio.create_task(_garbage(host).tend())
@@ -212,7 +176,7 @@ class Stop:
         self._asked.set()
 
 
-def _uvicorn_config(host: Host) -> uvicorn.Config:
+def _uvicorn_config(host: Host, certificate: Certificate | None) -> uvicorn.Config:
     return uvicorn.Config(
         host.app,
         http=Connection,
@@ -223,17 +187,11 @@ def _uvicorn_config(host: Host) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # whom to believe is [limits] trusted_proxies' to say, and api.gatekeeper's to read
+        proxy_headers=False,  # whom to believe is [limits] trusted_proxies' to say, and api.peers' to read
         backlog=BACKLOG,
-        timeout_keep_alive=75,
+        timeout_keep_alive=host.settings.server.keep_alive_s,
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _name_aliases(host: Host) -> None:

@@ -16,12 +16,13 @@ from llmhost.api.budgets import BudgetAdmin
 from llmhost.api.chats.desk import ChatDesk
 from llmhost.api.costs import CostReports
 from llmhost.api.door import Outflow
-from llmhost.api.edge import is_loopback
+from llmhost.api.edge import serves_this_machine
 from llmhost.api.gatekeeper import Gatekeeper
 from llmhost.api.idempotency import Idempotency
 from llmhost.api.invoices import InvoiceDesk
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.organization import OrganizationDesk
+from llmhost.api.peers import Peers
 from llmhost.api.prices import PriceAdmin
 from llmhost.api.reports import ReportDesk
 from llmhost.config.schema import Settings
@@ -71,7 +72,7 @@ from llmhost.storage.writer import Writer
 from llmhost.tenants.levels import Levels
 from llmhost.tenants.limiter import Limiter
 from llmhost.tenants.places import Places
-from llmhost.tenants.strangers import Strangers, networks_of
+from llmhost.tenants.strangers import Strangers
 
 log = logging.getLogger("llmhost.host")
 
@@ -233,7 +234,7 @@ class Host:
     def _check_address(self) -> None:
         """An open address needs a key: nobody serves strangers by accident."""
         host = self.settings.server.host
-        if not is_loopback(host) and not self.books.keys.has_keys:
+        if not serves_this_machine(self.settings.server) and not self.books.keys.has_keys:
             raise ConfigError(
                 f"Serving on {host} lets other machines in, and no API key exists yet. Make one first:\n"
                 "  llmhost orgs create NAME && llmhost keys create --org NAME"
@@ -290,7 +291,7 @@ class Host:
         plugins, clock = self.plugins, self.clock
         screen = ScreenStage(Screen(self.settings.safety, plugins))
         self.authenticate = Authenticate(
-            self.books.keys, plugins, is_loopback=is_loopback(self.settings.server.host)
+            self.books.keys, plugins, is_loopback=serves_this_machine(self.settings.server)
         )
         self.bill = Bill(
             self.books.ledger,
@@ -342,7 +343,7 @@ class Host:
                 settings=self.settings.server,
                 gatekeeper=Gatekeeper(
                     Strangers(self.settings.limits.failed_auth_per_minute),
-                    networks_of(self.settings.limits.trusted_proxies),
+                    Peers(self.settings.limits.trusted_proxies),
                     self.metrics.limits,
                     self.clock,
                     self.admin_token,

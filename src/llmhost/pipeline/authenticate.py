@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 
 from llmhost.core.errors import InvalidValue, Unauthenticated
 from llmhost.core.request import LOCAL_CALLER, Caller
@@ -14,6 +15,9 @@ from llmhost.tenants.roles import Right, check_right
 
 RUN_HEADER = "x-llmhost-run"
 _RUN = re.compile(r"[\x21-\x7e]{1,128}")
+
+is_local: ContextVar[bool] = ContextVar("llmhost_is_local", default=True)
+"""Whether the call comes from a program of this machine: the HTTP edge says so before anything else looks at it."""
 
 
 def run_of(headers: Mapping[str, str]) -> str | None:
@@ -61,8 +65,9 @@ class Authenticate:
             return caller
         if self._keys.has_keys:
             return self._keys.find(bearer)
-        if self._is_loopback:
+        if self._is_loopback and is_local.get():
             return LOCAL_CALLER
+        why = "what comes by a proxy needs" if self._is_loopback else "this server needs"
         raise Unauthenticated(
-            "This server needs an API key, and none exists yet. Make one with: llmhost keys create --org NAME"
+            f"No API key exists yet, and {why} one. Make it with: llmhost keys create --org NAME"
         )

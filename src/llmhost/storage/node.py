@@ -32,10 +32,12 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     url: str | None = None
 
 
-class ServerInfo(Holder, frozen=True, kw_only=True):
+class ServerInfo(Holder, frozen=True, kw_only=True, omit_defaults=True):
     """`server.json`: how to reach the running server, and the token that its admin routes want."""
 
     admin_token: str
+    tls_cert: str | None = None
+    """File with its certificate, where it speaks TLS."""
 
 
 class DataDir:
@@ -147,11 +149,17 @@ class DataDir:
         self._lock_fd = lock_fd
         self._sign(url=None)
 
-    def announce(self, *, url: str, admin_token: str) -> None:
+    def announce(self, *, url: str, admin_token: str, tls_cert: str | None = None) -> None:
         """Let commands on this machine find the server. Only the owner of the lock may."""
         self._sign(url=url)
         me = _myself()
-        info = ServerInfo(pid=me.pid, started_s=me.started_s, url=url, admin_token=admin_token)
+        info = ServerInfo(
+            pid=me.pid,
+            started_s=me.started_s,
+            url=url,
+            admin_token=admin_token,
+            tls_cert=tls_cert,
+        )
         _replace(self.path / "server.json", msgspec.json.encode(info))
 
     def release(self) -> None:

@@ -17,6 +17,7 @@ _IPV6_PREFIX = 64
 """What one subscriber has: as many addresses as he likes."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Strangers:
@@ -81,26 +82,46 @@ def networks_of(texts: Iterable[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text) for text in texts)
 
 
-def address_of(peer: str | None, forwarded_for: str | None, trusted: Sequence[Network]) -> str:
+def address_of(
+    peer: str | None,
+    forwarded_for: str | None,
+    trusted: Sequence[Network],
+    *,
+    is_trusted_peer: bool | None = None,
+) -> str:
     """Who is counted for a call. What a proxy says is believed only from a trusted one, and read from its end: what
-    stands before was written by whoever it forwards for."""
-    address = _parsed(peer or "")
+    stands before was written by whoever it forwards for. `is_trusted_peer` says so of a peer without an address."""
+    address = parsed(peer or "")
+    if is_trusted_peer is None:
+        is_trusted_peer = address is not None and _is_in(address, trusted)
+    if is_trusted_peer and forwarded_for is not None:
+        address = _named_by(forwarded_for, trusted) or address
     if address is None:
         return peer or "-"
-    if trusted and forwarded_for is not None:
-        for text in reversed(forwarded_for.split(",")):
-            if not _is_in(address, trusted):
-                break
-            named = _parsed(text.strip())
-            if named is None:
-                break
-            address = named
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
     return str(address)
 
 
-def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
+    """Whether an address is that of a trusted proxy."""
+    address = parsed(peer)
+    return address is not None and _is_in(address, trusted)
+
+
+def _named_by(forwarded_for: str, trusted: Sequence[Network]) -> Address | None:
+    found: Address | None = None
+    for text in reversed(forwarded_for.split(",")):
+        address = parsed(text.strip())
+        if address is None:
+            break
+        found = address
+        if not _is_in(address, trusted):
+            break
+    return found
+
+
+def parsed(text: str) -> Address | None:
     """With a port or brackets too, as some proxies write them."""
     bare = text.partition("]")[0].removeprefix("[") if text.startswith("[") else text
     if bare.count(":") == 1:
@@ -113,7 +134,5 @@ def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return address if mapped is None else mapped
 
 
-def _is_in(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Sequence[Network]
-) -> bool:
+def _is_in(address: Address, networks: Sequence[Network]) -> bool:
     return any(address.version == each.version and address in each for each in networks)

@@ -22,6 +22,8 @@ OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "QuotaExhausted": {"message": "spent", "level": "org", "budget_id": "b", "remaining_nano": 5},
     "ModelNotPriced": {"model": "m"},
     "OutOfMemory": {"device": "cuda:0"},
+    "PreviousResponseNotFound": {"response_id": "resp_1"},
+    "FileInUse": {"file_id": "file-1"},
     "StorageFailed": {"path": Path("x.db"), "error": OSError("full")},
     "LimitReached": {
         "message": "slower",

@@ -145,12 +145,16 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_SAFETY_CHECK_OUTPUT": "0",
         "LLMHOST_DEVICES_GPU_MEMORY_FRACTION": "0.5",
         "LLMHOST_SERVER_WRITE_SHARE": "0.5",
+        "LLMHOST_SERVER_UNIX_SOCKET_MODE": "660",
+        "LLMHOST_SERVER_ROOT_PATH": "/llm",
         "LLMHOST_LIMITS_TRUSTED_PROXIES": "10.0.0.0/8",
         "LLMHOST_COSTS_SHOWN_TO_CALLERS": "0",
         "LLMHOST_BILLING_FAILED_ANSWERS": "delivered",
         "LLMHOST_BILLING_BUDGET_METRICS": "1",
     }.get(name, "77")
     rate = {"LLMHOST_LIMITS_REQUESTS_PER_MINUTE": "60"} if key == "burst_requests" else {}
+    if key in ("tls_cert", "tls_key"):
+        rate = {"LLMHOST_SERVER_TLS_CERT": "77", "LLMHOST_SERVER_TLS_KEY": "77"}
     if key == "max_kept_bytes":
         rate = {"LLMHOST_IDEMPOTENCY_MAX_ANSWER_BYTES": "77"}
     if key == "power_watts":

@@ -292,3 +292,150 @@ def test_a_client_whose_large_body_paused_the_reading_is_seen_to_leave(
         await asyncio.wait_for(heard.wait(), 10)
 
     serve(client_socket, app, client, first=ASK_MORE)
+
+
+# ------------------------------------------------------------ who takes his time
+
+POST = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n"
+
+
+async def say_ok(scope: Any, receive: Any, send: Any) -> None:
+    while (message := await receive()).get("more_body"):
+        pass
+    if message["type"] == "http.request":
+        await send({**START, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok", "more_body": False})
+
+
+@pytest.mark.parametrize(
+    ("first", "status"),
+    [(b"", None), (b"GET / HT", b"408"), (ASK[:-2], b"408"), (POST + b"x", b"408")],
+    ids=["nothing", "line", "headers", "body"],
+)
+def test_who_sends_too_slowly_is_ended(
+    client_socket: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    first: bytes,
+    status: bytes | None,
+) -> None:
+    monkeypatch.setattr("llmhost.host.connection.HEAD_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("llmhost.host.connection.BODY_CHECK_S", 0.01)
+    got: list[bytes] = []
+
+    async def client(connection: socket.socket) -> None:
+        got.append(await read_all(connection))
+
+    serve(client_socket, say_ok, client, first=first)
+
+    assert got[0].split(b" ")[1:2] == ([] if status is None else [status])
+    assert (b'"request_timeout"' in got[0]) is (status is not None)
+
+
+def rings(patch: pytest.MonkeyPatch, name: str) -> "asyncio.Queue[None]":
+    """Where each ring of a connection's alarm is told."""
+    told: asyncio.Queue[None] = asyncio.Queue()
+    ring = getattr(Connection, name)
+
+    def tell(self: Connection) -> None:
+        ring(self)
+        told.put_nowait(None)
+
+    patch.setattr(Connection, name, tell)
+    return told
+
+
+def test_who_sends_steadily_is_waited_for_however_long_it_takes(
+    client_socket: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmhost.host.connection.LEAST_BODY_BYTES", 1)
+    monkeypatch.setattr("llmhost.host.connection.BODY_CHECK_S", 0.02)
+    looks = rings(monkeypatch, "_look_at_body")
+    got: list[bytes] = []
+
+    async def client(connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for left in (3, 2, 1, 0):
+            await loop.sock_sendall(connection, b"x" * 25_000)
+            if left:
+                await looks.get()
+        got.append(await loop.sock_recv(connection, 65536))
+
+    serve(client_socket, say_ok, client, first=POST)
+
+    assert got[0].endswith(b"\r\n\r\nok")
+
+
+def test_a_slow_head_behind_a_running_answer_does_not_end_it(
+    client_socket: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmhost.host.connection.HEAD_TIMEOUT_S", 0.01)
+    looks = rings(monkeypatch, "_give_up_on_head")
+    got: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await looks.get()
+        await looks.get()
+        await send(END)
+
+    async def client(connection: socket.socket) -> None:
+        got.append(await read_all(connection))
+
+    ask = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    serve(client_socket, app, client, first=ask + b"GET / HT")
+
+    assert b"3\r\nend\r\n0\r\n\r\n" in got[0]
+    assert got[0].endswith(b"}")  # and then it hears that it was too slow
+
+
+def test_a_refusal_is_not_written_into_another_answer(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    got: list[bytes] = []
+    begun = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        begun.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def client(connection: socket.socket) -> None:
+        await begun.wait()
+        await asyncio.get_running_loop().sock_sendall(connection, b"nonsense\r\n\r\n")
+        got.append(await read_all(connection))
+
+    serve(client_socket, app, client, first=b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+
+    assert got[0].count(b"HTTP/1.1") == 1
+    assert b"error" not in got[0]
+
+
+def test_a_client_that_sends_empty_lines_is_idle(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    idle: list[bool] = []
+
+    async def client(connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        assert (await loop.sock_recv(connection, 65536)).endswith(b"ok")
+        (one,) = connections
+        await loop.sock_sendall(connection, b"\r\n")
+        while one.timeout_keep_alive_task is timers[0]:  # noqa: ASYNC110 - a turn of the loop or two
+            await asyncio.sleep(0)
+        idle.append(one.timeout_keep_alive_task is not None)
+
+    connections: list[Connection] = []
+    timers: list[asyncio.TimerHandle | None] = []
+    answered = Connection.on_response_complete
+
+    def note(self: Connection) -> None:
+        answered(self)
+        connections.append(self)
+        timers.append(self.timeout_keep_alive_task)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connection, "on_response_complete", note)
+        serve(client_socket, say_ok, client, first=b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+
+    assert idle == [True]

@@ -12,7 +12,7 @@ import typer
 
 from llmhost.cli import show
 from llmhost.cli.bench.engine_command import engine
-from llmhost.cli.node import NoNode, need_address
+from llmhost.cli.node import Node, NoNode, need_address
 from llmhost.cli.options import DataDir, Json, Url, examples
 from llmhost.core.errors import LlmhostError
 
@@ -205,10 +205,11 @@ def load_test(
         requests=requests or (DEFAULT_REQUESTS if duration_s is None else None),
         duration_s=math.inf if duration_s is None else duration_s,
     )
-    address, key = _address(url, api_key, data_dir)
+    node, key = _address(url, api_key, data_dir)
     target = Target(
-        url=address,
-        model=model or _first_model(address, key),
+        url=node.url,
+        tls_cert=node.tls_cert,
+        model=model or _first_model(node, key),
         api_key=key,
         is_chat=route == "chat",
         ignore_eos=ignore_eos,
@@ -243,7 +244,9 @@ def _positive(number: float | None, option: str, *, allow_inf: bool = False) -> 
     raise typer.BadParameter("must be a number above 0", param_hint=option)
 
 
-def _address(url: str | None, api_key: str | None, data_dir: Path | None) -> tuple[str, str | None]:
+def _address(
+    url: str | None, api_key: str | None, data_dir: Path | None
+) -> tuple[Node, str | None]:
     from llmhost.config.environment import process_environment, read_variables
 
     key = api_key or read_variables(process_environment()).api_key
@@ -252,13 +255,13 @@ def _address(url: str | None, api_key: str | None, data_dir: Path | None) -> tup
     return need_address(url, data_dir), key
 
 
-def _first_model(address: str, key: str | None) -> str:
+def _first_model(node: Node, key: str | None) -> str:
     from llmhost.cli.client import ChatClient
 
-    with closing(ChatClient(address, key)) as api:
+    with closing(ChatClient(node, key)) as api:
         names = api.models()
     if not names:
-        raise NoNode(f"{address} offers no model.")
+        raise NoNode(f"{node.url} offers no model.")
     return names[0]
 
 

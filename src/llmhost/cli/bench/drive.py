@@ -14,7 +14,7 @@ import msgspec
 from llmhost.cli.bench.answer import ask
 from llmhost.cli.bench.figures import Record, percentile
 from llmhost.cli.bench.workload import Ask, Workload, arrivals, asks
-from llmhost.cli.node import is_loopback
+from llmhost.cli.connect import reach
 
 LAG_PROBE_S = 0.01
 
@@ -30,6 +30,8 @@ class Target:
     ignore_eos: bool = False
     temperature: float | None = None
     timeout_s: float = 600.0
+    tls_cert: str | None = None
+    """As of `cli.node.Node`."""
 
     @property
     def path(self) -> str:
@@ -183,11 +185,8 @@ def _client(target: Target) -> httpx.AsyncClient:
     headers = {"content-type": "application/json"}
     if target.api_key:
         headers["authorization"] = f"Bearer {target.api_key}"
-    return httpx.AsyncClient(
-        base_url=target.url,
+    return reach(target.url, target.tls_cert).async_client(
+        httpx.Limits(max_connections=None, max_keepalive_connections=None),
         headers=headers,
         timeout=httpx.Timeout(target.timeout_s),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        verify=target.url.startswith("https:"),
-        trust_env=not is_loopback(target.url),
     )
