@@ -1,6 +1,7 @@
 """The Responses API as its own client sees it, which takes no answer that its types don't know, and over the wire."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -195,6 +196,32 @@ def test_a_model_decides_upon_its_calls(tiny: OpenAI) -> None:
 
     calls = [item for item in response.output if item.type == "function_call"]
     assert [call.name for call in calls] == [call.name for call in dialogue.calls]
+
+
+def test_a_custom_tool_is_given_a_text(tiny: OpenAI, tiny_node: Node) -> None:
+    sums: Any = {
+        "type": "custom",
+        "name": "calculate",
+        "format": {"type": "grammar", "syntax": "regex", "definition": "[0-9]{2}\\+[0-9]{2}"},
+    }
+    body: Any = {"model": "tiny", "tools": [sums], "temperature": 0}
+    choice: Any = {"type": "custom", "name": "calculate"}
+    first = tiny.responses.create(input="what is 40 and 2?", tool_choice=choice, **body)
+    call: Any = first.output[0]
+
+    assert (call.type, call.name) == ("custom_tool_call", "calculate")
+    assert re.fullmatch(r"\d\d\+\d\d", call.input)
+    told = events_of(tiny_node, {**body, "input": "what is 40 and 2?", "tool_choice": choice})
+    deltas = [e["delta"] for e in told if e["type"] == "response.custom_tool_call_input.delta"]
+    done = next(e for e in told if e["type"] == "response.custom_tool_call_input.done")
+    assert "".join(deltas) == done["input"] == call.input
+    result: Any = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "42"}
+    second = tiny.responses.create(
+        input=[result], previous_response_id=first.id, max_output_tokens=8, **body
+    )
+    assert second.usage is not None
+    kept: list[Any] = list(tiny.responses.input_items.list(second.id))
+    assert [item.type for item in kept] == ["custom_tool_call_output"]
 
 
 def test_an_answer_has_the_form_that_was_asked_for(tiny: OpenAI) -> None:

@@ -84,6 +84,7 @@ async def test_a_chain_without_one_of_its_links_is_broken(host: TestHost) -> Non
     assert refused.json()["error"]["code"] == "previous_response_not_found"
 
 
+LARK = {"type": "grammar", "syntax": "lark", "definition": 'start: "a"'}
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"model": None}, "missing_required_parameter", "model"),
     ({"input": None}, "invalid_value", "input"),
@@ -104,6 +105,15 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (
         {"tools": [{"type": "function", "name": "f", "parameters": {"type": "string"}}]},
         *("invalid_function_parameters", "tools[0].parameters"),
+    ),
+    ({"tools": [{"type": "custom"}]}, "missing_required_parameter", "tools[0].name"),
+    (
+        {"tools": [{"type": "custom", "name": "c", "format": {"type": "grammar"}}]},
+        *("missing_required_parameter", "tools[0].format.syntax"),
+    ),
+    (
+        {"tools": [{"type": "custom", "name": "c", "format": LARK}]},
+        *("unsupported_parameter", "tools[0].format"),
     ),
     ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
     ({"tool_choice": {"type": "file_search"}}, "unsupported_parameter", "tool_choice.type"),

@@ -25,6 +25,7 @@ from llmhost.api.pooling_wire import MAX_TEXTS, RerankBody
 from llmhost.api.responses.bodies import ResponseBody, WireItem
 from llmhost.api.responses.bodies import WireChoice as ResponsesChoice
 from llmhost.api.responses.bodies import WireFormat as ResponsesFormat
+from llmhost.api.responses.bodies import WireInputFormat as ResponsesInputFormat
 from llmhost.api.responses.bodies import WireNamed as ResponsesNamed
 from llmhost.api.responses.bodies import WirePart as ResponsesPart
 from llmhost.api.responses.bodies import WireTool as ResponsesTool
@@ -91,11 +92,10 @@ MEANT: FieldTypes = {
     (ResponseBody, "tools"): ResponseTools,
     (ResponseBody, "tool_choice"): Literal["none", "auto", "required"] | ResponsesChoice,
     (ResponseBody, "chat_template_kwargs"): dict[str, Any],
-    (ResponsesTool, "type"): Literal["function"],
+    (ResponsesTool, "type"): Literal["function", "custom"],
     (ResponsesTool, "name"): Name,
     (ResponsesTool, "parameters"): dict[str, Any],
-    (ResponsesTool, "format"): None,
-    (ResponsesChoice, "type"): Literal["function", "allowed_tools"],
+    (ResponsesChoice, "type"): Literal["function", "custom", "allowed_tools"],
     (ResponsesFormat, "type"): Literal["text", "json_object", "json_schema"],
     (ResponsesFormat, "schema"): Schema,
     (GenerationBody, "stop"): StopText | Stops,
@@ -161,6 +161,7 @@ NAMES: dict[Struct, str] = {
     ResponsesChoice: "ResponsesChoice",
     ResponsesNamed: "ResponsesNamed",
     ResponsesFormat: "ResponsesFormat",
+    ResponsesInputFormat: "ResponsesInputFormat",
     WireOutputFormat: "MessagesOutputFormat",
     WirePart: "ContentPart",
 }

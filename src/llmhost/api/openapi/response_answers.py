@@ -54,14 +54,6 @@ class ResponseForm(msgspec.Struct, kw_only=True):
     verbosity: str
 
 
-class ResponseTool(msgspec.Struct, kw_only=True):
-    type: Literal["function"]
-    name: str
-    description: str | None
-    parameters: dict[str, Any] | None
-    strict: bool
-
-
 class ResponseAnswer(msgspec.Struct, kw_only=True):
     """A response: what was asked for, and what came of it."""
 
@@ -89,7 +81,7 @@ class ResponseAnswer(msgspec.Struct, kw_only=True):
     temperature: float
     text: ResponseForm
     tool_choice: str | dict[str, Any]
-    tools: list[ResponseTool]
+    tools: list[dict[str, Any]]
     top_logprobs: int
     top_p: float
     presence_penalty: float

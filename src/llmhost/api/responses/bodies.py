@@ -45,6 +45,14 @@ class WireItem(msgspec.Struct, frozen=True):
     encrypted_content: str | None = None
 
 
+class WireInputFormat(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a custom tool takes."""
+
+    type: Literal["text", "grammar"]
+    syntax: Literal["lark", "regex"] | None = None
+    definition: str | None = None
+
+
 class WireTool(msgspec.Struct, frozen=True):
     """A tool, with its name beside its type."""
 
@@ -53,7 +61,7 @@ class WireTool(msgspec.Struct, frozen=True):
     description: str | None = None
     parameters: Raw = NULL
     strict: bool | None = None
-    format: Raw = NULL
+    format: WireInputFormat | None = None
 
 
 class WireNamed(msgspec.Struct, frozen=True):

@@ -37,7 +37,13 @@ class ResponseFrames:
         self.begun = beginning(asked, context.arrived_utc_ns // 10**9)
         self.resource: Resource = self.begun
         """What it is by now."""
-        self._items = Items(request.request_id, calls_of(request, context.reading), events, seal)
+        self._items = Items(
+            request.request_id,
+            calls_of(request, context.reading),
+            events,
+            seal,
+            request.custom_tools,
+        )
         self._reason: FinishReason | None = None
 
     def begin(self) -> None:

@@ -20,20 +20,34 @@ Told = tuple[int, bytes]
 """Of a token: its characters in the text, and its log probabilities as JSON."""
 
 MESSAGE, REASONING, CALL = "message", "reasoning", "function_call"
-_PREFIXES = {MESSAGE: "msg", REASONING: "rs", CALL: "fc"}
+CUSTOM_CALL = "custom_tool_call"
+_PREFIXES = {MESSAGE: "msg", REASONING: "rs", CALL: "fc", CUSTOM_CALL: "ctc"}
+_GIVEN = {
+    CALL: ("arguments", "response.function_call_arguments"),
+    CUSTOM_CALL: ("input", "response.custom_tool_call_input"),
+}
+"""What calls have of each kind: the member, and the events that tell of it."""
 
 
 class Items:
     """One response's. `seal` encrypts thoughts, for callers who carry them."""
 
     def __init__(
-        self, request_id: str, calls: Calls | None, events: Events, seal: Seal | None = None
+        self,
+        request_id: str,
+        calls: Calls | None,
+        events: Events,
+        seal: Seal | None = None,
+        custom_tools: frozenset[str] = frozenset(),
     ) -> None:
         self.output: list[Item] = []
         self._request_id = request_id
         self._calls = calls
         self._events = events
         self._seal = seal
+        self._custom = custom_tools
+        self._kind = MESSAGE
+        """Of the item that is open, as its type says it."""
         self._open: tuple[str, int | None] | None = None
         """Kind of the last item while it is open, and of a call its number."""
         self._texts: list[str] = []
@@ -92,7 +106,8 @@ class Items:
         return b",".join(entry for _, entry in tokens[first:])
 
     def _begin(self, piece: Piece) -> None:
-        self._open = kind, _ = _kind_of(piece)
+        self._open = _kind_of(piece)
+        kind = self._kind = CUSTOM_CALL if piece.name in self._custom else self._open[0]
         place = len(self.output)
         item: Item = {"id": self._name(kind, place), "type": kind, "status": IN_PROGRESS}
         at: Item = {"item_id": item["id"], "output_index": place}
@@ -101,14 +116,14 @@ class Items:
                 item |= {"role": "assistant", "content": []}
             case "reasoning":
                 item |= {"summary": [], "content": []}
-            case "function_call":
+            case _:
                 call_id = f"call_{self._digest(f'call/{piece.call}')}"
-                item |= {"call_id": call_id, "name": piece.name, "arguments": ""}
+                item |= {"call_id": call_id, "name": piece.name, _GIVEN[kind][0]: ""}
         self.output.append(item)
         self._texts, self._logprobs = [], []
         self._events.say("response.output_item.added", output_index=place, item=item)
-        if kind == CALL:
-            self._head = Head("response.function_call_arguments.delta", **at)
+        if kind in _GIVEN:
+            self._head = Head(f"{_GIVEN[kind][1]}.delta", **at)
             return
         at["content_index"] = 0
         name = "output_text" if kind == MESSAGE else "reasoning_text"
@@ -118,12 +133,13 @@ class Items:
     def _close(self, status: str) -> None:
         if self._open is None:
             return
-        kind, place = self._open[0], len(self.output) - 1
+        kind, place = self._kind, len(self.output) - 1
         item = self.output[place] = self._filled(status)
         at: Item = {"item_id": item["id"], "output_index": place}
         say, text = self._events.say, "".join(self._texts)
-        if kind == CALL:
-            say("response.function_call_arguments.done", **at, name=item["name"], arguments=text)
+        if kind in _GIVEN:
+            member, event = _GIVEN[kind]
+            say(f"{event}.done", **at, name=item["name"], **{member: text})
         else:
             at["content_index"] = 0
             part = item["content"][0]
@@ -140,9 +156,7 @@ class Items:
         """The open item, with what came of it."""
         assert self._open is not None
         item, text = {**self.output[-1], "status": status}, "".join(self._texts)
-        match self._open[0]:
-            case "function_call":
-                item["arguments"] = text
+        match self._kind:
             case "message":
                 logprobs = msgspec.Raw(b"[" + b",".join(self._logprobs) + b"]")
                 item["content"] = [{**_part("output_text", text), "logprobs": logprobs}]
@@ -150,6 +164,8 @@ class Items:
                 item["content"] = [_part("reasoning_text", text)]
                 if self._seal is not None:
                     item["encrypted_content"] = self._seal(text)
+            case kind:
+                item[_GIVEN[kind][0]] = text
         return item
 
     def _name(self, kind: str, place: int) -> str:

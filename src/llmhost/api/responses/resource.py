@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from llmhost.api.loose import loose, said
+from llmhost.api.responses.bodies import WireInputFormat, WireTool
 from llmhost.api.responses.wire import NO_REASONING, NO_TEXT, Asked, strictness
 from llmhost.core.errors import LlmhostError
 from llmhost.core.output import FinishReason, Usage
@@ -69,7 +70,11 @@ def beginning(asked: Asked, created_s: int) -> Resource:
     }
 
 
-def _tool(tool: Any) -> dict[str, Any]:
+def _tool(tool: WireTool) -> dict[str, Any]:
+    if tool.type == "custom":
+        form = tool.format or WireInputFormat("text")
+        about = {"name": tool.name, "description": tool.description}
+        return {"type": "custom", **about, "format": msgspec.to_builtins(form)}
     known = msgspec.json.decode(tool.parameters) if said(tool.parameters) != b"null" else None
     return {
         "type": tool.type,

@@ -17,6 +17,7 @@ from llmhost.api.responses.bodies import (
     ResponseBody,
     WireChoice,
     WireFormat,
+    WireInputFormat,
     WireItem,
     WireReasoning,
     WireTextForm,
@@ -49,6 +50,8 @@ INCLUDABLE = {
     "code_interpreter_call.outputs",
 }
 """Those beside the first two are of tools that are not here, so there is nothing to include."""
+KINDS = ("function", "custom")
+"""Of tools that callers run."""
 MAX_LOOSE_SIGNS = 200_000
 """Of `{`, `[` and `,` in an input and tools: a bound to what is made of them."""
 REFUSED = Refusals(ResponseBody, GenerationExtras.__struct_fields__)
@@ -123,6 +126,7 @@ def asked_of(body: ResponseBody, request_id: str, client_id: str | None) -> Aske
         grammar=form.grammar,
         may_call=form.may_call,
         most_calls=form.most_calls,
+        custom_tools=form.custom_tools,
         template_kwargs=template_kwargs(
             effort, body.chat_template_kwargs, (body.text or NO_TEXT).verbosity
         ),
@@ -255,6 +259,8 @@ _FIELDS = (
     (".function.parameters", ".parameters"),
     (".function.name", ".name"),
     (".function", ""),
+    (".custom.format.grammar", ".format"),
+    (".custom", ""),
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
 )
@@ -267,19 +273,35 @@ def _tools(tools: Sequence[WireTool]) -> Raw:
 
 
 def _tool(tool: WireTool, at: str) -> dict[str, Any]:
-    if tool.type != "function":
+    if tool.type not in KINDS:
         raise UnsupportedParameter(
-            f"A tool of type {tool.type!r} is not supported: this server runs none itself. Send functions of your own.",
+            f"A tool of type {tool.type!r} is not supported: this server runs none itself. Send functions and custom"
+            " tools of your own.",
             param=f"{at}.type",
         )
     if tool.name is None:
         raise MissingParameter(f"{at}.name")
-    function: dict[str, Any] = {"name": tool.name, "strict": strictness(tool)}
+    known: dict[str, Any] = {"name": tool.name}
     if tool.description is not None:
-        function["description"] = tool.description
+        known["description"] = tool.description
+    if tool.type == "custom":
+        if tool.format is not None:
+            known["format"] = _input_format(tool.format, f"{at}.format")
+        return {"type": "custom", "custom": known}
+    known["strict"] = strictness(tool)
     if said(tool.parameters) != b"null":
-        function["parameters"] = tool.parameters
-    return {"type": "function", "function": function}
+        known["parameters"] = tool.parameters
+    return {"type": "function", "function": known}
+
+
+def _input_format(asked: WireInputFormat, at: str) -> dict[str, Any]:
+    if asked.type == "text":
+        return {"type": "text"}
+    for name in ("syntax", "definition"):
+        if getattr(asked, name) is None:
+            raise MissingParameter(f"{at}.{name}")
+    grammar = {"syntax": asked.syntax, "definition": asked.definition}
+    return {"type": "grammar", "grammar": grammar}
 
 
 def strictness(tool: WireTool) -> bool:
@@ -292,19 +314,19 @@ def _choice(raw: Raw) -> Raw:
         return raw
     choice: WireChoice = decoded(raw, WireChoice, "tool_choice")
     match choice.type:
-        case "function":
+        case "function" | "custom":
             if choice.name is None:
                 raise MissingParameter("tool_choice.name")
-            return Raw(_encode({"type": "function", "function": {"name": choice.name}}))
+            return Raw(_encode(_named(choice.type, choice.name)))
         case "allowed_tools":
             tools = [
-                {"type": "function", "function": {"name": one.name}}
+                _named(one.type, one.name)
                 for one in choice.tools or ()
-                if one.type == "function" and one.name is not None
+                if one.type in KINDS and one.name is not None
             ]
             if len(tools) != len(choice.tools or ()) or not tools:
                 raise InvalidValue(
-                    "'tool_choice.tools' names functions among the 'tools', such as"
+                    "'tool_choice.tools' names tools of yours, such as"
                     ' {"type": "function", "name": "get_weather"}.',
                     param="tool_choice.tools",
                 )
@@ -314,6 +336,10 @@ def _choice(raw: Raw) -> Raw:
         f"'tool_choice' of type {choice.type!r} is not supported: this server runs no tools itself.",
         param="tool_choice.type",
     )
+
+
+def _named(kind: str, name: str) -> dict[str, Any]:
+    return {"type": kind, kind: {"name": name}}
 
 
 def _response_format(asked: WireFormat | None) -> Raw:
