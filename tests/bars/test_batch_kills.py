@@ -16,7 +16,7 @@ pytestmark = pytest.mark.bars
 LINES = 5_000
 KILL_AT = (1_200, 3_100)
 """Lines that have ended when the process is killed."""
-TURNS = 400
+TURNS = 300
 """Interactive requests, one after the other, with the batch and as many without it."""
 ROUND = 50
 BOUND = 1.2
@@ -30,7 +30,7 @@ engine = "fake"
 input = "1.00"
 output = "2.00"
 [models.echo.options]
-prefill_delay_ms = 5
+prefill_delay_ms = 20
 token_delay_ms = 8
 """
 TINY = """

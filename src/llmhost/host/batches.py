@@ -15,6 +15,7 @@ from llmhost.cost.ledger import Ledger
 from llmhost.observe.batches import BatchMetrics
 from llmhost.pipeline.batches.attempt import LineRunner
 from llmhost.pipeline.batches.booking import Booking
+from llmhost.pipeline.batches.pace import Pace
 from llmhost.pipeline.batches.runner import BatchRunner
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.processor import Processor
@@ -68,6 +69,13 @@ def open_deferred(
         LINE_ROUTES,
         error_body=error_body,
         priority=settings.batches.priority,
+        caller_of=lambda caller: caller_now(keys, caller),
+    )
+    pace = Pace(
+        settings.batches.busy_share,
+        clock,
+        heard_ns=lambda: processor.heard_ns,
+        in_flight=lambda: processor.in_flight,
     )
     runner = BatchRunner(
         settings.batches,
@@ -75,12 +83,12 @@ def open_deferred(
         files,
         lines,
         Booking(store, bill.book_late, ledger.known),
+        pace,
         clock,
         metrics,
-        caller_of=lambda caller: caller_now(keys, caller),
         longest_line_bytes=settings.server.max_body_bytes,
     )
-    metrics.read_states_from(runner.states)
+    metrics.read_from(runner.states, lambda: pace.running)
     desk = BatchDesk(store, runner, clock, settings.files.batch_days)
     return Deferred(FileDesk(files, settings.files), desk, runner)
 

@@ -15,9 +15,8 @@ class BatchMetrics(Collector):
     """Counts lines and ends, and reads what is alive at every scrape."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.in_flight = 0
-        """Lines that run now."""
         self._states: Callable[[], Iterable[str]] = tuple
+        self._in_flight: Callable[[], int] = int
         self._lines = Counter(
             "llmhost_batch_lines",
             "Lines of batches that have ended, by whether they were answered.",
@@ -42,9 +41,14 @@ class BatchMetrics(Collector):
     def batch_ended(self, status: str) -> None:
         self._ended.labels(status).inc()
 
-    def read_states_from(self, states: Callable[[], Iterable[str]]) -> None:
-        """`states` says the state of each batch that has not ended."""
-        self._states = states
+    def read_from(self, states: Callable[[], Iterable[str]], in_flight: Callable[[], int]) -> None:
+        """`states` says the state of each batch that has not ended, and `in_flight` how many lines run now."""
+        self._states, self._in_flight = states, in_flight
+
+    @property
+    def in_flight(self) -> int:
+        """Lines that run now."""
+        return self._in_flight()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(

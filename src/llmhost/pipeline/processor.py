@@ -94,6 +94,8 @@ class Processor:
         self._outbox = Outbox(write_share)
         self._live: set[Generation] = set()
         self._opening: set[str] = set()
+        self.heard_ns: int | None = None
+        """When somebody last asked who is no batch, on the monotonic clock."""
         self._unknown = 0
         """Those of whom it is not known yet who they are."""
 
@@ -156,6 +158,8 @@ class Processor:
         `deferral` gets its entry in place of the ledger.
         """
         context = self._arrived(request, bearer, headers, caller)
+        if deferral is None:
+            self.heard_ns = context.arrived_ns
         context.deferral = deferral
         with self._metered(context):
             generation = await self._admit_in_time(context, fault)

@@ -171,6 +171,13 @@ class Batches:
         """Until all that was begun to be written is there for readers, whoever waits for it no longer."""
         await self._state.write(lambda _: None)
 
+    async def forget(self, before_ns: int) -> int:
+        """Delete records of batches that were made before and have ended, a few at a time; returns how many."""
+        count = 0
+        while gone := await self._state.write(partial(_forget_old, before_ns=before_ns)):
+            count += gone
+        return count
+
     # ------------------------------------------------------------ lines
 
     async def keep(self, result: LineResult) -> None:
@@ -333,6 +340,14 @@ def _texts(connection: Connection, *, batch_id: str, after: int) -> list[tuple[i
         (batch_id, after),
     )
     return [(line, bool(is_error), text) for line, is_error, text in rows]
+
+
+def _forget_old(connection: Connection, *, before_ns: int) -> int:
+    return connection.execute(
+        "DELETE FROM batches WHERE seq IN (SELECT seq FROM batches WHERE NOT is_live AND utc_ns < ?"
+        f" AND NOT EXISTS (SELECT 1 FROM batch_lines WHERE batch = batches.id) LIMIT {_DELETED_AT_ONCE})",
+        (before_ns,),
+    ).rowcount
 
 
 def _forget(connection: Connection) -> int:

@@ -97,12 +97,15 @@ class LineRunner:
         *,
         error_body: Callable[[LlmhostError], bytes],
         priority: int,
+        caller_of: Callable[[Caller], Caller],
     ) -> None:
+        """`caller_of` says who made a batch, as that is now, and raises Unauthenticated when the key has ended."""
         self._processor = processor
         self._store = store
         self._routes = routes
         self._error_body = error_body
         self._priority = priority
+        self.caller_of = caller_of
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ some of its lines, and goes on from there.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from llmhost.pipeline.batches.booking import Booking
 from llmhost.pipeline.batches.job import Job
 from llmhost.pipeline.batches.lines import Check
 from llmhost.pipeline.batches.output import Outputs
+from llmhost.pipeline.batches.pace import Pace
 from llmhost.pipeline.batches.record import Batch, BatchStatus, Fault, Tally, from_record, to_record
 from llmhost.pipeline.batches.source import Source, check_input, lines_left
 from llmhost.storage.batches import Batches, LineResult
@@ -47,21 +48,20 @@ class BatchRunner:
         files: Files,
         lines: LineRunner,
         booking: Booking,
+        pace: Pace,
         clock: Clock,
         metrics: BatchMetrics,
         *,
-        caller_of: Callable[[Caller], Caller],
         longest_line_bytes: int,
     ) -> None:
-        """`caller_of` says who made a batch, as that is now, and raises Unauthenticated when the key has ended."""
         self._settings = settings
         self._store = store
         self._files = files
         self._lines = lines
         self._booking = booking
+        self._pace = pace
         self._clock = clock
         self._metrics = metrics
-        self._caller_of = caller_of
         self._longest_line_bytes = longest_line_bytes
         self._places = asyncio.Semaphore(settings.max_in_flight)
         self._jobs: dict[str, Job] = {}
@@ -258,16 +258,16 @@ class BatchRunner:
         assert me is not None
         while not job.is_stopped and (line := await source.next()) is not None:
             async with self._places:
-                caller = self._may_go_on(job)
-                if caller is None:
-                    return
-                job.idle.discard(me)
-                self._metrics.in_flight += 1
+                await self._pace.begin()
                 try:
+                    caller = self._may_go_on(job)
+                    if caller is None:
+                        return
+                    job.idle.discard(me)
                     result = await self._lines.run(job, line, caller)
                 finally:
-                    self._metrics.in_flight -= 1
                     job.idle.add(me)
+                    self._pace.end()
             if result is not None:
                 self._count(job, result)
 
@@ -278,7 +278,7 @@ class BatchRunner:
         if job.is_stopped:
             return None
         try:
-            return self._caller_of(job.batch.caller)
+            return self._lines.caller_of(job.batch.caller)
         except LlmhostError as error:
             fault = Fault(code=error.code or "invalid_api_key", message=error.message)
             job.batch = msgspec.structs.replace(job.batch, faults=(fault,))
