@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -188,3 +189,17 @@ def test_a_team_that_has_all_files_it_may_have_hears_so(client: OpenAI) -> None:
     assert refused.value.code == "file_storage_exceeded"
     for file in list(client.files.list(purpose="vision")):
         client.files.delete(file.id)
+
+
+def test_commands_send_a_file_and_follow_its_batch(
+    client: OpenAI, node: Node, tmp_path: Path
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(lines(3))
+    made = json.loads(node.cli("batches", "create", str(file), "--json").stdout)
+    done = ended(client, client.batches.retrieve(made["id"]))
+    [row] = [row for row in node.admin("GET", "/batches").json()["data"] if row["id"] == done.id]
+    assert (row["org"], row["status"]) == ("local", "completed")
+    assert done.output_file_id is not None
+    fetched = node.cli("files", "fetch", done.output_file_id)
+    assert len(fetched.stdout.splitlines()) == 3, fetched

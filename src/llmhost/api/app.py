@@ -17,6 +17,7 @@ from llmhost.api.admin import Admin
 from llmhost.api.admin_access import guard_by
 from llmhost.api.admin_routes import admin_router
 from llmhost.api.backup import BackupDesk, backup_router
+from llmhost.api.batches.admin import BatchAdmin, batch_admin_router
 from llmhost.api.batches.routes import BatchDesk, batch_routes
 from llmhost.api.budgets import BudgetAdmin, budget_router
 from llmhost.api.chats.desk import ChatDesk
@@ -79,6 +80,7 @@ class Surface:
     processor: Processor
     files: FileDesk
     batches: BatchDesk
+    batch_admin: BatchAdmin
     idempotency: Idempotency
     responses: Desk
     chats: ChatDesk
@@ -137,6 +139,7 @@ def build_app(surface: Surface) -> ASGIApp:
                 surface.admin_token,
                 drain_s=settings.drain_timeout_s,
             ),
+            batch_admin_router(surface.batch_admin, guard),
             key_router(surface.invoices),
             backup_router(surface.backups, guard),
             organization_router(surface.organizations, surface.invoices, surface.reports, guard),

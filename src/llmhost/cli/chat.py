@@ -119,7 +119,7 @@ def chat(
             raise typer.BadParameter("is empty; pipe text in, or use -m", param_hint="stdin")
     if question is None and as_json:
         raise typer.BadParameter("needs one question: use -m or pipe text in", param_hint="--json")
-    with closing(_connect(url, api_key, data_dir)) as api:
+    with closing(connect(url, api_key, data_dir)) as api:
         talk = Chat(
             api,
             model or _first_model(api),
@@ -192,7 +192,8 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "ChatClient":
+def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "ChatClient":
+    """A client of a node, with the key that was given or that the environment has."""
     from llmhost.cli.client import ChatClient
     from llmhost.config.environment import process_environment, read_variables
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -179,6 +179,21 @@ class HttpAdmin:
                     raise Refused(_message(row) or "The backup failed.")
                 yield row
 
+    def batches(self, *, org: str | None = None) -> list[Row]:
+        return self._http.all("/admin/v1/batches", org=org)
+
+    def batch(self, batch_id: str) -> Row:
+        return self._http.one("GET", _path("batches", batch_id))
+
+    def cancel_batch(self, batch_id: str) -> Row:
+        return self._http.one("POST", f"{_path('batches', batch_id)}/cancel")
+
+    def files(self, *, org: str | None = None) -> list[Row]:
+        return self._http.all("/admin/v1/files", org=org)
+
+    def delete_file(self, file_id: str) -> Row:
+        return self._http.one("DELETE", _path("files", file_id))
+
     def models(self) -> list[Row]:
         return self._http.all("/admin/v1/models")
 
@@ -255,6 +270,23 @@ class ChatClient:
                 yield chunk
             raise Refused("The answer broke off: the server closed the connection.")
 
+    def upload(self, name: str, content: IO[bytes], purpose: str) -> Row:
+        return self._http.one(
+            "POST",
+            "/v1/files",
+            read_s=None,
+            files={"file": (name, content)},
+            data={"purpose": purpose},
+        )
+
+    def download(self, file_id: str) -> Iterator[bytes]:
+        path = f"/v1/files/{quote(file_id, safe='')}/content"
+        with self._http.open("GET", path) as answer:
+            yield from answer.iter_bytes()
+
+    def create_batch(self, body: Row) -> Row:
+        return self._http.one("POST", "/v1/batches", json=body)
+
     def close(self) -> None:
         self._http.close()
 
@@ -294,12 +326,14 @@ class _Http:
         json: Any = None,
         query: Mapping[str, Asked] | None = None,
         read_s: float | None = _READ_S,
+        **form: Any,
     ) -> Row:
         with self._errors():
             answer = self._client.request(
                 method,
                 path,
                 json=json,
+                **form,
                 params=_given(query or {}),
                 timeout=httpx.Timeout(read_s, connect=_CONNECT_S),
             )

@@ -12,6 +12,7 @@ from llmhost import __version__
 from llmhost.cli import (
     adapters,
     backup,
+    batches,
     bench,
     budgets,
     chat,
@@ -36,6 +37,7 @@ from llmhost.core.errors import LlmhostError
 _ORDER = (
     *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
     *("adapters", "export-gguf"),
+    *("batches", "files"),
     *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "invoice", "ledger"),
     *("backup", "restore"),
     *("bench", "plugins", "config", "doctor", "version"),
@@ -122,7 +124,7 @@ def show_version(as_json: Json = False) -> None:
 
 for commands in (
     *(serve, chat, models, pull, adapters, export_gguf, orgs, keys, budgets, prices, usage, ledger),
-    *(invoice, entries, backup),
+    *(invoice, entries, backup, batches),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

@@ -1,14 +1,17 @@
 """Files and batches of a node, built and joined."""
 
+import asyncio
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmhost.api.batches.admin import BatchAdmin
 from llmhost.api.batches.line_routes import LINE_ROUTES
 from llmhost.api.batches.routes import BatchDesk
 from llmhost.api.errors import error_body
 from llmhost.api.files.routes import FileDesk
 from llmhost.config.schema import Settings
-from llmhost.core.errors import Unauthenticated
+from llmhost.core.errors import LlmhostError, Unauthenticated
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
 from llmhost.cost.ledger import Ledger
@@ -26,6 +29,10 @@ from llmhost.storage.state import State
 from llmhost.tenants.keys import KeyStore
 from llmhost.tenants.roles import Right, check_right
 
+log = logging.getLogger("llmhost.host")
+
+HOUR_S = 3_600
+
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
@@ -33,7 +40,17 @@ class Deferred:
 
     files: FileDesk
     batches: BatchDesk
+    admin: BatchAdmin
     runner: BatchRunner
+
+    async def keep_forgetting(self) -> None:
+        """Once an hour: delete files whose time is over. Runs for ever."""
+        while True:
+            try:
+                await self.files.files.forget_expired()
+            except LlmhostError as error:
+                log.warning("files.not_forgotten error=%s", error)
+            await asyncio.sleep(HOUR_S)
 
 
 def files_folder(data_dir: DataDir) -> Path:
@@ -90,7 +107,15 @@ def open_deferred(
     )
     metrics.read_from(runner.states, lambda: pace.running)
     desk = BatchDesk(store, runner, clock, settings.files.batch_days)
-    return Deferred(FileDesk(files, settings.files), desk, runner)
+    admin = BatchAdmin(store, files, clock, runner)
+    return Deferred(FileDesk(files, settings.files), desk, admin, runner)
+
+
+def offline_admin(data_dir: DataDir, state: State, clock: Clock) -> BatchAdmin:
+    """The operator's acts on a stopped node."""
+    node_id = data_dir.node_id
+    files = Files(state, files_folder(data_dir), node_id=node_id, clock=clock, keep_free_bytes=0)
+    return BatchAdmin(Batches(state, node_id=node_id, clock=clock), files, clock)
 
 
 def caller_now(keys: KeyStore, caller: Caller) -> Caller:

@@ -22,6 +22,7 @@ from llmhost.api.admin_wire import (
     TeamChange,
     TeamPage,
 )
+from llmhost.api.batches.admin import BatchRows, FileRows
 from llmhost.api.budget_wire import (
     BudgetChange,
     BudgetPage,
@@ -39,7 +40,9 @@ from llmhost.api.reports import ReportDesk, query_of
 from llmhost.config.load import LoadedSettings
 from llmhost.hooks.registry import Plugins
 from llmhost.host.backup import back_up, told
+from llmhost.host.batches import offline_admin
 from llmhost.host.books import open_books
+from llmhost.host.state import open_state
 from llmhost.observe.clock import SystemClock
 from llmhost.storage.node import DataDir
 
@@ -55,6 +58,8 @@ Page = (
     | UsedPage
     | CostedPage
     | AccountPage
+    | BatchRows
+    | FileRows
 )
 
 
@@ -69,11 +74,13 @@ class OfflineAdmin:
         self._closing = AsyncExitStack()
         try:
             books = open_books(self._data_dir, clock, self._closing)
+            state = open_state(self._data_dir, self._closing)
         except BaseException:
             self.close()
             raise
         self._admin = Admin(books.keys, books.ledger, Plugins(), None, budgets=books.budgets)
         self._tenants = self._admin.tenants
+        self._batches = offline_admin(self._data_dir, state, clock)
         self._costs = CostReports(books.costs)
         self._prices = PriceAdmin(books.prices, books.keys.directory, clock, None)
         self._reports = ReportDesk(books.reports)
@@ -202,6 +209,21 @@ class OfflineAdmin:
 
     def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
         return self._costs.devices(time_ns(since, "since"), time_ns(until, "until"))
+
+    def batches(self, *, org: str | None = None) -> list[Row]:
+        return _rows(lambda **page: self._run(self._batches.batches(org=org, **page)))
+
+    def batch(self, batch_id: str) -> Row:
+        return _row(self._run(self._batches.batch(batch_id)))
+
+    def cancel_batch(self, batch_id: str) -> Row:
+        return _row(self._run(self._batches.cancel(batch_id)))
+
+    def files(self, *, org: str | None = None) -> list[Row]:
+        return _rows(lambda **page: self._run(self._batches.list_files(org=org, **page)))
+
+    def delete_file(self, file_id: str) -> Row:
+        return _row(self._run(self._batches.delete_file(file_id)))
 
     def verify_ledger(self) -> Row:
         return _row(self._ledger.verify())

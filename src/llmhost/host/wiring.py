@@ -226,10 +226,11 @@ class Host:
         self._tasks += chores.start()
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
         await self.deferred.runner.start()
+        self._tasks.append(asyncio.create_task(self.deferred.keep_forgetting()))
 
     def _kept(self) -> Sequence[Forgets]:
         """All who keep something for callers in `state.db`."""
-        return (self.responses.store, self.chats)
+        return (self.responses.store, self.chats, self.deferred.batches.store)
 
     def _check_address(self) -> None:
         """An open address needs a key: nobody serves strangers by accident."""
@@ -351,6 +352,7 @@ class Host:
                 processor=self.processor,
                 files=self.deferred.files,
                 batches=self.deferred.batches,
+                batch_admin=self.deferred.admin,
                 idempotency=self.idempotency,
                 responses=self.responses,
                 chats=ChatDesk(self.chats, self.clock),

@@ -158,10 +158,20 @@ class Batches:
         return None if found is None else found[1]
 
     async def page(
-        self, owner: Owner | None, *, after: str | None = None, limit: int
+        self,
+        owner: Owner | None,
+        *,
+        org: str | None = None,
+        after: str | None = None,
+        limit: int,
     ) -> list[bytes]:
-        """Records of batches older than `after`, the newest first. Raises InvalidValue."""
-        return await self._state.read(partial(_page, owner=owner, after=after, limit=limit))
+        """Records of batches older than `after`, the newest first: of an owner, an organisation, or everybody.
+
+        Raises InvalidValue.
+        """
+        return await self._state.read(
+            partial(_page, owner=owner, org=org, after=after, limit=limit)
+        )
 
     async def live(self) -> list[bytes]:
         """Records of those that have not ended, the oldest first."""
@@ -288,7 +298,12 @@ def _find(
 
 
 def _page(
-    connection: Connection, *, owner: Owner | None, after: str | None, limit: int
+    connection: Connection,
+    *,
+    owner: Owner | None,
+    org: str | None,
+    after: str | None,
+    limit: int,
 ) -> list[bytes]:
     before = 2**63 - 1
     if after is not None:
@@ -297,8 +312,8 @@ def _page(
             raise InvalidValue(f"No batch has the id {after[:80]!r}.", param="after")
         before = found[0]
     where, values = ("", ()) if owner is None else (f" AND {_OWNED}", owner)
-    query = f"{_SELECT} WHERE seq < ?{where} ORDER BY seq DESC LIMIT ?"
-    return [row[1] for row in connection.execute(query, (before, *values, limit))]
+    query = f"{_SELECT} WHERE seq < ? AND org = coalesce(?, org){where} ORDER BY seq DESC LIMIT ?"
+    return [row[1] for row in connection.execute(query, (before, org, *values, limit))]
 
 
 def _live(connection: Connection) -> list[bytes]:

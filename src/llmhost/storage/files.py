@@ -206,12 +206,14 @@ class Files:
         self,
         owner: Owner | None,
         *,
+        org: str | None = None,
         purpose: str | None = None,
         after: str | None = None,
         limit: int,
         is_rising: bool = False,
     ) -> list[StoredFile]:
-        """Files behind the one with the id `after`, the newest first, or the oldest if `is_rising`.
+        """Files behind the one with the id `after`, the newest first, or the oldest if `is_rising`: of an owner, an
+        organisation, or everybody.
 
         Raises InvalidValue for an `after` that is none of the owner's.
         """
@@ -219,6 +221,7 @@ class Files:
             partial(
                 _page,
                 owner=owner,
+                org=org,
                 purpose=purpose,
                 after=after,
                 limit=limit,
@@ -326,6 +329,7 @@ def _page(
     connection: Connection,
     *,
     owner: Owner | None,
+    org: str | None,
     purpose: str | None,
     after: str | None,
     limit: int,
@@ -337,6 +341,9 @@ def _page(
     if owner is not None:
         wheres.append(_OWNED)
         bounds += owner
+    if org is not None:
+        wheres.append("org = ?")
+        bounds.append(org)
     if purpose is not None:
         wheres.append("purpose = ?")
         bounds.append(purpose)

@@ -217,7 +217,7 @@ def test_an_answer_that_was_stopped_before_its_first_word_never_was():
 def test_ctrl_c_on_one_question_exits_with_130(llmhost, monkeypatch: pytest.MonkeyPatch):
     api = ScriptedApi([chunk("Hel"), KeyboardInterrupt])
     api.close = lambda: None  # type: ignore[attr-defined]
-    monkeypatch.setattr("llmhost.cli.chat._connect", lambda *_: api)
+    monkeypatch.setattr("llmhost.cli.chat.connect", lambda *_: api)
 
     assert llmhost("chat", "-m", "Hi").exit_code == 130
 
