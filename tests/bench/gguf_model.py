@@ -42,8 +42,13 @@ def _write_f16(folder: Path) -> Path:
     _add_words(writer)
     for name, shape in _matrices():
         scale = 1.0 if name.startswith("token_embd") else shape[1] ** -0.5
-        writer.add_tensor(name, (random.standard_normal(shape, np.float32) * scale).astype(np.float16))
-    for norm in ["output_norm", *(f"blk.{n}.{one}" for n in range(LAYERS) for one in ("attn_norm", "ffn_norm"))]:
+        writer.add_tensor(
+            name, (random.standard_normal(shape, np.float32) * scale).astype(np.float16)
+        )
+    for norm in [
+        "output_norm",
+        *(f"blk.{n}.{one}" for n in range(LAYERS) for one in ("attn_norm", "ffn_norm")),
+    ]:
         writer.add_tensor(f"{norm}.weight", np.ones(WIDTH, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -94,6 +99,8 @@ def _quantise(source: Path, target: Path, kind: str) -> None:
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     params.nthread = len(os.sched_getaffinity(0))
     part = target.with_suffix(".part")
-    code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(part), ctypes.byref(params))
+    code = llama_cpp.llama_model_quantize(
+        os.fsencode(source), os.fsencode(part), ctypes.byref(params)
+    )
     assert code == 0, f"llama.cpp could not quantise {source}"
     part.rename(target)

@@ -9,9 +9,11 @@ pytest.importorskip("llama_cpp", reason="needs the extra gguf")
 
 from tests.unit.engines.gguf_models import write_random_llama
 from tests.unit.engines.runner_contract import RunnerContract
+from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
-from llmhost.core.errors import ModelUnavailable
+from llmhost.core.errors import EngineFailed, ModelUnavailable
 from llmhost.core.ports import RunnerFacts
+from llmhost.engines.llama import runner as runner_module
 from llmhost.engines.llama.load import LoadSettings, load_runner
 from llmhost.engines.llama.runner import LlamaRunner
 
@@ -53,3 +55,49 @@ def test_a_file_that_is_no_model_is_refused_in_a_sentence(tmp_path: Path) -> Non
     broken.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelUnavailable, match="could not load"):
         load_runner(broken, SETTINGS, FACTS)
+
+
+def long_ones(new_tokens: int = 40) -> list[Asked]:
+    return [Asked([(7 * at + n) % 150 for n in range(90)], new_tokens) for at in range(8)]
+
+
+def test_what_finds_no_room_waits_in_host_memory_or_has_more_made(
+    path: Path, shared: LlamaRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = ToyScheduler(shared, blocks=200).answer(*long_ones())
+    monkeypatch.setattr(runner_module, "LEAST_CELLS", 256)
+    runner = load_runner(path, SETTINGS, FACTS)
+    few, many = ToyScheduler(runner, blocks=200), long_ones()
+
+    first = [few.answer(one)[0] for one in long_ones()]
+    assert runner.context_cells <= 512, "one at a time needs no more"
+    together = few.answer(*many)
+
+    assert first == together == usual
+    assert runner.context_cells > 8 * 130
+    monkeypatch.setattr(runner_module, "SHRINK_EVERY", 2)
+    assert few.answer(long_ones()[3]) == [usual[3]]
+    assert runner.context_cells < 1024, "a lull makes it smaller again"
+    runner.close()
+
+
+def test_a_lease_that_shrinks_amid_an_answer_keeps_what_it_still_covers(path: Path) -> None:
+    runner = load_runner(path, SETTINGS, FACTS)
+    scheduler, [one] = ToyScheduler(runner, blocks=200), long_ones()[:1]
+    scheduler.free.sort(reverse=True)
+    for _ in range(5):
+        scheduler.step([one])
+
+    runner.set_kv_blocks(20)
+
+    assert scheduler.answer(one) == ToyScheduler(runner).answer(long_ones()[0])
+    runner.close()
+
+
+def test_an_interrupted_step_ends_in_a_failure_and_not_in_an_answer(path: Path) -> None:
+    runner = load_runner(path, SETTINGS, FACTS)
+    scheduler = ToyScheduler(runner)
+    runner.interrupt()
+    with pytest.raises(EngineFailed, match="being unloaded"):
+        scheduler.answer(*long_ones())
+    runner.close()

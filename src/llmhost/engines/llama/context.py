@@ -36,8 +36,13 @@ class ContextShape:
     offloads_kv: bool = True
 
 
+def padded(cells: int) -> int:
+    """The least context with room for so many cells."""
+    return -(-cells // PAD_CELLS) * PAD_CELLS
+
+
 class NoRoom(EngineFailed):
-    """llama.cpp found no cells for a batch, and has done nothing."""
+    """llama.cpp found no free cells, and has done nothing."""
 
 
 class Context:
@@ -47,7 +52,7 @@ class Context:
         """Raises OutOfMemory."""
         self._llama = library
         params = library.llama_context_default_params()
-        params.n_ctx = -(-cells // PAD_CELLS) * PAD_CELLS
+        params.n_ctx = padded(cells)
         params.n_batch = shape.batch_tokens
         params.n_ubatch = min(UBATCH_TOKENS, shape.batch_tokens)
         params.n_seq_max = shape.sequences
@@ -116,7 +121,8 @@ class Context:
         room = (ctypes.c_uint8 * len(saved)).from_buffer_copy(saved)
         read = self._llama.llama_state_seq_set_data(self._context, room, len(saved), sequence)
         if read != len(saved):
-            raise EngineFailed("llama.cpp could not take back keys and values from host memory.")
+            self.cut(sequence, 0)
+            raise NoRoom("llama.cpp found no free cells for keys and values from host memory.")
 
     def close(self) -> None:
         if self._context:

@@ -33,7 +33,7 @@ class Cells(Protocol):
         ...
 
     def restore(self, sequence: int, saved: bytes) -> None:
-        """Have an empty sequence hold what was saved. Raises EngineFailed when there is no room."""
+        """Have an empty sequence hold what was saved. May raise, and then it holds nothing."""
         ...
 
 
@@ -105,10 +105,11 @@ class Residents:
         self._recent[sequence] = None
         return None
 
-    def undo(self, rows: Sequence[Row], sequences: Sequence[int]) -> None:
-        """What the rows fed came to nothing."""
-        for row, sequence in zip(rows, sequences, strict=True):
-            self._cut_tail(sequence, row.start)
+    def undo(self, rows: Sequence[Row]) -> None:
+        """What the rows fed came to nothing, or only some of them were taken in."""
+        for row in rows:
+            if (sequence := self._of_row.get(row.seq_id)) is not None:
+                self._cut_tail(sequence, row.start)
 
     def _take_from_others(self, row: Row, own: int | None) -> None:
         """What a row writes into is no longer what others hold it for."""
@@ -144,7 +145,8 @@ class Residents:
         if source is not None and self._place[block] == place:
             self._cells.share(source, sequence, first, end)
         elif block in self._saved and self._saved[block][0] == place:
-            self._cells.restore(self._scratch, self._saved.pop(block)[1])
+            self._cells.restore(self._scratch, self._saved[block][1])
+            del self._saved[block]
             self._cells.share(self._scratch, sequence, first, end)
             self._cells.cut(self._scratch, 0)
         else:
@@ -266,8 +268,28 @@ class Residents:
     def host(self) -> dict[int, tuple[int, bytes]]:
         return self._host
 
-    def make_room(self, busy: Iterable[int]) -> None:
-        """Have every sequence that isn't in `busy` wait in host memory."""
-        kept = set(busy)
-        for sequence in [one for one in self._recent if one not in kept]:
+    def park(self, rows: Iterable[Row], tokens: int) -> bool:
+        """Have the sequences that rest longest wait in host memory, until so many tokens' cells are free.
+
+        Those of `rows` stay. False where there is none other.
+        """
+        busy = {self._of_row.get(row.seq_id) for row in rows}
+        resting = [one for one in self._recent if one not in busy]
+        for sequence in resting:
+            sole = sum(
+                block is not None and len(self._holders[block]) == 1
+                for block in self._held[sequence].blocks
+            )
             self._evict(sequence)
+            tokens -= sole * self._size
+            if tokens <= 0:
+                break
+        return bool(resting)
+
+    def forget_from(self, block: int) -> None:
+        """Blocks from this number on are no more."""
+        for gone in [one for one in self._saved if one >= block]:
+            del self._saved[gone]
+        for gone in [one for one in self._holders if one >= block]:
+            for sequence in [*self._holders[gone]]:
+                self._drop(sequence, self._place[gone])

@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmhost.core.errors import EngineFailed
+from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
-from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom
+from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom, padded
 from llmhost.engines.llama.passes import Pass, passes
 from llmhost.engines.llama.residents import Residents
 from llmhost.engines.masks import MaskFiller
 from llmhost.engines.torch.logprobs import report
 from llmhost.engines.torch.sampler import Sampler, broken
 from llmhost.engines.torch.scoring import Scores, with_scores
+
+LEAST_CELLS = 2048
+"""Of a context on the CPU. It grows with what runs: each step looks at all cells in use, whoever's they are, so what
+rests waits in host memory instead. Both together stay within the KV lease."""
+SHRINK_EVERY = 256
+"""Steps between two looks at whether the context has become too large."""
 
 
 class LlamaRunner:
@@ -30,7 +36,7 @@ class LlamaRunner:
         self._llama = library
         self._model = model
         self._shape = shape
-        self._blocks = 0
+        self._blocks = self._steps = 0
         self._context: Context | None = None
         self._residents: Residents | None = None
         self._sampler = Sampler()
@@ -39,23 +45,57 @@ class LlamaRunner:
     # ------------------------------------------------------------ KV memory
 
     def set_kv_blocks(self, count: int) -> None:
-        """Another context, with what the old one's blocks held waiting in host memory until a row asks for it."""
-        if count == self._blocks:
-            return
+        """What the blocks below both counts hold is kept."""
+        self._blocks = count
+        if count == 0:
+            self._close_context()
+        elif self._context is None or self._cells_for(self._context.cells) != self._context.cells:
+            self._rebuild(LEAST_CELLS if self._context is None else self._context.cells)
+        elif self._residents is not None:
+            self._residents.forget_from(count)
+
+    def _cells_for(self, cells: int) -> int:
+        """What a context of `cells` is bounded to by the lease; all of it at once on a GPU."""
+        whole = padded(self._blocks * self.facts.block_tokens)
+        return whole if self._shape.offloads_kv else min(max(cells, LEAST_CELLS), whole)
+
+    def _rebuild(self, cells: int) -> None:
+        """Another context. What the old one's blocks held waits in host memory until a row asks for it."""
         old = self._residents
-        saved = {} if old is None else old.save_all(count)
+        saved = {} if old is None else old.save_all(self._blocks)
         host = {} if old is None else old.host
         self._close_context()
-        self._blocks = count
-        if count:
-            cells = count * self.facts.block_tokens
-            self._context = Context(self._llama, self._open(), self._shape, cells=cells)
-            self._residents = Residents(
-                self._context,
-                block_tokens=self.facts.block_tokens,
-                sequences=self._shape.sequences,
-            )
-            self._residents.adopt(saved, host)
+        cells = self._cells_for(cells)
+        self._context = Context(self._llama, self._open(), self._shape, cells=cells)
+        self._residents = Residents(
+            self._context,
+            block_tokens=self.facts.block_tokens,
+            sequences=self._shape.sequences,
+        )
+        self._residents.adopt(saved, host)
+        self._steps = 0
+
+    def _make_room(self, rows: Sequence[Row]) -> None:
+        """Have what rests wait in host memory, or the context grow where most of it runs. Raises OutOfMemory."""
+        assert self._context is not None and self._residents is not None
+        cells = self._context.cells
+        running = sum(row.start + len(row.tokens) for row in rows)
+        is_whole = self._cells_for(2 * cells) == cells
+        if (is_whole or 2 * running < cells) and self._residents.park(rows, cells // 4):
+            return
+        if is_whole:
+            raise OutOfMemory("llama.cpp has no cells left for this step.")
+        self._rebuild(2 * cells)
+
+    def _shrink(self, rows: Sequence[Row]) -> None:
+        """Every step computes over all cells that are held: a context that a busy hour has grown is made smaller."""
+        self._steps += 1
+        if self._steps < SHRINK_EVERY or self._context is None:
+            return
+        self._steps = 0
+        running = sum(row.start + len(row.tokens) for row in rows)
+        if 8 * running < self._context.cells and self._cells_for(4 * running) < self._context.cells:
+            self._rebuild(4 * running)
 
     def set_host_blocks(self, count: int) -> None:
         """Host memory is taken block by block, as blocks are moved there."""
@@ -70,29 +110,34 @@ class LlamaRunner:
         """One forward pass over `rows`. A row for which the model computed no numbers fails alone."""
         if not rows:
             return []
-        context, residents = self._context, self._residents
-        if context is None or residents is None:
-            self._open()
-            raise EngineFailed("This model has no KV memory.")
+        self._shrink(rows)
         masks = self._masks.start(rows, self.facts.vocab_size)
-        sequences = residents.take_in(rows)
         try:
-            logits, scores = self._compute(context, rows, sequences)
-        except NoRoom:
-            residents.undo(rows, sequences)
-            residents.make_room(sequences)
-            sequences = residents.take_in(rows)
-            logits, scores = self._compute(context, rows, sequences)
-        except Exception:
-            masks()
-            residents.undo(rows, sequences)
-            raise
+            logits, scores = self._compute_somehow(rows)
+        finally:
+            filled = masks()  # nobody may touch a grammar before this is done
         drawing = [row for row in rows if row.wants_token]
-        drawn = iter(self._sampler.sample(logits, drawing, masks()) if drawing else ())
+        drawn = iter(self._sampler.sample(logits, drawing, filled) if drawing else ())
         answers: list[Drawn] = [next(drawn) if row.wants_token else None for row in rows]
         for at, scored in scores.items():
             answers[at] = with_scores(answers[at], scored)
         return answers
+
+    def _compute_somehow(self, rows: Sequence[Row]) -> tuple[torch.Tensor, Mapping[int, Scores]]:
+        """As `_compute`, making room as often as that helps."""
+        while True:
+            context, residents = self._context, self._residents
+            if context is None or residents is None:
+                self._open()
+                raise EngineFailed("This model has no KV memory.")
+            try:
+                return self._compute(context, rows, residents.take_in(rows))
+            except NoRoom:
+                residents.undo(rows)
+                self._make_room(rows)
+            except Exception:
+                residents.undo(rows)
+                raise
 
     def _compute(
         self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
@@ -122,6 +167,11 @@ class LlamaRunner:
         if not parts:
             return torch.empty((0, self.facts.vocab_size)), scores
         return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts)), scores
+
+    @property
+    def context_cells(self) -> int:
+        """Tokens that the context has room for right now; 0 without one."""
+        return 0 if self._context is None else self._context.cells
 
     def interrupt(self) -> None:
         """Have the running step end at once. From any thread, when the model is to be closed."""
