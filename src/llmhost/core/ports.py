@@ -107,6 +107,8 @@ class RunnerFacts:
     """It has `launch` and takes rows whose token is `PENDING`."""
     checks_drafts: bool = False
     """It draws after each confirmed guess of a row, as `Row.drafts` says. Others are given no guesses."""
+    can_be_interrupted: bool = False
+    """A step ends early when it must, see `InterruptibleRunner`."""
     can_sleep: bool = False
     """Its weights can wait in host memory, see `SleepingRunner`."""
     task: str = "generate"
@@ -177,6 +179,15 @@ class SleepingRunner(Runner, Protocol):
 
     def wake(self) -> None:
         """Move them back. Raises OutOfMemory, and goes on sleeping."""
+        ...
+
+
+class InterruptibleRunner(Runner, Protocol):
+    """A runner whose steps may take seconds, and can be cut short."""
+
+    def interrupt(self) -> None:
+        """Have the step that runs end at once, with a failure, as do all that follow. From any thread; what comes
+        next is `close`."""
         ...
 
 

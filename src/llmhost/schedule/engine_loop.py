@@ -11,10 +11,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason
-from llmhost.core.ports import DeltaSink, EngineLoad, Lane, Runner, Tokenizer
+from llmhost.core.ports import (
+    DeltaSink,
+    EngineLoad,
+    InterruptibleRunner,
+    Lane,
+    Runner,
+    Tokenizer,
+)
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Row
 from llmhost.schedule.bed import Bed
@@ -181,6 +189,8 @@ class EngineLoop:
         if self._thread.is_alive() and drain_s > 0 and self._sinks:
             await self._drained(drain_s)
         self._is_stopping = True
+        if self._runner.facts.can_be_interrupted and self._sinks:
+            cast(InterruptibleRunner, self._runner).interrupt()
         self._post(list)
         if self._thread.ident is None:
             self._close()

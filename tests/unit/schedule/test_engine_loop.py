@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -639,6 +640,22 @@ async def test_stop_cancels_what_runs_and_waits() -> None:
         await stopping
     assert [reader.deltas[-1].finish_reason for reader in readers] == [FinishReason.ERROR] * 2
     assert readers[0].tokens == fake_answer((1, 2, 3), 1, VOCAB)
+    assert runner.closed == 1
+
+
+async def test_a_long_step_is_cut_short_when_the_runner_can_and_the_model_goes() -> None:
+    gate = Gate()
+    runner = Spoilt(sleep=gate)
+    runner.facts = replace(runner.facts, can_be_interrupted=True)
+    runner.interrupt = gate.open  # type: ignore[attr-defined]
+    engine = make_engine(runner)
+    engine.start()
+    reader = Reader()
+    engine.submit(a_spec(max_new_tokens=30), reader)
+    await gate.step_begun()
+    async with asyncio.timeout(PATIENCE_S):
+        await engine.stop()
+    assert reader.deltas[-1].finish_reason is FinishReason.ERROR
     assert runner.closed == 1
 
 

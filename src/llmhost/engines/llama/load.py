@@ -124,4 +124,5 @@ def _facts(library: Any, model: Any, predicted: RunnerFacts, measured_bytes: int
         weights_bytes=library.llama_model_size(model),
         measured_bytes=measured_bytes,
         checks_drafts=True,
+        can_be_interrupted=True,
     )
