@@ -3,8 +3,8 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
