@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from llmhost.api.bodies import ChatBody, CompletionBody
+from llmhost.api.decision_wire import DecisionBody, parse_decision
 from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.messages_wire import parse_messages
 from llmhost.api.openai import parse_chat, parse_completion
@@ -186,6 +187,7 @@ def _pooling(name: str, shape: type[msgspec.Struct], least: Body, **own: Any) ->
     return Route("Vectors and scores", name, path, shape, found.parse, least, mine, together)
 
 
+PREDICATE = {"type": "predicate", "instructions": "it is so"}
 ANTHROPIC_TOOL = {"name": "f", "input_schema": SCHEMA}
 ROUTES = (
     Route(
@@ -211,6 +213,15 @@ ROUTES = (
     ),
     _pooling("score", ScoreBody, {"model": "embedder", "text_1": "a", "text_2": "b"}),
     _pooling("classify", ClassifyBody, {"model": "judge", "input": "hi"}),
+    Route(
+        *("Decisions", "decisions", "/v1/decisions", DecisionBody, parse_decision),
+        least={"model": "echo", "input": "hi", "questions": [PREDICATE]},
+        own={
+            "questions": [PREDICATE, PREDICATE],
+            "prompt_cache_key": "mine",
+            "safety_identifier": "somebody",
+        },
+    ),
     Route(
         *("Anthropic's messages", "messages", "/v1/messages", MessagesBody, parse_messages),
         least={"model": "echo", "max_tokens": 4, "messages": SAID},

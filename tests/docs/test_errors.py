@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmhost.api.decision_wire import DECISIONS_PATH
 from llmhost.api.ollama.routes import PARSERS as OLLAMA
 from llmhost.api.pooling import POOLING
 from llmhost.api.tokenize import TOKEN_ROUTES
@@ -86,7 +87,7 @@ async def test_the_routes_are_those_of_the_application():
     tokens = (f"{v1}/{name}" for v1 in ("", "/v1") for name in TOKEN_ROUTES)
     responses = (f"/v1/responses{name}" for name in ("", "/input_tokens", "/compact"))
     paths = (*whole, *messages, *responses, *(p for r in POOLING for p in r.paths), *tokens)
-    paths = (*paths, *OLLAMA)
+    paths = (*paths, *OLLAMA, DECISIONS_PATH)
     hot = {("POST", path) for path in paths}
 
     table = re.findall(ROUTE, section(API, "Routes"), re.MULTILINE)

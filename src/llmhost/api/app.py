@@ -24,6 +24,7 @@ from llmhost.api.chats.desk import ChatDesk
 from llmhost.api.chats.routes import PATH as CHATS
 from llmhost.api.chats.routes import chat_router
 from llmhost.api.costs import CostReports, cost_router
+from llmhost.api.decisions import decision_routes
 from llmhost.api.dialect import dialect_of
 from llmhost.api.door import Outflow, bearer
 from llmhost.api.edge import Edge, serves_this_machine
@@ -121,6 +122,7 @@ def build_app(surface: Surface) -> ASGIApp:
             ),
             *_pooling_routes(surface),
             *_counting_routes(surface),
+            *decision_routes(surface.processor, **_limits(surface)),
             *ollama_routes(surface.processor, **_limits(surface)),
             *ollama_models(surface.deployments, surface.identify),
             *_model_routes(surface),

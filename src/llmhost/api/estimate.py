@@ -14,6 +14,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from llmhost.api.bill_facts import remaining_usd
+from llmhost.api.decision_wire import DECISIONS_PATH, parse_decision
 from llmhost.api.door import ClientGone, bearer, is_small, read_all, send_whole
 from llmhost.api.errors import forget_frames
 from llmhost.api.gatekeeper import Identify, vouch
@@ -35,6 +36,7 @@ PARSERS: Mapping[str, Parse] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completion,
     "/v1/messages": parse_messages,
+    DECISIONS_PATH: parse_decision,
     **{route.paths[0]: route.parse for route in POOLING},
 }
 """By endpoint."""
@@ -47,6 +49,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     batch: bool | None = None
     messages: Raw = NULL
     prompt: Raw = NULL
+    questions: Raw = NULL
     input: Raw = NULL
     documents: Raw = NULL
     text_1: Raw = NULL
@@ -59,6 +62,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
 _TELLING = (
     ("/v1/chat/completions", ("messages",)),
     ("/v1/completions", ("prompt",)),
+    (DECISIONS_PATH, ("questions",)),
     ("/v1/score", ("text_1", "text_2", "queries", "data_1", "data_2")),
     ("/v1/rerank", ("documents",)),
     ("/v1/embeddings", ("input",)),

@@ -49,6 +49,9 @@ class Sampling:
     """Report the log probability of each drawn token, and so many of the likeliest beside it; None reports none."""
     prompt_logprobs: int | None = None
     """The same for each token of the prompt but the first."""
+    prompt_logprobs_from: int = 0
+    """Nothing is asked of tokens before this position, so a cache may have them. What is computed may be told all the
+    same."""
     seed: int | None = None
 
     @property
@@ -190,6 +193,7 @@ class Kind(StrEnum):
     SCORE = "score"
     CLASSIFY = "classify"
     RESPONSE = "response"
+    DECISION = "decision"
 
     @property
     def is_chat(self) -> bool:
@@ -202,8 +206,8 @@ class Kind(StrEnum):
         return _FIELDS.get(self, "prompt")
 
 
-_CHATS = (Kind.CHAT, Kind.RESPONSE)
-_FIELDS = {Kind.CHAT: "messages", Kind.RESPONSE: "input"}
+_CHATS = (Kind.CHAT, Kind.RESPONSE, Kind.DECISION)
+_FIELDS = {Kind.CHAT: "messages", Kind.RESPONSE: "input", Kind.DECISION: "input"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +228,14 @@ class PoolingWish:
     """See Pooling."""
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about a conversation, and the only answers that there are."""
+
+    text: str
+    answers: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One request for generated text. `prompts` holds text or token ids; a chat has `messages` and no prompts.
@@ -239,6 +251,8 @@ class GenerationRequest:
     suffix: str = ""
     """What comes after the answer, for models that fill in the middle."""
     pooled: PoolingWish | None = None
+    questions: tuple[Question, ...] = ()
+    """Instead of an answer, how likely each of the answers to each of these is, asked at the end of `messages`."""
     tools: tuple[dict[str, Any], ...] | None = None
     grammar: GrammarSpec | None = None
     """What the answer must look like; of kind tool_calls, it is calls and not text."""
@@ -331,6 +345,7 @@ class GenerationRequest:
 
     def _all_texts(self) -> list[str]:
         texts = self._prompt_texts()
+        texts += ["\n".join((asked.text, *asked.answers)) for asked in self.questions]
         if self.tools:
             texts.append("\n".join(_leaves(self.tools)))
         if self.grammar is not None and self.grammar.kind != "tool_calls":

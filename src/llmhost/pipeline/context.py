@@ -130,13 +130,15 @@ class RequestContext:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts together."""
-        return sum(map(len, self.prompts))
+        """Of all prompts together; what they share counts once."""
+        return sum(map(len, self.prompts)) - sum(self.known_terms.shared)
 
     @property
     def choices(self) -> int:
-        """Answers in all; none in a request for vectors or scores."""
-        return 0 if self.poolings else len(self.prompts) * self.request.runs
+        """Answers in all; none where no text is asked for."""
+        return (
+            0 if self.poolings or self.request.questions else len(self.prompts) * self.request.runs
+        )
 
     @property
     def deadline_ns(self) -> int | None:

@@ -7,7 +7,7 @@ of an answer whose ledger entry could still be lost.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -20,6 +20,7 @@ from llmhost.cost.under_way import INPUT, OUTPUT
 from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.best_of import BestOf
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.decide import decided_specs
 from llmhost.pipeline.pool import pooled_specs
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.spending import Spending
@@ -219,8 +220,11 @@ class Generation:
         """Prompt tokens count once per prompt, however many choices it has; the rest adds up."""
         runs = self.context.request.runs
         merged = Usage()
+        shared = self.context.known_terms.shared
         for index, usage in self._usage.items():
-            if index % runs:
+            if shared:
+                usage = _without(usage, shared[index])
+            elif index % runs:
                 usage = replace(usage, prompt_tokens=0, cached_tokens=0)
             merged += usage
         return merged
@@ -344,8 +348,8 @@ class Execute:
             generation.end_at_once()
             return generation
         try:
-            if context.poolings:
-                for index, spec in enumerate(pooled_specs(context)):
+            if (specs := _silent(context)) is not None:
+                for index, spec in enumerate(specs):
                     generation.submit(index, spec, None)
                 return generation
             for index in range(len(context.prompts) * context.request.runs):
@@ -389,6 +393,22 @@ class Execute:
             cache_scope=_cache_scope(context),
             adapter=context.adapter_hold.key if context.adapter_hold is not None else None,
         )
+
+
+def _silent(context: RequestContext) -> Iterator[SequenceSpec] | None:
+    """The sequences of a request that draws no token; None where it does."""
+    if context.poolings:
+        return pooled_specs(context)
+    return decided_specs(context, _cache_scope(context)) if context.request.questions else None
+
+
+def _without(usage: Usage, shared: int) -> Usage:
+    """Without the tokens that another prompt of the request has, too."""
+    return replace(
+        usage,
+        prompt_tokens=max(usage.prompt_tokens - shared, 0),
+        cached_tokens=max(usage.cached_tokens - shared, 0),
+    )
 
 
 def _of_answer(sampling: Sampling) -> Sampling:

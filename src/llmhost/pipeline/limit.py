@@ -91,8 +91,8 @@ def _wish(context: RequestContext) -> tuple[Caller, str, str | None, Size]:
 
 def _size(context: RequestContext) -> Size:
     most = context.request.max_tokens
-    input_tokens = sum(map(len, context.prompts))
-    if context.poolings:
+    input_tokens = context.prompt_tokens
+    if context.poolings or context.request.questions:
         return Size(input_tokens=input_tokens)
     return Size(
         input_tokens=input_tokens,

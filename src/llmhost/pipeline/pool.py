@@ -22,7 +22,7 @@ BATCHES_AHEAD = 2
 """Full batches of one request that are with the engine at once: one that runs, and the next."""
 
 _SERVES: dict[str, tuple[Kind, ...]] = {
-    "generate": (Kind.CHAT, Kind.COMPLETION, Kind.RESPONSE),
+    "generate": (Kind.CHAT, Kind.COMPLETION, Kind.RESPONSE, Kind.DECISION),
     "embed": (Kind.EMBEDDING, Kind.SCORE),
     "classify": (Kind.CLASSIFY, Kind.SCORE),
 }

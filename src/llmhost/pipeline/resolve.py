@@ -19,6 +19,7 @@ from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.decide import decision_terms
 from llmhost.pipeline.pool import check_purpose, pooled_terms
 from llmhost.pipeline.reading import reading_of
 from llmhost.pipeline.terms import NO_TERMS, Terms, is_short, terms_of
@@ -47,6 +48,10 @@ class Resolve:
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
         if request.only_loads:
             context.terms = NO_TERMS
+            return
+        if request.questions:
+            work = partial(decision_terms, request, tokenizer, context.longest_tokens)
+            context.terms = await asyncio.to_thread(work)
             return
         context.terms = await self._terms(request, tokenizer)
         spec = deployment.entry.spec

@@ -30,6 +30,10 @@ class Terms:
     """Each prompt's text, where it comes before the answer."""
     poolings: tuple[Pooling, ...] = ()
     """How each prompt is pooled, in a request for vectors or scores."""
+    shared: tuple[int, ...] = ()
+    """How many of each prompt's first tokens one before it has, too: they are computed, and paid for, once."""
+    answers: tuple[int, ...] = ()
+    """How many of each prompt's last tokens are an answer, in a request for decisions."""
 
 
 NO_TERMS = Terms((), Sampling(), frozenset())

@@ -44,10 +44,7 @@ class SequenceKv:
         """
         if not _may_hit(sequence):
             return NO_HIT
-        # One token at least is computed, to draw from what it gives.
-        places = self.books.match(
-            self._salt(sequence.spec), sequence.tokens, len(sequence.tokens) - 1
-        )
+        places = self.books.match(self._salt(sequence.spec), sequence.tokens, _most_hit(sequence))
         count = len(places)
         coming = sequence.hashes[count:]
         fetched = [-place.serial for place in places if place.is_on_host]
@@ -139,5 +136,13 @@ class SequenceKv:
 
 
 def _may_hit(sequence: Sequence) -> bool:
-    """Whoever wants to know how likely its prompt is has all of it computed."""
-    return not sequence.is_atomic and sequence.spec.sampling.prompt_logprobs is None
+    """Whoever wants to know how likely its prompt is, from the beginning, has all of it computed."""
+    asked = sequence.spec.sampling
+    is_told_all = asked.prompt_logprobs is not None and asked.prompt_logprobs_from <= 1
+    return not sequence.is_atomic and not is_told_all
+
+
+def _most_hit(sequence: Sequence) -> int:
+    """One token at least is computed, to draw from what it gives, or to tell how likely the one after it is."""
+    asked, most = sequence.spec.sampling, len(sequence.tokens) - 1
+    return most if asked.prompt_logprobs is None else min(most, asked.prompt_logprobs_from - 1)

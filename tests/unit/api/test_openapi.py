@@ -15,6 +15,7 @@ from llmhost.api.bodies import ChatBody
 from llmhost.api.openapi.answers import (
     ChatCompletion,
     Classes,
+    DecisionAnswer,
     Detokenized,
     EmbeddingList,
     ErrorAnswer,
@@ -143,6 +144,16 @@ TEXT: Json = {"model": "fake", "prompt": "hi", "max_tokens": 3}
 SAID: Json = {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}
 WHOLE: Json = {"echo": True, "logprobs": 2, "prompt_logprobs": 1, "return_token_ids": True}
 
+DECISION: Json = {
+    "model": "fake",
+    "input": "hi",
+    "include_cost": True,
+    "questions": [
+        {"type": "predicate", "instructions": "a"},
+        {"type": "choice", "instructions": "a", "choices": [{"value": "b"}, {"value": True}]},
+        {"type": "score", "instructions": "a", "levels": [{"label": "b"}, {"label": "c"}]},
+    ],
+}
 READ = ("/api/tags", "/api/ps", "/api/version")
 OLLAMA: Json = {"stream": False, "options": {"num_predict": 3}}
 
@@ -170,6 +181,7 @@ ANSWERS: list[tuple[str, Json, Any]] = [
     ),
     ("/v1/score", {"model": "judge", "text_1": "a", "text_2": "b"}, Scores),
     ("/v1/classify", {"model": "judge", "input": "a"}, Classes),
+    ("/v1/decisions", DECISION, DecisionAnswer),
     ("/v1/tokenize", {**TEXT, "return_token_strs": True}, Tokens),
     ("/v1/tokenize", {"model": "fake", "content": "a", "with_pieces": True}, Tokens),
     ("/v1/detokenize", {"model": "fake", "tokens": [1]}, Detokenized),

@@ -210,6 +210,18 @@ def test_a_prompt_whose_log_probabilities_are_wanted_is_computed_whole() -> None
     assert (rows[0].start, len(rows[0].tokens)) == (0, 9)
 
 
+def test_log_probabilities_from_a_place_on_leave_what_is_before_it_to_the_cache() -> None:
+    bench = Workbench(some_limits(kv_blocks=16, max_tokens_per_batch=16))
+    bench.add(a_spec(range(12)))
+    bench.run_to_the_end()
+    for first, start in ((12, 8), (9, 8), (8, 4), (5, 4), (4, 0), (1, 0)):
+        asked = Sampling(temperature=0.0, prompt_logprobs=0, prompt_logprobs_from=first)
+        bench.add(a_spec(range(13), sampling=asked))
+        rows = bench.step()
+        assert rows[0].start == start, first
+        bench.run_to_the_end()
+
+
 family = st.lists(st.integers(0, 1), min_size=1, max_size=20)
 
 

@@ -230,6 +230,60 @@ class Classes(_Listed, kw_only=True):
     data: list[ClassifiedText]
 
 
+class DecidedPredicate(msgspec.Struct, kw_only=True, tag_field="type", tag="predicate"):
+    name: str | None
+    probability: float
+
+
+class ChoiceShare(msgspec.Struct, kw_only=True):
+    value: str | bool
+    probability: float
+
+
+class DecidedChoice(msgspec.Struct, kw_only=True, tag_field="type", tag="choice"):
+    name: str | None
+    choice: str | bool
+    confidence: float
+    probabilities: list[ChoiceShare]
+
+
+class LevelShare(msgspec.Struct, kw_only=True):
+    label: str
+    value: int
+    probability: float
+
+
+class DecidedScore(msgspec.Struct, kw_only=True, tag_field="type", tag="score"):
+    """The mean of the levels, which count from 0, weighted by how likely they are."""
+
+    name: str | None
+    score: float
+    confidence: float
+    probabilities: list[LevelShare]
+
+
+class DecidedInput(msgspec.Struct, kw_only=True):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class DecisionUsage(msgspec.Struct, kw_only=True):
+    input_tokens: int
+    input_tokens_details: DecidedInput
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+    cost: CostFacts | UnsetType = UNSET
+
+
+class DecisionAnswer(msgspec.Struct, kw_only=True):
+    """Answers in the order of the questions."""
+
+    model: str
+    answers: list[DecidedPredicate | DecidedChoice | DecidedScore]
+    usage: DecisionUsage
+
+
 class TokenPiece(msgspec.Struct, kw_only=True):
     id: int
     piece: str | list[int]

@@ -7,6 +7,17 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from llmhost.api.bodies import ChatBody, GenerationBody, WireMessage, WirePart
+from llmhost.api.decision_wire import (
+    MAX_CHOICES,
+    MAX_ITEMS,
+    MAX_QUESTIONS,
+    DecisionBody,
+    DecisionChoice,
+    DecisionItem,
+    DecisionLevel,
+    DecisionPart,
+    DecisionQuestion,
+)
 from llmhost.api.messages_bodies import MessagesBody, WireBlock, WireOutputFormat, WireTurn
 from llmhost.api.messages_bodies import WireTool as MessagesTool
 from llmhost.api.ollama.bodies import (
@@ -133,6 +144,18 @@ MEANT: FieldTypes = {
     (WireBlock, "input"): dict[str, Any],
     (WireOutputFormat, "schema"): Schema,
     (RerankBody, "documents"): Documents,
+    (DecisionBody, "input"): Annotated[str, Meta(min_length=1)]
+    | Annotated[list[DecisionItem], Meta(min_length=1, max_length=MAX_ITEMS)],
+    (DecisionBody, "questions"): Annotated[
+        list[DecisionQuestion], Meta(min_length=1, max_length=MAX_QUESTIONS)
+    ],
+    (DecisionQuestion, "choices"): Annotated[
+        list[DecisionChoice], Meta(min_length=2, max_length=MAX_CHOICES)
+    ],
+    (DecisionQuestion, "levels"): Annotated[
+        list[DecisionLevel], Meta(min_length=2, max_length=MAX_CHOICES)
+    ],
+    (DecisionPart, "data"): dict[str, Any] | list[dict[str, Any]],
     (TokenizeBody, "messages"): Annotated[list[SpokenMessage], Meta(min_length=1)],
     (DetokenizeBody, "tokens"): list[TokenId],
     (OllamaBody, "keep_alive"): float | str,

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmhost.api.bodies import ChatBody, CompletionBody
+from llmhost.api.decision_wire import DECISIONS_PATH, DecisionBody
 from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.openapi.answers import (
     ChatCompletion,
     Classes,
+    DecisionAnswer,
     Detokenized,
     EmbeddingList,
     EstimateAnswer,
@@ -161,6 +163,18 @@ POOLING = (
     ),
 )
 
+DECISIONS = (
+    Operation(
+        paths=(DECISIONS_PATH,),
+        summary="How likely the answers to questions about an input are",
+        tag="decisions",
+        body=DecisionBody,
+        required=("model", "input", "questions"),
+        answer=DecisionAnswer,
+        parameters=(IDEMPOTENCY,),
+    ),
+)
+
 GIVEN = ("prompt", "content", "messages")
 
 TOKENS = (
@@ -213,7 +227,10 @@ ESTIMATES = (
     ),
 )
 
-ALL: tuple[Operation, ...] = (*GENERATION, *RESPONSES, *POOLING, *TOKENS, *OLLAMA, *ESTIMATES)
+ALL: tuple[Operation, ...] = (
+    *(*GENERATION, *RESPONSES, *POOLING, *DECISIONS),
+    *(*TOKENS, *OLLAMA, *ESTIMATES),
+)
 
 TOLD: Mapping[str, Any] = {
     "/v1/models": ModelList,
