@@ -115,6 +115,9 @@ RULES = (
     Rule(("default", ""), (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 )
 
+ANY = Rule((), ())
+"""Where no words are cut."""
+
 SAMPLE = (
     "Hello, world! It's 12345 o'clock; WE'LL see.\r\n\r\n\n  def f(x):\n\treturn x**2 / 3.14159\n\n"
     "   çalışma Über-Größe naïve Ǆ ǅ ǆ 日本語のテキスト123です。 한국어 देवनागरी اللغة العربية ٣٤٥ ½ ²\n"

@@ -2,7 +2,7 @@
 
 So text, stop strings, grammars and masks work on a GGUF file as they do on a tokenizer.json. Two families are read:
 byte-level merges (GPT-2, Llama 3, Qwen) and SentencePiece's (Llama 2, Mistral, Gemma), whose merges are found from the
-scores. Texts get the ids that llama.cpp gives them.
+scores. Texts get the ids that llama.cpp gives them, by llama.cpp itself where a way of cutting words is not known here.
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.llama.header import Header
-from llmhost.engines.llama.pre_tokenizers import rule_named
+from llmhost.engines.llama.pre_tokenizers import ANY, Rule, rule_named
 from llmhost.text.template import ChatTemplate
 from llmhost.text.tokenizer import FileTokenizer
 
@@ -50,16 +50,20 @@ _NOT_ENDS = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})
 """With both of a pair in the vocabulary, `<|end|>` parts a turn and does not end it."""
 
 _KEY = "tokenizer.ggml"
+_NO_BYTES = frozenset({"gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"})
+"""Ways of cutting words whose vocabularies spell text as it is."""
 
 
 def load_gguf_tokenizer(header: Header) -> FileTokenizer:
     """Raises ModelUnavailable for a vocabulary of a kind that is not read here, by name."""
     source = _Source(header)
     family = source.text("model")
+    rule = rule_named(source.text("pre"))
     if family == "gpt2":
-        tokenizer, adds_bos = _byte_level(source)
+        tokenizer = _byte_level(source, rule)
+        adds_bos = rule is not None and rule.adds_bos
     elif family == "llama":
-        tokenizer, adds_bos = _sentencepiece(source), True
+        tokenizer, rule, adds_bos = _sentencepiece(source), ANY, True
     else:
         raise ModelUnavailable(
             f"{header.path} has a vocabulary of the kind {family!r}; 'gpt2' (byte-level merges) and 'llama'"
@@ -67,12 +71,14 @@ def load_gguf_tokenizer(header: Header) -> FileTokenizer:
         )
     _add_special(tokenizer, source)
     _add_ends_of_text(tokenizer, source, adds_bos)
-    return FileTokenizer(
-        tokenizer,
-        eos_ids=frozenset(_eos_ids(source)),
-        template=_template(source),
-        tells_pairs_apart=False,
-    )
+    eos_ids, template = frozenset(_eos_ids(source)), _template(source)
+    if rule is None:
+        from llmhost.engines.llama.native_tokenizer import NativeTokenizer
+
+        return NativeTokenizer(
+            tokenizer, source.path, eos_ids=eos_ids, template=template, tells_pairs_apart=False
+        )
+    return FileTokenizer(tokenizer, eos_ids=eos_ids, template=template, tells_pairs_apart=False)
 
 
 class _Source:
@@ -128,22 +134,27 @@ class _Source:
         return list(found)
 
 
-def _byte_level(source: _Source) -> tuple[Tokenizer, bool]:
+def _byte_level(source: _Source, rule: Rule | None) -> Tokenizer:
+    """Without a rule it is for the way from ids to text alone. Raises ModelUnavailable."""
     name = source.text("pre")
-    if (rule := rule_named(name)) is None:
+    if name in _NO_BYTES:
         raise ModelUnavailable(
-            f"{source.path} cuts text into words as {name!r} does, which is not known here."
-            " It may be newer than this version of llmhost."
+            f"{source.path} has byte-level merges by its kind, and by its way of cutting words ({name!r}) none."
         )
     vocabulary = source.vocabulary()
     pairs = [_pair(merge) for merge in source.strings("merges")]
     merges = [pair for pair in pairs if _fits(pair, vocabulary)]
     tokenizer = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words)
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            ignore_merges=rule is not None and rule.whole_words,
+        )
     )
-    tokenizer.pre_tokenizer = rule.pre_tokenizer()
+    if rule is not None:
+        tokenizer.pre_tokenizer = rule.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, rule.adds_bos
+    return tokenizer
 
 
 def _pair(merge: str) -> tuple[str, str]:

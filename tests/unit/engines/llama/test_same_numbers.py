@@ -18,6 +18,7 @@ from tests.unit.engines.llama.gguf_files import write
 from tests.unit.engines.llama.library_calls import ends_of, ids_of, logits_of, opened
 from tests.unit.engines.llama.test_tokenizer import SP
 
+from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.llama.export import export
 from llmhost.engines.llama.header import read_header
 from llmhost.engines.llama.pre_tokenizers import RULES, SAMPLE
@@ -133,6 +134,39 @@ def test_every_way_of_cutting_gives_llama_cpps_ids(tmp_path: Path, name: str) ->
         for text in (SAMPLE, "<|im_start|>user\nhi <|im_end|>", "a  b\n\n c\t", ""):
             assert made.encode(text) == ids_of(library, model, text)
         assert made.eos_ids == ends_of(library, model)
+
+
+@pytest.mark.parametrize("name", ["kimi-k2", "superbpe", "afmoe", "youtu"])
+def test_a_way_of_cutting_that_is_not_known_here_is_left_to_llama_cpp(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(
+        tmp_path / "v.gguf",
+        {
+            **{"general.architecture": "llama", **byte_vocabulary(name)},
+            "tokenizer.ggml.bos_token_id": 2040,
+            "tokenizer.ggml.add_bos_token": True,
+        },
+    )
+    made = load_gguf_tokenizer(read_header(path))
+    text = "<|im_start|>12345 日本語 it's\n\n <tool_call>"
+
+    with opened(path, vocab_only=True) as (library, model):
+        assert made.encode(text) == ids_of(library, model, text)
+        assert made.encode(text, add_special_tokens=False) == made.encode(text)[1:]
+    assert made.decode(made.encode(text), skip_special_tokens=False).endswith(text)
+    assert made.encode_whole("hello there", most_tokens=3)[0] == made.encode("hello there")[:3]
+    assert len(made.encode_whole("hello there", "again", most_tokens=6)[0]) == 6
+    watch = made.watch()
+    said = "".join(watch.push(token) for token in made.encode("é 日"))
+    assert said + watch.flush() == "é 日"
+
+
+def test_what_llama_cpp_does_not_know_either_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "v.gguf", {"general.architecture": "llama", **byte_vocabulary("new")})
+
+    with pytest.raises(ModelUnavailable, match="unknown pre-tokenizer type: 'new'"):
+        load_gguf_tokenizer(read_header(path))
 
 
 def test_any_text_has_llama_cpps_ids(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -129,7 +129,7 @@ def test_a_templates_variables_are_the_files_tokens(tmp_path: Path) -> None:
     [
         ({}, "has no vocabulary"),
         ({"model": "bert", "tokens": ["a"]}, "of the kind 'bert'"),
-        ({"model": "gpt2", "pre": "from-next-year", "tokens": ["a"]}, "as 'from-next-year' does"),
+        ({"model": "gpt2", "pre": "gemma4", "tokens": ["a"]}, "('gemma4') none"),
         ({"model": "gpt2", "tokens": ["a", "a"]}, "a token twice"),
         ({"model": "gpt2", "tokens": ["a", "b"], "token_type": [1]}, "'token_type' for 1 of them"),
         ({"model": "gpt2", "tokens": 7}, "has no vocabulary"),
