@@ -1,4 +1,4 @@
-"""What may come after the opener of a call that a model begins by itself: grammars of the formats that are JSON.
+"""What may come after the opener of a call that a model begins by itself: grammars of the formats that can be held.
 
 Spaces are where models were trained to say them, as Python's json writes. Marks have lines of their own, because in
 one vocabulary they are text, and in another tokens that stand for no text.
@@ -7,7 +7,11 @@ one vocabulary they are text, and in another tokens that stand for no text.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from llmhost.text.calls.tagged import MINIMAX, QWEN, SEED, Tags
+from llmhost.text.grammar_tagged import tagged_arguments, tagged_rules
 
 SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 GAP = "gap: /[ \\n]{1,2}/"
@@ -21,6 +25,10 @@ class HeldFormat:
     first: tuple[str, ...] = ()
     """What calls begin with besides, where an answer begins with it; it is part of what comes then."""
     rules: "Callable[[Sequence[str], bool], Rules]" = lambda names, many: ([], ())
+    arguments: Callable[[int, Mapping[str, Any]], list[str]] = lambda place, schema: [
+        f"args{place}: %json {json.dumps(schema)}"
+    ]
+    """Lines of the grammar for what the tool in that place is given. May raise Unspeakable."""
 
 
 Rules = tuple[list[str], tuple[str, ...]]
@@ -93,6 +101,14 @@ def _kimi(names: Sequence[str], many: bool) -> Rules:
     return [f"start: {_more(many)} mark3", *calls], (*marks, "<|tool_calls_section_end|>")
 
 
+def _tagged(tags: Tags, *, is_repeated: bool = False) -> HeldFormat:
+    return HeldFormat(
+        (tags.opener,),
+        rules=partial(tagged_rules, tags, is_repeated=is_repeated),
+        arguments=partial(tagged_arguments, tags),
+    )
+
+
 HELD: Mapping[str, HeldFormat] = {
     "hermes": HeldFormat(("<tool_call>",), rules=_hermes),
     "granite": HeldFormat(("<|tool_call|>",), rules=_list),
@@ -102,14 +118,19 @@ HELD: Mapping[str, HeldFormat] = {
     "deepseek_v3": HeldFormat((_special("tool calls begin"),), rules=_deepseek_v3),
     "deepseek_v31": HeldFormat((_special("tool calls begin"),), rules=_deepseek_v31),
     "kimi_k2": HeldFormat(("<|tool_calls_section_begin|>",), rules=_kimi),
+    "qwen3_coder": _tagged(QWEN),
+    "seed_oss": _tagged(SEED, is_repeated=True),
+    "minimax": _tagged(MINIMAX, is_repeated=True),
 }
 """By the names of `text/calls/families.py`. Calls of other formats are not held to anything."""
 
 
-def calls_grammar(name: str, arguments: Mapping[str, Any], *, many: bool) -> str:
-    """Lark, of the format of that name; `arguments` are the schemas of the tools."""
-    lines, marks = HELD[name].rules(list(arguments), many)
-    lines += [f"args{i}: %json {json.dumps(each)}" for i, each in enumerate(arguments.values())]
+def calls_grammar(
+    name: str, names: Sequence[str], arguments: Sequence[Sequence[str]], *, many: bool
+) -> str:
+    """Lark, of the format of that name, for tools of those `names`; `arguments` are what their format makes of each."""
+    lines, marks = HELD[name].rules(names, many)
+    lines += [line for each in arguments for line in each]
     return "\n".join([*lines, *(mark_line(i, quoted(mark)) for i, mark in enumerate(marks))])
 
 

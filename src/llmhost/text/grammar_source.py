@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
-from llmhost.text.grammar_calls import SPACED, calls_grammar, quoted
+from llmhost.text.grammar_calls import HELD, SPACED, calls_grammar, quoted
+from llmhost.text.grammar_tagged import Unspeakable
 from llmhost.text.schema import enforceable
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _text_call(place: int, tool: Any) -> str:
 def _auto_calls(text: str, is_strict: bool) -> str:
     """Calls in a model's own format, from its opener on: strict tools by their schemas, others with any object."""
     wish = _json(text)
-    arguments = {}
+    made, arguments = HELD[wish["format"]], list[list[str]]()
     for place, tool in enumerate(wish["tools"]):
         strict = {**SPACED, "lenient": False, "coerce_one_of": False}
         schema = {"type": "object", "x-guidance": SPACED}
@@ -182,8 +183,12 @@ def _auto_calls(text: str, is_strict: bool) -> str:
             schema = {**enforceable(tool["parameters"]), "x-guidance": strict}
         if fault := fault_of(LLMatcher.grammar_from_json_schema(json.dumps(schema))):
             raise Unreadable(fault, _place(place, tool))
-        arguments[tool["name"]] = schema
-    return calls_grammar(wish["format"], arguments, many=wish["many"])
+        try:
+            arguments.append(made.arguments(place, schema))
+        except Unspeakable as fault:
+            raise Unreadable(str(fault), _place(place, tool)) from None
+    names = [tool["name"] for tool in wish["tools"]]
+    return calls_grammar(wish["format"], names, arguments, many=wish["many"])
 
 
 READERS: Mapping[str, Callable[[str, bool], str]] = {

@@ -18,6 +18,9 @@ TEMPLATES = {
     "granite": "<|tool_call|>",
     "llama3_json": "<|python_tag|>",
     "phi4_mini": "functools",
+    "qwen3_coder": "<tool_call><function=",
+    "seed_oss": "<seed:tool_call>",
+    "minimax": "<minimax:tool_call>",
 }
 
 

@@ -51,6 +51,16 @@ CALLS = {
         f"{ARGS}\n```<|tool▁call▁end|><|tool▁calls▁end|>"
     ).translate(BARS),
 }
+TAGGED = (
+    "{0}\n<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+    "</function>\n{1}"
+)
+CALLS |= {
+    "qwen3_coder": TAGGED.format("<tool_call>", "</tool_call>"),
+    "seed_oss": TAGGED.format("<seed:tool_call>", "</seed:tool_call>"),
+    "minimax": '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Oslo</parameter>\n'
+    '<parameter name="days">3</parameter>\n</invoke>\n</minimax:tool_call>',
+}
 OTHERS = {
     "mistral": f"[TOOL_CALLS] [{OBJECT}, {OBJECT}]",
     "llama3_json": f'{{"name": "get_weather", "parameters": {ARGS}}}',
