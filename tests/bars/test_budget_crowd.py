@@ -95,7 +95,7 @@ def test_a_crowd_uses_a_budget_up_and_never_passes_it(
         assert usage["completion_tokens"] == most_tokens or how(one) == "cut"
     for one in refused:
         assert one.status == 429, one.chunks
-        assert b'"code":"insufficient_quota"' in one.chunks[0], one.chunks
+        assert b'"type":"insufficient_quota"' in one.chunks[0], one.chunks
         assert one.headers["x-should-retry"] == "false"
         assert entries[one.request_id]["amount_nano"] == 0
     assert node.verified()["ok"]

@@ -139,7 +139,7 @@ def test_every_way_of_asking_is_held_on_the_budget(node: Node, org: str) -> None
     for path, body in ways:
         answer = node.post(path, body, headers=headers)
         assert answer.status_code == 429, (path, answer.text)
-        assert answer.json()["error"]["code"] == "insufficient_quota"
+        assert answer.json()["error"]["code"] == "organization_spend_limit_exceeded"
         assert answer.headers["x-should-retry"] == "false"
     assert paid(node, org) == 0
 

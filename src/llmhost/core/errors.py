@@ -30,6 +30,9 @@
     ├── IdempotencyKeyReused       422  the key came with another body before
     ├── RateLimited                429  waiting helps
     ├── QuotaExhausted             429  a budget has no room for it; trying again does not help
+    │   ├── CreditsExhausted            what was paid in is spent
+    │   ├── TeamBudgetExhausted         it is the team's
+    │   └── OrgBudgetExhausted          it is the organisation's
     ├── Overloaded                 503  queue full, draining or loading; waiting helps
     ├── PluginFailed               503  a plugin whose rule is "fail closed" failed
     │   └── SafetyUnavailable           and it was one that judges text
@@ -283,6 +286,20 @@ class QuotaExhausted(LlmhostError):
         """run, key, team or org."""
         self.budget_id = budget_id
         self.remaining_nano = remaining_nano
+
+
+class CreditsExhausted(QuotaExhausted):
+    code = "credit_balance_exhausted"
+
+
+class TeamBudgetExhausted(QuotaExhausted):
+    """OpenAI calls a project what is a team here."""
+
+    code = "project_spend_limit_exceeded"
+
+
+class OrgBudgetExhausted(QuotaExhausted):
+    code = "organization_spend_limit_exceeded"
 
 
 class Overloaded(LlmhostError):

@@ -10,7 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from llmhost.core.errors import QuotaExhausted
+from llmhost.core.errors import (
+    CreditsExhausted,
+    OrgBudgetExhausted,
+    QuotaExhausted,
+    TeamBudgetExhausted,
+)
 from llmhost.core.request import Caller
 from llmhost.core.units import nano_to_dollars
 from llmhost.observe.logs import log_event
@@ -391,13 +396,21 @@ def refusal(pot: Pot, nano: int, utc_ns: int) -> QuotaExhausted:
     """Whose budget it is, how it stands, and whether it comes back."""
     budget, now = pot.account.budget, standing_of(pot, utc_ns)
     held = f" and ${nano_to_dollars(now.held)} is held by requests that run" if now.held else ""
-    return QuotaExhausted(
+    return _kind_of(budget)(
         f"{_name(budget, pot.run)} {_may(budget, now.limit)}; ${nano_to_dollars(now.spent)} is spent{held}."
         f" This request needs ${nano_to_dollars(nano)} to begin. {_cure(budget, now, utc_ns)}",
         level=budget.level,
         budget_id=budget.id,
         remaining_nano=max(pot.room(utc_ns), 0),
     )
+
+
+def _kind_of(budget: Budget) -> type[QuotaExhausted]:
+    """Each has a code of its own, by which clients tell what to ask for."""
+    if budget.is_balance:
+        return CreditsExhausted
+    kinds = {"team": TeamBudgetExhausted, "org": OrgBudgetExhausted}
+    return QuotaExhausted if budget.is_per_run else kinds.get(budget.holder, QuotaExhausted)
 
 
 def _name(budget: Budget, run: Run | None) -> str:

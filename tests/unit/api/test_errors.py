@@ -19,7 +19,15 @@ OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "UnknownModel": {"model": "m", "nearest": "n"},
     "IdempotencyKeyInUse": {"retry_after_s": 5.0},
     "IdempotencyKeyReused": {},
-    "QuotaExhausted": {"message": "spent", "level": "org", "budget_id": "b", "remaining_nano": 5},
+    **{
+        name: {"message": "spent", "level": "org", "budget_id": "b", "remaining_nano": 5}
+        for name in (
+            "QuotaExhausted",
+            "CreditsExhausted",
+            "TeamBudgetExhausted",
+            "OrgBudgetExhausted",
+        )
+    },
     "ModelNotPriced": {"model": "m"},
     "OutOfMemory": {"device": "cuda:0"},
     "PreviousResponseNotFound": {"response_id": "resp_1"},

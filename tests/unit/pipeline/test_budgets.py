@@ -115,7 +115,7 @@ async def test_a_prompt_with_a_slice_that_does_not_fit_is_refused_and_holds_noth
         assert await read_all(await one.open(max_tokens=7))
         refused, answered = await settled(one.host)
 
-    assert (refused["outcome"], refused["code"]) == ("refused", "insufficient_quota")
+    assert (refused["outcome"], refused["code"]) == ("refused", "organization_spend_limit_exceeded")
     assert answered["outcome"] == "answered"
 
 
@@ -237,7 +237,7 @@ async def test_vectors_hold_their_texts_and_nothing_else() -> None:
         second = await one.host.client.post("/v1/embeddings", json=body)
 
     assert (first.status_code, second.status_code) == (200, 429)
-    assert second.json()["error"]["code"] == "insufficient_quota"
+    assert second.json()["error"]["code"] == "organization_spend_limit_exceeded"
     assert second.headers["x-should-retry"] == "false"
 
 

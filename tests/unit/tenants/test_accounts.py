@@ -169,24 +169,39 @@ def test_a_refusal_says_whose_budget_it_is_how_it_stands_and_when_it_begins_anew
     assert (error.status, error.type, error.code) == (
         429,
         "insufficient_quota",
-        "insufficient_quota",
+        "organization_spend_limit_exceeded",
     )
     assert error.retry_after_s is None  # becomes x-should-retry: false
 
 
 @pytest.mark.parametrize(
-    ("facts", "says"),
+    ("facts", "says", "code"),
     [
-        ({"key_id": "laptop"}, "This key may spend $0.00 in all; $0.00 is spent."),
-        ({"team": "search"}, "The team 'search' may"),
-        ({"is_per_run": True}, "The run 'r' may"),
-        ({}, "does not begin anew: ask for a higher one"),
-        ({"until_ns": NOON_NS}, "was good until 2026-05-10 12:00 UTC"),
-        ({"period": Period.BALANCE}, "has been given credits of $0.00; $0.00 is spent."),
+        (
+            {"key_id": "laptop"},
+            "This key may spend $0.00 in all; $0.00 is spent.",
+            "insufficient_quota",
+        ),
+        ({"team": "search"}, "The team 'search' may", "project_spend_limit_exceeded"),
+        ({"is_per_run": True}, "The run 'r' may", "insufficient_quota"),
+        ({}, "does not begin anew: ask for a higher one", "organization_spend_limit_exceeded"),
+        (
+            {"until_ns": NOON_NS},
+            "was good until 2026-05-10 12:00 UTC",
+            "organization_spend_limit_exceeded",
+        ),
+        (
+            {"period": Period.BALANCE},
+            "has been given credits of $0.00; $0.00 is spent.",
+            "credit_balance_exhausted",
+        ),
     ],
 )
-def test_a_refusal_fits_its_budget(facts: dict[str, object], says: str):
-    assert says in refused(accounts(budget(0, **facts)), 1, run="r").message  # type: ignore[arg-type]
+def test_a_refusal_fits_its_budget(facts: dict[str, object], says: str, code: str):
+    error = refused(accounts(budget(0, **facts)), 1, run="r")  # type: ignore[arg-type]
+
+    assert says in error.message
+    assert (error.type, error.code) == ("insufficient_quota", code)
 
 
 # -- spans
