@@ -31,6 +31,7 @@ from hostile_values import (
 from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.pooling_wire import EmbeddingBody, RerankBody, ScoreBody
+from llmhost.api.responses.bodies import ResponseBody
 
 FINE: dict[str, str] = {
     "model": f'"{MODEL}"',
@@ -266,6 +267,7 @@ def strange_headers(ground: Ground) -> Iterator[Attack]:
 ASKED: dict[str, dict[str, str]] = {
     "/v1/chat/completions": {"messages": '[{"role":"user","content":"x"}]', "max_tokens": "1"},
     "/v1/messages": {"messages": '[{"role":"user","content":"x"}]', "max_tokens": "1"},
+    "/v1/responses": {"input": '"x"', "max_output_tokens": "1"},
     "/v1/completions": {"prompt": '"x"', "max_tokens": "1"},
     "/v1/embeddings": {"input": '"x"'},
     "/v1/score": {"text_1": '"x"', "text_2": '"y"'},
@@ -274,6 +276,7 @@ ASKED: dict[str, dict[str, str]] = {
 SHAPES = {
     "/v1/chat/completions": ChatBody,
     "/v1/messages": MessagesBody,
+    "/v1/responses": ResponseBody,
     "/v1/completions": CompletionBody,
     "/v1/embeddings": EmbeddingBody,
     "/v1/score": ScoreBody,

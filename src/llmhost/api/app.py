@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from litestar import Litestar, Request, Response, Router, asgi, get
@@ -49,6 +50,7 @@ from llmhost.api.reports import ReportDesk, usage_router
 from llmhost.api.responses.compact import PATH as COMPACT_PATH
 from llmhost.api.responses.compact import compact_route
 from llmhost.api.responses.desk import Desk, scope_of
+from llmhost.api.responses.prepare import prepare
 from llmhost.api.responses.routes import PATH as RESPONSES_PATH
 from llmhost.api.responses.routes import TOKENS_PATH, input_tokens_route, responses_route
 from llmhost.api.responses.shelf import Conversations, Responses
@@ -209,7 +211,11 @@ def _pooling_routes(surface: Surface) -> list[ControllerRouterHandler]:
 def _counting_routes(surface: Surface) -> list[ControllerRouterHandler]:
     """They take what models are asked, and ask none."""
     given = (surface.processor, surface.identify, surface.settings.max_body_bytes)
-    routes = {"/v1/estimate": estimate_route(*given), COUNT_PATH: count_route(*given)}
+    prepares = {RESPONSES_PATH: partial(prepare, surface.processor, surface.responses)}
+    routes = {
+        "/v1/estimate": estimate_route(*given, prepares=prepares),
+        COUNT_PATH: count_route(*given),
+    }
     routes[TOKENS_PATH] = input_tokens_route(given[0], surface.responses, *given[1:])
     return [
         *(asgi(path, copy_scope=False)(route) for path, route in routes.items()),

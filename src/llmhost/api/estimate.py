@@ -7,6 +7,7 @@ that route refuses.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from llmhost.api.loose import NULL, Raw, read_body, said
 from llmhost.api.messages_wire import parse_messages
 from llmhost.api.openai import INLINE_BYTES, Parse, parse_chat, parse_completion
 from llmhost.api.pooling import POOLING
+from llmhost.api.responses.wire import parse_response
 from llmhost.api.visit import Visit
 from llmhost.core.errors import InvalidValue, LlmhostError, MethodNotAllowed
 from llmhost.core.request import Caller, GenerationRequest
@@ -36,6 +38,7 @@ PARSERS: Mapping[str, Parse] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completion,
     "/v1/messages": parse_messages,
+    "/v1/responses": parse_response,
     DECISIONS_PATH: parse_decision,
     **{route.paths[0]: route.parse for route in POOLING},
 }
@@ -99,12 +102,27 @@ Count = Callable[
 """The request, what was read beside, headers and caller -> the answer."""
 
 
-def estimate_route(processor: Processor, identify: Identify, max_body_bytes: int) -> ASGIApp:
-    """An ASGI app for the route."""
+Prepare = Callable[[GenerationRequest, Any, Caller], Awaitable[tuple[GenerationRequest, Any]]]
+"""A request, what was read beside, and who asks -> the same, with what the request goes on with."""
+
+
+def estimate_route(
+    processor: Processor,
+    identify: Identify,
+    max_body_bytes: int,
+    prepares: Mapping[str, Prepare] = MappingProxyType({}),
+) -> ASGIApp:
+    """An ASGI app for the route. `prepares` are of endpoints whose bodies are not all of a request."""
 
     async def estimate(
-        request: GenerationRequest, endpoint: str, headers: Mapping[str, str], caller: Caller
+        request: GenerationRequest,
+        read: tuple[str, Any],
+        headers: Mapping[str, str],
+        caller: Caller,
     ) -> tuple[dict[str, Any], Allowances]:
+        endpoint, beside = read
+        if (prepare := prepares.get(endpoint)) is not None:
+            request, _ = await prepare(request, beside, caller)
         made = await processor.estimate(request, headers, caller)
         return _estimate_object(endpoint, request, made), made.allowances
 
@@ -157,12 +175,14 @@ class _Route:
         await send_whole(send, 200, body, {**visit.headers(), **limit_headers(allowances)})
 
 
-def _read(raw: bytes, request_id: str, client_id: str | None) -> tuple[GenerationRequest, str]:
+def _read(
+    raw: bytes, request_id: str, client_id: str | None
+) -> tuple[GenerationRequest, tuple[str, Any]]:
     endpoint = endpoint_of(raw)
-    request = PARSERS[endpoint](raw, request_id, client_id)[0]
+    request, beside = PARSERS[endpoint](raw, request_id, client_id)
     if read_body(raw, _Fields).batch:
         request = replace(request, batch="-")
-    return request, endpoint
+    return request, (endpoint, beside)
 
 
 def _estimate_object(endpoint: str, request: GenerationRequest, made: Estimate) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from llmhost.config.schema import Settings, StateSettings
+from llmhost.storage.connect import StorageFailed
 from llmhost.testing import FAKE_MODEL, ManualClock, TestHost, at, fake_chat_words, make_host
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -207,6 +209,33 @@ async def test_a_response_is_metered_as_one(host: TestHost) -> None:
     (entry,) = [entry for entry in host.entries() if entry["request_id"] == name]
     assert entry["amount_nano"] == 4 * 100 + 3 * 400
     assert answer.headers["x-llmhost-cost-usd"] == "0.0000016"
+
+
+async def test_an_estimate_knows_what_a_response_goes_on_with(host: TestHost) -> None:
+    first = await told(host)
+    body = {"model": "fake", "input": [USER], "max_output_tokens": 3, "endpoint": "responses"}
+
+    alone, after = [
+        (await host.client.post("/v1/estimate", json={**body, **more})).json()["prompt_tokens"]
+        for more in ({}, {"previous_response_id": first["id"]})
+    ]
+
+    assert alone == first["usage"]["input_tokens"]
+    assert after == (await told(host, previous_response_id=first["id"]))["usage"]["input_tokens"]
+
+
+async def test_an_answer_that_cannot_be_kept_is_given_and_says_so(
+    host: TestHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def full(_: object) -> None:
+        raise StorageFailed(Path("state.db"), OSError("no space"))
+
+    monkeypatch.setattr(host.host.responses.store, "end", full)
+    made = await told(host)
+
+    assert text_of(made) == ANSWER
+    assert made["store"] is False
+    assert "response.not_kept" in caplog.text
 
 
 async def test_old_responses_are_forgotten_unless_younger_ones_go_on_with_them() -> None:

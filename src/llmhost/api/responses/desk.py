@@ -105,7 +105,11 @@ class Desk:
 
     async def _before(self, asked: Asked, scope: str) -> list[bytes]:
         if (conversation := asked.conversation) is not None:
-            return [item for _, item in await self.conversations.items(scope, conversation)]
+            try:
+                said = await self.conversations.items(scope, conversation)
+            except NotFound as error:
+                raise NotFound(error.message, param="conversation") from None
+            return [item for _, item in said]
         previous = asked.body.previous_response_id
         if previous is None:
             return []
