@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,9 @@ from llmhost import __version__
 from llmhost.cli import show
 from llmhost.cli.options import Json, SettingsFile, examples
 from llmhost.core.errors import LlmhostError
+
+if TYPE_CHECKING:
+    from llmhost.config.schema import ServerSettings
 
 GIB = 2**30
 NEEDED = (
@@ -262,7 +265,33 @@ def settings(models: Path | None) -> Iterator[Finding]:
     if node is not None:
         yield Finding("port", "ok", f"llmhost is serving at {node.url}")
     else:
-        yield port(loaded.settings.server.host, loaded.settings.server.port)
+        yield listening(loaded.settings.server)
+    yield from tls(loaded.settings.server)
+
+
+def listening(server: "ServerSettings") -> Finding:
+    """Whether what it would listen on is free."""
+    if server.unix_socket is None:
+        return port(server.host, server.port)
+    from llmhost.cli.node import answers, base_url
+
+    address = base_url(f"unix:{server.unix_socket}")
+    if answers(address):
+        return Finding("socket", "warning", f"{address} is taken", "Stop it, or use --uds.")
+    return Finding("socket", "ok", f"{address} is free")
+
+
+def tls(server: "ServerSettings") -> Iterator[Finding]:
+    """Nothing where plain HTTP is spoken."""
+    from llmhost.host.tls import certificate_of
+
+    try:
+        certificate = certificate_of(server)
+    except LlmhostError as error:
+        yield Finding("TLS", "missing", str(error))
+        return
+    if certificate is not None:
+        yield Finding("TLS", "ok", str(certificate.cert))
 
 
 def data_dir(folder: Path) -> Finding:

@@ -9,7 +9,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", s
 Url = Annotated[
     str | None,
     typer.Option(
-        metavar="URL", help="Node to ask, or LLMHOST_URL; without either, the node of the data dir."
+        metavar="URL",
+        help="Node to ask (http://HOST:PORT or unix:PATH), or LLMHOST_URL; else that of the data dir.",
     ),
 ]
 DataDir = Annotated[

@@ -1,6 +1,7 @@
 """What `serve` prints: where it listens, what it offers, how much memory that takes, and a first request to try."""
 
 import json
+import shlex
 import sys
 import time
 from typing import Any
@@ -105,6 +106,9 @@ def _first_request(url: str, model: str, *, needs_key: bool, pools: bool = False
         messages = [{"role": "user", "content": "What is llmhost?"}]
         body = {"model": model, "stream": True, "messages": messages}
     key = " -H 'authorization: Bearer YOUR_KEY'" if needs_key else ""
+    socket = url.removeprefix("unix:")
+    if socket != url:
+        url = f"--unix-socket {shlex.quote(socket)} http://localhost"
     return (
         f"  curl -N {url}/v1/{path}{key} -H 'content-type: application/json' \\\n"
         f"    -d '{json.dumps(body)}'"

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import write_certificate
 
 from llmhost.cli import doctor
+from llmhost.config.schema import ServerSettings
 from llmhost.engines import kernel_needs
 
 
@@ -187,6 +189,29 @@ def test_a_port_in_use_is_named():
         "Stop what listens there, or serve on another --port.",
     )
     assert doctor.port("127.0.0.1", 0).found == "any free one"
+
+
+def test_a_socket_in_use_is_named(tmp_path: Path):
+    path = tmp_path / "a.sock"
+    server = ServerSettings(unix_socket=str(path))
+    assert doctor.listening(server).found == f"unix:{path} is free"
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(path))
+        taken.listen()
+
+        assert doctor.listening(server).status == "warning"
+
+
+def test_a_certificate_is_read(tmp_path: Path):
+    cert, key = (str(path) for path in write_certificate(tmp_path, "a.example"))
+
+    assert list(doctor.tls(ServerSettings())) == []
+    assert [each.status for each in doctor.tls(ServerSettings(tls_cert=cert, tls_key=key))] == [
+        "ok"
+    ]
+    assert [each.status for each in doctor.tls(ServerSettings(tls_cert=key, tls_key=key))] == [
+        "missing"
+    ]
 
 
 def test_a_running_node_explains_the_port_in_use(node: Any):

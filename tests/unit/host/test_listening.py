@@ -10,6 +10,7 @@ from certificates import write_certificate
 
 from llmhost.config.schema import ServerSettings
 from llmhost.core.errors import AlreadyRunning, ConfigError
+from llmhost.host.banner import _first_request
 from llmhost.host.listening import bound_socket, url_of
 from llmhost.host.tls import Certificate, certificate_of
 
@@ -139,3 +140,9 @@ def test_a_renewed_certificate_is_shown_to_the_next_client(
 
     said = [record.getMessage() for record in caplog.records]
     assert [line.split()[0] for line in said] == ["tls.renewed", "tls.failed"]
+
+
+def test_the_first_request_to_try_finds_a_socket() -> None:
+    shown = _first_request("unix:/run/my node.sock", "tiny", needs_key=False)
+
+    assert "curl -N --unix-socket '/run/my node.sock' http://localhost/v1/chat/" in shown
