@@ -96,10 +96,38 @@ class Truth:
             "kind": ["completions", "embeddings"],
         }
         """What stands in paths and leads to something."""
+        self.places |= self._kept(member["key"])
         self.document: dict[str, Any] = node.get("/schema").json()
         self.failures: list[str] = []
         self.asked: dict[str, Counter[int]] = defaultdict(Counter)
         """Statuses by route."""
+
+    def _kept(self, key: str) -> dict[str, list[str]]:
+        """Things that a server keeps for a caller."""
+        headers = {"authorization": f"Bearer {key}"}
+
+        def made(path: str, body: Any = None, **more: Any) -> Any:
+            answer = self.node.post(path, body, headers=headers, **more)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        said = [{"role": "user", "content": "hello"}]
+        ask = {"model": "echo", "messages": said, "max_tokens": 2, "store": True}
+        line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": ask}
+        form = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", json.dumps(line))}}
+        file = made("/v1/files", **form)["id"]
+        new = {"input_file_id": file, "endpoint": line["url"], "completion_window": "24h"}
+        talk = made("/v1/conversations", {"items": said})["id"]
+        (item,) = self.node.get(f"/v1/conversations/{talk}/items", headers=headers).json()["data"]
+        answer = {"model": "echo", "input": "hello", "max_output_tokens": 2}
+        return {
+            "chat": [made("/v1/chat/completions", ask)["id"]],
+            "response_id": [made("/v1/responses", answer)["id"]],
+            "conversation_id": [talk],
+            "item_id": [item["id"]],
+            "file_id": [file],
+            "batch_id": [made("/v1/batches", new)["id"]],
+        }
 
     def operations(self) -> Iterator[Any]:
         """All operations of the document, their bodies made for the models that are served here."""
@@ -109,8 +137,8 @@ class Truth:
             if name.endswith("Body") or name in OLLAMA:
                 fields |= {"model": {"enum": [MODEL_OF.get(name, "echo")]}}
                 shape["properties"] = {k: v for k, v in fields.items() if k not in NOT_SENT}
-        for result in schemathesis.openapi.from_dict(made).get_all_operations():
-            yield result.ok()
+        found = [r.ok() for r in schemathesis.openapi.from_dict(made).get_all_operations()]
+        yield from sorted(found, key=lambda operation: operation.method == "delete")
 
     def asked_all(self) -> Counter[int]:
         """Statuses of all routes."""

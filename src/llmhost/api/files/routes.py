@@ -145,7 +145,7 @@ def file_routes(desk: FileDesk, caller_of: CallerOf) -> list[ControllerRouterHan
         owner = owner_of(await caller_of(request))
         return stamped(file_object(await desk.find(file_id, owner)))
 
-    @get("/v1/files/{file_id:str}/content", tags=["files"])
+    @get("/v1/files/{file_id:str}/content", tags=["files"], media_type="application/octet-stream")
     async def read_content(request: AnyRequest, file_id: FromPath[str]) -> Stream:
         """What is in a file."""
         file = await desk.find(file_id, owner_of(await caller_of(request)))

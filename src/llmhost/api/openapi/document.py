@@ -11,7 +11,7 @@ from llmhost.api.openapi.meant import MEANT, NAMES, REQUIRED
 from llmhost.api.openapi.message_answers import MessageError
 from llmhost.api.openapi.ollama_answers import OllamaError
 from llmhost.api.openapi.operation import JSON, Operation, Parameter
-from llmhost.api.openapi.operations import TOLD
+from llmhost.api.openapi.operations import TAKEN, TOLD
 from llmhost.api.openapi.queries import QUERIES
 from llmhost.api.openapi.shapes import Shapes
 
@@ -30,10 +30,7 @@ def document_of(own: Json, operations: Iterable[Operation]) -> Json:
     known = tuple(operations)
     schemas, components = _schemas(known)
     paths: Json = {path: _refusing(path, item) for path, item in own["paths"].items()}
-    for path in paths.keys() & TOLD.keys():
-        (answered,) = paths[path].values()
-        answer = answered["responses"]["200"]
-        answer["content"] = {JSON: {"schema": schemas[TOLD[path]]}}
+    _tell(paths, schemas)
     for operation in known:
         for at, path in enumerate(operation.paths):
             item = paths.setdefault(path, {})
@@ -58,6 +55,20 @@ def document_of(own: Json, operations: Iterable[Operation]) -> Json:
     }
 
 
+def _tell(paths: Json, schemas: "Schemas") -> None:
+    """Say of litestar's routes what their handlers keep to themselves."""
+    for path, item in paths.items():
+        for method, operation in item.items():
+            place = f"{method} {path}"
+            told = TOLD.get(place, TOLD.get(path) if len(item) == 1 else None)
+            if told is not None:
+                operation["responses"]["200"]["content"] = {JSON: {"schema": schemas[told]}}
+            if (taken := TAKEN.get(place)) is not None:
+                kind, shape = taken
+                content = {kind: {"schema": schemas[shape, None]}}
+                operation["requestBody"] = {"required": True, "content": content}
+
+
 def _id(path: str, method: str) -> str:
     """As litestar's are: what programs that are made of the document call it."""
     words = re.findall(r"[A-Za-z0-9]+", path)
@@ -80,6 +91,8 @@ def _schemas(operations: Sequence[Operation]) -> tuple[Schemas, Json]:
             asked[operation.answer] = shapes.type_of(operation.answer)
     for told in (ErrorAnswer, MessageError, OllamaError, *TOLD.values()):
         asked[told] = shapes.type_of(told)
+    for _, body in TAKEN.values():
+        asked[body, None] = shapes.twin(body)
     found, components = shapes.schemas(asked.values())
     return dict(zip(asked, found, strict=True)), components
 

@@ -6,6 +6,7 @@ Each family of routes has its tuple here, or says its own in its package and is 
 from collections.abc import Mapping
 from typing import Any
 
+from llmhost.api.batches.wire import NewBatch
 from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.decision_wire import DECISIONS_PATH, DecisionBody
 from llmhost.api.messages_bodies import MessagesBody
@@ -25,9 +26,16 @@ from llmhost.api.openapi.answers import (
     TextCompletion,
     Tokens,
 )
+from llmhost.api.openapi.kept_answers import (
+    ConversationObject,
+    DeletedConversation,
+    DeletedResponse,
+    ItemPage,
+)
 from llmhost.api.openapi.message_answers import CountedTokens, MessageAnswer
 from llmhost.api.openapi.ollama_operations import OLLAMA, OLLAMA_TOLD
 from llmhost.api.openapi.operation import IDEMPOTENCY, Operation
+from llmhost.api.openapi.queries import NewFile
 from llmhost.api.openapi.response_answers import CompactionAnswer, InputTokens, ResponseAnswer
 from llmhost.api.pooling_wire import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
 from llmhost.api.responses.bodies import ResponseBody
@@ -232,11 +240,32 @@ ALL: tuple[Operation, ...] = (
     *(*TOKENS, *OLLAMA, *ESTIMATES),
 )
 
+_RESPONSE = "/v1/responses/{response_id}"
+_CONVERSATION = "/v1/conversations/{conversation_id}"
+
 TOLD: Mapping[str, Any] = {
     "/v1/models": ModelList,
     "/v1/models/{model}": ModelObject,
     "/health": Status,
     "/ready": Status,
+    f"get {_RESPONSE}": ResponseAnswer,
+    f"delete {_RESPONSE}": DeletedResponse,
+    f"post {_RESPONSE}/cancel": ResponseAnswer,
+    f"get {_RESPONSE}/input_items": ItemPage,
+    "post /v1/conversations": ConversationObject,
+    f"get {_CONVERSATION}": ConversationObject,
+    f"post {_CONVERSATION}": ConversationObject,
+    f"delete {_CONVERSATION}": DeletedConversation,
+    f"get {_CONVERSATION}/items": ItemPage,
+    f"post {_CONVERSATION}/items": ItemPage,
+    f"get {_CONVERSATION}/items/{{item_id}}": dict[str, Any],
+    f"delete {_CONVERSATION}/items/{{item_id}}": ConversationObject,
     **OLLAMA_TOLD,
 }
-"""What litestar's routes answer whose handlers make plain objects, by path."""
+"""What litestar's routes answer whose handlers make plain objects, by path where that has one method."""
+
+TAKEN: Mapping[str, tuple[str, Any]] = {
+    "post /v1/batches": ("application/json", NewBatch),
+    "post /v1/files": ("multipart/form-data", NewFile),
+}
+"""Bodies that handlers read themselves: type and struct."""

@@ -1,11 +1,25 @@
-"""Queries that handlers read themselves: those of OpenAI's routes for an organisation."""
+"""Queries and forms that handlers read themselves: of OpenAI's routes for an organisation, and of uploads."""
 
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from llmhost.api.openapi.operation import Parameter
 
 SECONDS = {"type": "integer", "minimum": 0, "maximum": 4_102_444_800}
 NAMES = {"type": "array", "items": {"type": "string"}}
+
+
+Bytes = Annotated[str, Meta(extra_json_schema={"format": "binary"})]
+
+
+class NewFile(msgspec.Struct, kw_only=True):
+    """The form of POST /v1/files."""
+
+    file: Bytes
+    purpose: str
+    expires_after: dict[str, Any] | UnsetType = UNSET
 
 
 def _usage(widths: list[str], most: int, groups: list[str], *lists: str) -> tuple[Parameter, ...]:
