@@ -1,8 +1,8 @@
 """OpenAI's Python client where it takes no answer that its types do not know, over every route and parameter of it.
 
-Left out is what its types do not allow though OpenAI's own server says it, and this one: a piece of a streamed completion
-without a `finish_reason`, the first token of an echo, of which there is no log probability, and a stored chat's messages
-that are not the assistant's.
+Left out is what its types do not allow though OpenAI's own server says it, and this one: a piece of a streamed
+completion without a `finish_reason`, the first token of an echo, of which there is no log probability, and a stored
+chat's messages that are not the assistant's.
 """
 
 import io
