@@ -15,6 +15,8 @@ from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.decision_wire import DecisionBody, parse_decision
 from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.messages_wire import parse_messages
+from llmhost.api.ollama.bodies import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
+from llmhost.api.ollama.routes import PARSERS
 from llmhost.api.openai import parse_chat, parse_completion
 from llmhost.api.pooling import POOLING
 from llmhost.api.pooling_wire import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
@@ -188,6 +190,26 @@ def _pooling(name: str, shape: type[msgspec.Struct], least: Body, **own: Any) ->
 
 
 PREDICATE = {"type": "predicate", "instructions": "it is so"}
+SHORT: Body = {"options": {"num_predict": 4}}
+OLLAMAS: Body = {
+    "context": [5],
+    "format": "json",
+    "height": 5,
+    "images": ["aa"],
+    "keep_alive": "5m",
+    "logprobs": True,
+    "options": {"temperature": 0.5, "num_predict": 4},
+    "raw": True,
+    "shift": True,
+    "steps": 5,
+    "stream": False,
+    "template": "x",
+    "think": True,
+    "truncate": False,
+    "width": 5,
+}
+OLDER_LEAST: Body = {"model": "embedder", "prompt": "hi"}
+OLDER = (("older embeddings", "/api/embeddings", OllamaEmbeddings, OLDER_LEAST),)
 ANTHROPIC_TOOL = {"name": "f", "input_schema": SCHEMA}
 ROUTES = (
     Route(
@@ -254,6 +276,20 @@ ROUTES = (
             "truncation": "auto",
         },
         together=(("tools", "tool_choice", "parallel_tool_calls"),),
+    ),
+    *(
+        Route(f"Ollama's {name}", path, path, shape, PARSERS[path][1], least, OLLAMAS)
+        for name, path, shape, least in (
+            ("chat", "/api/chat", OllamaChat, {"model": "echo", "messages": SAID, **SHORT}),
+            (
+                "generate",
+                "/api/generate",
+                OllamaGenerate,
+                {"model": "echo", "prompt": "hi", **SHORT},
+            ),
+            ("embed", "/api/embed", OllamaEmbed, {"model": "embedder", "input": "hi"}),
+            *OLDER,
+        )
     ),
 )
 EACH = [(route, name, state) for route in ROUTES for name, state in route.rows().items()]

@@ -124,8 +124,9 @@ def embed_request(
         )
     check_keep_alive(body.keep_alive)
     is_whole = isinstance(body, OllamaEmbed) and body.truncate is False
+    about = {**_about(body, request_id, client_id), "cache_salt": ""}
     return GenerationRequest(
-        **_about(body, request_id, client_id),
+        **about,
         kind=Kind.EMBEDDING,
         prompts=texts,
         pooled=PoolingWish(
