@@ -17,6 +17,7 @@ def write_random_llama(
     vocabulary: int = 160,
     context: int = 4096,
     seed: int = 0,
+    pooling: int | None = None,
 ) -> Path:
     """A Llama in float32 without a tokenizer. Its answers vary: the output layer is far from flat."""
     random = np.random.default_rng(seed)
@@ -30,6 +31,8 @@ def write_random_llama(
     writer.add_rope_dimension_count(width // heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocabulary)
+    if pooling is not None:
+        writer.add_pooling_type(gguf.PoolingType(pooling))
     writer.add_tokenizer_model("none")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 

@@ -34,6 +34,8 @@ class ContextShape:
     kv_type: int
     flash_attention: int
     offloads_kv: bool = True
+    pooling: str | None = None
+    """Which tokens' vectors become a text's, for contexts that pool; None as the file says."""
 
 
 def padded(cells: int) -> int:
@@ -103,7 +105,11 @@ class Context:
     def logits(self, count: int) -> Logits:
         """Those of the last batch [count, vocabulary], in the order of its places. Valid until the next call."""
         pointer = self._llama.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (count, self._vocab_size))
+        numbers = count * self._vocab_size
+        # numpy's own way from a pointer to an array takes longer than to look for the largest number.
+        buffer = (ctypes.c_float * numbers).from_address(ctypes.addressof(pointer.contents))
+        found: Logits = np.frombuffer(buffer, np.float32).reshape(count, self._vocab_size)
+        return found
 
     def cut(self, sequence: int, start: int, end: int | None = None) -> None:
         self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1 if end is None else end)

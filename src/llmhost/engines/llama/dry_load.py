@@ -11,6 +11,7 @@ from pathlib import Path
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.llama.context import Context, ContextShape
 from llmhost.engines.llama.library import listening, llama
+from llmhost.engines.llama.pooling import open_pooling
 
 _BUFFER = re.compile(r"(\S+) +(compute|output|model) buffer size = +([0-9.]+) MiB")
 
@@ -34,7 +35,9 @@ class Allocations:
         )
 
 
-def step_bytes(path: Path, shape: ContextShape, *, cells: int, gpu_layers: int) -> int:
+def step_bytes(
+    path: Path, shape: ContextShape, *, cells: int, gpu_layers: int, pools: bool = False
+) -> int:
     """Of intermediate results in the largest step, over a KV cache of so many tokens. Raises ModelUnavailable."""
     library, found = llama(), Allocations()
     params = library.llama_model_default_params()
@@ -48,7 +51,10 @@ def step_bytes(path: Path, shape: ContextShape, *, cells: int, gpu_layers: int) 
                 f"llama.cpp could not load {path}. It knows no such architecture, or the file is damaged."
             )
         try:
-            Context(library, model, shape, cells=cells).close()
+            if pools:
+                library.llama_free(open_pooling(library, model, shape))
+            else:
+                Context(library, model, shape, cells=cells).close()
         finally:
             library.llama_model_free(model)
     return found.bytes_of("compute", "output", on_gpu=gpu_layers > 0)

@@ -1,5 +1,6 @@
 """The engine `llama`: GGUF files, from their headers to a loaded runner."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from llmhost.engines.llama.tokenizer import load_gguf_tokenizer
 
 TYPICAL_SEQUENCE_TOKENS = 1024
 """As what a KV cache gets is planned for."""
+POOLED_TOKENS = 2048
+"""In the longest text that is embedded, where max_sequence_length doesn't say it: room for one is always there."""
 
 if TYPE_CHECKING:
     from llmhost.engines.llama.load import KvType, LoadSettings
@@ -37,6 +40,8 @@ class LlamaKind:
         path, options = model_file(folder), _options(spec)
         sizes = read_sizes(read_header(path))
         token_bytes = sizes.kv_token_bytes(_kv_type(options))
+        if _embeds(options, sizes):
+            return self._embedding_facts(path, spec, sizes)
         step_bytes = self._step_bytes(path, spec, _cells(spec, sizes, token_bytes))
         return RunnerFacts(
             device=_device(options),
@@ -52,8 +57,11 @@ class LlamaKind:
     def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
         require()
         with long_import():  # draws by torch, as the torch engine does
-            from llmhost.engines.llama.load import load_runner
+            from llmhost.engines.llama.load import load_pooling, load_runner
 
+        if predicted.task != "generate":
+            settings = self._pooling_settings(spec, predicted.max_sequence_length)
+            return load_pooling(model_file(folder), settings, predicted)
         return load_runner(model_file(folder), self._settings(spec), predicted)
 
     def _step_bytes(self, path: Path, spec: ModelSpec, cells: int) -> int:
@@ -64,6 +72,43 @@ class LlamaKind:
         settings = self._settings(spec)
         shape = shape_of(llama(), settings)
         return step_bytes(path, shape, cells=cells, gpu_layers=settings.gpu_layers)
+
+    def _embedding_facts(self, path: Path, spec: ModelSpec, sizes: Sizes) -> RunnerFacts:
+        options = _options(spec)
+        if sizes.pooling is None and options.pooling is None:
+            raise ModelUnavailable(
+                f"{path} doesn't say how its model pools a text. Say it: options.pooling = 'mean', 'cls' or 'last'."
+            )
+        with long_import():
+            from llmhost.engines.llama.dry_load import step_bytes
+            from llmhost.engines.llama.load import shape_of
+
+        longest = min(sizes.context_length, spec.max_sequence_length or POOLED_TOKENS)
+        settings = self._pooling_settings(spec, longest)
+        shape = shape_of(llama(), settings)
+        room = settings.batch_tokens
+        needed = step_bytes(path, shape, cells=room, gpu_layers=options.gpu_layers, pools=True)
+        needed += room * sizes.kv_token_bytes("f16")
+        return RunnerFacts(
+            device=_device(options),
+            vocab_size=sizes.vocab_size,
+            max_sequence_length=longest,
+            block_tokens=spec.block_tokens,
+            kv_block_bytes=0,
+            weights_bytes=sizes.weights_bytes,
+            step_token_bytes=-(-needed // spec.max_tokens_per_batch),
+            task="embed",
+            pooled_size=sizes.width,
+        )
+
+    def _pooling_settings(self, spec: ModelSpec, longest: int) -> "LoadSettings":
+        """A text goes in whole, so there is room for the longest."""
+        settings = self._settings(spec)
+        return replace(
+            settings,
+            batch_tokens=max(settings.batch_tokens, longest),
+            pooling=_options(spec).pooling,
+        )
 
     def _settings(self, spec: ModelSpec) -> "LoadSettings":
         from llmhost.engines.llama.load import LoadSettings
@@ -116,6 +161,11 @@ def _options(spec: ModelSpec) -> LlamaOptions:
 
 def _kv_type(options: LlamaOptions) -> "KvType":
     return KV_TYPE if options.kv_dtype == "auto" else options.kv_dtype
+
+
+def _embeds(options: LlamaOptions, sizes: Sizes) -> bool:
+    is_made_for_it = sizes.pooling is not None
+    return is_made_for_it if options.task == "auto" else options.task == "embed"
 
 
 def _cells(spec: ModelSpec, sizes: Sizes, token_bytes: int) -> int:

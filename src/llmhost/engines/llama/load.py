@@ -1,6 +1,8 @@
 """Loading a GGUF model: what llama.cpp is told, and what it can't run for us."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,7 @@ from llmhost.core.ports import RunnerFacts
 from llmhost.engines.llama.context import MOST_SEQUENCES, ContextShape
 from llmhost.engines.llama.dry_load import Allocations
 from llmhost.engines.llama.library import listening, llama
+from llmhost.engines.llama.pooling import LlamaPoolingRunner
 from llmhost.engines.llama.runner import LlamaRunner
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -31,11 +34,29 @@ class LoadSettings:
     flash_attention: Literal["auto", "on", "off"] = "auto"
     mmap: bool = True
     mlock: bool = False
+    pooling: str | None = None
 
 
 def load_runner(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> LlamaRunner:
     """Load the model whose only or first file is `path`. Blocks. Raises ModelUnavailable."""
     _check(settings)
+    with _loaded(path, settings, predicted) as (library, model, facts):
+        facts = replace(facts, checks_drafts=True, can_be_interrupted=True)
+        return LlamaRunner(library, model, shape_of(library, settings), facts)
+
+
+def load_pooling(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> LlamaPoolingRunner:
+    """The same for a model that embeds texts."""
+    with _loaded(path, settings, predicted) as (library, model, facts):
+        facts = replace(facts, pooled_size=library.llama_model_n_embd_out(model))
+        return LlamaPoolingRunner(library, model, shape_of(library, settings), facts)
+
+
+@contextmanager
+def _loaded(
+    path: Path, settings: LoadSettings, predicted: RunnerFacts
+) -> Iterator[tuple[Any, Any, RunnerFacts]]:
+    """The library, the model and its facts; the model is freed again if what is made of it fails."""
     library, found = llama(), Allocations()
     params = library.llama_model_default_params()
     params.n_gpu_layers = settings.gpu_layers
@@ -48,14 +69,8 @@ def load_runner(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> L
         )
     try:
         _refuse(library, model, path)
-        return LlamaRunner(
-            library,
-            model,
-            shape_of(library, settings),
-            _facts(
-                library, model, predicted, found.bytes_of("model", on_gpu=settings.gpu_layers > 0)
-            ),
-        )
+        measured = found.bytes_of("model", on_gpu=settings.gpu_layers > 0)
+        yield library, model, _facts(library, model, predicted, measured)
     except Exception:
         library.llama_model_free(model)
         raise
@@ -114,6 +129,7 @@ def shape_of(library: Any, settings: LoadSettings) -> ContextShape:
         kv_type=int(getattr(library, f"GGML_TYPE_{settings.kv_type.upper()}")),
         flash_attention=int(flash[settings.flash_attention]),
         offloads_kv=settings.gpu_layers != 0,
+        pooling=settings.pooling,
     )
 
 
@@ -123,6 +139,4 @@ def _facts(library: Any, model: Any, predicted: RunnerFacts, measured_bytes: int
         vocab_size=library.llama_vocab_n_tokens(library.llama_model_get_vocab(model)),
         weights_bytes=library.llama_model_size(model),
         measured_bytes=measured_bytes,
-        checks_drafts=True,
-        can_be_interrupted=True,
     )

@@ -1,4 +1,4 @@
-"""The runner of GGUF models that pool: texts go in whole, many in one call, and a vector or scores come out of each."""
+"""The runner of GGUF models that pool: texts go in whole, many in one call, and a vector comes out of each."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -17,15 +17,15 @@ Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 class LlamaPoolingRunner(WithoutKv):
-    """Implements the Runner port. How the model pools is said in its file."""
+    """Implements the Runner port. How the model pools is said in its file, or by the operator."""
 
     def __init__(self, library: Any, model: Any, shape: ContextShape, facts: RunnerFacts) -> None:
         """`shape.batch_tokens` is room for the longest text. Raises OutOfMemory."""
         self.facts = facts
         self._llama = library
         self._model = model
-        self._rows = shape.sequences
-        self._context = _open(library, model, shape)
+        self._rows = texts_at_once(shape)
+        self._context = open_pooling(library, model, shape)
         self._memory = library.llama_get_memory(self._context)
         self._batch = Batch(library, shape.batch_tokens)
 
@@ -98,18 +98,27 @@ class LlamaPoolingRunner(WithoutKv):
         if not np.isfinite(vector).all():
             return EngineFailed("The model computed no numbers for this text.")
         if row.pooling is not None and not row.pooling.is_raw:
-            vector = _squash(vector) if self.facts.task == "classify" else _normal(vector)
+            vector = _normal(vector)
         return Draw(pooled=array("f", vector.astype(np.float32).tobytes()))
 
 
-def _open(library: Any, model: Any, shape: ContextShape) -> Any:
+def texts_at_once(shape: ContextShape) -> int:
+    return min(shape.sequences, shape.batch_tokens)
+
+
+def open_pooling(library: Any, model: Any, shape: ContextShape) -> Any:
+    """A context that gives a vector for each sequence. Raises OutOfMemory."""
     params = library.llama_context_default_params()
     params.n_ctx = -(-shape.batch_tokens // PAD_CELLS) * PAD_CELLS
     params.n_batch = params.n_ubatch = shape.batch_tokens
-    params.n_seq_max = shape.sequences
+    params.n_seq_max = texts_at_once(shape)
+    params.n_outputs_max = shape.batch_tokens
     params.n_threads = params.n_threads_batch = shape.threads
     params.flash_attn_type = shape.flash_attention
     params.embeddings = True
+    params.pooling_type = getattr(
+        library, f"LLAMA_POOLING_TYPE_{(shape.pooling or 'unspecified').upper()}"
+    )
     params.kv_unified = True
     params.no_perf = True
     context = library.llama_init_from_model(model, params)
@@ -124,12 +133,3 @@ def _normal(vector: Vector) -> Vector:
     length = float(np.linalg.norm(vector))
     unit: Vector = (vector / length).astype(np.float32) if length else vector
     return unit
-
-
-def _squash(scores: Vector) -> Vector:
-    """One score is made a probability by itself; several share it."""
-    weights = (
-        np.exp(-np.logaddexp(0, -scores)) if len(scores) == 1 else np.exp(scores - scores.max())
-    )
-    shares: Vector = (weights if len(scores) == 1 else weights / weights.sum()).astype(np.float32)
-    return shares

@@ -13,10 +13,11 @@ import torch
 from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
+from llmhost.engines.drawing import is_plain
 from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom, padded
 from llmhost.engines.llama.passes import Pass, passes
 from llmhost.engines.llama.residents import Residents
-from llmhost.engines.masks import MaskFiller
+from llmhost.engines.masks import MaskFiller, Masks
 from llmhost.engines.torch.logprobs import report
 from llmhost.engines.torch.sampler import Sampler, broken
 from llmhost.engines.torch.scoring import Scores, with_scores
@@ -117,13 +118,25 @@ class LlamaRunner:
         finally:
             filled = masks()  # nobody may touch a grammar before this is done
         drawing = [row for row in rows if row.wants_token]
-        drawn = iter(self._sampler.sample(logits, drawing, filled) if drawing else ())
+        drawn = iter(self._draw(logits, drawing, filled))
         answers: list[Drawn] = [next(drawn) if row.wants_token else None for row in rows]
         for at, scored in scores.items():
             answers[at] = with_scores(answers[at], scored)
         return answers
 
-    def _compute_somehow(self, rows: Sequence[Row]) -> tuple[torch.Tensor, Mapping[int, Scores]]:
+    def _draw(self, logits: Logits, rows: Sequence[Row], masks: Masks) -> list[Drawn]:
+        """As the torch engine draws. The likeliest tokens alone are found without going through it: in a small model's
+        step even that can be felt."""
+        if not all(row.sampling.temperature == 0.0 and is_plain(row) for row in rows):
+            return self._sampler.sample(torch.from_numpy(logits), rows, masks)
+        likeliest = logits.argmax(axis=1)
+        tokens: list[Drawn] = [*likeliest.tolist()]
+        best = logits[np.arange(len(rows)), likeliest]  # NaN or infinite when any number is
+        for line in np.flatnonzero(~np.isfinite(best)):
+            tokens[line] = broken(rows[line])
+        return tokens
+
+    def _compute_somehow(self, rows: Sequence[Row]) -> tuple[Logits, Mapping[int, Scores]]:
         """As `_compute`, making room as often as that helps."""
         while True:
             context, residents = self._context, self._residents
@@ -141,7 +154,7 @@ class LlamaRunner:
 
     def _compute(
         self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
-    ) -> tuple[torch.Tensor, Mapping[int, Scores]]:
+    ) -> tuple[Logits, Mapping[int, Scores]]:
         """Logits [places to draw at, vocabulary], and the scores of prompts by row."""
         parts: list[Logits] = []
         scores: dict[int, Scores] = {}
@@ -165,8 +178,8 @@ class LlamaRunner:
                 found = found.copy()
             parts.append(found)
         if not parts:
-            return torch.empty((0, self.facts.vocab_size)), scores
-        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts)), scores
+            return np.empty((0, self.facts.vocab_size), np.float32), scores
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), scores
 
     @property
     def context_cells(self) -> int:

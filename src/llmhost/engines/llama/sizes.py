@@ -15,6 +15,8 @@ MOST_LAYERS = 10_000
 
 _BYTES = {name: (block, size) for name, block, size in BLOCKS.values()}
 _RECURRENT = ("ssm.conv_kernel", "wkv.head_size", "shortconv.l_cache")
+RANKS = "4"
+_POOLINGS = {"1": "mean", "2": "cls", "3": "last"}
 _NOT_FOR_TEXT = {"clip": "only sees", "t5": "has an encoder", "t5encoder": "only encodes"}
 
 
@@ -35,6 +37,10 @@ class Sizes:
     context_length: int
     layers: tuple[Layer, ...]
     weights_bytes: int
+    width: int = 0
+    """Numbers in the vector of a token."""
+    pooling: str | None = None
+    """How the model pools a text, if it was made for that."""
 
     def kv_token_bytes(self, kv_type: str) -> int:
         """Of one token's keys and values over all layers. Raises ModelUnavailable for a type that does not fit."""
@@ -53,7 +59,7 @@ def read_sizes(header: Header) -> Sizes:
     if (what := _unservable(name, metadata)) is not None:
         raise ModelUnavailable(
             f"{header.path} holds a model ({name}) that {what}; the engine llama serves models that generate text"
-            " from text."
+            " from text, or embed it and read it in one direction."
         )
     count = _number(header, f"{name}.block_count", most=MOST_LAYERS)
     embedding = _number(header, f"{name}.embedding_length")
@@ -73,6 +79,8 @@ def read_sizes(header: Header) -> Sizes:
         context_length=_number(header, f"{name}.context_length"),
         layers=tuple(Layer(each * keys, each * values) for each in kv_heads),
         weights_bytes=header.weights_bytes,
+        width=rows.shape[0],
+        pooling=_POOLINGS.get(str(metadata.get(f"{name}.pooling_type"))),
     )
 
 
@@ -81,6 +89,8 @@ def _unservable(name: str, metadata: Mapping[str, Any]) -> str | None:
         return _NOT_FOR_TEXT[name]
     if metadata.get("general.type") in ("adapter", "mmproj", "imatrix"):
         return f"is of type {metadata['general.type']!r}"
+    if str(metadata.get(f"{name}.pooling_type")) == RANKS:
+        return "scores pairs of texts"
     if any(f"{name}.{key}" in metadata for key in _RECURRENT):
         return "keeps a running state instead of keys and values"
     if metadata.get(f"{name}.attention.causal") is False:
