@@ -132,7 +132,7 @@ class LlamaRunner:
         likeliest = logits.argmax(axis=1)
         tokens: list[Drawn] = [*likeliest.tolist()]
         best = logits[np.arange(len(rows)), likeliest]  # NaN or infinite when any number is
-        for line in np.flatnonzero(~np.isfinite(best)):
+        for line in np.flatnonzero(~np.isfinite(best)).tolist():
             tokens[line] = broken(rows[line])
         return tokens
 
