@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost.api.batches.admin import BatchAdmin
-from llmhost.api.batches.line_routes import LINE_ROUTES
+from llmhost.api.batches.line_routes import line_routes
 from llmhost.api.batches.routes import BatchDesk
 from llmhost.api.errors import error_body
 from llmhost.api.files.routes import FileDesk
+from llmhost.api.responses.desk import Desk
 from llmhost.config.schema import Settings
 from llmhost.core.errors import LlmhostError, Unauthenticated
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
-from llmhost.cost.ledger import Ledger
+from llmhost.host.books import Books
 from llmhost.observe.batches import BatchMetrics
 from llmhost.pipeline.batches.attempt import LineRunner
 from llmhost.pipeline.batches.booking import Booking
@@ -64,9 +65,9 @@ def open_deferred(
     clock: Clock,
     *,
     processor: Processor,
+    responses: Desk,
     bill: Bill,
-    ledger: Ledger,
-    keys: KeyStore,
+    books: Books,
     metrics: BatchMetrics,
 ) -> Deferred:
     """Nothing runs before `runner.start`. Blocks while the folder of files is swept."""
@@ -83,10 +84,10 @@ def open_deferred(
     lines = LineRunner(
         processor,
         store,
-        LINE_ROUTES,
+        line_routes(processor, responses),
         error_body=error_body,
         priority=settings.batches.priority,
-        caller_of=lambda caller: caller_now(keys, caller),
+        caller_of=lambda caller: caller_now(books.keys, caller),
     )
     pace = Pace(
         settings.batches.busy_share,
@@ -99,7 +100,7 @@ def open_deferred(
         store,
         files,
         lines,
-        Booking(store, bill.book_late, ledger.known),
+        Booking(store, bill.book_late, books.ledger.known),
         pace,
         clock,
         metrics,

@@ -325,9 +325,9 @@ class Host:
             self.state,
             self.clock,
             processor=self.processor,
+            responses=self.responses,
             bill=self.bill,
-            ledger=self.books.ledger,
-            keys=self.books.keys,
+            books=self.books,
             metrics=self.metrics.batches,
         )
 

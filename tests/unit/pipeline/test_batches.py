@@ -54,7 +54,7 @@ async def test_a_batch_goes_to_its_end_and_each_line_has_its_answer_in_order() -
         assert done["usage"]["total_tokens"] == used
 
 
-async def test_completions_and_embeddings_run_as_well() -> None:
+async def test_completions_embeddings_and_responses_run_as_well() -> None:
     embedder = ModelSpec(engine="fake", options={"task": "embed"}, price=PriceSettings(input="1"))
     async with make_host(models={"fake": FAKE_MODEL, "embedder": embedder}) as host:
         url = "/v1/completions"
@@ -64,6 +64,21 @@ async def test_completions_and_embeddings_run_as_well() -> None:
         del embedding["body"]["max_tokens"]
         embedded = await begin(host, [embedding], endpoint=url)
 
+        url = "/v1/responses"
+        response = line(1, url, input="hello there")
+        response["body"]["max_output_tokens"] = response["body"].pop("max_tokens")
+        refused = line(2, url, input="x", background=True)
+        del refused["body"]["max_tokens"]
+        asked = await begin(host, [response, refused], endpoint=url)
+
+        done = await ended(host, asked)
+        [asked_line] = await lines_of(host, done["output_file_id"])
+        [refused_line] = await lines_of(host, done["error_file_id"])
+        resource = asked_line["response"]["body"]
+        assert (resource["object"], resource["store"]) == ("response", False)
+        assert refused_line["response"]["body"]["error"]["param"] == "background"
+        gone = await host.client.get(f"/v1/responses/{resource['id']}")
+        assert gone.status_code == 404
         [told_line] = await lines_of(host, (await ended(host, told))["output_file_id"])
         [embedded_line] = await lines_of(host, (await ended(host, embedded))["output_file_id"])
         assert told_line["response"]["body"]["object"] == "text_completion"

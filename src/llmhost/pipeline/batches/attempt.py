@@ -49,11 +49,15 @@ decode_entry = msgspec.msgpack.Decoder(Entry).decode
 
 @dataclass(frozen=True, slots=True)
 class LineRoute:
-    """What a batch knows of one route. `parse` is told body and request id, `answer` what that gave beside."""
+    """What a batch knows of one route. `parse` is told body and request id, `prepare` joins that with what is kept
+    here, and `answer` is told what those gave beside."""
 
     kind: Kind
     parse: Callable[[bytes, str, str | None], tuple[GenerationRequest, Any]]
     answer: Callable[[Exchange, Any], Awaitable[bytes]]
+    prepare: (
+        Callable[[GenerationRequest, Any, Caller], Awaitable[tuple[GenerationRequest, Any]]] | None
+    ) = None
 
 
 class Run(Protocol):
@@ -130,7 +134,7 @@ class LineRunner:
 
     async def _ask(self, batch: Batch, line: Line, caller: Caller, deferral: Deferral) -> Ended:
         route = self._routes[batch.endpoint]
-        request, beside, fault = await self._parsed(route, batch, line)
+        request, beside, fault = await self._parsed(route, batch, line, caller)
         headers = {RUN_HEADER: batch.run_id}
         try:
             exchange = await self._processor.open(
@@ -149,7 +153,7 @@ class LineRunner:
             return Ended(500, self._error_body(INTERNAL), error=INTERNAL)
 
     async def _parsed(
-        self, route: LineRoute, batch: Batch, line: Line
+        self, route: LineRoute, batch: Batch, line: Line, caller: Caller
     ) -> tuple[GenerationRequest, Any, LlmhostError | None]:
         """The request; or what is wrong with it, and a blank one to meter that by."""
         request_id = request_id_of(batch.id, line.number)
@@ -161,6 +165,8 @@ class LineRunner:
             fault: LlmhostError | None = None
             if request.stream:
                 fault = BadRequest("The line of a batch can't be streamed.", param="stream")
+            elif route.prepare is not None:
+                request, beside = await route.prepare(request, beside, caller)
         except Exception as error:  # boundary: as below
             if not isinstance(error, LlmhostError):
                 log.exception("batch.line_bug batch=%s line=%d", batch.id, line.number)
