@@ -76,8 +76,10 @@ def verdict(schema: dict[str, Any], answer: Any, *, is_checked: bool) -> str:
         return "enforced"
     error = told["error"]
     assert answer.status_code == 400, told
+    if error["code"] == "form_too_complex":
+        return "given up"
     assert error["code"] in ("invalid_json_schema", "invalid_value"), error
-    assert (error["param"] or "").startswith("response_format"), error
+    assert error["param"].startswith("response_format"), error
     return "refused"
 
 
@@ -104,7 +106,8 @@ def test_nobody_waits_for_a_schema_that_was_made_to_hurt(
             slow.append((took_s, family.__name__))
     slowest, waits = max(slow), sorted(others.waits_s)
     bar(
-        f"{COUNT} adversarial schemas: {became['enforced']} enforced, {became['refused']} refused, the slowest"
+        f"{COUNT} adversarial schemas: {became['enforced']} enforced, {became['refused']} refused,"
+        f" {became['given up']} given up amid the answer, the slowest"
         f" ({slowest[1]}) after {slowest[0] * 1e3:.0f} ms with its answer; others waited {waits[-1] * 1e3:.0f} ms at"
         f" most in {len(waits)} requests (p99 {waits[len(waits) * 99 // 100] * 1e3:.0f} ms;"
         f" {max(quiet.waits_s) * 1e3:.0f} ms while there were none)"

@@ -39,6 +39,7 @@
     ├── ModelUnavailable           503  the model could not be loaded
     │   └── DoesNotFit                  it needs more memory than the device has
     ├── EngineFailed               500  the forward pass raised
+    │   ├── FormTooComplex         400  an answer's form left nothing to go on with
     │   └── OutOfMemory                 and it was for want of device memory
     ├── DeadlineExceeded           504  not answered within the time that the caller gave
     ├── ConfigError                     models.toml, environment or flags are wrong (never on the wire)
@@ -330,6 +331,14 @@ class DoesNotFit(ModelUnavailable):
 
 class EngineFailed(LlmhostError):
     code = "engine_failed"
+
+
+class FormTooComplex(EngineFailed):
+    """Amid an answer: nothing that its form allows could be found in the time that there is for it."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "form_too_complex"
 
 
 class OutOfMemory(EngineFailed):

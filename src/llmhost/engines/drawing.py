@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmhost.core.errors import EngineFailed
+from llmhost.core.errors import EngineFailed, FormTooComplex
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.request import Sampling
 from llmhost.core.step import Draw, Drawn, Row
@@ -198,6 +198,11 @@ def nothing_left(place: Place) -> EngineFailed:
         *(["bad_words"] if asked.bad_words else []),
         *(["min_tokens"] if place.position < place.row.barred_until else []),
     ]
+    if reasons == ["the grammar"]:
+        return FormTooComplex(
+            f"After {place.position} tokens the form of the answer left nothing to go on with: it is too complex."
+            " Ask for one with fewer alternatives."
+        )
     return EngineFailed(
         f"No token may follow after {place.position} tokens of sequence {place.row.seq_id}:"
         f" {' and '.join(reasons) or 'the request'} left none of the vocabulary. Ask for less at once."

@@ -28,6 +28,7 @@ from llmhost.text.vocabulary import Masks, Thinking, Vocabulary
 __all__ = ["Closing", "Grammars", "Masks", "Thinking", "Vocabulary", "fill_masks"]
 
 KEPT_GRAMMARS = 128
+PROBED_TOKENS = 3
 KEPT_BYTES = 4 * 1024 * 1024
 """Compiled grammars kept for one vocabulary, by number and by the length of their texts."""
 
@@ -143,6 +144,24 @@ def _matcher(grammar: str, vocabulary: Vocabulary) -> LLMatcher:
         may = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
         if not may[: len(vocabulary.known)].any():
             raise Unreadable("there is no answer to it that this model's vocabulary can spell")
+        _probe(matcher, len(vocabulary.known))
     if matcher.is_error():
         raise Unreadable(in_our_words(matcher.get_error()))
     return matcher
+
+
+def _probe(matcher: LLMatcher, size: int) -> None:
+    """Go a few tokens into an answer: some grammars can be read and are too complex to follow. Raises Unreadable."""
+    ahead = matcher.deep_copy()
+    for _ in range(PROBED_TOKENS):
+        if ahead.is_stopped():
+            return
+        may = np.unpackbits(np.frombuffer(ahead.compute_bitmask(), np.uint8), bitorder="little")
+        if ahead.is_error():
+            raise Unreadable(in_our_words(ahead.get_error()))
+        tokens = may[:size].nonzero()[0]
+        if not len(tokens):
+            return
+        ahead.consume_token(int(tokens[-1]))
+        if ahead.is_error():
+            raise Unreadable(in_our_words(ahead.get_error()))

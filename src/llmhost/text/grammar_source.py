@@ -71,6 +71,8 @@ def in_our_words(fault: str) -> str:
         return "it uses oneOf with branches that may both match, which can't be enforced: use anyOf"
     if fault.startswith("panic"):
         return "it is too large"
+    if any(sign in fault for sign in ("Too many items", "too many expressions", "Current row has")):
+        return "it is too complex for an answer to follow: it leaves too many ways to go on at once"
     return fault.split("<backtrace>")[0].strip()[:500]
 
 

@@ -394,6 +394,30 @@ def test_what_can_not_be_enforced_is_refused_by_name(
     assert said in refused.value.message
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {
+                name: {
+                    "type": "object",
+                    "properties": {"p0": {"$ref": "#/$defs/a"}, "p1": {"$ref": "#/$defs/b"}},
+                    "required": ["p0"],
+                }
+                for name in "ab"
+            },
+        },
+        {"type": "string", "pattern": "^" + "a?" * 300 + "a" * 300 + "$"},
+    ],
+)
+def test_a_form_that_can_be_read_and_not_followed_is_refused_at_once(
+    load: Callable[..., Tokenizer], content: Any
+) -> None:
+    with pytest.raises(InvalidSchema, match="too complex"):
+        load("byte-level").compile_grammar(schema(content))
+
+
 def test_a_chain_of_references_does_not_take_the_server_down(
     load: Callable[..., Tokenizer],
 ) -> None:
