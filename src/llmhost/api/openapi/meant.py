@@ -97,6 +97,49 @@ INPUT_ITEM = {
 InputItem = Annotated[WireItem, Meta(extra_json_schema=INPUT_ITEM)]
 ResponseTools = Annotated[list[ResponsesTool], Meta(max_length=MAX_TOOLS)]
 
+
+def _each_has(needed: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A schema: of each `type` those fields, which are of such types, must be there."""
+    return {
+        "oneOf": [
+            {
+                "properties": {
+                    "type": {"const": kind},
+                    **{name: {"type": types} for name, types in fields.items()},
+                },
+                "required": ["type", *fields],
+            }
+            for kind, fields in needed.items()
+        ]
+    }
+
+
+TEXT, CONTENT = "string", ["string", "array"]
+CALL = {"call_id": TEXT, "name": TEXT}
+OUTPUT = {"call_id": TEXT, "output": CONTENT}
+AskedQuestion = Annotated[
+    DecisionQuestion,
+    Meta(
+        extra_json_schema=_each_has(
+            {"predicate": {}, "choice": {"choices": "array"}, "score": {"levels": "array"}}
+        )
+    ),
+]
+KnownItem = Annotated[
+    DecisionItem,
+    Meta(
+        extra_json_schema=_each_has(
+            {
+                "message": {"role": TEXT, "content": CONTENT},
+                "function_call": {**CALL, "arguments": TEXT},
+                "custom_tool_call": {**CALL, "input": TEXT},
+                "function_call_output": OUTPUT,
+                "custom_tool_call_output": OUTPUT,
+            }
+        )
+    ),
+]
+
 MEANT: FieldTypes = {
     (ResponseBody, "input"): Annotated[str, Meta(min_length=1)]
     | Annotated[list[InputItem], Meta(min_length=1)],
@@ -145,9 +188,9 @@ MEANT: FieldTypes = {
     (WireOutputFormat, "schema"): Schema,
     (RerankBody, "documents"): Documents,
     (DecisionBody, "input"): Annotated[str, Meta(min_length=1)]
-    | Annotated[list[DecisionItem], Meta(min_length=1, max_length=MAX_ITEMS)],
+    | Annotated[list[KnownItem], Meta(min_length=1, max_length=MAX_ITEMS)],
     (DecisionBody, "questions"): Annotated[
-        list[DecisionQuestion], Meta(min_length=1, max_length=MAX_QUESTIONS)
+        list[AskedQuestion], Meta(min_length=1, max_length=MAX_QUESTIONS)
     ],
     (DecisionQuestion, "choices"): Annotated[
         list[DecisionChoice], Meta(min_length=2, max_length=MAX_CHOICES)
@@ -155,6 +198,7 @@ MEANT: FieldTypes = {
     (DecisionQuestion, "levels"): Annotated[
         list[DecisionLevel], Meta(min_length=2, max_length=MAX_CHOICES)
     ],
+    (DecisionPart, "type"): Literal["input_text", "output_text", "text", "refusal", "input_json"],
     (DecisionPart, "data"): dict[str, Any] | list[dict[str, Any]],
     (TokenizeBody, "messages"): Annotated[list[SpokenMessage], Meta(min_length=1)],
     (DetokenizeBody, "tokens"): list[TokenId],
