@@ -18,7 +18,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from llmhost.api import bill_facts, limit_headers
-from llmhost.api.dialect import dialect_of
+from llmhost.api.dialect import OLLAMA_PATH, dialect_of
 from llmhost.api.door import add_by_sending, client_id, header, send_whole
 from llmhost.api.peers import Peer, Peers
 from llmhost.config.schema import ServerSettings
@@ -28,6 +28,7 @@ from llmhost.pipeline.authenticate import is_local
 
 HEADS_OF_ITS_OWN = "/api/"
 """Ollama's API, in which a HEAD may mean something where there is no GET."""
+CALLED_BY_PAGES = ("/v1", OLLAMA_PATH)
 LONGEST_NAME = 300
 """Of a Host header, which callers make up and which is remembered."""
 _LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
@@ -132,7 +133,11 @@ class Edge:
 
     async def _with_cors(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         origin = header(scope, b"origin")
-        if origin is None or not scope["path"].startswith("/v1") or not self._allows(origin):
+        if (
+            origin is None
+            or not scope["path"].startswith(CALLED_BY_PAGES)
+            or not self._allows(origin)
+        ):
             await self._app(scope, receive, send)
             return
         headers = [

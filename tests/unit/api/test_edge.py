@@ -111,6 +111,11 @@ async def test_pages_of_loopback_and_of_configured_origins_may_call(
         assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
 
+async def test_pages_may_call_ollamas_routes_too() -> None:
+    answer = await ask("POST", "/api/chat", origin="http://localhost:3000")
+    assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+
+
 @pytest.mark.parametrize("path", ["/admin/v1/keys", "/metrics", "/health", "/plugins/p/x"])
 async def test_nothing_but_the_api_answers_cors_even_when_all_origins_may_call(path: str) -> None:
     for method in ("GET", "OPTIONS"):
