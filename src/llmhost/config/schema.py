@@ -72,7 +72,7 @@ class ServerSettings(Section, frozen=True):
     max_body_bytes: Positive = 16 * 2**20
     """Larger request bodies are refused with 413."""
     cors_origins: tuple[str, ...] = ()
-    """Browser origins that may call /v1 and /api; "*" allows all. Loopback origins always may. Admin routes answer none."""
+    """Origins of browsers that may call /v1 and /api; "*" allows all. Loopback always may; admin routes answer none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe log line that is written."""
     log_format: Literal["text", "json"] = "text"
