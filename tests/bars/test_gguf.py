@@ -1,15 +1,27 @@
 """GGUF files against the torch engine, over all that the built-in model knows."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.unit.engines.llama.test_built_in import models, wrong
+from tests.unit.engines.llama.test_same_numbers import FORMS, compare
 
 from llmhost.engines.builtin.corpus import known_answers
 from llmhost.testing import make_host
 
 pytestmark = pytest.mark.bars
 pytest.importorskip("llama_cpp")
+
+
+def test_every_form_of_a_checkpoint_computes_the_same(
+    bar: Callable[[str], None], tmp_path: Path
+) -> None:
+    worst = max(compare(tmp_path / form, form) for form in FORMS)
+
+    bar(
+        f"{len(FORMS)} forms of checkpoints as GGUF files: logits within {worst:.1e} of the largest"
+    )
 
 
 async def test_every_known_answer_comes_word_for_word(bar: Callable[[str], None]) -> None:

@@ -127,7 +127,9 @@ class LlamaKind:
 
     def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
         require()
-        return load_gguf_tokenizer(read_header(model_file(folder)))
+        header = read_header(model_file(folder))
+        read_sizes(header)  # refuses what llama.cpp must not be shown, which may be asked for ids
+        return load_gguf_tokenizer(header)
 
     def device_bytes(self, device: str) -> int | None:
         if not device.startswith("cuda"):

@@ -11,7 +11,9 @@ from llmhost.engines.llama.header import BLOCKS, Header
 
 KV_TYPE: Literal["f16"] = "f16"
 """What the KV cache keeps where nobody says otherwise."""
-MOST_LAYERS = 10_000
+MOST_LAYERS, MOST_EXPERTS = 512, 1024
+"""More end the process: llama.cpp asserts where it could refuse."""
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 _BYTES = {name: (block, size) for name, block, size in BLOCKS.values()}
 _RECURRENT = ("ssm.conv_kernel", "wkv.head_size", "shortconv.l_cache")
@@ -62,6 +64,7 @@ def read_sizes(header: Header) -> Sizes:
             " from text, or embed it and read it in one direction."
         )
     count = _number(header, f"{name}.block_count", most=MOST_LAYERS)
+    _check_asserted(header, name, count)
     embedding = _number(header, f"{name}.embedding_length")
     heads = _each(header, f"{name}.attention.head_count", count)
     kv_heads = _each(header, f"{name}.attention.head_count_kv", count, usual=heads)
@@ -96,6 +99,34 @@ def _unservable(name: str, metadata: Mapping[str, Any]) -> str | None:
     if metadata.get(f"{name}.attention.causal") is False:
         return "reads in both directions"
     return None
+
+
+def _check_asserted(header: Header, name: str, layers: int) -> None:
+    """Refuse what llama.cpp would end the process for, and every other model with it."""
+    metadata = header.metadata
+    experts = metadata.get(f"{name}.expert_count", 0)
+    used = metadata.get(f"{name}.expert_used_count", 0)
+    most_used = int(max(used, default=0)) if isinstance(used, np.ndarray) else used
+    groups = metadata.get(f"{name}.expert_group_count", 0)
+    groups_used = metadata.get(f"{name}.expert_group_used_count", 0)
+    further = metadata.get(f"{name}.nextn_predict_layers", 0)
+    numbers = (experts, most_used, groups, groups_used, further)
+    if any(type(each) is not int or each < 0 for each in numbers):
+        sound = False
+    elif experts:
+        sound = 0 < most_used <= experts <= MOST_EXPERTS and groups < experts
+        sound = sound and (groups < 2 or (experts % groups == 0 and 0 < groups_used < groups))
+    else:
+        sound = not most_used and not groups
+    if not sound or further > layers:
+        raise ModelUnavailable(
+            f"{header.path} has numbers of experts or layers that contradict each other, so it is not loaded."
+        )
+    scaling = metadata.get(f"{name}.rope.scaling.type", "none")
+    if scaling not in ROPE_SCALINGS:
+        raise ModelUnavailable(
+            f"{header.path} scales its rotary embedding by {scaling!r}; there is: {', '.join(ROPE_SCALINGS)}."
+        )
 
 
 def _number(header: Header, key: str, *, usual: int | None = None, most: int = 2**31) -> int:

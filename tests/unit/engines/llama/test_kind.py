@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stand_in_hub import Hub, point_to, serving
 from tests.unit.engines.llama.gguf_files import write
 
 from llmhost.config.load import load
@@ -70,6 +71,30 @@ def test_a_folder_with_one_model_is_as_good_as_its_file(tmp_path: Path) -> None:
 def test_a_folder_without_one_is_refused_with_the_way_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="llmhost export-gguf"):
         model_file(tmp_path)
+
+
+def test_one_file_of_a_repository_is_fetched_and_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "hf:org/quant@main:Q8_0"
+    files = {f"Q8_0/q-Q8_0-0000{n}-of-00002.gguf": b"GGUF" + bytes(n) for n in (1, 2)}
+    with serving(Hub()) as hub:
+        point_to(monkeypatch, hub.url)
+        hub.add("org/quant", {**files, "q-F16.gguf": b"x", "model.safetensors": b"y"})
+        assert presence(source, tmp_path) == "absent"
+        place = find_files(source, tmp_path)
+
+    assert model_file(place).name == "q-Q8_0-00001-of-00002.gguf"
+    assert sorted(path.name for path in place.rglob("*.*") if path.is_file()) == [
+        ".llmhost-complete",
+        "q-Q8_0-00001-of-00002.gguf",
+        "q-Q8_0-00002-of-00002.gguf",
+    ]
+    assert presence(source, tmp_path) == "present"
+    assert find_files(source, tmp_path) == place
+    before = fingerprint(place)
+    (place / "Q8_0/q-Q8_0-00002-of-00002.gguf").write_bytes(b"other")
+    assert fingerprint(place) != before
 
 
 def test_a_file_is_a_source_and_its_version_is_that_of_all_parts(tmp_path: Path) -> None:

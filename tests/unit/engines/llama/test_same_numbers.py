@@ -76,6 +76,10 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+OFTEN = ("llama with biases and wide heads", "llama 3.1", "mistral", "qwen2, yarn", "qwen3")
+"""Forms that every run of the tests compares; the bars compare all."""
+
+
 def checkpoint(folder: Path, kind: str, changes: dict[str, Any]) -> Any:
     """A random model with the tiny model's tokenizer."""
     torch.manual_seed(0)
@@ -91,8 +95,13 @@ def checkpoint(folder: Path, kind: str, changes: dict[str, Any]) -> Any:
     return model
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", OFTEN)
 def test_logits_are_those_of_the_checkpoint(tmp_path: Path, form: str) -> None:
+    compare(tmp_path, form)
+
+
+def compare(tmp_path: Path, form: str) -> float:
+    """The largest difference of a logit, in the size of the largest logit."""
     model = checkpoint(tmp_path / "model", *FORMS[form])
     out = export(tmp_path / "model", tmp_path / "m.gguf", "f32", lambda *step: None)
     tokens = np.random.default_rng(1).integers(0, 2048, 100).tolist()
@@ -101,11 +110,13 @@ def test_logits_are_those_of_the_checkpoint(tmp_path: Path, form: str) -> None:
 
     with torch.inference_mode():
         wanted = model(torch.tensor([tokens])).logits[0].numpy()
-    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    difference = np.abs(found - wanted).max() / np.abs(wanted).max()
+    assert difference < 1e-5
+    return float(difference)
 
 
-@pytest.mark.parametrize(("kind", "least"), [("q8_0", 0.9), ("q4_k_m", 0.6)])
-def test_fewer_bits_are_llama_cpps_own(tmp_path: Path, kind: str, least: float) -> None:
+def test_fewer_bits_are_llama_cpps_own(tmp_path: Path) -> None:
+    kind = "q4_k_m"
     seen: list[tuple[str, int, int]] = []
 
     done = export(TINY, tmp_path / "m.gguf", kind, lambda *step: seen.append(step))
@@ -117,7 +128,7 @@ def test_fewer_bits_are_llama_cpps_own(tmp_path: Path, kind: str, least: float) 
     text = load_gguf_tokenizer(header).encode("What is llmhost? " * 8)
     exact = export(TINY, tmp_path / "exact.gguf", "f32", lambda *step: None)
     same = logits_of(done.path, text).argmax(1) == logits_of(exact.path, text).argmax(1)
-    assert same.mean() >= least
+    assert same.mean() >= 0.6
 
 
 def byte_vocabulary(pre: str) -> dict[str, Any]:

@@ -53,6 +53,10 @@ def test_blocks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         sizes(tmp_path, llama__attention__key_length=5).kv_token_bytes("q8_0")
 
 
+def test_experts_that_make_sense_pass(tmp_path: Path) -> None:
+    assert sizes(tmp_path, llama__expert_count=8, llama__expert_used_count=[2, 2, 2])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -62,7 +66,14 @@ def test_blocks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"llama__ssm__conv_kernel": 4}, "running state"),
         ({"llama__attention__causal": False}, "both directions"),
         ({"llama__block_count": None}, "lacks 'llama.block_count'"),
-        ({"llama__block_count": 10**9}, "has 1000000000 for 'llama.block_count'"),
+        ({"llama__block_count": 513}, "has 513 for 'llama.block_count'"),
+        ({"llama__expert_count": 2000, "llama__expert_used_count": 2}, "contradict each other"),
+        ({"llama__expert_count": 4, "llama__expert_used_count": 5}, "contradict each other"),
+        ({"llama__expert_count": 4}, "contradict each other"),
+        ({"llama__expert_used_count": 2}, "contradict each other"),
+        ({"llama__expert_group_count": "x"}, "contradict each other"),
+        ({"llama__nextn_predict_layers": 4}, "contradict each other"),
+        ({"llama__rope__scaling__type": "magic"}, "rotary embedding by 'magic'"),
         ({"llama__context_length": "long"}, "has 'long' for"),
         ({"llama__attention__head_count": [1, 2]}, "no sensible 'llama.attention.head_count'"),
         ({"llama__attention__head_count": 0}, "no sensible"),
