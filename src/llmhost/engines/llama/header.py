@@ -117,7 +117,7 @@ def read_header(path: Path) -> Header:
     files = parts_of(path)
     metadata, tensors = _read(files[0])
     told = metadata.get("split.count", 0)
-    if told not in (0, 1) and told != len(files):
+    if type(told) is not int or (told not in (0, 1) and told != len(files)):
         raise ModelUnavailable(
             f"{path} says that it is one of {told} parts, and by its name it is one of {len(files)}."
             " Give the parts the names that they were published with."

@@ -90,8 +90,9 @@ def read_sizes(header: Header) -> Sizes:
 def _unservable(name: str, metadata: Mapping[str, Any]) -> str | None:
     if name in _NOT_FOR_TEXT:
         return _NOT_FOR_TEXT[name]
-    if metadata.get("general.type") in ("adapter", "mmproj", "imatrix"):
-        return f"is of type {metadata['general.type']!r}"
+    kind = metadata.get("general.type")
+    if isinstance(kind, str) and kind in ("adapter", "mmproj", "imatrix"):
+        return f"is of type {kind!r}"
     if str(metadata.get(f"{name}.pooling_type")) == RANKS:
         return "scores pairs of texts"
     if any(f"{name}.{key}" in metadata for key in _RECURRENT):
@@ -123,7 +124,7 @@ def _check_asserted(header: Header, name: str, layers: int) -> None:
             f"{header.path} has numbers of experts or layers that contradict each other, so it is not loaded."
         )
     scaling = metadata.get(f"{name}.rope.scaling.type", "none")
-    if scaling not in ROPE_SCALINGS:
+    if not isinstance(scaling, str) or scaling not in ROPE_SCALINGS:
         raise ModelUnavailable(
             f"{header.path} scales its rotary embedding by {scaling!r}; there is: {', '.join(ROPE_SCALINGS)}."
         )

@@ -6,7 +6,7 @@ scores. Texts get the ids that llama.cpp gives them, by llama.cpp itself where a
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
@@ -257,8 +257,8 @@ def _template(source: _Source) -> ChatTemplate | None:
     sources = {}
     if isinstance(default := source.metadata.get(key), str):
         sources["default"] = default
-    names: Sequence[str] = source.metadata.get("tokenizer.chat_templates") or ()
-    for name in names:
+    names = source.metadata.get("tokenizer.chat_templates")
+    for name in names if isinstance(names, list) else ():
         if isinstance(text := source.metadata.get(f"{key}.{name}"), str):
             sources[name] = text
     named = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}

@@ -74,6 +74,8 @@ def test_experts_that_make_sense_pass(tmp_path: Path) -> None:
         ({"llama__expert_group_count": "x"}, "contradict each other"),
         ({"llama__nextn_predict_layers": 4}, "contradict each other"),
         ({"llama__rope__scaling__type": "magic"}, "rotary embedding by 'magic'"),
+        ({"llama__rope__scaling__type": [1, 2]}, "rotary embedding by"),
+        ({"split__count": [1, 2]}, "it is one of 1"),
         ({"llama__context_length": "long"}, "has 'long' for"),
         ({"llama__attention__head_count": [1, 2]}, "no sensible 'llama.attention.head_count'"),
         ({"llama__attention__head_count": 0}, "no sensible"),
