@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from hostile_schemas import FAMILIES, regex, schemas
-from jsonschema import Draft202012Validator
 from server_process import Node
+from test_structured import Validator
 
 pytestmark = pytest.mark.bars
 
@@ -72,7 +72,7 @@ def verdict(schema: dict[str, Any], answer: Any, *, is_checked: bool) -> str:
         (choice,) = told["choices"]
         if is_checked and choice["finish_reason"] == "stop":
             value = json.loads(choice["message"]["content"])
-            assert Draft202012Validator(schema).is_valid(value), (schema, value)
+            assert Validator(schema).is_valid(value), (schema, value)
         return "enforced"
     error = told["error"]
     assert answer.status_code == 400, told
@@ -99,9 +99,7 @@ def test_nobody_waits_for_a_schema_that_was_made_to_hurt(
             answer = node.http.post(f"{node.url}/v1/chat/completions", content=body)
             took_s = time.perf_counter() - began_s
             family = FAMILIES[number % len(FAMILIES)]
-            is_checked = (
-                strict and family is not regex
-            )  # which Python's own take for ever to look at
+            is_checked = strict and family is not regex  # which take Python's own for ever
             became[verdict(schema, answer, is_checked=is_checked)] += 1
             slow.append((took_s, family.__name__))
     slowest, waits = max(slow), sorted(others.waits_s)

@@ -14,6 +14,7 @@ import msgspec
 
 from llmhost.api.bodies import ChatBody, GenerationBody
 from llmhost.api.loose import NULL, Raw, asks, loose, said
+from llmhost.api.structural import structural_tag
 from llmhost.api.tools import Table, Tool, WireTool, tools_of
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
 from llmhost.core.request import GrammarSpec
@@ -184,12 +185,11 @@ def _structures(body: GenerationBody) -> Iterator[GrammarSpec]:
 
 
 def _structure(asked: WireStructured, at: str) -> Iterator[GrammarSpec]:
-    for name, is_asked in (
-        ("structural_tag", said(asked.structural_tag) != b"null"),
-        ("whitespace_pattern", asked.whitespace_pattern is not None),
-    ):
-        if is_asked:
-            raise UnsupportedParameter(f"'{at}{name}' is not supported.", param=at + name)
+    if asked.whitespace_pattern is not None:
+        name = f"{at}whitespace_pattern"
+        raise UnsupportedParameter(f"'{name}' is not supported.", param=name)
+    if said(asked.structural_tag) != b"null":
+        yield structural_tag(asked.structural_tag, f"{at}structural_tag")
     if said(asked.json) != b"null":
         yield _schema(asked.json, f"{at}json", is_strict=True)
     if asked.regex is not None:

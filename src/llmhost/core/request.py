@@ -81,12 +81,13 @@ _NO_MORE = _more_than_a_token(Sampling())
 class GrammarSpec:
     """What an answer must look like, as data.
 
-    `kind` is json_schema, json_object, regex, lark, gbnf, choice, tool_calls or auto_calls.
+    `kind` is json_schema, json_object, regex, lark, gbnf, choice, structural_tag, tool_calls or auto_calls.
     """
 
     kind: str
     text: str
-    """The schema as JSON, the expression, the grammar, the choices as a JSON list, or for tool_calls an object:
+    """The schema as JSON, the expression, the grammar, the choices as a JSON list, the tags as one (`trigger`, `begin`,
+    `schema`, `end`), or for tool_calls an object:
     `tools`, each with name, parameters and strict, and `many`, whether a list of calls is wanted. Of auto_calls, which
     are held only from where a call begins, the `format` besides."""
     is_strict: bool = True
@@ -97,7 +98,7 @@ class GrammarSpec:
     @property
     def words(self) -> str:
         """The text as it is meant: JSON's escapes could hide a word."""
-        if self.kind not in ("json_schema", "choice", "tool_calls"):
+        if self.kind not in ("json_schema", "choice", "tool_calls", "structural_tag"):
             return self.text
         try:
             return "\n".join(_leaves(json.loads(self.text)))

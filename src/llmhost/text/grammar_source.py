@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
 from llmhost.text.grammar_calls import HELD, SPACED, calls_grammar, quoted
@@ -193,6 +193,21 @@ def _auto_calls(text: str, is_strict: bool) -> str:
     return calls_grammar(wish["format"], names, arguments, many=wish["many"])
 
 
+def _structural_tag(text: str, is_strict: bool) -> str:
+    """Free text with tags in it, within which a schema is followed."""
+    tags = []
+    for place, tag in enumerate(_json(text)):
+        schema = {} if tag["schema"] is True else tag["schema"]
+        if not isinstance(schema, dict):
+            raise Unreadable("a schema is a JSON object", f"[{place}]")
+        schema = {**enforceable(schema), "x-guidance": STRICT}
+        if fault := fault_of(LLMatcher.grammar_from_json_schema(json.dumps(schema))):
+            raise Unreadable(fault, f"[{place}]")
+        facts = {name: tag[name] for name in ("trigger", "begin", "end")}
+        tags.append(StructTag(grammar=schema, **facts))
+    return LLMatcher.grammar_from_lark(StructTag.to_grammar(tags, assume_special=False))
+
+
 READERS: Mapping[str, Callable[[str, bool], str]] = {
     "json_schema": _json_schema,
     "json_object": _json_object,
@@ -200,6 +215,7 @@ READERS: Mapping[str, Callable[[str, bool], str]] = {
     "lark": _lark,
     "gbnf": _gbnf,
     "choice": _choice,
+    "structural_tag": _structural_tag,
     "tool_calls": _tool_calls,
     "auto_calls": _auto_calls,
 }

@@ -172,9 +172,23 @@ MISSING = "missing_required_parameter"
         ({"structured_outputs": {"regex": "a", "json": {}}}, INVALID, "structured_outputs.regex"),
         ({"structured_outputs": {"regex": "a"}, "guided_regex": "a"}, INVALID, "guided_regex"),
         (
-            {"structured_outputs": {"structural_tag": {}}},
-            UNSUPPORTED,
-            "structured_outputs.structural_tag",
+            {"structured_outputs": {"structural_tag": {"triggers": ["<"]}}},
+            *(INVALID, "structured_outputs.structural_tag"),
+        ),
+        (
+            {"structured_outputs": {"structural_tag": {"format": {"type": "sequence"}}}},
+            *(UNSUPPORTED, "structured_outputs.structural_tag.format"),
+        ),
+        (
+            {
+                "structured_outputs": {
+                    "structural_tag": {
+                        "triggers": ["<f="],
+                        "structures": [{"begin": "<g>", "schema": {}, "end": ""}],
+                    }
+                }
+            },
+            *(INVALID, "structured_outputs.structural_tag[0]"),
         ),
         ({"guided_whitespace_pattern": " "}, UNSUPPORTED, "guided_whitespace_pattern"),
         ({"guided_choice": "a"}, INVALID, "guided_choice"),
@@ -220,3 +234,28 @@ def test_rules_read_what_the_form_could_have_the_model_say() -> None:
     assert "böse" in completion(**escaped).text
     assert "Weather now" in chat(tools=[WEATHER], tool_choice="required").text
     assert "Weather now" not in chat(tools=[WEATHER], tool_choice="none").text
+
+
+@pytest.mark.parametrize("is_text", [False, True])
+def test_both_shapes_of_a_structural_tag_are_read(is_text: bool) -> None:
+    older = {
+        "type": "structural_tag",
+        "triggers": ["<f="],
+        "structures": [{"begin": "<f=get>", "schema": {"type": "object"}, "end": "</f>"}],
+    }
+    content = {"type": "json_schema", "json_schema": {"type": "object"}}
+    tag = {"type": "tag", "begin": "<f=get>", "content": content, "end": "</f>"}
+    newer = {
+        "type": "structural_tag",
+        "format": {"type": "triggered_tags", "triggers": ["<f="], "tags": [tag]},
+    }
+    forms = [
+        chat(structured_outputs={"structural_tag": json.dumps(one) if is_text else one}).grammar
+        for one in (older, newer)
+    ]
+
+    assert forms[0] is not None
+    assert forms[0] == forms[1]
+    assert json.loads(forms[0].text) == [
+        {"trigger": "<f=", "begin": "<f=get>", "end": "</f>", "schema": {"type": "object"}}
+    ]

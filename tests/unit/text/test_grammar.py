@@ -156,6 +156,48 @@ def test_any_text_can_be_a_choice(tokenizer: Tokenizer, choices: list[str], seed
     assert text in choices
 
 
+TAG = {
+    "trigger": "<f=",
+    "begin": "<f=get>",
+    "end": "</f>",
+    "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "is_taken"),
+    [
+        ("free < text", True),
+        ('so <f=get>{"a":3}</f> and <f=get>{"a":4}</f>.', True),
+        ('so <f=get>{"b":3}', False),
+        ("so <f=set>", False),
+    ],
+)
+def test_text_is_free_but_for_the_tags_in_it(
+    load: Callable[..., Tokenizer], said: str, is_taken: bool
+) -> None:
+    tokenizer, spec = load("byte-level"), GrammarSpec("structural_tag", json.dumps([TAG]))
+    tokenizer.compile_grammar(spec)
+    state = tokenizer.grammar(spec)
+    fits = []
+    for token in tokenizer.encode(said, add_special_tokens=False):
+        fits.append(token in allowed(state, tokenizer.vocab_size))
+        if not fits[-1]:
+            break
+        state.accept(token)
+
+    assert all(fits) is is_taken
+
+
+def test_a_tag_whose_schema_can_not_be_enforced_is_named(load: Callable[..., Tokenizer]) -> None:
+    tags = [TAG, {**TAG, "schema": {"not": {}}}]
+    spec = GrammarSpec("structural_tag", json.dumps(tags), param="structural_tag")
+
+    with pytest.raises(InvalidGrammar) as refused:
+        load("byte-level").compile_grammar(spec)
+    assert refused.value.param == "structural_tag[1]"
+
+
 def test_an_answer_ends_by_itself_where_nothing_may_follow(tokenizer: Tokenizer) -> None:
     spec = choice("yes", "no")
     tokenizer.compile_grammar(spec)
