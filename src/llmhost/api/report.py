@@ -133,13 +133,11 @@ class Report:
         offsets = [placed.start for placed in before] + [behind + each.start for each in tokens]
         return self._columns([*before, *tokens], count, offsets)
 
-    def entries(self, tokens: Sequence[Placed]) -> list[tuple[int, bytes]]:
-        """Of each token its characters in the text, and the JSON of its log probabilities as chats have it."""
+    def entries(self, tokens: Sequence[Placed]) -> list[tuple[Placed, bytes]]:
+        """Tokens, and the JSON of the log probabilities of each as chats have it."""
         count = self._request.sampling.logprobs or 0
         entry = self._spelling.chat_entry
-        return [
-            (each.end - each.start, entry(each.logprobs, count)) for each in tokens if each.logprobs
-        ]
+        return [(each, entry(each.logprobs, count)) for each in tokens if each.logprobs]
 
     def ids(self, tokens: Sequence[Placed]) -> dict[str, Any]:
         """The member `token_ids` of a choice, where it was asked for."""

@@ -45,6 +45,8 @@ class ResponseFrames:
             request.custom_tools,
         )
         self._reason: FinishReason | None = None
+        self._out = 0
+        """Characters of the answer's text so far, where tokens are told of."""
 
     def begin(self) -> None:
         say = self._events.say
@@ -81,11 +83,21 @@ class ResponseFrames:
             self._items.push("".join([delta.text for delta in deltas]))
         else:
             for delta in deltas:
-                self._items.push(delta.text, self._report.entries(self._report.fresh(delta)))
+                self._take_tokens(delta, self._report)
         for delta in deltas:
             if delta.finish_reason is not None:
                 self._reason = delta.finish_reason
                 self._items.finish(is_cut=delta.finish_reason is not FinishReason.STOP)
+
+    def _take_tokens(self, delta: Delta, report: Report) -> None:
+        """One by one, so that how many come at once changes nothing of what is told of each."""
+        text, at = delta.text, 0
+        for token, told in report.entries(report.fresh(delta)):
+            end = min(max(token.end - self._out, at), len(text))
+            self._items.push(text[at:end], [(token.end - token.start, told)])
+            at = end
+        self._items.push(text[at:])
+        self._out += len(text)
 
     def end(self, usage: Usage, extras: dict[str, Any]) -> Resource:
         """The response at its end. `extras` are said in its usage."""
