@@ -131,6 +131,19 @@ def test_whoever_waits_to_be_told_so_sends_a_body(open_node: Node) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
 
 
+@pytest.mark.parametrize("name", ["Upgrade", "upgrade"])
+def test_a_client_that_offers_http_2_is_answered_with_its_body_read(
+    open_node: Node, name: str
+) -> None:
+    """Java's own client does so on every first request."""
+    offer = {"connection": "Upgrade, HTTP2-Settings, close", name: "h2c", "http2-settings": "AAMA"}
+
+    response = raw(open_node, http_bytes("/v1/completions", ONE, headers=offer))
+
+    assert status(response) == 200
+    assert b'"object":"text_completion"' in response
+
+
 # ------------------------------------------------------------ probes
 
 

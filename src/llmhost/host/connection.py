@@ -6,6 +6,7 @@ isn't HTTP is refused in OpenAI's form.
 """
 
 import asyncio
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -121,6 +122,8 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        if not self._is_in_body and b"pgrade:" in data:
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._is_upgraded or self.transport.is_closing():
             return
@@ -234,6 +237,15 @@ class Connection(HttpToolsProtocol):
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+
+
+_UPGRADE = re.compile(rb"\r\nupgrade:(?![ \t]*websocket)", re.IGNORECASE)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """A head that offers to go on with HTTP/2, as Java's clients write it: the parser would take its body for that."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-upgrade:", head) + end + rest
 
 
 _HEAD_TOO_LARGE = HeadersTooLarge(
