@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -29,6 +30,7 @@ class Connection:
         self.sent: list[dict[str, Any]] = []
         self.scope: dict[str, Any] = {
             "type": "http",
+            "client": ("127.0.0.1", 5000),
             "method": method,
             "path": "/v1/completions",
             "raw_path": b"/v1/completions",
@@ -145,7 +147,7 @@ class ExchangeThatIsLeft:
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
-        self.context = None
+        self.context = SimpleNamespace(request=SimpleNamespace(stream=False))
 
     async def read(self, timeout_s: float | None = None, take: object = None) -> list[Any]:
         await asyncio.wait_for(self.left.wait(), 5)
@@ -283,7 +285,10 @@ async def test_only_post_makes_answers(method: str) -> None:
     labels = 'code="method_not_allowed",model_name="unknown",outcome="refused"'
     assert f"llmhost_requests_total{{{labels}}} 1.0" in counted
     assert connection.status == 405
-    assert json.loads(connection.body)["error"]["code"] == "method_not_allowed"
+    if method == "HEAD":
+        assert connection.body == b""
+    else:
+        assert json.loads(connection.body)["error"]["code"] == "method_not_allowed"
 
 
 async def test_a_body_that_is_too_large_is_refused_before_it_has_ended() -> None:
