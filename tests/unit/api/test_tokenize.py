@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from llmhost.config.schema import FakeOptions, ModelSpec
 from llmhost.testing import TestHost, make_host
@@ -13,7 +14,10 @@ WORDS = WordTokenizer(4096)
 IDS = WORDS.encode("baba babe")
 
 
-@pytest.fixture
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def host() -> AsyncIterator[TestHost]:
     async with make_host() as made:
         yield made
@@ -101,10 +105,12 @@ async def test_a_model_is_named_where_there_are_several_and_none_is_metered() ->
         assert host.entries() == []
 
 
-async def test_a_stranger_is_told_nothing(host: TestHost) -> None:
-    key = await host.make_key("acme", models=("other",))
-    for path in ("/tokenize", "/detokenize", "/apply-template"):
-        assert (await host.client.post(path, json={"tokens": [1]})).status_code == 401
-    headers = {"authorization": f"Bearer {key}"}
-    body = {"model": "fake", "prompt": "baba"}
-    assert (await host.client.post("/tokenize", json=body, headers=headers)).status_code == 403
+async def test_a_stranger_is_told_nothing() -> None:
+    async with make_host() as host:
+        key = await host.make_key("acme", models=("other",))
+        for path in ("/tokenize", "/detokenize", "/apply-template"):
+            assert (await host.client.post(path, json={"tokens": [1]})).status_code == 401
+        headers = {"authorization": f"Bearer {key}"}
+        body = {"model": "fake", "prompt": "baba"}
+        refused = await host.client.post("/tokenize", json=body, headers=headers)
+    assert refused.status_code == 403
