@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hostile_schemas import FAMILIES, regex, schemas
 from server_process import Node
-from test_structured import Validator
+from tests.bars.test_structured import Validator
 
 pytestmark = pytest.mark.bars
 

@@ -131,7 +131,10 @@ async def test_labels_change_and_a_deleted_chat_is_gone() -> None:
     async with make_host() as host:
         path = f"{PATH}/{(await stored(host, metadata={'a': '1'}))['id']}"
         changed = await host.client.post(path, json={"metadata": {"b": "2"}})
-        refused = await host.client.post(path, json={"metadata": {"b": "x" * 513}})
+        refused = [
+            await host.client.post(path, json=body)
+            for body in ({"metadata": {"b": "x" * 513}}, {"metadata": {"b": 5}}, {})
+        ]
         deleted = await host.client.delete(path)
         gone = [
             await host.client.get(path),
@@ -141,7 +144,8 @@ async def test_labels_change_and_a_deleted_chat_is_gone() -> None:
         ]
 
     assert changed.json()["metadata"] == {"b": "2"}
-    assert refused.status_code == 400
+    assert [one.status_code for one in refused] == [400] * 3
+    assert all(one.json()["error"]["param"] == "metadata" for one in refused)
     assert deleted.json()["deleted"] is True
     assert [(one.status_code, one.json()["error"]["type"]) for one in gone] == [
         (404, "invalid_request_error")

@@ -102,8 +102,8 @@ class ChatDesk:
             rows = rows[places[0] + 1 :]
         return page_object(rows[:limit], has_more=len(rows) > limit)
 
-    async def label(self, caller: Caller, id_: str, metadata: Metadata | None) -> dict[str, object]:
-        if not await self._chats.label(id_, places_of(caller), metadata or {}):
+    async def label(self, caller: Caller, id_: str, metadata: Metadata) -> dict[str, object]:
+        if not await self._chats.label(id_, places_of(caller), metadata):
             raise no_chat(id_)
         return await self.show(caller, id_)
 

@@ -70,7 +70,7 @@ def chat_router(desk: ChatDesk, identify: Identify, answering: ASGIApp) -> Route
         request: JsonRequest, chat: FromPath[str], data: JSONBody[Relabel]
     ) -> Response[dict[str, Any]]:
         """Give a stored chat other labels."""
-        return _stamped(await desk.label(await caller_of(request), chat, data.metadata))
+        return _stamped(await desk.label(await caller_of(request), chat, data.labels))
 
     @delete("/{chat:str}", status_code=200)
     async def delete_chat(request: JsonRequest, chat: FromPath[str]) -> Response[Deleted]:

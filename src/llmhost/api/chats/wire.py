@@ -7,7 +7,8 @@ import msgspec
 
 from llmhost.api.bodies import ChatBody, Metadata, StreamOptions, WireMessage
 from llmhost.api.chat_messages import text_of
-from llmhost.api.loose import NULL, Raw
+from llmhost.api.loose import NULL, Raw, loose
+from llmhost.core.errors import MissingParameter
 
 NO_OPTIONS = StreamOptions()
 
@@ -80,7 +81,14 @@ def stored_message(message: WireMessage, id_: str) -> StoredMessage:
 class Relabel(msgspec.Struct, frozen=True):
     """POST /v1/chat/completions/{id}."""
 
-    metadata: Metadata | None
+    metadata: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Raises BadRequest."""
+        if self.metadata is msgspec.UNSET:
+            raise MissingParameter("metadata")
+        return loose(Raw(msgspec.json.encode(self.metadata)), Metadata, "metadata") or {}
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True):
