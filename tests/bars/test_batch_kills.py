@@ -163,7 +163,7 @@ def _compared(node: Node, lines: int, turns: int, max_tokens: int) -> tuple[floa
 
 @pytest.mark.parametrize(
     ("engine", "settings", "lines", "turns", "max_tokens"),
-    [("fake", FAKE, 5_000, TURNS, 12), ("tiny", TINY, 2_000, TURNS // 2, 12)],
+    [("fake", FAKE, 5_000, TURNS, 12), ("tiny", TINY, 2_000, TURNS // 6, 12)],
 )
 def test_who_waits_for_an_answer_hardly_notices_a_batch(
     engine: str,
@@ -174,7 +174,9 @@ def test_who_waits_for_an_answer_hardly_notices_a_batch(
     new_node: Callable[..., Node],
     bar: Callable[[str], None],
 ) -> None:
-    node = new_node(settings).start()
+    node = new_node(settings).spawn()
+    node.wait_announced()
+    eventually(node.is_ready, "the server did not become ready", 180)
     alone_s, beside_s, ended = _compared(node, lines, turns, max_tokens)
     bar(
         f"interactive TTFT p50 ({engine}): {alone_s * 1e3:.1f} ms without a batch, {beside_s * 1e3:.1f} ms beside one,"

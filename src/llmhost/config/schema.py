@@ -169,7 +169,7 @@ class BatchSettings(Section, frozen=True):
     """Lines of all batches that run at once on this node."""
     max_in_flight_per_batch: Positive = 8
     """Lines of one batch that run at once."""
-    busy_share: Annotated[float, Meta(gt=0, le=1)] = 0.3
+    busy_share: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """Part of the time that lines may run while others ask, so that most of those meet none; 1 is all of it."""
     max_lines: Positive = 50_000
     """Lines that a batch may have."""
