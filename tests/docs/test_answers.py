@@ -64,7 +64,7 @@ def test_a_flag_in_an_answer_belongs_to_a_command_that_it_names(answer: str):
 
 NOT_TAUGHT_YET = {
     *("backup", "budgets", "credits", "invoice", "prices", "restore", "sleep", "teams", "wake"),
-    "export-gguf",
+    *("batches", "export-gguf", "files"),
 }
 """Commands that are younger than the weights of `builtin:tiny`; whoever trains it next teaches it these."""
 
