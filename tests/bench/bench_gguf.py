@@ -1,0 +1,202 @@
+"""GGUF through HTTP, ours against llama-server's: `python tests/bench/bench_gguf.py --llama-server PATH`.
+
+Build llama-server from the source archive of the llama-cpp-python release that is installed. Both get the same file,
+threads and requests, in turn, and pairs are compared: what else runs on the machine hits both. CPU seconds per 1,000
+tokens are shown beside, which it hits less.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import psutil
+from gguf_model import bench_model
+
+sys.path.append(str(Path(__file__).parents[2]))
+from tests.http.server_process import Node, eventually
+
+OUT_TOKENS, PROMPT_LETTERS, SHARED_LETTERS = 32, 80, 1000
+"""A token is about two letters."""
+ROOM_TOKENS = 1024
+"""For one stream."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    tokens_per_s: float
+    ttft_ms: float
+    itl_p99_ms: float
+    cpu_s: float
+    """For 1,000 tokens."""
+
+
+@contextmanager
+def ours(
+    folder: Path, model: Path, threads: int, streams: int
+) -> Iterator[tuple[str, psutil.Process]]:
+    settings = f"""
+[models.bench]
+source = "{model}"
+max_batch_size = {streams}
+max_tokens_per_batch = 2048
+max_sequence_length = {ROOM_TOKENS}
+options = {{ threads = {threads} }}
+"""
+    node = Node(folder / "ours", settings).start()
+    try:
+        assert node.process is not None
+        yield node.url, psutil.Process(node.process.pid)
+    finally:
+        node.stop()
+
+
+@contextmanager
+def theirs(
+    program: str, folder: Path, model: Path, threads: int, streams: int
+) -> Iterator[tuple[str, psutil.Process]]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    flags = [
+        "-m",
+        model,
+        "--port",
+        port,
+        "-t",
+        threads,
+        "-tb",
+        threads,
+        "-np",
+        streams,
+        "-c",
+        streams * ROOM_TOKENS,
+    ]
+    with (folder / "theirs.log").open("wb") as log:
+        process = subprocess.Popen([program, *map(str, flags)], stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        eventually(is_ready, "llama-server did not become ready", within_s=120)
+        yield url, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def prompts(count: int, shared: bool, seed: int) -> list[str]:
+    source = random.Random(seed)
+
+    def letters(length: int) -> str:
+        return "".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=length))
+
+    before = letters(SHARED_LETTERS) if shared else ""
+    return [before + letters(PROMPT_LETTERS) for _ in range(count)]
+
+
+async def measure(server: tuple[str, psutil.Process], texts: list[str]) -> Measured:
+    url, process = server
+    times: list[list[float]] = []
+
+    async def ask(client: httpx.AsyncClient, text: str) -> int:
+        body = {
+            "model": "bench",
+            "prompt": text,
+            "max_tokens": OUT_TOKENS,
+            "temperature": 0,
+            "stream": True,
+        }
+        body["stream_options"] = {"include_usage": True}
+        began, seen, tokens = time.perf_counter(), [], 0
+        async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            async for line in answer.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                event = json.loads(line[6:])
+                if event.get("choices") and event["choices"][0].get("text"):
+                    seen.append(time.perf_counter() - began)
+                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+        times.append(seen)
+        return tokens
+
+    cpu, began = sum(process.cpu_times()[:2]), time.perf_counter()
+    limits = httpx.Limits(max_connections=len(texts))
+    async with httpx.AsyncClient(timeout=900, limits=limits) as client:
+        tokens = sum(await asyncio.gather(*(ask(client, text) for text in texts)))
+    took_s, used_s = time.perf_counter() - began, sum(process.cpu_times()[:2]) - cpu
+    gaps = sorted(b - a for seen in times for a, b in pairwise(seen)) or [0.0]
+    return Measured(
+        tokens / took_s,
+        1e3 * statistics.median(seen[0] for seen in times if seen),
+        1e3 * gaps[int(0.99 * (len(gaps) - 1))],
+        1e3 * used_s / max(tokens, 1),
+    )
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def show(name: str, pairs: list[tuple[Measured, Measured]]) -> None:
+    for what in ("tokens_per_s", "ttft_ms", "itl_p99_ms", "cpu_s"):
+        mine, other = ([getattr(pair[side], what) for pair in pairs] for side in (0, 1))
+        ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True) if b)
+        say(
+            f"{name:24} {what:13} ours {statistics.median(mine):9.1f}"
+            f"   llama-server {statistics.median(other):9.1f}   ratio {ratio:.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--llama-server", default=shutil.which("llama-server"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "llmhost-gguf-bench"
+    )
+    parser.add_argument("--types", nargs="+", default=["Q4_K_M", "Q8_0"])
+    parser.add_argument("--streams", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=5)
+    asked = parser.parse_args()
+    if asked.llama_server is None:
+        say("There is no llama-server to compare with: --llama-server PATH.")
+        return
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    for kind in asked.types:
+        model, most = bench_model(asked.folder, kind), max(asked.streams)
+        with (
+            tempfile.TemporaryDirectory() as place,
+            ours(Path(place), model, asked.threads, most) as mine,
+            theirs(asked.llama_server, Path(place), model, asked.threads, most) as other,
+        ):
+            loads = [(f"{kind} {count} streams", count, False) for count in asked.streams]
+            for name, count, shared in [*loads, (f"{kind} {most} shared prefix", most, True)]:
+                pairs = []
+                for turn in range(asked.pairs):
+                    texts = prompts(count, shared, 1000 * turn + count)
+                    pairs.append(tuple(asyncio.run(measure(one, texts)) for one in (mine, other)))
+                show(name, pairs)
+
+
+if __name__ == "__main__":
+    main()
