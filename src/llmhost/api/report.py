@@ -19,6 +19,9 @@ LARGE = 5_000
 SLICE = 2_000
 """Entries that are encoded at once, because no other thread runs meanwhile."""
 
+_NO_BYTES, _EMPTY_BYTES = b',"bytes":null', b',"bytes":[]'
+"""Neither can be within a text, whose quotes are escaped."""
+
 _encode = msgspec.json.encode
 
 
@@ -134,10 +137,15 @@ class Report:
         return self._columns([*before, *tokens], count, offsets)
 
     def entries(self, tokens: Sequence[Placed]) -> list[tuple[Placed, bytes]]:
-        """Tokens, and the JSON of the log probabilities of each as chats have it."""
+        """Tokens, and the JSON of the log probabilities of each as responses have it: those that stand for no bytes
+        have an empty list, where chats have null."""
         count = self._request.sampling.logprobs or 0
         entry = self._spelling.chat_entry
-        return [(each, entry(each.logprobs, count)) for each in tokens if each.logprobs]
+        return [
+            (each, entry(each.logprobs, count).replace(_NO_BYTES, _EMPTY_BYTES))
+            for each in tokens
+            if each.logprobs
+        ]
 
     def ids(self, tokens: Sequence[Placed]) -> dict[str, Any]:
         """The member `token_ids` of a choice, where it was asked for."""

@@ -12,7 +12,7 @@ from tests.unit.pipeline.node import asks
 
 from llmhost.api.frames import frames_of, whole_answer
 from llmhost.api.report import LARGE, SLICE, Report, report_of
-from llmhost.api.tokens import Spelling
+from llmhost.api.tokens import Placed, Spelling
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.request import GenerationRequest, Kind, Sampling
 from llmhost.pipeline.terms import Terms
@@ -167,6 +167,14 @@ def test_a_chat_has_each_token_with_its_bytes_and_as_many_of_the_likeliest_as_we
     likeliest = {"token": " b", "logprob": -0.25, "bytes": [32, 98]}
     assert all(entry["top_logprobs"] == [likeliest] for entry in content)
     assert {entry["logprob"] for entry in content} == {-1.5}
+
+
+def test_a_response_has_an_empty_list_for_a_token_of_no_bytes() -> None:
+    thought = TokenLogprobs(0, -1.5, 1, ((END, -0.25), (0, -1.5)))
+    report = report_for(request_for(Kind.CHAT, top=2))
+    ((_, entry),) = report.entries([Placed(0, 0, 1, thought)])
+
+    assert [each["bytes"] for each in json.loads(entry)["top_logprobs"]] == [[], [97]]
 
 
 def test_no_likeliest_are_told_when_none_are_asked_for() -> None:
