@@ -20,7 +20,7 @@ from llmhost.engines.llama.runner import LlamaRunner
 from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
 
 pytestmark = pytest.mark.bars
-STEPS, SETTLED = 4_000, 2_000
+STEPS, SETTLED = 3_000, 1_500
 SIZE, BLOCKS, HOST_BLOCKS = 16, 80, 30
 FACTS = RunnerFacts(
     device="cpu:0",
