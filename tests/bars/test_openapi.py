@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from installed import python, run
 from server_process import Node
 from truth import MODELS, Truth
 
@@ -35,3 +37,12 @@ def test_2000_requests_from_the_document_are_answered_as_it_says(
     assert truth.failures == []
     assert not any(status >= 500 for status in statuses)
     assert "Traceback" not in truth.node.log()
+
+
+def test_a_linter_finds_nothing_to_say_of_the_document(
+    new_node: Callable[..., Node], tmp_path: Path, bar: Callable[[str], None]
+) -> None:
+    (tmp_path / "schema.json").write_text(new_node(MODELS).start().get("/schema").text)
+    ran = run([str(python("lint")), "-m", "openapi_spec_validator", "schema.json"], tmp_path, {})
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    bar("OpenAPI: openapi-spec-validator finds nothing")
