@@ -151,6 +151,9 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS:
             self._fault = _TOO_MANY_HEADERS
             raise ValueError("too many headers")  # the parser ends, and so to `send_400_response`
+        if self.parser.should_upgrade() and not self._may_upgrade():
+            self._fault = _NO_UPGRADE
+            raise ValueError("no upgrade")
         self._is_in_head, self._is_in_body = False, True
         self._stop_alarm()
         if self.url.startswith(b"//"):  # else its first part would be taken for a host
@@ -166,6 +169,17 @@ class Connection(HttpToolsProtocol):
         # Its task has not begun, so this is there when the app looks.
         extensions: dict[str, Any] = {WIRE: line}
         self.scope["extensions"] = extensions
+
+    def _may_upgrade(self) -> bool:
+        """The parser ends a request that would change the protocol with its head: what comes next would be read as
+        another request, and a socket's frames would come amid an answer that is under way."""
+        if self._should_upgrade():
+            return all(cycle.response_complete for cycle, _ in self._cycles)
+        return all(
+            name != b"transfer-encoding"
+            and (name != b"content-length" or value.strip(b"0 ") == b"")
+            for name, value in self.headers
+        )
 
     def on_message_complete(self) -> None:
         self._is_in_body, self._body_bytes = False, 0
@@ -253,6 +267,10 @@ _HEAD_TOO_LARGE = HeadersTooLarge(
 )
 _TOO_MANY_HEADERS = HeadersTooLarge(
     f"The request has more than {MAX_HEADERS} headers, which is all this server takes."
+)
+_NO_UPGRADE = BadRequest(
+    "A request that offers another protocol has no body here, and a WebSocket begins when the answers before it have"
+    " ended. Leave out 'Upgrade', or use a connection of its own."
 )
 _HEAD_TOO_SLOW = RequestTimeout(
     f"The request's headers were not complete after {HEAD_TIMEOUT_S:.0f} seconds. Send it again."

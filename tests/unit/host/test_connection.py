@@ -1,6 +1,7 @@
 """The shortcut past ASGI's `send`: chunks of the same response, for as long as its client takes them."""
 
 import asyncio
+import contextlib
 import gc
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -439,3 +440,52 @@ def test_a_client_that_sends_empty_lines_is_idle(
         serve(client_socket, say_ok, client, first=b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
 
     assert idle == [True]
+
+
+UPGRADE = b"POST / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nUPGRADE: h2c\r\n"
+SMUGGLED = b"GET /hidden HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "length", [b"content-length: %d\r\n" % len(SMUGGLED), b"transfer-encoding: chunked\r\n"]
+)
+def test_the_body_of_a_request_that_offers_another_protocol_is_never_read_as_a_request(
+    client_socket: tuple[socket.socket, socket.socket], length: bytes
+) -> None:
+    """In capitals, or cut in the middle of the name, the offer is not taken out of the head."""
+    got: list[bytes] = []
+    asked: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await send(START)
+        await send(END)
+
+    async def client(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().sock_sendall(connection, SMUGGLED)
+        with contextlib.suppress(OSError):
+            got.append(await read_all(connection))
+
+    serve(client_socket, app, client, UPGRADE + length + b"\r\n")
+
+    assert "/hidden" not in asked
+    assert got[0].startswith(b"HTTP/1.1 400")
+
+
+def test_an_offer_of_another_protocol_without_a_body_is_answered_as_if_there_were_none(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    got: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(END)
+
+    async def client(connection: socket.socket) -> None:
+        got.append(await read_all(connection))
+
+    offer = UPGRADE.replace(b"POST", b"GET").replace(b": upgrade", b": upgrade, close")
+    serve(client_socket, app, client, offer + b"\r\n")
+
+    assert got[0].startswith(b"HTTP/1.1 200")
