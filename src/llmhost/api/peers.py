@@ -37,11 +37,20 @@ class Peers:
         """`trusted`: addresses and networks of proxies, and `unix` for those on a unix socket."""
         texts = tuple(trusted)
         networks = networks_of(text for text in texts if text != UNIX)
-        self._look = lru_cache(4096)(_Look(networks, has_unix=UNIX in texts))
+        self._look = _Look(networks, has_unix=UNIX in texts)
+        self._known = lru_cache(4096)(self._look)
+
+    @property
+    def remembered(self) -> int:
+        """Peers that are known without looking again."""
+        return self._known.cache_info().currsize
 
     def of(self, scope: Any) -> Peer:
         named = [each for each in scope["headers"] if each[0] in _NAMING]
-        peer: Peer = self._look(_peer_of(scope), tuple(named))
+        # Strangers choose how long it is, and what is remembered is for ever new.
+        is_long = sum(len(value) for _, value in named) > MOST_FORWARDED_BYTES
+        look = self._look if is_long else self._known
+        peer: Peer = look(_peer_of(scope), tuple(named))
         return peer
 
 

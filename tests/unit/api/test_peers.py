@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.api.peers import Peers
+from llmhost.api.peers import MOST_FORWARDED_BYTES, Peers
 
 LOOPBACK = st.sampled_from(
     ["127.0.0.1", "127.8.8.8", "::1", "[::1]:80", "unix", "::ffff:127.0.0.1"]
@@ -90,3 +90,11 @@ def test_a_page_can_not_make_itself_local_behind_a_trusted_proxy_on_loopback() -
     peers = Peers(["127.0.0.1"])
 
     assert not peers.of(scope("127.0.0.1", ("x-forwarded-for", "127.0.0.1"))).is_local
+
+
+def test_what_strangers_write_is_not_remembered_in_any_length() -> None:
+    peers, long = Peers(), "x" * MOST_FORWARDED_BYTES
+    for place in range(3):
+        assert not peers.of(scope("203.0.113.9", ("x-forwarded-for", f"{long}{place}"))).is_local
+
+    assert peers.remembered == 0
