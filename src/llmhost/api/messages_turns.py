@@ -25,6 +25,8 @@ class Turns:
 
     def __init__(self, system: str | list[WireBlock] | None, turns: Sequence[WireTurn]) -> None:
         self.messages: list[Message] = []
+        self._parts: dict[tuple[int, str], list[str]] = {}
+        """The texts of each message's fields: adding to one text over and over would copy it as often."""
         self._signs = 0
         self._names: dict[str, str] = {}
         """Of each call by its id, the tool."""
@@ -32,6 +34,8 @@ class Turns:
             self._add("system", _texts(system, "system"))
         for place, turn in enumerate(turns):
             self._turn(turn, f"messages[{place}].content")
+        for (place, field), texts in self._parts.items():
+            self.messages[place][field] = "".join(texts)
         last = self.messages[-1] if self.messages else {}
         if last == {"role": "assistant", "content": ""}:
             self.messages.pop()
@@ -52,9 +56,14 @@ class Turns:
 
     def _add(self, role: str, text: str) -> None:
         if self.messages and self.messages[-1]["role"] == role:
-            self.messages[-1]["content"] += BETWEEN_BLOCKS + text
+            text = BETWEEN_BLOCKS + text
         else:
-            self.messages.append({"role": role, "content": text})
+            self.messages.append({"role": role, "content": ""})
+        self._tell("content", text)
+
+    def _tell(self, field: str, text: str) -> None:
+        """More of the last message."""
+        self._parts.setdefault((len(self.messages) - 1, field), []).append(text)
 
     def _ask(self, blocks: Sequence[WireBlock], at: str) -> None:
         """A user's turn: texts, and what tools answered."""
@@ -91,12 +100,11 @@ class Turns:
                 case "thinking":
                     if block.thinking is None:
                         raise _lacks(block, "thinking", here)
-                    thoughts = message.get("reasoning_content", "") + block.thinking
-                    message["reasoning_content"] = thoughts
+                    self._tell("reasoning_content", block.thinking)
                 case "redacted_thinking":  # another server's, which nobody can read
                     pass
                 case _:
-                    message["content"] += _text(block, here)
+                    self._tell("content", _text(block, here))
 
     def _call(self, block: WireBlock, at: str) -> Message:
         for field in ("id", "name"):

@@ -350,3 +350,19 @@ def test_what_changes_nothing_is_read_over() -> None:
     extras = {"mcp_servers": [], "container": None, "cache_control": {"type": "ephemeral"}}
 
     assert parsed(**extras, context_management={"edits": []}) == parsed()
+
+
+def test_blocks_without_number_are_put_together_once() -> None:
+    """Adding each to what came before would copy it as often."""
+    turns = [{"role": "user", "content": [text("a" * 40)] * 30_000}]
+    thinking = {"type": "thinking", "thinking": "b", "signature": "s"}
+    turns.append({"role": "assistant", "content": [thinking, text("c"), thinking, text("d")]})
+
+    request = parsed(*turns)
+
+    assert len(request.messages[0]["content"]) == 30_000 * 42 - 2
+    assert request.messages[1] == {
+        "role": "assistant",
+        "content": "cd",
+        "reasoning_content": "bb",
+    }

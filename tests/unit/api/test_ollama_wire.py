@@ -174,3 +174,16 @@ def test_what_is_wrong_is_refused_with_its_name(
     route: str, changes: dict[str, Any], param: str
 ) -> None:
     assert refused(route, **changes) == param
+
+
+def test_what_tools_answer_is_found_at_once_among_many_calls() -> None:
+    """Looking through all that are open for each would take hours."""
+    calls = [{"function": {"name": "now"}}] * 20_000
+    answers = [{"role": "tool", "content": "", "tool_name": "other"}] * 20_000
+    first = {"role": "tool", "content": "", "tool_name": "now"}
+    messages = [{"role": "assistant", "tool_calls": calls}, *answers, first]
+
+    found = parsed("chat", messages=messages).messages
+
+    assert "tool_call_id" not in found[1]
+    assert found[-1]["tool_call_id"] == "call00001"

@@ -4,7 +4,9 @@ Ollama's calls have no ids, and what tools answer is found by their names and it
 are given some.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from llmhost.api.loose import asks, loose, said
@@ -23,8 +25,10 @@ def messages_of(given: Sequence[OllamaMessage]) -> tuple[Message, ...]:
 
 class _Turns:
     def __init__(self) -> None:
-        self._open: list[tuple[str, str]] = []
-        """Calls that no tool has answered: their ids and the tools' names."""
+        self._open: dict[int, tuple[str, str]] = {}
+        """Calls that no tool has answered, by number: their ids and the tools' names."""
+        self._queues: dict[tuple[str | None, str | None], deque[int]] = {}
+        """Calls by their ids, by their names, by both and by neither, in order, those that are answered among them."""
         self._count = 0
         self._signs = 0
 
@@ -67,7 +71,9 @@ class _Turns:
             )
         self._count += 1
         name = call.id or f"call{self._count:05d}"
-        self._open.append((name, call.function.name))
+        self._open[self._count] = (name, call.function.name)
+        for key in product((None, name), (None, call.function.name)):
+            self._queues.setdefault(key, deque()).append(self._count)
         function = {
             "name": call.function.name,
             "arguments": arguments.decode("utf-8", "replace"),
@@ -77,14 +83,9 @@ class _Turns:
     def _answered(self, message: OllamaMessage) -> Message:
         """Which call a tool's message answers: the one that it names, or the first that is open."""
         wanted = message.tool_call_id
-        found = [
-            pair
-            for pair in self._open
-            if (wanted is None or pair[0] == wanted)
-            and (message.tool_name is None or pair[1] == message.tool_name)
-        ]
-        if not found:
-            names = {"tool_call_id": wanted, "name": message.tool_name}
-            return {key: value for key, value in names.items() if value is not None}
-        self._open.remove(found[0])
-        return {"tool_call_id": found[0][0], "name": found[0][1]}
+        queue = self._queues.get((wanted, message.tool_name), ())
+        while queue:
+            if (found := self._open.pop(queue.popleft(), None)) is not None:
+                return {"tool_call_id": found[0], "name": found[1]}
+        names = {"tool_call_id": wanted, "name": message.tool_name}
+        return {key: value for key, value in names.items() if value is not None}
