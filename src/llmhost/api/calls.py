@@ -42,6 +42,10 @@ class CallReader:
         self._is_escaped = False
         self.is_complete = False
 
+    @property
+    def is_within_call(self) -> bool:
+        return self._step in (self._argue, self._pour)
+
     def push(self, text: str) -> list[Piece]:
         self._held += text
         pieces, before = list[Piece](), None

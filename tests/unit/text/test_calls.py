@@ -300,3 +300,82 @@ def test_a_family_is_known_by_its_template() -> None:
 
 def test_models_can_be_configured_with_every_format_and_no_other() -> None:
     assert set(get_args(ToolFormat)) == {"auto", "none", *BY_NAME}
+
+
+def test_what_the_model_wrote_is_always_json_that_clients_can_read() -> None:
+    def refuse(word: str) -> None:
+        raise ValueError(word)
+
+    for family, text in (
+        ("qwen3_coder", QWEN_CALL % ("days", "NaN")),
+        ("qwen3_coder", QWEN_CALL % ("days", "-Infinity")),
+        ("lfm2", '<|tool_call_start|>[now(a="\\ud800")]<|tool_call_end|>'),
+    ):
+        found, _ = read(family, text)
+        ((_, arguments),) = found.calls
+        json.loads(arguments.encode(), parse_constant=refuse)
+    found, _ = read("lfm2", "<|tool_call_start|>[now(a=1e999)]<|tool_call_end|>")
+    assert (found.calls, found.content) == (
+        [],
+        "<|tool_call_start|>[now(a=1e999)]<|tool_call_end|>",
+    )
+
+
+@pytest.mark.parametrize("family", ["hermes", "qwen3_coder", "harmony"])
+def test_what_is_nested_without_end_is_no_failure(family: str) -> None:
+    deep = "[" * 100_000
+    texts = {
+        "hermes": '<tool_call>{"name": ' + deep + "]" * 100_000 + "}</tool_call>",
+        "qwen3_coder": QWEN_CALL % ("days", deep),
+        "harmony": '<|channel|>commentary to=functions.now<|message|>{"a":' + deep + "<|call|>",
+    }
+    assert read(family, texts[family])[0]
+
+
+def test_half_a_character_in_a_name_or_in_arguments_is_replaced() -> None:
+    call = '<tool_call>{"name": "now\\ud800", "arguments": "{\\"a\\": \\"\\udc00\\"}"}</tool_call>'
+    found, _ = read("hermes", call)
+
+    assert found.calls == [["now\ufffd", '{"a": "\ufffd"}']]
+
+
+QWEN_CALL = "<tool_call><function=get_weather><parameter=%s>%s</parameter></function></tool_call>"
+
+
+@pytest.mark.parametrize("said", ["12345", "true", "null", "Paris"])
+def test_a_text_that_may_be_null_stays_a_text(said: str) -> None:
+    found, _ = read("qwen3_coder", QWEN_CALL % ("units", said))
+
+    assert found.read == [("get_weather", {"units": None if said == "null" else said})]
+
+
+def test_marks_of_thoughts_in_the_arguments_of_a_call_are_of_the_call() -> None:
+    code = "a <think> b </think> c"
+    texts = {
+        "hermes": f'<tool_call>{{"name": "now", "arguments": {{"a": "{code}"}}}}</tool_call>',
+        "lfm2": f"<|tool_call_start|>[now(a='{code}')]<|tool_call_end|>",
+        "qwen3_coder": "<tool_call><function=now><parameter=a>"
+        f"{code}</parameter></function></tool_call>",
+    }
+    for family, call in texts.items():
+        for parts in ([call], list(call)):
+            found, is_complete = read(family, "<think>Hm.</think>", *parts, thoughts=True)
+            assert (found.thoughts, found.content, is_complete) == ("Hm.", "", True)
+            assert found.read == [("now", {"a": code})]
+
+
+def test_what_is_no_call_keeps_its_spaces_and_its_end() -> None:
+    text = 'It is <tool_call>{"a": 1} and then</tool_call> more.'
+    for parts in ([text], list(text)):
+        assert read("hermes", *parts)[0].content == text
+
+
+def test_a_call_without_arguments_does_not_take_the_next_one_for_them() -> None:
+    first, second = EXAMPLES["deepseek_v31"].split("{", 1)[0], EXAMPLES["deepseek_v31"]
+    begin, end = "<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
+    text = begin + first.partition(begin)[2] + end + second.partition(begin)[2]
+    for parts in ([text], list(text)):
+        found, is_complete = read("deepseek_v31", *parts)
+        assert found.calls[0][1] == "{}"
+        assert is_complete
+        assert len(found.calls) == 1 + len(read("deepseek_v31", second)[0].calls)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from llmhost.text.calls.json_value import ValueScan
-from llmhost.text.calls.pieces import Piece, Reader, Steps
+from llmhost.text.calls.pieces import Piece, Reader, Steps, whole_characters
 
 NAMES = ("name", "function_name")
 ARGUMENTS = ("arguments", "parameters", "args")
@@ -28,7 +28,7 @@ class JsonReader(Reader):
         """Take a call's arguments: an object, or a text that holds one."""
         if (yield from self.skip_space()) == '"':
             told = loaded((yield from self.value()))
-            yield Piece(told if isinstance(told, str) else "{}", call)
+            yield Piece(whole_characters(told) if isinstance(told, str) else "{}", call)
         else:
             yield from self.value(call)
 
@@ -61,7 +61,7 @@ class JsonReader(Reader):
             if key in NAMES and isinstance(name, str) and call < 0:
                 call = yield from self.begin(name)
             elif key in ARGUMENTS:
-                early = name if isinstance(name, str) else told
+                early = whole_characters(name) if isinstance(name, str) else told
         else:
             raw += self.skipped
         is_whole = yield from self.comes("}")
@@ -103,8 +103,9 @@ class Between(JsonReader):
 
     def read(self) -> Steps[None]:
         while (yield from self.say_until(self._opener)) is not None:
+            before = self.calls
             yield from self.call_objects(self._opener)
-            if self._closer is not None:
+            if self._closer is not None and self.calls > before:  # else its end is content as well
                 yield from self.skip_space()
                 yield from self.comes(self._closer)
 
@@ -211,7 +212,12 @@ class Sectioned(JsonReader):
         call = yield from self.begin(function_name(name))
         if self._fence is not None:
             yield from self.until(self._fence)
-        yield from self.skip_space()
+        if (yield from self.skip_space()) != "{":
+            told, mark = yield from self.until(self._call[1])
+            yield Piece(told.strip() or "{}", call)
+            if mark is not None and not told.strip():
+                self.end()
+            return
         if loaded_whole((yield from self.value(call))):
             self.end()
         yield from self.until(self._call[1])
@@ -225,11 +231,15 @@ def function_name(text: str) -> str:
 
 
 def loaded(text: str) -> Any:
-    """The value, or None for what is no JSON."""
+    """The value, or None for what is no JSON, such as Python's NaN, or is nested deeper than can be read."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
         return None
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(word)
 
 
 def loaded_whole(text: str) -> bool:

@@ -32,11 +32,23 @@ class Readable(Protocol):
         """There are calls, and the last one has its end."""
         ...
 
+    @property
+    def is_within_call(self) -> bool:
+        """The text so far ends amid a call."""
+        ...
+
     def push(self, text: str) -> list[Piece]: ...
 
     def finish(self) -> list[Piece]:
         """What was held back, at the end."""
         ...
+
+
+def whole_characters(text: str) -> str:
+    """Halves of characters, which JSON's and Python's escapes can name, are in no text that can be sent."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Feed:
@@ -153,7 +165,7 @@ class Reader(ABC):
         call, self.calls = self.calls, self.calls + 1
         self._space = ""
         self.is_within_call = True
-        yield Piece("", call, name)
+        yield Piece("", call, whole_characters(name))
         return call
 
     def end(self) -> None:

@@ -4,7 +4,10 @@ import ast
 import json
 from typing import Any
 
-from llmhost.text.calls.pieces import Piece, Reader, Steps
+from llmhost.text.calls.pieces import Piece, Reader, Steps, whole_characters
+
+LONGEST_NAME = 512
+"""What is longer is content, and is not held back to see whether a call comes of it."""
 
 
 class Pythonic(Reader):
@@ -35,6 +38,8 @@ class Pythonic(Reader):
             if bare and (bare[0] != "[" or (name and not (name[0].isalpha() or name[0] == "_"))):
                 return False
             head, mark, _ = name.partition("(")
+            if len(head) > LONGEST_NAME:
+                return False
             if mark or not all(part.isidentifier() for part in head.split(".") if part):
                 return bool(mark) and _is_name(head)
             if not (yield from self.more()):
@@ -55,14 +60,16 @@ class Pythonic(Reader):
                 return
             if not char or not (char.isalpha() or char == "_"):
                 return
+            self.is_within_call = True
             text = yield from self._one()
+            self.is_within_call = False
             found = read_call(text)
             if found is None:
                 yield from self.say(before + text)
                 return
             name, arguments = found
             call = yield from self.begin(name)
-            yield Piece(json.dumps(arguments, ensure_ascii=False), call)
+            yield Piece(whole_characters(json.dumps(arguments, ensure_ascii=False)), call)
             self.end()
             before = ""
 
@@ -120,7 +127,7 @@ def read_call(text: str) -> tuple[str, dict[str, Any]] | None:
         return None
     try:
         arguments = {each.arg: _literal(each.value) for each in tree.keywords if each.arg}
-        json.dumps(arguments)
+        json.dumps(arguments, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
         return None
     return name, arguments

@@ -15,6 +15,10 @@ Schemas = Mapping[str, Mapping[str, Any]]
 """Of each tool by its name, the JSON schema of its parameters."""
 
 
+TEXT_OR_NULL = "string or null"
+"""A type whose texts stay texts, even those that look like numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tags:
     """What stands around a call, its name, and the name and the text of each argument."""
@@ -153,22 +157,30 @@ class Tagged(Reader):
 
 def _kinds(schema: Mapping[str, Any] | None) -> dict[str, str]:
     """The type of each parameter that has just one, beside null."""
-    kinds = {}
     properties = (schema or {}).get("properties")
-    for name, each in properties.items() if isinstance(properties, dict) else ():
-        kind = each.get("type") if isinstance(each, dict) else None
-        if isinstance(kind, list):
-            several = [one for one in kind if one != "null"]
-            kind = several[0] if len(several) == 1 == len(kind) else None
-        if isinstance(kind, str):
-            kinds[name] = kind
-    return kinds
+    if not isinstance(properties, dict):
+        return {}
+    found = {name: _kind(each) for name, each in properties.items() if isinstance(each, dict)}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+def _kind(schema: Mapping[str, Any]) -> str | None:
+    kinds, either = schema.get("type"), schema.get("anyOf")
+    if kinds is None and isinstance(either, list):
+        kinds = [one.get("type") if isinstance(one, dict) else None for one in either]
+    if not isinstance(kinds, list):
+        return kinds if isinstance(kinds, str) else None
+    several = [one for one in kinds if one != "null"]
+    if len(several) != 1 or not isinstance(several[0], str):
+        return None
+    is_open = several[0] == "string" and len(kinds) > 1
+    return TEXT_OR_NULL if is_open else several[0]
 
 
 def _as_json(text: str, kind: str | None) -> str:
     """A value that is no text by its schema, or of which that is not known."""
     bare = text.strip()
-    value = loaded(bare)
+    value = None if kind == TEXT_OR_NULL else loaded(bare)
     if value is not None or bare == "null":
         return bare
     if kind == "boolean" and bare.lower() in ("true", "false"):

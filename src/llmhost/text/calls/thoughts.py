@@ -40,6 +40,9 @@ class Thoughts(Reader):
             said, mark = self.feed.until(*marks)
             if said:
                 yield from self._inner.push(said)
+            if mark is not None and self._inner.is_within_call:  # it is of the call's arguments
+                yield from self._inner.push(mark)
+                continue
             if mark is not None:
                 return mark
             self._begins, self._is_thought = begins, False
