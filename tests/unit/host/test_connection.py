@@ -5,7 +5,7 @@ import contextlib
 import gc
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import uvicorn
@@ -37,13 +37,18 @@ def client_socket() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def serve(
-    sockets: tuple[socket.socket, socket.socket], app: App, client: Client, first: bytes = ASK
+    sockets: tuple[socket.socket, socket.socket],
+    app: App,
+    client: Client,
+    first: bytes = ASK,
+    *,
+    ws: Literal["none", "websockets-sansio"] = "none",
 ) -> None:
     """Serve `app` until `client` is done."""
     listener, connection = sockets
 
     async def run() -> None:
-        config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(app, http=Connection, ws=ws, lifespan="off", log_config=None)
         server = Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loop = asyncio.get_running_loop()
@@ -489,3 +494,40 @@ def test_an_offer_of_another_protocol_without_a_body_is_answered_as_if_there_wer
     serve(client_socket, app, client, offer + b"\r\n")
 
     assert got[0].startswith(b"HTTP/1.1 200")
+
+
+def test_a_socket_does_not_begin_amid_an_answer(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    """Its frames would be read as parts of the answer, whose request would not hear that its client is gone."""
+    kinds: list[str] = []
+    begun = asyncio.Event()
+    heard = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        kinds.append(scope["type"])
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
+        begun.set()
+        await receive()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        heard.set()
+
+    async def client(connection: socket.socket) -> None:
+        await begun.wait()
+        await asyncio.get_running_loop().sock_sendall(connection, HANDSHAKE)
+        async with asyncio.timeout(10):
+            await heard.wait()
+
+    first = ASK.replace(b"connection: close\r\n", b"")
+    serve(client_socket, app, client, first, ws="websockets-sansio")
+
+    assert kinds == ["http"]
+
+
+HANDSHAKE = (
+    b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+)
