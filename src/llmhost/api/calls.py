@@ -195,7 +195,7 @@ class Calls:
             elif piece.name is not None:
                 calls.append(self._opening(index, piece.call, piece.name))
             else:
-                self._append(calls[-1], piece.text)
+                self._append(calls[piece.call], piece.text)
         message: dict[str, Any] = {
             "role": "assistant",
             "content": "".join(content) or (None if calls else ""),
