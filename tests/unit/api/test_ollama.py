@@ -241,3 +241,14 @@ async def test_a_failure_amid_an_answer_is_its_last_line() -> None:
 
     assert lines[-1].keys() == {"error"}
     assert lines[0]["message"]["content"]
+
+
+async def test_a_call_with_thousands_of_objects_in_it_is_told_once() -> None:
+    """Reading all of it again with each of them would hold up everybody for seconds."""
+    rows = [{"a": 1}] * 3_000
+    pieces = [f"{json.dumps(row)}{',' if n < len(rows) else ''}" for n, row in enumerate(rows, 1)]
+    head = '<tool_call>{"name": "now", "arguments": {"rows": ['
+
+    heard = await spoken(head, *pieces, "]}}</tool_call>", tools=[TOOL])
+
+    assert [call["function"]["arguments"] for call in heard["tool_calls"]] == [{"rows": rows}]

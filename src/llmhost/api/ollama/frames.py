@@ -15,6 +15,7 @@ from llmhost.api.ollama.wire import Asked
 from llmhost.api.tokens import Placed, Spelling, Trail
 from llmhost.core.output import Delta, Usage
 from llmhost.pipeline.context import RequestContext
+from llmhost.text.calls.json_value import ValueScan
 from llmhost.text.calls.pieces import Piece
 
 LOADED = "load"
@@ -75,6 +76,8 @@ class OllamaFrames:
         self._envelope = {"model": asked.model, "created_at": iso(context.arrived_utc_ns)}
         self._reason = LOADED if context.request.only_loads else "stop"
         self._argued: dict[int, list[str]] = {}
+        self._scans: dict[int, ValueScan] = {}
+        """Of the arguments of each call: where they end."""
         self._names: dict[int, str] = {}
         head = _encode(self._envelope)[:-1]
         said = b',"message":{"role":"assistant","content":' if self._is_chat else b',"response":'
@@ -145,18 +148,26 @@ class OllamaFrames:
 
     def _ended_calls(self, pieces: Sequence[Piece]) -> list[int]:
         """Take what pieces say of calls; those of them that have their end by now."""
-        touched = dict.fromkeys(piece.call for piece in pieces if piece.call is not None)
+        ended = list[int]()
         for piece in pieces:
-            if piece.call is None:
+            if (call := piece.call) is None:
                 continue
             if piece.name is not None:
-                self._names[piece.call] = piece.name
-            self._argued.setdefault(piece.call, []).append(piece.text)
-        return [call for call in touched if self._is_whole(call)]
+                self._names[call] = piece.name
+            if self._ends(call, piece.text) and _object("".join(self._argued[call])) is not None:
+                ended.append(call)
+        return ended
 
-    def _is_whole(self, call: int) -> bool:
-        said = self._argued[call]
-        return said[-1].rstrip().endswith("}") and _object("".join(said)) is not None
+    def _ends(self, call: int, text: str) -> bool:
+        """Whether these arguments end a call. To read all that came each time would take the square of its length."""
+        scan = self._scans.setdefault(call, ValueScan())
+        argued = self._argued.setdefault(call, [])
+        text = text if argued else text.lstrip()
+        if scan.is_over or not text:
+            return False
+        argued.append(text)
+        scan.take(text)
+        return scan.is_over
 
     def _called(self, call: int) -> Table:
         return {"content": "", "tool_calls": [self._call(call)]}
