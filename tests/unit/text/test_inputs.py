@@ -45,3 +45,10 @@ def test_any_text_is_read_in_any_pieces(
 def test_what_is_cut_or_no_such_object_is_told_as_far_as_it_goes(arguments: str, told: str) -> None:
     assert read(arguments) == told
     assert read(*arguments) == told
+
+
+def test_white_space_without_end_is_not_held_back() -> None:
+    for parts in ([" " * 30_000], [" "] * 30_000):
+        reader = InputText()
+        assert "".join(map(reader.push, parts)) == " " * 30_000
+        assert reader.finish() == ""

@@ -9,6 +9,9 @@ import re
 INPUT = "input"
 """The argument's name."""
 
+LONGEST_HEAD = 1_000
+"""More white space than that is no beginning of an object that is waited for."""
+
 _HEAD = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 _BEGINS = re.compile(r'\s*(\{\s*("(i(n(p(u(t("(\s*(:\s*)?)?)?)?)?)?)?)?)?)?')
 """What may become a head."""
@@ -32,10 +35,10 @@ class InputText:
             return ""
         self._held += text
         if not self._is_begun:
-            if (head := _HEAD.match(self._held)) is not None:
+            if (head := _HEAD.match(self._held, 0, LONGEST_HEAD)) is not None:
                 self._is_begun = True
                 self._held = self._held[head.end() :]
-            elif _BEGINS.fullmatch(self._held):
+            elif len(self._held) < LONGEST_HEAD and _BEGINS.fullmatch(self._held):
                 return ""
             else:
                 self._is_plain = True

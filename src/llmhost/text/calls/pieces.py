@@ -154,11 +154,10 @@ class Reader(ABC):
 
     def say(self, text: str) -> Steps[None]:
         """Content. White space around calls is not."""
-        text = self._space + text
-        said = text.rstrip()
-        self._space = text[len(said) :]
-        if said:
-            yield Piece(said)
+        if said := text.rstrip():
+            yield Piece(self._space + said)
+            self._space = ""
+        self._space += text[len(said) :]
 
     def begin(self, name: str) -> Steps[int]:
         """A call, whose number is returned."""
