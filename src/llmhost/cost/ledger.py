@@ -98,7 +98,8 @@ class Ledger:
         return self._writer.append_here(self._append, entry)
 
     def known(self, request_ids: Sequence[str]) -> set[str]:
-        """Which of these requests have their entry on disk."""
+        """Which of these requests have their entry on disk, once all that was given before is. Raises StorageFailed."""
+        self._writer.submit(lambda _: None).result()
         return self._reader.read_now(partial(_known, request_ids=request_ids))
 
     def verify(self) -> VerifyReport:

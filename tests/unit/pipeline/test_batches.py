@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ from tests.unit.pipeline.node import HELD_MODEL, Held, until
 from llmhost.config.schema import BatchSettings, ModelSpec, PriceSettings, ServerSettings, Settings
 from llmhost.core.request import Limits
 from llmhost.hooks.spec import hookimpl
+from llmhost.pipeline.batches import runner as batch_runner
+from llmhost.pipeline.batches.record import BatchStatus, from_record
 from llmhost.storage.batches import Batches
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
@@ -248,6 +251,44 @@ async def test_a_cancelled_batch_ends_its_lines_that_run_and_says_which_never_di
         assert len([e for e in host.entries() if e["outcome"] == "answered"]) == 2
 
 
+async def test_a_cancel_that_was_told_is_not_written_over_by_the_validation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_check, may_tell, ended_from = threading.Event(), asyncio.Event(), list[str]()
+    check, update, end = batch_runner.check_input, Batches.update, Batches.end
+
+    def checking(*given: Any) -> Any:
+        assert may_check.wait(20)
+        return check(*given)
+
+    async def updating(store: Batches, batch_id: str, record: bytes) -> None:
+        await update(store, batch_id, record)
+        if from_record(record).status is BatchStatus.CANCELLING:
+            may_check.set()
+            await may_tell.wait()
+
+    async def ending(store: Batches, batch_id: str, *given: Any) -> None:
+        ended_from.append(from_record(await store.find(batch_id) or b"").status)
+        await end(store, batch_id, *given)
+
+    monkeypatch.setattr(batch_runner, "check_input", checking)
+    monkeypatch.setattr(Batches, "update", updating)
+    monkeypatch.setattr(Batches, "end", ending)
+    async with make_host() as host:
+        batch = await begin(host, [line(1)])
+        cancelling = asyncio.create_task(host.client.post(f"/v1/batches/{batch['id']}/cancel"))
+        await asyncio.to_thread(may_check.wait, 20)
+        for _ in range(20):  # what would be written over the cancel has its chance
+            await host.host.deferred.batches.store.settle_down()
+        may_tell.set()
+        told = (await cancelling).json()
+        done = await ended(host, batch)
+
+        assert (told["status"], done["status"]) == ("cancelling", "cancelled")
+        assert ended_from == ["cancelling"]
+        assert done["cancelling_at"] == told["cancelling_at"] is not None
+
+
 async def test_what_still_runs_after_the_grace_of_a_cancel_is_dropped_and_free() -> None:
     held = Held()
     limits = settings(max_in_flight_per_batch=1, grace_s=0.0)
@@ -407,6 +448,35 @@ async def test_killed_at_any_step_of_a_line_the_next_process_ends_it_once(
         [(_, standing)] = host.host.books.budgets.accounts.org_standings(host.host.clock.utc_ns())
         assert (standing.spent, standing.held) == (spent, 0)
         assert host.host.books.ledger.verify().broken is None
+
+
+async def test_an_entry_that_the_ledger_is_about_to_write_is_not_charged_twice() -> None:
+    held = Held()
+    limits = settings(max_in_flight_per_batch=1, grace_s=0.0)
+    may_write = threading.Event()
+    budget = Budget(id="", org="acme", period=Period.DAY, limit_nano=10**9)
+    async with make_host(plugins=[held], models={"fake": HELD}, settings=limits) as host:
+        key = await host.make_key()
+        await host.host.books.budgets.create(budget, who="operator")
+        batch = await begin(host, [line(1), line(2)], key)
+        await until(lambda: host.host.processor._live)
+        writer = host.host.books.ledger._writer
+        busy = writer.submit(lambda _: may_write.wait(20))
+        await until(lambda: not writer.waiting)
+        held.go()
+        await until(lambda: writer.waiting)
+        await host.client.post(f"/v1/batches/{batch['id']}/cancel", headers=bearing(key))
+        for _ in range(20):  # it would be booked again now
+            await host.host.deferred.batches.store.settle_down()
+        may_write.set()
+        await asyncio.wrap_future(busy)
+        done = await ended(host, batch, key)
+        spent = sum(entry["amount_nano"] for entry in host.entries())
+        [(_, standing)] = host.host.books.budgets.accounts.org_standings(host.host.clock.utc_ns())
+
+        assert done["request_counts"]["completed"] == 1
+        assert spent > 0
+        assert (standing.spent, standing.held) == (spent, 0)
 
 
 async def test_a_stop_amid_a_batch_leaves_it_to_the_next_process(tmp_path: Path) -> None:

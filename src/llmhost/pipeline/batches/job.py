@@ -16,6 +16,8 @@ class Job:
         """The process ends: the batch stops where it is."""
         self.idle: set[asyncio.Task[None]] = set()
         """Workers that run no line."""
+        self.turn = asyncio.Lock()
+        """Of whoever has another state of it written."""
         self._stopped = asyncio.Event()
 
     @property

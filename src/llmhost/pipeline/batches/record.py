@@ -96,13 +96,22 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_at: int | None = None
 
     def moved(self, status: BatchStatus, now_s: int) -> "Batch":
-        """The same in another state; the first time that it came to a state is the one that counts."""
+        """The same in another state, or as it is where that would be back; the first time that it came to a state is
+        the one that counts."""
+        if self.status in _BEYOND.get(status, ()):
+            return self
         if status is BatchStatus.VALIDATING:
             return msgspec.structs.replace(self, status=status)
         name = f"{status}_at"
         when = getattr(self, name) or now_s
         return msgspec.structs.replace(self, status=status, **{name: when})
 
+
+_BEYOND = {
+    BatchStatus.IN_PROGRESS: (BatchStatus.CANCELLING,),
+    BatchStatus.CANCELLING: (BatchStatus.FINALIZING, *filter(lambda s: s.is_end, BatchStatus)),
+}
+"""States from which there is no way back to these: what a cancel and a batch's own way write at the same time."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Batch).decode

@@ -233,6 +233,8 @@ class BatchRunner:
         stopped = asyncio.create_task(job.stopped())
         try:
             everybody = asyncio.gather(*workers)
+            # Those that are dropped are not asked how they ended.
+            everybody.add_done_callback(lambda done: done.cancelled() or done.exception())
             either: set[asyncio.Future[Any]] = {everybody, stopped}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not everybody.done():
@@ -356,8 +358,9 @@ class BatchRunner:
             error_file_id=None if errors is None else errors.id,
         )
         files = [file for file in (answers, errors) if file is not None]
-        await self._store.end(ended.id, to_record(ended), ended.input_file_id, files)
-        job.batch = ended
+        async with job.turn:
+            await self._store.end(ended.id, to_record(ended), ended.input_file_id, files)
+            job.batch = ended
         self._metrics.batch_ended(end.value)
         log_event(
             log,
@@ -370,10 +373,11 @@ class BatchRunner:
         )
 
     async def _move(self, job: Job, status: BatchStatus, **facts: object) -> None:
-        moved = msgspec.structs.replace(job.batch.moved(status, self._now_s), **facts)
-        await self._store.update(moved.id, to_record(moved))
-        # What was counted meanwhile is counted.
-        job.batch = msgspec.structs.replace(moved, tally=job.batch.tally)
+        async with job.turn:  # or a cancel that was told would be written over
+            moved = msgspec.structs.replace(job.batch.moved(status, self._now_s), **facts)
+            await self._store.update(moved.id, to_record(moved))
+            # What was counted meanwhile is counted.
+            job.batch = msgspec.structs.replace(moved, tally=job.batch.tally)
 
     async def _tally(self, batch_id: str) -> Tally:
         counts = await self._store.counts(batch_id)
