@@ -11,7 +11,10 @@ import pytest
 import pytest_asyncio
 
 from llmhost.config.schema import Settings, StateSettings
+from llmhost.api.responses import runs
+from llmhost.core.errors import Overloaded
 from llmhost.storage.connect import StorageFailed
+from llmhost.storage.responses import Kept
 from llmhost.testing import FAKE_MODEL, ManualClock, TestHost, at, fake_chat_words, make_host
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -236,6 +239,30 @@ async def test_an_answer_that_cannot_be_kept_is_given_and_says_so(
     assert text_of(made) == ANSWER
     assert made["store"] is False
     assert "response.not_kept" in caplog.text
+
+
+async def test_one_in_the_background_is_kept_as_soon_as_that_can_be_done(
+    host: TestHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, tries = host.host.responses.store.end, list[object]()
+
+    async def full_at_first(kept: Kept) -> None:
+        tries.append(kept)
+        if len(tries) < 3:
+            raise Overloaded("10000 records are waiting")
+        await end(kept)
+
+    monkeypatch.setattr(runs, "AGAIN_S", 0.0)
+    monkeypatch.setattr(host.host.responses.store, "end", full_at_first)
+    made = await told(host, background=True, stream=False)
+    path = f"/v1/responses/{made['id']}"
+    events = (await host.client.get(path, params={"stream": "true"})).text
+    found = (await host.client.get(path)).json()
+
+    assert len(tries) == 3
+    assert (found["status"], text_of(found), found["store"]) == ("incomplete", ANSWER, True)
+    assert events.endswith("data: [DONE]\n\n")
+    assert (await ask(host, previous_response_id=made["id"])).status_code == 200
 
 
 async def test_old_responses_are_forgotten_unless_younger_ones_go_on_with_them() -> None:

@@ -152,15 +152,18 @@ class Desk:
             **more,
         )
 
-    async def keep(self, order: Order, resource: Resource, **more: Any) -> None:
-        """On disk when it is done. An answer that can't be kept has been made and billed all the same: it says so."""
+    async def keep(self, order: Order, resource: Resource, **more: Any) -> bool:
+        """On disk when it is done. An answer that can't be kept has been made and billed all the same: it says so, and
+        this is False."""
         if not order.asked.is_stored:
-            return
+            return True
         try:
             await self.store.end(self.kept(order, resource, **more))
         except LlmhostError as error:
             resource["store"] = False
             log.warning("response.not_kept response=%s error=%s", resource["id"], error)
+            return False
+        return True
 
 
 def _kept(item: WireItem, place: int) -> Item:

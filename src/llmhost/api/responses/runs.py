@@ -21,6 +21,8 @@ log = logging.getLogger("llmhost.responses")
 
 CLOSING_S = 5.0
 """How long responses may take to be kept when all that runs has been cut."""
+AGAIN_S = 1.0
+"""How long one waits that the disk or a full queue refused."""
 
 
 class Run:
@@ -65,7 +67,11 @@ class Run:
             self._exchange.leave()
         frames.say_end()
         last = frames.fresh()
-        await desk.keep(self.order, frames.resource, events=b"".join([*self.events, *last]))
+        events = b"".join([*self.events, *last])
+        # Until it is kept it is known as one that runs, and whoever asks for it has nothing else.
+        while not await desk.keep(self.order, frames.resource, events=events):
+            frames.resource["store"] = True
+            await asyncio.sleep(AGAIN_S)
         self.is_ended = True
         self._push(last)
 
