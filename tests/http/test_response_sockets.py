@@ -135,6 +135,21 @@ def test_a_handshake_needs_what_every_request_needs(open_node: Node, keyed_node:
     assert refused.value.response.status_code == 403
 
 
+def test_a_key_is_asked_for_what_it_may_at_every_message(keyed_node: Node) -> None:
+    made = keyed_node.create_key("acme")
+    headers = {"authorization": f"Bearer {made['key']}"}
+    with socket_at(keyed_node, additional_headers=headers) as socket:
+        assert ask(socket)[-1]["type"] == "response.incomplete"
+        for change, status, code in (
+            ({"models": ["other"]}, 403, "model_not_allowed"),
+            ({"disabled": True}, 401, "invalid_api_key"),
+        ):
+            path = f"/keys/{made['id']}"
+            keyed_node.admin("PATCH", path, change).raise_for_status()
+            (refused,) = ask(socket)
+            assert (refused["status"], refused["error"]["code"]) == (status, code)
+
+
 def test_a_client_that_leaves_stops_its_response_which_is_billed(open_node: Node) -> None:
     with socket_at(open_node) as socket:
         socket.send(

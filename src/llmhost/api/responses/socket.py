@@ -18,7 +18,7 @@ from llmhost.api.door import Outflow
 from llmhost.api.errors import forget_frames, known_error
 from llmhost.api.gatekeeper import vouch
 from llmhost.api.loose import read_body
-from llmhost.api.responses.desk import Desk, Order
+from llmhost.api.responses.desk import Desk, Order, scope_of
 from llmhost.api.responses.events import Events
 from llmhost.api.responses.frames import ResponseFrames
 from llmhost.api.responses.prepare import prepare
@@ -98,7 +98,7 @@ class _Session:
         self._visit: Visit | None = None
         """Of the request that runs."""
         self._last: dict[str, list[bytes]] = {}
-        """Of the last response, by its id, all items up to its end; and whether it is stored."""
+        """Of the last response, by its id, all items up to its end."""
 
     async def run(self) -> None:
         reading = asyncio.create_task(self._read())
@@ -155,6 +155,7 @@ class _Session:
         order: Order | None = None
         fault: LlmhostError | None = None
         visit.opening = asyncio.current_task()
+        await self._identify(visit)
         try:
             request, order = await self._read_order(visit, message)
         except LlmhostError as error:
@@ -186,6 +187,14 @@ class _Session:
         self._remember(order, frames)
         frames.say_end()
         await self._tell(frames)
+
+    async def _identify(self, visit: Visit) -> None:
+        """A socket is open for long: who asks may have ended since, or may do something else."""
+        blank = partial(visit.blank, Kind.RESPONSE)
+        caller = await self._sockets.processor.identify(blank, visit.secret, self._headers)
+        if scope_of(caller) != scope_of(self._caller):
+            self._last.clear()
+        self._caller = caller
 
     async def _read_order(
         self, visit: Visit, message: str | bytes

@@ -158,6 +158,9 @@ class Turns:
         """All of them, instructions first."""
         if self._summary:
             self._message("user", "")
+        for message in self.messages:
+            if "reasoning_content" in message:
+                message["reasoning_content"] = BETWEEN_TEXTS.join(message["reasoning_content"])
         if self._instructions:
             before = [self._instructions]
             while self.messages and self.messages[0]["role"] in INSTRUCTING:
@@ -214,9 +217,8 @@ class Turns:
     def _think(self, text: str) -> None:
         last = self.messages[-1] if self.messages else {}
         message = self._answer(is_new=bool(last.get("content") or last.get("tool_calls")))
-        if text:
-            before = message.get("reasoning_content")
-            message["reasoning_content"] = f"{before}{BETWEEN_TEXTS}{text}" if before else text
+        if text:  # joined at the end: there may be thousands
+            message.setdefault("reasoning_content", []).append(text)
 
     def _thoughts(self, item: WireItem, at: str) -> str:
         parts = item.content or item.summary
