@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from llmhost.config.schema import Settings, StateSettings
 from llmhost.api.responses import runs
+from llmhost.config.schema import Settings, StateSettings
 from llmhost.core.errors import Overloaded
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.responses import Kept
@@ -263,6 +263,21 @@ async def test_one_in_the_background_is_kept_as_soon_as_that_can_be_done(
     assert (found["status"], text_of(found), found["store"]) == ("incomplete", ANSWER, True)
     assert events.endswith("data: [DONE]\n\n")
     assert (await ask(host, previous_response_id=made["id"])).status_code == 200
+
+
+async def test_what_would_keep_others_waiting_is_no_item_of_a_conversation(host: TestHost) -> None:
+    parts = [{"type": "input_text", "text": ""}] * 70_000
+    items = {"items": [{"role": "user", "content": parts}]}
+
+    for path in ("/v1/conversations", "/v1/conversations/conv_any/items"):
+        refused = await host.client.post(path, json=items)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "items"
+    for wrong in ({"items": "x"}, {"items": 1}):
+        refused = await host.client.post("/v1/conversations", json=wrong)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "items")
+    for empty in (b"", b"null", b"{}"):
+        assert (await host.client.post("/v1/conversations", content=empty)).status_code == 200
 
 
 async def test_old_responses_are_forgotten_unless_younger_ones_go_on_with_them() -> None:

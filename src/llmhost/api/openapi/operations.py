@@ -39,6 +39,7 @@ from llmhost.api.openapi.queries import NewFile
 from llmhost.api.openapi.response_answers import CompactionAnswer, InputTokens, ResponseAnswer
 from llmhost.api.pooling_wire import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
 from llmhost.api.responses.bodies import ResponseBody
+from llmhost.api.responses.state_routes import NewConversation, NewItems
 from llmhost.api.tokenize import DetokenizeBody, TokenizeBody
 
 GENERATION = (
@@ -266,6 +267,8 @@ TOLD: Mapping[str, Any] = {
 
 TAKEN: Mapping[str, tuple[str, Any]] = {
     "post /v1/batches": ("application/json", NewBatch),
+    "post /v1/conversations": ("application/json", NewConversation),
+    f"post {_CONVERSATION}/items": ("application/json", NewItems),
     "post /v1/files": ("multipart/form-data", NewFile),
 }
 """Bodies that handlers read themselves: type and struct."""

@@ -3,6 +3,7 @@
 What fields mean together is `wire`'s, and what items mean `turns`'s. Every field may be null, which means absent.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,9 +11,12 @@ from msgspec import Meta
 
 from llmhost.api.bodies import Count, Effort, GenerationBody, TopLogprobs
 from llmhost.api.loose import NULL, Raw
+from llmhost.core.errors import InvalidValue
 
 MAX_ITEMS = 10_000
 """Of one input."""
+MAX_LOOSE_SIGNS = 200_000
+"""Of `{`, `[` and `,` in items and tools: a bound to what is made of them."""
 
 Positive = Annotated[int, Meta(ge=1)]
 Name64 = Annotated[str, Meta(max_length=64)]
@@ -129,3 +133,14 @@ class ResponseBody(GenerationBody, frozen=True, kw_only=True):
     context_management: Raw = NULL
     moderation: Raw = NULL
     chat_template_kwargs: Raw = NULL
+
+
+def check_signs(raws: Sequence[Raw], param: str) -> None:
+    """Raises InvalidValue for more than can be read without keeping others waiting."""
+    signs = sum(bytes(raw).count(sign) for raw in raws for sign in (b"{", b"[", b","))
+    if signs > MAX_LOOSE_SIGNS:
+        what = "'input' and 'tools' together have" if param == "input" else f"'{param}' has"
+        raise InvalidValue(
+            f"{what} {signs} braces, brackets and commas; this server takes {MAX_LOOSE_SIGNS}.",
+            param=param,
+        )

@@ -23,6 +23,7 @@ from llmhost.storage.responses import ChainBroken, Item, Kept, ResponseStore
 log = logging.getLogger("llmhost.responses")
 
 INLINE_ITEMS = 200
+INLINE_BYTES = 2**18
 """More are made messages in a thread."""
 LOST = "The server was stopped or failed while it made this response. Ask again."
 
@@ -94,7 +95,8 @@ class Desk:
             whole = replace(request, messages=asked.with_messages(turns.finish()).messages)
             return whole, [_kept(item, place) for place, item in enumerate(items)]
 
-        is_large = len(before) + len(items) > INLINE_ITEMS
+        size = sum(map(len, before)) + len(bytes(asked.body.input))
+        is_large = len(before) + len(items) > INLINE_ITEMS or size > INLINE_BYTES
         whole, kept = await asyncio.to_thread(build) if is_large else build()
         if held is not None:  # which may be stored nowhere
             previous, kept = None, [*map(_named, held), *kept]

@@ -1,12 +1,15 @@
 """What is done with what is kept: responses, their items, conversations."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from llmhost.api.responses.bodies import Metadata, WireItem
-from llmhost.api.responses.desk import Desk
+from llmhost.api.loose import Raw, asks
+from llmhost.api.responses.bodies import Metadata, WireItem, check_signs
+from llmhost.api.responses.desk import INLINE_BYTES, Desk
 from llmhost.api.responses.events import DONE, Events
 from llmhost.api.responses.resource import FAILED, Resource
 from llmhost.api.responses.turns import Turns, kept_item, read_items
@@ -18,9 +21,6 @@ from llmhost.storage.responses import Item
 PAGE_ITEMS, MOST_ITEMS = 20, 100
 MOST_ADDED = 20
 """Items that a conversation takes at once, as OpenAI's does."""
-
-Given = list[dict[str, Any]]
-"""Items as they are sent."""
 
 _encode = msgspec.json.encode
 
@@ -87,8 +87,8 @@ class Conversations:
         self._desk = desk
         self._store = desk.conversations
 
-    async def make(self, scope: str, items: Given | None, metadata: Metadata | None) -> bytes:
-        kept = [] if items is None else self._checked(items, scope)
+    async def make(self, scope: str, items: Raw, metadata: Metadata | None) -> bytes:
+        kept = await self._checked(items, scope) if asks(items) else []
         made = await self._store.make(scope, new_id("conv_"), _encode(metadata or {}), kept)
         return conversation_object(made)
 
@@ -105,10 +105,10 @@ class Conversations:
     async def items(self, scope: str, name: str, **page: Any) -> bytes:
         return page_of(await self._store.items(scope, name), **page)
 
-    async def add(self, scope: str, name: str, items: Given | None) -> bytes:
-        if items is None:
+    async def add(self, scope: str, name: str, items: Raw) -> bytes:
+        if not asks(items):
             raise MissingParameter("items")
-        kept = self._checked(items, scope)
+        kept = await self._checked(items, scope)
         await self._store.add(scope, name, kept)
         return page_of(kept, limit=MOST_ITEMS, order="asc", after=None)
 
@@ -118,16 +118,24 @@ class Conversations:
     async def delete_item(self, scope: str, name: str, item: str) -> bytes:
         return conversation_object(await self._store.delete_item(scope, name, item))
 
-    def _checked(self, given: Given, scope: str) -> list[Item]:
+    async def _checked(self, given: Raw, scope: str) -> list[Item]:
         """What can be kept, and can be said to a model. Raises BadRequest that names the item."""
-        items = read_items(msgspec.Raw(_encode(given)), "items")
-        if len(items) > MOST_ADDED:
-            raise InvalidValue(
-                f"'items' holds {len(items)} items; {MOST_ADDED} are allowed at once.",
-                param="items",
-            )
-        Turns(self._desk.seal_for(scope)).add_all(items, "items")
-        return [_item_of(item, f"items[{place}]") for place, item in enumerate(items)]
+        check_signs([given], "items")
+        is_large = len(bytes(given)) > INLINE_BYTES
+        read = partial(_read, given, Turns(self._desk.seal_for(scope)))
+        return await asyncio.to_thread(read) if is_large else read()
+
+
+def _read(given: Raw, turns: Turns) -> list[Item]:
+    if not bytes(given).lstrip().startswith(b"["):
+        raise InvalidValue("'items' is a list of items.", param="items")
+    items = read_items(given, "items")
+    if len(items) > MOST_ADDED:
+        raise InvalidValue(
+            f"'items' holds {len(items)} items; {MOST_ADDED} are allowed at once.", param="items"
+        )
+    turns.add_all(items, "items")
+    return [_item_of(item, f"items[{place}]") for place, item in enumerate(items)]
 
 
 def page_of(items: Sequence[Item], *, limit: int, order: str, after: str | None) -> bytes:

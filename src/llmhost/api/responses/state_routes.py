@@ -10,6 +10,7 @@ from litestar.response import Stream
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.dialect import OPENAI
+from llmhost.api.loose import NULL, Raw, read_body
 from llmhost.api.openai import EVENT_STREAM, STREAM_HEADERS
 from llmhost.api.responses.bodies import Metadata
 from llmhost.api.responses.shelf import PAGE_ITEMS, Conversations, Responses
@@ -23,6 +24,13 @@ Scope = Callable[[AnyRequest], Awaitable[str]]
 
 class NewConversation(msgspec.Struct, frozen=True, kw_only=True):
     items: list[dict[str, Any]] | None = None
+    metadata: Metadata | None = None
+
+
+class _Given(msgspec.Struct, frozen=True):
+    """The same, and `NewItems`, as they are read: items in one piece."""
+
+    items: Raw = NULL
     metadata: Metadata | None = None
 
 
@@ -87,10 +95,12 @@ def conversation_routes(
 
     @post("/v1/conversations", status_code=200, tags=["conversations"])
     async def make_conversation(
-        request: AnyRequest, data: JSONBody[NewConversation | None] = None
+        request: AnyRequest,
     ) -> Response[Any]:
         """A conversation, with items if there are some already."""
-        asked, scope = data or NewConversation(), await scope_of(request)
+        scope = await scope_of(request)
+        raw = (await request.body()).strip()
+        asked = _Given() if raw in (b"", b"null") else read_body(raw, _Given)
         return _json(await conversations.make(scope, asked.items, asked.metadata))
 
     @get("/v1/conversations/{conversation_id:str}", tags=["conversations"])
@@ -137,12 +147,11 @@ def item_routes(conversations: Conversations, scope_of: Scope) -> list[Controlle
         return _json(await conversations.items(await scope_of(request), conversation_id, **page))
 
     @post(ITEMS, status_code=200, tags=["conversations"])
-    async def add_items(
-        request: AnyRequest, conversation_id: FromPath[str], data: JSONBody[NewItems]
-    ) -> Response[Any]:
+    async def add_items(request: AnyRequest, conversation_id: FromPath[str]) -> Response[Any]:
         """Put items at the end of a conversation."""
         scope = await scope_of(request)
-        return _json(await conversations.add(scope, conversation_id, data.items))
+        asked = read_body(await request.body(), _Given)
+        return _json(await conversations.add(scope, conversation_id, asked.items))
 
     @get(ITEMS + "/{item_id:str}", tags=["conversations"])
     async def read_item(

@@ -22,6 +22,7 @@ from llmhost.api.responses.bodies import (
     WireReasoning,
     WireTextForm,
     WireTool,
+    check_signs,
 )
 from llmhost.api.responses.strict import is_strict
 from llmhost.api.responses.turns import Item, Message, kept_item, read_items
@@ -52,8 +53,6 @@ INCLUDABLE = {
 """Those beside the first two are of tools that are not here, so there is nothing to include."""
 KINDS = ("function", "custom")
 """Of tools that callers run."""
-MAX_LOOSE_SIGNS = 200_000
-"""Of `{`, `[` and `,` in an input and tools: a bound to what is made of them."""
 REFUSED = Refusals(ResponseBody, GenerationExtras.__struct_fields__)
 NO_TEXT = WireTextForm()
 NO_REASONING = WireReasoning()
@@ -203,15 +202,7 @@ def _check(body: ResponseBody) -> None:
                 f"'include' may hold {', '.join(sorted(INCLUDABLE))}; {name[:80]!r} is none of them.",
                 param=f"include[{place}]",
             )
-    signs = sum(
-        bytes(raw).count(sign) for raw in (body.input, body.tools) for sign in (b"{", b"[", b",")
-    )
-    if signs > MAX_LOOSE_SIGNS:
-        raise InvalidValue(
-            f"'input' and 'tools' together have {signs} braces, brackets and commas; this server takes"
-            f" {MAX_LOOSE_SIGNS}.",
-            param="input",
-        )
+    check_signs([body.input, body.tools], "input")
 
 
 def _logprobs(body: ResponseBody) -> int | None:
