@@ -141,6 +141,8 @@ class StateSettings(Section, frozen=True):
     """Days after which it is forgotten, unless its caller deletes it before."""
     chat_bytes_per_org: Positive = 2**28
     """Stored chats of one organisation together; beyond it its oldest are forgotten."""
+    response_bytes_per_team: Positive = 2**30
+    """Responses and conversations of a team, or of a key without one; beyond it its oldest responses are forgotten."""
 
 
 class FileSettings(Section, frozen=True):

@@ -36,9 +36,10 @@ def open_state(data_dir: DataDir, closing: AsyncExitStack) -> State:
     return state
 
 
-def open_responses(data_dir: DataDir, state: State, clock: Clock) -> Desk:
-    """Those that a process left behind have failed. Blocks."""
-    store = ResponseStore(state, node_id=data_dir.node_id, clock=clock)
+def open_responses(data_dir: DataDir, state: State, clock: Clock, most_bytes: int) -> Desk:
+    """Those that a process left behind have failed. `most_bytes` is what each team may have. Blocks."""
+    node_id = data_dir.node_id
+    store = ResponseStore(state, node_id=node_id, clock=clock, most_bytes=most_bytes)
     store.end_orphans(lost)
-    conversations = ConversationStore(state, node_id=data_dir.node_id, clock=clock)
+    conversations = ConversationStore(state, node_id=node_id, clock=clock, most_bytes=most_bytes)
     return Desk(store, conversations, data_dir.state_secret)

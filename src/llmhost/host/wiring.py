@@ -175,7 +175,11 @@ class Host:
         )
         self.state = await asyncio.to_thread(open_state, self.data_dir, self._closing)
         self.responses = await asyncio.to_thread(
-            open_responses, self.data_dir, self.state, self.clock
+            open_responses,
+            self.data_dir,
+            self.state,
+            self.clock,
+            self.settings.state.response_bytes_per_team,
         )
         self.chats = StoredChats(
             self.state,

@@ -10,7 +10,8 @@ from functools import partial
 from llmhost.core.errors import NotFound
 from llmhost.core.ports import Clock
 from llmhost.storage.connect import Connection
-from llmhost.storage.responses import Item, add_items
+from llmhost.storage.kept_bytes import make_room
+from llmhost.storage.responses import Item, add_items, check_length
 from llmhost.storage.state import State
 
 _FIND = "SELECT utc_ns, metadata FROM conversations WHERE id = ? AND scope = ?"
@@ -24,9 +25,16 @@ class Conversation:
 
 
 class ConversationStore:
-    """Everything raises StorageFailed, and NotFound for a conversation or item that is not there."""
+    """Everything raises StorageFailed, and NotFound for a conversation or item that is not there.
 
-    def __init__(self, state: State, *, node_id: str, clock: Clock) -> None:
+    What adds items raises Forbidden where there is no room, and InvalidValue for a conversation that gets too long.
+    """
+
+    def __init__(
+        self, state: State, *, node_id: str, clock: Clock, most_bytes: int = 2**30
+    ) -> None:
+        """`most_bytes` is what one scope may have, responses included."""
+        self._most_bytes = most_bytes
         self._state = state
         self._node_id = node_id
         self._clock = clock
@@ -41,7 +49,7 @@ class ConversationStore:
                 "INSERT INTO conversations (node_id, utc_ns, used_ns, id, scope, metadata) VALUES (?, ?, ?, ?, ?, ?)",
                 (self._node_id, now_ns, now_ns, name, scope, metadata),
             )
-            add_items(connection, name, items, now_ns)
+            self._add(connection, scope, name, items)
 
         await self._state.write_through(job)
         return Conversation(name, now_ns // 10**9, metadata)
@@ -64,11 +72,13 @@ class ConversationStore:
 
         await self._state.write_through(job)
 
-    async def items(self, scope: str, name: str) -> list[Item]:
-        """All of them, oldest first."""
+    async def items(self, scope: str, name: str, *, is_gone_on_with: bool = False) -> list[Item]:
+        """All of them, oldest first. Raises InvalidValue where they are too long to be gone on with."""
 
         def query(connection: Connection) -> list[Item]:
             _found(connection, scope=scope, name=name)
+            if is_gone_on_with:
+                check_length(_size(connection, name), "conversation")
             select = "SELECT id, item FROM conversation_items WHERE conversation = ? ORDER BY seq"
             return connection.execute(select, (name,)).fetchall()
 
@@ -77,9 +87,14 @@ class ConversationStore:
     async def add(self, scope: str, name: str, items: Sequence[Item]) -> None:
         def job(connection: Connection) -> None:
             _found(connection, scope=scope, name=name)
-            add_items(connection, name, items, self._clock.utc_ns())
+            self._add(connection, scope, name, items)
 
         await self._state.write_through(job)
+
+    def _add(self, connection: Connection, scope: str, name: str, items: Sequence[Item]) -> None:
+        add_items(connection, name, items, self._clock.utc_ns())
+        check_length(_size(connection, name), "items")
+        make_room(connection, scope, self._most_bytes)
 
     async def item(self, scope: str, name: str, item: str) -> bytes:
         def query(connection: Connection) -> bytes:
@@ -111,6 +126,12 @@ def _found(connection: Connection, *, scope: str, name: str) -> Conversation:
     if row is None:
         raise NotFound(f"There is no conversation {name[:80]!r} here.")
     return Conversation(name, row[0] // 10**9, row[1])
+
+
+def _size(connection: Connection, name: str) -> int:
+    query = "SELECT coalesce(sum(length(item)), 0) FROM conversation_items WHERE conversation = ?"
+    (size,) = connection.execute(query, (name,)).fetchone()
+    return int(size)
 
 
 def _no_item(name: str) -> NotFound:

@@ -4,13 +4,16 @@ What a response or an item says is not known here. One that others went on with 
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import msgspec
 
+from llmhost.core.errors import InvalidValue
 from llmhost.core.ports import Clock
+from llmhost.storage import kept_bytes
 from llmhost.storage.connect import Connection
 from llmhost.storage.rows import insert_rows
 from llmhost.storage.schema import Schema
@@ -61,7 +64,8 @@ SCHEMA = Schema(
                 UNIQUE (conversation, id)
             ) STRICT""",
             "CREATE INDEX conversation_items_id ON conversation_items (id)",
-        )
+        ),
+        "bytes_of_each_scope": kept_bytes.STEP,
     },
 )
 
@@ -105,6 +109,10 @@ class Kept:
     events: bytes | None = field(default=None, repr=False)
 
 
+LONGEST_BYTES = 32 * 2**20
+"""Of all items that one response may go on with: they are in memory at once."""
+
+
 class ChainBroken(Exception):
     """A response that another goes on with is not there, or not there yet."""
 
@@ -113,9 +121,13 @@ class ChainBroken(Exception):
 
 
 class ResponseStore:
-    """Tables of `state.db`. Everything raises StorageFailed, and what writes Overloaded."""
+    """Tables of `state.db`. Everything raises StorageFailed, and what writes Overloaded, or Forbidden for no room."""
 
-    def __init__(self, state: State, *, node_id: str, clock: Clock) -> None:
+    def __init__(
+        self, state: State, *, node_id: str, clock: Clock, most_bytes: int = 2**30
+    ) -> None:
+        """`most_bytes` is what one scope may have, conversations included."""
+        self._most_bytes = most_bytes
         self._state = state
         self._node_id = node_id
         self._clock = clock
@@ -147,7 +159,7 @@ class ResponseStore:
         return await self._state.read(partial(_item, scope=scope, name=name))
 
     async def chain(self, scope: str, name: str) -> list[bytes]:
-        """All items up to the end of a response, oldest first. Raises ChainBroken."""
+        """All items up to the end of a response, oldest first. Raises ChainBroken, InvalidValue for too many bytes."""
         return await self._state.read(partial(_chain, scope=scope, name=name))
 
     async def delete(self, scope: str, name: str) -> bool:
@@ -206,6 +218,10 @@ class ResponseStore:
         _insert_items(connection, kept.id, kept.output, is_output=True)
         if kept.conversation is not None and not kept.is_live:
             add_items(connection, kept.conversation, [*kept.input, *kept.output], now_ns)
+        # One that was let begin has to end.
+        kept_bytes.make_room(
+            connection, kept.scope, self._most_bytes, kept.id, is_needed=known is None
+        )
 
 
 def add_items(
@@ -267,18 +283,40 @@ def _chain(connection: Connection, *, scope: str, name: str) -> list[bytes]:
         raise ChainBroken
     if any(is_live for *_, is_live in links):
         raise ChainBroken(is_live=True)
-    items = list[bytes]()
+    return list(_at_most(_items_of(connection, links), "previous_response_id"))
+
+
+def _items_of(connection: Connection, links: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
     _, _, conversation, conversation_seq, _ = links[0]
     if conversation is not None:
         query = (
             "SELECT item FROM conversation_items WHERE conversation = ? AND seq <= ? ORDER BY seq"
         )
-        rows = connection.execute(query, (conversation, conversation_seq))
-        items += [item for (item,) in rows]
+        for (item,) in connection.execute(query, (conversation, conversation_seq)):
+            yield item
     query = "SELECT item FROM response_items WHERE response = ? ORDER BY is_output, seq"
     for response, *_ in links:
-        items += [item for (item,) in connection.execute(query, (response,))]
-    return items
+        for (item,) in connection.execute(query, (response,)):
+            yield item
+
+
+def _at_most(items: Iterator[bytes], param: str) -> Iterator[bytes]:
+    """Raises InvalidValue for what is too long to go on with."""
+    size = 0
+    for item in items:
+        size += len(item)
+        check_length(size, param)
+        yield item
+
+
+def check_length(size: int, param: str) -> None:
+    """Raises InvalidValue for more bytes of items than one response may go on with."""
+    if size > LONGEST_BYTES:
+        raise InvalidValue(
+            f"What was said so far has more than {LONGEST_BYTES} bytes, which is all that a response goes on with."
+            " Begin anew, with a summary.",
+            param=param,
+        )
 
 
 def _run(connection: Connection, *, statement: str, values: tuple[int, ...]) -> int:

@@ -11,7 +11,7 @@ from llmhost.api.openapi.meant import MEANT, NAMES, REQUIRED
 from llmhost.api.openapi.message_answers import MessageError
 from llmhost.api.openapi.ollama_answers import OllamaError
 from llmhost.api.openapi.operation import JSON, Operation, Parameter
-from llmhost.api.openapi.operations import TAKEN, TOLD
+from llmhost.api.openapi.operations import BARE, TAKEN, TOLD
 from llmhost.api.openapi.queries import QUERIES
 from llmhost.api.openapi.shapes import Shapes
 
@@ -66,7 +66,7 @@ def _tell(paths: Json, schemas: "Schemas") -> None:
             if (taken := TAKEN.get(place)) is not None:
                 kind, shape = taken
                 content = {kind: {"schema": schemas[shape, None]}}
-                operation["requestBody"] = {"required": True, "content": content}
+                operation["requestBody"] = {"required": place not in BARE, "content": content}
 
 
 def _id(path: str, method: str) -> str:

@@ -272,3 +272,6 @@ TAKEN: Mapping[str, tuple[str, Any]] = {
     "post /v1/files": ("multipart/form-data", NewFile),
 }
 """Bodies that handlers read themselves: type and struct."""
+
+BARE = frozenset({"post /v1/conversations"})
+"""Of these, those that do without."""

@@ -108,7 +108,7 @@ class Desk:
     async def _before(self, asked: Asked, scope: str) -> list[bytes]:
         if (conversation := asked.conversation) is not None:
             try:
-                said = await self.conversations.items(scope, conversation)
+                said = await self.conversations.items(scope, conversation, is_gone_on_with=True)
             except NotFound as error:
                 raise NotFound(error.message, param="conversation") from None
             return [item for _, item in said]
