@@ -145,6 +145,7 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_SAFETY_CHECK_OUTPUT": "0",
         "LLMHOST_DEVICES_GPU_MEMORY_FRACTION": "0.5",
         "LLMHOST_SERVER_WRITE_SHARE": "0.5",
+        "LLMHOST_BATCHES_BUSY_SHARE": "0.5",
         "LLMHOST_SERVER_UNIX_SOCKET_MODE": "660",
         "LLMHOST_SERVER_ROOT_PATH": "/llm",
         "LLMHOST_LIMITS_TRUSTED_PROXIES": "10.0.0.0/8",
