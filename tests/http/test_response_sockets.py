@@ -84,6 +84,16 @@ def test_what_is_stored_nowhere_is_gone_on_with_on_its_own_socket_until_one_fail
     assert kept["usage"]["input_tokens"] > second["usage"]["input_tokens"]
 
 
+def test_what_is_stored_is_not_stored_again_with_what_goes_on_with_it(open_node: Node) -> None:
+    with socket_at(open_node) as socket:
+        first = ask(socket)[-1]["response"]
+        second = ask(socket, previous_response_id=first["id"])[-1]["response"]
+    listed = open_node.get(f"/v1/responses/{second['id']}/input_items").json()
+
+    assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+    assert len(listed["data"]) == 1
+
+
 @pytest.mark.parametrize(
     ("message", "code", "param"),
     [

@@ -98,7 +98,7 @@ class _Session:
         self._visit: Visit | None = None
         """Of the request that runs."""
         self._last: dict[str, list[bytes]] = {}
-        """Of the last response, by its id, all items up to its end."""
+        """Of the last response, where it is stored nowhere, by its id: all items up to its end."""
 
     async def run(self) -> None:
         reading = asyncio.create_task(self._read())
@@ -210,10 +210,10 @@ class _Session:
         )
 
     def _remember(self, order: Order, frames: ResponseFrames) -> None:
-        """Unless it failed: then the next one begins anew."""
+        """Unless it failed: then the next one begins anew; or is stored, and found there."""
         self._last.clear()
         resource = frames.resource
-        if resource["status"] in ("completed", "incomplete"):
+        if resource["status"] in ("completed", "incomplete") and not resource["store"]:
             output = [_encode(item) for item in resource["output"]]
             said = [item for _, item in order.input]
             self._last[resource["id"]] = [*order.before, *said, *output]
