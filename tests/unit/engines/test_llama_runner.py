@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,10 @@ from tests.unit.engines.gguf_models import write_random_llama
 from tests.unit.engines.runner_contract import RunnerContract
 from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
-from llmhost.core.errors import EngineFailed, ModelUnavailable
+from llmhost.core.errors import EngineFailed, ModelUnavailable, OutOfMemory
 from llmhost.core.ports import RunnerFacts
 from llmhost.engines.llama import runner as runner_module
+from llmhost.engines.llama.context import Context, ContextShape
 from llmhost.engines.llama.load import LoadSettings, load_runner
 from llmhost.engines.llama.runner import LlamaRunner
 
@@ -100,4 +102,38 @@ def test_an_interrupted_step_ends_in_a_failure_and_not_in_an_answer(path: Path) 
     runner.interrupt()
     with pytest.raises(EngineFailed, match="being unloaded"):
         scheduler.answer(*long_ones())
+    runner.close()
+
+
+def test_a_context_that_can_not_grow_goes_on_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Narrow(Context):
+        def __init__(self, library: Any, model: Any, shape: ContextShape, *, cells: int) -> None:
+            if cells > 512:
+                raise OutOfMemory("The machine has no more.")
+            super().__init__(library, model, shape, cells=cells)
+
+    monkeypatch.setattr(runner_module, "LEAST_CELLS", 256)
+    monkeypatch.setattr(runner_module, "Context", Narrow)
+    runner = load_runner(path, SETTINGS, FACTS)
+    scheduler = ToyScheduler(runner, blocks=200)
+    usual = scheduler.answer(long_ones()[0])
+
+    with pytest.raises(OutOfMemory):
+        scheduler.answer(*long_ones())
+
+    assert scheduler.answer(long_ones()[0]) == usual
+    runner.close()
+
+
+def test_a_step_larger_than_the_context_has_room_for_at_once_is_cut(
+    path: Path, shared: LlamaRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp would end the process over it."""
+    usual = ToyScheduler(shared, blocks=200).answer(*long_ones())
+    monkeypatch.setattr(runner_module, "LEAST_CELLS", 256)
+    runner = load_runner(path, SETTINGS, FACTS)
+
+    assert ToyScheduler(runner, blocks=200).answer(*long_ones()) == usual
     runner.close()

@@ -73,7 +73,9 @@ class Context:
         self._memory = library.llama_get_memory(self._context)
         self._vocab_size = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
         self.cells = int(params.n_ctx)
-        self.batch = Batch(library, shape.batch_tokens)
+        # llama.cpp takes no more at once than the context has room for, and ends the process over a larger batch.
+        most = min(shape.batch_tokens, int(library.llama_n_batch(self._context)))
+        self.batch = Batch(library, most)
         self._watch_for_stop()
 
     def _watch_for_stop(self) -> None:

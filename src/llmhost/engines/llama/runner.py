@@ -61,19 +61,36 @@ class LlamaRunner:
         return whole if self._shape.offloads_kv else min(max(cells, LEAST_CELLS), whole)
 
     def _rebuild(self, cells: int) -> None:
-        """Another context. What the old one's blocks held waits in host memory until a row asks for it."""
+        """Another context. What the old one's blocks held waits in host memory until a row asks for it.
+
+        Raises OutOfMemory; what was there before a failed growth is there again.
+        """
         old = self._residents
         saved = {} if old is None else old.save_all(self._blocks)
         host = {} if old is None else old.host
+        before = 0 if self._context is None else self._context.cells
         self._close_context()
-        cells = self._cells_for(cells)
-        self._context = Context(self._llama, self._open(), self._shape, cells=cells)
+        try:
+            self._start(cells)
+        except OutOfMemory:
+            if not 0 < before < cells:
+                raise
+            self._start(before)  # the step that wanted more fails, and those after it need not
+            raise
+        finally:
+            if self._residents is not None:
+                self._residents.adopt(saved, host)
+
+    def _start(self, cells: int) -> None:
+        """An empty context. Raises OutOfMemory."""
+        self._context = Context(
+            self._llama, self._open(), self._shape, cells=self._cells_for(cells)
+        )
         self._residents = Residents(
             self._context,
             block_tokens=self.facts.block_tokens,
             sequences=self._shape.sequences,
         )
-        self._residents.adopt(saved, host)
         self._steps = 0
 
     def _make_room(self, rows: Sequence[Row]) -> None:
