@@ -41,6 +41,8 @@ class Town:
     own: dict[str, Any] = field(default_factory=dict)
     foreign: dict[str, Any] = field(default_factory=dict)
     budget: str = ""
+    file: str = ""
+    batch: str = ""
     """The other one's."""
     marks: set[str] = field(default_factory=set)
     """What nobody outside the other organisation may ever read."""
@@ -85,16 +87,36 @@ def _settled(town: Town) -> Town:
     town.budget = made.json()["id"]
     town.marks.add(town.budget)
     town.marks |= {answer.headers["x-request-id"] for answer in requests}
+    town.file, town.batch = _file_and_batch(node, town.foreign["key"])
+    town.marks |= {town.file, town.batch}
     for path, item in node.get("/admin/openapi/openapi.json").json()["paths"].items():
         if path.startswith("/admin/v1/"):
             town.operations += [(method.upper(), path) for method in item]
     return town
 
 
+def _file_and_batch(node: Node, key: str) -> tuple[str, str]:
+    """Ids of a file and of a batch of it."""
+    line = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": {}}
+    sent = node.http.post(
+        f"{node.url}/v1/files",
+        headers=holder(key),
+        data={"purpose": "batch"},
+        files={"file": ("zq.jsonl", json.dumps(line).encode())},
+    )
+    wish = {
+        "input_file_id": sent.json()["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    made = node.post("/v1/batches", wish, headers=holder(key))
+    return sent.json()["id"], made.json()["id"]
+
+
 # ------------------------------------------------------------ nobody sees another's
 
 
-PARTS = ("org", "team", "key_id", "target", "version", "budget")
+PARTS = ("org", "team", "key_id", "target", "version", "budget", "file_id", "batch_id")
 QUERIES = ("org", "team", "after", "by", "limit", "model")
 names = st.sampled_from(["own", "foreign", "nobody"])
 
@@ -112,6 +134,8 @@ def _named(town: Town, part: str, whose: str) -> str:
         "version": {"own": "echo/1", "foreign": "echo/2"},
         "model": {"own": "echo", "foreign": "none"},
         "budget": {"own": "none", "foreign": town.budget},
+        "file_id": {"own": "none", "foreign": town.file},
+        "batch_id": {"own": "none", "foreign": town.batch},
     }
     return known[part].get(whose, {"by": "day", "limit": "2"}.get(part, "zz-nobody"))
 

@@ -24,6 +24,29 @@ METERED: dict[str, dict[str, Any]] = {
         "messages": [{"role": "user", "content": "x"}],
     },
     "/v1/embeddings": {"model": "embedder", "input": "x"},
+    "/v1/responses": {"model": "echo", "max_output_tokens": 1, "input": "x"},
+    "/v1/responses/compact": {"model": "echo", "input": "x"},
+    "/v1/decisions": {
+        "model": "echo",
+        "input": "x",
+        "questions": [{"type": "predicate", "name": "q", "instructions": "y"}],
+    },
+    "/api/chat": {
+        "model": "echo",
+        "messages": [{"role": "user", "content": "x"}],
+        "options": {"num_predict": 1},
+        "stream": False,
+    },
+    "/api/generate": {
+        "model": "echo",
+        "prompt": "x",
+        "options": {"num_predict": 1},
+        "stream": False,
+    },
+    "/api/embed": {"model": "embedder", "input": "x"},
+    "/api/embeddings": {"model": "embedder", "prompt": "x"},
+    "/reranking": {"model": "judge", "query": "x", "documents": ["y"]},
+    "/v1/reranking": {"model": "judge", "query": "x", "documents": ["y"]},
     "/score": {"model": "judge", "text_1": "x", "text_2": "y"},
     "/v1/score": {"model": "judge", "text_1": "x", "text_2": "y"},
     "/rerank": {"model": "judge", "query": "x", "documents": ["y"]},
@@ -36,9 +59,23 @@ METERED: dict[str, dict[str, Any]] = {
 EXEMPT = {
     *("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model:path}", "/v1/estimate"),
     "/v1/messages/count_tokens",
+    *("/", "/schema", "/schema/openapi.json", "/api/blobs/{digest}"),
+    *(f"/api/{act}" for act in ("copy", "create", "delete", "ps", "pull", "push", "show", "tags")),
+    *("/api/version", "/tokenize", "/detokenize", "/apply-template"),
+    *("/v1/tokenize", "/v1/detokenize", "/v1/apply-template"),
+    *("/v1/chat/completions/{chat}", "/v1/chat/completions/{chat}/messages"),
+    *("/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/content"),
+    *("/v1/batches", "/v1/batches/{batch_id}", "/v1/batches/{batch_id}/cancel"),
+    "/v1/responses/input_tokens",
+    *(f"/v1/responses/{{response_id}}{part}" for part in ("", "/cancel", "/input_items")),
+    "/v1/conversations",
+    *(
+        f"/v1/conversations/{{conversation_id}}{part}"
+        for part in ("", "/items", "/items/{item_id}")
+    ),
     *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/billing/public-key", "/v1/usage"),
 }
-"""These ask no model."""
+"""These ask no model; the lines of a batch are metered one by one."""
 EXEMPT_BEGINNINGS = ("/admin/", "/v1/organization/")
 """Nor do operators' acts and reports."""
 
