@@ -264,7 +264,7 @@ def torch_model() -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the other core has a worker of its own
     return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
 
 
