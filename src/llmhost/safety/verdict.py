@@ -1,0 +1,145 @@
+"""What judges find in a text, what a policy makes of it, and who is told. Pure: the seam between the three.
+
+Judges (rules, plugins, classifiers, guard models) give findings and never decide. A policy decides and never looks at
+text. What was decided goes to a journal, which writes it down, and to a queue of reviews where the policy says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Protocol
+
+from llmhost.core.request import Caller
+
+
+class Action(IntEnum):
+    """What happens to a text. Of several findings, the strictest action wins."""
+
+    ALLOW = 0
+    WARN = 1
+    """It passes; the journal and a header of the answer say what was found."""
+    REDACT = 2
+    """What was found is replaced by its category's name, and the rest passes."""
+    REVIEW = 3
+    """A human decides. What happens until then is the policy's `review` mode."""
+    BLOCK = 4
+
+
+class Direction(StrEnum):
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+class Tier(StrEnum):
+    """Who found it, the cheapest first."""
+
+    RULES = "rules"
+    PLUGIN = "plugin"
+    CLASSIFIER = "classifier"
+    GUARD = "guard"
+    HUMAN = "human"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that one judge found. It never repeats the text."""
+
+    category: str
+    """Such as `secret`, `pii`, `injection`, `words`, `violence`."""
+    rule: str
+    """Such as `pii.card`, `blocked_words[2]`, `plugin:name`, `guard:MODEL`."""
+    tier: Tier
+    score: float = 1.0
+    """From 0 to 1. Rules are sure."""
+    start: int = -1
+    """Where it begins in the text that was judged, in characters; -1 when it is the text as a whole."""
+    end: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy made of findings."""
+
+    action: Action
+    policy: str
+    """Name and version, such as `default@1`."""
+    finding: Finding | None = None
+    """The one that decided; None when there was nothing to decide on."""
+
+
+class Policy(Protocol):
+    """One version of one organisation's policy. Immutable, cheap to ask: it lies on the path of every request."""
+
+    @property
+    def name(self) -> str:
+        """Name and version, such as `default@1`."""
+
+    def decide(self, findings: Sequence[Finding], direction: Direction) -> Decision: ...
+
+    def guard(self, direction: Direction) -> "GuardUse | None":
+        """The model that judges beside the rules, if any."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The organisation's own blocked words, beside those of the node."""
+
+    @property
+    def review_mode(self) -> "ReviewMode": ...
+
+
+class ReviewMode(StrEnum):
+    """What a caller gets while a human has not decided."""
+
+    BLOCK = "block"
+    """Refused, and queued: a reviewer who approves lets the same text pass from then on."""
+    HOLD = "hold"
+    """202 and a review id to ask again with; the answer goes out when it is approved."""
+    RELEASE = "release"
+    """It passes, and a share of those is looked at afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardUse:
+    """How a policy uses a deployed model as its judge."""
+
+    model: str
+    timeout_ms: int = 2_000
+    fails_open: bool = False
+    """Whether text passes that could not be judged in time."""
+    threshold: float = 0.5
+
+
+class Policies(Protocol):
+    def of(self, caller: Caller) -> Policy:
+        """The policy in force for a caller's organisation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screening:
+    """One decision about one text, as it is written down. It holds no text."""
+
+    at_ns: int
+    """UTC, nanoseconds since 1970."""
+    request_id: str
+    caller: Caller
+    model: str
+    direction: Direction
+    decision: Decision
+    findings: tuple[Finding, ...]
+    review_id: str | None = None
+
+
+class Journal(Protocol):
+    """Where decisions are written down. Called on the HTTP loop; it takes them and blocks nobody."""
+
+    def record(self, screening: Screening) -> None: ...
+
+
+class Reviews(Protocol):
+    """The queue of what humans are to decide."""
+
+    async def refer(self, screening: Screening, text: str, redacted: str) -> str:
+        """Queue a text, durably. The id of the review. Raises SafetyUnavailable when it can't be kept."""
+
+    def approved(self, caller: Caller, text: str) -> bool:
+        """Whether a reviewer let exactly this text of this organisation pass before. In memory; no I/O."""
