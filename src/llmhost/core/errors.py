@@ -1,6 +1,7 @@
 """Everything that can be said no to, in one tree.
 
     LlmhostError
+    ├── HeldForReview              202  a human decides first; its answer is asked for by the review's id
     ├── BadRequest                 400  the request itself is wrong
     │   ├── MissingParameter            a required field is absent
     │   ├── InvalidValue                a known field has a wrong type or range
@@ -70,6 +71,22 @@ class LlmhostError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+
+class HeldForReview(LlmhostError):
+    """No refusal yet: a reviewer decides, and until then the caller has the review's id."""
+
+    status = 202
+    type = "held_for_review"
+    code = "held_for_review"
+
+    def __init__(self, review_id: str, *, retry_after_s: float = 30.0) -> None:
+        super().__init__(
+            f"A reviewer decides on this first. GET /v1/reviews/{review_id} says what became of it, and has the answer"
+            " when it is approved.",
+            retry_after_s=retry_after_s,
+        )
+        self.review_id = review_id
 
 
 class BadRequest(LlmhostError):

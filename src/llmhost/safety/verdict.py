@@ -93,7 +93,8 @@ class ReviewMode(StrEnum):
     BLOCK = "block"
     """Refused, and queued: a reviewer who approves lets the same text pass from then on."""
     HOLD = "hold"
-    """202 and a review id to ask again with; the answer goes out when it is approved."""
+    """202 and a review id to ask again with (HeldForReview); the answer goes out when it is approved. A stream that has
+    begun can't be held: it ends, as with `block`."""
     RELEASE = "release"
     """It passes, and a share of those is looked at afterwards."""
 
@@ -138,8 +139,13 @@ class Journal(Protocol):
 class Reviews(Protocol):
     """The queue of what humans are to decide."""
 
-    async def refer(self, screening: Screening, text: str, redacted: str) -> str:
-        """Queue a text, durably. The id of the review. Raises SafetyUnavailable when it can't be kept."""
+    async def refer(
+        self, screening: Screening, text: str, redacted: str, mode: ReviewMode
+    ) -> str | None:
+        """Queue a text, durably. The id of the review; None where it passes and is not in the sample that is looked at.
+
+        Raises SafetyUnavailable when it can't be kept.
+        """
 
     def approved(self, caller: Caller, text: str) -> bool:
         """Whether a reviewer let exactly this text of this organisation pass before. In memory; no I/O."""
