@@ -5,7 +5,6 @@ and how long a lookup takes says nothing about a secret, because the digest depe
 """
 
 import asyncio
-import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from llmhost.core.request import NO_LIMITS, Caller, Limits, Role
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
 from llmhost.tenants import rows
+from llmhost.tenants.digests import Hmac
 from llmhost.tenants.records import KeyRecord, Org, check_key
 from llmhost.tenants.rows import Secret
 from llmhost.tenants.schema import SCHEMA
@@ -36,7 +36,7 @@ class KeyStore:
         self, writer: Writer, reader: Reader, *, pepper: bytes, node_id: str, clock: Clock
     ) -> None:
         self._desk = Desk(writer, node_id, clock)
-        self._pepper = pepper
+        self._hmac = Hmac(pepper)
         self._turn = asyncio.Lock()
         self._callers: dict[str, Caller] = {}
         self.directory = Directory(self._desk, reader, self._callers.clear)
@@ -233,7 +233,7 @@ class KeyStore:
         return record
 
     def _digest(self, token: str) -> bytes:
-        return hmac.digest(self._pepper, token.encode(), "sha256")
+        return self._hmac(token.encode())
 
     def _remember(self, record: KeyRecord) -> KeyRecord:
         self._records[record.id] = record
