@@ -88,7 +88,7 @@ def test_nobody_waits_for_a_schema_that_was_made_to_hurt(
 ) -> None:
     node = new_node(MODELS).start()
     with Others(node, "echo") as quiet:
-        time.sleep(3)
+        time.sleep(6)
     became: Counter[str] = Counter()
     slow: list[tuple[float, str]] = []
     with Others(node, "echo") as others:
@@ -112,5 +112,5 @@ def test_nobody_waits_for_a_schema_that_was_made_to_hurt(
     )
     assert sum(became.values()) == COUNT
     assert slowest[0] < AT_MOST_S
-    assert waits[-1] < OTHERS_WAIT_S
+    assert waits[-1] < max(OTHERS_WAIT_S, *quiet.waits_s)  # which a busy machine has by itself
     assert "Traceback" not in node.log()

@@ -24,8 +24,9 @@ from llmhost.pipeline.pool import check_purpose, pooled_terms
 from llmhost.pipeline.reading import reading_of
 from llmhost.pipeline.terms import NO_TERMS, Terms, is_short, terms_of
 
-COMPILERS = ThreadPoolExecutor(2, "grammar")
-"""Threads of their own: what takes long to compile keeps others' grammars waiting, and nobody's prompt."""
+COMPILERS = ThreadPoolExecutor(4, "grammar")
+"""Threads of their own: what takes long to compile keeps nobody's prompt waiting. They are more than the children
+that read grammars, so that a grammar that is known waits for none of them."""
 
 
 class Resolve:

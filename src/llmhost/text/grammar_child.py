@@ -1,4 +1,4 @@
-"""The process that reads callers' grammars, and the handle that the server has of it.
+"""The processes that read callers' grammars, and the handle that the server has of them.
 
 A small text can be a bomb: `{"multipleOf": 9999991}` keeps a core busy for minutes, a chain of 2,000 references runs
 out of stack, and neither can be stopped within a process. So each grammar is read once in a child that the kernel
@@ -21,8 +21,10 @@ from typing import IO, Any
 
 from llmhost.text.grammar_source import Unreadable, read_grammar
 
-CPU_S = 1.0
+CPU_S = 0.5
 """Processor time for one grammar. Real schemas take 34 ms at the 99th percentile."""
+CHILDREN = 2
+"""Of one process: who asks while one child reads a grammar that was made to hurt is answered by the other."""
 MEMORY_BYTES = 1 << 30
 STACK_BYTES = 2 << 20
 """A quarter of what threads of the server have: what does not overflow here does not overflow there."""
@@ -35,40 +37,58 @@ class Died(Exception):
 
 
 class Reader:
-    """The server's handle of the child, which is started when it is first needed. Any thread may ask, one at a time."""
+    """The server's handle of its children, which are started when they are first needed. Any thread may ask."""
 
-    def __init__(self) -> None:
+    def __init__(self, children: int = CHILDREN) -> None:
+        self._free = threading.Semaphore(children)
+        self._idle: list[subprocess.Popen[bytes]] = []
+        """The one that was last asked is the next to be: a second one is there only for those who would wait."""
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """The child's answer. Raises Died."""
-        with self._lock:
-            process = self._process or self._start()
+        """A child's answer. Raises Died."""
+        with self._free:
+            process = self._take()
             line = _exchange(process, json.dumps(question).encode() + b"\n")
-            if line:
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-            self._process = None
-            raise Died(_cause(_end(process)))
+            if not line:
+                self._put_back(_start(), is_cold=True)
+                raise Died(_cause(_end(process)))
+            self._put_back(process)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def close(self) -> None:
-        """End the child. The next question starts another one."""
+        """End the children. The next question starts another one."""
         with self._lock:
-            process, self._process = self._process, None
-        if process is not None:
+            idle, self._idle = self._idle, []
+        for process in idle:
             _end(process)
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "llmhost.text.grammar_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is for the server, which ends the child by closing its input
-        )
-        log.debug("grammar_child.started pid=%d", self._process.pid)
-        return self._process
+    def _take(self) -> "subprocess.Popen[bytes]":
+        with self._lock:
+            while self._idle:
+                process = self._idle.pop()
+                if process.poll() is None:
+                    return process
+                _end(process)  # somebody else has killed it
+        return _start()
+
+    def _put_back(self, process: "subprocess.Popen[bytes]", *, is_cold: bool = False) -> None:
+        """A cold one is asked last: nobody need wait until it has started."""
+        with self._lock:
+            self._idle.insert(0 if is_cold else len(self._idle), process)
+
+
+def _start() -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmhost.text.grammar_child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is for the server, which ends the child by closing its input
+    )
+    log.debug("grammar_child.started pid=%d", process.pid)
+    return process
 
 
 READER = Reader()

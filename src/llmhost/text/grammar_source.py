@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_SPEC_BYTES = 256 * 1024
 """Of a grammar's text."""
 
+PROBED_BYTES = 8
+ALL_BYTES = (1 << 256) - 1
+
 LIMITS = LLParserLimits(
     max_lexer_states=20_000,  # 2 kB each, in every sequence
     max_grammar_size=200_000,
@@ -51,14 +54,31 @@ class Unreadable(Exception):
 def read_grammar(kind: str, text: str, *, is_strict: bool) -> str:
     """A grammar in llguidance's JSON, found to be sound. Raises Unreadable."""
     grammar = READERS[kind](text, is_strict)
-    if fault := fault_of(grammar):
+    matcher = _matcher(grammar)
+    _go_ahead(matcher)
+    if fault := in_our_words(matcher.get_error()):
         raise Unreadable(fault)
     return grammar
 
 
 def fault_of(grammar: str) -> str:
     """What llguidance has against a grammar; empty when nothing."""
-    return in_our_words(LLMatcher(_BYTES, grammar, log_level=0, limits=LIMITS).get_error())
+    return in_our_words(_matcher(grammar).get_error())
+
+
+def _matcher(grammar: str) -> LLMatcher:
+    return LLMatcher(_BYTES, grammar, log_level=0, limits=LIMITS)
+
+
+def _go_ahead(matcher: LLMatcher) -> None:
+    """Some bytes into an answer: what is too complex to follow is found here, where it costs nobody else anything."""
+    for _ in range(PROBED_BYTES):
+        if matcher.is_error() or matcher.is_stopped():
+            return
+        bits = int.from_bytes(matcher.compute_bitmask(), "little") & ALL_BYTES
+        if not bits:
+            return
+        matcher.consume_token(bits.bit_length() - 1)
 
 
 def in_our_words(fault: str) -> str:
