@@ -158,7 +158,15 @@ class ContextTooLong(BadRequest):
 
 
 class ContentRefused(BadRequest):
+    """Knows the review that it waits for, where a human is to decide."""
+
     code = "content_policy_violation"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, review_id: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.review_id = review_id
 
 
 class Unauthenticated(LlmhostError):

@@ -294,7 +294,7 @@ class Host:
 
     def _processor(self) -> Processor:
         plugins, clock = self.plugins, self.clock
-        screen = ScreenStage(Screen(self.settings.safety, plugins))
+        screen = ScreenStage(self._screen())
         self.authenticate = Authenticate(
             self.books.keys, plugins, is_loopback=serves_this_machine(self.settings.server)
         )
@@ -321,6 +321,10 @@ class Host:
             log=Log(self.metrics, (self.analytics.record, self.observers.tell)),
         )
         return Processor(stages, clock, write_share=self.settings.server.write_share)
+
+    def _screen(self) -> Screen:
+        """Rules and plugins. Policies, a journal, reviews and a guard take the place of the defaults here."""
+        return Screen(self.settings.safety, self.plugins, utc_ns=self.clock.utc_ns)
 
     def _open_deferred(self) -> Deferred:
         return open_deferred(

@@ -25,7 +25,7 @@ from llmhost.pipeline.pool import pooled_specs
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.stream import ReplayStream
-from llmhost.safety.screen import OutputScreen
+from llmhost.safety.output import OutputScreen
 
 log = logging.getLogger("llmhost.request")
 

@@ -1,7 +1,8 @@
 """Stage 4: is the prompt acceptable. The answer is screened window by window while it is executed."""
 
 from llmhost.pipeline.context import RequestContext
-from llmhost.safety.screen import OutputScreen, Screen
+from llmhost.safety.output import OutputScreen
+from llmhost.safety.screen import Screen
 
 
 class ScreenStage:
@@ -15,9 +16,12 @@ class ScreenStage:
     async def __call__(self, context: RequestContext) -> None:
         assert context.tokenizer is not None
         await self._screen.check_input(
-            context.request, context.known_caller, decode=context.tokenizer.decode
+            context.request,
+            context.known_caller,
+            model=context.model,
+            decode=context.tokenizer.decode,
         )
 
     def output(self, context: RequestContext) -> OutputScreen | None:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""
-        return self._screen.watch_output(context.request, context.known_caller)
+        return self._screen.watch_output(context.request, context.known_caller, model=context.model)

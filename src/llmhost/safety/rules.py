@@ -1,4 +1,4 @@
-"""The rules of [safety], compiled once and pure. Verdicts name the rule and never repeat the text.
+"""The words and patterns of [safety], compiled once and pure. Findings name the rule and never repeat the text.
 
 Python's `re` can be neither timed out nor interrupted. What a pattern is given at once is bounded (`PIECE_CHARS`), so
 a pattern that takes quadratic time stays harmless; one that takes exponential time, such as `(a+)+$`, does not, and
@@ -8,10 +8,10 @@ must not be configured. Words cost linear time, however many there are.
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from llmhost.config.schema import SafetySettings
 from llmhost.core.errors import ConfigError
+from llmhost.safety.verdict import Finding, Tier
 from llmhost.safety.window import Piece, split
 
 PIECE_CHARS = 4096
@@ -23,20 +23,16 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 """Thai, Lao, Burmese and Khmer, which are written without spaces, as are the wide scripts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Why text may not pass: `blocked_words[2]` is the third of them."""
-
-    rule: str
-
-
 class Rules:
     """Compiled words and patterns. Raises ConfigError naming table, key and index."""
 
-    def __init__(self, settings: SafetySettings) -> None:
-        words = _folded_words(settings.blocked_words)
-        self._plain = {word: index for word, index in words.items() if _is_plain(word)}
-        self._other = {word: index for word, index in words.items() if word not in self._plain}
+    def __init__(self, settings: SafetySettings, org_words: tuple[str, ...] = ()) -> None:
+        """`org_words` are an organisation's own, beside those of the node."""
+        words = _folded_words(org_words, "words") | _folded_words(
+            settings.blocked_words, "blocked_words"
+        )
+        self._plain = {word: rule for word, rule in words.items() if _is_plain(word)}
+        self._other = {word: rule for word, rule in words.items() if word not in self._plain}
         self._other_pattern = re.compile("|".join(map(_word_pattern, self._other)))
         self._patterns = tuple(
             _compiled(index, pattern) for index, pattern in enumerate(settings.blocked_patterns)
@@ -48,51 +44,49 @@ class Rules:
     def __bool__(self) -> bool:
         return bool(self._plain or self._other or self._patterns)
 
-    def judge(self, text: str) -> Verdict | None:
-        """The first rule that whole text breaks."""
+    def judge(self, text: str) -> list[Finding]:
+        """All that whole text breaks. Long text takes long: `pieces` lets others have their turn."""
         if len(text) <= PIECE_CHARS:
             return self.judge_piece(Piece(text))
-        return next((v for p in self.pieces(Piece(text)) if (v := self.judge_piece(p))), None)
+        return [found for piece in self.pieces(Piece(text)) for found in self.judge_piece(piece)]
 
     def pieces(self, piece: Piece) -> Iterator[Piece]:
         """A piece of any length as pieces that are short enough to judge."""
         size = max(PIECE_CHARS, self.window_chars)
         return split(piece, size_chars=size, overlap_chars=self.overlap_chars)
 
-    def judge_piece(self, piece: Piece) -> Verdict | None:
-        if piece.start:
-            context = piece.text[: piece.start].casefold()
-            folded = Piece(context + piece.body.casefold(), len(context), piece.is_end)
-        else:
-            folded = Piece(piece.text.casefold(), 0, piece.is_end)
-        return self._judge_words(folded) or self._judge_patterns(piece)
+    def judge_piece(self, piece: Piece) -> list[Finding]:
+        """Places are those in the text that the piece is of."""
+        return [*self._judge_words(piece), *self._judge_patterns(piece)]
 
-    def _judge_words(self, folded: Piece) -> Verdict | None:
+    def _judge_words(self, piece: Piece) -> Iterator[Finding]:
+        if not (self._plain or self._other):
+            return
+        folded = _folded(piece)
         # Most text has none of the words, which sets find out faster than looking at one run after the other.
         if self._plain and not self._plain.keys().isdisjoint(
             _RUN.findall(folded.text, folded.start)
         ):
             for run in _RUN.finditer(folded.text, folded.start):
-                index = self._plain.get(run[0])
+                rule = self._plain.get(run[0])
                 if (
-                    index is not None
+                    rule is not None
                     and self._counts(run, folded)
                     and not _goes_back(run.start(), folded)
                 ):
-                    return Verdict(f"blocked_words[{index}]")
+                    yield _found("words", rule, run, folded, piece)
         if self._other:
-            match = self._other_pattern.search(folded.text, folded.start)
-            if match is not None and self._counts(match, folded):
-                return Verdict(f"blocked_words[{self._other[_spaced(match[0])]}]")
-        return None
+            for match in self._other_pattern.finditer(folded.text, folded.start):
+                if self._counts(match, folded):
+                    rule = self._other[_spaced(match[0])]
+                    yield _found("words", rule, match, folded, piece)
 
-    def _judge_patterns(self, piece: Piece) -> Verdict | None:
+    def _judge_patterns(self, piece: Piece) -> Iterator[Finding]:
         for index, pattern in enumerate(self._patterns):
             # Searching from `start`, rather than in a slice, lets `^` and look-behinds see what was before.
-            match = pattern.search(piece.text, piece.start)
-            if match is not None and self._counts(match, piece):
-                return Verdict(f"blocked_patterns[{index}]")
-        return None
+            for match in pattern.finditer(piece.text, piece.start):
+                if self._counts(match, piece):
+                    yield _found("patterns", f"blocked_patterns[{index}]", match, piece, piece)
 
     def _counts(self, match: re.Match[str], piece: Piece) -> bool:
         """Not yet when it touches an end that is none: a word may go on there, and the next piece shows it whole."""
@@ -101,19 +95,35 @@ class Rules:
         return match.end() - match.start() > self.overlap_chars
 
 
+def _folded(piece: Piece) -> Piece:
+    if piece.start:
+        context = piece.text[: piece.start].casefold()
+        return Piece(context + piece.body.casefold(), len(context), piece.is_end)
+    return Piece(piece.text.casefold(), 0, piece.is_end)
+
+
+def _found(category: str, rule: str, match: re.Match[str], folded: Piece, piece: Piece) -> Finding:
+    """A finding at its place in the whole text; the whole piece where folding its case made it longer."""
+    if len(folded.text) != len(piece.text):
+        start, end = piece.start, len(piece.text)
+    else:
+        start, end = match.span()
+    return Finding(category, rule, Tier.RULES, start=piece.at(start), end=piece.at(end))
+
+
 def _goes_back(start: int, piece: Piece) -> bool:
     """Whether a run at the very start of a piece is the rest of a word, which was judged with the piece before."""
     return start == piece.start > 0 and _RUN.match(piece.text[start - 1]) is not None
 
 
-def _folded_words(words: tuple[str, ...]) -> dict[str, int]:
-    """Each word as it is looked for, and its index in models.toml."""
-    folded: dict[str, int] = {}
+def _folded_words(words: tuple[str, ...], key: str) -> dict[str, str]:
+    """Each word as it is looked for, and the rule that it is."""
+    folded: dict[str, str] = {}
     for index, word in enumerate(words):
         spaced = _spaced(word.casefold())
         if not spaced:
-            raise ConfigError(f"[safety] blocked_words[{index}] is blank. Remove it.")
-        folded.setdefault(spaced, index)
+            raise ConfigError(f"[safety] {key}[{index}] is blank. Remove it.")
+        folded.setdefault(spaced, f"{key}[{index}]")
     return folded
 
 

@@ -1,173 +1,200 @@
-"""The safety stage of a request: rules first, then plugins, on the way in and on the way out.
+"""The safety stage of a request: judges find, the caller's policy decides, and what was decided is written down.
 
 Runs on the HTTP loop; long text is judged in pieces, and other requests get their turn in between.
 """
 
-import asyncio
-import logging
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llmhost.config.schema import SafetySettings
-from llmhost.core.errors import BadRequest, ContentRefused, InvalidValue
+from llmhost.core.errors import BadRequest, ContentRefused, InvalidValue, LlmhostError
 from llmhost.core.request import Caller, GenerationRequest
-from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
-from llmhost.safety.rules import PIECE_CHARS, Rules, Verdict
-from llmhost.safety.window import Piece, Window
+from llmhost.safety.defaults import LogJournal, NodePolicy, SamePolicy
+from llmhost.safety.judges import Judged, Judges
+from llmhost.safety.output import OutputScreen
+from llmhost.safety.rules import Rules
+from llmhost.safety.verdict import (
+    Action,
+    Direction,
+    Guard,
+    Journal,
+    Policies,
+    Policy,
+    ReviewMode,
+    Reviews,
+    Screening,
+)
+from llmhost.safety.window import Window
 
-log = logging.getLogger("llmhost.safety")
-
-TEXTS_A_TURN = 64
-"""So many texts are judged before other requests get their turn, however short they are."""
+MOST_WORD_LISTS = 256
+"""Organisations' word lists that are kept compiled."""
 
 Decode = Callable[[tuple[int, ...]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A prompt that may run: as it is to run, and what was found all the same."""
+
+    request: GenerationRequest
+    judged: Judged | None = None
+    """None where nothing judges prompts."""
 
 
 class Screen:
     """One host's screen. Raises ConfigError when a rule is none."""
 
-    def __init__(self, settings: SafetySettings, plugins: Plugins) -> None:
+    def __init__(
+        self,
+        settings: SafetySettings,
+        plugins: Plugins,
+        *,
+        policies: Policies | None = None,
+        journal: Journal | None = None,
+        reviews: Reviews | None = None,
+        guard: Guard | None = None,
+        utc_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Without `policies` the one of [safety] holds for all; without `reviews` what is to be reviewed is blocked;
+        without `guard` no model judges."""
+        self._settings = settings
         self._rules = Rules(settings)
-        self._max_prompt_chars = settings.max_prompt_chars
-        self._has_output_rules = settings.check_output and bool(self._rules)
         self._plugins = plugins
+        self._policies = policies or SamePolicy(NodePolicy())
+        self._journal = journal or LogJournal()
+        self._reviews = reviews
+        self._guard = guard
+        self._utc_ns = utc_ns
+        self._rules_with: dict[tuple[str, ...], Rules] = {}
 
     async def check_input(
-        self, request: GenerationRequest, caller: Caller, *, decode: Decode | None = None
-    ) -> None:
+        self,
+        request: GenerationRequest,
+        caller: Caller,
+        *,
+        model: str | None = None,
+        decode: Decode | None = None,
+    ) -> Passed:
         """Comes back when the prompt may run. `decode` makes prompts of token ids readable; without it they are
-        refused wherever something reads prompts.
+        refused wherever something reads prompts. `model` is the one that was chosen, for the journal.
 
-        Raises ContentRefused, or SafetyUnavailable when a plugin failed.
+        Raises ContentRefused, or SafetyUnavailable when a plugin, a guard or the queue of reviews failed.
         """
-        has_plugins = self._plugins.has("check_input")
-        if not (self._rules or has_plugins):
-            return
-        request = _readable(request, decode)
-        await self._check_rules(request)
-        if has_plugins:
-            await self._check_plugins(request, caller)
+        judges = self._judges(self._policies.of(caller), Direction.INPUT)
+        if judges is None:
+            return Passed(request)
+        readable = _readable(request, decode)
+        judged = await judges.judge_input(readable, caller)
+        screening = self._screening(readable, caller, model, Direction.INPUT, judged)
+        if judged.decision.action is Action.REVIEW:
+            screening = await self._reviewed(screening, judges.policy, readable.text)
+        self._journal.record(screening)
+        if screening.decision.action >= Action.REDACT:
+            raise _refusal(request, screening, judged.error)
+        return Passed(request, judged)
 
-    def watch_output(self, request: GenerationRequest, caller: Caller) -> "OutputScreen | None":
+    def watch_output(
+        self, request: GenerationRequest, caller: Caller, *, model: str | None = None
+    ) -> OutputScreen | None:
         """A screen for one choice; None when nothing judges answers, so that their streams pay nothing."""
-        if not (self._has_output_rules or self._plugins.has("check_output")):
+        judges = self._judges(self._policies.of(caller), Direction.OUTPUT)
+        if judges is None:
             return None
-        rules = self._rules if self._has_output_rules else None
-        window = Window(self._rules.window_chars, self._rules.overlap_chars)
-        return OutputScreen(rules, window, self._plugins, request, caller)
+        rules = judges.rules or self._rules
+        window = Window(rules.window_chars, rules.overlap_chars)
+
+        def screening(judged: Judged) -> Screening:
+            return self._screening(request, caller, model, Direction.OUTPUT, judged)
+
+        return OutputScreen(
+            judges, window, request, caller, screening, self._journal, self._reviews
+        )
 
     def check_length(self, request: GenerationRequest) -> None:
         """Before a prompt is rendered or tokenised: a token id counts as a character. Raises InvalidValue."""
-        if self._max_prompt_chars is None or (size := request.size) <= self._max_prompt_chars:
+        most = self._settings.max_prompt_chars
+        if most is None or (size := request.size) <= most:
             return
         unit = "token ids" if any(isinstance(p, tuple) for p in request.prompts) else "characters"
         raise InvalidValue(
-            f"The prompt is {size} {unit}; this server takes {self._max_prompt_chars}. Shorten it.",
+            f"The prompt is {size} {unit}; this server takes {most}. Shorten it.",
             param=_param(request),
         )
 
-    async def _check_rules(self, request: GenerationRequest) -> None:
-        if not self._rules:
-            return
-        for number, text in enumerate(request.texts):
-            if number % TEXTS_A_TURN == TEXTS_A_TURN - 1:
-                await asyncio.sleep(0)
-            if len(text) <= PIECE_CHARS:
-                verdict = self._rules.judge(text)
-            else:
-                verdict = await _judge(self._rules, Piece(text))
-            if verdict is not None:
-                _note_refusal("input", request, verdict.rule)
-                raise ContentRefused(
-                    f"This server does not take the prompt: it breaks the rule {verdict.rule}."
-                    " Rephrase it and send it again.",
-                    param=_param(request),
-                )
+    def _judges(self, policy: Policy, direction: Direction) -> Judges | None:
+        """Those who judge under a policy; None when nobody does."""
+        rules: Rules | None = self._rules_of(policy)
+        if not rules or (direction is Direction.OUTPUT and not self._settings.check_output):
+            rules = None
+        guard = None if policy.guard(direction) is None else self._guard
+        hook = "check_input" if direction is Direction.INPUT else "check_output"
+        if rules is None and guard is None and not self._plugins.has(hook):
+            return None
+        return Judges(rules, self._plugins, guard, policy)
 
-    async def _check_plugins(self, request: GenerationRequest, caller: Caller) -> None:
-        answer = await ask(self._plugins, "check_input", request=request, caller=caller)
-        if answer is not None:
-            _note_refusal("input", request, f"plugin:{answer.plugin}")
-            raise answer.opinion.as_error(ContentRefused)
+    def _rules_of(self, policy: Policy) -> Rules:
+        words = policy.words
+        if not words:
+            return self._rules
+        if words not in self._rules_with:
+            while len(self._rules_with) >= MOST_WORD_LISTS:
+                self._rules_with.pop(next(iter(self._rules_with)))
+            self._rules_with[words] = Rules(self._settings, words)
+        return self._rules_with[words]
 
-
-class OutputScreen:
-    """One choice's answer: give it text as it comes, send on what it lets out. Not to be called concurrently.
-
-    Once `is_refused`, nothing comes out any more and the choice ends with `content_filter`.
-    """
-
-    def __init__(
+    def _screening(
         self,
-        rules: Rules | None,
-        window: Window,
-        plugins: Plugins,
         request: GenerationRequest,
         caller: Caller,
-    ) -> None:
-        self._rules = rules
-        self._window = window
-        self._plugins = plugins
-        self._request = request
-        self._caller = caller
-        self.refused_by: str | None = None
-        """`blocked_words[0]`, or `plugin:name`."""
-
-    @property
-    def is_refused(self) -> bool:
-        return self.refused_by is not None
-
-    def hold(self, text: str) -> bool:
-        """Take text that need not be judged yet; False, and nothing is taken, when it is for `push`."""
-        return not self.is_refused and self._window.hold(text)
-
-    async def push(self, text: str) -> str:
-        """Judge what there is enough of; the text that may be sent now."""
-        if self.is_refused:
-            return ""
-        return await self._let_out(self._window.push(text))
-
-    async def finish(self) -> str:
-        """The answer is complete: judge the rest; the text that may be sent last."""
-        if self.is_refused:
-            return ""
-        return await self._let_out(self._window.finish())
-
-    async def _let_out(self, piece: Piece | None) -> str:
-        if piece is None:
-            return ""
-        self.refused_by = await self._objection(piece)
-        if self.is_refused:
-            _note_refusal("output", self._request, self.refused_by)
-            return ""
-        return self._window.release()
-
-    async def _objection(self, piece: Piece) -> str | None:
-        if self._rules is not None:
-            verdict = await _judge(self._rules, piece)
-            if verdict is not None:
-                return verdict.rule
-        if not self._plugins.has("check_output"):
-            return None
-        answer = await ask(
-            self._plugins,
-            "check_output",
-            text=piece.body,
-            request=self._request,
-            caller=self._caller,
+        model: str | None,
+        direction: Direction,
+        judged: Judged,
+    ) -> Screening:
+        return Screening(
+            at_ns=self._utc_ns(),
+            request_id=request.request_id,
+            caller=caller,
+            model=model or request.model,
+            direction=direction,
+            decision=judged.decision,
+            findings=tuple(judged.findings),
         )
-        return None if answer is None else f"plugin:{answer.plugin}"
+
+    async def _reviewed(self, screening: Screening, policy: Policy, text: str) -> Screening:
+        """What becomes of a prompt that a human is to decide on."""
+        if self._reviews is None:
+            return _with(screening, Action.BLOCK)
+        if self._reviews.approved(screening.caller, text):
+            return _with(screening, Action.ALLOW)
+        review_id = await self._reviews.refer(screening, text, text)
+        referred = replace(screening, review_id=review_id)
+        return (
+            _with(referred, Action.WARN) if policy.review_mode is ReviewMode.RELEASE else referred
+        )
 
 
-async def _judge(rules: Rules, piece: Piece) -> Verdict | None:
-    for number, part in enumerate(rules.pieces(piece)):
-        if number > 0:
-            await asyncio.sleep(0)  # others' turn, before the next few thousand characters
-        verdict = rules.judge_piece(part)
-        if verdict is not None:
-            return verdict
-    return None
+def _with(screening: Screening, action: Action) -> Screening:
+    return replace(screening, decision=replace(screening.decision, action=action))
+
+
+def _refusal(
+    request: GenerationRequest, screening: Screening, error: LlmhostError | None
+) -> LlmhostError:
+    finding = screening.decision.finding
+    if error is not None and finding is not None and finding.rule.startswith("plugin:"):
+        return error
+    rule = "" if finding is None else f": it breaks the rule {finding.rule}"
+    if screening.review_id is None:
+        cure = "Rephrase it and send it again."
+    else:
+        cure = f"It waits for a reviewer as {screening.review_id}: send it again once it is approved, or rephrase it."
+    return ContentRefused(
+        f"This server does not take the prompt{rule}. {cure}",
+        param=_param(request),
+        review_id=screening.review_id,
+    )
 
 
 def _readable(request: GenerationRequest, decode: Decode | None) -> GenerationRequest:
@@ -186,7 +213,3 @@ def _param(request: GenerationRequest) -> str:
     if request.pooled is not None:
         return request.pooled.fields[-1][0]
     return request.kind.prompt_field
-
-
-def _note_refusal(where: str, request: GenerationRequest, why: str | None) -> None:
-    log.info("safety.refused where=%s request=%s why=%s", where, request.request_id, why)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Protocol
 
-from llmhost.core.request import Caller
+from llmhost.core.output import Usage
+from llmhost.core.request import Caller, GenerationRequest
 
 
 class Action(IntEnum):
@@ -149,3 +150,39 @@ class Reviews(Protocol):
 
     def approved(self, caller: Caller, text: str) -> bool:
         """Whether a reviewer let exactly this text of this organisation pass before. In memory; no I/O."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What a guard is asked about: a conversation and, of an answer, what has been said of it so far."""
+
+    request: GenerationRequest
+    """As the rules left it. Its `texts` and `messages` are what the caller wrote."""
+    caller: Caller
+    direction: Direction
+    answer: str = ""
+    """Of Direction.OUTPUT: the answer from its beginning, this window last."""
+    judged_chars: int = 0
+    """So much of `answer` was judged before."""
+
+
+NOTHING_USED = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a guard found, and what it took. Both belong to the request that was judged."""
+
+    findings: tuple[Finding, ...] = ()
+    usage: Usage = NOTHING_USED
+    """Of the guard model; its `cost_nano` becomes the request's safety cost."""
+    texts: int = 1
+    """So many texts were judged."""
+
+
+class Guard(Protocol):
+    """A model as a judge. `safety/asking.py` gives it its time, and decides what a failure means."""
+
+    async def judge(self, case: Case, use: GuardUse) -> Opinion:
+        """Findings of at least `use.threshold`. Cancelled when its time is over or its request is gone: then what it
+        used is nobody's. May raise anything: that is a guard that failed."""

@@ -21,6 +21,12 @@ class Piece:
     start: int = 0
     is_end: bool = True
     """Nothing follows. Otherwise what touches the end may yet go on, and is seen again, unless it is too long to be."""
+    offset: int = 0
+    """Where `text` begins in what places are told in: less than 0 for context that is no part of it."""
+
+    def at(self, place: int) -> int:
+        """Where a place in `text` lies in the whole."""
+        return self.offset + place
 
     @property
     def body(self) -> str:
@@ -31,14 +37,14 @@ def split(piece: Piece, *, size_chars: int, overlap_chars: int) -> Iterator[Piec
     """A long piece as several of at most `size_chars`, each beginning `overlap_chars` before the last one's end."""
     at, total = piece.start, len(piece.text)
     while total - at > size_chars:
-        yield _cut_out(piece.text, at, at + size_chars, is_end=False)
+        yield _cut_out(piece, at, at + size_chars, is_end=False)
         at += size_chars - overlap_chars
-    yield _cut_out(piece.text, at, total, is_end=piece.is_end)
+    yield _cut_out(piece, at, total, is_end=piece.is_end)
 
 
-def _cut_out(text: str, start: int, end: int, *, is_end: bool) -> Piece:
+def _cut_out(piece: Piece, start: int, end: int, *, is_end: bool) -> Piece:
     first = max(start - CONTEXT, 0)
-    return Piece(text[first:end], start - first, is_end)
+    return Piece(piece.text[first:end], start - first, is_end, piece.at(first))
 
 
 class Window:
@@ -92,7 +98,7 @@ class Window:
 
     def _piece(self) -> Piece:
         text = self._context + self._pending[: self._judged]
-        return Piece(text, len(self._context), self._is_ended)
+        return Piece(text, len(self._context), self._is_ended, -len(self._context))
 
 
 def _between_words(text: str, at: int, slack: int) -> int:

@@ -17,7 +17,8 @@ from llmhost.core.errors import (
 )
 from llmhost.core.request import LOCAL_CALLER, GenerationRequest, Kind
 from llmhost.hooks.registry import Plugins
-from llmhost.safety.screen import OutputScreen, Screen
+from llmhost.safety.output import OutputScreen
+from llmhost.safety.screen import Screen
 
 
 def chat(*texts: object) -> GenerationRequest:
@@ -70,7 +71,9 @@ async def test_a_blocked_word_in_any_message_refuses_the_prompt(caplog):
         await strict.check_input(chat("hello", parts), LOCAL_CALLER)
 
     assert (caught.value.status, caught.value.param) == (400, "messages")
-    assert caplog.messages == ["safety.refused where=input request=req_1 why=blocked_words[1]"]
+    assert caplog.messages == [
+        "safety.refused where=input request=req_1 why=blocked_words[1] policy=default@1"
+    ]
 
 
 HIDDEN = {
@@ -170,7 +173,9 @@ async def test_a_plugins_refusal_has_its_own_words_and_code(caplog):
         await screen(plugin(check_input=check_input)).check_input(chat("hi"), LOCAL_CALLER)
 
     assert caught.value.code == "not_for_you"
-    assert caplog.messages == ["safety.refused where=input request=req_1 why=plugin:guard"]
+    assert caplog.messages == [
+        "safety.refused where=input request=req_1 why=plugin:guard policy=default@1"
+    ]
 
 
 async def test_plugins_are_not_asked_about_what_a_rule_refuses():
@@ -229,7 +234,9 @@ async def test_a_blocked_word_ends_the_answer_before_any_of_it_is_out(caplog):
     assert "this is going to be so ".startswith(released)
     assert output.refused_by == "blocked_words[0]"
     assert output.is_refused
-    assert caplog.messages == ["safety.refused where=output request=req_1 why=blocked_words[0]"]
+    assert caplog.messages == [
+        "safety.refused where=output request=req_1 why=blocked_words[0] policy=default@1"
+    ]
 
 
 async def test_a_blocked_word_at_the_very_end_is_caught():

@@ -7,7 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmhost.config.schema import SafetySettings
-from llmhost.safety.rules import Rules, Verdict
+from llmhost.safety.rules import Rules
+from llmhost.safety.verdict import Finding
 from llmhost.safety.window import Piece, Window, split
 
 CHUNKS = st.lists(st.text(st.sampled_from("ab \n+ßx"), max_size=40), max_size=30)
@@ -120,14 +121,14 @@ RULES = Rules(
 )
 
 
-def stream(rules: Rules, chunks: list[str]) -> tuple[str, Verdict | None]:
+def stream(rules: Rules, chunks: list[str]) -> tuple[str, Finding | None]:
     """What leaves when the chunks come one by one, and the verdict that ended it."""
     window, released = Window(rules.window_chars, rules.overlap_chars), ""
     for chunk in [*chunks, None]:
         piece = window.finish() if chunk is None else window.push(chunk)
         if piece is None:
             continue
-        verdict = next((v for p in rules.pieces(piece) if (v := rules.judge_piece(p))), None)
+        verdict = next((v for p in rules.pieces(piece) for v in rules.judge_piece(p)), None)
         if verdict is not None:
             return released, verdict
         released += window.release()
@@ -140,7 +141,7 @@ def test_a_stream_is_judged_as_the_whole_text_is_however_it_is_cut(chunks):
 
     released, verdict = stream(RULES, chunks)
 
-    assert (verdict is None) == (RULES.judge(text) is None)
+    assert (verdict is None) == (not RULES.judge(text))
     assert verdict is not None or released == text
 
 

@@ -1,0 +1,125 @@
+"""Those who judge a text for one caller, the cheapest first: rules, then plugins, then a guard model.
+
+They only find. A later one is not asked about what the policy blocks already.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmhost.core.errors import ContentRefused, LlmhostError
+from llmhost.core.request import Caller, GenerationRequest
+from llmhost.hooks.call import Answer, ask
+from llmhost.hooks.registry import Plugins
+from llmhost.safety.asking import ask_guard
+from llmhost.safety.rules import PIECE_CHARS, Rules
+from llmhost.safety.verdict import (
+    Action,
+    Case,
+    Decision,
+    Direction,
+    Finding,
+    Guard,
+    Opinion,
+    Policy,
+    Tier,
+)
+from llmhost.safety.window import Piece
+
+TEXTS_A_TURN = 64
+"""So many texts are judged before other requests get their turn, however short they are."""
+
+
+@dataclass(slots=True)
+class Judged:
+    """What was found in one text, what was decided of it, and what a guard took for it."""
+
+    decision: Decision
+    findings: list[Finding]
+    error: LlmhostError | None = None
+    """A plugin's own words for its refusal."""
+    opinion: Opinion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Of one caller. `rules` is None where no rule applies."""
+
+    rules: Rules | None
+    plugins: Plugins
+    guard: Guard | None
+    policy: Policy
+
+    async def judge_input(self, request: GenerationRequest, caller: Caller) -> Judged:
+        """Raises SafetyUnavailable when a plugin failed, or a guard that may not."""
+        findings = await self._in_texts(request.texts)
+        judged = self._decided(findings, Direction.INPUT)
+        if judged.decision.action is Action.BLOCK:
+            return judged
+        if self.plugins.has("check_input"):
+            answer = await ask(self.plugins, "check_input", request=request, caller=caller)
+            if answer is not None:
+                findings.append(_of_plugin(answer))
+                judged = self._decided(findings, Direction.INPUT)
+                judged.error = answer.opinion.as_error(ContentRefused)
+        return await self._with_guard(
+            judged, Case(request=request, caller=caller, direction=Direction.INPUT)
+        )
+
+    async def judge_output(self, piece: Piece, case: Case) -> Judged:
+        """One window of an answer. Raises SafetyUnavailable as `judge_input` does, but not for a plugin."""
+        findings = [] if self.rules is None else await _in_piece(self.rules, piece)
+        judged = self._decided(findings, Direction.OUTPUT)
+        if judged.decision.action is Action.BLOCK:
+            return judged
+        if self.plugins.has("check_output"):
+            answer = await ask(
+                self.plugins,
+                "check_output",
+                text=piece.body,
+                request=case.request,
+                caller=case.caller,
+            )
+            if answer is not None:
+                findings.append(_of_plugin(answer))
+                judged = self._decided(findings, Direction.OUTPUT)
+        return await self._with_guard(judged, case)
+
+    async def _with_guard(self, judged: Judged, case: Case) -> Judged:
+        use = self.policy.guard(case.direction)
+        if use is None or self.guard is None or judged.decision.action is Action.BLOCK:
+            return judged
+        opinion = await ask_guard(self.guard, case, use)
+        findings = [*judged.findings, *opinion.findings]
+        together = self._decided(findings, case.direction)
+        together.error, together.opinion = judged.error, opinion
+        return together
+
+    def _decided(self, findings: list[Finding], direction: Direction) -> Judged:
+        return Judged(self.policy.decide(findings, direction), findings)
+
+    async def _in_texts(self, texts: Sequence[str]) -> list[Finding]:
+        found: list[Finding] = []
+        if self.rules is None:
+            return found
+        for number, text in enumerate(texts):
+            if number % TEXTS_A_TURN == TEXTS_A_TURN - 1:
+                await asyncio.sleep(0)
+            if len(text) <= PIECE_CHARS:
+                found += self.rules.judge(text)
+            else:
+                found += await _in_piece(self.rules, Piece(text))
+        return found
+
+
+async def _in_piece(rules: Rules, piece: Piece) -> list[Finding]:
+    found: list[Finding] = []
+    for number, part in enumerate(rules.pieces(piece)):
+        if number > 0:
+            await asyncio.sleep(0)  # others' turn, before the next few thousand characters
+        found += rules.judge_piece(part)
+    return list(dict.fromkeys(found))  # parts overlap, and show some of it twice
+
+
+def _of_plugin(answer: Answer) -> Finding:
+    return Finding("plugin", f"plugin:{answer.plugin}", Tier.PLUGIN)

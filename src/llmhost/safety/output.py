@@ -1,0 +1,124 @@
+"""An answer as it is written: held back in windows, each judged before its first character leaves."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from llmhost.core.request import Caller, GenerationRequest
+from llmhost.safety.judges import Judged, Judges
+from llmhost.safety.verdict import (
+    Action,
+    Case,
+    Decision,
+    Direction,
+    Journal,
+    ReviewMode,
+    Reviews,
+    Screening,
+)
+from llmhost.safety.window import Piece, Window
+
+Screened = Callable[[Judged], Screening]
+"""Makes a record of what was decided."""
+
+
+class OutputScreen:
+    """One choice's answer: give it text as it comes, send on what it lets out. Not to be called concurrently.
+
+    Once `is_refused`, nothing comes out any more and the choice ends with `content_filter`.
+    """
+
+    def __init__(
+        self,
+        judges: Judges,
+        window: Window,
+        request: GenerationRequest,
+        caller: Caller,
+        screened: Screened,
+        journal: Journal,
+        reviews: Reviews | None,
+    ) -> None:
+        self._judges = judges
+        self._window = window
+        self._request = request
+        self._caller = caller
+        self._screened = screened
+        self._journal = journal
+        self._reviews = reviews
+        self._said = ""
+        """Let out so far: what guards see before a window, and reviewers."""
+        self._noted: set[str] = set()
+        """Rules that were written down of this answer."""
+        self.refused_by: str | None = None
+        """`blocked_words[0]`, or `plugin:name`."""
+        self.review_id: str | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        return self.refused_by is not None
+
+    def hold(self, text: str) -> bool:
+        """Take text that need not be judged yet; False, and nothing is taken, when it is for `push`."""
+        return not self.is_refused and self._window.hold(text)
+
+    async def push(self, text: str) -> str:
+        """Judge what there is enough of; the text that may be sent now. Raises SafetyUnavailable."""
+        if self.is_refused:
+            return ""
+        return await self._let_out(self._window.push(text))
+
+    async def finish(self) -> str:
+        """The answer is complete: judge the rest; the text that may be sent last. Raises SafetyUnavailable."""
+        if self.is_refused:
+            return ""
+        last = await self._let_out(self._window.finish())
+        if not self._noted:
+            self._record(Judged(Decision(Action.ALLOW, self._judges.policy.name), []))
+        return last
+
+    async def _let_out(self, piece: Piece | None) -> str:
+        if piece is None:
+            return ""
+        judged = await self._judges.judge_output(piece, self._case(piece))
+        if judged.decision.action is not Action.ALLOW:
+            await self._act(judged, piece)
+        if self.is_refused:
+            return ""
+        released = self._window.release()
+        self._said += released
+        return released
+
+    def _case(self, piece: Piece) -> Case:
+        return Case(
+            request=self._request,
+            caller=self._caller,
+            direction=Direction.OUTPUT,
+            answer=self._said + piece.body,
+            judged_chars=len(self._said),
+        )
+
+    async def _act(self, judged: Judged, piece: Piece) -> None:
+        finding = judged.decision.finding
+        rule = judged.decision.policy if finding is None else finding.rule
+        if judged.decision.action is Action.REVIEW:
+            action = await self._reviewed(judged, piece)
+            judged.decision = replace(judged.decision, action=action)
+        if judged.decision.action >= Action.REDACT:
+            self.refused_by = rule
+        if rule not in self._noted:
+            self._record(judged)
+        self._noted.add(rule)
+
+    async def _reviewed(self, judged: Judged, piece: Piece) -> Action:
+        """What becomes of what a human is to decide on. An answer is one item, however often something is found."""
+        if self._reviews is None:
+            return Action.BLOCK
+        text = self._said + piece.body
+        if self._reviews.approved(self._caller, text):
+            return Action.ALLOW
+        if self.review_id is None:
+            self.review_id = await self._reviews.refer(self._screened(judged), text, text)
+        is_released = self._judges.policy.review_mode is ReviewMode.RELEASE
+        return Action.WARN if is_released else Action.REVIEW
+
+    def _record(self, judged: Judged) -> None:
+        self._journal.record(replace(self._screened(judged), review_id=self.review_id))
