@@ -51,6 +51,7 @@ class OutputScreen:
         self.refused_by: str | None = None
         """`blocked_words[0]`, or `plugin:name`."""
         self.review_id: str | None = None
+        self._is_referred = False
 
     @property
     def is_refused(self) -> bool:
@@ -115,10 +116,12 @@ class OutputScreen:
         text = self._said + piece.body
         if self._reviews.approved(self._caller, text):
             return Action.ALLOW
-        if self.review_id is None:
-            self.review_id = await self._reviews.refer(self._screened(judged), text, text)
-        is_released = self._judges.policy.review_mode is ReviewMode.RELEASE
-        return Action.WARN if is_released else Action.REVIEW
+        mode = self._judges.policy.review_mode
+        if not self._is_referred:
+            self._is_referred = True
+            screening = self._screened(judged)
+            self.review_id = await self._reviews.refer(screening, text, text, mode)
+        return Action.WARN if mode is ReviewMode.RELEASE else Action.REVIEW
 
     def _record(self, judged: Judged) -> None:
         self._journal.record(replace(self._screened(judged), review_id=self.review_id))

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llmhost.config.schema import SafetySettings
-from llmhost.core.errors import BadRequest, ContentRefused, InvalidValue, LlmhostError
+from llmhost.core.errors import (
+    BadRequest,
+    ContentRefused,
+    HeldForReview,
+    InvalidValue,
+    LlmhostError,
+)
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.defaults import LogJournal, NodePolicy, SamePolicy
@@ -80,7 +86,7 @@ class Screen:
         """Comes back when the prompt may run. `decode` makes prompts of token ids readable; without it they are
         refused wherever something reads prompts. `model` is the one that was chosen, for the journal.
 
-        Raises ContentRefused, or SafetyUnavailable when a plugin, a guard or the queue of reviews failed.
+        Raises ContentRefused, HeldForReview, or SafetyUnavailable when a plugin, a guard or the queue failed.
         """
         judges = self._judges(self._policies.of(caller), Direction.INPUT)
         if judges is None:
@@ -92,7 +98,7 @@ class Screen:
             screening = await self._reviewed(screening, judges.policy, readable.text)
         self._journal.record(screening)
         if screening.decision.action >= Action.REDACT:
-            raise _refusal(request, screening, judged.error)
+            raise _refusal(request, screening, judges.policy.review_mode, judged.error)
         return Passed(request, judged)
 
     def watch_output(
@@ -168,11 +174,10 @@ class Screen:
             return _with(screening, Action.BLOCK)
         if self._reviews.approved(screening.caller, text):
             return _with(screening, Action.ALLOW)
-        review_id = await self._reviews.refer(screening, text, text)
+        mode = policy.review_mode
+        review_id = await self._reviews.refer(screening, text, text, mode)
         referred = replace(screening, review_id=review_id)
-        return (
-            _with(referred, Action.WARN) if policy.review_mode is ReviewMode.RELEASE else referred
-        )
+        return _with(referred, Action.WARN) if mode is ReviewMode.RELEASE else referred
 
 
 def _with(screening: Screening, action: Action) -> Screening:
@@ -180,20 +185,25 @@ def _with(screening: Screening, action: Action) -> Screening:
 
 
 def _refusal(
-    request: GenerationRequest, screening: Screening, error: LlmhostError | None
+    request: GenerationRequest,
+    screening: Screening,
+    mode: ReviewMode,
+    error: LlmhostError | None,
 ) -> LlmhostError:
-    finding = screening.decision.finding
+    finding, review_id = screening.decision.finding, screening.review_id
+    if review_id is not None and mode is ReviewMode.HOLD:
+        return HeldForReview(review_id)
     if error is not None and finding is not None and finding.rule.startswith("plugin:"):
         return error
     rule = "" if finding is None else f": it breaks the rule {finding.rule}"
-    if screening.review_id is None:
+    if review_id is None:
         cure = "Rephrase it and send it again."
     else:
-        cure = f"It waits for a reviewer as {screening.review_id}: send it again once it is approved, or rephrase it."
+        cure = f"It waits for a reviewer as {review_id}: send it again once it is approved, or rephrase it."
     return ContentRefused(
         f"This server does not take the prompt{rule}. {cure}",
         param=_param(request),
-        review_id=screening.review_id,
+        review_id=review_id,
     )
 
 

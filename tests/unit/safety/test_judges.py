@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from llmhost.config.schema import SafetySettings
-from llmhost.core.errors import ContentRefused, SafetyUnavailable
+from llmhost.core.errors import ContentRefused, HeldForReview, SafetyUnavailable
 from llmhost.core.request import LOCAL_CALLER, Caller, GenerationRequest, Kind
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.defaults import NodePolicy, SamePolicy
@@ -74,7 +74,7 @@ class Reviews:
         self.referred: list[str] = []
         self.let_pass: set[tuple[str, str]] = set()
 
-    async def refer(self, screening, text, redacted):
+    async def refer(self, screening, text, redacted, mode):
         self.referred.append(text)
         return f"review_{len(self.referred)}"
 
@@ -156,6 +156,17 @@ async def test_what_is_to_be_reviewed_is_refused_with_the_reviews_id_until_it_is
 
     assert refused.value.review_id == "review_1"
     assert [action for _, action, _ in journal.said] == ["REVIEW", "ALLOW", "REVIEW"]
+
+
+async def test_what_is_held_is_neither_refused_nor_answered():
+    policy = Policy(Action.REVIEW, words=("bad",), review_mode=ReviewMode.HOLD)
+    strict, journal = screen(policy, reviews=Reviews())
+
+    with pytest.raises(HeldForReview) as held:
+        await strict.check_input(ASKED, LOCAL_CALLER)
+
+    assert held.value.review_id == "review_1"
+    assert journal.said == [("input", "REVIEW", "review_1")]
 
 
 async def test_where_nobody_reviews_it_is_blocked():
