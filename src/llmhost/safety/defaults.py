@@ -32,6 +32,9 @@ class NodePolicy:
             return Decision(Action.ALLOW, self.name)
         return Decision(Action.BLOCK, self.name, findings[0])
 
+    def looks_for(self, direction: Direction) -> tuple[str, ...]:
+        return ()
+
     def guard(self, direction: Direction) -> GuardUse | None:
         return None
 

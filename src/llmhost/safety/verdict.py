@@ -80,6 +80,10 @@ class Policy(Protocol):
     def guard(self, direction: Direction) -> "GuardUse | None":
         """The model that judges beside the rules, if any."""
 
+    def looks_for(self, direction: Direction) -> tuple[str, ...]:
+        """Categories and single rules of the pack (`safety/pack`) that it acts on, such as `pii` or `secret.jwt`. What
+        nobody looks for costs nothing. The same tuple at every call, because it is a key."""
+
     @property
     def words(self) -> tuple[str, ...]:
         """The organisation's own blocked words, beside those of the node."""
