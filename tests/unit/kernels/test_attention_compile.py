@@ -6,7 +6,7 @@ from typing import Any
 import triton
 from tests.unit.kernels.gpu_compiler import Launch, compile_all
 
-from llmhost.engines.torch.kernels import attention
+from llmhost.engines.torch.kernels import attention, attention_kernels
 from llmhost.engines.torch.kernels.attention import Tiles, decode_tiles, prefill_tiles
 
 BYTES = {"bf16": 2, "fp32": 4, "fp8e4nv": 1}
@@ -31,7 +31,7 @@ def _decode(
     tiles = decode_tiles(BYTES[kind], dim)
     rows = max(16, triton.next_power_of_2(group))
     more = {"GROUP_ROWS": rows, "IS_SPLIT": is_split}
-    return _launch(attention._decode, kind, cache, group, dim, tiles, {**more, **given})
+    return _launch(attention_kernels.decode, kind, cache, group, dim, tiles, {**more, **given})
 
 
 def _prefill(
@@ -39,13 +39,13 @@ def _prefill(
 ) -> Launch:
     tiles = prefill_tiles(BYTES[kind], dim, pairs)
     more = {"PLACES": tiles.queries}
-    return _launch(attention._prefill, kind, cache, group, dim, tiles, {**more, **given})
+    return _launch(attention_kernels.prefill, kind, cache, group, dim, tiles, {**more, **given})
 
 
 def _reduce(kind: str, dim: int) -> Launch:
     tiles = Tiles(tile=64, warps=2, stages=3)
     more = {"ROOM": attention.MOST_SPLITS, "PARTS": 16}
-    return _launch(attention._reduce, kind, kind, 1, dim, tiles, more)
+    return _launch(attention_kernels.reduce, kind, kind, 1, dim, tiles, more)
 
 
 def _launch(

@@ -14,7 +14,7 @@ from llmhost.core.request import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.drawing import Place
 from llmhost.engines.torch.asked import DrawAsked, asked_of, pack
-from llmhost.engines.torch.kernels import draw
+from llmhost.engines.torch.kernels import draw, draw_kernels
 from llmhost.engines.torch.kernels.draw import DrawRoom, draw_tokens
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -199,9 +199,14 @@ def race(logits, seeds, out, count, vocabulary, LINES: tl.constexpr, TOKENS: tl.
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
     tokens = tl.arange(0, TOKENS)
     x = tl.load(logits + tokens, mask=tokens < vocabulary, other=float("-inf"))
-    first, second = draw._row_keys(tl.load(seeds + line), tl.load(seeds + count + line))
-    times = draw._arrival(
-        x[None, :], tl.max(x, 0), draw._scale(1.0), tokens[None, :], first[:, None], second[:, None]
+    first, second = draw_kernels._row_keys(tl.load(seeds + line), tl.load(seeds + count + line))
+    times = draw_kernels._arrival(
+        x[None, :],
+        tl.max(x, 0),
+        draw_kernels._scale(1.0),
+        tokens[None, :],
+        first[:, None],
+        second[:, None],
     )
     tl.store(out + line, tl.argmin(times, 1))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tests.unit.kernels.gpu_compiler import Launch, compile_all
 
-from llmhost.engines.torch.kernels import draw
+from llmhost.engines.torch.kernels import draw, draw_kernels
 
 NUMBERS = ("temperature", "top_p", "min_p", "tile_best", "tile_time", "group_best", "edges")
 WHOLE = ("top_k", "tile_first", "tile_token", "listed", "out")
@@ -21,13 +21,13 @@ def launches() -> Iterator[Launch]:
             **dict.fromkeys(("seed", "position", "tile_mass"), "*i64"),
         }
         yield Launch(
-            draw._look,
+            draw_kernels.look,
             types,
             {"TILE_GROUPS": draw.TILE_GROUPS, "GROUP": draw.GROUP_TOKENS},
             {"num_warps": draw.TILE_WARPS, "enable_fp_fusion": False},
         )
         yield Launch(
-            draw._settle,
+            draw_kernels.settle,
             types,
             {
                 "TILES": 64, "GROUPS": 1024, "GROUP": draw.GROUP_TOKENS, "CHUNK": draw.CHUNK_GROUPS,
