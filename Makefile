@@ -26,6 +26,7 @@ $(VENV)/python-is-fine:
 $(VENV)/ready-to-serve: $(VENV)/python-is-fine $(NEEDS)
 	@echo "> installing llmhost and the torch engine into $(VENV)"
 	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@$(BIN)/python -m compileall -q src  # where Python is told to write no bytecode, each start would compile all
 	@touch $@
 
 # What the tests need on top: development tools, and the engine for GGUF files where it can be built.

@@ -1,7 +1,9 @@
 """What all tests share: the long checks run only when asked for, and server processes can be had."""
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,32 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("searching", deadline=None, max_examples=300, print_blob=True)
 settings.load_profile("steady")
 
+# Hundreds of servers and commands are started. Compiling the source for each would take longer than all tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 HAS_GPU = Path("/dev/nvidia0").exists()
 if not HAS_GPU:
     # Without a GPU Triton's own interpreter runs the kernels, on the CPU. It has to know before they are defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 sys.path.append(str(Path(__file__).parent / "http"))  # for server_process.py
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The long checks are not even imported when they don't run: what they need takes seconds to import."""
+    return True if collection_path.name == "bars" and "bars" not in config.option.markexpr else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported and collected stays to the end, so nobody searches it for garbage, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
