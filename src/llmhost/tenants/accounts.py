@@ -7,21 +7,14 @@ every budget over the caller, and all of them are asked before any is changed. U
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from llmhost.core.errors import (
-    CreditsExhausted,
-    OrgBudgetExhausted,
-    QuotaExhausted,
-    TeamBudgetExhausted,
-)
 from llmhost.core.request import Caller
-from llmhost.core.units import nano_to_dollars
 from llmhost.observe.logs import log_event
+from llmhost.tenants.budget_refusals import refusal
 from llmhost.tenants.budgets import LEVELS, Budget
-from llmhost.tenants.periods import show_time
-from llmhost.tenants.pots import Account, Pot, Run, Standing, standing_of
+from llmhost.tenants.pots import Account, Pot, Run, Standing
 
 log = logging.getLogger("llmhost.budgets")
 
@@ -390,52 +383,3 @@ def tightest_of(pots: Iterable[Pot], utc_ns: int) -> Tightest | None:
         if found is None or room < found.remaining_nano:
             found = Tightest(pot.account.budget.level, pot.limit, room, pot.resets_ns)
     return found
-
-
-def refusal(pot: Pot, nano: int, utc_ns: int) -> QuotaExhausted:
-    """Whose budget it is, how it stands, and whether it comes back."""
-    budget, now = pot.account.budget, standing_of(pot, utc_ns)
-    held = f" and ${nano_to_dollars(now.held)} is held by requests that run" if now.held else ""
-    return _kind_of(budget)(
-        f"{_name(budget, pot.run)} {_may(budget, now.limit)}; ${nano_to_dollars(now.spent)} is spent{held}."
-        f" This request needs ${nano_to_dollars(nano)} to begin. {_cure(budget, now, utc_ns)}",
-        level=budget.level,
-        budget_id=budget.id,
-        remaining_nano=max(pot.room(utc_ns), 0),
-    )
-
-
-def _kind_of(budget: Budget) -> type[QuotaExhausted]:
-    """Each has a code of its own, by which clients tell what to ask for."""
-    if budget.is_balance:
-        return CreditsExhausted
-    kinds = {"team": TeamBudgetExhausted, "org": OrgBudgetExhausted}
-    return QuotaExhausted if budget.is_per_run else kinds.get(budget.holder, QuotaExhausted)
-
-
-def _name(budget: Budget, run: Run | None) -> str:
-    if budget.is_per_run:
-        return "A request without a run" if run is None else f"The run {run[2]!r}"
-    names: Mapping[str, str] = {
-        "key": "This key",
-        "team": f"The team {budget.team!r}",
-        "org": f"The organisation {budget.org!r}",
-    }
-    return names[budget.holder]
-
-
-def _may(budget: Budget, limit: int) -> str:
-    if budget.is_balance:
-        return f"has been given credits of ${nano_to_dollars(limit)}"
-    per = {"day": " per day", "month": " per month"}.get(budget.period.value, " in all")
-    return f"may spend ${nano_to_dollars(limit)}{per}"
-
-
-def _cure(budget: Budget, now: Standing, utc_ns: int) -> str:
-    if budget.is_balance:
-        return "It goes on when more credits are added."
-    if budget.until_ns is not None and utc_ns >= budget.until_ns:
-        return f"The budget was good until {show_time(budget.until_ns, budget.zone)}."
-    if now.resets_ns is not None:
-        return f"The budget begins anew at {show_time(now.resets_ns, budget.zone)}."
-    return "The budget does not begin anew: ask for a higher one."
