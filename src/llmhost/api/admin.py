@@ -13,9 +13,9 @@ from llmhost.core.ports import EngineLoad
 from llmhost.cost.ledger import Ledger
 from llmhost.deploy.catalogue import Catalogue, Served
 from llmhost.deploy.deployment import Deployment, State
-from llmhost.deploy.effects import HOST
 from llmhost.deploy.manager import Deployments
 from llmhost.deploy.replica import Replica
+from llmhost.deploy.sleepers import HOST
 from llmhost.hooks.registry import PluginReport, Plugins
 from llmhost.tenants.budget_store import BudgetStore
 from llmhost.tenants.keys import KeyStore

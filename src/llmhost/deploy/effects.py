@@ -1,5 +1,5 @@
-"""The acts behind a deployment: fetch, check that it fits, load, probe, sleep, wake, unload. Each measures what it
-took.
+"""The acts behind a deployment: fetch, check that it fits, load, probe, unload. Each measures what it took; how a
+model sleeps is told in `sleepers`.
 
 Order matters: the footprint is read from headers and the memory leased before a single weight is read, so a model
 that can't fit is refused at once with the numbers and takes nothing else down.
@@ -17,7 +17,6 @@ import psutil
 
 from llmhost.core.errors import (
     ConfigError,
-    Conflict,
     EngineFailed,
     LlmhostError,
     ModelUnavailable,
@@ -35,10 +34,10 @@ from llmhost.deploy.drafts import check_same_words, draft_entry, draft_holder
 from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
 from llmhost.deploy.off_loop import OffLoop
 from llmhost.deploy.replica import Replica
+from llmhost.deploy.sleepers import HOST, Sleepers
 from llmhost.deploy.sources import find_files, presence
 from llmhost.engines.kinds import EngineKind
 from llmhost.gpu.devices import Devices
-from llmhost.gpu.memory import DeviceMemory, Lease
 from llmhost.observe.logs import log_event
 from llmhost.schedule.draft_model import ModelDrafter
 from llmhost.schedule.drafting import PromptLookup
@@ -49,8 +48,6 @@ from llmhost.schedule.speculation import Speculation
 
 log = logging.getLogger("llmhost.deploy")
 
-HOST = "cpu:0"
-"""The device in whose memory blocks are kept that have to leave another one's, or its own KV cache."""
 PROBE_PROMPT = "Hello"
 PROBE_TIMEOUT_S = 120.0
 
@@ -83,7 +80,7 @@ class LoadEffects:
         self._files: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
         self._tokenizers: dict[str, Tokenizer] = {}
         self._predictions: dict[str, RunnerFacts] = {}
-        self._asleep: dict[str, list[tuple[DeviceMemory, Lease]]] = {}  # what each takes to wake
+        self._sleepers = Sleepers(devices, self._costs)
 
     async def tokenizer(self, entry: ModelEntry) -> Tokenizer:
         """The model's tokenizer, which does not need its weights. Kept."""
@@ -162,82 +159,15 @@ class LoadEffects:
 
     def check_sleep(self, replica: Replica) -> None:
         """Raises Conflict where a model gains nothing by sleeping, or can't."""
-        if not replica.facts.can_sleep:
-            device = replica.facts.device
-            why = (
-                f"it is on {device}, where its weights take the same memory asleep"
-                if device == HOST
-                else "its engine does not do that"
-            )
-            raise Conflict(
-                f"The model {replica.lease_holder} can't be put to sleep: {why}. Unload it instead."
-            )
+        self._sleepers.check(replica)
 
     async def sleep(self, replica: Replica, *, drain_s: float) -> int:
-        """Have the weights in host memory, and lease nothing of the device; the bytes of the weights.
-
-        Raises DoesNotFit when the host has no room for them, and then the model stays as it is.
-        """
-        holder = replica.lease_holder
-        leases = self._leases_of(holder)
-        size_bytes = sum(lease.weights_bytes for _, lease in leases)
-        host = self._devices.memory(HOST)
-        if host is not None and size_bytes:
-            host.grant(_asleep(holder), weights_bytes=size_bytes, kv_bytes=0)
-        try:
-            await replica.engine.sleep(drain_s=drain_s)
-        except BaseException as error:
-            self._end_sleep(holder)
-            if isinstance(error, LlmhostError) or not isinstance(error, Exception):
-                raise
-            raise ModelUnavailable(
-                f"The model {holder} could not be put to sleep: {type(error).__name__}: {error}"
-            ) from error
-        for memory, lease in leases:
-            memory.give_back(lease.holder)
-        self._asleep[holder] = leases
-        return size_bytes
+        """The bytes of the weights, which are in host memory then. Raises DoesNotFit, and the model stays as it is."""
+        return await self._sleepers.put_to_sleep(replica, drain_s=drain_s)
 
     async def wake(self, replica: Replica) -> None:
-        """Have a sleeping model on its device again.
-
-        Raises DoesNotFit, or OutOfMemory where more is taken than the ledger knows; then it sleeps on.
-        """
-        leases = self._asleep[replica.lease_holder]
-        begun = self._costs.begin_load(replica.facts.device)
-        granted: list[tuple[DeviceMemory, Lease]] = []
-        try:
-            for memory, lease in leases:
-                memory.grant(
-                    lease.holder,
-                    weights_bytes=lease.weights_bytes,
-                    kv_bytes=lease.kv_bytes,
-                    step_bytes=lease.step_bytes,
-                )
-                granted.append((memory, lease))
-            await replica.engine.wake()
-        except BaseException:
-            for memory, lease in granted:
-                memory.give_back(lease.holder)
-            raise
-        finally:
-            self._costs.bear_load(begun)
-        self._end_sleep(replica.lease_holder)
-
-    def _leases_of(self, holder: str) -> list[tuple[DeviceMemory, Lease]]:
-        """What a model and the one that guesses for it hold of devices."""
-        holders = (holder, draft_holder(holder))
-        return [
-            (memory, lease)
-            for memory in self._devices.all()
-            for lease in memory.leases()
-            if lease.holder in holders
-        ]
-
-    def _end_sleep(self, holder: str) -> None:
-        self._asleep.pop(holder, None)
-        if (host := self._devices.memory(HOST)) is not None:
-            host.give_back(_asleep(holder))
+        """Raises DoesNotFit or OutOfMemory, and the model sleeps on."""
+        await self._sleepers.wake(replica)
 
     def files(self, entry: ModelEntry) -> str | None:
         """Whether the model's files are here: present, partial or absent; None for an engine without files. Blocks."""
@@ -361,7 +291,7 @@ class LoadEffects:
     def _give_back(self, holder: str, device: str) -> None:
         """End a model's stay: its memory is free, and its files are looked at anew when it comes back."""
         draft = draft_holder(holder)
-        self._end_sleep(holder)
+        self._sleepers.forget(holder)
         for name, lease in ((device, holder), (device, draft), (HOST, _on_host(holder))):
             memory = self._devices.memory(name)
             if memory is not None:
@@ -487,10 +417,6 @@ class LoadEffects:
 
 def _on_host(holder: str) -> str:
     return f"{holder} (KV on the host)"
-
-
-def _asleep(holder: str) -> str:
-    return f"{holder} (asleep)"
 
 
 def _guesser(entry: ModelEntry, runner: Runner, drafter: Drafter | None) -> Guesser | None:
