@@ -32,6 +32,10 @@ class TestChat(ChatModelIntegrationTests):
         return True
 
     @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
     def model_override_value(self) -> str:
         return "gpt-4o-mini"
 

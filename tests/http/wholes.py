@@ -52,6 +52,15 @@ FORMS: tuple[Body, ...] = (
     {"structured_outputs": {"choice": ["yes", "nö", "may be"]}},
     {"structured_outputs": {"grammar": 'start: WORD (", " WORD)*\nWORD: /[a-z]{1,5}/'}},
 )
+CUSTOM: tuple[Body, ...] = (
+    {"type": "text"},
+    {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[0-9é]{1,4}( \\+ [0-9]+)?"}},
+    {
+        "type": "grammar",
+        "grammar": {"syntax": "lark", "definition": 'start: "\\"" /[a-zäé\\n]{1,9}/ "}"'},
+    },
+)
+"""What custom tools take."""
 SAYABLE: tuple[Body, ...] = ({"structured_outputs": {"regex": "( ?[a-z]+){1,6}"}},)
 """Forms that a model of words can be held to."""
 
@@ -91,6 +100,10 @@ def _calling(dice: random.Random) -> Body:
     is_strict = dice.random() < 0.5
     listed = [{**one, "function": {**one["function"], "strict": is_strict}} for one in offered]
     named = {"type": "function", "function": {"name": dialogue.tools[0]}}
+    if dice.random() < 0.3:
+        name = listed[0]["function"]["name"]
+        listed[0] = {"type": "custom", "custom": {"name": name, "format": dice.choice(CUSTOM)}}
+        named = {"type": "custom", "custom": {"name": name}}
     body: Body = {
         "messages": [{"role": "user", "content": dice.choice(dialogue.questions)}],
         "tools": listed,
