@@ -289,7 +289,7 @@ def test_commands_find_a_node_by_its_socket(uds_node: Node) -> None:
     assert by_url.returncode == 0, by_url.stderr
 
 
-@pytest.mark.parametrize("name", ["x-forwarded-for", "x-real-ip", "forwarded"])
+@pytest.mark.parametrize("name", ["x-forwarded-for", "x-real-ip", "forwarded", "via"])
 def test_a_stranger_that_a_proxy_brings_is_not_local(uds_node: Node, name: str) -> None:
     brought = {name: "for=203.0.113.9" if name == "forwarded" else "203.0.113.9"}
 

@@ -1,7 +1,8 @@
 """Who is at the other end of a connection: the address that is counted, and whether it is a program of this machine.
 
 Whoever says nothing of a proxy and comes from loopback or a unix socket is local. What comes by a proxy never is, or a
-proxy beside the server would make strangers local: neither what a trusted proxy sends, nor what names other addresses.
+proxy beside the server would make strangers local: neither what a trusted proxy sends, nor what names other addresses,
+nor what has been through a proxy that names none.
 """
 
 import re
@@ -18,6 +19,18 @@ MOST_FORWARDED_BYTES = 512
 """Of `x-forwarded-for`, which is read from its end: its beginning is a stranger's to write."""
 _NAMING = frozenset({b"x-forwarded-for", b"x-real-ip", b"forwarded"})
 """Headers in which proxies name whom they forward for."""
+_SIGNS = _NAMING | {
+    *(
+        b"via",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-forwarded-port",
+        b"x-forwarded-server",
+    ),
+    *(b"x-forwarded", b"x-original-forwarded-for", b"x-envoy-external-address"),
+    *(b"cf-connecting-ip", b"true-client-ip", b"x-client-ip", b"x-cluster-client-ip"),
+}
+"""Headers that proxies write, and programs that ask a server themselves do not."""
 _FOR = re.compile(r'for="?([^;,"]+)', re.IGNORECASE)
 
 
@@ -46,7 +59,7 @@ class Peers:
         return self._known.cache_info().currsize
 
     def of(self, scope: Any) -> Peer:
-        named = [each for each in scope["headers"] if each[0] in _NAMING]
+        named = [each for each in scope["headers"] if each[0] in _SIGNS]
         # Strangers choose how long it is, and what is remembered is for ever new.
         is_long = sum(len(value) for _, value in named) > MOST_FORWARDED_BYTES
         look = self._look if is_long else self._known
@@ -65,7 +78,7 @@ class _Look:
         forwarded = b",".join(sent)[-MOST_FORWARDED_BYTES:].decode("latin-1") if sent else None
         return Peer(
             address=address_of(peer, forwarded, self._networks, is_trusted_peer=is_proxy),
-            is_local=not is_proxy and _is_home(peer) and all(map(_is_home, _addresses(named))),
+            is_local=not is_proxy and _is_home(peer) and _is_from_home(named),
             is_proxy=is_proxy,
         )
 
@@ -84,8 +97,16 @@ def _is_home(address: str) -> bool:
     return found is not None and found.is_loopback
 
 
+def _is_from_home(signs: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """No proxy has had it, or one of this machine for a program of this machine."""
+    addresses = list(_addresses(signs))
+    return all(map(_is_home, addresses)) and (bool(addresses) or not signs)
+
+
 def _addresses(named: tuple[tuple[bytes, bytes], ...]) -> Iterable[str]:
     """Everybody who is named by these headers. What names nobody, such as `unknown`, is no address either."""
     for name, raw in named:
+        if name not in _NAMING:
+            continue
         value = raw[-MOST_FORWARDED_BYTES:].decode("latin-1")
         yield from _FOR.findall(value) or [value] if name == b"forwarded" else value.split(",")

@@ -34,11 +34,19 @@ class Limit:
         await self._ask(context)
 
     async def count(self, context: RequestContext) -> None:
-        """Of a request that will not run: it counts as a request, and takes no tokens and no place."""
+        """Of a request that will not run: it counts as a request, and takes no tokens and no place.
+
+        It is asked before the prompt is read, which costs much where that is long.
+        """
         self._check_draining()
         with self._noted(context):
-            context.limits_pass = self._limiter.count(*_wish(context))
+            context.limits_pass = self._limiter.count(*_who(context))
         await self._ask(context)
+
+    def check(self, context: RequestContext) -> None:
+        """Of such a one, when its prompt is known: whether there are as many tokens for it."""
+        with self._noted(context):
+            self._limiter.check(*_wish(context))
 
     def settle(self, context: RequestContext) -> None:
         """The request has ended: what it did not use comes back, and its place is free. Idempotent."""
@@ -84,9 +92,12 @@ class Limit:
         )
 
 
+def _who(context: RequestContext) -> tuple[Caller, str, str | None]:
+    return context.known_caller, context.known_deployment.entry.name, context.run_id
+
+
 def _wish(context: RequestContext) -> tuple[Caller, str, str | None, Size]:
-    name = context.known_deployment.entry.name
-    return context.known_caller, name, context.run_id, _size(context)
+    return *_who(context), _size(context)
 
 
 def _size(context: RequestContext) -> Size:

@@ -177,8 +177,10 @@ class Processor:
         context, stages = self._arrived(request, None, headers, caller), self._stages
         check_run(headers)
         stages.screen.check_length(context)
-        await stages.resolve(context)
+        tokenizer = await stages.resolve.find(context)
         await stages.limit.count(context)
+        await stages.resolve.read(context, tokenizer)
+        stages.limit.check(context)
         await stages.resolve.compile_grammar(context)
         estimate = await stages.bill.estimate(context)
         await stages.screen(context)
@@ -192,8 +194,8 @@ class Processor:
         It is not metered, and counted by limits as a request. Raises what would refuse it, but for its length.
         """
         check_run(headers)
-        context = await self._looked_up(self._arrived(request, None, headers, caller))
-        await self._stages.limit.count(context)
+        context = self._arrived(request, None, headers, caller)
+        await self._looked_up(context, is_counted=True)
         return context
 
     async def measure(self, request: GenerationRequest, caller: Caller) -> tuple[int, int]:
@@ -201,16 +203,20 @@ class Processor:
 
         It is neither metered nor counted. Raises what would refuse it, but for its length.
         """
-        context = await self._looked_up(self._arrived(request, None, {}, caller))
+        context = self._arrived(request, None, {}, caller)
+        await self._looked_up(context)
         return context.prompt_tokens, context.longest_tokens
 
-    async def _looked_up(self, context: RequestContext) -> RequestContext:
-        self._stages.screen.check_length(context)
+    async def _looked_up(self, context: RequestContext, *, is_counted: bool = False) -> None:
+        stages = self._stages
+        stages.screen.check_length(context)
+        tokenizer = await stages.resolve.find(context)
+        if is_counted:
+            await stages.limit.count(context)
         try:
-            await self._stages.resolve(context)
+            await stages.resolve.read(context, tokenizer)
         except ContextTooLong:
             assert context.terms is not None, "how long it is was known"
-        return context
 
     async def tokenizer(
         self, request: GenerationRequest, headers: Mapping[str, str], caller: Caller

@@ -37,8 +37,11 @@ class Resolve:
         self._plugins = plugins
 
     async def __call__(self, context: RequestContext) -> None:
+        await self.read(context, await self.find(context))
+
+    async def read(self, context: RequestContext, tokenizer: Tokenizer) -> None:
+        """What a request says, in the tokens of the model that was found."""
         request = context.request
-        tokenizer = await self.find(context)
         deployment = context.known_deployment
         facts = await self._deployments.facts(deployment)
         if not request.only_loads:

@@ -1,7 +1,7 @@
 """All limits of a request as one gate: a place on every level and its requests and tokens, or nothing of it."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
@@ -89,17 +89,21 @@ class Limiter:
             raise
         return Pass(self, who, size, places, taken)
 
-    def count(self, caller: Caller, model: str, run: str | None, size: Size) -> Pass | None:
-        """Count a request that will not run: no tokens and no place. Raises what would refuse it now, as `admit` does,
-        but that it waits for no place."""
+    def count(self, caller: Caller, model: str, run: str | None) -> Pass | None:
+        """Count a request that will not run: no tokens and no place. Raises as `admit` does for too many requests."""
         levels = self._levels.of(caller, model, run)
         if not levels:
             return None
-        who = (model, key_of(caller))
         now_ns = self._clock.monotonic_ns()
-        taken = self._rates.take(levels, self._wish(who, size), now_ns)
+        taken = self._rates.take(levels, Wish(0), now_ns)
         taken.settle(0, 0, now_ns)
-        return Pass(self, who, size, (), taken)
+        return Pass(self, (model, key_of(caller)), Size(input_tokens=0), (), taken)
+
+    def check(self, caller: Caller, model: str, run: str | None, size: Size) -> None:
+        """Raises what would refuse a request that was counted, as `admit` does, but that it waits for no place."""
+        if levels := self._levels.of(caller, model, run):
+            wish = replace(self._wish((model, key_of(caller)), size), requests=0)
+            self._rates.check(levels, wish, self._clock.monotonic_ns())
 
     def settle(self, taken: Taken, input_tokens: int, output_tokens: int) -> None:
         taken.settle(input_tokens, output_tokens, self._clock.monotonic_ns())

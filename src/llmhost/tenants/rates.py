@@ -30,6 +30,8 @@ class Wish:
     """A guess, of all its choices together."""
     most_output_tokens: int | None = None
     """As many as it asks for at most; None when it says nothing."""
+    requests: int = 1
+    """0 where it was counted before."""
 
 
 class _Share(NamedTuple):
@@ -128,7 +130,7 @@ class Rates:
 def _units(level: Level, rate: Rate, wish: Wish) -> int:
     """What a request takes of a rate. Raises ExceedsLimit for more than there ever is."""
     if rate.kind == REQUESTS:
-        return 1
+        return wish.requests
     if rate.kind == INPUT:
         if wish.input_tokens > rate.burst:
             raise _too_large(level, INPUT, rate.per_minute, wish.input_tokens)

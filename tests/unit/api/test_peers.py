@@ -98,3 +98,17 @@ def test_what_strangers_write_is_not_remembered_in_any_length() -> None:
         assert not peers.of(scope("203.0.113.9", ("x-forwarded-for", f"{long}{place}"))).is_local
 
     assert peers.remembered == 0
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [("via", "1.1 box"), ("x-forwarded-host", "models.example"), ("cf-connecting-ip", "::1")],
+)
+def test_what_a_proxy_brings_and_names_nobody_for_is_not_local(sign: tuple[str, str]) -> None:
+    assert not Peers().of(scope("127.0.0.1", sign)).is_local
+
+
+def test_a_proxy_of_this_machine_may_bring_programs_of_this_machine() -> None:
+    sent = (("x-forwarded-host", "localhost:5173"), ("x-forwarded-for", "::1"))
+
+    assert Peers().of(scope("127.0.0.1", *sent)).is_local

@@ -380,3 +380,36 @@ async def test_each_run_has_limits_of_its_own() -> None:
     assert [answer.status_code for answer in answers] == [200, 429, 200, 200, 200, 400]
     assert answers[1].json()["error"]["message"].startswith("The run 'one' may make 1 requests")
     assert "x-llmhost-run" in answers[5].json()["error"]["message"]
+
+
+# -- what is counted and not run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["estimate", "count_tokens"])
+async def test_a_prompt_is_not_read_for_whom_has_asked_too_often(what: str) -> None:
+    """Reading a long one costs much, and is all that these do."""
+    async with held_host(LimitSettings(requests_per_minute=1)) as (host, _):
+        processor = host.host.processor
+        resolve, read = processor._stages.resolve, list[str]()
+        by_itself = resolve.read
+
+        async def noted(context: Any, tokenizer: Any) -> None:
+            read.append(context.request.request_id)
+            await by_itself(context, tokenizer)
+
+        resolve.read = noted  # type: ignore[method-assign]
+        caller = await processor.identify(asks, None, {})
+        await getattr(processor, what)(asks(request_id="first"), {}, caller)
+        with pytest.raises(LimitReached):
+            await getattr(processor, what)(asks(request_id="second"), {}, caller)
+
+        assert read == ["first"]
+
+
+async def test_an_estimate_says_what_no_wait_would_help() -> None:
+    async with held_host(LimitSettings(output_tokens_per_minute=100)) as (host, _):
+        processor = host.host.processor
+        caller = await processor.identify(asks, None, {})
+
+        with pytest.raises(ExceedsLimit):
+            await processor.estimate(asks(max_tokens=200), {}, caller)
