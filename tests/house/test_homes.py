@@ -57,6 +57,8 @@ PURE = [
     "tenants/gcra.py",
     "tenants/periods.py",
     "tenants/pots.py",
+    "safety/labels.py",
+    "safety/review.py",
     "safety/rules.py",
     "safety/window.py",
     "gpu/memory.py",

@@ -55,6 +55,8 @@ from llmhost.api.responses.routes import PATH as RESPONSES_PATH
 from llmhost.api.responses.routes import TOKENS_PATH, input_tokens_route, responses_route
 from llmhost.api.responses.shelf import Conversations, Responses
 from llmhost.api.responses.state_routes import conversation_routes, item_routes, response_routes
+from llmhost.api.reviews.admin import review_admin_router
+from llmhost.api.reviews.desk import ReviewDesk
 from llmhost.api.tokenize import tokenize_routes
 from llmhost.api.upgrade import with_sockets
 from llmhost.config.schema import ServerSettings
@@ -84,6 +86,7 @@ class Surface:
     files: FileDesk
     batches: BatchDesk
     batch_admin: BatchAdmin
+    reviews: ReviewDesk
     idempotency: Idempotency
     responses: Desk
     chats: ChatDesk
@@ -144,6 +147,7 @@ def build_app(surface: Surface) -> ASGIApp:
                 drain_s=settings.drain_timeout_s,
             ),
             batch_admin_router(surface.batch_admin, guard),
+            review_admin_router(surface.reviews, guard),
             key_router(surface.invoices),
             backup_router(surface.backups, guard),
             organization_router(surface.organizations, surface.invoices, surface.reports, guard),

@@ -194,6 +194,36 @@ class HttpAdmin:
     def delete_file(self, file_id: str) -> Row:
         return self._http.one("DELETE", _path("files", file_id))
 
+    def reviews(
+        self, *, org: str | None = None, state: str = "pending", category: str | None = None
+    ) -> list[Row]:
+        query = {"org": org, "state": state, "category": category}
+        return self._http.all("/admin/v1/reviews", limit="1000", **query)
+
+    def review(self, review_id: str) -> Row:
+        return self._http.one("GET", _path("reviews", review_id))
+
+    def review_original(self, review_id: str) -> Row:
+        return self._http.one("GET", _path("reviews", review_id, "original"))
+
+    def claim_review(self, review_id: str | None, *, org: str | None = None) -> Row:
+        path = _path("reviews", *([] if review_id is None else [review_id]), "claim")
+        return self._http.one("POST", path, query={"org": org})
+
+    def release_review(self, review_id: str) -> Row:
+        return self._http.one("POST", _path("reviews", review_id, "release"))
+
+    def decide_review(self, review_id: str, *, decision: str, note: str | None = None) -> Row:
+        body = {"decision": decision, "note": note}
+        return self._http.one("POST", _path("reviews", review_id, "decide"), json=body)
+
+    def escalate_review(self, review_id: str, *, note: str | None = None) -> Row:
+        return self._http.one("POST", _path("reviews", review_id, "escalate"), json={"note": note})
+
+    def review_stats(self, *, org: str | None = None, since: str | None = None) -> Row:
+        query = {"org": org, "since": since}
+        return self._http.one("GET", _path("reviews", "stats"), query=query)
+
     def models(self) -> list[Row]:
         return self._http.all("/admin/v1/models")
 

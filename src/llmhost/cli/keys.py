@@ -29,7 +29,7 @@ keys = typer.Typer(
 KeyId = Annotated[
     str, typer.Argument(metavar="ID", help="As `llmhost keys list` shows it, or its beginning.")
 ]
-Role = Literal["admin", "billing", "member", "inference"]
+Role = Literal["admin", "billing", "member", "inference", "reviewer"]
 _ROLES = (
     "admin manages its organisation, billing sees its usage and ledger, member asks models and sees its own usage,"
     " inference asks models."

@@ -28,6 +28,7 @@ from llmhost.cli import (
     plugins,
     prices,
     pull,
+    reviews,
     serve,
     usage,
 )
@@ -37,7 +38,7 @@ from llmhost.core.errors import LlmhostError
 _ORDER = (
     *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
     *("adapters", "export-gguf"),
-    *("batches", "files"),
+    *("batches", "files", "reviews"),
     *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "invoice", "ledger"),
     *("backup", "restore"),
     *("bench", "plugins", "config", "doctor", "version"),
@@ -124,7 +125,7 @@ def show_version(as_json: Json = False) -> None:
 
 for commands in (
     *(serve, chat, models, pull, adapters, export_gguf, orgs, keys, budgets, prices, usage, ledger),
-    *(invoice, entries, backup, batches),
+    *(invoice, entries, backup, batches, reviews),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

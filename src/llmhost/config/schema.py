@@ -196,6 +196,31 @@ class SafetySettings(Section, frozen=True):
     """While rules or plugins judge answers, text is held back until this much of it is judged at once."""
 
 
+class ReviewSettings(Section, frozen=True):
+    """[reviews]: texts that policies leave to humans."""
+
+    due_minutes: Positive = 60
+    """When somebody should have decided: who comes later is overdue."""
+    expire_hours: Annotated[int, Meta(ge=1, le=8760)] = 72
+    """When a text that nobody decided on expires, which refuses it."""
+    claim_minutes: Annotated[int, Meta(ge=1, le=1440)] = 15
+    """How long a reviewer's claim keeps others away."""
+    four_eyes: bool = False
+    """Two different reviewers have to agree; where they don't, the operator or an admin decides."""
+    ruling_hours: Annotated[int, Meta(ge=1, le=8760)] = 168
+    """How long a decision holds for exactly the same text of the same organisation."""
+    sample_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Part of the texts that is looked at afterwards where the policy's mode is `release`."""
+    original_days: Annotated[int, Meta(ge=1, le=3650)] = 7
+    """Days until the encrypted original is erased, and with it what was held: calls and answers."""
+    redacted_days: Annotated[int, Meta(ge=1, le=3650)] = 90
+    """Days until the redacted text is erased, too. What was decided stays, without a text."""
+    max_pending: Positive = 10_000
+    """Texts that may wait at the same time; while they do, more are refused with 503."""
+    retry_after_s: Positive = 30
+    """When callers are told to ask again for what is held."""
+
+
 class PluginSettings(Section, frozen=True):
     """[plugins]: drop-in files and installed packages."""
 
@@ -416,6 +441,7 @@ class Settings(Section, frozen=True):
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
     safety: SafetySettings = SafetySettings()
+    reviews: ReviewSettings = ReviewSettings()
     plugins: PluginSettings = PluginSettings()
     devices: DeviceSettings = DeviceSettings()
     costs: CostSettings = CostSettings()

@@ -149,6 +149,7 @@ class Role(StrEnum):
     BILLING = "billing"
     MEMBER = "member"
     INFERENCE = "inference"
+    REVIEWER = "reviewer"
 
 
 @dataclass(frozen=True, slots=True)

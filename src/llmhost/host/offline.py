@@ -37,11 +37,15 @@ from llmhost.api.ledger import AccountPage, LedgerDesk, NewRerating
 from llmhost.api.prices import NewPrice, PriceAdmin, PricePage
 from llmhost.api.report_wire import CostedPage, UsedPage, time_ns
 from llmhost.api.reports import ReportDesk, query_of
+from llmhost.api.reviews.desk import ReviewDesk
+from llmhost.api.reviews.wire import ReviewPage, Ruling
 from llmhost.config.load import LoadedSettings
+from llmhost.config.schema import ReviewSettings
 from llmhost.hooks.registry import Plugins
 from llmhost.host.backup import back_up, told
 from llmhost.host.batches import offline_admin
 from llmhost.host.books import open_books
+from llmhost.host.reviews import open_reviews
 from llmhost.host.state import open_state
 from llmhost.observe.clock import SystemClock
 from llmhost.storage.node import DataDir
@@ -60,6 +64,7 @@ Page = (
     | AccountPage
     | BatchRows
     | FileRows
+    | ReviewPage
 )
 
 
@@ -75,12 +80,14 @@ class OfflineAdmin:
         try:
             books = open_books(self._data_dir, clock, self._closing)
             state = open_state(self._data_dir, self._closing)
+            reviews = open_reviews(self._data_dir, ReviewSettings(), clock, self._closing)
         except BaseException:
             self.close()
             raise
         self._admin = Admin(books.keys, books.ledger, Plugins(), None, budgets=books.budgets)
         self._tenants = self._admin.tenants
         self._batches = offline_admin(self._data_dir, state, clock)
+        self._reviews = ReviewDesk(reviews, clock)
         self._costs = CostReports(books.costs)
         self._prices = PriceAdmin(books.prices, books.keys.directory, clock, None)
         self._reports = ReportDesk(books.reports)
@@ -224,6 +231,34 @@ class OfflineAdmin:
 
     def delete_file(self, file_id: str) -> Row:
         return _row(self._run(self._batches.delete_file(file_id)))
+
+    def reviews(self, **query: Any) -> list[Row]:
+        return _rows(lambda **page: self._run(self._reviews.page(**query, **page)))
+
+    def review(self, review_id: str) -> Row:
+        return _row(self._run(self._reviews.show(review_id)))
+
+    def review_original(self, review_id: str) -> Row:
+        return _row(self._run(self._reviews.original(review_id)))
+
+    def claim_review(self, review_id: str | None, *, org: str | None = None) -> Row:
+        if review_id is None:
+            return _row(self._run(self._reviews.claim_next(org=org)))
+        return _row(self._run(self._reviews.claim(review_id)))
+
+    def release_review(self, review_id: str) -> Row:
+        return _row(self._run(self._reviews.release(review_id)))
+
+    def decide_review(self, review_id: str, *, decision: str, note: str | None = None) -> Row:
+        ruling = msgspec.convert({"decision": decision, "note": note}, Ruling)
+        approves = ruling.decision == "approve"
+        return _row(self._run(self._reviews.decide(review_id, approves=approves, note=ruling.note)))
+
+    def escalate_review(self, review_id: str, *, note: str | None = None) -> Row:
+        return _row(self._run(self._reviews.escalate(review_id, note=note)))
+
+    def review_stats(self, *, org: str | None = None, since: str | None = None) -> Row:
+        return _row(self._run(self._reviews.stats(org=org, since=since)))
 
     def verify_ledger(self) -> Row:
         return _row(self._ledger.verify())

@@ -25,6 +25,7 @@ from llmhost.api.organization import OrganizationDesk
 from llmhost.api.peers import Peers
 from llmhost.api.prices import PriceAdmin
 from llmhost.api.reports import ReportDesk
+from llmhost.api.reviews.desk import ReviewDesk
 from llmhost.config.schema import Settings
 from llmhost.core.errors import ConfigError
 from llmhost.core.events import DeploymentChanged
@@ -47,6 +48,7 @@ from llmhost.host.batches import Deferred, open_deferred
 from llmhost.host.books import Books, open_books
 from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
+from llmhost.host.reviews import measure, open_reviews
 from llmhost.host.state import Forgets, open_responses, open_state
 from llmhost.observe.budgets import OrgBudget
 from llmhost.observe.clock import SystemClock
@@ -186,6 +188,10 @@ class Host:
             node_id=self.data_dir.node_id,
             most_bytes_per_org=self.settings.state.chat_bytes_per_org,
         )
+        self.reviews = await asyncio.to_thread(
+            open_reviews, self.data_dir, self.settings.reviews, self.clock, self._closing
+        )
+        measure(self.reviews, self.metrics.reviews, self.clock)
         self.observers = Observers(self.plugins)
         self._closing.push_async_callback(self.observers.close)
         self.outflow = Outflow()
@@ -231,6 +237,7 @@ class Host:
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
         await self.deferred.runner.start()
         self._tasks.append(asyncio.create_task(self.deferred.keep_forgetting()))
+        self._tasks.append(asyncio.create_task(self.reviews.keep_time()))
 
     def _kept(self) -> Sequence[Forgets]:
         """All who keep something for callers in `state.db`."""
@@ -361,6 +368,7 @@ class Host:
                 files=self.deferred.files,
                 batches=self.deferred.batches,
                 batch_admin=self.deferred.admin,
+                reviews=ReviewDesk(self.reviews, self.clock),
                 idempotency=self.idempotency,
                 responses=self.responses,
                 chats=ChatDesk(self.chats, self.clock),

@@ -147,9 +147,10 @@ class Reviews(Protocol):
     async def refer(
         self, screening: Screening, text: str, redacted: str, mode: ReviewMode
     ) -> str | None:
-        """Queue a text, durably. The id of the review; None where it passes and is not in the sample that is looked at.
+        """Queue a text, durably. The id of the review.
 
-        Raises SafetyUnavailable when it can't be kept.
+        None where none waits: with `release` for what is not in the sample, else because a reviewer has rejected
+        exactly this text of this organisation. Raises SafetyUnavailable when it can't be kept.
         """
 
     def approved(self, caller: Caller, text: str) -> bool:

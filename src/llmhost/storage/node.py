@@ -83,6 +83,11 @@ class DataDir:
         return self.path / "state.db"
 
     @property
+    def reviews_db(self) -> Path:
+        """Texts that humans are to decide on, and what they decided; every commit is forced to disk."""
+        return self.path / "reviews.db"
+
+    @property
     def registry_db(self) -> Path:
         """Models and what became of them."""
         return self.path / "registry.db"
@@ -111,6 +116,13 @@ class DataDir:
         """The secret key of what callers carry for us, encrypted; made once. Without it none of that can be read."""
         return bytes.fromhex(
             _kept(self.path / "state_key", lambda: secrets.token_hex(32).encode()).decode()
+        )
+
+    @cached_property
+    def review_secret(self) -> bytes:
+        """The secret key of the texts in `reviews_db`; made once. No backup has it: there, they can't be read."""
+        return bytes.fromhex(
+            _kept(self.path / "review_key", lambda: secrets.token_hex(32).encode()).decode()
         )
 
     def __enter__(self) -> Self:

@@ -14,6 +14,7 @@ class Right(StrEnum):
     OWN_USAGE = "see its own usage"
     ORG_USAGE = "see its organisation's usage and ledger"
     MANAGE = "manage its organisation's teams and keys"
+    REVIEW = "decide on its organisation's reviews"
 
 
 RIGHTS = {
@@ -21,6 +22,7 @@ RIGHTS = {
     Role.BILLING: frozenset({Right.OWN_USAGE, Right.ORG_USAGE}),
     Role.MEMBER: frozenset({Right.INFER, Right.OWN_USAGE}),
     Role.INFERENCE: frozenset({Right.INFER}),
+    Role.REVIEWER: frozenset({Right.REVIEW}),
 }
 
 
