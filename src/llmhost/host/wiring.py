@@ -331,7 +331,9 @@ class Host:
 
     def _screen(self) -> Screen:
         """Rules and plugins. Policies, a journal, reviews and a guard take the place of the defaults here."""
-        return Screen(self.settings.safety, self.plugins, utc_ns=self.clock.utc_ns)
+        return Screen(
+            self.settings.safety, self.plugins, reviews=self.reviews, utc_ns=self.clock.utc_ns
+        )
 
     def _open_deferred(self) -> Deferred:
         return open_deferred(

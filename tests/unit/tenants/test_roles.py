@@ -7,10 +7,11 @@ from llmhost.core.request import Caller, Role
 from llmhost.tenants.roles import OPERATOR, Right, access_of, check_right, refusal
 
 MAY = {
-    Role.ADMIN: {Right.INFER, Right.OWN_USAGE, Right.ORG_USAGE, Right.MANAGE},
+    Role.ADMIN: set(Right),
     Role.BILLING: {Right.OWN_USAGE, Right.ORG_USAGE},
     Role.MEMBER: {Right.INFER, Right.OWN_USAGE},
     Role.INFERENCE: {Right.INFER},
+    Role.REVIEWER: {Right.REVIEW},
 }
 
 

@@ -1,7 +1,9 @@
 """/admin/v1/reviews: for the operator, for admins, and for keys of the role `reviewer`, who may do nothing else."""
 
+from typing import Annotated
+
 from litestar import Router, get, post
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.types import ControllerRouterHandler, Guard
 
 from llmhost.api.admin_access import Visitor
@@ -30,14 +32,14 @@ def _reading(desk: ReviewDesk) -> list[ControllerRouterHandler]:
     async def list_reviews(
         request: Visitor,
         org: FromQuery[str | None] = None,
-        state: FromQuery[StateFilter] = "pending",
+        in_state: Annotated[StateFilter, QueryParameter(name="state")] = "pending",
         category: FromQuery[str | None] = None,
         limit: FromQuery[int] = PAGE_ROWS,
         after: FromQuery[str | None] = None,
     ) -> ReviewPage:
         """Texts that wait for a human, or, by `state`, that did; the oldest first."""
         return await desk.page(
-            request.user, org=org, state=state, category=category, limit=limit, after=after
+            request.user, org=org, state=in_state, category=category, limit=limit, after=after
         )
 
     @get("/reviews/stats", needs=Right.REVIEW)
