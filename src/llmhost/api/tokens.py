@@ -52,7 +52,12 @@ class Trail:
         self._placed = 0
         """Characters of all tokens so far, stop strings and what rules forbid included."""
         self._out = 0
-        """Characters of the text that is out."""
+        """Up to where the text as it was made is out, or something in its place."""
+        self._spare = 0
+        """Characters that are out, and belong to what is put in the place of others, all of which is not out yet."""
+        self._cuts: deque[tuple[int, int, int]] = deque()
+        """Known, and still to come."""
+        self._passed: list[tuple[int, int, int]] = []
 
     def take(self, delta: Delta) -> list[Placed]:
         """The tokens that may be shown with this delta's text."""
@@ -64,10 +69,36 @@ class Trail:
             if place != last:  # the text of an end is not the answer's
                 self._placed += len(self._watch.push(token))
             self._held.append(Placed(token, start, self._placed, logprobs))
-        self._out += len(delta.text)
+        self._cuts += delta.cuts
+        self._come(len(delta.text))
         if reason in (FinishReason.LENGTH, FinishReason.STOP):
-            return self._rest(has_end=has_end)
-        return [self._held.popleft() for _ in range(self._ready())]
+            return self._shown(self._rest(has_end=has_end))
+        return self._shown([self._held.popleft() for _ in range(self._ready())])
+
+    def _come(self, chars: int) -> None:
+        """So much more of the text is out."""
+        self._spare += chars
+        while self._cuts:
+            start, end, left_chars = self._cuts[0]
+            gap = min(start - self._out, self._spare)
+            self._out, self._spare = self._out + gap, self._spare - gap
+            if self._out < start or self._spare < left_chars:
+                return
+            self._out, self._spare = end, self._spare - left_chars
+            self._passed.append(self._cuts.popleft())
+        self._out, self._spare = self._out + self._spare, 0
+
+    def _shown(self, tokens: list[Placed]) -> list[Placed]:
+        """Without those of which something was cut, and at their places in what is left."""
+        if not self._passed:
+            return tokens
+        shown = []
+        for token in tokens:
+            if any(token.start < end and token.end > start for start, end, _ in self._passed):
+                continue
+            moved = sum(left - (end - at) for at, end, left in self._passed if end <= token.start)
+            shown.append(token._replace(start=token.start + moved, end=token.end + moved))
+        return shown
 
     def _ready(self) -> int:
         """A token without text, such as half a character, waits for what comes after it."""

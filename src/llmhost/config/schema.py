@@ -184,6 +184,14 @@ class BatchSettings(Section, frozen=True):
 class SafetySettings(Section, frozen=True):
     """[safety]: rules on text, in and out. Plugins are asked after them."""
 
+    block: tuple[str, ...] = ()
+    """Categories and rules of the pack that refuse a prompt and end an answer: "secret", "pii.card", "injection"."""
+    redact: tuple[str, ...] = ()
+    """Those whose finds are replaced by the rule's name, such as [card], before the model or the client sees them."""
+    warn: tuple[str, ...] = ()
+    """Those whose finds pass, and are told in a header and written down."""
+    review: tuple[str, ...] = ()
+    """Those whose finds wait for a human, as with `block` until one approves them."""
     blocked_words: tuple[str, ...] = ()
     """Whole words, whatever their case, that end a request with an error or an answer with content_filter."""
     blocked_patterns: tuple[str, ...] = ()

@@ -91,3 +91,6 @@ class Delta:
     """The vector of a sequence that pools."""
     stop: str | None = None
     """The stop string that ended the choice, if one did."""
+    cuts: tuple[tuple[int, int, int], ...] = ()
+    """Of the choice's text as it was made: from, to, and how many characters are put in their place. Told before or
+    with what is put there."""

@@ -125,6 +125,14 @@ class Bill:
         except StorageFailed as error:
             raise Overloaded(error.message, retry_after_s=1.0) from error
 
+    def hold_anew(self, context: RequestContext) -> None:
+        """The prompt is another one than was held for. Raises QuotaExhausted."""
+        spending, price = context.spending, context.price
+        if spending is not None and price is not None:
+            spending.hold.void()
+            context.spending = None
+            context.spending = self._held(context, price)
+
     def _held(self, context: RequestContext, price: Price) -> Spending | None:
         size = _size(context, self._settings.slice_tokens)
         hold = self._accounts.hold(

@@ -19,6 +19,7 @@ from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.reading import Reading
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.terms import Terms
+from llmhost.safety.verdict import Screening
 from llmhost.storage.journal import Slot
 from llmhost.tenants.limiter import Pass
 from llmhost.tenants.refusals import NO_ALLOWANCES, Allowances
@@ -54,6 +55,8 @@ class RequestContext:
     """Gets its entry in place of the ledger."""
     slot: Slot | None = None
     """Its place in the journal, from its admission to its entry."""
+    screening: Screening | None = None
+    """What was found in its prompt; None where nobody looked."""
     replica: Replica | None = None
     adapter: Served | None = None
     """The LoRA adapter that was asked for, if one was."""

@@ -303,14 +303,15 @@ class ScreenPump:
             elif self._screen.is_refused:
                 self._stop()  # what still comes is surplus; the last delta brings the usage
             elif text or delta.tokens:
-                self._publish(replace(delta, text=text))
+                self._publish(replace(delta, text=text, cuts=self._screen.take_cuts()))
         self._task = None
 
     def _check_end(self, task: "asyncio.Task[None]") -> None:
         """A screen that fails, fails closed: the choice ends, or its stream would wait for ever."""
         if task.cancelled() or (failure := task.exception()) is None:
             return
-        log.error("screen.failed choice=%d", self._index, exc_info=failure)
+        if not isinstance(failure, SafetyUnavailable):
+            log.error("screen.failed choice=%d", self._index, exc_info=failure)
         self._has_failed = True
         while self._waiting:
             self._lose(self._waiting.popleft())
@@ -322,9 +323,11 @@ class ScreenPump:
     async def _last(self, delta: Delta, text: str) -> Delta:
         if not self._screen.is_refused:
             text += await self._screen.finish()
+        cuts = self._screen.take_cuts()
         if self._screen.is_refused:
-            return replace(delta, text=text, finish_reason=FinishReason.CONTENT_FILTER, error=None)
-        return replace(delta, text=text)
+            reason = FinishReason.CONTENT_FILTER
+            return replace(delta, text=text, finish_reason=reason, error=None, cuts=cuts)
+        return replace(delta, text=text, cuts=cuts)
 
 
 class Execute:

@@ -183,7 +183,9 @@ class Processor:
         stages.limit.check(context)
         await stages.resolve.compile_grammar(context)
         estimate = await stages.bill.estimate(context)
-        await stages.screen(context)
+        if await stages.screen(context):
+            await stages.resolve(context)
+            estimate = await stages.bill.estimate(context)
         return estimate
 
     async def count_tokens(
@@ -310,11 +312,19 @@ class Processor:
         await stages.resolve.compile_grammar(context)
         await stages.bill.quote(context)
         stages.bill.hold(context)
-        await stages.screen(context)
+        await self._screen(context)
         await stages.cached(context)
         await stages.route(context)
         stages.authenticate.check_still(context)
         return stages.execute(context, self._settle)
+
+    async def _screen(self, context: RequestContext) -> None:
+        """Whatever is redacted is read again, and paid for as it is then."""
+        stages = self._stages
+        if await stages.screen(context):
+            await stages.resolve(context)
+            await stages.resolve.compile_grammar(context)
+            stages.bill.hold_anew(context)
 
     def _settle(self, context: RequestContext) -> "asyncio.Future[None]":
         """Store, bill and, once it is known whether the entry was taken, log."""

@@ -13,14 +13,19 @@ class ScreenStage:
         """Before the prompt is tokenised, which is what a long one would cost."""
         self._screen.check_length(context.request)
 
-    async def __call__(self, context: RequestContext) -> None:
+    async def __call__(self, context: RequestContext) -> bool:
+        """Whether the prompt is another now, because something of it was redacted."""
         assert context.tokenizer is not None
-        await self._screen.check_input(
+        passed = await self._screen.check_input(
             context.request,
             context.known_caller,
             model=context.model,
             decode=context.tokenizer.decode,
         )
+        context.screening = passed.screening
+        is_changed = passed.request is not context.request
+        context.request = passed.request
+        return is_changed
 
     def output(self, context: RequestContext) -> OutputScreen | None:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""

@@ -3,7 +3,10 @@
 import logging
 from collections.abc import Sequence
 
+from llmhost.config.schema import SafetySettings
+from llmhost.core.errors import ConfigError
 from llmhost.core.request import Caller
+from llmhost.safety.pack.pack import CATEGORIES, NAMES, nearest
 from llmhost.safety.verdict import (
     Action,
     Decision,
@@ -18,25 +21,59 @@ from llmhost.safety.verdict import (
 log = logging.getLogger("llmhost.safety")
 
 POLICY = "default@1"
+LISTED = ("words", "patterns")
+"""Categories of what `blocked_words` and `blocked_patterns` find, which blocks unless another list has them."""
 
 
 class NodePolicy:
-    """What [safety] says, for everyone: whatever is found blocks. Implements Policy."""
+    """What [safety] says, for everyone. Implements Policy. Raises ConfigError for a rule that there is not.
+
+    A rule's own name counts before its category. What is found by others than the pack blocks.
+    """
 
     name = POLICY
     words: tuple[str, ...] = ()
     review_mode = ReviewMode.BLOCK
 
+    def __init__(self, settings: SafetySettings | None = None) -> None:
+        settings = settings or SafetySettings()
+        self._actions: dict[str, Action] = {}
+        for action in (Action.WARN, Action.REDACT, Action.REVIEW, Action.BLOCK):
+            key = action.name.lower()
+            for name in getattr(settings, key):
+                _check_name(key, name)
+                self._actions[name] = action
+        self._names = tuple(self._actions)
+        self._names_out = self._names if settings.check_output else ()
+
     def decide(self, findings: Sequence[Finding], direction: Direction) -> Decision:
-        if not findings:
-            return Decision(Action.ALLOW, self.name)
-        return Decision(Action.BLOCK, self.name, findings[0])
+        decided = Decision(Action.ALLOW, self.name)
+        for finding in findings:
+            action = self._action(finding)
+            if action > decided.action:
+                decided = Decision(action, self.name, finding)
+        return decided
+
+    def _action(self, finding: Finding) -> Action:
+        if finding.rule in self._actions:
+            return self._actions[finding.rule]
+        return self._actions.get(finding.category, Action.BLOCK)
 
     def looks_for(self, direction: Direction) -> tuple[str, ...]:
-        return ()
+        return self._names if direction is Direction.INPUT else self._names_out
 
     def guard(self, direction: Direction) -> GuardUse | None:
         return None
+
+
+def _check_name(key: str, name: str) -> None:
+    if name not in NAMES and name not in LISTED:
+        near = nearest(name)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ConfigError(
+            f"[safety] {key} has {name!r}, which is no rule and no category of rules.{hint}"
+            f" There are the categories {', '.join(CATEGORIES)}; docs/safety.md lists their rules."
+        )
 
 
 class SamePolicy:

@@ -4,7 +4,6 @@ They only find. A later one is not asked about what the policy blocks already.
 """
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmhost.core.errors import ContentRefused, LlmhostError
@@ -12,6 +11,7 @@ from llmhost.core.request import Caller, GenerationRequest
 from llmhost.hooks.call import Answer, ask
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.asking import ask_guard
+from llmhost.safety.redact import redacted, redacted_request
 from llmhost.safety.rules import PIECE_CHARS, Rules
 from llmhost.safety.verdict import (
     Action,
@@ -43,16 +43,16 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """Of one caller. `rules` is None where no rule applies."""
+    """Of one caller."""
 
-    rules: Rules | None
+    rules: Rules
     plugins: Plugins
     guard: Guard | None
     policy: Policy
 
     async def judge_input(self, request: GenerationRequest, caller: Caller) -> Judged:
         """Raises SafetyUnavailable when a plugin failed, or a guard that may not."""
-        findings = await self._in_texts(request.texts)
+        findings = await self._in_request(request)
         judged = self._decided(findings, Direction.INPUT)
         if judged.decision.action is Action.BLOCK:
             return judged
@@ -66,9 +66,22 @@ class Judges:
             judged, Case(request=request, caller=caller, direction=Direction.INPUT)
         )
 
+    async def redact_input(self, request: GenerationRequest) -> GenerationRequest | None:
+        """The request without what its policy redacts; None where something of it can't be taken out."""
+
+        def clean(text: str) -> str:
+            return redacted(text, filter(self._is_redacted, self.rules.judge(text)))
+
+        changed = redacted_request(request, clean)
+        left = self.policy.decide(await self._in_request(changed), Direction.INPUT)
+        return None if changed == request or left.action >= Action.REDACT else changed
+
+    def _is_redacted(self, finding: Finding) -> bool:
+        return self.policy.decide((finding,), Direction.INPUT).action is Action.REDACT
+
     async def judge_output(self, piece: Piece, case: Case) -> Judged:
         """One window of an answer. Raises SafetyUnavailable as `judge_input` does, but not for a plugin."""
-        findings = [] if self.rules is None else await _in_piece(self.rules, piece)
+        findings = await _in_piece(self.rules, piece) if self.rules else []
         judged = self._decided(findings, Direction.OUTPUT)
         if judged.decision.action is Action.BLOCK:
             return judged
@@ -98,18 +111,34 @@ class Judges:
     def _decided(self, findings: list[Finding], direction: Direction) -> Judged:
         return Judged(self.policy.decide(findings, direction), findings)
 
-    async def _in_texts(self, texts: Sequence[str]) -> list[Finding]:
+    async def _in_request(self, request: GenerationRequest) -> list[Finding]:
         found: list[Finding] = []
-        if self.rules is None:
+        if not self.rules:
             return found
-        for number, text in enumerate(texts):
+        for number, text in enumerate(request.texts):
             if number % TEXTS_A_TURN == TEXTS_A_TURN - 1:
                 await asyncio.sleep(0)
             if len(text) <= PIECE_CHARS:
-                found += self.rules.judge(text)
+                in_text = self.rules.judge(text)
             else:
-                found += await _in_piece(self.rules, Piece(text))
+                in_text = await _in_piece(self.rules, Piece(text))
+            if any(finding.category == "injection" for finding in in_text):
+                in_text = _of_strangers(in_text, text, request)
+            found += in_text
         return found
+
+
+def _of_strangers(findings: list[Finding], text: str, request: GenerationRequest) -> list[Finding]:
+    """Without injections where the operator of an application wrote the text: he may say what the model is to do."""
+    trusted = {
+        message.get("content")
+        for message in request.messages
+        if message.get("role") in ("system", "developer")
+        and isinstance(message.get("content"), str)
+    }
+    if text not in trusted:
+        return findings
+    return [finding for finding in findings if finding.category != "injection"]
 
 
 async def _in_piece(rules: Rules, piece: Piece) -> list[Finding]:

@@ -1,21 +1,24 @@
 """An answer as it is written: held back in windows, each judged before its first character leaves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.safety.judges import Judged, Judges
+from llmhost.safety.pack.pack import RULES
+from llmhost.safety.redact import edits_of, in_json, redacted
 from llmhost.safety.verdict import (
     Action,
     Case,
     Decision,
     Direction,
+    Finding,
     Journal,
     ReviewMode,
     Reviews,
     Screening,
 )
-from llmhost.safety.window import Piece, Window
+from llmhost.safety.window import Cut, Piece, Window
 
 Screened = Callable[[Judged], Screening]
 """Makes a record of what was decided."""
@@ -46,6 +49,7 @@ class OutputScreen:
         self._reviews = reviews
         self._said = ""
         """Let out so far: what guards see before a window, and reviewers."""
+        self._may_be_json = bool(request.tools or request.grammar)
         self._noted: set[str] = set()
         """Rules that were written down of this answer."""
         self.refused_by: str | None = None
@@ -88,6 +92,21 @@ class OutputScreen:
         self._said += released
         return released
 
+    def take_cuts(self) -> tuple[Cut, ...]:
+        """What was replaced since the last call, for those who tell of tokens."""
+        return self._window.take_cuts()
+
+    def _redact(self, findings: Sequence[Finding], piece: Piece) -> bool:
+        """Whether all that is to be replaced has a place."""
+        policy, whole = self._judges.policy, piece.body
+        cut = [f for f in findings if policy.decide((f,), Direction.OUTPUT).action is Action.REDACT]
+        for edit in reversed(edits_of(cut)):
+            if self._may_be_json:
+                edit = in_json(whole, edit)
+            rule = RULES.get(edit.rule)
+            self._window.cut(edit.start, edit.end, edit.mark, None if rule is None else rule.tail)
+        return all(finding.start < finding.end for finding in cut)
+
     def _case(self, piece: Piece) -> Case:
         return Case(
             request=self._request,
@@ -103,7 +122,10 @@ class OutputScreen:
         if judged.decision.action is Action.REVIEW:
             action = await self._reviewed(judged, piece)
             judged.decision = replace(judged.decision, action=action)
-        if judged.decision.action >= Action.REDACT:
+        action = judged.decision.action
+        if action is Action.REDACT and not self._redact(judged.findings, piece):
+            judged.decision = replace(judged.decision, action=Action.BLOCK)
+        if judged.decision.action > Action.REDACT:
             self.refused_by = rule
         if rule not in self._noted:
             self._record(judged)
@@ -120,7 +142,10 @@ class OutputScreen:
         if not self._is_referred:
             self._is_referred = True
             screening = self._screened(judged)
-            self.review_id = await self._reviews.refer(screening, text, text, mode)
+            shown = self._said + redacted(piece.body, judged.findings)
+            self.review_id = await self._reviews.refer(screening, text, shown, mode)
+            if self.review_id is None and mode is not ReviewMode.RELEASE:
+                return Action.BLOCK  # a reviewer has rejected it before
         return Action.WARN if mode is ReviewMode.RELEASE else Action.REVIEW
 
     def _record(self, judged: Judged) -> None:

@@ -8,9 +8,12 @@ must not be configured. Words cost linear time, however many there are.
 import re
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 
 from llmhost.config.schema import SafetySettings
 from llmhost.core.errors import ConfigError
+from llmhost.safety.escapes import unescaped
+from llmhost.safety.pack.pack import Pack
 from llmhost.safety.verdict import Finding, Tier
 from llmhost.safety.window import Piece, split
 
@@ -26,8 +29,14 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 class Rules:
     """Compiled words and patterns. Raises ConfigError naming table, key and index."""
 
-    def __init__(self, settings: SafetySettings, org_words: tuple[str, ...] = ()) -> None:
-        """`org_words` are an organisation's own, beside those of the node."""
+    def __init__(
+        self,
+        settings: SafetySettings,
+        org_words: tuple[str, ...] = (),
+        pack: Pack | None = None,
+    ) -> None:
+        """`org_words` are an organisation's own, beside those of the node; `pack` is what its policy looks for."""
+        self._pack = pack or None
         words = _folded_words(org_words, "words") | _folded_words(
             settings.blocked_words, "blocked_words"
         )
@@ -37,12 +46,13 @@ class Rules:
         self._patterns = tuple(
             _compiled(index, pattern) for index, pattern in enumerate(settings.blocked_patterns)
         )
-        self.overlap_chars = max([settings.window_chars // 2, *map(len, words)])
+        recognised = 0 if pack is None else pack.overlap_chars
+        self.overlap_chars = max([settings.window_chars // 2, recognised, *map(len, words)])
         """What is at most this long is found wherever a window ends."""
         self.window_chars = max(settings.window_chars, 2 * self.overlap_chars)
 
     def __bool__(self) -> bool:
-        return bool(self._plain or self._other or self._patterns)
+        return bool(self._plain or self._other or self._patterns or self._pack)
 
     def judge(self, text: str) -> list[Finding]:
         """All that whole text breaks. Long text takes long: `pieces` lets others have their turn."""
@@ -56,8 +66,20 @@ class Rules:
         return split(piece, size_chars=size, overlap_chars=self.overlap_chars)
 
     def judge_piece(self, piece: Piece) -> list[Finding]:
-        """Places are those in the text that the piece is of."""
-        return [*self._judge_words(piece), *self._judge_patterns(piece)]
+        """Places are those in the text that the piece is of. What JSON's escapes hide is found, too."""
+        found = self._judge_as_is(piece)
+        if "\\" in piece.text and (read := unescaped(piece)) is not None:
+            meant, places = read
+            for hidden in self._judge_as_is(meant):
+                start, end = piece.at(places[hidden.start]), piece.at(places[hidden.end])
+                found.append(replace(hidden, start=start, end=end))
+        return found
+
+    def _judge_as_is(self, piece: Piece) -> list[Finding]:
+        found = [*self._judge_words(piece), *self._judge_patterns(piece)]
+        if self._pack is not None:
+            found += self._pack.judge_piece(piece, self.overlap_chars)
+        return found
 
     def _judge_words(self, piece: Piece) -> Iterator[Finding]:
         if not (self._plain or self._other):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from msgspec.structs import replace as replace_of
+
 from llmhost.config.schema import SafetySettings
 from llmhost.core.errors import (
     BadRequest,
@@ -20,6 +22,8 @@ from llmhost.hooks.registry import Plugins
 from llmhost.safety.defaults import LogJournal, NodePolicy, SamePolicy
 from llmhost.safety.judges import Judged, Judges
 from llmhost.safety.output import OutputScreen
+from llmhost.safety.pack.pack import Pack
+from llmhost.safety.redact import redacted
 from llmhost.safety.rules import Rules
 from llmhost.safety.verdict import (
     Action,
@@ -34,8 +38,8 @@ from llmhost.safety.verdict import (
 )
 from llmhost.safety.window import Window
 
-MOST_WORD_LISTS = 256
-"""Organisations' word lists that are kept compiled."""
+MOST_RULES = 512
+"""Sets of rules that are kept compiled: those of one policy, in one direction."""
 
 Decode = Callable[[tuple[int, ...]], str]
 
@@ -45,7 +49,7 @@ class Passed:
     """A prompt that may run: as it is to run, and what was found all the same."""
 
     request: GenerationRequest
-    judged: Judged | None = None
+    screening: Screening | None = None
     """None where nothing judges prompts."""
 
 
@@ -66,14 +70,14 @@ class Screen:
         """Without `policies` the one of [safety] holds for all; without `reviews` what is to be reviewed is blocked;
         without `guard` no model judges."""
         self._settings = settings
-        self._rules = Rules(settings)
         self._plugins = plugins
-        self._policies = policies or SamePolicy(NodePolicy())
+        self._policies = policies or SamePolicy(NodePolicy(settings))
         self._journal = journal or LogJournal()
         self._reviews = reviews
         self._guard = guard
         self._utc_ns = utc_ns
-        self._rules_with: dict[tuple[str, ...], Rules] = {}
+        self._rules: dict[tuple[tuple[str, ...], tuple[str, ...], Direction], Rules] = {}
+        Rules(settings)  # a rule that is none fails the start
 
     async def check_input(
         self,
@@ -95,11 +99,16 @@ class Screen:
         judged = await judges.judge_input(readable, caller)
         screening = self._screening(readable, caller, model, Direction.INPUT, judged)
         if judged.decision.action is Action.REVIEW:
-            screening = await self._reviewed(screening, judges.policy, readable.text)
+            screening = await self._reviewed(screening, judges, readable)
+        passed = Passed(request, screening)
+        if screening.decision.action is Action.REDACT:
+            changed = await judges.redact_input(readable)
+            screening = screening if changed is not None else _with(screening, Action.BLOCK)
+            passed = Passed(changed or request, screening)
         self._journal.record(screening)
-        if screening.decision.action >= Action.REDACT:
+        if screening.decision.action > Action.REDACT:
             raise _refusal(request, screening, judges.policy.review_mode, judged.error)
-        return Passed(request, judged)
+        return passed
 
     def watch_output(
         self, request: GenerationRequest, caller: Caller, *, model: str | None = None
@@ -108,8 +117,7 @@ class Screen:
         judges = self._judges(self._policies.of(caller), Direction.OUTPUT)
         if judges is None:
             return None
-        rules = judges.rules or self._rules
-        window = Window(rules.window_chars, rules.overlap_chars)
+        window = Window(judges.rules.window_chars, judges.rules.overlap_chars)
 
         def screening(judged: Judged) -> Screening:
             return self._screening(request, caller, model, Direction.OUTPUT, judged)
@@ -131,24 +139,24 @@ class Screen:
 
     def _judges(self, policy: Policy, direction: Direction) -> Judges | None:
         """Those who judge under a policy; None when nobody does."""
-        rules: Rules | None = self._rules_of(policy)
-        if not rules or (direction is Direction.OUTPUT and not self._settings.check_output):
-            rules = None
+        rules = self._rules_of(policy, direction)
         guard = None if policy.guard(direction) is None else self._guard
         hook = "check_input" if direction is Direction.INPUT else "check_output"
-        if rules is None and guard is None and not self._plugins.has(hook):
+        if not rules and guard is None and not self._plugins.has(hook):
             return None
         return Judges(rules, self._plugins, guard, policy)
 
-    def _rules_of(self, policy: Policy) -> Rules:
-        words = policy.words
-        if not words:
-            return self._rules
-        if words not in self._rules_with:
-            while len(self._rules_with) >= MOST_WORD_LISTS:
-                self._rules_with.pop(next(iter(self._rules_with)))
-            self._rules_with[words] = Rules(self._settings, words)
-        return self._rules_with[words]
+    def _rules_of(self, policy: Policy, direction: Direction) -> Rules:
+        """Compiled once for all policies that ask for the same."""
+        key = (policy.words, policy.looks_for(direction), direction)
+        if (rules := self._rules.get(key)) is None:
+            while len(self._rules) >= MOST_RULES:
+                self._rules.pop(next(iter(self._rules)))
+            settings = self._settings
+            if direction is Direction.OUTPUT and not settings.check_output:
+                settings = replace_of(settings, blocked_words=(), blocked_patterns=())
+            rules = self._rules[key] = Rules(settings, key[0], Pack(key[1], direction))
+        return rules
 
     def _screening(
         self,
@@ -168,16 +176,21 @@ class Screen:
             findings=tuple(judged.findings),
         )
 
-    async def _reviewed(self, screening: Screening, policy: Policy, text: str) -> Screening:
+    async def _reviewed(
+        self, screening: Screening, judges: Judges, request: GenerationRequest
+    ) -> Screening:
         """What becomes of a prompt that a human is to decide on."""
+        text, mode = request.text, judges.policy.review_mode
         if self._reviews is None:
             return _with(screening, Action.BLOCK)
         if self._reviews.approved(screening.caller, text):
             return _with(screening, Action.ALLOW)
-        mode = policy.review_mode
-        review_id = await self._reviews.refer(screening, text, text, mode)
+        shown = "\n".join(redacted(each, judges.rules.judge(each)) for each in request.texts)
+        review_id = await self._reviews.refer(screening, text, shown, mode)
         referred = replace(screening, review_id=review_id)
-        return _with(referred, Action.WARN) if mode is ReviewMode.RELEASE else referred
+        if mode is ReviewMode.RELEASE:
+            return _with(referred, Action.WARN)
+        return referred if review_id is not None else _with(referred, Action.BLOCK)
 
 
 def _with(screening: Screening, action: Action) -> Screening:

@@ -4,13 +4,18 @@ A window holds back the end of what was judged as well, so that something forbid
 before its first character leaves: nothing up to `overlap_chars` long gets out in two halves.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 CONTEXT = 64
 """Characters before a piece that a rule may look back at."""
 SLACK = 32
 """How far a cut moves back to fall between words."""
+
+TAIL_CHARS = 64
+"""A line of dashes that closes something is no longer than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +52,18 @@ def _cut_out(piece: Piece, start: int, end: int, *, is_end: bool) -> Piece:
     return Piece(piece.text[first:end], start - first, is_end, piece.at(first))
 
 
+class Cut(NamedTuple):
+    """A stretch of a stream's text as it was written, of which so many characters are left."""
+
+    start: int
+    end: int
+    left_chars: int
+
+
 class Window:
     """One stream of text: `push` says when there is enough to judge, `release` lets out what was judged fine.
 
-    At most `size_chars` are held back between pushes.
+    At most `size_chars` are held back between pushes. Places in a piece are places in what is held back.
     """
 
     def __init__(self, size_chars: int, overlap_chars: int) -> None:
@@ -64,10 +77,18 @@ class Window:
         """Not released: judged text that overlaps into the next window, then text that was never judged."""
         self._judged = 0
         self._is_ended = False
+        self._written = 0
+        """Where `_pending` begins in the text as it was written."""
+        self._marks: list[tuple[int, int, int]] = []
+        """In `_pending`: where something was put in place of other text, where it ends, and how long that was."""
+        self._cuts: list[Cut] = []
+        self._tail: re.Pattern[str] | None = None
+        """What still belongs to what was cut at `_tail_at`."""
+        self._tail_at = 0
 
     def hold(self, text: str) -> bool:
         """Add text if there is not enough to judge with it."""
-        is_room = len(self._pending) + len(text) < self._size
+        is_room = self._tail is None and len(self._pending) + len(text) < self._size
         if is_room:
             self._pending += text
         return is_room
@@ -75,6 +96,8 @@ class Window:
     def push(self, text: str) -> Piece | None:
         """Add text; the piece to judge now, if there is one."""
         self._pending += text
+        if self._tail is not None:
+            self._cut_tail(self._tail)
         if len(self._pending) < self._size:
             return None
         self._judged = _between_words(self._pending, len(self._pending), self._slack)
@@ -83,18 +106,69 @@ class Window:
     def finish(self) -> Piece | None:
         """No more text comes; the last piece to judge, unless nothing is left."""
         self._is_ended = True
+        if self._tail is not None:
+            self._cut_tail(self._tail)
         self._judged = len(self._pending)
         return self._piece() if self._pending else None
+
+    def cut(self, start: int, end: int, mark: str, tail: re.Pattern[str] | None = None) -> bool:
+        """Put a mark in place of judged text; False where one is already. From the last place to the first.
+
+        Where the text ends where the judging did, what follows it belongs to it as far as `tail` matches: up to
+        something else, or to what its group matches.
+        """
+        if any(start < to and end > at for at, to, _ in self._marks):
+            return False
+        self._cuts.append(Cut(self._place(start), self._place(end), len(mark)))
+        self._pending = self._pending[:start] + mark + self._pending[end:]
+        grown = len(mark) - (end - start)
+        marks = [(a + grown, b + grown, c) if a >= end else (a, b, c) for a, b, c in self._marks]
+        self._marks = sorted([*marks, (start, start + len(mark), end - start)])
+        if end == self._judged and tail is not None and not self._is_ended:
+            self._tail, self._tail_at = tail, start + len(mark)
+        elif self._tail is not None:
+            self._tail_at += grown
+        self._judged += grown
+        return True
 
     def release(self) -> str:
         """What the last piece, judged fine, lets out."""
         cut = self._judged
         if not self._is_ended:
             cut = _between_words(self._pending, max(cut - self._overlap, 0), self._slack)
+            for start, end, _ in self._marks:
+                if start < cut < end:
+                    cut = start
+        self._written = self._place(cut)
         released, self._pending = self._pending[:cut], self._pending[cut:]
+        self._marks = [(a - cut, b - cut, c) for a, b, c in self._marks if a >= cut]
+        self._tail_at -= cut
         self._context = (self._context + released)[-CONTEXT:]
         self._judged = 0
         return released
+
+    def take_cuts(self) -> tuple[Cut, ...]:
+        """Those since the last call: each is told before any of what follows it is released."""
+        cuts, self._cuts = tuple(self._cuts), []
+        return tuple(sorted(cuts))
+
+    def _cut_tail(self, tail: re.Pattern[str]) -> None:
+        at = self._tail_at
+        match = tail.match(self._pending, at)
+        end = at if match is None else match.end()
+        if end > at:
+            self._cuts.append(Cut(self._place(at), self._place(end), 0))
+            self._marks.append((at, at, end - at))
+            self._pending = self._pending[:at] + self._pending[end:]
+        rest = self._pending[at:]
+        may_end = rest.startswith("-") and len(rest) < TAIL_CHARS
+        if (match is not None and match.lastindex) or (rest and not may_end) or self._is_ended:
+            self._tail = None
+
+    def _place(self, place: int) -> int:
+        """Where a place in what is held back lies in the text as it was written."""
+        moved = sum(was - (end - start) for start, end, was in self._marks if end <= place)
+        return self._written + place + moved
 
     def _piece(self) -> Piece:
         text = self._context + self._pending[: self._judged]

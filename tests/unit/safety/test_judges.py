@@ -42,6 +42,7 @@ class Policy(NodePolicy):
         review_mode: ReviewMode = ReviewMode.BLOCK,
         use: GuardUse | None = None,
     ) -> None:
+        super().__init__()
         self.name = "mine@3"
         self.words = words
         self.review_mode = review_mode
@@ -128,7 +129,7 @@ async def test_a_warning_passes_and_is_written_down():
 
     passed = await mild.check_input(ASKED, LOCAL_CALLER)
 
-    assert passed.judged.decision.finding.rule == "words[0]"
+    assert passed.screening.decision.finding.rule == "words[0]"
     assert journal.said == [("input", "WARN", None)]
 
 

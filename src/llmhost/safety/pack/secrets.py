@@ -18,7 +18,7 @@ _WORDS = re.compile(r"[A-Za-z0-9_\-]*")
 _DOTTED = re.compile(r"[A-Za-z0-9_.\-]*")
 
 _KEY = r"PRIVATE KEY(?: BLOCK)?-----"
-_BODY = r"(?:[A-Za-z0-9+/=:,\s]|\\[nr]|-(?!----))*"
+_BODY = r"(?:[A-Za-z0-9+/=:,\s]|\\[nr]|(?<=[A-Za-z0-9])-(?=[A-Za-z0-9]))*"
 _END = rf"(?:-----END [A-Z ]{{0,24}}{_KEY})?"
 _PRIVATE_KEY = (
     rf"-----BEGIN [A-Z ]{{0,24}}{_KEY}(?:\s|\\[nr]){{0,8}}(?:[A-Za-z0-9+/=]{{16}}|[A-Z][a-z]+(?:-[A-Z][a-z]+)?:)"
@@ -52,9 +52,8 @@ def _token(
 ) -> PackRule:
     literals = tuple(head.replace("\\", "") for head in heads)
     tail = None if most is not None and most <= RECOGNISED_CHARS // 2 else _WORDS
-    return PackRule(
-        f"secret.{name}", tokens(*heads, body=body, least=least, most=most), literals, tail=tail
-    )
+    find = tokens(*heads, body=body, least=least, most=most)
+    return PackRule(f"secret.{name}", find, literals, trait=Trait.LONG_RUN, tail=tail)
 
 
 SECRETS = (
@@ -78,7 +77,7 @@ SECRETS = (
         "secret.private_key",
         matches(_PRIVATE_KEY),
         ("PRIVATE KEY",),
-        tail=re.compile(_BODY + _END),
+        tail=re.compile(f"{_BODY}({_END.rstrip('?')})?"),
     ),
     PackRule(
         "secret.age_key",
