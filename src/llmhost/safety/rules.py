@@ -22,6 +22,7 @@ PIECE_CHARS = 4096
 
 _RUN = re.compile(r"[^\W_]+")
 """Letters and digits in a row: what makes a word go on. An underscore doesn't, so `_word_` is found."""
+_AS_RUNS = bytes(byte if chr(byte).isalnum() and byte < 128 else 32 for byte in range(256))
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 """Thai, Lao, Burmese and Khmer, which are written without spaces, as are the wide scripts."""
 
@@ -86,9 +87,7 @@ class Rules:
             return
         folded = _folded(piece)
         # Most text has none of the words, which sets find out faster than looking at one run after the other.
-        if self._plain and not self._plain.keys().isdisjoint(
-            _RUN.findall(folded.text, folded.start)
-        ):
+        if self._plain and not self._plain.keys().isdisjoint(_runs(folded)):
             for run in _RUN.finditer(folded.text, folded.start):
                 rule = self._plain.get(run[0])
                 if (
@@ -115,6 +114,12 @@ class Rules:
         if piece.is_end or match.end() < len(piece.text):
             return True
         return match.end() - match.start() > self.overlap_chars
+
+
+def _runs(folded: Piece) -> list[str]:
+    if not folded.text.isascii():
+        return _RUN.findall(folded.text, folded.start)
+    return folded.body.encode().translate(_AS_RUNS).decode().split()  # some times faster
 
 
 def _folded(piece: Piece) -> Piece:
