@@ -1,5 +1,6 @@
 """What each stage fills in about one request. One context has one owner: the processor that runs it."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -57,6 +58,9 @@ class RequestContext:
     """Its place in the journal, from its admission to its entry."""
     screening: Screening | None = None
     """What was found in its prompt; None where nobody looked."""
+    verdict: "asyncio.Task[None] | None" = None
+    """What a guard says of its prompt, while it runs already: nothing of the answer may leave before. Raises why it is
+    refused."""
     replica: Replica | None = None
     adapter: Served | None = None
     """The LoRA adapter that was asked for, if one was."""
@@ -150,7 +154,9 @@ class RequestContext:
         return None if timeout_ms is None else self.arrived_ns + timeout_ms * 1_000_000
 
     def let_go(self) -> None:
-        """The request has ended: its adapter may make room for others. Idempotent."""
+        """The request has ended: its adapter may make room for others, and no guard need judge it. Idempotent."""
+        if self.verdict is not None:
+            self.verdict.cancel()
         if self.adapter_hold is not None:
             self.adapter_hold.let_go()
 

@@ -32,6 +32,8 @@ log = logging.getLogger("llmhost.request")
 SEED_STRIDE = 0x9E3779B97F4A7C15
 SEED_MASK = 2**63 - 1
 
+NOT_JUDGED = "The prompt could not be judged, so it is not answered. Try again."
+
 Settle = Callable[[RequestContext], "asyncio.Future[None]"]
 """Stores, bills and logs a request that has ended; done when its ledger entry can't be lost any more."""
 Bear = Callable[[str, Usage], None]
@@ -69,6 +71,11 @@ class Generation:
         request = context.request
         self._contest = None if request.best_of is None else BestOf(n=request.n, runs=request.runs)
         self._is_detached = False
+        self._is_refused = False
+        self._held_end: Delta | None = None
+        """The last delta, of an answer that was whole before it was known whether it may be given."""
+        if context.verdict is not None:
+            context.verdict.add_done_callback(self._hear)
 
     def submit(self, index: int, spec: SequenceSpec, screen: OutputScreen | None) -> None:
         """Start one choice. Raises Overloaded; then nothing of it runs."""
@@ -110,6 +117,19 @@ class Generation:
         """Stop what was submitted of a request that could not be submitted whole; nobody is told."""
         self._is_detached = True
         self.cancel()
+
+    def _hear(self, verdict: "asyncio.Task[None]") -> None:
+        """A guard has judged the prompt: what was made of one that it refuses is thrown away, and not paid for."""
+        if self.context.first_token_ns is not None:
+            self.context.first_token_ns = self._clock.monotonic_ns()  # nobody could read it before
+        if not verdict.cancelled() and (error := verdict.exception()) is not None:
+            self._is_refused = True
+            known = error if isinstance(error, LlmhostError) else SafetyUnavailable(NOT_JUDGED)
+            self.context.error = self.context.error or known
+            self.cancel()
+        if self._held_end is not None:
+            held, self._held_end = self._held_end, None
+            self._complete(held)
 
     def _lose(self, delta: Delta) -> None:
         """What a choice has cost whose end comes too late for its request to bear it."""
@@ -186,6 +206,11 @@ class Generation:
 
     def _complete(self, last: Delta) -> None:
         context = self.context
+        if context.verdict is not None and not context.verdict.done():
+            self._held_end = last
+            return
+        if self._is_refused:
+            context.outcome, context.finish_reason = Outcome.REFUSED, FinishReason.ERROR
         context.usage = self._merged_usage()
         if context.spending is not None and context.spending.was_cut:
             context.stop = "budget"

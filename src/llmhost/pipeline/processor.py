@@ -165,7 +165,19 @@ class Processor:
             generation = await self._admit_in_time(context, fault)
         self._live.add(generation)
         generation.ended.add_done_callback(lambda _: self._ended(generation))
-        return Exchange(generation, self._outbox)
+        exchange = Exchange(generation, self._outbox)
+        if context.verdict is not None:
+            await self._hear(exchange, context.verdict)
+        return exchange
+
+    async def _hear(self, exchange: Exchange, verdict: "asyncio.Task[None]") -> None:
+        """The request runs, and its prompt is judged meanwhile. Raises why it is refused; the generation has heard."""
+        try:
+            await asyncio.shield(verdict)
+        except BaseException:
+            verdict.cancel()  # nobody waits for it any more
+            exchange.leave()
+            raise
 
     async def estimate(
         self, request: GenerationRequest, headers: Mapping[str, str], caller: Caller
@@ -186,6 +198,8 @@ class Processor:
         if await stages.screen(context):
             await stages.resolve(context)
             estimate = await stages.bill.estimate(context)
+        if context.verdict is not None:
+            await context.verdict
         return estimate
 
     async def count_tokens(
@@ -315,6 +329,8 @@ class Processor:
         await self._screen(context)
         await stages.cached(context)
         await stages.route(context)
+        if context.verdict is not None and context.verdict.done():
+            context.verdict.result()  # raises what it was refused with
         stages.authenticate.check_still(context)
         return stages.execute(context, self._settle)
 

@@ -1,8 +1,13 @@
 """Stage 4: is the prompt acceptable. The answer is screened window by window while it is executed."""
 
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
 from llmhost.pipeline.context import RequestContext
 from llmhost.safety.output import OutputScreen
 from llmhost.safety.screen import Screen
+from llmhost.safety.verdict import Screening
 
 
 class ScreenStage:
@@ -14,7 +19,10 @@ class ScreenStage:
         self._screen.check_length(context.request)
 
     async def __call__(self, context: RequestContext) -> bool:
-        """Whether the prompt is another now, because something of it was redacted."""
+        """Whether the prompt is another now, because something of it was redacted.
+
+        Where a guard judges it, too, the context has its `verdict` to be awaited.
+        """
         assert context.tokenizer is not None
         passed = await self._screen.check_input(
             context.request,
@@ -23,10 +31,22 @@ class ScreenStage:
             decode=context.tokenizer.decode,
         )
         context.screening = passed.screening
+        if passed.guarded is not None:
+            context.verdict = asyncio.create_task(self._hear(context, passed.guarded))
+            context.verdict.add_done_callback(_note)
         is_changed = passed.request is not context.request
         context.request = passed.request
         return is_changed
 
+    async def _hear(self, context: RequestContext, guarded: Coroutine[Any, Any, Screening]) -> None:
+        context.screening = await guarded
+
     def output(self, context: RequestContext) -> OutputScreen | None:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""
         return self._screen.watch_output(context.request, context.known_caller, model=context.model)
+
+
+def _note(verdict: "asyncio.Task[None]") -> None:
+    """A request that ended before its verdict did has nobody who would look at it."""
+    if not verdict.cancelled():
+        verdict.exception()

@@ -15,8 +15,8 @@ UNAVAILABLE = "unavailable"
 """The category of what is found when a guard has no answer."""
 
 
-async def ask_guard(guard: Guard, case: Case, use: GuardUse) -> Opinion:
-    """What the guard found; nothing when it failed and may. Raises SafetyUnavailable when it failed and may not."""
+async def ask_guard(guard: Guard, case: Case, use: GuardUse) -> Opinion | None:
+    """What the guard found; None when it has no answer, which is for the policy to judge."""
     try:
         async with asyncio.timeout(use.timeout_ms / 1000):
             return await guard.judge(case, use)
@@ -35,14 +35,17 @@ async def ask_guard(guard: Guard, case: Case, use: GuardUse) -> Opinion:
         use.fails_open,
         why,
     )
-    if not use.fails_open:
-        raise SafetyUnavailable(
-            f"The text could not be judged by the model {use.model!r}, so it does not pass. Try again.",
-            retry_after_s=1.0,
-        )
-    return Opinion(texts=0)
+    return None
 
 
 def unavailable(use: GuardUse) -> Finding:
     """What is written down of a guard that failed."""
     return Finding(UNAVAILABLE, f"guard:{use.model}", Tier.GUARD)
+
+
+def no_answer(use: GuardUse) -> SafetyUnavailable:
+    """What the caller of a text hears that does not pass unjudged."""
+    return SafetyUnavailable(
+        f"The text could not be judged by the model {use.model!r}, so it does not pass. Try again.",
+        retry_after_s=1.0,
+    )

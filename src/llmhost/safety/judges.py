@@ -10,7 +10,7 @@ from llmhost.core.errors import ContentRefused, LlmhostError
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.hooks.call import Answer, ask
 from llmhost.hooks.registry import Plugins
-from llmhost.safety.asking import ask_guard
+from llmhost.safety.asking import ask_guard, no_answer, unavailable
 from llmhost.safety.redact import redacted, redacted_request
 from llmhost.safety.rules import PIECE_CHARS, Rules
 from llmhost.safety.verdict import (
@@ -37,7 +37,7 @@ class Judged:
     decision: Decision
     findings: list[Finding]
     error: LlmhostError | None = None
-    """A plugin's own words for its refusal."""
+    """A plugin's own words for its refusal, or those for a guard without an answer."""
     opinion: Opinion | None = None
 
 
@@ -51,20 +51,17 @@ class Judges:
     policy: Policy
 
     async def judge_input(self, request: GenerationRequest, caller: Caller) -> Judged:
-        """Raises SafetyUnavailable when a plugin failed, or a guard that may not."""
+        """By rules and plugins: the guard is asked for itself. Raises SafetyUnavailable when a plugin failed."""
         findings = await self._in_request(request)
         judged = self._decided(findings, Direction.INPUT)
-        if judged.decision.action is Action.BLOCK:
+        if judged.decision.action is Action.BLOCK or not self.plugins.has("check_input"):
             return judged
-        if self.plugins.has("check_input"):
-            answer = await ask(self.plugins, "check_input", request=request, caller=caller)
-            if answer is not None:
-                findings.append(_of_plugin(answer))
-                judged = self._decided(findings, Direction.INPUT)
-                judged.error = answer.opinion.as_error(ContentRefused)
-        return await self._with_guard(
-            judged, Case(request=request, caller=caller, direction=Direction.INPUT)
-        )
+        answer = await ask(self.plugins, "check_input", request=request, caller=caller)
+        if answer is not None:
+            findings.append(_of_plugin(answer))
+            judged = self._decided(findings, Direction.INPUT)
+            judged.error = answer.opinion.as_error(ContentRefused)
+        return judged
 
     async def redact_input(self, request: GenerationRequest) -> GenerationRequest | None:
         """The request without what its policy redacts; None where something of it can't be taken out."""
@@ -96,17 +93,23 @@ class Judges:
             if answer is not None:
                 findings.append(_of_plugin(answer))
                 judged = self._decided(findings, Direction.OUTPUT)
-        return await self._with_guard(judged, case)
+        return await self.with_guard(judged, case)
 
-    async def _with_guard(self, judged: Judged, case: Case) -> Judged:
+    async def with_guard(self, judged: Judged, case: Case) -> Judged:
+        """With what the guard finds besides; a policy that fails closed blocks what it could not judge."""
         use = self.policy.guard(case.direction)
         if use is None or self.guard is None or judged.decision.action is Action.BLOCK:
             return judged
         opinion = await ask_guard(self.guard, case, use)
-        findings = [*judged.findings, *opinion.findings]
-        together = self._decided(findings, case.direction)
-        together.error, together.opinion = judged.error, opinion
-        return together
+        if opinion is None:
+            findings = [*judged.findings, unavailable(use)]
+            if use.fails_open:
+                return Judged(judged.decision, findings, judged.error)
+            decision = Decision(Action.BLOCK, self.policy.name, findings[-1])
+            return Judged(decision, findings, no_answer(use))
+        theirs = self.policy.decide(opinion.findings, case.direction)
+        stricter = theirs if theirs.action > judged.decision.action else judged.decision
+        return Judged(stricter, [*judged.findings, *opinion.findings], judged.error, opinion)
 
     def _decided(self, findings: list[Finding], direction: Direction) -> Judged:
         return Judged(self.policy.decide(findings, direction), findings)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from llmhost.core.errors import SafetyUnavailable
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.safety.judges import Judged, Judges
 from llmhost.safety.pack.pack import RULES
@@ -127,6 +128,9 @@ class OutputScreen:
             judged.decision = replace(judged.decision, action=Action.BLOCK)
         if judged.decision.action > Action.REDACT:
             self.refused_by = rule
+        if isinstance(judged.error, SafetyUnavailable):
+            self._record(judged)
+            raise judged.error
         if rule not in self._noted:
             self._record(judged)
         self._noted.add(rule)

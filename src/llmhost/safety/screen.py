@@ -4,8 +4,9 @@ Runs on the HTTP loop; long text is judged in pieces, and other requests get the
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from typing import Any
 
 from msgspec.structs import replace as replace_of
 
@@ -16,6 +17,7 @@ from llmhost.core.errors import (
     HeldForReview,
     InvalidValue,
     LlmhostError,
+    SafetyUnavailable,
 )
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.hooks.registry import Plugins
@@ -27,6 +29,7 @@ from llmhost.safety.redact import redacted
 from llmhost.safety.rules import Rules
 from llmhost.safety.verdict import (
     Action,
+    Case,
     Direction,
     Guard,
     Journal,
@@ -51,6 +54,8 @@ class Passed:
     request: GenerationRequest
     screening: Screening | None = None
     """None where nothing judges prompts."""
+    guarded: Coroutine[Any, Any, Screening] | None = None
+    """A guard's verdict, which is to be awaited before anything of an answer leaves. Raises as `check_input` does."""
 
 
 class Screen:
@@ -87,28 +92,49 @@ class Screen:
         model: str | None = None,
         decode: Decode | None = None,
     ) -> Passed:
-        """Comes back when the prompt may run. `decode` makes prompts of token ids readable; without it they are
-        refused wherever something reads prompts. `model` is the one that was chosen, for the journal.
+        """Comes back when the prompt may run, as far as rules and plugins say; what a guard says may come later.
 
-        Raises ContentRefused, HeldForReview, or SafetyUnavailable when a plugin, a guard or the queue failed.
+        `decode` makes prompts of token ids readable; without it they are refused wherever something reads prompts.
+        `model` is the one that was chosen, for the journal. Raises ContentRefused, HeldForReview, or SafetyUnavailable
+        when a plugin, a guard or the queue failed.
         """
         judges = self._judges(self._policies.of(caller), Direction.INPUT)
         if judges is None:
             return Passed(request)
         readable = _readable(request, decode)
         judged = await judges.judge_input(readable, caller)
-        screening = self._screening(readable, caller, model, Direction.INPUT, judged)
-        if judged.decision.action is Action.REVIEW:
-            screening = await self._reviewed(screening, judges, readable)
-        passed = Passed(request, screening)
-        if screening.decision.action is Action.REDACT:
+        passed = Passed(request)
+        if judged.decision.action is Action.REDACT:
             changed = await judges.redact_input(readable)
-            screening = screening if changed is not None else _with(screening, Action.BLOCK)
-            passed = Passed(changed or request, screening)
+            passed = Passed(changed or request)
+            if changed is None:
+                judged.decision = replace(judged.decision, action=Action.BLOCK)
+        asked = readable if passed.request is request else passed.request
+        case = Case(request=asked, caller=caller, direction=Direction.INPUT)
+        if judges.guard is None or judged.decision.action > Action.REDACT:
+            screening = await self._concluded(judges, judged, case, model)
+            return replace(passed, screening=screening)
+        guarded = self._guarded(judges, judged, case, model)
+        return replace(passed, guarded=guarded)
+
+    async def _guarded(
+        self, judges: Judges, judged: Judged, case: Case, model: str | None
+    ) -> Screening:
+        return await self._concluded(judges, await judges.with_guard(judged, case), case, model)
+
+    async def _concluded(
+        self, judges: Judges, judged: Judged, case: Case, model: str | None
+    ) -> Screening:
+        """What a prompt's findings come to, written down. Raises where that is a refusal."""
+        screening = self._screening(case.request, case.caller, model, case.direction, judged)
+        if judged.decision.action is Action.REVIEW:
+            screening = await self._reviewed(screening, judges, case.request)
+        elif judged.decision.action is Action.REDACT and _has_no_place(judged):
+            screening = _with(screening, Action.BLOCK)
         self._journal.record(screening)
         if screening.decision.action > Action.REDACT:
-            raise _refusal(request, screening, judges.policy.review_mode, judged.error)
-        return passed
+            raise _refusal(case.request, screening, judges.policy.review_mode, judged.error)
+        return screening
 
     def watch_output(
         self, request: GenerationRequest, caller: Caller, *, model: str | None = None
@@ -193,6 +219,12 @@ class Screen:
         return referred if review_id is not None else _with(referred, Action.BLOCK)
 
 
+def _has_no_place(judged: Judged) -> bool:
+    """Whether what decides can't be taken out of a text, because it was found in the text as a whole."""
+    finding = judged.decision.finding
+    return finding is not None and finding.start >= finding.end
+
+
 def _with(screening: Screening, action: Action) -> Screening:
     return replace(screening, decision=replace(screening.decision, action=action))
 
@@ -206,6 +238,8 @@ def _refusal(
     finding, review_id = screening.decision.finding, screening.review_id
     if review_id is not None and mode is ReviewMode.HOLD:
         return HeldForReview(review_id)
+    if isinstance(error, SafetyUnavailable):
+        return error
     if error is not None and finding is not None and finding.rule.startswith("plugin:"):
         return error
     rule = "" if finding is None else f": it breaks the rule {finding.rule}"

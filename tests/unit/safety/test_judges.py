@@ -112,6 +112,12 @@ def screen(policy: Policy, **parts: object) -> tuple[Screen, Journal]:
     )
 
 
+async def check(screen: Screen, caller: Caller = LOCAL_CALLER, **facts: object):
+    """All that judges a prompt, the guard included."""
+    passed = await screen.check_input(ASKED, caller, **facts)
+    return passed if passed.guarded is None else await passed.guarded
+
+
 async def test_an_organisations_own_words_are_looked_for_and_the_journal_names_policy_and_rule():
     strict, journal = screen(Policy(Action.BLOCK, words=("worse", "bad")))
 
@@ -212,7 +218,7 @@ async def test_a_guard_judges_what_rules_let_pass():
     strict, _ = screen(Policy(Action.BLOCK, use=GuardUse("wary")), guard=guard)
 
     with pytest.raises(ContentRefused, match="guard:wary"):
-        await strict.check_input(ASKED, LOCAL_CALLER)
+        await check(strict)
     output = strict.watch_output(ASKED, LOCAL_CALLER)
     await output.push("The first of many ")
     await output.push("windows is not bad at all")
@@ -229,17 +235,23 @@ async def test_a_guard_is_not_asked_about_what_a_rule_blocks():
     strict, _ = screen(policy, guard=guard)
 
     with pytest.raises(ContentRefused):
-        await strict.check_input(ASKED, LOCAL_CALLER)
+        await check(strict)
 
     assert guard.cases == []
 
 
 @pytest.mark.parametrize("guard", [Guard(ValueError("x")), Guard(is_slow=True)])
 async def test_a_guard_without_an_answer_fails_closed_or_open_as_the_policy_says(guard):
-    closed, _ = screen(Policy(Action.BLOCK, use=GuardUse("wary", timeout_ms=1)), guard=guard)
+    policy = Policy(Action.BLOCK, use=GuardUse("wary", timeout_ms=1))
+    closed, refused = screen(policy, guard=guard)
     use = GuardUse("wary", timeout_ms=1, fails_open=True)
-    opened, _ = screen(Policy(Action.BLOCK, use=use), guard=guard)
+    opened, passed = screen(Policy(Action.BLOCK, use=use), guard=guard)
 
     with pytest.raises(SafetyUnavailable, match="wary"):
-        await closed.check_input(ASKED, LOCAL_CALLER)
-    await opened.check_input(ASKED, LOCAL_CALLER)
+        await check(closed)
+    await check(opened)
+
+    assert [s.decision.action.name for s in refused.screenings] == ["BLOCK"]
+    [written] = passed.screenings
+    assert written.decision.action is Action.ALLOW
+    assert [finding.category for finding in written.findings] == ["unavailable"]

@@ -1,0 +1,138 @@
+"""A guard judges the prompt while it runs already: the first byte waits for the verdict, and a refusal stops all."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.unit.pipeline.node import WAIT_S, settled
+from tests.unit.safety.test_judges import Policy
+
+from llmhost.config.schema import ModelSpec, SafetySettings
+from llmhost.host.wiring import Host
+from llmhost.safety.defaults import SamePolicy
+from llmhost.safety.screen import Screen
+from llmhost.safety.verdict import Action, Case, Finding, GuardUse, Opinion, Tier
+from llmhost.testing import FAKE_MODEL, fake_words, make_host
+
+BODY = {"model": "fake", "prompt": "hello", "max_tokens": 20}
+SAID = fake_words("hello", 20)
+
+
+class Guard:
+    """Says what it is told to, when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.verdict: asyncio.Future[Opinion] = asyncio.get_running_loop().create_future()
+        self.was_cancelled = False
+
+    async def judge(self, case: Case, use: GuardUse) -> Opinion:
+        self.asked.set()
+        try:
+            return await self.verdict
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+
+    def allow(self) -> None:
+        self.verdict.set_result(Opinion())
+
+    def refuse(self) -> None:
+        found = Finding("violence", "guard:wary", Tier.GUARD, 0.9)
+        self.verdict.set_result(Opinion((found,)))
+
+
+@pytest.fixture
+async def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
+    judge = Guard()
+
+    def guarded(self: Host) -> Screen:
+        policy = Policy(Action.BLOCK, use=GuardUse("wary", timeout_ms=60_000))
+        policies = SamePolicy(policy)
+        return Screen(
+            SafetySettings(check_output=False), self.plugins, policies=policies, guard=_In(judge)
+        )
+
+    monkeypatch.setattr(Host, "_screen", guarded)
+    return judge
+
+
+class _In:
+    """Of prompts alone."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def judge(self, case: Case, use: GuardUse) -> Opinion:
+        return Opinion() if case.answer else await self._guard.judge(case, use)
+
+
+async def made_tokens(host: Any) -> None:
+    """Until the whole answer was made, though nobody has been given any of it."""
+    async with asyncio.timeout(WAIT_S):
+        while not any(live._held_end for live in host.host.processor._live):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_is_made_meanwhile_and_comes_when_it_is_allowed(
+    guard: Guard, stream: bool
+) -> None:
+    async with make_host() as host:
+        asking = asyncio.create_task(
+            host.client.post("/v1/completions", json={**BODY, "stream": stream})
+        )
+        await guard.asked.wait()
+        await made_tokens(host)
+        assert not asking.done() and not host.entries(), "nothing is told, and nothing is paid for"
+        guard.allow()
+        answer = await asking
+        [entry] = await settled(host)
+
+    assert answer.status_code == 200
+    assert stream or answer.json()["choices"][0]["text"] == SAID
+    assert (entry["outcome"], entry["tokens"]["output"]) == ("answered", 20)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_refusal_is_a_400_whatever_was_made_until_then_and_nobody_pays(
+    guard: Guard, stream: bool
+) -> None:
+    async with make_host() as host:
+        asking = asyncio.create_task(
+            host.client.post("/v1/completions", json={**BODY, "stream": stream})
+        )
+        await made_tokens(host)
+        guard.refuse()
+        answer = await asking
+        [entry] = await settled(host)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "content_policy_violation"
+    assert SAID.split()[0] not in answer.text
+    assert (entry["outcome"], entry["amount_nano"]) == ("refused", 0)
+
+
+async def test_a_refusal_stops_what_still_runs(guard: Guard) -> None:
+    slow = ModelSpec(engine="fake", options={"token_delay_ms": 5.0}, price=FAKE_MODEL.price)
+    async with make_host(models={"fake": slow}) as host:
+        body = {**BODY, "max_tokens": 2_000}
+        asking = asyncio.create_task(host.client.post("/v1/completions", json=body))
+        await guard.asked.wait()
+        guard.refuse()
+        answer = await asking
+        [entry] = await settled(host)
+
+    assert answer.status_code == 400
+    assert entry["tokens"]["output"] < 2_000
+
+
+async def test_a_caller_who_leaves_takes_the_guard_along(guard: Guard) -> None:
+    async with make_host() as host:
+        asking = asyncio.create_task(host.client.post("/v1/completions", json=BODY))
+        await made_tokens(host)
+        asking.cancel()
+        [entry] = await settled(host)
+
+    assert guard.was_cancelled
+    assert entry["outcome"] in ("cancelled", "answered")
