@@ -9,6 +9,8 @@ from litestar.exceptions import HTTPException
 from llmhost.api.bill_facts import BUDGET, remaining_usd
 from llmhost.core.errors import (
     BadRequest,
+    ContentRefused,
+    HeldForReview,
     LlmhostError,
     MethodNotAllowed,
     NotFound,
@@ -19,6 +21,8 @@ from llmhost.core.errors import (
 )
 
 INTERNAL = LlmhostError("The server failed while it handled this request. Its log has the reason.")
+
+REVIEW = "x-llmhost-review"
 
 _BY_STATUS: dict[int, type[LlmhostError]] = {
     401: Unauthenticated,
@@ -53,14 +57,21 @@ def known_error(error: BaseException, asked: str = "this") -> LlmhostError:
 
 
 def error_object(error: LlmhostError) -> dict[str, Any]:
-    return {
-        "error": {
-            "message": shortened(error.message),
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
+    """With `review_id` where a human is to decide."""
+    inner = {
+        "message": shortened(error.message),
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
     }
+    if (review_id := review_of(error)) is not None:
+        inner["review_id"] = review_id
+    return {"error": inner}
+
+
+def review_of(error: LlmhostError) -> str | None:
+    """The review that an error waits for."""
+    return error.review_id if isinstance(error, ContentRefused | HeldForReview) else None
 
 
 def error_body(error: LlmhostError) -> bytes:
@@ -77,6 +88,8 @@ def error_headers(error: LlmhostError) -> dict[str, str]:
         headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
     if isinstance(error, QuotaExhausted):
         headers[BUDGET] = remaining_usd(error.remaining_nano)
+    if (review_id := review_of(error)) is not None:
+        headers[REVIEW] = review_id
     if error.status in (409, 429) or error.status >= 500:
         headers["x-should-retry"] = "true" if error.retry_after_s is not None else "false"
     return headers

@@ -14,6 +14,7 @@ from llmhost.api.dialect import dialect_of
 from llmhost.api.door import Wire, bearer, client_id, header, line_of, send_last, send_whole
 from llmhost.api.errors import error_headers, known_error
 from llmhost.api.limit_headers import limit_headers
+from llmhost.api.safety_headers import safety_headers
 from llmhost.core.errors import InvalidValue, LlmhostError, RequestTimeout
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import GenerationRequest, Kind
@@ -103,6 +104,7 @@ class Visit:
             headers["x-client-request-id"] = self.client_id
         if self.exchange is not None:
             headers.update(limit_headers(self.exchange.context.allowances))
+            headers.update(safety_headers(self.exchange.context))
         return headers
 
     async def fail(self, send: Send, error: Exception) -> None:

@@ -1,9 +1,19 @@
 """Frozen facts about what has happened, for observers. None of them holds prompt or answer text."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.request import Caller
+
+
+class SafetyNote(NamedTuple):
+    """What was decided about a prompt or an answer that did not just pass."""
+
+    action: str
+    """warn, redact, review or block."""
+    rule: str | None
+    review_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +44,8 @@ class RequestEnded:
     """What the caller says the request is part of: one of its runs, sessions or jobs."""
     cost_nano: int = 0
     """What it cost the operator; 0 where no [costs] are configured."""
+    safety: SafetyNote | None = None
+    """The strictest decision on its texts; None where all of them passed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,7 @@ from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.store import Store
+from llmhost.safety.defaults import CountedJournal, LogJournal
 from llmhost.safety.screen import Screen
 from llmhost.storage import analytics as traffic
 from llmhost.storage.analytics import Analytics
@@ -332,7 +333,11 @@ class Host:
     def _screen(self) -> Screen:
         """Rules and plugins. Policies, a journal, reviews and a guard take the place of the defaults here."""
         return Screen(
-            self.settings.safety, self.plugins, reviews=self.reviews, utc_ns=self.clock.utc_ns
+            self.settings.safety,
+            self.plugins,
+            journal=CountedJournal(LogJournal(), self.metrics.safety.decided),
+            reviews=self.reviews,
+            utc_ns=self.clock.utc_ns,
         )
 
     def _open_deferred(self) -> Deferred:

@@ -19,6 +19,7 @@ from llmhost.observe.guesses import GuessMetrics
 from llmhost.observe.limits import LimitMetrics
 from llmhost.observe.loop import LoopCounter, LoopHistogram
 from llmhost.observe.reviews import ReviewMetrics
+from llmhost.observe.safety import SafetyMetrics
 from llmhost.observe.threads import ThreadMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -103,6 +104,7 @@ class Metrics:
         self.budgets = BudgetMetrics(self.registry)
         self.batches = BatchMetrics(self.registry)
         self.reviews = ReviewMetrics(self.registry)
+        self.safety = SafetyMetrics(self.registry)
 
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmhost.core.errors import LlmhostError
-from llmhost.core.events import RequestEnded
+from llmhost.core.events import RequestEnded, SafetyNote
 from llmhost.core.output import FinishReason, Outcome, Usage
 from llmhost.core.ports import Tokenizer
 from llmhost.core.request import Caller, GenerationRequest, GrammarSpec, Pooling
@@ -20,7 +20,7 @@ from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.reading import Reading
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.terms import Terms
-from llmhost.safety.verdict import Screening
+from llmhost.safety.verdict import Action, Screening
 from llmhost.storage.journal import Slot
 from llmhost.tenants.limiter import Pass
 from llmhost.tenants.refusals import NO_ALLOWANCES, Allowances
@@ -57,8 +57,8 @@ class RequestContext:
     slot: Slot | None = None
     """Its place in the journal, from its admission to its entry."""
     screening: Screening | None = None
-    """What was found in its prompt; None where nobody looked."""
-    verdict: "asyncio.Task[None] | None" = None
+    """The strictest decision on its prompt and its answers; None where nobody judged them."""
+    verdict: "asyncio.Task[Screening] | None" = None
     """What a guard says of its prompt, while it runs already: nothing of the answer may leave before. Raises why it is
     refused."""
     replica: Replica | None = None
@@ -153,6 +153,11 @@ class RequestContext:
         timeout_ms = self.request.timeout_ms
         return None if timeout_ms is None else self.arrived_ns + timeout_ms * 1_000_000
 
+    def note_screening(self, screening: Screening) -> None:
+        known = self.screening
+        if known is None or screening.decision.action > known.decision.action:
+            self.screening = screening
+
     def let_go(self) -> None:
         """The request has ended: its adapter may make room for others, and no guard need judge it. Idempotent."""
         if self.verdict is not None:
@@ -189,7 +194,16 @@ class RequestContext:
             adapter=self.adapter.adapter if self.adapter is not None else None,
             run_id=self.run_id,
             cost_nano=0 if self.costs is None else self.costs.total_nano,
+            safety=_safety_of(self.screening),
         )
+
+
+def _safety_of(screening: Screening | None) -> SafetyNote | None:
+    if screening is None or screening.decision.action is Action.ALLOW:
+        return None
+    decision = screening.decision
+    rule = None if decision.finding is None else decision.finding.rule
+    return SafetyNote(decision.action.name.lower(), rule, screening.review_id)
 
 
 def _ms(start_ns: int | None, end_ns: int | None) -> float | None:

@@ -26,6 +26,7 @@ from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.stream import ReplayStream
 from llmhost.safety.output import OutputScreen
+from llmhost.safety.verdict import Screening
 
 log = logging.getLogger("llmhost.request")
 
@@ -118,7 +119,7 @@ class Generation:
         self._is_detached = True
         self.cancel()
 
-    def _hear(self, verdict: "asyncio.Task[None]") -> None:
+    def _hear(self, verdict: "asyncio.Task[Screening]") -> None:
         """A guard has judged the prompt: what was made of one that it refuses is thrown away, and not paid for."""
         if self.context.first_token_ns is not None:
             self.context.first_token_ns = self._clock.monotonic_ns()  # nobody could read it before

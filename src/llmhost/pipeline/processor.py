@@ -33,6 +33,7 @@ from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.store import Store
 from llmhost.pipeline.stream import Outbox, Take
+from llmhost.safety.verdict import Screening
 
 log = logging.getLogger("llmhost.request")
 
@@ -170,7 +171,7 @@ class Processor:
             await self._hear(exchange, context.verdict)
         return exchange
 
-    async def _hear(self, exchange: Exchange, verdict: "asyncio.Task[None]") -> None:
+    async def _hear(self, exchange: Exchange, verdict: "asyncio.Task[Screening]") -> None:
         """The request runs, and its prompt is judged meanwhile. Raises why it is refused; the generation has heard."""
         try:
             await asyncio.shield(verdict)

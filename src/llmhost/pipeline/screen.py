@@ -1,8 +1,6 @@
 """Stage 4: is the prompt acceptable. The answer is screened window by window while it is executed."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 from llmhost.pipeline.context import RequestContext
 from llmhost.safety.output import OutputScreen
@@ -29,24 +27,26 @@ class ScreenStage:
             context.known_caller,
             model=context.model,
             decode=context.tokenizer.decode,
+            note=context.note_screening,
         )
-        context.screening = passed.screening
         if passed.guarded is not None:
-            context.verdict = asyncio.create_task(self._hear(context, passed.guarded))
-            context.verdict.add_done_callback(_note)
+            context.verdict = asyncio.create_task(passed.guarded)
+            context.verdict.add_done_callback(_look)
         is_changed = passed.request is not context.request
         context.request = passed.request
         return is_changed
 
-    async def _hear(self, context: RequestContext, guarded: Coroutine[Any, Any, Screening]) -> None:
-        context.screening = await guarded
-
     def output(self, context: RequestContext) -> OutputScreen | None:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""
-        return self._screen.watch_output(context.request, context.known_caller, model=context.model)
+        return self._screen.watch_output(
+            context.request,
+            context.known_caller,
+            model=context.model,
+            note=context.note_screening,
+        )
 
 
-def _note(verdict: "asyncio.Task[None]") -> None:
+def _look(verdict: "asyncio.Task[Screening]") -> None:
     """A request that ended before its verdict did has nobody who would look at it."""
     if not verdict.cancelled():
         verdict.exception()

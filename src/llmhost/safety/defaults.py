@@ -1,7 +1,7 @@
 """What a node does without policies, an audit log and reviewers: one policy made of [safety], and lines in the log."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmhost.config.schema import SafetySettings
 from llmhost.core.errors import ConfigError
@@ -13,6 +13,7 @@ from llmhost.safety.verdict import (
     Direction,
     Finding,
     GuardUse,
+    Journal,
     Policy,
     ReviewMode,
     Screening,
@@ -101,6 +102,22 @@ class LogJournal:
             "" if decision.finding is None else decision.finding.rule,
             decision.policy,
         )
+
+
+class CountedJournal:
+    """Tells somebody who counts, and then a journal. Implements Journal."""
+
+    def __init__(self, journal: Journal, count: Callable[[str, str, str], None]) -> None:
+        """`count` is told direction, action and category; `none` for a text in which nothing was found."""
+        self._journal = journal
+        self._count = count
+
+    def record(self, screening: Screening) -> None:
+        decision = screening.decision
+        found = decision.finding or next(iter(screening.findings), None)
+        category = "none" if found is None else found.category
+        self._count(screening.direction.value, decision.action.name.lower(), category)
+        self._journal.record(screening)
 
 
 DONE = {

@@ -40,6 +40,7 @@ class OutputScreen:
         screened: Screened,
         journal: Journal,
         reviews: Reviews | None,
+        note: Callable[[Screening], None],
     ) -> None:
         self._judges = judges
         self._window = window
@@ -48,6 +49,7 @@ class OutputScreen:
         self._screened = screened
         self._journal = journal
         self._reviews = reviews
+        self._note = note
         self._said = ""
         """Let out so far: what guards see before a window, and reviewers."""
         self._may_be_json = bool(request.tools or request.grammar)
@@ -153,4 +155,6 @@ class OutputScreen:
         return Action.WARN if mode is ReviewMode.RELEASE else Action.REVIEW
 
     def _record(self, judged: Judged) -> None:
-        self._journal.record(replace(self._screened(judged), review_id=self.review_id))
+        screening = replace(self._screened(judged), review_id=self.review_id)
+        self._journal.record(screening)
+        self._note(screening)

@@ -44,7 +44,12 @@ from llmhost.safety.window import Window
 MOST_RULES = 512
 """Sets of rules that are kept compiled: those of one policy, in one direction."""
 
+Note = Callable[[Screening], None]
 Decode = Callable[[tuple[int, ...]], str]
+
+
+def _nobody(screening: Screening) -> None:
+    """Where nobody wants to know what was decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +96,14 @@ class Screen:
         *,
         model: str | None = None,
         decode: Decode | None = None,
+        note: Note = _nobody,
     ) -> Passed:
         """Comes back when the prompt may run, as far as rules and plugins say; what a guard says may come later.
 
         `decode` makes prompts of token ids readable; without it they are refused wherever something reads prompts.
-        `model` is the one that was chosen, for the journal. Raises ContentRefused, HeldForReview, or SafetyUnavailable
-        when a plugin, a guard or the queue failed.
+        `model` is the one that was chosen, for the journal; `note` is told what was decided.
+
+        Raises ContentRefused, HeldForReview, or SafetyUnavailable when a plugin, a guard or the queue failed.
         """
         judges = self._judges(self._policies.of(caller), Direction.INPUT)
         if judges is None:
@@ -112,18 +119,19 @@ class Screen:
         asked = readable if passed.request is request else passed.request
         case = Case(request=asked, caller=caller, direction=Direction.INPUT)
         if judges.guard is None or judged.decision.action > Action.REDACT:
-            screening = await self._concluded(judges, judged, case, model)
+            screening = await self._concluded(judges, judged, case, model, note)
             return replace(passed, screening=screening)
-        guarded = self._guarded(judges, judged, case, model)
+        guarded = self._guarded(judges, judged, case, model, note)
         return replace(passed, guarded=guarded)
 
     async def _guarded(
-        self, judges: Judges, judged: Judged, case: Case, model: str | None
+        self, judges: Judges, judged: Judged, case: Case, model: str | None, note: Note
     ) -> Screening:
-        return await self._concluded(judges, await judges.with_guard(judged, case), case, model)
+        judged = await judges.with_guard(judged, case)
+        return await self._concluded(judges, judged, case, model, note)
 
     async def _concluded(
-        self, judges: Judges, judged: Judged, case: Case, model: str | None
+        self, judges: Judges, judged: Judged, case: Case, model: str | None, note: Note
     ) -> Screening:
         """What a prompt's findings come to, written down. Raises where that is a refusal."""
         screening = self._screening(case.request, case.caller, model, case.direction, judged)
@@ -132,12 +140,18 @@ class Screen:
         elif judged.decision.action is Action.REDACT and _has_no_place(judged):
             screening = _with(screening, Action.BLOCK)
         self._journal.record(screening)
+        note(screening)
         if screening.decision.action > Action.REDACT:
             raise _refusal(case.request, screening, judges.policy.review_mode, judged.error)
         return screening
 
     def watch_output(
-        self, request: GenerationRequest, caller: Caller, *, model: str | None = None
+        self,
+        request: GenerationRequest,
+        caller: Caller,
+        *,
+        model: str | None = None,
+        note: Note = _nobody,
     ) -> OutputScreen | None:
         """A screen for one choice; None when nothing judges answers, so that their streams pay nothing."""
         judges = self._judges(self._policies.of(caller), Direction.OUTPUT)
@@ -149,7 +163,7 @@ class Screen:
             return self._screening(request, caller, model, Direction.OUTPUT, judged)
 
         return OutputScreen(
-            judges, window, request, caller, screening, self._journal, self._reviews
+            judges, window, request, caller, screening, self._journal, self._reviews, note
         )
 
     def check_length(self, request: GenerationRequest) -> None:

@@ -91,6 +91,11 @@ SCHEMA = Schema(
             "ALTER TABLE requests ADD COLUMN cost_nano INTEGER NOT NULL DEFAULT 0",
             "ALTER TABLE minutes ADD COLUMN cost_nano INTEGER NOT NULL DEFAULT 0",
         ),
+        "safety": (
+            "ALTER TABLE requests ADD COLUMN safety_action TEXT",
+            "ALTER TABLE requests ADD COLUMN safety_rule TEXT",
+            "ALTER TABLE requests ADD COLUMN review_id TEXT",
+        ),
     },
 )
 
@@ -126,6 +131,9 @@ _REQUEST_COLUMNS = (
     "is_stream",
     "run_id",
     "cost_nano",
+    "safety_action",
+    "safety_rule",
+    "review_id",
 )
 _KEY = ("minute_ns", "model", "org", "team", "node_id")
 _SUMS = (
@@ -347,6 +355,7 @@ def _request_row(node_id: str, event: RequestEnded) -> tuple[Any, ...]:
         event.stream,
         event.run_id,
         event.cost_nano,
+        *(event.safety or (None, None, None)),
     )
 
 

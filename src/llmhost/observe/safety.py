@@ -1,0 +1,18 @@
+"""Metrics of what judges found in prompts and answers. Texts, rules and names of tenants are no labels."""
+
+from prometheus_client import CollectorRegistry, Counter
+
+
+class SafetyMetrics:
+    """One per host."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._decisions = Counter(
+            "llmhost_safety_decisions",
+            "Prompts and answers that were judged, by what was decided and the category that decided it.",
+            ["direction", "action", "category"],
+            registry=registry,
+        )
+
+    def decided(self, direction: str, action: str, category: str) -> None:
+        self._decisions.labels(direction, action, category).inc()
