@@ -13,6 +13,8 @@ class SafetyMetrics:
             ["direction", "action", "category"],
             registry=registry,
         )
+        for direction in ("input", "output"):
+            self._decisions.labels(direction, "allow", "none")  # there from the start, at 0
 
     def decided(self, direction: str, action: str, category: str) -> None:
         self._decisions.labels(direction, action, category).inc()

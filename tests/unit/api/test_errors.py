@@ -10,7 +10,7 @@ from litestar.exceptions import HTTPException
 
 from llmhost.api.errors import error_body, error_headers, known_error
 from llmhost.core import errors
-from llmhost.core.errors import LlmhostError
+from llmhost.core.errors import HeldForReview, LlmhostError
 
 OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "MissingParameter": {"param": "model"},
@@ -19,6 +19,7 @@ OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "UnknownModel": {"model": "m", "nearest": "n"},
     "IdempotencyKeyInUse": {"retry_after_s": 5.0},
     "IdempotencyKeyReused": {},
+    "HeldForReview": {"review_id": "review_1"},
     **{
         name: {"message": "spent", "level": "org", "budget_id": "b", "remaining_nano": 5}
         for name in (
@@ -54,12 +55,13 @@ def test_every_error_gives_the_four_keys(kind: type[LlmhostError]) -> None:
     body = json.loads(error_body(error))
 
     assert list(body) == ["error"]
-    assert list(body["error"]) == ["message", "type", "param", "code"]
+    waits = ["review_id"] if kind is HeldForReview else []
+    assert list(body["error"]) == ["message", "type", "param", "code", *waits]
     assert body["error"]["message"]
     assert isinstance(body["error"]["type"], str)
     assert body["error"]["code"] is None or isinstance(body["error"]["code"], str)
     assert body["error"]["param"] is None or isinstance(body["error"]["param"], str)
-    assert 400 <= error.status < 600
+    assert 400 <= error.status < 600 or kind is HeldForReview
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.core.events import RequestEnded
+from llmhost.core.events import RequestEnded, SafetyNote
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.request import Caller
 from llmhost.storage.analytics import (
@@ -76,12 +76,13 @@ def all_minutes(analytics: Analytics, **where: str) -> list:
 def test_a_request_becomes_a_row_with_all_that_is_known(
     analytics: Analytics, writer: Writer, reader: Reader
 ) -> None:
-    analytics.record(ended(client_request_id="theirs"))
+    note = SafetyNote("warn", "pii.email", "review_1")
+    analytics.record(ended(client_request_id="theirs", safety=note))
     settle(writer)
     rows = reader.read_now(lambda c: c.execute("SELECT * FROM requests").fetchall())
     who = (1, "node-1", NOON_NS, "req_1", "theirs", "chat", "tiny@1", "abc", "acme", "search")
     what = ("answered", 200, None, "stop", 10, 4, 20, 5000, 70, 500, 12_000, 300_000, 1, None, 30)
-    assert rows == [(*who, *what)]
+    assert rows == [(*who, *what, *note)]
 
 
 def test_a_minute_adds_up_its_requests(analytics: Analytics, writer: Writer) -> None:
