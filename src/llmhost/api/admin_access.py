@@ -12,6 +12,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
 
+from llmhost.api.audited import begin_act
 from llmhost.api.door import bearer
 from llmhost.api.gatekeeper import vouch
 from llmhost.core.errors import Unauthenticated
@@ -28,6 +29,7 @@ def guard_by(token: str, find: Callable[[str], Access]) -> Guard:
     def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         sent = bearer(connection.scope) or ""
         if hmac.compare_digest(sent.encode(), token.encode()):
+            begin_act(connection.scope, OPERATOR, handler)
             connection.scope["user"] = OPERATOR
             return
         if not sent.startswith(PREFIX):
@@ -37,6 +39,7 @@ def guard_by(token: str, find: Callable[[str], Access]) -> Guard:
             )
         access = find(sent)
         vouch(connection.scope)
+        begin_act(connection.scope, access, handler)  # what is refused is written down, too
         needs = handler.opt.get("needs")
         if access.role is not None and (needs is None or not access.may(needs)):
             raise refusal(access.role, needs)

@@ -17,6 +17,8 @@ from llmhost import __version__
 from llmhost.api.admin import Admin
 from llmhost.api.admin_access import guard_by
 from llmhost.api.admin_routes import admin_router
+from llmhost.api.audit import AuditDesk, audit_router
+from llmhost.api.audited import Audited
 from llmhost.api.backup import BackupDesk, backup_router
 from llmhost.api.batches.admin import BatchAdmin, batch_admin_router
 from llmhost.api.batches.routes import BatchDesk, batch_routes
@@ -67,6 +69,7 @@ from llmhost.deploy.catalogue import Catalogue, Served
 from llmhost.deploy.manager import Deployments
 from llmhost.observe.metrics import CONTENT_TYPE, Metrics
 from llmhost.pipeline.processor import Processor
+from llmhost.safety.audit import AuditLog
 
 __all__ = ["ASGIApp", "Surface", "build_app"]
 
@@ -96,6 +99,7 @@ class Surface:
     deployments: Deployments
     metrics: Metrics
     admin: Admin
+    audit: AuditLog
     costs: CostReports
     prices: PriceAdmin
     budgets: BudgetAdmin
@@ -155,6 +159,7 @@ def build_app(surface: Surface) -> ASGIApp:
             cost_router(surface.costs, guard),
             price_router(surface.prices, guard),
             budget_router(surface.budgets, guard),
+            audit_router(AuditDesk(surface.audit), guard),
             *(
                 Router(f"/plugins/{name}", route_handlers=[route])
                 for name, route in surface.plugin_routes
@@ -171,7 +176,7 @@ def build_app(surface: Surface) -> ASGIApp:
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
-    guarded = surface.gatekeeper.guard(_past_router(app, generation))
+    guarded = surface.gatekeeper.guard(_past_router(Audited(app, surface.audit), generation))
     edge = Edge(
         guarded,
         origins=settings.cors_origins,

@@ -134,6 +134,16 @@ class Admin(Protocol):
 
     def export_ledger(self) -> Iterator[Row]: ...
 
+    def audit_rows(self, *, limit: int, **wanted: str) -> list[Row]:
+        """The newest first: `org`, `kind`, `action`, `actor`, `since` and `until` are as the admin route takes them."""
+        ...
+
+    def export_audit(self, **wanted: str) -> Iterator[Row]:
+        """The oldest first: by `org`, `kind`, `since` and `until`."""
+        ...
+
+    def verify_audit(self, *, head: str | None = None) -> Row: ...
+
     def backup(self, path: str) -> Iterator[Row]:
         """How far it is, `file`, `bytes` and `of`, and at last the manifest. The path is the node's."""
         ...

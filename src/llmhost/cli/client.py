@@ -171,6 +171,16 @@ class HttpAdmin:
                 if line:
                     yield _parse(line)
 
+    def audit_rows(self, *, limit: int, **wanted: str) -> list[Row]:
+        return self._http.many("/admin/v1/audit", limit=str(limit), **wanted)
+
+    def export_audit(self, **wanted: str) -> Iterator[Row]:
+        return self._lines("/admin/v1/audit/export", wanted)
+
+    def verify_audit(self, *, head: str | None = None) -> Row:
+        query = {"head": head}
+        return self._http.one("GET", "/admin/v1/audit/verify", read_s=None, query=query)
+
     def backup(self, path: str) -> Iterator[Row]:
         with self._http.open("POST", "/admin/v1/backup", json={"path": path}) as answer:
             for line in answer.iter_lines():

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from llmhost import __version__
 from llmhost.cli import (
     adapters,
+    audit,
     backup,
     batches,
     bench,
@@ -40,6 +41,7 @@ _ORDER = (
     *("adapters", "export-gguf"),
     *("batches", "files", "reviews"),
     *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "invoice", "ledger"),
+    *("audit",),
     *("backup", "restore"),
     *("bench", "plugins", "config", "doctor", "version"),
 )
@@ -108,7 +110,7 @@ def llmhost(
     """One process turns a GPU box into a metered, multi-tenant, OpenAI-compatible LLM platform.
 
     Start a node with `llmhost serve`. The other commands ask that node, found through its data dir or named by
-    --url; keys, orgs, budgets, prices, usage, ledger and backup also work while it is stopped.
+    --url; keys, orgs, budgets, prices, usage, ledger, audit and backup also work while it is stopped.
     """
 
 
@@ -125,7 +127,7 @@ def show_version(as_json: Json = False) -> None:
 
 for commands in (
     *(serve, chat, models, pull, adapters, export_gguf, orgs, keys, budgets, prices, usage, ledger),
-    *(invoice, entries, backup, batches, reviews),
+    *(invoice, entries, backup, batches, reviews, audit),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

@@ -229,6 +229,15 @@ class ReviewSettings(Section, frozen=True):
     """When callers are told to ask again for what is held."""
 
 
+class AuditSettings(Section, frozen=True):
+    """[audit]: the record of what was screened, and of what operators and admins did."""
+
+    keep_days: Annotated[int, Meta(ge=1, le=36_500)] = 400
+    """Days after which rows are deleted, unless their organisation's policy says otherwise; the chain stays whole."""
+    each_allowed: bool = False
+    """Write down each text that nobody objected to; off, such texts are counted by the minute."""
+
+
 class PluginSettings(Section, frozen=True):
     """[plugins]: drop-in files and installed packages."""
 
@@ -450,6 +459,7 @@ class Settings(Section, frozen=True):
     batches: BatchSettings = BatchSettings()
     safety: SafetySettings = SafetySettings()
     reviews: ReviewSettings = ReviewSettings()
+    audit: AuditSettings = AuditSettings()
     plugins: PluginSettings = PluginSettings()
     devices: DeviceSettings = DeviceSettings()
     costs: CostSettings = CostSettings()

@@ -56,13 +56,13 @@ def back_up(data_dir: DataDir, target: Path, clock: Clock, tell: Tell) -> Manife
         raise InvalidValue(f"There is no folder {str(target.parent)[:200]!r}.", param="path")
     with whole_folder(target) as draft:
         files = {}
+        for name in SECRETS:
+            if (data_dir.path / name).exists():
+                files[name] = copy_file(data_dir.path / name, draft / name, tell)
         for name in DATABASES:
             if (data_dir.path / name).exists():
                 copy_database(data_dir.path / name, draft / name, tell)
                 files[name] = note_of(draft / name)
-        for name in SECRETS:
-            if (data_dir.path / name).exists():
-                files[name] = copy_file(data_dir.path / name, draft / name, tell)
         with Reader(draft / data_dir.money_db.name) as reader:
             head = Reports(reader).head()
         manifest = Manifest(

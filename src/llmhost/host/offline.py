@@ -22,6 +22,7 @@ from llmhost.api.admin_wire import (
     TeamChange,
     TeamPage,
 )
+from llmhost.api.audit import AuditDesk
 from llmhost.api.batches.admin import BatchRows, FileRows
 from llmhost.api.budget_wire import (
     BudgetChange,
@@ -40,8 +41,9 @@ from llmhost.api.reports import ReportDesk, query_of
 from llmhost.api.reviews.desk import ReviewDesk
 from llmhost.api.reviews.wire import ReviewPage, Ruling
 from llmhost.config.load import LoadedSettings
-from llmhost.config.schema import ReviewSettings
+from llmhost.config.schema import AuditSettings, ReviewSettings
 from llmhost.hooks.registry import Plugins
+from llmhost.host.audit import open_audit, written_down
 from llmhost.host.backup import back_up, told
 from llmhost.host.batches import offline_admin
 from llmhost.host.books import open_books
@@ -49,6 +51,7 @@ from llmhost.host.reviews import open_reviews
 from llmhost.host.state import open_state
 from llmhost.observe.clock import SystemClock
 from llmhost.storage.node import DataDir
+from llmhost.tenants.roles import OPERATOR
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -68,6 +71,19 @@ Page = (
 )
 
 
+_READS = frozenset(
+    {
+        *("orgs", "org", "teams", "team", "keys", "key", "budgets", "budget", "credits"),
+        *("prices", "price", "price_version", "usage", "costs", "invoice", "statement_key"),
+        *("focus", "entries", "device_costs", "batches", "batch", "files"),
+        *("verify_ledger", "check_sums", "accounts", "export_ledger"),
+        *("audit_rows", "export_audit", "verify_audit", "close"),
+    }
+)
+"""What changes nothing, and is not written to the audit log."""
+
+
+@written_down(_READS)
 class OfflineAdmin:
     """Owns the data dir until closed, so that no node can start in between. Raises AlreadyRunning."""
 
@@ -81,6 +97,7 @@ class OfflineAdmin:
             books = open_books(self._data_dir, clock, self._closing)
             state = open_state(self._data_dir, self._closing)
             reviews = open_reviews(self._data_dir, ReviewSettings(), clock, self._closing)
+            self.audit = open_audit(self._data_dir, AuditSettings(), clock, self._closing)
         except BaseException:
             self.close()
             raise
@@ -88,6 +105,7 @@ class OfflineAdmin:
         self._tenants = self._admin.tenants
         self._batches = offline_admin(self._data_dir, state, clock)
         self._reviews = ReviewDesk(reviews, clock)
+        self._audit_desk = AuditDesk(self.audit)
         self._costs = CostReports(books.costs)
         self._prices = PriceAdmin(books.prices, books.keys.directory, clock, None)
         self._reports = ReportDesk(books.reports)
@@ -277,6 +295,15 @@ class OfflineAdmin:
 
     def export_ledger(self) -> Iterator[dict[str, Any]]:
         return self._admin.export_ledger()
+
+    def audit_rows(self, *, limit: int, **wanted: str) -> list[Row]:
+        return [_row(row) for row in self._audit_desk.list(OPERATOR, limit=limit, **wanted).data]
+
+    def export_audit(self, **wanted: str) -> Iterator[Row]:
+        return map(_row, self._audit_desk.export(OPERATOR, **wanted))
+
+    def verify_audit(self, *, head: str | None = None) -> Row:
+        return _row(self._audit_desk.verify(head))
 
     def backup(self, path: str) -> Iterator[Row]:
         return told(lambda tell: back_up(self._data_dir, Path(path), SystemClock(), tell))

@@ -43,6 +43,7 @@ from llmhost.hooks.call import collect, shut_down, start_up
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.tell import Observers
 from llmhost.host.answers import open_answers
+from llmhost.host.audit import keep_pruning, open_audit
 from llmhost.host.backup import back_up, told
 from llmhost.host.batches import Deferred, open_deferred
 from llmhost.host.books import Books, open_books
@@ -172,6 +173,9 @@ class Host:
     async def _build(self) -> None:
         self.books = await asyncio.to_thread(open_books, self.data_dir, self.clock, self._closing)
         self._check_address()
+        self.audit = await asyncio.to_thread(
+            open_audit, self.data_dir, self.settings.audit, self.clock, self._closing
+        )
         self.analytics = await asyncio.to_thread(self._open_analytics)
         self.answers = await asyncio.to_thread(
             open_answers, self.data_dir, self.settings.idempotency, self.clock, self._closing
@@ -235,6 +239,8 @@ class Host:
             self.processor.has,
         )
         self._tasks += chores.start()
+        self._tasks.append(asyncio.create_task(self.audit.keep_trying()))
+        self._tasks.append(asyncio.create_task(keep_pruning(self.audit, dict)))
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
         await self.deferred.runner.start()
         self._tasks.append(asyncio.create_task(self.deferred.keep_forgetting()))
@@ -391,6 +397,7 @@ class Host:
                     prices.listed,
                     self.books.budgets,
                 ),
+                audit=self.audit,
                 costs=CostReports(self.books.costs, self.costs.bring_up_to_date),
                 prices=prices,
                 budgets=BudgetAdmin(self.books.budgets, self.books.keys),

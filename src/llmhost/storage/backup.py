@@ -18,11 +18,11 @@ import msgspec
 from llmhost.core.errors import ConfigError, Conflict
 from llmhost.storage.connect import StorageFailed, open_for_reading, storage_error
 
-DATABASES = ("money.db", "analytics.db", "registry.db", "state.db", "reviews.db")
-SECRETS = ("node_id", "pepper", "statement_key", "state_key")
+DATABASES = ("money.db", "analytics.db", "registry.db", "state.db", "reviews.db", "audit.db")
+SECRETS = ("node_id", "pepper", "statement_key", "state_key", "audit_key", "audit.head")
 """Without them keys are not recognised, entries have another node's name, statements another signature, and what
 callers carry for us can't be read. The key of reviews' originals is not among them: what a backup has of those can't be
-read, so erasing them erases them."""
+read, so erasing them erases them. The audit log's end is copied before the log, which may go on from there."""
 NEEDED = {"money.db", "node_id", "pepper"}
 MANIFEST = "manifest.json"
 FORM = 1

@@ -88,6 +88,16 @@ class DataDir:
         return self.path / "reviews.db"
 
     @property
+    def audit_db(self) -> Path:
+        """Who did what, what was screened, and the policies of organisations; every commit is forced to disk."""
+        return self.path / "audit.db"
+
+    @property
+    def audit_head(self) -> Path:
+        """Where the audit log ended when its last row was written."""
+        return self.path / "audit.head"
+
+    @property
     def registry_db(self) -> Path:
         """Models and what became of them."""
         return self.path / "registry.db"
@@ -123,6 +133,12 @@ class DataDir:
         """The secret key of the texts in `reviews_db`; made once. No backup has it: there, they can't be read."""
         return bytes.fromhex(
             _kept(self.path / "review_key", lambda: secrets.token_hex(32).encode()).decode()
+
+    @property
+    def audit_key(self) -> bytes:
+        """The secret under which rows of the audit log are chained; made once. Whoever has it can write another log."""
+        return bytes.fromhex(
+            _kept(self.path / "audit_key", lambda: secrets.token_hex(32).encode()).decode()
         )
 
     def __enter__(self) -> Self:

@@ -91,13 +91,19 @@ class Writer:
         migrations: Sequence[Schema] = (),
         max_queue: int = 10_000,
         linger_s: float = 0.0,
+        on_commit: Callable[[Connection], None] | None = None,
     ) -> None:
-        """`linger_s` is how long a group may gather before it is committed, where nobody waits for it."""
+        """`linger_s` is how long a group may gather before it is committed, where nobody waits for it.
+
+        `on_commit` is called on the writer's thread when a group is committed, before anybody hears of it. It must not
+        raise.
+        """
         self.path = path
         self._synchronous = synchronous
         self._migrations = migrations
         self._max_queue = max_queue
         self._linger_s = linger_s
+        self._on_commit = on_commit
         self._waiting: deque[_Task] = deque()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -242,6 +248,8 @@ class Writer:
         except (sqlite3.Error, StorageFailed, MemoryError) as error:
             self._abandon(connection, group, error)
             return
+        if self._on_commit is not None:
+            self._on_commit(connection)
         failures = [error for _, error in results if isinstance(error, StorageFailed)]
         self._note(failures[-1] if failures else None)
         for task, (value, failure) in zip(group, results, strict=True):

@@ -1,0 +1,235 @@
+"""The audit log: who did what, and what was screened. It holds no prompt and no answer.
+
+Nothing is lost in silence. While the disk refuses, what operators do is refused before it is done, and what was
+screened waits in memory; when as much waits as may, texts that somebody objected to are refused as well. Text that
+nobody objected to is counted by the minute.
+"""
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from llmhost.config.schema import AuditSettings
+from llmhost.core.errors import LlmhostError, Overloaded, SafetyUnavailable
+from llmhost.core.ports import Clock
+from llmhost.observe.logs import log_event
+from llmhost.safety.verdict import Action, Finding, Screening
+from llmhost.storage.audit import AuditRow, AuditTrail, Recorded, Wanted
+from llmhost.storage.audit_chain import Head, Verdict
+
+log = logging.getLogger("llmhost.audit")
+
+MOST_WAITING = 10_000
+"""Screenings that may wait in memory for a disk that refuses."""
+RETRY_S = 1.0
+MINUTE_NS = 60 * 10**9
+DAY_NS = 86_400 * 10**9
+NODE = "node"
+"""Who does what nobody asked for."""
+
+
+class AuditLog:
+    """One host's. Called on the event loop, where nothing else is said."""
+
+    def __init__(self, trail: AuditTrail, settings: AuditSettings, clock: Clock) -> None:
+        self.trail = trail
+        self._settings = settings
+        self._clock = clock
+        self._waiting: deque[AuditRow] = deque()
+        self._minute_ns = 0
+        self._allowed: Counter[tuple[str, str, str]] = Counter()
+
+    @property
+    def waiting(self) -> int:
+        """Screenings that the disk has refused so far."""
+        return len(self._waiting)
+
+    def utc_ns(self) -> int:
+        return self._clock.utc_ns()
+
+    def check_writable(self) -> None:
+        """Raises what keeps rows from being written: who can't be written down does nothing."""
+        if self.trail.health is not None:
+            raise self.trail.health
+
+    async def record(
+        self,
+        *,
+        actor: str,
+        action: str,
+        target: str,
+        detail: Mapping[str, Any] | None = None,
+        org: str | None = None,
+        kind: str = "admin",
+        request_id: str | None = None,
+    ) -> Recorded:
+        """Write down what somebody did; on disk when this returns. Raises StorageFailed or Overloaded."""
+        row = AuditRow(
+            at_ns=self._clock.utc_ns(),
+            kind=kind,
+            org=org,
+            actor=actor,
+            action=action,
+            target=target,
+            request_id=request_id,
+            detail=detail or {},
+        )
+        return await self.trail.add_here(row)
+
+    async def record_done(self, **facts: Any) -> None:
+        """As `record`, for what can't be undone: where the disk refuses, it is remembered until it takes it."""
+        try:
+            await self.record(**facts)
+        except LlmhostError as error:
+            log_event(log, "audit.row_waits", level=logging.ERROR, why=error, **facts)
+            self._waiting.append(AuditRow(at_ns=self._clock.utc_ns(), **{"kind": "admin", **facts}))
+
+    def record_soon(self, row: AuditRow) -> None:
+        """Take a row for nobody who waits. Raises SafetyUnavailable when no more can be held."""
+        if len(self._waiting) >= MOST_WAITING:
+            raise SafetyUnavailable(
+                "The audit log can't be written, and no more can be remembered. Try again later.",
+                retry_after_s=RETRY_S,
+            )
+        if self._waiting or self.trail.health is not None:
+            self._waiting.append(row)
+        else:
+            self._tell(row)
+
+    def retry(self) -> None:
+        """Give the disk what it has refused, once it takes rows again."""
+        if self.trail.health is None:
+            for _ in range(len(self._waiting)):
+                self._tell(self._waiting.popleft())
+
+    async def keep_trying(self) -> None:
+        """As long as the node runs: `retry`, and the counters of each minute that is over."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            self.retry()
+            if self._clock.utc_ns() >= self._minute_ns + MINUTE_NS:
+                self.write_counters()
+
+    def count(self, screening: Screening) -> None:
+        """Nobody objected to a text."""
+        minute_ns = screening.at_ns - screening.at_ns % MINUTE_NS
+        if minute_ns != self._minute_ns:
+            self.write_counters()
+            self._minute_ns = minute_ns
+        key = (screening.caller.org, screening.direction.value, screening.decision.policy)
+        self._allowed[key] += 1
+
+    def write_counters(self) -> None:
+        """A row for each count of the minute that has passed."""
+        allowed, self._allowed = self._allowed, Counter()
+        for (org, direction, policy), count in allowed.items():
+            detail = {"count": count, "policy": policy}
+            row = AuditRow(
+                at_ns=self._minute_ns,
+                kind="allowed",
+                org=org,
+                actor=NODE,
+                action="allow",
+                target=direction,
+                detail=detail,
+            )
+            self._waiting.append(row)  # few, whatever the traffic is: they go out with the next try
+        self.retry()
+
+    async def prune(self, days: Mapping[str, int]) -> int:
+        """Delete what is older than the settings say, or than these organisations' days; how many rows."""
+        now_ns = self._clock.utc_ns()
+        before_ns = {org: now_ns - count * DAY_NS for org, count in days.items()}
+        rest_ns = now_ns - self._settings.keep_days * DAY_NS
+        count = await asyncio.to_thread(self.trail.prune, before_ns, rest_ns)
+        if count:
+            await self.record(
+                actor=NODE,
+                action="audit.pruned",
+                target="audit.db",
+                detail={"rows": count},
+                kind="audit",
+            )
+        return count
+
+    def verify(self, kept: Head | None = None) -> Verdict:
+        """Blocks."""
+        return self.trail.verify(kept)
+
+    def newest(self, wanted: Wanted, *, limit: int, before: int | None = None) -> list[Recorded]:
+        """Blocks."""
+        if before is None:
+            return self.trail.newest(wanted, limit=limit)
+        return self.trail.newest(wanted, limit=limit, before=before)
+
+    def oldest(self, wanted: Wanted) -> Iterator[Recorded]:
+        """Blocks while iterated."""
+        return self.trail.oldest(wanted)
+
+    def close(self) -> None:
+        """Write what waits, or say what is lost. Blocks."""
+        self.write_counters()
+        written: list[Future[Recorded]] = []
+        while self._waiting:
+            written.append(self.trail.add(self._waiting.popleft()))
+        self.trail.close()
+        lost = sum(future.exception() is not None for future in written) + len(self._waiting)
+        if lost:
+            log_event(log, "audit.lost", level=logging.ERROR, rows=lost, why=self.trail.health)
+
+    def _tell(self, row: AuditRow) -> None:
+        try:
+            self.trail.tell(row, lambda: self._waiting.append(row))
+        except Overloaded:
+            self._waiting.append(row)
+
+
+class AuditJournal:
+    """Writes screenings down. Implements the seam's Journal."""
+
+    def __init__(self, audit: AuditLog, *, each: bool) -> None:
+        """`each`: write down each text that passes, and not only how many did."""
+        self._audit = audit
+        self._each = each
+
+    def record(self, screening: Screening) -> None:
+        """Raises SafetyUnavailable when it can't be written down, nor remembered until it can."""
+        is_plain = screening.decision.action is Action.ALLOW and not screening.findings
+        if is_plain and not self._each:
+            self._audit.count(screening)
+        else:
+            self._audit.record_soon(row_of(screening))
+
+
+def row_of(screening: Screening) -> AuditRow:
+    caller, decision = screening.caller, screening.decision
+    detail: dict[str, Any] = {
+        "direction": screening.direction.value,
+        "policy": decision.policy,
+        "team": caller.team,
+        "rule": decision.finding and decision.finding.rule,
+        "findings": [_finding(found) for found in screening.findings],
+        "review": screening.review_id,
+    }
+    return AuditRow(
+        at_ns=screening.at_ns,
+        kind="screening",
+        org=caller.org,
+        actor=caller.key_id or caller.org,
+        action=decision.action.name.lower(),
+        target=screening.model,
+        request_id=screening.request_id,
+        detail={name: value for name, value in detail.items() if value is not None},
+    )
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    return {
+        "category": found.category,
+        "rule": found.rule,
+        "tier": found.tier.value,
+        "score": round(found.score, 4),
+    }
