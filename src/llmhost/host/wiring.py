@@ -65,7 +65,8 @@ from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.store import Store
-from llmhost.safety.defaults import CountedJournal, LogJournal
+from llmhost.safety.audit import AuditJournal
+from llmhost.safety.defaults import CountedJournal
 from llmhost.safety.screen import Screen
 from llmhost.storage import analytics as traffic
 from llmhost.storage.analytics import Analytics
@@ -341,8 +342,11 @@ class Host:
         return Screen(
             self.settings.safety,
             self.plugins,
-            journal=CountedJournal(LogJournal(), self.metrics.safety.decided),
             reviews=self.reviews,
+            journal=CountedJournal(
+                AuditJournal(self.audit, each=self.settings.audit.each_allowed),
+                self.metrics.safety.decided,
+            ),
             utc_ns=self.clock.utc_ns,
         )
 

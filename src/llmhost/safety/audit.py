@@ -16,6 +16,7 @@ from llmhost.config.schema import AuditSettings
 from llmhost.core.errors import LlmhostError, Overloaded, SafetyUnavailable
 from llmhost.core.ports import Clock
 from llmhost.observe.logs import log_event
+from llmhost.safety.defaults import LogJournal
 from llmhost.safety.verdict import Action, Finding, Screening
 from llmhost.storage.audit import AuditRow, AuditTrail, Recorded, Wanted
 from llmhost.storage.audit_chain import Head, Verdict
@@ -188,12 +189,13 @@ class AuditLog:
 
 
 class AuditJournal:
-    """Writes screenings down. Implements the seam's Journal."""
+    """Writes screenings down, in the audit log and as lines of the log. Implements the seam's Journal."""
 
     def __init__(self, audit: AuditLog, *, each: bool) -> None:
         """`each`: write down each text that passes, and not only how many did."""
         self._audit = audit
         self._each = each
+        self._lines = LogJournal()
 
     def record(self, screening: Screening) -> None:
         """Raises SafetyUnavailable when it can't be written down, nor remembered until it can."""
@@ -202,6 +204,7 @@ class AuditJournal:
             self._audit.count(screening)
         else:
             self._audit.record_soon(row_of(screening))
+        self._lines.record(screening)
 
 
 def row_of(screening: Screening) -> AuditRow:

@@ -133,8 +133,9 @@ class DataDir:
         """The secret key of the texts in `reviews_db`; made once. No backup has it: there, they can't be read."""
         return bytes.fromhex(
             _kept(self.path / "review_key", lambda: secrets.token_hex(32).encode()).decode()
+        )
 
-    @property
+    @cached_property
     def audit_key(self) -> bytes:
         """The secret under which rows of the audit log are chained; made once. Whoever has it can write another log."""
         return bytes.fromhex(
