@@ -1,7 +1,8 @@
 """What operators and admins change is written to the audit log, at one place for all routes: where it is said who asks.
 
 Whoever passes the guard of admin routes with a method that changes something gets a row: who, which route, with what
-body and with what result. The row is on disk before the answer is sent. While no row can be written nothing is begun.
+body and with what result. So does a route that only reads, where it says `leaves_row=True`. The row
+is on disk before the answer is sent. While no row can be written nothing is begun.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ class Audited:
         self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP or scope["method"] in SAFE_METHODS:
+        if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         act = Act(self._audit, scope)
@@ -61,6 +62,8 @@ class Act:
         self._held: tuple[Message, int] | None = None
 
     def begin(self, access: Access, handler: BaseRouteHandler) -> None:
+        if self._scope["method"] in SAFE_METHODS and not handler.opt.get("leaves_row"):
+            return
         self._audit.check_writable()
         self._access = access
         self._action = handler.fn.__name__

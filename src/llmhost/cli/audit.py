@@ -89,7 +89,7 @@ def list_rows(
     as_json: Json = False,
 ) -> None:
     """List rows, the newest first."""
-    asked = _asked(org=org, kind=kind, action=action, actor=actor) | _span(since, until)
+    asked = _asked(org=org, kind=kind, action=action, actor=actor) | span(since, until)
     with open_admin(url, data_dir) as admin:
         data = admin.audit_rows(limit=limit, **asked)
     columns: dict[str, show.Cell] = {
@@ -122,7 +122,7 @@ def export(
     ] = True,
 ) -> None:
     """Print rows as JSON, one object a line, the oldest first."""
-    asked = _asked(org=org, kind=kind) | _span(since, until)
+    asked = _asked(org=org, kind=kind) | span(since, until)
     with open_admin(url, data_dir) as admin:
         for row in admin.export_audit(**asked):
             typer.echo(json.dumps(row, ensure_ascii=False))
@@ -132,7 +132,7 @@ def _asked(**wanted: str | None) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _span(since: str | None, until: str | None) -> dict[str, str]:
+def span(since: str | None, until: str | None) -> dict[str, str]:
     now = datetime.now(UTC)
     return _asked(
         since=moment(since, "--since", None, now), until=moment(until, "--until", None, now)

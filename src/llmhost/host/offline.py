@@ -78,6 +78,7 @@ _READS = frozenset(
         *("focus", "entries", "device_costs", "batches", "batch", "files"),
         *("verify_ledger", "check_sums", "accounts", "export_ledger"),
         *("audit_rows", "export_audit", "verify_audit", "close"),
+        *("reviews", "review", "review_stats"),
     }
 )
 """What changes nothing, and is not written to the audit log."""

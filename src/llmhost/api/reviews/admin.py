@@ -56,7 +56,7 @@ def _reading(desk: ReviewDesk) -> list[ControllerRouterHandler]:
         """One review, with its redacted text and its history."""
         return await desk.show(review_id, request.user)
 
-    @get("/reviews/{review_id:str}/original", needs=Right.REVIEW)
+    @get("/reviews/{review_id:str}/original", needs=Right.REVIEW, leaves_row=True)
     async def read_original(request: Visitor, review_id: FromPath[str]) -> OriginalRow:
         """The text as it came. Who reads it is written down first."""
         return await desk.original(review_id, request.user)

@@ -1,0 +1,100 @@
+"""The audit log of a real server: what was screened and changed is in it after a kill, and tampering is found."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import openai
+import pytest
+from server_process import Node, environment, eventually
+
+SETTINGS = """
+[safety]
+blocked_words = ["forbidden"]
+
+[models.fake]
+engine = "fake"
+"""
+SECRET = "the forbidden plans of project Manhattan"
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    node = Node(tmp_path_factory.mktemp("audited"), SETTINGS)
+    try:
+        yield node.start()
+    finally:
+        node.close()
+
+
+def llmhost(node: Node, *args: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "llmhost", *args, "--data-dir", str(node.data_dir)],
+        cwd=node.folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def rows(node: Node, **query: str) -> list[dict[str, Any]]:
+    headers = {"authorization": f"Bearer {node.admin_token}"}
+    answer = node.http.get(f"{node.url}/admin/v1/audit", params=query, headers=headers)
+    return answer.json()["data"]
+
+
+def say(node: Node, key: str, text: str) -> str | None:
+    client = openai.OpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0)
+    with client:
+        answer = client.chat.completions.create(
+            model="fake", max_tokens=3, messages=[{"role": "user", "content": text}]
+        )
+    return answer.choices[0].finish_reason
+
+
+def test_the_log_outlives_a_kill_and_knows_when_it_was_changed(node: Node):
+    admin = {"authorization": f"Bearer {node.admin_token}"}
+    node.http.post(f"{node.url}/admin/v1/orgs", json={"name": "acme"}, headers=admin)
+    made = node.http.post(f"{node.url}/admin/v1/keys", json={"org": "acme"}, headers=admin).json()
+    with pytest.raises(openai.BadRequestError) as refused:
+        say(node, made["key"], SECRET)
+    assert refused.value.code == "content_policy_violation"
+    eventually(lambda: rows(node, kind="screening"), "no screening was written down")
+
+    node.kill()
+    node.start()
+
+    [screening] = rows(node, kind="screening")
+    assert (screening["org"], screening["actor"]) == ("acme", made["id"])
+    assert (screening["action"], screening["target"]) == ("block", "fake@1")
+    assert screening["detail"]["findings"][0]["rule"] == "blocked_words[0]"
+    assert [row["action"] for row in rows(node, kind="admin")] == ["create_key", "create_org"]
+    assert llmhost(node, "audit", "verify").returncode == 0
+
+    say(node, made["key"], "hello")
+    node.stop()
+    listed = json.loads(llmhost(node, "audit", "list", "--json").stdout)
+    assert listed[0]["kind"] == "allowed"
+    made_offline = llmhost(node, "keys", "create", "--org", "acme", "--json")
+    assert made_offline.returncode == 0
+    exported = llmhost(node, "audit", "export").stdout
+    newest = json.loads(exported.splitlines()[-1])
+    assert (newest["action"], newest["detail"]["id"]) == (
+        "create_key",
+        json.loads(made_offline.stdout)["id"],
+    )
+    for hidden in (SECRET, "Manhattan", made["key"]):
+        assert hidden not in exported
+        assert hidden.encode() not in (node.data_dir / "audit.db").read_bytes()
+
+    with closing(sqlite3.connect(node.data_dir / "audit.db")) as db:
+        db.execute("DELETE FROM rows WHERE seq = ?", (screening["id"],))
+        db.commit()
+    verdict = llmhost(node, "audit", "verify", "--json")
+    assert verdict.returncode == 1
+    assert json.loads(verdict.stdout)["row"] == int(screening["id"])
