@@ -46,6 +46,7 @@ from llmhost.api.ollama.routes import asking_routes as ollama_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
 from llmhost.api.openapi.route import OLDER_PATH, Document, OlderPath, schema_route
 from llmhost.api.organization import OrganizationDesk, organization_router
+from llmhost.api.policies import PolicyAdmin, policy_router
 from llmhost.api.pooling import pooling_routes
 from llmhost.api.prices import PriceAdmin, price_router
 from llmhost.api.reports import ReportDesk, usage_router
@@ -100,6 +101,7 @@ class Surface:
     metrics: Metrics
     admin: Admin
     audit: AuditLog
+    policies: PolicyAdmin
     costs: CostReports
     prices: PriceAdmin
     budgets: BudgetAdmin
@@ -160,6 +162,7 @@ def build_app(surface: Surface) -> ASGIApp:
             price_router(surface.prices, guard),
             budget_router(surface.budgets, guard),
             audit_router(AuditDesk(surface.audit), guard),
+            policy_router(surface.policies, guard),
             *(
                 Router(f"/plugins/{name}", route_handlers=[route])
                 for name, route in surface.plugin_routes

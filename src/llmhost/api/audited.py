@@ -15,14 +15,15 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmhost.safety.audit import AuditLog
 from llmhost.tenants.roles import Access
+from llmhost.tenants.tokens import PREFIX
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MOST_BYTES = 64 * 1024
 """Of a body or an answer that is looked at."""
 MOST_CHARS = 200
 MOST_ITEMS = 20
-SECRET = frozenset({"key", "secret", "token", "password"})
-"""Fields that are never shown, should a body have them."""
+SECRET = frozenset({"secret", "token", "password"})
+"""Fields that are never shown, should a body have them; nor is a key, wherever it is."""
 _ACT = "llmhost.act"
 
 
@@ -130,6 +131,8 @@ def shown(body: Mapping[str, Any]) -> dict[str, Any]:
 def _brief(value: Any, *, is_inner: bool = False) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
+    if isinstance(value, str) and PREFIX in value:
+        return "a key"
     if isinstance(value, str):
         return value if len(value) <= MOST_CHARS else f"{len(value)} characters"
     if isinstance(value, list) and not is_inner:

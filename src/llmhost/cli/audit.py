@@ -22,7 +22,7 @@ audit = typer.Typer(
 Org = Annotated[str | None, typer.Option(metavar="ORG", help="Of this organisation only.")]
 Kind = Annotated[
     str | None,
-    typer.Option(metavar="KIND", help="Such as screening, allowed, admin, policy, review, audit."),
+    typer.Option(metavar="KIND", help="One of screening, allowed, admin, policy, audit."),
 ]
 
 

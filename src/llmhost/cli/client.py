@@ -181,6 +181,22 @@ class HttpAdmin:
         query = {"head": head}
         return self._http.one("GET", "/admin/v1/audit/verify", read_s=None, query=query)
 
+    def policies(self, org: str) -> list[Row]:
+        return self._http.all(_path("orgs", org, "policies"))
+
+    def policy(self, org: str, version: str) -> Row:
+        return self._http.one("GET", _path("orgs", org, "policies", version))
+
+    def create_policy(self, org: str, body: Row) -> Row:
+        return self._http.one("POST", _path("orgs", org, "policies"), json=body)
+
+    def activate_policy(self, org: str, version: str) -> Row:
+        return self._http.one("POST", _path("orgs", org, "policies", version, "activate"))
+
+    def try_policy(self, org: str, body: Row) -> Row:
+        path = _path("orgs", org, "policies", "dry-run")
+        return self._http.one("POST", path, json=body, read_s=None)
+
     def backup(self, path: str) -> Iterator[Row]:
         with self._http.open("POST", "/admin/v1/backup", json={"path": path}) as answer:
             for line in answer.iter_lines():

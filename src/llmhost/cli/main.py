@@ -30,6 +30,7 @@ from llmhost.cli import (
     prices,
     pull,
     reviews,
+    safety,
     serve,
     usage,
 )
@@ -41,7 +42,7 @@ _ORDER = (
     *("adapters", "export-gguf"),
     *("batches", "files", "reviews"),
     *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "invoice", "ledger"),
-    *("audit",),
+    *("safety", "audit"),
     *("backup", "restore"),
     *("bench", "plugins", "config", "doctor", "version"),
 )
@@ -127,7 +128,7 @@ def show_version(as_json: Json = False) -> None:
 
 for commands in (
     *(serve, chat, models, pull, adapters, export_gguf, orgs, keys, budgets, prices, usage, ledger),
-    *(invoice, entries, backup, batches, reviews, audit),
+    *(invoice, entries, backup, batches, reviews, safety, audit),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

@@ -13,6 +13,7 @@ from llmhost.api.audited import shown
 from llmhost.config.schema import AuditSettings
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
+from llmhost.safety import policy_store
 from llmhost.safety.audit import AuditLog
 from llmhost.storage.audit import AuditRow, AuditTrail
 from llmhost.storage.node import DataDir
@@ -34,6 +35,7 @@ def open_audit(
         key=data_dir.audit_key,
         node_id=data_dir.node_id,
         clock=clock,
+        more=(policy_store.SCHEMA,),
     )
     audit = AuditLog(trail, settings, clock)
     closing.callback(audit.close)

@@ -35,6 +35,7 @@ from llmhost.api.budgets import BudgetAdmin
 from llmhost.api.costs import CostReports
 from llmhost.api.invoices import InvoiceDesk, within_month
 from llmhost.api.ledger import AccountPage, LedgerDesk, NewRerating
+from llmhost.api.policies import NewPolicy, PolicyPage, PolicyTrial
 from llmhost.api.prices import NewPrice, PriceAdmin, PricePage
 from llmhost.api.report_wire import CostedPage, UsedPage, time_ns
 from llmhost.api.reports import ReportDesk, query_of
@@ -47,6 +48,7 @@ from llmhost.host.audit import open_audit, written_down
 from llmhost.host.backup import back_up, told
 from llmhost.host.batches import offline_admin
 from llmhost.host.books import open_books
+from llmhost.host.policies import offline_policies
 from llmhost.host.reviews import open_reviews
 from llmhost.host.state import open_state
 from llmhost.observe.clock import SystemClock
@@ -67,6 +69,7 @@ Page = (
     | AccountPage
     | BatchRows
     | FileRows
+    | PolicyPage
     | ReviewPage
 )
 
@@ -79,6 +82,7 @@ _READS = frozenset(
         *("verify_ledger", "check_sums", "accounts", "export_ledger"),
         *("audit_rows", "export_audit", "verify_audit", "close"),
         *("reviews", "review", "review_stats"),
+        *("policies", "policy", "try_policy"),
     }
 )
 """What changes nothing, and is not written to the audit log."""
@@ -107,6 +111,7 @@ class OfflineAdmin:
         self._batches = offline_admin(self._data_dir, state, clock)
         self._reviews = ReviewDesk(reviews, clock)
         self._audit_desk = AuditDesk(self.audit)
+        self._policies = offline_policies(self._data_dir, self.audit, books.keys.directory, clock)
         self._costs = CostReports(books.costs)
         self._prices = PriceAdmin(books.prices, books.keys.directory, clock, None)
         self._reports = ReportDesk(books.reports)
@@ -305,6 +310,21 @@ class OfflineAdmin:
 
     def verify_audit(self, *, head: str | None = None) -> Row:
         return _row(self._audit_desk.verify(head))
+
+    def policies(self, org: str) -> list[Row]:
+        return _rows(lambda **page: self._policies.list(org, **page))
+
+    def policy(self, org: str, version: str) -> Row:
+        return _row(self._policies.show(org, version))
+
+    def create_policy(self, org: str, body: Row) -> Row:
+        return _row(self._run(self._policies.create(org, msgspec.convert(body, NewPolicy))))
+
+    def activate_policy(self, org: str, version: str) -> Row:
+        return _row(self._run(self._policies.activate(org, version)))
+
+    def try_policy(self, org: str, body: Row) -> Row:
+        return _row(self._policies.try_out(org, msgspec.convert(body, PolicyTrial)))
 
     def backup(self, path: str) -> Iterator[Row]:
         return told(lambda tell: back_up(self._data_dir, Path(path), SystemClock(), tell))

@@ -23,6 +23,7 @@ from llmhost.api.invoices import InvoiceDesk
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.organization import OrganizationDesk
 from llmhost.api.peers import Peers
+from llmhost.api.policies import PolicyAdmin
 from llmhost.api.prices import PriceAdmin
 from llmhost.api.reports import ReportDesk
 from llmhost.api.reviews.desk import ReviewDesk
@@ -49,6 +50,7 @@ from llmhost.host.batches import Deferred, open_deferred
 from llmhost.host.books import Books, open_books
 from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
+from llmhost.host.policies import open_policies
 from llmhost.host.reviews import measure, open_reviews
 from llmhost.host.state import Forgets, open_responses, open_state
 from llmhost.observe.budgets import OrgBudget
@@ -177,6 +179,9 @@ class Host:
         self.audit = await asyncio.to_thread(
             open_audit, self.data_dir, self.settings.audit, self.clock, self._closing
         )
+        self.policies = await asyncio.to_thread(
+            open_policies, self.data_dir, self.audit, self.clock
+        )
         self.analytics = await asyncio.to_thread(self._open_analytics)
         self.answers = await asyncio.to_thread(
             open_answers, self.data_dir, self.settings.idempotency, self.clock, self._closing
@@ -215,6 +220,8 @@ class Host:
         entries, registry = await asyncio.to_thread(self._open_registry)
         self.deployments = self._deployments(entries, registry)
         await self.books.prices.declare({entry.name: entry.spec.price for entry in entries})
+        self.screen = self._screen()
+        await asyncio.to_thread(self.policies.prepare_with, self.screen.prepare)
         self.processor = self._processor()
         self.idempotency = Idempotency(
             self.answers, self.settings.idempotency, self.metrics.answer_repeated
@@ -241,7 +248,7 @@ class Host:
         )
         self._tasks += chores.start()
         self._tasks.append(asyncio.create_task(self.audit.keep_trying()))
-        self._tasks.append(asyncio.create_task(keep_pruning(self.audit, dict)))
+        self._tasks.append(asyncio.create_task(keep_pruning(self.audit, self.policies.days)))
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
         await self.deferred.runner.start()
         self._tasks.append(asyncio.create_task(self.deferred.keep_forgetting()))
@@ -309,7 +316,7 @@ class Host:
 
     def _processor(self) -> Processor:
         plugins, clock = self.plugins, self.clock
-        screen = ScreenStage(self._screen())
+        screen = ScreenStage(self.screen)
         self.authenticate = Authenticate(
             self.books.keys, plugins, is_loopback=serves_this_machine(self.settings.server)
         )
@@ -343,6 +350,7 @@ class Host:
             self.settings.safety,
             self.plugins,
             reviews=self.reviews,
+            policies=self.policies,
             journal=CountedJournal(
                 AuditJournal(self.audit, each=self.settings.audit.each_allowed),
                 self.metrics.safety.decided,
@@ -402,6 +410,7 @@ class Host:
                     self.books.budgets,
                 ),
                 audit=self.audit,
+                policies=PolicyAdmin(self.policies, self.audit, self.books.keys.directory),
                 costs=CostReports(self.books.costs, self.costs.bring_up_to_date),
                 prices=prices,
                 budgets=BudgetAdmin(self.books.budgets, self.books.keys),

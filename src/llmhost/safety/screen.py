@@ -89,6 +89,11 @@ class Screen:
         self._rules: dict[tuple[tuple[str, ...], tuple[str, ...], Direction], Rules] = {}
         Rules(settings)  # a rule that is none fails the start
 
+    def prepare(self, policy: Policy) -> None:
+        """Compile what a policy looks for, in a thread, before any request meets it. Raises ConfigError."""
+        for direction in Direction:
+            self._judges(policy, direction)
+
     async def check_input(
         self,
         request: GenerationRequest,

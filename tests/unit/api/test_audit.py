@@ -168,6 +168,17 @@ async def test_every_route_of_admins_that_changes_something_is_written_down() ->
 
 
 def test_a_body_is_shown_without_what_is_long_nested_or_secret() -> None:
-    body = {"key": "lh-sk-x", "text": "x" * 201, "rows": [1, "a", {"b": 1}], "deep": {"a": 1}}
+    body = {
+        "token": "x",
+        "key": "lh-sk-x",
+        "text": "x" * 201,
+        "rows": [1, "a", {"b": 1}],
+        "deep": {"a": 1},
+    }
 
-    assert shown(body) == {"text": "201 characters", "rows": [1, "a", "1 items"], "deep": "1 items"}
+    assert shown(body) == {
+        "key": "a key",
+        "text": "201 characters",
+        "rows": [1, "a", "1 items"],
+        "deep": "1 items",
+    }
