@@ -9,6 +9,7 @@ from llmhost.cost.ledger import Ledger
 from llmhost.deploy.manager import Deployments
 from llmhost.gpu.devices import Devices
 from llmhost.observe.metrics import GaugeSource
+from llmhost.safety.audit import AuditLog
 from llmhost.storage.analytics import Analytics
 
 
@@ -22,7 +23,9 @@ class Gauges(GaugeSource):
         analytics: Analytics,
         costs: TrueCosts,
         ledger: Ledger,
+        audit: AuditLog,
     ) -> None:
+        self._audit = audit
         self._ledger = ledger
         self._deployments = deployments
         self._devices = devices
@@ -34,6 +37,9 @@ class Gauges(GaugeSource):
 
     def ledger_drift(self) -> int:
         return self._ledger.drifted
+
+    def audit_waiting(self) -> int:
+        return self._audit.waiting
 
     def engine_loads(self) -> Iterable[tuple[str, EngineLoad]]:
         return self._deployments.loads()

@@ -229,7 +229,12 @@ class Host:
         self.deferred = await asyncio.to_thread(self._open_deferred)
         self.app = self._app()
         gauges = Gauges(
-            self.deployments, self.devices, self.analytics, self.costs, self.books.ledger
+            self.deployments,
+            self.devices,
+            self.analytics,
+            self.costs,
+            self.books.ledger,
+            self.audit,
         )
         self.metrics.read_gauges_from(gauges)
         self.metrics.budgets.read_from(

@@ -164,6 +164,9 @@ class GaugeSource:
     def ledger_drift(self) -> int:
         return 0
 
+    def audit_waiting(self) -> int:
+        return 0
+
     def deployment_states(self) -> Iterable[tuple[str, str]]:
         return ()
 
@@ -202,6 +205,12 @@ class _Gauges(Collector):
         )
         drift.add_metric([], self._source.ledger_drift())
         yield drift
+        waiting = GaugeMetricFamily(
+            "llmhost_audit_waiting",
+            "Rows of the audit log that the disk has refused so far: 0.",
+        )
+        waiting.add_metric([], self._source.audit_waiting())
+        yield waiting
 
     def _engines(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         running = GaugeMetricFamily(

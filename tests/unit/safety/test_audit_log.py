@@ -1,0 +1,142 @@
+"""The audit log while the disk takes rows, and while it does not."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.storage.damage import open_trail
+
+from llmhost.config.schema import AuditSettings
+from llmhost.core.errors import SafetyUnavailable
+from llmhost.core.request import Caller
+from llmhost.safety import audit
+from llmhost.safety.audit import AuditJournal, AuditLog
+from llmhost.safety.verdict import Action, Decision, Direction, Finding, Screening, Tier
+from llmhost.storage.audit import AuditTrail, Wanted
+from llmhost.storage.connect import StorageFailed
+from llmhost.testing import ManualClock, at
+
+CALLER = Caller(key_id="k1", org="acme", team="red")
+FOUND = Finding("pii", "pii.card", Tier.RULES, 0.87654321, 3, 19)
+
+
+def screening(clock: ManualClock, action: Action, *findings: Finding) -> Screening:
+    return Screening(
+        at_ns=clock.utc_ns(),
+        request_id="req_1",
+        caller=CALLER,
+        model="tiny@1",
+        direction=Direction.INPUT,
+        decision=Decision(action, "acme@2", findings[0] if findings else None),
+        findings=findings,
+    )
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return at("2026-01-01T12:00:10")
+
+
+def log_of(trail: AuditTrail, clock: ManualClock) -> AuditLog:
+    return AuditLog(trail, AuditSettings(keep_days=10), clock)
+
+
+def rows(folder: Path) -> list[Any]:
+    with closing(open_trail(folder)) as trail:
+        return [found.row for found in trail.oldest(Wanted())]
+
+
+def test_a_screening_is_written_with_what_was_found_and_no_place_in_the_text(tmp_path, clock):
+    log = log_of(open_trail(tmp_path), clock)
+    AuditJournal(log, each=False).record(screening(clock, Action.BLOCK, FOUND))
+    log.close()
+
+    [row] = rows(tmp_path)
+    assert (row.kind, row.org, row.actor, row.action) == ("screening", "acme", "k1", "block")
+    assert row.detail == {
+        "direction": "input",
+        "policy": "acme@2",
+        "team": "red",
+        "rule": "pii.card",
+        "findings": [{"category": "pii", "rule": "pii.card", "tier": "rules", "score": 0.8765}],
+    }
+
+
+def test_what_nobody_objected_to_is_counted_by_the_minute(tmp_path, clock):
+    log = log_of(open_trail(tmp_path), clock)
+    journal = AuditJournal(log, each=False)
+    for _ in range(3):
+        journal.record(screening(clock, Action.ALLOW))
+    clock.advance(60)
+    journal.record(screening(clock, Action.ALLOW))
+    journal.record(screening(clock, Action.ALLOW, FOUND))
+    log.close()
+
+    kinds = [(row.kind, row.detail.get("count")) for row in rows(tmp_path)]
+    assert sorted(kinds, key=str) == [("allowed", 1), ("allowed", 3), ("screening", None)]
+
+
+def test_each_text_that_passes_has_a_row_where_that_is_wanted(tmp_path, clock):
+    log = log_of(open_trail(tmp_path), clock)
+    AuditJournal(log, each=True).record(screening(clock, Action.ALLOW))
+    log.close()
+
+    assert [(row.kind, row.action) for row in rows(tmp_path)] == [("screening", "allow")]
+
+
+def test_while_the_disk_refuses_screenings_wait_and_are_written_later(tmp_path, clock, monkeypatch):
+    log = log_of(open_trail(tmp_path), clock)
+    journal = AuditJournal(log, each=False)
+    failure = StorageFailed(tmp_path / "audit.db", OSError("no space left"))
+    with monkeypatch.context() as full:
+        full.setattr(AuditTrail, "health", failure)
+        full.setattr(audit, "MOST_WAITING", 2)
+        for _ in range(2):
+            journal.record(screening(clock, Action.WARN, FOUND))
+        log.retry()
+        assert log.waiting == 2
+        with pytest.raises(SafetyUnavailable):
+            journal.record(screening(clock, Action.BLOCK, FOUND))
+        journal.record(screening(clock, Action.ALLOW))
+        with pytest.raises(StorageFailed):
+            log.check_writable()
+    log.check_writable()
+    log.retry()
+    assert log.waiting == 0
+    log.close()
+
+    assert [row.action for row in rows(tmp_path)] == ["warn", "warn", "allow"]
+
+
+async def test_what_was_done_and_could_not_be_written_is_remembered(tmp_path, clock, monkeypatch):
+    trail = open_trail(tmp_path)
+    log = log_of(trail, clock)
+
+    async def refuse(_: Any) -> None:
+        raise StorageFailed(tmp_path / "audit.db", OSError("no space left"))
+
+    with monkeypatch.context() as full:
+        full.setattr(AuditTrail, "add_here", lambda _, row: refuse(row))
+        await log.record_done(actor="operator", action="create_key", target="/keys", org="acme")
+    assert log.waiting == 1
+    log.close()
+
+    assert [(row.kind, row.action) for row in rows(tmp_path)] == [("admin", "create_key")]
+
+
+async def test_old_rows_go_by_their_organisation_and_their_going_is_written_down(tmp_path, clock):
+    log = log_of(open_trail(tmp_path), clock)
+    for org in ("acme", "zenith"):
+        await log.record(actor="operator", action="x", target="y", org=org)
+    clock.advance(5 * 86_400)
+
+    assert await log.prune({"acme": 3}) == 1
+    assert await log.prune({"acme": 3}) == 0
+    assert log.verify().broken is None
+    log.close()
+
+    assert [(row.org, row.action) for row in rows(tmp_path)] == [
+        ("zenith", "x"),
+        (None, "audit.pruned"),
+    ]
