@@ -57,26 +57,51 @@ def say(node: Node, key: str, text: str) -> str | None:
     return answer.choices[0].finish_reason
 
 
-def test_the_log_outlives_a_kill_and_knows_when_it_was_changed(node: Node):
+def made(node: Node, org: str) -> dict[str, Any]:
+    """A key of a new organisation."""
     admin = {"authorization": f"Bearer {node.admin_token}"}
-    node.http.post(f"{node.url}/admin/v1/orgs", json={"name": "acme"}, headers=admin)
-    made = node.http.post(f"{node.url}/admin/v1/keys", json={"org": "acme"}, headers=admin).json()
-    with pytest.raises(openai.BadRequestError) as refused:
-        say(node, made["key"], SECRET)
-    assert refused.value.code == "content_policy_violation"
-    eventually(lambda: rows(node, kind="screening"), "no screening was written down")
+    node.http.post(f"{node.url}/admin/v1/orgs", json={"name": org}, headers=admin)
+    body = {"org": org}
+    key: dict[str, Any] = node.http.post(
+        f"{node.url}/admin/v1/keys", json=body, headers=admin
+    ).json()
+    return key
+
+
+def test_a_policy_holds_at_once_and_after_a_kill(node: Node):
+    key = made(node, "zenith")["key"]
+    (node.folder / "policy.json").write_text('{"input": {"words": "warn"}, "words": ["plans"]}')
+    done = llmhost(node, "safety", "policies", "set", "zenith", "policy.json")
+    assert done.stdout == "Policy zenith@1 is made and in force\n", done.stderr
+    assert say(node, key, SECRET) == "length"
 
     node.kill()
     node.start()
 
-    [screening] = rows(node, kind="screening")
-    assert (screening["org"], screening["actor"]) == ("acme", made["id"])
+    assert say(node, key, SECRET) == "length"
+    llmhost(node, "safety", "policies", "activate", "zenith", "default")
+    with pytest.raises(openai.BadRequestError):
+        say(node, key, SECRET)
+
+
+def test_the_log_outlives_a_kill_and_knows_when_it_was_changed(node: Node):
+    key = made(node, "acme")
+    with pytest.raises(openai.BadRequestError) as refused:
+        say(node, key["key"], SECRET)
+    assert refused.value.code == "content_policy_violation"
+    eventually(lambda: rows(node, kind="screening", org="acme"), "no screening was written down")
+
+    node.kill()
+    node.start()
+
+    [screening] = rows(node, kind="screening", org="acme")
+    assert (screening["org"], screening["actor"]) == ("acme", key["id"])
     assert (screening["action"], screening["target"]) == ("block", "fake@1")
     assert screening["detail"]["findings"][0]["rule"] == "blocked_words[0]"
-    assert [row["action"] for row in rows(node, kind="admin")] == ["create_key", "create_org"]
+    assert [row["action"] for row in rows(node, kind="admin", org="acme")] == ["create_key"]
     assert llmhost(node, "audit", "verify").returncode == 0
 
-    say(node, made["key"], "hello")
+    say(node, key["key"], "hello")
     node.stop()
     listed = json.loads(llmhost(node, "audit", "list", "--json").stdout)
     assert listed[0]["kind"] == "allowed"
@@ -88,7 +113,7 @@ def test_the_log_outlives_a_kill_and_knows_when_it_was_changed(node: Node):
         "create_key",
         json.loads(made_offline.stdout)["id"],
     )
-    for hidden in (SECRET, "Manhattan", made["key"]):
+    for hidden in (SECRET, "Manhattan", key["key"]):
         assert hidden not in exported
         assert hidden.encode() not in (node.data_dir / "audit.db").read_bytes()
 
