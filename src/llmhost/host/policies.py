@@ -11,15 +11,17 @@ from llmhost.storage.node import DataDir
 from llmhost.tenants.teams import Directory
 
 
-def open_policies(data_dir: DataDir, audit: AuditLog, clock: Clock) -> PolicyStore:
+def open_policies(
+    data_dir: DataDir, settings: SafetySettings, audit: AuditLog, clock: Clock
+) -> PolicyStore:
     """Load all of them from the audit log's file. Blocks."""
-    return PolicyStore(audit.trail, NodePolicy(), node_id=data_dir.node_id, clock=clock)
+    return PolicyStore(audit.trail, NodePolicy(settings), node_id=data_dir.node_id, clock=clock)
 
 
 def offline_policies(
     data_dir: DataDir, audit: AuditLog, directory: Directory, clock: Clock
 ) -> PolicyAdmin:
     """Of a node that isn't running: what is put in force there holds from its next start."""
-    store = open_policies(data_dir, audit, clock)
+    store = open_policies(data_dir, SafetySettings(), audit, clock)
     store.prepare_with(lambda policy: Rules(SafetySettings(), policy.words))
     return PolicyAdmin(store, audit, directory)

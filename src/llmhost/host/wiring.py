@@ -180,7 +180,7 @@ class Host:
             open_audit, self.data_dir, self.settings.audit, self.clock, self._closing
         )
         self.policies = await asyncio.to_thread(
-            open_policies, self.data_dir, self.audit, self.clock
+            open_policies, self.data_dir, self.settings.safety, self.audit, self.clock
         )
         self.analytics = await asyncio.to_thread(self._open_analytics)
         self.answers = await asyncio.to_thread(

@@ -1,12 +1,14 @@
 """One version of an organisation's policy: what happens to what is found, by category, score and direction. Pure."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from llmhost.core.errors import InvalidValue
+from llmhost.safety.pack.pack import NAMES
 from llmhost.safety.verdict import (
     Action,
     Decision,
@@ -153,6 +155,11 @@ def check_policy(body: PolicyBody) -> None:
         for name, steps in table.items():
             if not name or len(name) > LONGEST_WORD:
                 raise InvalidValue("A name is a rule's, a category's, or *.", param=f"policy.{way}")
+            if near := _misspelt(name):
+                raise InvalidValue(
+                    f"{name!r} is no rule and no category of rules. Did you mean {near!r}?",
+                    param=f"policy.{way}.{name}",
+                )
             if not steps:
                 raise InvalidValue(
                     f"{name!r} says nothing: give an action, or actions and the scores they begin at.",
@@ -166,6 +173,13 @@ def check_policy(body: PolicyBody) -> None:
                 f"A word has 1 to {LONGEST_WORD} characters, and not only blanks.",
                 param=f"policy.words[{index}]",
             )
+
+
+def _misspelt(name: str) -> str | None:
+    """What was meant by a name that is almost one of the rules'; guards and plugins have names of their own."""
+    if name in NAMES:
+        return None
+    return next(iter(get_close_matches(name, NAMES, 1, cutoff=0.85)), None)
 
 
 def _table(said: Mapping[str, Steps]) -> dict[str, tuple[tuple[Action, float], ...]]:

@@ -132,6 +132,7 @@ def test_what_is_no_policy_is_no_policy(body: dict):
         ({"words": ["ok", "  "]}, "policy.words[1]"),
         ({"words": ["x" * 201]}, "policy.words[0]"),
         ({"output": {"pii": {}}}, "policy.output.pii"),
+        ({"input": {"secrets": "block"}}, "policy.input.secrets"),
         ({"input": {"": "block"}}, "policy.input"),
         ({"input": {f"c{n}": "block" for n in range(501)}}, "policy.input"),
     ],
