@@ -10,11 +10,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
 from llmhost.observe.logs import log_event
 from llmhost.storage.audit_chain import DAMAGED, GENESIS, Head, Verdict, mark_of, missing
@@ -199,12 +201,14 @@ class AuditTrail:
         return count
 
     def newest(self, wanted: Wanted, *, limit: int, before: int = LARGEST) -> list[Recorded]:
-        """Rows with smaller numbers than `before`, the newest first."""
+        """Rows with smaller numbers than `before`, the newest first; all that was told before is among them."""
+        self._catch_up()
         query = f"{SELECT} WHERE {_MATCHING} AND seq < :before ORDER BY seq DESC LIMIT :limit"
         return self._found(query, wanted, before=before, limit=limit)
 
     def oldest(self, wanted: Wanted) -> Iterator[Recorded]:
-        """All that is asked for, the oldest first, a page at a time."""
+        """All that is asked for, the oldest first, a page at a time; all that was told before is among them."""
+        self._catch_up()
         query = f"{SELECT} WHERE {_MATCHING} AND seq > :after ORDER BY seq LIMIT :limit"
         after = 0
         while page := self._found(query, wanted, after=after, limit=PAGE_ROWS):
@@ -216,6 +220,10 @@ class AuditTrail:
         self._writer.close()
         self.reader.close()
         self._head_file.close()
+
+    def _catch_up(self) -> None:
+        with suppress(LlmhostError):  # who can't write can still read
+            self._writer.submit(lambda _: None).result()
 
     def _found(self, query: str, wanted: Wanted, **place: int) -> list[Recorded]:
         facts = {name: getattr(wanted, name) for name in Wanted.__slots__} | place

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from llmhost.config.schema import SafetySettings, ServerSettings, Settings
+from llmhost.core.request import Role
 from llmhost.safety.policy_store import PolicyStore
 from llmhost.safety.screen import Screen
 from llmhost.testing import TestHost, make_host
@@ -124,8 +125,8 @@ async def test_keys_see_their_own_policies_and_change_none() -> None:
     async with make_host(settings=SETTINGS) as host:
         await host.make_key("acme")
         await put(host, {"input": {"words": "warn"}})
-        key = await host.make_key("acme", role="admin")
-        other = await host.make_key("zenith", role="admin")
+        key = await host.make_key("acme", role=Role.ADMIN)
+        other = await host.make_key("zenith", role=Role.ADMIN)
         member = await host.make_key("acme")
         found = []
         for token in (key, other, member):

@@ -194,7 +194,7 @@ VALUES = st.lists(st.one_of(st.integers(0, 9), st.text(max_size=3), st.none()), 
 
 
 @given(st.lists(VALUES, min_size=3, max_size=3), VALUES, st.integers(0, 2))
-@settings(max_examples=50)
+@settings(max_examples=20)
 def test_any_change_of_any_chain_is_found_at_its_row(rows: list, other: list, at: int):
     links, before = [], bytes(32)
     for number, values in enumerate(rows, 1):
@@ -208,7 +208,7 @@ def test_any_change_of_any_chain_is_found_at_its_row(rows: list, other: list, at
 
 
 @given(st.binary(max_size=160))
-@settings(max_examples=50)
+@settings(max_examples=20)
 def test_only_what_a_node_wrote_is_read_as_a_head(line: bytes):
     head = Head(7, bytes(range(32)))
 
