@@ -60,8 +60,8 @@ def dry_run(rows: Iterable[Recorded], policy: Policy) -> DryRun:
                     direction=direction.value,
                     before=before,
                     after=after,
-                    rule=decision.finding and decision.finding.rule,
-                    score=decision.finding and decision.finding.score,
+                    rule=None if decision.finding is None else decision.finding.rule,
+                    score=None if decision.finding is None else decision.finding.score,
                 )
             )
     return run

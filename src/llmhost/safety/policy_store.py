@@ -6,8 +6,9 @@ They are in the audit log's file, so that a version or an activation is written 
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -202,7 +203,7 @@ class PolicyStore:
         return None, self._row(record.at_ns, record.org, record.made_by, "policy.created", detail)
 
     def _row(
-        self, at_ns: int, org: str, who: str, action: str, detail: dict[str, str | int | None]
+        self, at_ns: int, org: str, who: str, action: str, detail: Mapping[str, Any]
     ) -> AuditRow:
         return AuditRow(
             at_ns=at_ns, kind="policy", org=org, actor=who, action=action, target=org, detail=detail
