@@ -5,6 +5,7 @@ They only find. A later one is not asked about what the policy blocks already.
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from llmhost.core.errors import ContentRefused, LlmhostError
 from llmhost.core.request import Caller, GenerationRequest
@@ -26,6 +27,8 @@ from llmhost.safety.verdict import (
 )
 from llmhost.safety.window import Piece
 
+INLINE_CHARS = 50_000
+"""Longer prompts are rewritten in a thread: it takes some milliseconds."""
 TEXTS_A_TURN = 64
 """So many texts are judged before other requests get their turn, however short they are."""
 
@@ -65,13 +68,30 @@ class Judges:
 
     async def redact_input(self, request: GenerationRequest) -> GenerationRequest | None:
         """The request without what its policy redacts; None where something of it can't be taken out."""
+        work = partial(self._redact, request)
+        changed = work() if request.size <= INLINE_CHARS else await asyncio.to_thread(work)
+        if changed is None:
+            return None
+        left = self.policy.decide(await self._in_request(changed), Direction.INPUT)
+        return None if left.action >= Action.REDACT else changed
 
+    def _redact(self, request: GenerationRequest) -> GenerationRequest | None:
         def clean(text: str) -> str:
             return redacted(text, filter(self._is_redacted, self.rules.judge(text)))
 
-        changed = redacted_request(request, clean)
-        left = self.policy.decide(await self._in_request(changed), Direction.INPUT)
-        return None if changed == request or left.action >= Action.REDACT else changed
+        try:
+            return redacted_request(request, clean)
+        except RecursionError:  # nested deeper than anybody means it
+            return None
+
+    async def shown(self, request: GenerationRequest) -> str:
+        """What a reviewer sees of a request before the original: without anything that was found."""
+
+        def work() -> str:
+            texts = request.texts
+            return "\n".join(redacted(text, self.rules.judge(text)) for text in texts)
+
+        return work() if request.size <= INLINE_CHARS else await asyncio.to_thread(work)
 
     def _is_redacted(self, finding: Finding) -> bool:
         return self.policy.decide((finding,), Direction.INPUT).action is Action.REDACT

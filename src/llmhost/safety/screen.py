@@ -25,7 +25,6 @@ from llmhost.safety.defaults import LogJournal, NodePolicy, SamePolicy
 from llmhost.safety.judges import Judged, Judges
 from llmhost.safety.output import OutputScreen
 from llmhost.safety.pack.pack import Pack
-from llmhost.safety.redact import redacted
 from llmhost.safety.rules import Rules
 from llmhost.safety.verdict import (
     Action,
@@ -230,7 +229,7 @@ class Screen:
             return _with(screening, Action.BLOCK)
         if self._reviews.approved(screening.caller, text):
             return _with(screening, Action.ALLOW)
-        shown = "\n".join(redacted(each, judges.rules.judge(each)) for each in request.texts)
+        shown = await judges.shown(request)
         review_id = await self._reviews.refer(screening, text, shown, mode)
         referred = replace(screening, review_id=review_id)
         if mode is ReviewMode.RELEASE:

@@ -180,3 +180,22 @@ async def test_an_applications_own_instructions_are_no_injection():
         await strict.check_input(
             replace(ASKED, messages=({"role": "user", "content": order},)), LOCAL_CALLER
         )
+
+
+async def test_what_is_nested_without_end_is_refused_rather_than_redacted():
+    value: object = CARD
+    for _ in range(10_000):
+        value = [value]
+
+    with pytest.raises(ContentRefused):
+        await REDACTS.check_input(replace(ASKED, template_kwargs={"deep": value}), LOCAL_CALLER)
+
+
+async def test_a_long_prompt_is_redacted_through_and_through():
+    text = f"{'word ' * 20_000}{CARD}{' word' * 20_000}"
+
+    passed = await REDACTS.check_input(
+        replace(ASKED, messages=({"role": "user", "content": text},)), LOCAL_CALLER
+    )
+
+    assert passed.request.text == text.replace(CARD, "[card]")
