@@ -27,6 +27,15 @@ if not HAS_GPU:
 sys.path.append(str(Path(__file__).parent / "http"))  # for server_process.py
 
 
+@pytest.fixture(scope="session")
+def warm_starts() -> Iterator[None]:
+    """Servers and commands start without the wait for their imports. Not for the long checks, which measure starts."""
+    import server_process
+
+    with server_process.warm_starts():
+        yield
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The long checks are not even imported when they don't run: what they need takes seconds to import."""
     return True if collection_path.name == "bars" and "bars" not in config.option.markexpr else None

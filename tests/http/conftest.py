@@ -114,6 +114,11 @@ device = "cpu"
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _warm(warm_starts: None) -> None:
+    """For all tests here."""
+
+
 @pytest.fixture(scope="session")
 def open_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """Serves fake models to anybody on this machine."""

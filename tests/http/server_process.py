@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+from warm_start import Forked, WarmStart
 
 import llmhost
 
@@ -41,6 +43,21 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **more}
 
 
+_warm: WarmStart | None = None
+
+
+@contextmanager
+def warm_starts() -> Iterator[None]:
+    """Within it servers and commands are forked from a process that has imported llmhost."""
+    global _warm
+    _warm = WarmStart(environment())
+    try:
+        yield
+    finally:
+        _warm.close()
+        _warm = None
+
+
 class Node:
     """A server process. Its data dir may outlive it; `start` again serves it anew."""
 
@@ -52,7 +69,7 @@ class Node:
         self.flags = flags
         self.url = ""
         self.admin_token = ""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self.http = httpx.Client(timeout=PATIENCE_S, verify=False)
         folder.mkdir(parents=True, exist_ok=True)
         self.settings_path.write_text(settings)
@@ -62,15 +79,7 @@ class Node:
         flags = self.flags if "--port" in self.flags else (*self.flags, "--port", "0")
         command = ["serve", "--models", str(self.settings_path), "--data-dir", str(self.data_dir)]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "llmhost", *command, *flags],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                env=environment(),
-                start_new_session=True,
-            )
+            self.process = begin([*command, *flags], log.fileno(), log.fileno(), self.folder)
         return self
 
     def start(self) -> "Node":
@@ -234,16 +243,39 @@ class Node:
             yield connection
 
 
-def cli(*words: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command line to its end."""
-    return subprocess.run(
+def begin(
+    words: Sequence[str], out: int, err: int, folder: Path, **more: str
+) -> "subprocess.Popen[bytes] | Forked":
+    """`llmhost WORDS` in the folder, in a session of its own, with more in its environment."""
+    env = environment(**more)
+    is_plain = (
+        signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    )  # which a fork would not inherit
+    if _warm is not None and is_plain:
+        return _warm.start(words, out=out, err=err, cwd=str(folder), env=env)
+    return subprocess.Popen(
         [sys.executable, "-m", "llmhost", *words],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        cwd=folder,
+        env=env,
+        start_new_session=True,
     )
+
+
+def cli(*words: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line to its end, with more in its environment."""
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        process = begin(words, out.fileno(), err.fileno(), Path.cwd(), **more)
+        try:
+            status = process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, status, out.read(), err.read())
 
 
 def chat_body(text: str = "say something", **more: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import csv
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import Node, chat_body, environment
+from server_process import Node, chat_body, cli
 
 SETTINGS = """
 [models.echo]
@@ -76,8 +75,7 @@ def _chat(shop: Shop, who: str, model: str) -> httpx.Response:
 
 def verify(*args: object) -> subprocess.CompletedProcess[str]:
     """Without a node, and without its data dir."""
-    command = [sys.executable, "-m", "llmhost", "invoice", "verify", *map(str, args)]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    return cli("invoice", "verify", *map(str, args))
 
 
 def charged(node: Node, org: str) -> int:

@@ -3,7 +3,6 @@
 import json
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from server_process import Node, chat_body, environment
+from server_process import Node, chat_body, cli
 
 from llmhost.core.request import Role
 
@@ -396,11 +395,10 @@ def test_lists_come_in_pages_that_tile_them(node: Node) -> None:
 def test_an_admin_key_runs_the_command_line_for_its_organisation(node: Node) -> None:
     key = node.create_key("acme", role="admin")
     node.create_key("beta")
-    settings = environment(LLMHOST_URL=node.url, LLMHOST_ADMIN_TOKEN=key["key"])
+    settings = {"LLMHOST_URL": node.url, "LLMHOST_ADMIN_TOKEN": key["key"]}
 
     def run(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "llmhost", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
+        return cli(*words, **settings)
 
     assert run("keys", "create", "--org", "acme", "--json").returncode == 0
     listed = json.loads(run("keys", "list", "--json").stdout)

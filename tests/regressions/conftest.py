@@ -14,6 +14,11 @@ from paid_models import SETTINGS, Key
 from server_process import Node
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _warm(warm_starts: None) -> None:
+    """For all tests here."""
+
+
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """Has keys from the start, so that everybody needs one."""

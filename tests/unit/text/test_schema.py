@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from llmhost.text.grammar_source import LIMITS, Unreadable, read_grammar
@@ -165,6 +164,8 @@ PARTS = st.sampled_from(
 @settings(deadline=None)
 @given(one=st.lists(PARTS, min_size=1, max_size=3), some=st.lists(PARTS, max_size=2), value=VALUES)
 def test_the_same_values_match(one: list[Any], some: list[Any], value: Any) -> None:
+    from jsonschema import Draft202012Validator  # takes a second, which nobody shall wait for
+
     schema: dict[str, Any] = {"oneOf": one, "$defs": {"b": {"enum": ["b"]}}}
     if some:
         schema["anyOf"] = some

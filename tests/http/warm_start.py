@@ -1,0 +1,141 @@
+"""Servers and commands without the wait for their imports: one process imports llmhost, and forks each that a test starts.
+
+A fork runs the program from its first line to the interpreter's end, with a session, signals and files of its own. All
+that it has not done itself is a second and a half of imports, which hundreds of starts would spend again and again.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PATIENCE_S = 60.0
+MOST_BYTES = 1 << 17
+
+
+class WarmStart:
+    """The process that forks, and the door to it. Close it when nothing is to be started any more."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._door, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with inner:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(inner.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[inner.fileno()],
+                env=environ,
+                start_new_session=True,  # a Ctrl-C is for the tests, which then end what they started
+            )
+
+    def start(
+        self, words: Sequence[str], *, out: int, err: int, cwd: str, env: Mapping[str, str]
+    ) -> "Forked":
+        """`llmhost WORDS` in a process of its own, with these files as its output."""
+        order = json.dumps({"words": words, "cwd": cwd, "env": dict(env)}).encode()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(self._door, [order], [theirs.fileno(), out, err])
+        return Forked(words, ours)
+
+    def close(self) -> None:
+        self._door.close()
+        self._process.wait(PATIENCE_S)
+
+
+class Forked:
+    """What tests use of `subprocess.Popen`, for a process whose parent tells how it ended."""
+
+    def __init__(self, args: Sequence[str], parent: socket.socket) -> None:
+        self.args = args
+        self.returncode: int | None = None
+        self._parent = parent
+        parent.settimeout(PATIENCE_S)
+        self.pid = int(parent.recv(64))
+
+    def poll(self) -> int | None:
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._parent.settimeout(timeout)
+            try:
+                self.returncode = int(self._parent.recv(64))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0) from None
+            self._parent.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def fork_for(door: socket.socket) -> dict[str, Any] | None:
+    """Answers in each process that is to be the program, with its order; in the one that forks once nobody asks."""
+    while True:
+        message, files, _, _ = socket.recv_fds(door, MOST_BYTES, 3)
+        if not message:
+            return None
+        if os.fork() == 0:
+            return fork_and_watch(door, message, *files)
+        for file in files:
+            os.close(file)
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass  # the parent of one that ended, which has told so
+
+
+def fork_and_watch(
+    door: socket.socket, message: bytes, teller: int, out: int, err: int
+) -> dict[str, Any]:
+    """Answers in the child. Its parent tells its pid, and then its exit status as `Popen` has it."""
+    door.close()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        for file in {teller, out, err}:
+            os.close(file)
+        order: dict[str, Any] = json.loads(message)
+        return order
+    os.close(out)
+    os.close(err)
+    with socket.socket(fileno=teller) as tell:
+        tell.send(str(pid).encode())
+        _, status = os.waitpid(pid, 0)
+        tell.send(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def main() -> None:
+    sys.path[0] = ""
+    from llmhost.core.imports import long_import
+
+    with long_import():
+        import llmhost.host  # what `serve` imports
+        from llmhost.__main__ import main as program
+        from llmhost.cli import main  # noqa: F401
+
+    order = fork_for(socket.socket(fileno=int(sys.argv[1])))
+    if order is None:
+        return
+    os.setsid()
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["env"])
+    sys.path[0] = order["cwd"]
+    sys.argv[:] = [llmhost.__main__.__file__, *order["words"]]
+    program()
+
+
+if __name__ == "__main__":
+    main()
