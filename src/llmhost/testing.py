@@ -124,7 +124,7 @@ async def make_host(
         with DataDir(data_dir or Path(folder)) as data:
             async with Host(wanted, data, plugins=Plugins.of(*plugins), clock=clock) as host:
                 await host.start_loading()
-                transport = httpx.ASGITransport(app=host.app)  # type: ignore[arg-type]
+                transport = httpx.ASGITransport(app=host.app.asgi)  # type: ignore[arg-type]
                 async with httpx.AsyncClient(
                     transport=transport, base_url="http://localhost"
                 ) as client:

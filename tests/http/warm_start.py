@@ -1,4 +1,4 @@
-"""Servers and commands without the wait for their imports: one process imports llmhost, and forks each that a test starts.
+"""Servers and commands without the wait for imports: one process imports llmhost, and forks each that a test starts.
 
 A fork runs the program from its first line to the interpreter's end, with a session, signals and files of its own. All
 that it has not done itself is a second and a half of imports, which hundreds of starts would spend again and again.

@@ -38,6 +38,7 @@ from llmhost.api.gatekeeper import Gatekeeper, Identify, vouch
 from llmhost.api.idempotency import Idempotency
 from llmhost.api.invoices import InvoiceDesk, key_router
 from llmhost.api.json_request import JsonRequest
+from llmhost.api.late import LateRoutes
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.messages import COUNT_PATH, count_route, messages_route
@@ -72,7 +73,7 @@ from llmhost.observe.metrics import CONTENT_TYPE, Metrics
 from llmhost.pipeline.processor import Processor
 from llmhost.safety.audit import AuditLog
 
-__all__ = ["ASGIApp", "Surface", "build_app"]
+__all__ = ["App", "Surface", "build_app"]
 
 log = logging.getLogger("llmhost.api")
 
@@ -119,12 +120,36 @@ class Surface:
     """(plugin, route handler) pairs, mounted under /plugins/<plugin>/."""
 
 
-def build_app(surface: Surface) -> ASGIApp:
+@dataclass(frozen=True, slots=True)
+class App:
+    """The application as ASGI has it, and its routes, which whoever serves it registers before it listens."""
+
+    asgi: ASGIApp
+    routes: LateRoutes
+
+
+def build_app(surface: Surface) -> App:
+    generation = _generation_routes(surface)
+    routes = LateRoutes(partial(_framework, surface, generation))
+    if surface.plugin_routes:
+        routes.register()  # what is wrong with them is told at once
+    guarded = surface.gatekeeper.guard(_past_router(Audited(routes, surface.audit), generation))
+    edge = Edge(
+        guarded,
+        origins=surface.settings.cors_origins,
+        loopback_only=serves_this_machine(surface.settings),
+        peers=surface.gatekeeper.peers,
+        root_path=surface.settings.root_path,
+    )
+    counted = edge if surface.outflow is None else surface.outflow.around(edge)
+    return App(with_sockets(counted), routes)
+
+
+def _framework(surface: Surface, generation: Mapping[str, ASGIApp]) -> Litestar:
     settings = surface.settings
     guard = guard_by(surface.admin_token, surface.admin.tenants.access_of)
-    generation = _generation_routes(surface)
     document = Document()
-    app = Litestar(
+    return Litestar(
         route_handlers=[
             *(
                 asgi(path, copy_scope=False)(route)
@@ -179,15 +204,6 @@ def build_app(surface: Surface) -> ASGIApp:
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
-    guarded = surface.gatekeeper.guard(_past_router(Audited(app, surface.audit), generation))
-    edge = Edge(
-        guarded,
-        origins=settings.cors_origins,
-        loopback_only=serves_this_machine(settings),
-        peers=surface.gatekeeper.peers,
-        root_path=settings.root_path,
-    )
-    return with_sockets(edge if surface.outflow is None else surface.outflow.around(edge))
 
 
 def _past_router(app: ASGIApp, routes: Mapping[str, ASGIApp]) -> ASGIApp:

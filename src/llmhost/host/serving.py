@@ -74,6 +74,7 @@ async def _serve(
 ) -> Host:
     stop = Stop(asyncio.get_running_loop())
     async with Host(loaded.settings, data_dir, plugins=plugins) as host:
+        host.app.routes.register()
         server = Server(_uvicorn_config(host, certificate))
         accepting = asyncio.create_task(server.serve(sockets=[listener]))
         url = url_of(listener, is_tls=certificate is not None)
@@ -178,7 +179,7 @@ class Stop:
 
 def _uvicorn_config(host: Host, certificate: Certificate | None) -> uvicorn.Config:
     return uvicorn.Config(
-        host.app,
+        host.app.asgi,
         http=Connection,
         ws="websockets-sansio",
         ws_max_size=host.settings.server.max_body_bytes,

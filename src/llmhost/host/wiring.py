@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmhost.api.admin import Admin
-from llmhost.api.app import ASGIApp, Surface, build_app
+from llmhost.api.app import App, Surface, build_app
 from llmhost.api.backup import BackupDesk
 from llmhost.api.budgets import BudgetAdmin
 from llmhost.api.chats.desk import ChatDesk
@@ -90,9 +90,9 @@ STOP_S = 5.0
 
 
 class Host:
-    """Use as `async with Host(settings, data_dir) as host`; then serve `host.app`. Owns everything it builds."""
+    """Use as `async with Host(settings, data_dir) as host`; then serve `host.app.asgi`. Owns everything it builds."""
 
-    app: ASGIApp
+    app: App
     books: Books
     deployments: Deployments
     processor: Processor
@@ -382,7 +382,7 @@ class Host:
         self.metrics.limits.read_waiting_from(lambda: places.waiting_by_dimension)
         return Limiter(Levels(limits, self.settings.models), places, self.clock)
 
-    def _app(self) -> ASGIApp:
+    def _app(self) -> App:
         prices = self._price_admin()
         return build_app(
             Surface(

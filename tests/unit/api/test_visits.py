@@ -90,7 +90,7 @@ def visit(app: App, connection: Connection) -> "asyncio.Task[None]":
 
 
 def app_of(host: TestHost) -> App:
-    return cast(App, host.host.app)
+    return cast(App, host.host.app.asgi)
 
 
 @pytest.mark.parametrize("parts", [(), (BODY[:10],)])
