@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,22 @@ if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 sys.path.append(str(Path(__file__).parent / "http"))  # for server_process.py
+
+
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 4 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are kept in memory where there is room: every database syncs what it is told, and a disk makes it wait.
+
+    The long checks are to wait for a disk as a node does.
+    """
+    if "bars" in config.option.markexpr or "TMPDIR" in os.environ or not MEMORY.is_dir():
+        return
+    if shutil.disk_usage(MEMORY).free > ROOM_BYTES:
+        os.environ["TMPDIR"] = str(MEMORY)
+        tempfile.tempdir = None  # asked for anew
 
 
 @pytest.fixture(scope="session")
