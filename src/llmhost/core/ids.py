@@ -3,6 +3,7 @@
 import os
 import random
 import secrets
+import sys
 
 DIGITS = 24
 DRAWN_AT_ONCE = 256
@@ -43,3 +44,13 @@ def _digits() -> str:
         first, *more = (drawn[at : at + DIGITS] for at in range(0, len(drawn), DIGITS))
         _drawn.extend(more)
         return first
+
+
+def _forget() -> None:
+    """Two processes must not give the same names."""
+    _drawn.clear()
+    _seeds.seed(secrets.randbits(256))
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_forget)

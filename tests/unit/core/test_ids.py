@@ -1,0 +1,21 @@
+"""Names are never given twice."""
+
+import os
+
+from llmhost.core.ids import new_id, new_seed
+
+
+def test_a_forked_process_gives_other_names_and_seeds() -> None:
+    new_id("warm_")  # draws many at once
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, f"{new_id('x_')} {new_seed()}".encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with open(reader) as told:
+        name, seed = told.read().split()
+
+    assert name != new_id("x_")
+    assert int(seed) != new_seed()
