@@ -113,6 +113,7 @@ def paths_of(app: Litestar) -> set[str]:
 async def test_every_route_is_metered_or_listed_as_exempt(
     host: TestHost, made_apps: list[Litestar]
 ) -> None:
+    host.host.app.routes.register()
     (app,) = made_apps
     found = {path for path in paths_of(app) if not path.startswith(EXEMPT_BEGINNINGS)}
 
