@@ -111,6 +111,12 @@ class RunnerFacts:
     """A step ends early when it must, see `InterruptibleRunner`."""
     can_sleep: bool = False
     """Its weights can wait in host memory, see `SleepingRunner`."""
+    least_chunk_tokens: int = 16
+    """A prompt gets on by so much in every step, whatever that does to those who decode, unless the operator has set
+    a target. More where small steps are dear."""
+    gather_s: float = 0.0
+    """How long a step that ends idleness waits for more prompts, counted anew as each comes: for runners to which one
+    large step is cheaper than two."""
     task: str = "generate"
     """What the model is for: `generate`, or to pool a text into one vector (`embed`) or scores (`classify`)."""
     pooled_size: int = 0

@@ -355,6 +355,7 @@ class LoadEffects:
             kv_blocks=plan.kv_blocks,
             block_tokens=runner.facts.block_tokens,
             target_itl_ms=entry.spec.target_itl_ms,
+            least_chunk_tokens=runner.facts.least_chunk_tokens,
             prefix_cache=entry.spec.prefix_cache,
             host_kv_blocks=plan.host_kv_blocks,
         )

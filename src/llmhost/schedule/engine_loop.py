@@ -46,6 +46,9 @@ HUNG_RETRY_S = 10.0
 QUIET_S = 1.0
 """Idle time after which the KV books are audited: not between two requests, where it would cost the second one."""
 
+GATHER_MOST_S = 0.05
+"""A first step waits for more prompts no longer than this, however steadily they come."""
+
 WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 """Ends of answers that nobody cut."""
 
@@ -251,6 +254,7 @@ class EngineLoop:
         try:
             while not self._is_stopping:
                 self._wait_for_work()
+                self._gather()
                 self._turn()
         except BaseException as error:
             log.critical("engine.broken model=%s", self.name, exc_info=error)
@@ -274,6 +278,12 @@ class EngineLoop:
                 return
             self._scheduler.check()
             is_audited = True
+
+    def _gather(self) -> None:
+        """Let the prompts that come together run together."""
+        pause_s = self._runner.facts.gather_s
+        if pause_s and not self._scheduler.has_work:
+            self._inbox.gather(pause_s, GATHER_MOST_S)
 
     def _has_work(self) -> bool:
         is_workable = self._scheduler.has_work and not self._scheduler.is_held_up

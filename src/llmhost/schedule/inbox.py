@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -41,6 +42,17 @@ class Inbox:
         """Sleep until a command comes. False after so long without one, and nothing else to do."""
         with self._wake:
             return self._wake.wait_for(lambda: bool(self._commands) or is_awake(), timeout_s)
+
+    def gather(self, pause_s: float, most_s: float) -> None:
+        """Sleep until nothing more comes for `pause_s`, or for `most_s` in all."""
+        with self._wake:
+            deadline_s = time.monotonic() + most_s
+            while self._commands and time.monotonic() < deadline_s:
+                if not self._wake.wait_for(self._grown_from(len(self._commands)), pause_s):
+                    return
+
+    def _grown_from(self, count: int) -> Callable[[], bool]:
+        return lambda: len(self._commands) > count
 
     def _ring(self) -> None:
         """Without the lock a thread that is about to sleep would miss it."""

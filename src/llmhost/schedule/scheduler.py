@@ -48,6 +48,8 @@ class SchedulerLimits:
     """Part of the KV blocks that admission leaves free for growth."""
     target_itl_ms: float | None = None
     """What a step with prompts in it may take while others decode."""
+    least_chunk_tokens: int = LEAST_CHUNK_TOKENS
+    """Of prompts, in a step where others decode and no target is set."""
     prefix_cache: bool = True
     """Keep computed blocks for later prompts. Choices of one request share theirs in any case."""
     host_kv_blocks: int = 0
@@ -311,15 +313,16 @@ class Scheduler:
                 decoding = decoding.plus(sequence.fed, sequence.todo)
         if not decoding.rows:
             return None
-        target_ms = self.limits.target_itl_ms
+        target_ms, least = self.limits.target_itl_ms, LEAST_CHUNK_TOKENS
         if target_ms is None:
+            least = self.limits.least_chunk_tokens
             target_ms = max(TARGET_ITL_MS, 2 * (self.predictor.predict(decoding) or 0.0))
         room = prompt_room(
             self.predictor,
             decoding,
             start=prompts[0].fed if prompts else 0,
             target_ms=target_ms,
-            least=LEAST_CHUNK_TOKENS,
+            least=least,
             most=self.limits.max_tokens_per_batch,
         )
         size = self.limits.block_tokens

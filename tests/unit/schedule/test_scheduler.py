@@ -210,3 +210,22 @@ def test_the_load_shows_what_runs_waits_and_holds() -> None:
     bench.step()
     load = bench.scheduler.load()
     assert (load.running, load.waiting, load.kv_blocks_used, load.steps) == (1, 1, 2, 1)
+
+
+@pytest.mark.parametrize(("target_itl_ms", "fed"), [(None, 40), (0.001, 16)])
+def test_a_prompt_beside_decoders_gets_on_by_what_the_runner_asks_for_unless_a_target_is_set(
+    target_itl_ms: float | None, fed: int
+) -> None:
+    limits = some_limits(
+        max_tokens_per_batch=64,
+        max_sequence_length=200,
+        kv_blocks=60,
+        least_chunk_tokens=40,
+        target_itl_ms=target_itl_ms,
+    )
+    bench = Workbench(limits)
+    bench.add(a_spec(max_new_tokens=9))
+    bench.step()
+    bench.add(a_spec([n % VOCAB for n in range(100)], max_new_tokens=1))
+
+    assert [len(row.tokens) for row in bench.step()] == [1, fed]
