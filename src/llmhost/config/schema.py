@@ -375,6 +375,8 @@ class LlamaOptions(Section, frozen=True):
     """What the KV cache keeps; `auto` is f16. The q-types take a half to a quarter of that and change answers."""
     flash_attention: Literal["auto", "on", "off"] = "auto"
     """The quicker way to compute attention; `auto` where the device has it. The KV types that begin with q need it."""
+    kv_layout: Literal["auto", "unified", "partitioned"] = "auto"
+    """KV in one buffer for all, or one for each: quicker for many unlike short texts. `auto` goes by what runs."""
     mmap: bool = True
     """Map the file instead of reading it: loads at once, and pages that are not used can leave memory."""
     mlock: bool = False

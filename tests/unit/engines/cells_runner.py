@@ -21,8 +21,9 @@ class Cell:
 class ModelCells:
     """Does what llama.cpp does to its cells, and no more."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, scratch: int | None = None) -> None:
         self.cells: list[Cell] = []
+        self.scratch = scratch
         self._room = room
 
     def of(self, sequence: int) -> dict[int, Cell]:
@@ -38,28 +39,40 @@ class ModelCells:
         self.cells = [cell for cell in self.cells if cell.owners]
 
     def share(self, source: int, target: int, start: int, end: int) -> None:
+        assert self.scratch is not None, "each sequence has a buffer of its own"
         for cell in self.cells:
             if source in cell.owners and start <= cell.position < end:
                 cell.owners.add(target)
 
-    def save(self, sequence: int) -> bytes:
-        return repr([(p, cell.state) for p, cell in sorted(self.of(sequence).items())]).encode()
+    def read(self, sequence: int, start: int, end: int) -> bytes:
+        held = sorted(self.of(sequence).items())
+        return repr([(p, cell.state) for p, cell in held if start <= p < end]).encode()
 
-    def restore(self, sequence: int, saved: bytes) -> None:
+    def restore(self, sequence: int, saved: Sequence[bytes]) -> None:
         assert not self.of(sequence), "restored over something"
-        for position, state in eval(saved):
+        for position, state in (cell for one in saved for cell in eval(one)):
             self.add(sequence, position, state)
 
     def add(self, sequence: int, position: int, state: int) -> None:
         self.cells.append(Cell(position, state, {sequence}))
-        assert len(self.cells) <= self._room, "more cells than the blocks have tokens"
+        taken = len(self.of(sequence)) if self.scratch is None else len(self.cells)
+        assert taken <= self._room, "more cells than the blocks have tokens"
 
 
 class CellsRunner(FakeRunner):
     """Says what the fake runner says, from states that it finds in its sequences."""
 
-    def __init__(self, options: FakeOptions, *, block_tokens: int, sequences: int) -> None:
+    def __init__(
+        self,
+        options: FakeOptions,
+        *,
+        block_tokens: int,
+        sequences: int,
+        shares: bool = True,
+    ) -> None:
+        """`shares`: one buffer for all sequences, or one for each."""
         super().__init__(options, block_tokens=block_tokens)
+        self._shares = shares
         self._most_sequences = sequences
         self._sequence_of: dict[int, int] = {}
         self.set_kv_blocks(0)
@@ -67,10 +80,10 @@ class CellsRunner(FakeRunner):
     def set_kv_blocks(self, count: int) -> None:
         size = self.facts.block_tokens
         old = getattr(self, "residents", None)
-        self.cells = ModelCells(count * size)
-        self.residents = Residents(
-            self.cells, block_tokens=size, sequences=getattr(self, "_most_sequences", 2)
-        )
+        sequences = getattr(self, "_most_sequences", 2)
+        scratch = sequences - 1 if getattr(self, "_shares", True) else None
+        self.cells = ModelCells(count * size, scratch)
+        self.residents = Residents(self.cells, block_tokens=size, sequences=sequences)
         if old is not None:
             # What was held is read before its cells are gone.
             self.residents.adopt(old.save_all(count), old.host)
@@ -83,6 +96,8 @@ class CellsRunner(FakeRunner):
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         taken = self.residents.take_in(rows)
         assert len({*taken}) == len(rows), "two rows in one sequence"
+        if not self._shares:
+            assert sorted(taken) == [*range(len(rows))], "they do not follow one another"
         self._sequence_of = {row.seq_id: one for row, one in zip(rows, taken, strict=True)}
         return super().run(rows)
 

@@ -20,13 +20,16 @@ SIZE = 4
 
 
 class TestContract(RunnerContract):
-    @pytest.fixture
-    def runner(self) -> CellsRunner:
-        return CellsRunner(FakeOptions(vocab=256), block_tokens=16, sequences=40)
+    @pytest.fixture(params=[True, False], ids=["one buffer", "a buffer each"])
+    def runner(self, request: pytest.FixtureRequest) -> CellsRunner:
+        options = FakeOptions(vocab=256)
+        return CellsRunner(options, block_tokens=16, sequences=40, shares=request.param)
 
 
 class CellsBench(Workbench):
     """With few sequences, so that they make room for one another."""
+
+    shares = True
 
     def _settle_in(self, limits: SchedulerLimits) -> None:
         super()._settle_in(limits)
@@ -34,6 +37,7 @@ class CellsBench(Workbench):
             FakeOptions(vocab=VOCAB),
             block_tokens=limits.block_tokens,
             sequences=limits.max_batch_size + 2,
+            shares=self.shares,
         )
         self.runner.set_kv_blocks(limits.kv_blocks)
 
@@ -44,14 +48,27 @@ class CellsMachine(SchedulerMachine):
         self.bench = CellsBench(limits)
 
 
-TestAnyLifeOfAScheduler = CellsMachine.TestCase
-TestAnyLifeOfAScheduler.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+class ApartBench(CellsBench):
+    shares = False
+
+
+class ApartMachine(SchedulerMachine):
+    @initialize(limits=some_limits)
+    def open(self, limits: SchedulerLimits) -> None:
+        self.bench = ApartBench(limits)
+
+
+FEW = settings(
+    max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
+TestAnyLifeOfAScheduler = CellsMachine.TestCase
+TestAnyLifeOfAScheduler.settings = FEW
+TestAnyLifeWithABufferEach = ApartMachine.TestCase
+TestAnyLifeWithABufferEach.settings = FEW
 
 
 def residents(sequences: int = 4) -> Residents:
-    return Residents(ModelCells(1000), block_tokens=SIZE, sequences=sequences)
+    return Residents(ModelCells(1000, sequences - 1), block_tokens=SIZE, sequences=sequences)
 
 
 def row(seq_id: int, start: int, count: int, blocks: list[int]) -> Row:
@@ -89,7 +106,7 @@ def test_a_row_that_begins_anew_leaves_what_others_may_know() -> None:
 
 
 def test_wrong_guesses_do_not_come_back_from_host_memory() -> None:
-    cells = ModelCells(1000)
+    cells = ModelCells(1000, 2)
     held = Residents(cells, block_tokens=SIZE, sequences=3)
     [sequence] = held.take_in([row(1, 0, 7, [1, 2])])
     for position in range(7):

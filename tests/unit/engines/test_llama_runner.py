@@ -1,6 +1,7 @@
 """The llama runner: the contract of all runners, over llama.cpp's own kernels and a random model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 from llmhost.core.errors import EngineFailed, ModelUnavailable, OutOfMemory
 from llmhost.core.ports import RunnerFacts
 from llmhost.engines.llama import runner as runner_module
-from llmhost.engines.llama.context import Context, ContextShape
+from llmhost.engines.llama.context import Context, ContextShape, Room
 from llmhost.engines.llama.load import LoadSettings, load_runner
 from llmhost.engines.llama.runner import LlamaRunner
 
@@ -27,7 +28,8 @@ FACTS = RunnerFacts(
     kv_block_bytes=16 * 2 * 2 * 32 * 4,
     weights_bytes=0,
 )
-SETTINGS = LoadSettings(batch_tokens=512, rows=32, threads=1, kv_type="f32")
+SETTINGS = LoadSettings(batch_tokens=512, rows=32, threads=1, kv_type="f32", kv_layout="unified")
+APART = replace(SETTINGS, kv_layout="partitioned")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,14 @@ def shared(path: Path) -> Iterator[LlamaRunner]:
     runner.close()
 
 
+@pytest.fixture(scope="module")
+def apart(path: Path) -> Iterator[LlamaRunner]:
+    """The same with a buffer for each sequence."""
+    runner = load_runner(path, APART, FACTS)
+    yield runner
+    runner.close()
+
+
 class TestContract(RunnerContract):
     @pytest.fixture
     def runner(
@@ -50,6 +60,13 @@ class TestContract(RunnerContract):
     ) -> LlamaRunner:
         is_closed = "closing" in request.node.name
         return load_runner(path, SETTINGS, FACTS) if is_closed else shared
+
+
+class TestContractWithABufferEach(RunnerContract):
+    @pytest.fixture
+    def runner(self, apart: LlamaRunner, path: Path, request: pytest.FixtureRequest) -> LlamaRunner:
+        is_closed = "closing" in request.node.name
+        return load_runner(path, APART, FACTS) if is_closed else apart
 
 
 def test_a_file_that_is_no_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -109,10 +126,10 @@ def test_a_context_that_can_not_grow_goes_on_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Narrow(Context):
-        def __init__(self, library: Any, model: Any, shape: ContextShape, *, cells: int) -> None:
-            if cells > 512:
+        def __init__(self, library: Any, model: Any, shape: ContextShape, room: Room) -> None:
+            if room.cells > 512:
                 raise OutOfMemory("The machine has no more.")
-            super().__init__(library, model, shape, cells=cells)
+            super().__init__(library, model, shape, room)
 
     monkeypatch.setattr(runner_module, "LEAST_CELLS", 256)
     monkeypatch.setattr(runner_module, "Context", Narrow)
@@ -137,3 +154,35 @@ def test_a_step_larger_than_the_context_has_room_for_at_once_is_cut(
 
     assert ToyScheduler(runner, blocks=200).answer(*long_ones()) == usual
     runner.close()
+
+
+def test_many_get_buffers_of_their_own_and_what_they_share_brings_them_together(
+    path: Path, shared: LlamaRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "SHRINK_EVERY", 20)
+    usual, few = ToyScheduler(shared, blocks=300).answer(*long_ones()), long_ones()[:1]
+    runner = load_runner(path, replace(SETTINGS, kv_layout="auto"), FACTS)
+    scheduler, many = ToyScheduler(runner, blocks=300), long_ones()
+
+    assert scheduler.answer(*few) == usual[:1]
+    assert runner.buffers == 0
+    for _ in range(9):
+        scheduler.step(many)
+    assert runner.buffers == 8
+    assert scheduler.answer(*many) == usual
+    assert scheduler.answer(long_ones()[3]) == [usual[3]]
+    assert runner.buffers == 0, "a lull brings them together"
+    runner.close()
+
+
+def test_a_text_that_outgrows_its_buffer_goes_on_in_a_larger_one_or_a_common_one(
+    path: Path, shared: LlamaRunner
+) -> None:
+    def lengthy() -> list[Asked]:
+        return [Asked([(3 * at + n) % 150 for n in range(240)], 24) for at in range(6)]
+
+    usual = ToyScheduler(shared, blocks=300).answer(*lengthy())
+    for blocks in (300, 600):
+        runner = load_runner(path, replace(SETTINGS, kv_layout="auto"), FACTS)
+        assert ToyScheduler(runner, blocks=blocks).answer(*lengthy()) == usual
+        runner.close()

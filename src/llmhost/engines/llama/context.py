@@ -4,13 +4,15 @@ What it means for requests is not known here.
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.engines.llama.batch import Batch
+from llmhost.engines.llama.states import State, for_own_buffer, from_own_buffer, joined, read_state
 
 MOST_SEQUENCES = 256
 """As many as llama.cpp can tell apart."""
@@ -27,13 +29,17 @@ class ContextShape:
     batch_tokens: int
     """Most tokens in one call."""
     sequences: int
-    """That hold something, whether they run or not."""
+    """That hold something, whether they run or not, where all share one buffer."""
+    rows: int
+    """Most sequences in one step."""
     outputs: int
     """Most places in one call whose logits are wanted; at least `sequences`."""
     threads: int
     kv_type: int
     flash_attention: int
     offloads_kv: bool = True
+    layout: Literal["auto", "unified", "partitioned"] = "auto"
+    """One buffer for all sequences, one for each, or as it suits what runs."""
     pooling: str | None = None
     """Which tokens' vectors become a text's, for contexts that pool; None as the file says."""
 
@@ -47,23 +53,37 @@ class NoRoom(EngineFailed):
     """llama.cpp found no free cells, and has done nothing."""
 
 
-class Context:
-    """Implements `Cells`, over a unified cache: all sequences share one buffer."""
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a context has room for."""
 
-    def __init__(self, library: Any, model: Any, shape: ContextShape, *, cells: int) -> None:
+    cells: int
+    """Tokens; with `buffers` those of each."""
+    buffers: int = 0
+    """One for each sequence; 0 where all sequences share one, and the cells in it."""
+
+    @property
+    def tokens(self) -> int:
+        return self.cells * max(self.buffers, 1)
+
+
+class Context:
+    """Implements `Cells`, over one buffer that all sequences share or over one for each."""
+
+    def __init__(self, library: Any, model: Any, shape: ContextShape, room: Room) -> None:
         """Raises OutOfMemory."""
         self._llama = library
         params = library.llama_context_default_params()
-        params.n_ctx = padded(cells)
+        params.n_ctx = padded(room.cells) * max(room.buffers, 1)
         params.n_batch = shape.batch_tokens
         params.n_ubatch = min(UBATCH_TOKENS, shape.batch_tokens)
-        params.n_seq_max = shape.sequences
+        params.n_seq_max = self.sequences = room.buffers or shape.sequences
         params.n_outputs_max = shape.outputs
         params.n_threads = params.n_threads_batch = shape.threads
         params.type_k = params.type_v = shape.kv_type
         params.flash_attn_type = shape.flash_attention
         params.offload_kqv = shape.offloads_kv
-        params.kv_unified = True
+        params.kv_unified = not room.buffers
         params.swa_full = True
         params.no_perf = True
         self._stop = ctypes.create_string_buffer(2)
@@ -72,7 +92,10 @@ class Context:
             raise OutOfMemory(f"llama.cpp could not make a context of {params.n_ctx} tokens.")
         self._memory = library.llama_get_memory(self._context)
         self._vocab_size = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
-        self.cells = int(params.n_ctx)
+        self.room = Room(padded(room.cells), room.buffers)
+        self.scratch = None if room.buffers else shape.sequences - 1
+        self._known: dict[int, State] = {}
+        """Sequences that were read and haven't changed since."""
         # llama.cpp takes no more at once than the context has room for, and ends the process over a larger batch.
         most = min(shape.batch_tokens, int(library.llama_n_batch(self._context)))
         self.batch = Batch(library, most)
@@ -96,6 +119,7 @@ class Context:
 
     def decode(self, batch: Any) -> None:
         """Compute a batch. Raises NoRoom, and EngineFailed, after which the cells of the batch are in doubt."""
+        self._known.clear()
         code = self._llama.llama_decode(self._context, batch)
         if code == 1:
             raise NoRoom("llama.cpp found no free cells for a batch.")
@@ -114,21 +138,38 @@ class Context:
         return found
 
     def cut(self, sequence: int, start: int, end: int | None = None) -> None:
+        self._known.pop(sequence, None)
         self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1 if end is None else end)
 
     def share(self, source: int, target: int, start: int, end: int) -> None:
+        assert self.scratch is not None, "llama.cpp ends the process over parts of other buffers"
         self._llama.llama_memory_seq_cp(self._memory, source, target, start, end)
 
-    def save(self, sequence: int) -> bytes:
+    def read(self, sequence: int, start: int, end: int) -> bytes:
+        if self.scratch is None:
+            if sequence not in self._known:
+                saved = from_own_buffer(self._save(sequence), sequence)
+                self._known[sequence] = read_state(saved)
+            return self._known[sequence].part(start, end).written()
+        self.share(sequence, self.scratch, start, end)
+        saved = self._save(self.scratch)
+        self.cut(self.scratch, 0)
+        return saved
+
+    def _save(self, sequence: int) -> bytes:
         size = self._llama.llama_state_seq_get_size(self._context, sequence)
         room = (ctypes.c_uint8 * size)()
         written = self._llama.llama_state_seq_get_data(self._context, room, size, sequence)
         return bytes(memoryview(room)[:written])
 
-    def restore(self, sequence: int, saved: bytes) -> None:
-        room = (ctypes.c_uint8 * len(saved)).from_buffer_copy(saved)
-        read = self._llama.llama_state_seq_set_data(self._context, room, len(saved), sequence)
-        if read != len(saved):
+    def restore(self, sequence: int, saved: Sequence[bytes]) -> None:
+        self._known.pop(sequence, None)
+        whole = saved[0] if len(saved) == 1 else joined([*map(read_state, saved)]).written()
+        if buffers := self.room.buffers:
+            whole = for_own_buffer(whole, sequence, buffers)
+        room = (ctypes.c_uint8 * len(whole)).from_buffer_copy(whole)
+        read = self._llama.llama_state_seq_set_data(self._context, room, len(whole), sequence)
+        if read != len(whole):
             self.cut(sequence, 0)
             raise NoRoom("llama.cpp found no free cells for keys and values from host memory.")
 

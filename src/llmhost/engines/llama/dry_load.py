@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from llmhost.core.errors import ModelUnavailable
-from llmhost.engines.llama.context import Context, ContextShape
+from llmhost.engines.llama.context import Context, ContextShape, Room
 from llmhost.engines.llama.library import listening, llama
 from llmhost.engines.llama.pooling import open_pooling
 
@@ -36,9 +36,9 @@ class Allocations:
 
 
 def step_bytes(
-    path: Path, shape: ContextShape, *, cells: int, gpu_layers: int, pools: bool = False
+    path: Path, shape: ContextShape, room: Room, *, gpu_layers: int, pools: bool = False
 ) -> int:
-    """Of intermediate results in the largest step, over a KV cache of so many tokens. Raises ModelUnavailable."""
+    """Of intermediate results in the largest step, over a KV cache with that room. Raises ModelUnavailable."""
     library, found = llama(), Allocations()
     params = library.llama_model_default_params()
     params.no_alloc = True
@@ -54,7 +54,7 @@ def step_bytes(
             if pools:
                 library.llama_free(open_pooling(library, model, shape))
             else:
-                Context(library, model, shape, cells=cells).close()
+                Context(library, model, shape, room).close()
         finally:
             library.llama_model_free(model)
     return found.bytes_of("compute", "output", on_gpu=gpu_layers > 0)

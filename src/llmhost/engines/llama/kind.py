@@ -68,10 +68,12 @@ class LlamaKind:
         with long_import():
             from llmhost.engines.llama.dry_load import step_bytes
             from llmhost.engines.llama.load import shape_of
+            from llmhost.engines.llama.rooms import rooms_of
 
         settings = self._settings(spec)
         shape = shape_of(llama(), settings)
-        return step_bytes(path, shape, cells=cells, gpu_layers=settings.gpu_layers)
+        rooms = rooms_of(shape, cells)
+        return max(step_bytes(path, shape, room, gpu_layers=settings.gpu_layers) for room in rooms)
 
     def _embedding_facts(self, path: Path, spec: ModelSpec, sizes: Sizes) -> RunnerFacts:
         options = _options(spec)
@@ -80,6 +82,7 @@ class LlamaKind:
                 f"{path} doesn't say how its model pools a text. Say it: options.pooling = 'mean', 'cls' or 'last'."
             )
         with long_import():
+            from llmhost.engines.llama.context import Room
             from llmhost.engines.llama.dry_load import step_bytes
             from llmhost.engines.llama.load import shape_of
 
@@ -87,7 +90,8 @@ class LlamaKind:
         settings = self._pooling_settings(spec, longest)
         shape = shape_of(llama(), settings)
         room = settings.batch_tokens
-        needed = step_bytes(path, shape, cells=room, gpu_layers=options.gpu_layers, pools=True)
+        gpu_layers = options.gpu_layers
+        needed = step_bytes(path, shape, Room(room), gpu_layers=gpu_layers, pools=True)
         needed += room * sizes.kv_token_bytes("f16")
         return RunnerFacts(
             device=_device(options),
@@ -121,6 +125,7 @@ class LlamaKind:
             gpu_layers=options.gpu_layers,
             kv_type=_kv_type(options),
             flash_attention=options.flash_attention,
+            kv_layout=options.kv_layout,
             mmap=options.mmap,
             mlock=options.mlock,
         )

@@ -36,6 +36,7 @@ class LoadSettings:
     gpu_layers: int = 0
     kv_type: KvType = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
+    kv_layout: Literal["auto", "unified", "partitioned"] = "auto"
     mmap: bool = True
     mlock: bool = False
     pooling: str | None = None
@@ -130,11 +131,13 @@ def shape_of(library: Any, settings: LoadSettings) -> ContextShape:
     return ContextShape(
         batch_tokens=max(settings.batch_tokens, settings.rows),
         sequences=sequences,
+        rows=settings.rows,
         outputs=sequences,
         threads=settings.threads or len(os.sched_getaffinity(0)),
         kv_type=int(getattr(library, f"GGML_TYPE_{settings.kv_type.upper()}")),
         flash_attention=int(flash[settings.flash_attention]),
         offloads_kv=settings.gpu_layers != 0,
+        layout=settings.kv_layout,
         pooling=settings.pooling,
     )
 

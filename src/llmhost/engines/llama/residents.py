@@ -6,8 +6,11 @@ exactly what the row's table says below its start; what it lacks it shares with 
 Sequences stay when their row has ended, because nobody says which blocks are still known to somebody. The least
 recently used one makes room, and blocks that only it held go to host memory until they are asked for or overwritten.
 
-It knows no model and no tokens. Cells in use never exceed the blocks' tokens: a block's cells are shared, not copied,
-and whoever writes into a block takes it from all others.
+Where each sequence has a buffer of its own, what it lacks is copied; and since llama.cpp computes sequences together
+only if their numbers follow one another, those that run have the lowest.
+
+It knows no model and no tokens. Cells in use never exceed the blocks' tokens where a block's cells are shared, and
+whoever writes into a block takes it from all others.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,6 +23,9 @@ from llmhost.core.step import KvMove, Row
 class Cells(Protocol):
     """Keys and values by sequence and position, as llama.cpp keeps them."""
 
+    scratch: int | None
+    """A sequence that is kept free, to move single blocks through; None where cells can't be shared."""
+
     def cut(self, sequence: int, start: int, end: int | None = None) -> None:
         """A sequence holds positions from `start` on no more."""
         ...
@@ -28,12 +34,12 @@ class Cells(Protocol):
         """`target` holds the cells of `source` at these positions, too."""
         ...
 
-    def save(self, sequence: int) -> bytes:
-        """Everything that a sequence holds."""
+    def read(self, sequence: int, start: int, end: int) -> bytes:
+        """What a sequence holds at these positions."""
         ...
 
-    def restore(self, sequence: int, saved: bytes) -> None:
-        """Have an empty sequence hold what was saved. May raise, and then it holds nothing."""
+    def restore(self, sequence: int, saved: Sequence[bytes]) -> None:
+        """Have an empty sequence hold all that was read. May raise, and then it holds nothing."""
         ...
 
 
@@ -49,15 +55,16 @@ class Held:
 
 
 class Residents:
-    """Owner of the sequences of one context. The last one is kept free, to move single blocks through."""
+    """Owner of the sequences of one context."""
 
     def __init__(self, cells: Cells, *, block_tokens: int, sequences: int) -> None:
-        assert sequences >= 2, "one sequence to run and one to move blocks through"
         self._cells = cells
         self._size = block_tokens
-        self._held = [Held() for _ in range(sequences - 1)]
-        self._scratch = sequences - 1
-        self._empty = list(range(sequences - 2, -1, -1))
+        self._scratch = cells.scratch
+        usable = sequences - (self._scratch is not None)
+        assert usable, "one sequence at least runs"
+        self._held = [Held() for _ in range(usable)]
+        self._empty = list(range(usable - 1, -1, -1))
         self._recent: dict[int, int | None] = {}
         """Sequences that hold something, the least recently used first, and the row's that each is for."""
         self._of_row: dict[int, int] = {}
@@ -77,17 +84,29 @@ class Residents:
         for row, own in zip(rows, owns, strict=True):
             self._take_from_others(row, own)
         busy = {own for own in owns if own is not None}
-        taken = []
-        for row, own in zip(rows, owns, strict=True):
-            sequence = self._free_one(busy) if own is None else own
+        taken: dict[int, int] = {}
+        for at in self._order(rows, owns):
+            row, own = rows[at], owns[at]
+            is_high = self._scratch is None and own is not None and own >= len(rows)
+            sequence = self._free_one(busy) if own is None or is_high else own
             busy.add(sequence)
             self._recent.pop(sequence, None)
             self._recent[sequence] = row.seq_id
             self._of_row[row.seq_id] = sequence
             self._bring(sequence, row)
+            if own is not None and sequence != own:
+                self._clear(own)
             self._enter(sequence, row)
-            taken.append(sequence)
-        return taken
+            taken[at] = sequence
+        return [taken[at] for at in range(len(rows))]
+
+    def _order(self, rows: Sequence[Row], owns: Sequence[int | None]) -> Sequence[int]:
+        """In which rows get their sequences. What newcomers feed beyond the shortest of them is computed together only
+        if those that have it follow one another, so the longest come first where that counts."""
+        order = range(len(rows))
+        if self._scratch is not None:
+            return order
+        return sorted(order, key=lambda at: (owns[at] is None, -len(rows[at].tokens)))
 
     def _own(self, row: Row) -> int | None:
         """The sequence that a row had before, if it can go on with it.
@@ -130,29 +149,53 @@ class Residents:
         wanted = list(row.blocks[:count])
         if held.blocks == wanted:
             return
+        if self._scratch is None:
+            self._copy_in(sequence, wanted)
+        else:
+            self._share_in(sequence, wanted)
+        self._cells.cut(sequence, start)  # a block that was saved may hold guesses that were wrong
+        held.tokens = start
+
+    def _copy_in(self, sequence: int, wanted: Sequence[int]) -> None:
+        copies = [self._found(place, block) for place, block in enumerate(wanted)]
+        self._clear_cells(sequence)
+        if not copies:
+            return
+        self._cells.restore(sequence, copies)
+        for place, block in enumerate(wanted):
+            self._saved.pop(block, None)
+            self._hold(sequence, place, block)
+        self._held[sequence].tokens = len(wanted) * self._size
+
+    def _found(self, place: int, block: int) -> bytes:
+        """What a block holds. Raises EngineFailed when it is nowhere."""
+        copy = self._copy(block)
+        if copy is None or copy[0] != place:
+            raise _lost(block)
+        return copy[1]
+
+    def _share_in(self, sequence: int, wanted: Sequence[int]) -> None:
+        held = self._held[sequence]
         for place, block in enumerate(wanted):
             have = held.blocks[place] if place < len(held.blocks) else None
             if have != block:
                 if have is not None:
                     self._drop(sequence, place)
                 self._fetch(sequence, place, block)
-        self._cells.cut(sequence, start)  # a block that was saved may hold guesses that were wrong
-        held.tokens = start
 
     def _fetch(self, sequence: int, place: int, block: int) -> None:
+        assert self._scratch is not None
         first, end = place * self._size, (place + 1) * self._size
         source = next(iter(self._holders.get(block, ())), None)
         if source is not None and self._place[block] == place:
             self._cells.share(source, sequence, first, end)
         elif block in self._saved and self._saved[block][0] == place:
-            self._cells.restore(self._scratch, self._saved[block][1])
+            self._cells.restore(self._scratch, [self._saved[block][1]])
             del self._saved[block]
             self._cells.share(self._scratch, sequence, first, end)
             self._cells.cut(self._scratch, 0)
         else:
-            raise EngineFailed(
-                f"The keys and values of KV block {block} are lost; the prompt must be computed again."
-            )
+            raise _lost(block)
         self._hold(sequence, place, block)
 
     def _enter(self, sequence: int, row: Row) -> None:
@@ -200,12 +243,17 @@ class Residents:
         del held.blocks[-(-tokens // self._size) :]
         held.tokens = tokens
 
-    def _free_one(self, busy: Iterable[int]) -> int:
-        """An empty sequence; the least recently used one is emptied when there is none."""
-        if self._empty:
-            return self._empty.pop()
-        busy = set(busy)
-        oldest = next((one for one in self._recent if one not in busy), None)
+    def _free_one(self, busy: set[int]) -> int:
+        """An empty sequence; the least recently used one is emptied when there is none, or the lowest that rests."""
+        if self._scratch is None:
+            oldest = next((one for one in range(len(self._held)) if one not in busy), None)
+            if oldest in self._empty:
+                self._empty.remove(oldest)
+                return oldest
+        else:
+            if self._empty:
+                return self._empty.pop()
+            oldest = next((one for one in self._recent if one not in busy), None)
         if oldest is None:
             raise EngineFailed(
                 f"llama.cpp runs at most {len(self._held)} sequences at once: set max_batch_size to that or less."
@@ -220,6 +268,15 @@ class Residents:
                 self._saved[block] = (place, self._read(sequence, place))
         self._clear(sequence)
 
+    def _clear_cells(self, sequence: int) -> None:
+        """A sequence holds nothing, whatever it was meant to hold."""
+        self._cells.cut(sequence, 0)
+        held = self._held[sequence]
+        for place in range(len(held.blocks)):
+            self._forget(sequence, place)
+        held.blocks.clear()
+        held.tokens = 0
+
     def _clear(self, sequence: int) -> None:
         self._cut_tail(sequence, 0)
         seq_id = self._recent.pop(sequence, None)
@@ -228,10 +285,7 @@ class Residents:
         self._empty.append(sequence)
 
     def _read(self, sequence: int, place: int) -> bytes:
-        self._cells.share(sequence, self._scratch, place * self._size, (place + 1) * self._size)
-        saved = self._cells.save(self._scratch)
-        self._cells.cut(self._scratch, 0)
-        return saved
+        return self._cells.read(sequence, place * self._size, (place + 1) * self._size)
 
     # ------------------------------------------------------------ host memory
 
@@ -293,3 +347,9 @@ class Residents:
         for gone in [one for one in self._holders if one >= block]:
             for sequence in [*self._holders[gone]]:
                 self._drop(sequence, self._place[gone])
+
+
+def _lost(block: int) -> EngineFailed:
+    return EngineFailed(
+        f"The keys and values of KV block {block} are lost; the prompt must be computed again."
+    )

@@ -13,10 +13,11 @@ import torch
 from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
-from llmhost.engines.drawing import is_plain
-from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom, padded
+from llmhost.engines.drawing import is_plain, places_of
+from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom, Room, padded
 from llmhost.engines.llama.passes import Pass, passes
 from llmhost.engines.llama.residents import Residents
+from llmhost.engines.llama.rooms import TOO_FEW_ROWS, apart_for, suits
 from llmhost.engines.masks import MaskFiller, Masks
 from llmhost.engines.torch.logprobs import report
 from llmhost.engines.torch.sampler import Sampler, broken
@@ -38,6 +39,8 @@ class LlamaRunner:
         self._model = model
         self._shape = shape
         self._blocks = self._steps = 0
+        self._is_together = False
+        """For a while, since buffers of their own were too small for what ran."""
         self._context: Context | None = None
         self._residents: Residents | None = None
         self._sampler = Sampler()
@@ -50,17 +53,27 @@ class LlamaRunner:
         self._blocks = count
         if count == 0:
             self._close_context()
-        elif self._context is None or self._cells_for(self._context.cells) != self._context.cells:
-            self._rebuild(LEAST_CELLS if self._context is None else self._context.cells)
+        elif self._context is None:
+            self._rebuild(Room(LEAST_CELLS))
+        elif self._room_for(self._context.room) != self._context.room:
+            self._rebuild(Room(max(self._context.room.tokens, LEAST_CELLS)))
         elif self._residents is not None:
             self._residents.forget_from(count)
 
-    def _cells_for(self, cells: int) -> int:
-        """What a context of `cells` is bounded to by the lease; all of it at once on a GPU."""
-        whole = padded(self._blocks * self.facts.block_tokens)
-        return whole if self._shape.offloads_kv else min(max(cells, LEAST_CELLS), whole)
+    @property
+    def _lease_tokens(self) -> int:
+        return self._blocks * self.facts.block_tokens
 
-    def _rebuild(self, cells: int) -> None:
+    def _room_for(self, room: Room) -> Room:
+        """What a room is bounded to by the lease. On a GPU a shared one has all of it at once."""
+        whole = padded(self._lease_tokens)
+        if room.buffers:
+            return room if room.tokens <= whole else Room(whole)
+        return Room(
+            whole if self._shape.offloads_kv else min(padded(max(room.cells, LEAST_CELLS)), whole)
+        )
+
+    def _rebuild(self, room: Room) -> None:
         """Another context. What the old one's blocks held waits in host memory until a row asks for it.
 
         Raises OutOfMemory; what was there before a failed growth is there again.
@@ -68,12 +81,12 @@ class LlamaRunner:
         old = self._residents
         saved = {} if old is None else old.save_all(self._blocks)
         host = {} if old is None else old.host
-        before = 0 if self._context is None else self._context.cells
+        before = None if self._context is None else self._context.room
         self._close_context()
         try:
-            self._start(cells)
+            self._start(room)
         except OutOfMemory:
-            if not 0 < before < cells:
+            if before is None or before.tokens >= room.tokens:
                 raise
             self._start(before)  # the step that wanted more fails, and those after it need not
             raise
@@ -81,39 +94,57 @@ class LlamaRunner:
             if self._residents is not None:
                 self._residents.adopt(saved, host)
 
-    def _start(self, cells: int) -> None:
+    def _start(self, room: Room) -> None:
         """An empty context. Raises OutOfMemory."""
-        self._context = Context(
-            self._llama, self._open(), self._shape, cells=self._cells_for(cells)
-        )
+        self._context = Context(self._llama, self._open(), self._shape, self._room_for(room))
         self._residents = Residents(
             self._context,
             block_tokens=self.facts.block_tokens,
-            sequences=self._shape.sequences,
+            sequences=self._context.sequences,
         )
         self._steps = 0
 
     def _make_room(self, rows: Sequence[Row]) -> None:
         """Have what rests wait in host memory, or the context grow where most of it runs. Raises OutOfMemory."""
         assert self._context is not None and self._residents is not None
-        cells = self._context.cells
         running = sum(row.start + len(row.tokens) for row in rows)
-        is_whole = self._cells_for(2 * cells) == cells
+        if self._context.room.buffers:
+            self._is_together = True
+            self._rebuild(Room(2 * running))
+            return
+        cells = self._context.room.cells
+        is_whole = self._room_for(Room(2 * cells)).cells == cells
         if (is_whole or 2 * running < cells) and self._residents.park(rows, cells // 4):
             return
         if is_whole:
             raise OutOfMemory("llama.cpp has no cells left for this step.")
-        self._rebuild(2 * cells)
+        self._rebuild(Room(2 * cells))
+
+    def _suit(self, rows: Sequence[Row]) -> None:
+        """Have a buffer for each sequence or one for all, as it suits the rows."""
+        if self._context is None:
+            return
+        room = self._context.room
+        if room.buffers and suits(room, rows, self._shape):
+            return
+        wanted = apart_for(rows, self._shape, self._lease_tokens)
+        if wanted is not None and not self._is_together:
+            self._rebuild(wanted)
+        elif room.buffers:
+            self._rebuild(Room(2 * sum(row.start + len(row.tokens) for row in rows)))
 
     def _shrink(self, rows: Sequence[Row]) -> None:
         """Every step computes over all cells that are held: a context that a busy hour has grown is made smaller."""
         self._steps += 1
         if self._steps < SHRINK_EVERY or self._context is None:
             return
-        self._steps = 0
+        self._steps, self._is_together = 0, False
         running = sum(row.start + len(row.tokens) for row in rows)
-        if 8 * running < self._context.cells and self._cells_for(4 * running) < self._context.cells:
-            self._rebuild(4 * running)
+        smaller = self._room_for(Room(4 * running))
+        room = self._context.room
+        is_lull = len(rows) < TOO_FEW_ROWS and self._shape.layout != "partitioned"
+        if is_lull if room.buffers else 8 * running < room.cells and smaller.cells < room.cells:
+            self._rebuild(smaller)
 
     def set_host_blocks(self, count: int) -> None:
         """Host memory is taken block by block, as blocks are moved there."""
@@ -129,6 +160,7 @@ class LlamaRunner:
         if not rows:
             return []
         self._shrink(rows)
+        self._suit(rows)
         masks = self._masks.start(rows, self.facts.vocab_size)
         try:
             logits, scores = self._compute_somehow(rows)
@@ -173,6 +205,19 @@ class LlamaRunner:
         self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
     ) -> tuple[Logits, Mapping[int, Scores]]:
         """Logits [places to draw at, vocabulary], and the scores of prompts by row."""
+        order = sorted(range(len(rows)), key=sequences.__getitem__)
+        if context.room.buffers and order != list(
+            range(len(rows))
+        ):  # the only order that llama.cpp batches
+            logits, scores = self._compute_in_order(
+                context, [rows[at] for at in order], [sequences[at] for at in order]
+            )
+            return logits[_places(rows, order)], {order[at]: told for at, told in scores.items()}
+        return self._compute_in_order(context, rows, sequences)
+
+    def _compute_in_order(
+        self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
+    ) -> tuple[Logits, Mapping[int, Scores]]:
         parts: list[Logits] = []
         scores: dict[int, Scores] = {}
         calls = [
@@ -201,7 +246,12 @@ class LlamaRunner:
     @property
     def context_cells(self) -> int:
         """Tokens that the context has room for right now; 0 without one."""
-        return 0 if self._context is None else self._context.cells
+        return 0 if self._context is None else self._context.room.tokens
+
+    @property
+    def buffers(self) -> int:
+        """One for each sequence, or 0 where all share one."""
+        return 0 if self._context is None else self._context.room.buffers
 
     def interrupt(self) -> None:
         """Have the running step end at once. From any thread, when the model is to be closed."""
@@ -225,6 +275,15 @@ class LlamaRunner:
         if self._model is None:
             raise EngineFailed("This model was unloaded; it can't run another step.")
         return self._model
+
+
+def _places(rows: Sequence[Row], order: Sequence[int]) -> list[int]:
+    """Where the logits of the rows' places are, one row after the other, when they were computed in that order."""
+    begins, at = [0] * len(rows), 0
+    for place in order:
+        begins[place] = at
+        at += places_of(rows[place])
+    return [begins[at] + n for at, row in enumerate(rows) for n in range(places_of(row))]
 
 
 def _score(rows: Sequence[Row], call: Pass, logits: Logits, scores: dict[int, Scores]) -> None:
