@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -31,8 +32,12 @@ from tests.http.server_process import Node, eventually
 
 OUT_TOKENS, PROMPT_LETTERS, SHARED_LETTERS = 32, 80, 1000
 """A token is about two letters."""
+LONG_LETTERS, TALK_LETTERS = 4000, 3000
+AMID_STREAMS, AMID_TOKENS, LONG_PROMPTS = 8, 64, 2
 ROOM_TOKENS = 1024
 """For one stream."""
+LONG_ROOM_TOKENS, LONG_ROWS = 4096, 12
+"""For long prompts amid streams, and conversations."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,14 @@ class Measured:
 
 @contextmanager
 def ours(
-    folder: Path, model: Path, threads: int, streams: int
+    folder: Path, model: Path, threads: int, streams: int, room_tokens: int = ROOM_TOKENS
 ) -> Iterator[tuple[str, psutil.Process]]:
     settings = f"""
 [models.bench]
 source = "{model}"
 max_batch_size = {streams}
 max_tokens_per_batch = 2048
-max_sequence_length = {ROOM_TOKENS}
+max_sequence_length = {room_tokens}
 options = {{ threads = {threads} }}
 """
     node = Node(folder / "ours", settings).start()
@@ -66,7 +71,12 @@ options = {{ threads = {threads} }}
 
 @contextmanager
 def theirs(
-    program: str, folder: Path, model: Path, threads: int, streams: int
+    program: str,
+    folder: Path,
+    model: Path,
+    threads: int,
+    streams: int,
+    room_tokens: int = ROOM_TOKENS,
 ) -> Iterator[tuple[str, psutil.Process]]:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -82,7 +92,7 @@ def theirs(
         "-np",
         streams,
         "-c",
-        streams * ROOM_TOKENS,
+        streams * room_tokens,
     ]
     with (folder / "theirs.log").open("wb") as log:
         process = subprocess.Popen([program, *map(str, flags)], stdout=log, stderr=log)
@@ -102,46 +112,78 @@ def theirs(
         process.wait()
 
 
+def letters(source: random.Random, length: int) -> str:
+    return "".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=length))
+
+
 def prompts(count: int, shared: bool, seed: int) -> list[str]:
     source = random.Random(seed)
+    before = letters(source, SHARED_LETTERS) if shared else ""
+    return [before + letters(source, PROMPT_LETTERS) for _ in range(count)]
 
-    def letters(length: int) -> str:
-        return "".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=length))
 
-    before = letters(SHARED_LETTERS) if shared else ""
-    return [before + letters(PROMPT_LETTERS) for _ in range(count)]
+async def ask(
+    client: httpx.AsyncClient, url: str, text: str, times: list[list[float]], most: int = OUT_TOKENS
+) -> dict[str, Any]:
+    """Stream an answer; when its pieces came goes to `times`. Returns its usage."""
+    body = {
+        "model": "bench",
+        "prompt": text,
+        "max_tokens": most,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    began, seen, usage = time.perf_counter(), [], {}
+    async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            if event.get("choices") and event["choices"][0].get("text"):
+                seen.append(time.perf_counter() - began)
+            usage = event.get("usage") or usage
+    times.append(seen)
+    return usage
+
+
+async def long_prompts_amid_streams(server: tuple[str, psutil.Process], seed: int) -> float:
+    """The 99th percentile of milliseconds between tokens of streams, while long prompts arrive."""
+    times: list[list[float]] = []
+    source = random.Random(seed)
+    texts = [letters(source, PROMPT_LETTERS) for _ in range(AMID_STREAMS)]
+    long = [letters(source, LONG_LETTERS) for _ in range(LONG_PROMPTS)]
+    async with httpx.AsyncClient(timeout=900) as client:
+        running = [
+            asyncio.create_task(ask(client, server[0], text, times, AMID_TOKENS)) for text in texts
+        ]
+        await asyncio.sleep(1.0)
+        await asyncio.gather(*running, *(ask(client, server[0], text, [], 2) for text in long))
+    gaps = sorted(b - a for seen in times for a, b in pairwise(seen))
+    return 1e3 * gaps[int(0.99 * (len(gaps) - 1))]
+
+
+async def next_turn(server: tuple[str, psutil.Process], seed: int) -> tuple[float, float, int]:
+    """TTFT of a conversation and of its next turn in milliseconds, and that turn's cached tokens."""
+    times: list[list[float]] = []
+    source = random.Random(seed)
+    talk, turn = letters(source, TALK_LETTERS), letters(source, PROMPT_LETTERS)
+    async with httpx.AsyncClient(timeout=900) as client:
+        await ask(client, server[0], talk, times, 2)
+        usage = await ask(client, server[0], talk + turn, times, 2)
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    return 1e3 * times[0][0], 1e3 * times[1][0], cached
 
 
 async def measure(server: tuple[str, psutil.Process], texts: list[str]) -> Measured:
     url, process = server
     times: list[list[float]] = []
-
-    async def ask(client: httpx.AsyncClient, text: str) -> int:
-        body = {
-            "model": "bench",
-            "prompt": text,
-            "max_tokens": OUT_TOKENS,
-            "temperature": 0,
-            "stream": True,
-        }
-        body["stream_options"] = {"include_usage": True}
-        began, seen, tokens = time.perf_counter(), [], 0
-        async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
-            assert answer.status_code == 200, await answer.aread()
-            async for line in answer.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                event = json.loads(line[6:])
-                if event.get("choices") and event["choices"][0].get("text"):
-                    seen.append(time.perf_counter() - began)
-                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-        times.append(seen)
-        return tokens
-
     cpu, began = sum(process.cpu_times()[:2]), time.perf_counter()
     limits = httpx.Limits(max_connections=len(texts))
     async with httpx.AsyncClient(timeout=900, limits=limits) as client:
-        tokens = sum(await asyncio.gather(*(ask(client, text) for text in texts)))
+        usages = await asyncio.gather(*(ask(client, url, text, times) for text in texts))
+    tokens = sum(usage["completion_tokens"] for usage in usages)
     took_s, used_s = time.perf_counter() - began, sum(process.cpu_times()[:2]) - cpu
     gaps = sorted(b - a for seen in times for a, b in pairwise(seen)) or [0.0]
     return Measured(
@@ -174,7 +216,9 @@ def main() -> None:
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "llmhost-gguf-bench"
     )
     parser.add_argument("--types", nargs="+", default=["Q4_K_M", "Q8_0"])
-    parser.add_argument("--streams", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--streams", nargs="*", type=int, default=[1, 8, 32])
+    parser.add_argument("--shared", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--long", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5)
     asked = parser.parse_args()
@@ -183,19 +227,52 @@ def main() -> None:
         return
     asked.folder.mkdir(parents=True, exist_ok=True)
     for kind in asked.types:
-        model, most = bench_model(asked.folder, kind), max(asked.streams)
-        with (
-            tempfile.TemporaryDirectory() as place,
-            ours(Path(place), model, asked.threads, most) as mine,
-            theirs(asked.llama_server, Path(place), model, asked.threads, most) as other,
-        ):
-            loads = [(f"{kind} {count} streams", count, False) for count in asked.streams]
-            for name, count, shared in [*loads, (f"{kind} {most} shared prefix", most, True)]:
-                pairs = []
-                for turn in range(asked.pairs):
-                    texts = prompts(count, shared, 1000 * turn + count)
-                    pairs.append(tuple(asyncio.run(measure(one, texts)) for one in (mine, other)))
-                show(name, pairs)
+        model = bench_model(asked.folder, kind)
+        if asked.streams:
+            many_streams(kind, model, asked)
+        if asked.long:
+            long_texts(kind, model, asked)
+
+
+@contextmanager
+def both(
+    model: Path, asked: argparse.Namespace, streams: int, room_tokens: int
+) -> Iterator[tuple[tuple[str, psutil.Process], tuple[str, psutil.Process]]]:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        ours(Path(place), model, asked.threads, streams, room_tokens) as mine,
+        theirs(
+            asked.llama_server, Path(place), model, asked.threads, streams, room_tokens
+        ) as other,
+    ):
+        yield mine, other
+
+
+def many_streams(kind: str, model: Path, asked: argparse.Namespace) -> None:
+    most = max(asked.streams)
+    loads = [(f"{kind} {count} streams", count, False) for count in asked.streams]
+    if asked.shared:
+        loads.append((f"{kind} {most} shared prefix", most, True))
+    with both(model, asked, most, ROOM_TOKENS) as servers:
+        for name, count, shared in loads:
+            pairs = []
+            for turn in range(asked.pairs):
+                texts = prompts(count, shared, 1000 * turn + count)
+                pairs.append(tuple(asyncio.run(measure(one, texts)) for one in servers))
+            show(name, pairs)
+
+
+def long_texts(kind: str, model: Path, asked: argparse.Namespace) -> None:
+    with both(model, asked, LONG_ROWS, LONG_ROOM_TOKENS) as servers:
+        for turn in range(asked.pairs):
+            gaps = [asyncio.run(long_prompts_amid_streams(one, turn)) for one in servers]
+            say(f"{kind} long prompts amid {AMID_STREAMS} streams: ITL p99 {gaps} ms")
+            for name, one in zip(("ours", "llama-server"), servers, strict=True):
+                cold, warm, cached = asyncio.run(next_turn(one, turn))
+                say(
+                    f"{kind} next turn of a conversation, {name}: TTFT {cold:.0f} then {warm:.0f} ms,"
+                    f" {cached} cached tokens"
+                )
 
 
 if __name__ == "__main__":
