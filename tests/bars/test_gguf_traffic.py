@@ -15,13 +15,13 @@ from tests.unit.schedule.kit import SpelledWatch, a_spec
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import StepResult, split_exactly, work_units
 from llmhost.engines.llama import runner as runner_module
-from llmhost.engines.llama.load import LoadSettings, load_runner
+from llmhost.engines.llama.load import KvLayout, LoadSettings, load_runner
 from llmhost.engines.llama.runner import LlamaRunner
 from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
 
 pytestmark = pytest.mark.bars
 STEPS, SETTLED = 3_000, 1_500
-SIZE, BLOCKS, HOST_BLOCKS = 16, 80, 30
+SIZE, HOST_BLOCKS = 16, 30
 FACTS = RunnerFacts(
     device="cpu:0",
     vocab_size=0,
@@ -35,7 +35,7 @@ FACTS = RunnerFacts(
 class Traffic:
     """A scheduler over a real runner, and what each caller has heard."""
 
-    def __init__(self, runner: LlamaRunner) -> None:
+    def __init__(self, runner: LlamaRunner, blocks: int) -> None:
         self.random = random.Random(11)
         self.runner = runner
         self.scheduler = Scheduler(
@@ -43,7 +43,7 @@ class Traffic:
                 max_batch_size=12,
                 max_tokens_per_batch=128,
                 max_sequence_length=1200,
-                kv_blocks=BLOCKS,
+                kv_blocks=blocks,
                 block_tokens=SIZE,
                 host_kv_blocks=HOST_BLOCKS,
                 watermark_share=0.0,
@@ -81,15 +81,23 @@ class Traffic:
                 self.ended.append(seq_id)
 
 
-def test_random_traffic_over_a_full_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("blocks", "kv_layout"), [(80, "unified"), (300, "auto"), (700, "partitioned")]
+)
+def test_random_traffic_over_a_full_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, kv_layout: KvLayout
+) -> None:
+    """With little memory for one buffer, for buffers that are made and left, and for those of all."""
     monkeypatch.setattr(runner_module, "LEAST_CELLS", 256)
     monkeypatch.setattr(runner_module, "SHRINK_EVERY", 40)
     path = write_random_llama(tmp_path / "random.gguf")
-    settings = LoadSettings(batch_tokens=128, rows=12, threads=1, kv_type="f32")
+    settings = LoadSettings(
+        batch_tokens=128, rows=12, threads=1, kv_type="f32", kv_layout=kv_layout
+    )
     runner, judge = (load_runner(path, settings, FACTS) for _ in range(2))
-    runner.set_kv_blocks(BLOCKS)
-    traffic, process = Traffic(runner), psutil.Process()
-    settled_bytes = wrong = checked = 0
+    runner.set_kv_blocks(blocks)
+    traffic, process = Traffic(runner, blocks), psutil.Process()
+    settled_bytes = wrong = checked = apart = 0
 
     for step in range(STEPS):
         if traffic.random.random() < 0.2 and len(traffic.scheduler.ids()) < 30:
@@ -97,6 +105,7 @@ def test_random_traffic_over_a_full_cache(tmp_path: Path, monkeypatch: pytest.Mo
         if traffic.random.random() < 0.03 and traffic.scheduler.ids():
             traffic.scheduler.cancel(traffic.random.choice(traffic.scheduler.ids()))
         traffic.step()
+        apart += runner.buffers > 0
         if step == SETTLED:
             settled_bytes = process.memory_info().rss
     grown = process.memory_info().rss / settled_bytes
@@ -110,8 +119,10 @@ def test_random_traffic_over_a_full_cache(tmp_path: Path, monkeypatch: pytest.Mo
             wrong += ToyScheduler(judge).answer(alone)[0] != said
             checked += 1
 
-    assert traffic.scheduler.preemptions > 1
-    assert runner.context_cells > 256
+    if kv_layout == "unified":
+        assert traffic.scheduler.preemptions > 1
+        assert runner.context_cells > 256
+    assert (apart > STEPS // 20) is (kv_layout != "unified"), f"{apart} steps with buffers"
     assert checked > 40
     assert wrong <= checked // 50, f"{wrong} of {checked} differ: near-ties alone are rarer"
     assert grown < 1.03, f"memory grew by {grown - 1:.1%}"
