@@ -27,13 +27,15 @@ def apart_for(rows: Sequence[Row], shape: ContextShape, lease_tokens: int) -> Ro
     is_told = shape.layout == "partitioned"
     if shape.layout == "unified" or len(rows) < (1 if is_told else ENOUGH_ROWS) or shape.rows < 2:
         return None
-    if not is_told and (shape.offloads_kv or share_of(rows) > LITTLE_SHARED):
+    if shape.offloads_kv and not is_told:
         return None
     buffers = min(max(1 << (len(rows) - 1).bit_length(), LEAST_BUFFERS), shape.rows)
     cells = padded(longest_of(rows) + 1)
     most = min(lease_tokens // 2 // buffers, max(2 * cells, 2 * PAD_CELLS))
     most -= most % PAD_CELLS
-    return Room(most, buffers) if most >= cells and buffers <= MOST_SEQUENCES else None
+    if most < cells or buffers > MOST_SEQUENCES:
+        return None
+    return Room(most, buffers) if is_told or share_of(rows) <= LITTLE_SHARED else None
 
 
 def suits(room: Room, rows: Sequence[Row], shape: ContextShape) -> bool:

@@ -40,7 +40,7 @@ class LlamaRunner:
         self._shape = shape
         self._blocks = self._steps = 0
         self._is_together = False
-        """For a while, since buffers of their own were too small for what ran."""
+        """For a while, since buffers of their own did not suit what ran: to change back and forth would be dear."""
         self._context: Context | None = None
         self._residents: Residents | None = None
         self._sampler = Sampler()
@@ -86,9 +86,8 @@ class LlamaRunner:
         try:
             self._start(room)
         except OutOfMemory:
-            if before is None or before.tokens >= room.tokens:
-                raise
-            self._start(before)  # the step that wanted more fails, and those after it need not
+            if before is not None:
+                self._start(before)  # the step that wanted more fails, and those after it need not
             raise
         finally:
             if self._residents is not None:
@@ -128,10 +127,14 @@ class LlamaRunner:
         if room.buffers and suits(room, rows, self._shape):
             return
         wanted = apart_for(rows, self._shape, self._lease_tokens)
-        if wanted is not None and not self._is_together:
-            self._rebuild(wanted)
-        elif room.buffers:
-            self._rebuild(Room(2 * sum(row.start + len(row.tokens) for row in rows)))
+        try:
+            if wanted is not None and not self._is_together:
+                self._rebuild(wanted)
+            elif room.buffers:
+                self._is_together = True
+                self._rebuild(Room(2 * sum(row.start + len(row.tokens) for row in rows)))
+        except OutOfMemory:  # it goes on as it was
+            self._is_together = True
 
     def _shrink(self, rows: Sequence[Row]) -> None:
         """Every step computes over all cells that are held: a context that a busy hour has grown is made smaller."""
