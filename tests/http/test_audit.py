@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from server_process import Node, environment, eventually
+from server_process import Node, environment
 
 SETTINGS = """
 [safety]
@@ -68,41 +68,32 @@ def made(node: Node, org: str) -> dict[str, Any]:
     return key
 
 
-def test_a_policy_holds_at_once_and_after_a_kill(node: Node):
-    key = made(node, "zenith")["key"]
+def test_policies_and_the_log_outlive_a_kill_and_the_log_knows_when_it_was_changed(node: Node):
+    lax, key = made(node, "zenith")["key"], made(node, "acme")
     (node.folder / "policy.json").write_text('{"input": {"words": "warn"}, "words": ["plans"]}')
     done = llmhost(node, "safety", "policies", "set", "zenith", "policy.json")
     assert done.stdout == "Policy zenith@1 is made and in force\n", done.stderr
-    assert say(node, key, SECRET) == "length"
-
-    node.kill()
-    node.start()
-
-    assert say(node, key, SECRET) == "length"
-    back = f"{node.url}/admin/v1/orgs/zenith/policies/default/activate"
-    node.http.post(back, headers={"authorization": f"Bearer {node.admin_token}"})
-    with pytest.raises(openai.BadRequestError):
-        say(node, key, SECRET)
-
-
-def test_the_log_outlives_a_kill_and_knows_when_it_was_changed(node: Node):
-    key = made(node, "acme")
+    assert say(node, lax, SECRET) == "length"
     with pytest.raises(openai.BadRequestError) as refused:
         say(node, key["key"], SECRET)
     assert refused.value.code == "content_policy_violation"
-    eventually(lambda: rows(node, kind="screening", org="acme"), "no screening was written down")
+    assert len(rows(node, kind="screening")) == 2
 
     node.kill()
     node.start()
+    admin = {"authorization": f"Bearer {node.admin_token}"}
 
+    assert say(node, lax, SECRET) == "length"
+    back = f"{node.url}/admin/v1/orgs/zenith/policies/default/activate"
+    node.http.post(back, headers=admin)
+    with pytest.raises(openai.BadRequestError):
+        say(node, lax, SECRET)
     [screening] = rows(node, kind="screening", org="acme")
     assert (screening["org"], screening["actor"]) == ("acme", key["id"])
     assert (screening["action"], screening["target"]) == ("block", "fake@1")
     assert screening["detail"]["findings"][0]["rule"] == "blocked_words[0]"
     assert [row["action"] for row in rows(node, kind="admin", org="acme")] == ["create_key"]
-    verdict = node.http.get(
-        f"{node.url}/admin/v1/audit/verify", headers={"authorization": f"Bearer {node.admin_token}"}
-    )
+    verdict = node.http.get(f"{node.url}/admin/v1/audit/verify", headers=admin)
     assert verdict.json()["ok"] is True
 
     say(node, key["key"], "hello")

@@ -66,6 +66,7 @@ SCHEMA = Schema(
 _INSERT = (
     f"INSERT INTO rows ({', '.join(COLUMNS)}, mark) VALUES ({', '.join('?' * len(COLUMNS))}, ?)"
 )
+_PRUNED = "SELECT 1 FROM checkpoints WHERE ? BETWEEN first_seq AND last_seq"
 _HEAD = "SELECT seq, mark FROM rows ORDER BY seq DESC LIMIT 1"
 _MATCHING = (
     "(:org IS NULL OR org = :org) AND (:kind IS NULL OR kind = :kind)"
@@ -286,7 +287,9 @@ def _has(connection: Connection, known: Head) -> bool:
     if not known.seq:
         return True
     found = connection.execute("SELECT mark FROM rows WHERE seq = ?", (known.seq,)).fetchone()
-    return found is not None and bytes(found[0]) == known.mark
+    if found is not None:
+        return bytes(found[0]) == known.mark
+    return connection.execute(_PRUNED, (known.seq,)).fetchone() is not None
 
 
 def _values(row: AuditRow) -> tuple[Any, ...]:

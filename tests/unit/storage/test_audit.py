@@ -149,6 +149,16 @@ def test_old_rows_are_pruned_by_organisation_and_the_chain_stays_whole(folder: P
         assert trail.verify().broken is None
 
 
+def test_an_end_that_was_pruned_since_is_no_damage(folder: Path):
+    line = (folder / "audit.head").read_bytes()
+    with closing(open_trail(folder)) as trail:
+        fill(trail, random.Random(3), 5)
+        trail.prune({}, rest_before_ns=10**18)
+    (folder / "audit.head").write_bytes(line)
+
+    assert found(folder) is None
+
+
 @pytest.mark.parametrize("change", ["last_seq = last_seq + 1", "seal = mark", "mark = before"])
 def test_a_checkpoint_can_not_be_forged(folder: Path, change: str):
     with closing(open_trail(folder)) as trail:
