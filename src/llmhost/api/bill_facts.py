@@ -1,4 +1,5 @@
-"""What a caller pays for a request and what is left to spend: headers of answers, and the end of streams.
+"""What a caller pays for a request, what is left to spend and which review waits: headers of answers, and the end of
+streams.
 
 A stream's headers go out before its cost is known, so its end says it again: in the usage where that is asked for,
 else in a comment, which no reader of events looks at unless it wants to.
@@ -9,18 +10,21 @@ from collections.abc import Mapping
 from llmhost.core.units import nano_to_dollars
 from llmhost.pipeline.context import RequestContext
 
+REVIEW = "x-llmhost-review"
 BUDGET = "x-llmhost-budget-remaining-usd"
 _HEADERS = {
     "cost_usd": "x-llmhost-cost-usd",
     "price_version": "x-llmhost-price-version",
     "budget_remaining_usd": BUDGET,
     "stop": "x-llmhost-stop",
+    "review": REVIEW,
 }
 NAMES = tuple(_HEADERS.values())
 
 
 def bill_facts(context: RequestContext, *, with_cost: bool = True) -> dict[str, str]:
-    """Each fact that there is: `cost_usd`, `price_version`, `budget_remaining_usd` and `stop`. Dollars are exact."""
+    """Each fact that there is: `cost_usd`, `price_version`, `budget_remaining_usd`, `stop` and `review`. Dollars are
+    exact."""
     facts: dict[str, str] = {}
     if context.price is not None:
         if with_cost:
@@ -30,6 +34,8 @@ def bill_facts(context: RequestContext, *, with_cost: bool = True) -> dict[str, 
         facts["budget_remaining_usd"] = remaining_usd(context.budget_remaining_nano)
     if context.stop is not None:
         facts["stop"] = context.stop
+    if context.screening is not None and context.screening.review_id is not None:
+        facts["review"] = context.screening.review_id
     return facts
 
 

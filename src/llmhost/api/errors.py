@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from litestar.exceptions import HTTPException
 
-from llmhost.api.bill_facts import BUDGET, remaining_usd
+from llmhost.api.bill_facts import BUDGET, REVIEW, remaining_usd
 from llmhost.core.errors import (
     BadRequest,
     ContentRefused,
@@ -21,8 +21,6 @@ from llmhost.core.errors import (
 )
 
 INTERNAL = LlmhostError("The server failed while it handled this request. Its log has the reason.")
-
-REVIEW = "x-llmhost-review"
 
 _BY_STATUS: dict[int, type[LlmhostError]] = {
     401: Unauthenticated,

@@ -1,10 +1,9 @@
 """What an answer's headers say of its safety, where its texts did not just pass."""
 
-from llmhost.api.errors import REVIEW
 from llmhost.pipeline.context import RequestContext
 
 SAFETY = "x-llmhost-safety"
-NAMES = (SAFETY, REVIEW)
+NAMES = (SAFETY,)
 
 
 def safety_headers(context: RequestContext) -> dict[str, str]:
@@ -15,7 +14,4 @@ def safety_headers(context: RequestContext) -> dict[str, str]:
     said = decision.action.name.lower()
     if decision.finding is not None:
         said += f"; rule={decision.finding.rule.encode('ascii', 'replace').decode()}"
-    headers = {SAFETY: said}
-    if screening.review_id is not None:
-        headers[REVIEW] = screening.review_id
-    return headers
+    return {SAFETY: said}

@@ -6,13 +6,20 @@ A policy that fails open lets a text pass that could not be judged; one that fai
 import asyncio
 import logging
 
-from llmhost.core.errors import LlmhostError, SafetyUnavailable
+from llmhost.core.errors import LlmhostError, ModelUnavailable, SafetyUnavailable
 from llmhost.safety.verdict import Case, Finding, Guard, GuardUse, Opinion, Tier
 
 log = logging.getLogger("llmhost.safety")
 
 UNAVAILABLE = "unavailable"
 """The category of what is found when a guard has no answer."""
+
+
+class NoGuard:
+    """Where there is no guard, and a policy wants one. Implements Guard."""
+
+    async def judge(self, case: Case, use: GuardUse) -> Opinion:
+        raise ModelUnavailable("This node has no guard.")
 
 
 async def ask_guard(guard: Guard, case: Case, use: GuardUse) -> Opinion | None:

@@ -71,6 +71,8 @@ class Rules:
         found = self._judge_as_is(piece)
         if "\\" in piece.text and (read := unescaped(piece)) is not None:
             meant, places = read
+            whole = {piece.at(place) for place in places}
+            found = [each for each in found if _is_meant(each, whole)]
             for hidden in self._judge_as_is(meant):
                 start, end = piece.at(places[hidden.start]), piece.at(places[hidden.end])
                 found.append(replace(hidden, start=start, end=end))
@@ -114,6 +116,11 @@ class Rules:
         if piece.is_end or match.end() < len(piece.text):
             return True
         return match.end() - match.start() > self.overlap_chars
+
+
+def _is_meant(finding: Finding, whole: set[int]) -> bool:
+    """Whether it neither begins nor ends amid an escape. Patterns may be about escapes."""
+    return finding.category == "patterns" or (finding.start in whole and finding.end in whole)
 
 
 def _runs(folded: Piece) -> list[str]:

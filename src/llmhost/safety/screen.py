@@ -21,6 +21,7 @@ from llmhost.core.errors import (
 )
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.hooks.registry import Plugins
+from llmhost.safety.asking import NoGuard
 from llmhost.safety.defaults import LogJournal, NodePolicy, SamePolicy
 from llmhost.safety.judges import Judged, Judges
 from llmhost.safety.output import OutputScreen
@@ -77,13 +78,13 @@ class Screen:
         utc_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """Without `policies` the one of [safety] holds for all; without `reviews` what is to be reviewed is blocked;
-        without `guard` no model judges."""
+        without `guard` a policy that wants one is told that it has no answer."""
         self._settings = settings
         self._plugins = plugins
         self._policies = policies or SamePolicy(NodePolicy(settings))
         self._journal = journal or LogJournal()
         self._reviews = reviews
-        self._guard = guard
+        self._guard = guard or NoGuard()
         self._utc_ns = utc_ns
         self._rules: dict[tuple[tuple[str, ...], tuple[str, ...], Direction], Rules] = {}
         Rules(settings)  # a rule that is none fails the start

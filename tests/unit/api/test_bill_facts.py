@@ -8,8 +8,10 @@ from tests.unit.pipeline.node import asks
 from llmhost.api import bill_facts as module
 from llmhost.api.bill_facts import bill_comment, bill_facts, bill_headers
 from llmhost.config.schema import BillingSettings, Settings
+from llmhost.core.request import LOCAL_CALLER
 from llmhost.cost.pricing import Price
 from llmhost.pipeline.context import RequestContext
+from llmhost.safety.verdict import Action, Decision, Direction, Screening
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import make_host
@@ -21,7 +23,23 @@ def context(**facts: Any) -> RequestContext:
     return RequestContext(asks(), None, {}, 0, 0, **facts)
 
 
-FULL = {"price": PRICE, "amount_nano": 1_200, "budget_remaining_nano": 5 * 10**9, "stop": "budget"}
+SCREENED = Screening(
+    at_ns=0,
+    request_id="req_1",
+    caller=LOCAL_CALLER,
+    model="m",
+    direction=Direction.OUTPUT,
+    decision=Decision(Action.REVIEW, "default@1"),
+    findings=(),
+    review_id="review_1",
+)
+FULL = {
+    "price": PRICE,
+    "amount_nano": 1_200,
+    "budget_remaining_nano": 5 * 10**9,
+    "stop": "budget",
+    "screening": SCREENED,
+}
 
 
 def test_all_that_is_known_is_said_in_exact_dollars() -> None:
@@ -30,12 +48,14 @@ def test_all_that_is_known_is_said_in_exact_dollars() -> None:
         "price_version": "tiny/3",
         "budget_remaining_usd": "5.00",
         "stop": "budget",
+        "review": "review_1",
     }
     assert bill_headers(context(**FULL)) == {
         "x-llmhost-cost-usd": "0.0000012",
         "x-llmhost-price-version": "tiny/3",
         "x-llmhost-budget-remaining-usd": "5.00",
         "x-llmhost-stop": "budget",
+        "x-llmhost-review": "review_1",
     }
     assert tuple(bill_headers(context(**FULL))) == module.NAMES
 
@@ -64,7 +84,7 @@ def test_a_budget_that_was_overdrawn_by_its_lowering_has_nothing_left() -> None:
 def test_a_comment_is_one_line_that_ends_an_event() -> None:
     assert bill_comment({}) == b""
     assert bill_comment(bill_facts(context(**FULL))) == (
-        b": llmhost cost_usd=0.0000012 price_version=tiny/3 budget_remaining_usd=5.00 stop=budget\n\n"
+        b": llmhost cost_usd=0.0000012 price_version=tiny/3 budget_remaining_usd=5.00 stop=budget review=review_1\n\n"
     )
 
 

@@ -229,6 +229,13 @@ async def test_a_guard_judges_what_rules_let_pass():
     assert output.refused_by == "guard:wary"
 
 
+async def test_a_policy_that_wants_a_guard_where_there_is_none_fails_closed():
+    strict, _ = screen(Policy(Action.BLOCK, use=GuardUse("wary")))
+
+    with pytest.raises(SafetyUnavailable, match="wary"):
+        await check(strict)
+
+
 async def test_a_guard_is_not_asked_about_what_a_rule_blocks():
     guard = Guard()
     policy = Policy(Action.BLOCK, words=("bad",), use=GuardUse("wary"))

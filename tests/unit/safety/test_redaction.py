@@ -1,5 +1,6 @@
 """What is redacted leaves neither text, wherever it is cut into tokens, nor prompts, wherever it stands in them."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,17 @@ async def test_every_place_at_which_a_sample_may_be_cut_in_two_is_tried(rule):
         assert FOUND[rule][4:] not in said
         assert said.endswith("So " * 60)
         assert is_refused and text.startswith(ended) and FOUND[rule][:6] not in ended
+
+
+@pytest.mark.parametrize("rule", NAMES)
+async def test_a_sample_in_a_calls_arguments_is_redacted_wherever_it_is_cut(rule):
+    inner = f"a line\\n{sample(rule)}\\nand more".replace("\n", "\\n")
+    text = f'{{"name": "save", "arguments": {{"note": "{"so " * 60}{inner}"}}}}'
+    for at in range(200, 240 + len(sample(rule))):
+        said, _, _ = await streamed(REDACTS, [text[:at], text[at:]])
+
+        assert FOUND[rule][4:20] not in said
+        assert json.loads(said)["name"] == "save"
 
 
 async def test_what_is_longer_than_a_window_is_redacted_to_its_end():
