@@ -315,6 +315,8 @@ class Marks:
     """Texts of the special tokens."""
     fill: FillMarks | None = None
     """None where the vocabulary has no tokens to ask for a middle with."""
+    guard: str | None = None
+    """The family of guards that its template was written for, one of `text/guards.py`."""
 
 
 NO_MARKS = Marks()

@@ -26,6 +26,7 @@ from llmhost.text.detokenise import (
 )
 from llmhost.text.fill import fill_marks
 from llmhost.text.grammar import Grammars, Thinking, Vocabulary
+from llmhost.text.guards import guard_of
 from llmhost.text.pairs import fit
 from llmhost.text.template import ChatTemplate, load_chat_template
 from llmhost.text.watch import Watch
@@ -174,6 +175,7 @@ class FileTokenizer:
             None if ids is None or not all(ids) else ThoughtIds(*ids),
             tuple(sorted(self._special)),
             fill_marks(self._tokenizer.token_to_id),
+            None if self._template is None else guard_of(self._template.text),
         )
 
     def _ids_of(self, text: str) -> list[int]:

@@ -1,0 +1,1 @@
+"""How models judge texts: what each family of guards is asked, and what its answer means. Pure: it runs no model."""
