@@ -39,7 +39,7 @@ HEADINGS: dict[str, type[Section]] = {
     '[models.NAME.options] of engine "fake"': FakeOptions,
 }
 
-NO_DEFAULT_SHOWN = ("adapters", "aliases", "limits", "options", "speculation")
+NO_DEFAULT_SHOWN = ("adapters", "aliases", "guard_labels", "limits", "options", "speculation")
 """Keys of a model whose line in the shipped file is an example, or a table."""
 
 

@@ -47,6 +47,13 @@ DEFAULT_MODELS = {
         load="request",
         price=PriceSettings(input="0.02"),
     ),
+    "tiny-guard": ModelSpec(
+        source="builtin:tiny-guard",
+        aliases=("omni-moderation-latest", "text-moderation-latest"),
+        load="request",
+        guard="classifier",
+        price=PriceSettings(),
+    ),
 }
 """What is served where no file says otherwise; the shipped models.toml declares the same."""
 

@@ -37,6 +37,18 @@ ToolFormat = Literal[
 ]
 """Formats of tool calls, as `text/calls/families.py` has them."""
 
+GuardForm = Literal[
+    "auto",
+    "chat",
+    "classifier",
+    "granite-guardian",
+    "llama-guard-3",
+    "llama-guard-4",
+    "qwen3guard",
+    "shieldgemma",
+]
+"""Ways to ask a model what is harmful in a text, as `safety/guards/` has them."""
+
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of models.toml."""
@@ -426,6 +438,10 @@ class ModelSpec(Section, frozen=True):
     """Adapters in memory at once; the least recently used one that nobody uses makes room."""
     tool_format: ToolFormat = "auto"
     """How the model writes tool calls that it decides upon; `auto` finds it in its chat template."""
+    guard: GuardForm | None = None
+    """How it is asked to judge texts, which makes it one that `/v1/moderations` may pick; `auto` finds that out."""
+    guard_labels: dict[str, str] = msgspec.field(default_factory=dict)
+    """Of a classifier: LABEL = the category that it means, "" for harmless; labels that say it themselves need none."""
     price: PriceSettings | None = None
     """What callers pay. Absent, requests are metered and cost nothing."""
     limits: ModelLimitSettings = ModelLimitSettings()

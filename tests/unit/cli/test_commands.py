@@ -216,7 +216,7 @@ def test_all_settings_are_explained(llmhost):
 
 def test_settings_are_checked(llmhost, tmp_path: Path):
     assert llmhost("config", "check").stdout == (
-        "No models.toml; the built-in default: good, with 2 models\n"
+        "No models.toml; the built-in default: good, with 3 models\n"
     )
     (tmp_path / "models.toml").write_text("")
     empty = llmhost("config", "check")
@@ -232,7 +232,12 @@ def test_settings_are_checked(llmhost, tmp_path: Path):
 def test_a_good_check_is_an_object_for_programs(llmhost):
     checked = json.loads(llmhost("config", "check", "--json").stdout)
 
-    assert checked == {"ok": True, "file": None, "problem": None, "models": ["tiny", "tiny-embed"]}
+    assert checked == {
+        "ok": True,
+        "file": None,
+        "problem": None,
+        "models": ["tiny", "tiny-embed", "tiny-guard"],
+    }
 
 
 def test_the_schema_is_json(llmhost):
