@@ -98,8 +98,11 @@ class TrueCosts:
         """A request is in flight from now on. None where nothing is configured."""
         return None if self.rates.is_free else self.infrastructure.join()
 
-    def settle(self, usage: Usage, ticket: Ticket | None, load_id: str | None) -> Breakdown | None:
-        """What a request has cost that ends now; None for one that never was in flight."""
+    def settle(
+        self, usage: Usage, ticket: Ticket | None, load_id: str | None, *, safety_nano: int = 0
+    ) -> Breakdown | None:
+        """What a request has cost that ends now; None for one that never was in flight. `safety_nano` is what guards
+        took for it."""
         if ticket is None:
             return None
         share = self._loads.get(load_id or "")
@@ -109,6 +112,7 @@ class TrueCosts:
             input_nano=usage.input_cost_nano,
             infrastructure_nano=self.infrastructure.leave(ticket),
             model_loading_nano=load_nano,
+            safety_moderation_nano=safety_nano,
             load_id=None if share is None else share.load_id,
             load_ns=load_ns,
         )

@@ -104,9 +104,16 @@ class Entry:
 
     @classmethod
     def of(
-        cls, event: RequestEnded, *, price_version: str | None, costs: Breakdown | None = None
+        cls,
+        event: RequestEnded,
+        *,
+        price_version: str | None,
+        costs: Breakdown | None = None,
+        safety_units: int = 0,
+        safety_ns: int = 0,
     ) -> "Entry":
-        """A request's entry. It has a caller: without one there is no account to book to."""
+        """A request's entry. `safety_units` texts of it were judged by models, in `safety_ns` of their engines' time.
+        It has a caller: without one there is no account to book to."""
         caller = event.caller
         assert caller is not None, "strangers are counted, and not booked"
         usage, is_embedding = event.usage, event.kind == Kind.EMBEDDING.value
@@ -124,12 +131,13 @@ class Entry:
             output_tokens=usage.completion_tokens - usage.reasoning_tokens,
             reasoning_tokens=usage.reasoning_tokens,
             embedding_tokens=usage.prompt_tokens if is_embedding else 0,
-            engine_ns=usage.engine_ns,
+            engine_ns=usage.engine_ns + safety_ns,
             price_version=price_version,
             amount_nano=event.amount_nano,
             run_id=event.run_id,
             adapter=event.adapter,
             load_ns=0 if costs is None else costs.load_ns,
+            safety_units=safety_units,
             costs=costs,
         )
 

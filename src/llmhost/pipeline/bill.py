@@ -36,6 +36,7 @@ from llmhost.hooks.spec import Price as Quote
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.estimate import Estimate, estimate_of
 from llmhost.pipeline.spending import Spending
+from llmhost.pipeline.tabs import Tabs
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
 from llmhost.tenants.accounts import Accounts
@@ -57,8 +58,9 @@ class Bill:
         costs: TrueCosts,
         settings: BillingSettings,
         batch_factor: str = "1",
+        tabs: Tabs | None = None,
     ) -> None:
-        """`batch_factor` times the price is what lines of batches are charged."""
+        """`batch_factor` times the price is what lines of batches are charged; `tabs` has what guards took."""
         self._ledger = ledger
         self._settlements = settlements
         self._accounts = accounts
@@ -66,6 +68,7 @@ class Bill:
         self._prices = prices
         self._plugins = plugins
         self._costs = costs
+        self._tabs = tabs or Tabs(costs.bear)
         self._quotes: dict[tuple[str, str, Quote], Price] = {}
         self._batch_factor = factor_of(batch_factor, key="batches.price_factor")
         self._batch_prices: dict[str, Price] = {}
@@ -76,6 +79,10 @@ class Bill:
         context.ticket = self._costs.join()
         context.may_see_costs = self._costs.is_shown
         await self._find_price(context)
+
+    def drop(self, context: RequestContext) -> None:
+        """The request is never booked: what guards took for it is nobody's."""
+        self._tabs.drop(context.request.request_id)
 
     async def estimate(self, context: RequestContext) -> Estimate:
         """What the request may cost and whether its budgets have that. Holds nothing. Raises ModelNotPriced."""
@@ -155,11 +162,20 @@ class Bill:
                 context.price, context.usage, is_embedding=is_embedding
             )
         load_id = None if context.replica is None else context.replica.load_id
-        context.costs = self._costs.settle(context.usage, context.ticket, load_id)
+        judging = self._tabs.take(context.request.request_id)
+        context.costs = self._costs.settle(
+            context.usage, context.ticket, load_id, safety_nano=judging.usage.cost_nano
+        )
         if context.caller is None:
             return _done()
         version = context.price.version if context.price is not None else None
-        entry = Entry.of(context.event(), price_version=version, costs=context.costs)
+        entry = Entry.of(
+            context.event(),
+            price_version=version,
+            costs=context.costs,
+            safety_units=judging.texts,
+            safety_ns=judging.usage.engine_ns,
+        )
         slot, context.slot = context.slot, None
         if context.deferral is None:
             return self._book(context, slot, entry)

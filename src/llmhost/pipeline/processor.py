@@ -196,11 +196,14 @@ class Processor:
         stages.limit.check(context)
         await stages.resolve.compile_grammar(context)
         estimate = await stages.bill.estimate(context)
-        if await stages.screen(context):
-            await stages.resolve(context)
-            estimate = await stages.bill.estimate(context)
-        if context.verdict is not None:
-            await context.verdict
+        try:
+            if await stages.screen(context):
+                await stages.resolve(context)
+                estimate = await stages.bill.estimate(context)
+            if context.verdict is not None:
+                await context.verdict
+        finally:
+            stages.bill.drop(context)
         return estimate
 
     async def count_tokens(

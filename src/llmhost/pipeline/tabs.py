@@ -1,0 +1,57 @@
+"""What guards took for each request that is under way, until the request is booked.
+
+A guard may be asked several times for one request, and the request may end in many ways meanwhile: refused, cut, left.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmhost.core.output import Usage
+
+MOST = 100_000
+"""Requests under way; what belongs to the oldest beyond them becomes nobody's."""
+
+Bear = Callable[[str, Usage], None]
+"""Takes what a sequence on a device has cost that belongs to no request."""
+
+
+NOTHING_USED = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """What guards took for one request."""
+
+    texts: int = 0
+    usage: Usage = NOTHING_USED
+    device: str = ""
+
+
+NO_JUDGING = Judging()
+
+
+class Tabs:
+    """One for each node, on the HTTP loop."""
+
+    def __init__(self, bear: Bear) -> None:
+        self._bear = bear
+        self._open: OrderedDict[str, Judging] = OrderedDict()
+
+    def add(self, request_id: str, texts: int, usage: Usage, device: str) -> None:
+        """A guard was done with texts of this request."""
+        before = self._open.get(request_id, NO_JUDGING)
+        self._open[request_id] = Judging(before.texts + texts, before.usage + usage, device)
+        if len(self._open) > MOST:
+            _, oldest = self._open.popitem(last=False)
+            self._bear(oldest.device, oldest.usage)
+
+    def take(self, request_id: str) -> Judging:
+        """All that was taken for a request, which is being booked."""
+        return self._open.pop(request_id, NO_JUDGING)
+
+    def drop(self, request_id: str) -> None:
+        """The request is never booked: what was taken for it is nobody's."""
+        left = self._open.pop(request_id, None)
+        if left is not None:
+            self._bear(left.device, left.usage)
