@@ -15,6 +15,7 @@ from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.decision_wire import DecisionBody, parse_decision
 from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.messages_wire import parse_messages
+from llmhost.api.moderation_wire import MODERATIONS_PATH, ModerationBody, parse_moderation
 from llmhost.api.ollama.bodies import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
 from llmhost.api.ollama.routes import PARSERS
 from llmhost.api.openai import parse_chat, parse_completion
@@ -235,6 +236,10 @@ ROUTES = (
     ),
     _pooling("score", ScoreBody, {"model": "embedder", "text_1": "a", "text_2": "b"}),
     _pooling("classify", ClassifyBody, {"model": "judge", "input": "hi"}),
+    Route(
+        *("Moderations", "moderations", MODERATIONS_PATH, ModerationBody, parse_moderation),
+        least={"model": "judge", "input": "hi"},
+    ),
     Route(
         *("Decisions", "decisions", "/v1/decisions", DecisionBody, parse_decision),
         least={"model": "echo", "input": "hi", "questions": [PREDICATE]},

@@ -106,6 +106,14 @@ draft = "builtin:tiny-draft"
 [models.guessed.options]
 device = "cpu"
 
+[models.tiny-guard]
+source = "builtin:tiny-guard"
+aliases = ["omni-moderation-latest"]
+load = "request"
+guard = "classifier"
+[models.tiny-guard.options]
+device = "cpu"
+
 [models.tiny-embed]
 source = "builtin:tiny-embed"
 load = "request"

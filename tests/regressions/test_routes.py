@@ -31,6 +31,7 @@ METERED: dict[str, dict[str, Any]] = {
         "input": "x",
         "questions": [{"type": "predicate", "name": "q", "instructions": "y"}],
     },
+    "/v1/moderations": {"model": "judge", "input": "x"},
     "/api/chat": {
         "model": "echo",
         "messages": [{"role": "user", "content": "x"}],

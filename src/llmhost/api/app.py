@@ -42,6 +42,8 @@ from llmhost.api.late import LateRoutes
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.messages import COUNT_PATH, count_route, messages_route
+from llmhost.api.moderation_wire import MODERATIONS_PATH
+from llmhost.api.moderations import moderation_routes, with_guard
 from llmhost.api.ollama.models import model_routes as ollama_models
 from llmhost.api.ollama.routes import asking_routes as ollama_routes
 from llmhost.api.openai import generation_route, parse_chat, parse_completion
@@ -159,6 +161,7 @@ def _framework(surface: Surface, generation: Mapping[str, ASGIApp]) -> Litestar:
             *_pooling_routes(surface),
             *_counting_routes(surface),
             *decision_routes(surface.processor, **_limits(surface)),
+            *moderation_routes(surface.processor, surface.catalogue, **_limits(surface)),
             *ollama_routes(surface.processor, **_limits(surface)),
             *ollama_models(surface.deployments, surface.identify),
             *_model_routes(surface),
@@ -239,7 +242,10 @@ def _pooling_routes(surface: Surface) -> list[ControllerRouterHandler]:
 def _counting_routes(surface: Surface) -> list[ControllerRouterHandler]:
     """They take what models are asked, and ask none."""
     given = (surface.processor, surface.identify, surface.settings.max_body_bytes)
-    prepares = {RESPONSES_PATH: partial(prepare, surface.processor, surface.responses)}
+    prepares = {
+        RESPONSES_PATH: partial(prepare, surface.processor, surface.responses),
+        MODERATIONS_PATH: partial(with_guard, surface.catalogue),
+    }
     routes = {
         "/v1/estimate": estimate_route(*given, prepares=prepares),
         COUNT_PATH: count_route(*given),

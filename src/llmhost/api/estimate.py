@@ -22,6 +22,7 @@ from llmhost.api.gatekeeper import Identify, vouch
 from llmhost.api.limit_headers import limit_headers
 from llmhost.api.loose import NULL, Raw, read_body, said
 from llmhost.api.messages_wire import parse_messages
+from llmhost.api.moderation_wire import MODERATIONS_PATH, parse_moderation
 from llmhost.api.openai import INLINE_BYTES, Parse, parse_chat, parse_completion
 from llmhost.api.pooling import POOLING
 from llmhost.api.responses.wire import parse_response
@@ -40,6 +41,7 @@ PARSERS: Mapping[str, Parse] = {
     "/v1/messages": parse_messages,
     "/v1/responses": parse_response,
     DECISIONS_PATH: parse_decision,
+    MODERATIONS_PATH: parse_moderation,
     **{route.paths[0]: route.parse for route in POOLING},
 }
 """By endpoint."""

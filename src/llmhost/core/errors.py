@@ -219,6 +219,19 @@ class UnknownModel(NotFound):
         )
 
 
+class NoGuardModel(NotFound):
+    """A request for moderation names no model, and there is none to take for it."""
+
+    code = "model_not_found"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No 'model' is named, and this server declares none that judges texts, or none that this key may use. Name"
+            " one, or ask the operator to declare one with `guard` in models.toml.",
+            param="model",
+        )
+
+
 class MethodNotAllowed(LlmhostError):
     status = 405
     type = "invalid_request_error"

@@ -196,6 +196,7 @@ class Kind(StrEnum):
     CLASSIFY = "classify"
     RESPONSE = "response"
     DECISION = "decision"
+    MODERATION = "moderation"
 
     @property
     def is_chat(self) -> bool:
@@ -209,7 +210,12 @@ class Kind(StrEnum):
 
 
 _CHATS = (Kind.CHAT, Kind.RESPONSE, Kind.DECISION)
-_FIELDS = {Kind.CHAT: "messages", Kind.RESPONSE: "input", Kind.DECISION: "input"}
+_FIELDS = {
+    Kind.CHAT: "messages",
+    Kind.RESPONSE: "input",
+    Kind.DECISION: "input",
+    Kind.MODERATION: "input",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,22 +2,21 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost.api.batches.admin import BatchAdmin
-from llmhost.api.batches.line_routes import line_routes
 from llmhost.api.batches.routes import BatchDesk
 from llmhost.api.errors import error_body
 from llmhost.api.files.routes import FileDesk
-from llmhost.api.responses.desk import Desk
 from llmhost.config.schema import Settings
 from llmhost.core.errors import LlmhostError, Unauthenticated
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
 from llmhost.host.books import Books
 from llmhost.observe.batches import BatchMetrics
-from llmhost.pipeline.batches.attempt import LineRunner
+from llmhost.pipeline.batches.attempt import LineRoute, LineRunner
 from llmhost.pipeline.batches.booking import Booking
 from llmhost.pipeline.batches.pace import Pace
 from llmhost.pipeline.batches.runner import BatchRunner
@@ -65,12 +64,12 @@ def open_deferred(
     clock: Clock,
     *,
     processor: Processor,
-    responses: Desk,
+    routes: Mapping[str, LineRoute],
     bill: Bill,
     books: Books,
     metrics: BatchMetrics,
 ) -> Deferred:
-    """Nothing runs before `runner.start`. Blocks while the folder of files is swept."""
+    """`routes` are what lines may ask. Nothing runs before `runner.start`. Blocks while files are swept."""
     node_id = data_dir.node_id
     files = Files(
         state,
@@ -84,7 +83,7 @@ def open_deferred(
     lines = LineRunner(
         processor,
         store,
-        line_routes(processor, responses),
+        routes,
         error_body=error_body,
         priority=settings.batches.priority,
         caller_of=lambda caller: caller_now(books.keys, caller),

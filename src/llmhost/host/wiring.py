@@ -12,6 +12,7 @@ from typing import Any
 from llmhost.api.admin import Admin
 from llmhost.api.app import App, Surface, build_app
 from llmhost.api.backup import BackupDesk
+from llmhost.api.batches.line_routes import line_routes
 from llmhost.api.budgets import BudgetAdmin
 from llmhost.api.chats.desk import ChatDesk
 from llmhost.api.costs import CostReports
@@ -60,6 +61,7 @@ from llmhost.pipeline.authenticate import Authenticate
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
 from llmhost.pipeline.execute import Execute
+from llmhost.pipeline.guard import ModelGuard
 from llmhost.pipeline.limit import Limit
 from llmhost.pipeline.log import Log
 from llmhost.pipeline.processor import Processor, Stages
@@ -67,6 +69,7 @@ from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.store import Store
+from llmhost.pipeline.tabs import Tabs
 from llmhost.safety.audit import AuditJournal
 from llmhost.safety.defaults import CountedJournal
 from llmhost.safety.screen import Screen
@@ -220,6 +223,7 @@ class Host:
         entries, registry = await asyncio.to_thread(self._open_registry)
         self.deployments = self._deployments(entries, registry)
         await self.books.prices.declare({entry.name: entry.spec.price for entry in entries})
+        self.tabs = Tabs(self.costs.bear)
         self.screen = self._screen()
         await asyncio.to_thread(self.policies.prepare_with, self.screen.prepare)
         self.processor = self._processor()
@@ -334,6 +338,7 @@ class Host:
             self.costs,
             self.settings.billing,
             self.settings.batches.price_factor,
+            self.tabs,
         )
         stages = Stages(
             authenticate=self.authenticate,
@@ -350,7 +355,7 @@ class Host:
         return Processor(stages, clock, write_share=self.settings.server.write_share)
 
     def _screen(self) -> Screen:
-        """Rules and plugins. Policies, a journal, reviews and a guard take the place of the defaults here."""
+        """Who judges what callers and models write, who decides, and who is told."""
         return Screen(
             self.settings.safety,
             self.plugins,
@@ -360,6 +365,7 @@ class Host:
                 AuditJournal(self.audit, each=self.settings.audit.each_allowed),
                 self.metrics.safety.decided,
             ),
+            guard=ModelGuard(self.deployments, self.clock, self.tabs, self.costs.bear),
             utc_ns=self.clock.utc_ns,
         )
 
@@ -370,7 +376,7 @@ class Host:
             self.state,
             self.clock,
             processor=self.processor,
-            responses=self.responses,
+            routes=line_routes(self.processor, self.responses, self.deployments.catalogue),
             bill=self.bill,
             books=self.books,
             metrics=self.metrics.batches,

@@ -14,12 +14,13 @@ from llmhost.core.errors import (
     UnknownModel,
 )
 from llmhost.core.ports import RunnerFacts, Tokenizer
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.decide import decision_terms
+from llmhost.pipeline.moderate import moderation_terms
 from llmhost.pipeline.pool import check_purpose, pooled_terms
 from llmhost.pipeline.reading import reading_of
 from llmhost.pipeline.terms import NO_TERMS, Terms, is_short, terms_of
@@ -44,6 +45,9 @@ class Resolve:
         request = context.request
         deployment = context.known_deployment
         facts = await self._deployments.facts(deployment)
+        if request.kind is Kind.MODERATION:
+            await self._moderate(context, tokenizer, facts)
+            return
         if not request.only_loads:
             check_purpose(request, facts)
         if request.pooled is not None:
@@ -99,6 +103,19 @@ class Resolve:
         context.longest_tokens = await self._deployments.longest_tokens(deployment)
         work = partial(pooled_terms, request, tokenizer, facts, context.longest_tokens)
         context.terms = work() if is_short(request) else await asyncio.to_thread(work)
+
+    async def _moderate(
+        self, context: RequestContext, tokenizer: Tokenizer, facts: RunnerFacts
+    ) -> None:
+        request, deployment = context.request, context.known_deployment
+        context.longest_tokens = await self._deployments.longest_tokens(deployment)
+        spec = deployment.entry.spec
+        work = partial(moderation_terms, request, spec, facts, tokenizer, context.longest_tokens)
+        context.terms = terms = work() if is_short(request) else await asyncio.to_thread(work)
+        if not terms.poolings:
+            assert terms.sitting is not None
+            context.max_new_tokens = terms.sitting.max_tokens
+            context.request = replace(request, max_tokens=terms.sitting.max_tokens)
 
     async def compile_grammar(self, context: RequestContext) -> None:
         """Raises BadRequest for a form that this model can't be held to. Not for callers beyond their limits.

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from llmhost.core.request import Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.safety.output import OutputScreen
 from llmhost.safety.screen import Screen
@@ -21,6 +22,8 @@ class ScreenStage:
 
         Where a guard judges it, too, the context has its `verdict` to be awaited.
         """
+        if context.request.kind is Kind.MODERATION:
+            return False  # who asks what is wrong with a text is told, and not refused for it
         assert context.tokenizer is not None
         passed = await self._screen.check_input(
             context.request,
@@ -38,6 +41,8 @@ class ScreenStage:
 
     def output(self, context: RequestContext) -> OutputScreen | None:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""
+        if context.request.kind is Kind.MODERATION:
+            return None
         return self._screen.watch_output(
             context.request,
             context.known_caller,

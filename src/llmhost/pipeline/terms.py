@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from llmhost.core.errors import InvalidValue, UnsupportedParameter
 from llmhost.core.ports import FillMarks, Tokenizer
 from llmhost.core.request import GenerationRequest, Pooling, Sampling
+from llmhost.pipeline.guarding import Sitting
 
 INLINE_CHARS = 4096
 INLINE_MESSAGES = 64
@@ -34,6 +35,8 @@ class Terms:
     """How many of each prompt's first tokens one before it has, too: they are computed, and paid for, once."""
     answers: tuple[int, ...] = ()
     """How many of each prompt's last tokens are an answer, in a request for decisions."""
+    sitting: Sitting | None = None
+    """What is asked about which text, in a request for moderation."""
 
 
 NO_TERMS = Terms((), Sampling(), frozenset())

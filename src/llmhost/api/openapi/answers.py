@@ -230,6 +230,32 @@ class Classes(_Listed, kw_only=True):
     data: list[ClassifiedText]
 
 
+class JudgedUsage(msgspec.Struct, kw_only=True):
+    """What judging took, for those who asked for its cost."""
+
+    prompt_tokens: int
+    total_tokens: int
+    cost: CostFacts
+
+
+class JudgedText(msgspec.Struct, kw_only=True):
+    """What was found in one text, by category; categories that the model doesn't know have no input types."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[Literal["text"]]]
+
+
+class Moderations(msgspec.Struct, kw_only=True):
+    """One result for each text."""
+
+    id: str
+    model: str
+    results: list[JudgedText]
+    usage: JudgedUsage | UnsetType = UNSET
+
+
 class DecidedPredicate(msgspec.Struct, kw_only=True, tag_field="type", tag="predicate"):
     name: str | None
     probability: float

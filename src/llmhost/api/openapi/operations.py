@@ -10,6 +10,7 @@ from llmhost.api.batches.wire import NewBatch
 from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.decision_wire import DECISIONS_PATH, DecisionBody
 from llmhost.api.messages_bodies import MessagesBody
+from llmhost.api.moderation_wire import MODERATIONS_PATH, ModerationBody
 from llmhost.api.openapi.answers import (
     ChatCompletion,
     Classes,
@@ -19,6 +20,7 @@ from llmhost.api.openapi.answers import (
     EstimateAnswer,
     ModelList,
     ModelObject,
+    Moderations,
     Ranking,
     Rendered,
     Scores,
@@ -184,6 +186,19 @@ DECISIONS = (
     ),
 )
 
+MODERATIONS = (
+    Operation(
+        paths=(MODERATIONS_PATH,),
+        summary="What is harmful in texts",
+        about="OpenAI's moderations, answered by a classifier or a guard model.",
+        tag="moderations",
+        body=ModerationBody,
+        required=("input",),
+        answer=Moderations,
+        parameters=(IDEMPOTENCY,),
+    ),
+)
+
 GIVEN = ("prompt", "content", "messages")
 
 TOKENS = (
@@ -237,7 +252,7 @@ ESTIMATES = (
 )
 
 ALL: tuple[Operation, ...] = (
-    *(*GENERATION, *RESPONSES, *POOLING, *DECISIONS),
+    *(*GENERATION, *RESPONSES, *POOLING, *DECISIONS, *MODERATIONS),
     *(*TOKENS, *OLLAMA, *ESTIMATES),
 )
 
