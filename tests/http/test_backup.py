@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from openai import OpenAI
 from server_process import Node, chat_body
 
 MODELS = '[models.echo]\nengine = "fake"\nprice = { output = "1" }\n'
@@ -16,6 +17,10 @@ def test_keys_and_ledger_of_a_lost_node_go_on_from_its_backup(
     key = node.create_key("acme")["key"]
     bearer = {"authorization": f"Bearer {key}"}
     target = tmp_path / "backup"
+    client = OpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0)
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": chat_body()}
+    content = json.dumps(line).encode()
+    kept = client.files.create(file=("lines.jsonl", content), purpose="batch")
     path = "/v1/chat/completions"
     with node.http.stream(
         "POST", node.url + path, json=chat_body(max_tokens=3_000, stream=True), headers=bearer
@@ -38,6 +43,8 @@ def test_keys_and_ledger_of_a_lost_node_go_on_from_its_backup(
     assert "not empty" in other.cli("restore", str(target)).stderr
     other.start()
     assert other.post(path, chat_body(max_tokens=2), headers=bearer).status_code == 200
+    client = OpenAI(base_url=f"{other.url}/v1", api_key=key, max_retries=0)
+    assert client.files.content(kept.id).content == content
     assert "Stop it" in other.cli("restore", str(target)).stderr
     entries = other.entries()
     assert [row["seq"] for row in entries] == list(range(1, manifest["entries"] + 2))

@@ -20,6 +20,7 @@ from llmhost.observe.clock import SystemClock
 from llmhost.observe.logs import log_event
 from llmhost.storage.backup import (
     DATABASES,
+    FILES,
     MANIFEST,
     SECRETS,
     SQLITE_VERSION,
@@ -27,6 +28,7 @@ from llmhost.storage.backup import (
     Tell,
     copy_database,
     copy_file,
+    copy_files,
     note_of,
     read_manifest,
     whole_folder,
@@ -43,7 +45,7 @@ WORDS = 100
 
 
 def back_up(data_dir: DataDir, target: Path, clock: Clock, tell: Tell) -> Manifest:
-    """Copy databases, node id and pepper into a new folder. Blocks; the node may run.
+    """Copy databases, callers' files, node id and pepper into a new folder. Blocks; the node may run.
 
     Raises InvalidValue for a path that can't be, Conflict where something is, StorageFailed where the disk refuses.
     """
@@ -63,6 +65,7 @@ def back_up(data_dir: DataDir, target: Path, clock: Clock, tell: Tell) -> Manife
             if (data_dir.path / name).exists():
                 copy_database(data_dir.path / name, draft / name, tell)
                 files[name] = note_of(draft / name)
+        files |= copy_files(data_dir.path / FILES, draft, tell)
         with Reader(draft / data_dir.money_db.name) as reader:
             head = Reports(reader).head()
         manifest = Manifest(
@@ -90,6 +93,7 @@ def restore(source: Path, target: Path, tell: Tell) -> Manifest:
     manifest = read_manifest(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(target) as draft:
+        (draft / FILES).mkdir(mode=0o700)
         for name, expected in manifest.files.items():
             if copy_file(source / name, draft / name, tell) != expected:
                 raise ConfigError(

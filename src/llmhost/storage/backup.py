@@ -6,12 +6,15 @@ The node writes on meanwhile, to a log that is not folded in until the copy is d
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -24,8 +27,12 @@ SECRETS = ("node_id", "pepper", "statement_key", "state_key", "audit_key", "audi
 callers carry for us can't be read. The key of reviews' originals is not among them: what a backup has of those can't be
 read, so erasing them erases them. The audit log's end is copied before the log, which may go on from there."""
 NEEDED = {"money.db", "node_id", "pepper"}
+FILES = "files"
+"""The folder of what callers upload and batches make."""
+_FILE = re.compile(rf"{FILES}/file-[0-9a-f]{{24}}")
 MANIFEST = "manifest.json"
-FORM = 1
+FORM = 2
+"""1 was without files, and is read as well."""
 SQLITE_VERSION = sqlite3.sqlite_version
 
 STEP_PAGES = 1_024
@@ -79,20 +86,44 @@ def copy_database(source: Path, target: Path, tell: Tell) -> None:
 
 def copy_file(source: Path, target: Path, tell: Tell) -> FileNote:
     """A file that nobody writes, with mode 0600; its size and hash as they were read. Raises StorageFailed."""
-    found = hashlib.sha256()
-    done = 0
     try:
-        size = source.stat().st_size
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with source.open("rb") as read, os.fdopen(fd, "wb") as write:
-            while part := read.read(STEP_BYTES):
-                write.write(part)
-                found.update(part)
-                done += len(part)
-                tell(source.name, done, size)
+        with source.open("rb") as read:
+            return _pour(read, target, partial(tell, source.name))
     except OSError as error:
         raise StorageFailed(target, error) from error
+
+
+def _pour(read: BinaryIO, target: Path, tell: Callable[[int, int], None]) -> FileNote:
+    found, done, size = hashlib.sha256(), 0, os.fstat(read.fileno()).st_size
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as write:
+        while part := read.read(STEP_BYTES):
+            write.write(part)
+            found.update(part)
+            done += len(part)
+            tell(done, size)
     return FileNote(bytes=done, sha256=found.hexdigest())
+
+
+def copy_files(source: Path, target: Path, tell: Tell) -> dict[str, FileNote]:
+    """All files of a folder, each as it is, by their names in a manifest. Raises StorageFailed.
+
+    Their rows are copied before. A file that is deleted meanwhile is left out, and one that is added may be in it: what
+    lacks the other is forgotten when a node starts.
+    """
+    if not source.is_dir():
+        return {}
+    (target := target / FILES).mkdir(mode=0o700)
+    names = [path.name for path in source.iterdir() if _FILE.fullmatch(f"{FILES}/{path.name}")]
+    notes = dict[str, FileNote]()
+    for done, name in enumerate(sorted(names), 1):
+        try:
+            with suppress(FileNotFoundError), (source / name).open("rb") as read:
+                notes[f"{FILES}/{name}"] = _pour(read, target / name, lambda *_: None)
+        except OSError as error:
+            raise StorageFailed(target / name, error) from error
+        tell(FILES, done, len(names))
+    return notes
 
 
 def note_of(path: Path) -> FileNote:
@@ -112,7 +143,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         draft.mkdir(mode=0o700)
         yield draft
-        for file in (*draft.iterdir(), draft):
+        for file in (*draft.rglob("*"), draft):
             _force(file)
         check_free(path)
         draft.rename(path)
@@ -139,11 +170,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise ConfigError(
             f"{folder} is no backup: its {MANIFEST} can't be read: {error}."
         ) from None
-    if found.form != FORM:
+    if not 1 <= found.form <= FORM:
         raise ConfigError(
-            f"{folder} is a backup of form {found.form}, and this program reads form {FORM}. Use a newer llmhost."
+            f"{folder} is a backup of form {found.form}, and this program reads forms 1 to {FORM}. Use a newer llmhost."
         )
-    if not NEEDED <= found.files.keys() <= {*DATABASES, *SECRETS}:
+    others = found.files.keys() - {*DATABASES, *SECRETS}
+    if not found.files.keys() >= NEEDED or not all(map(_FILE.fullmatch, others)):
         raise ConfigError(f"{folder} is no whole backup: its {MANIFEST} lists other files.")
     return found
 

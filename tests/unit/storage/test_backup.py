@@ -110,6 +110,22 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
         copy_file(tmp_path / "absent", tmp_path / "copy", quiet)
 
 
+def test_files_are_copied_but_drafts_and_what_is_deleted_meanwhile(tmp_path: Path) -> None:
+    (folder := tmp_path / "from").mkdir()
+    for number in range(3):
+        (folder / f"file-{number:024x}").write_bytes(bytes([number]) * 5)
+    (folder / f".file-{9:024x}.part").touch()
+
+    def tell(_: str, done: int, of: int) -> None:
+        if done == 1:
+            (folder / f"file-{1:024x}").unlink()
+
+    notes = backup.copy_files(folder, tmp_path, tell)
+
+    assert list(notes) == [f"files/file-{number:024x}" for number in (0, 2)]
+    assert all((tmp_path / name).stat().st_size == note.bytes for name, note in notes.items())
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -117,7 +133,7 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
         ("{", "is no backup"),
         ("{}", "is no backup"),
         (
-            '{"form":2,"node_id":"","created_at":"","llmhost":"","sqlite":"","entries":0,"head":"","files":{}}',
+            '{"form":3,"node_id":"","created_at":"","llmhost":"","sqlite":"","entries":0,"head":"","files":{}}',
             "newer",
         ),
         (
@@ -128,6 +144,12 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
             '{"node_id":"","created_at":"","llmhost":"","sqlite":"","entries":0,"head":"","files":'
             '{"money.db":{"bytes":1,"sha256":""},"node_id":{"bytes":1,"sha256":""},"pepper":{"bytes":1,"sha256":""},'
             '"../../x":{"bytes":1,"sha256":""}}}',
+            "other files",
+        ),
+        (
+            '{"node_id":"","created_at":"","llmhost":"","sqlite":"","entries":0,"head":"","files":'
+            '{"money.db":{"bytes":1,"sha256":""},"node_id":{"bytes":1,"sha256":""},"pepper":{"bytes":1,"sha256":""},'
+            '"files/../../file-000000000000000000000000":{"bytes":1,"sha256":""}}}',
             "other files",
         ),
     ],
