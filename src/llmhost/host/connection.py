@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -124,7 +125,7 @@ class Connection(HttpToolsProtocol):
             return
         if not self._is_in_body and b"pgrade:" in data:
             data = _without_upgrade(data)
-        super().data_received(data)
+        self._parse(data)
         if self._is_upgraded or self.transport.is_closing():
             return
         if self._is_in_head:
@@ -142,6 +143,25 @@ class Connection(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn does it, but that behind an offer of another protocol that was not taken there are requests."""
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                return
+            except HttpParserUpgrade as offer:
+                if self._should_upgrade():
+                    self.handle_websocket_upgrade()
+                    return
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                data = data[offer.args[0] :]
+            else:
+                return
 
     def on_message_begin(self) -> None:
         self._is_in_head, self._head_bytes = True, 0

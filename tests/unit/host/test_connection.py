@@ -496,6 +496,26 @@ def test_an_offer_of_another_protocol_without_a_body_is_answered_as_if_there_wer
     assert got[0].startswith(b"HTTP/1.1 200")
 
 
+def test_what_comes_behind_an_offer_of_another_protocol_is_answered_too(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    asked: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await send(START)
+        await send(END)
+
+    async def client(connection: socket.socket) -> None:
+        await read_all(connection)
+
+    plain = b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    offers = UPGRADE.replace(b"POST /", b"GET /offer") + b"\r\n"
+    serve(client_socket, app, client, plain % b"first" + offers * 3 + SMUGGLED)
+
+    assert asked == ["/first", "/offer", "/offer", "/offer", "/hidden"]
+
+
 def test_a_socket_does_not_begin_amid_an_answer(
     client_socket: tuple[socket.socket, socket.socket],
 ) -> None:
