@@ -418,3 +418,23 @@ def test_what_breaks_amid_a_stream_is_told_as_its_last_events(open_node: Node) -
     assert failed["error"]["code"] == "server_error"
     again = open_node.get(f"/v1/responses/{failed['id']}").json()
     assert again == failed
+
+
+def test_a_response_that_failed_is_no_part_of_its_conversation(open_node: Node) -> None:
+    name = open_node.post("/v1/conversations", {}).json()["id"]
+    body = {**BODY, "model": "fragile", "max_output_tokens": 9, "conversation": name}
+
+    told = events_of(open_node, body)
+
+    assert told[-1]["type"] == "response.failed"
+    assert open_node.get(f"/v1/conversations/{name}/items").json()["data"] == []
+
+
+def test_a_stream_whose_client_leaves_is_kept_as_cancelled(open_node: Node) -> None:
+    body = {**BODY, "model": "slow", "max_output_tokens": 5_000, "stream": True}
+    with open_node.http.stream("POST", f"{open_node.url}/v1/responses", json=body) as answer:
+        first = next(line for line in answer.iter_lines() if line.startswith("data: "))
+    path = f"/v1/responses/{json.loads(first[6:])['response']['id']}"
+
+    eventually(lambda: open_node.get(path).status_code == 200, "it is nowhere")
+    assert open_node.get(path).json()["status"] == "cancelled"

@@ -10,6 +10,7 @@
     │   ├── InvalidSchema               the same of a JSON schema
     │   ├── InvalidTool                 the same of a tool's parameters
     │   ├── InvalidEncryptedContent     encrypted content that was not made here, or for somebody else
+    │   ├── ConversationLocked          another response is being made in it
     │   ├── PreviousResponseNotFound    the response to go on with is not kept here
     │   ├── ExceedsLimit                more than a limit ever has at once: no wait would help
     │   ├── ContextTooLong              prompt and answer don't fit the model's window
@@ -123,6 +124,16 @@ class InvalidTool(BadRequest):
 
 class InvalidEncryptedContent(BadRequest):
     code = "invalid_encrypted_content"
+
+
+class ConversationLocked(BadRequest):
+    code = "conversation_locked"
+
+    def __init__(self, conversation: str) -> None:
+        super().__init__(
+            f"Another response is being made in the conversation {conversation[:80]!r}. Ask again when it has ended.",
+            param="conversation",
+        )
 
 
 class PreviousResponseNotFound(BadRequest):

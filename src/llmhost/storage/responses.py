@@ -103,7 +103,9 @@ class Kept:
     output: Sequence[Item] = ()
     previous: str | None = None
     conversation: str | None = None
-    """Gets input and output as well, once the response has ended."""
+    """Gets input and output as well, once the response has ended and `is_said`."""
+    is_said: bool = True
+    """It is an answer: what failed or was cancelled is no part of its conversation."""
     is_live: bool = False
     """Its end is still to come."""
     events: bytes | None = field(default=None, repr=False)
@@ -216,7 +218,7 @@ class ResponseStore:
                 (kept.is_live, kept.resource, events, kept.id),
             )
         _insert_items(connection, kept.id, kept.output, is_output=True)
-        if kept.conversation is not None and not kept.is_live:
+        if kept.conversation is not None and kept.is_said and not kept.is_live:
             add_items(connection, kept.conversation, [*kept.input, *kept.output], now_ns)
         # One that was let begin has to end.
         kept_bytes.make_room(

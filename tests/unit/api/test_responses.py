@@ -174,6 +174,31 @@ async def test_one_that_runs_is_not_gone_on_with(host: TestHost) -> None:
     assert (await host.client.post(f"/v1/responses/{slow['id']}/cancel")).json() == cancelled.json()
 
 
+async def test_one_response_at_a_time_is_made_in_a_conversation(host: TestHost) -> None:
+    name = (await host.client.post("/v1/conversations")).json()["id"]
+    other = (await host.client.post("/v1/conversations")).json()["id"]
+    slow = await told(host, background=True, max_output_tokens=10_000, conversation=name)
+
+    refused = await ask(host, conversation={"id": name})
+    beside = await ask(host, conversation=other)
+    counted = await host.client.post(
+        "/v1/responses/input_tokens", json={"model": "fake", "input": "x", "conversation": name}
+    )
+    await host.client.post(f"/v1/responses/{slow['id']}/cancel")
+    unknown = await ask(host, conversation=name, model="none")
+    later = await ask(host, conversation=name)
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "conversation_locked")
+    assert error["param"] == "conversation"
+    assert [beside.status_code, counted.status_code] == [200, 200]
+    assert [unknown.status_code, later.status_code] == [404, 200]
+    items = (await host.client.get(f"/v1/conversations/{name}/items")).json()["data"]
+    assert [item["role"] for item in items] == ["assistant", "user"], (
+        "what was cancelled is not in it"
+    )
+
+
 async def test_only_what_ran_in_the_background_is_cancelled_or_streamed_again(
     host: TestHost,
 ) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from llmhost.api.responses.bodies import WireItem
-from llmhost.api.responses.resource import FAILED, Resource
+from llmhost.api.responses.floor import Floor
+from llmhost.api.responses.frames import ResponseFrames
+from llmhost.api.responses.resource import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, Resource
 from llmhost.api.responses.runs import Run, Runs
 from llmhost.api.responses.sealed import Seal
 from llmhost.api.responses.turns import Turns, kept_item
@@ -65,6 +67,7 @@ class Desk:
         self.store = store
         self.conversations = conversations
         self.runs = Runs()
+        self.floor = Floor()
         self._secret = secret
 
     def seal_for(self, scope: str) -> Seal:
@@ -139,7 +142,8 @@ class Desk:
     async def begin(self, run: Run) -> None:
         """Let a response run in the background. Raises StorageFailed or Overloaded where it can't be kept."""
         await self.store.begin(self.kept(run.order, run.frames.begun, is_live=True))
-        self.runs.start(run, self)
+        task = self.runs.start(run, self)
+        self.floor.pass_on(run.order.scope, run.order.asked.conversation, task)
 
     def kept(self, order: Order, resource: Resource, **more: Any) -> Kept:
         output = [(item["id"], _encode(item)) for item in resource["output"]]
@@ -151,21 +155,27 @@ class Desk:
             output=output,
             previous=order.previous,
             conversation=order.asked.conversation,
+            is_said=resource["status"] in (COMPLETED, INCOMPLETE),
             **more,
         )
 
     async def keep(self, order: Order, resource: Resource, **more: Any) -> bool:
         """On disk when it is done. An answer that can't be kept has been made and billed all the same: it says so, and
         this is False."""
-        if not order.asked.is_stored:
-            return True
-        try:
-            await self.store.end(self.kept(order, resource, **more))
-        except LlmhostError as error:
-            resource["store"] = False
-            log.warning("response.not_kept response=%s error=%s", resource["id"], error)
-            return False
+        if order.asked.is_stored:
+            try:
+                await self.store.end(self.kept(order, resource, **more))
+            except LlmhostError as error:
+                resource["store"] = False
+                log.warning("response.not_kept response=%s error=%s", resource["id"], error)
+                return False
+        self.floor.let_go(order.scope, order.asked.conversation)
         return True
+
+    async def keep_cut(self, order: Order, frames: ResponseFrames) -> None:
+        """What was said to a client that left before the end, which had the response's id."""
+        if frames.resource["status"] == IN_PROGRESS:
+            await self.keep(order, frames.cancel())
 
 
 def _kept(item: WireItem, place: int) -> Item:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from llmhost.api.responses.desk import Desk, Order
+from llmhost.api.responses.desk import Desk, Order, scope_of
 from llmhost.api.responses.truncate import shortened
 from llmhost.api.responses.wire import Asked
 from llmhost.core.request import Caller, GenerationRequest
@@ -22,3 +22,16 @@ async def prepare(
     if asked.body.truncation == "auto":
         whole = await shortened(whole, lambda shorter: processor.measure(shorter, caller))
     return whole, order
+
+
+async def prepare_to_run(
+    processor: Processor,
+    desk: Desk,
+    request: GenerationRequest,
+    asked: Asked,
+    caller: Caller,
+    known: Mapping[str, list[bytes]] | None = None,
+) -> tuple[GenerationRequest, Order]:
+    """The same for one that is run by this task, to whom its conversation is from now on. Raises ConversationLocked."""
+    desk.floor.take(scope_of(caller), asked.conversation)
+    return await prepare(processor, desk, request, asked, caller, known)

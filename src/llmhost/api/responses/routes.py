@@ -17,7 +17,7 @@ from llmhost.api.openai import EVENT_STREAM, STREAM_HEADERS, generation_route, s
 from llmhost.api.responses.desk import Desk, Order
 from llmhost.api.responses.events import DONE, Events, Silence
 from llmhost.api.responses.frames import ResponseFrames
-from llmhost.api.responses.prepare import prepare
+from llmhost.api.responses.prepare import prepare, prepare_to_run
 from llmhost.api.responses.resource import QUEUED
 from llmhost.api.responses.runs import Run
 from llmhost.api.responses.socket import Sockets
@@ -45,7 +45,7 @@ def responses_route(
         processor,
         Kind.RESPONSE,
         parse_response,
-        prepare=partial(prepare, processor, desk),
+        prepare=partial(prepare_to_run, processor, desk),
         respond=_Answer(desk).respond,
         **limits,
     )
@@ -54,7 +54,10 @@ def responses_route(
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         socket = socket_of(scope)
         if socket is None:
-            await answer(scope, receive, send)
+            try:
+                await answer(scope, receive, send)
+            finally:
+                desk.floor.let_go_of_mine()
         else:
             await sockets.answer(cast(HTTPScope, scope), send, socket)
 
@@ -144,7 +147,11 @@ class _Answer:
 
         try:
             await stream_by(frames, visit, send, heartbeat_s, frames.beginning(), keep)
+            if visit.is_gone:
+                await self._desk.keep_cut(order, frames)
         except Exception as error:  # boundary: what breaks an answer off is its last event
+            if visit.has_started and visit.is_gone:
+                await self._desk.keep_cut(order, frames)
             if not visit.has_started or visit.is_gone:
                 raise
             known = known_error(error)

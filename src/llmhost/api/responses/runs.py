@@ -120,12 +120,13 @@ class Runs:
         self._live: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, run: Run, desk: "Desk") -> None:
+    def start(self, run: Run, desk: "Desk") -> "asyncio.Task[None]":
         name = run.frames.begun["id"]
         self._live[name] = run
         task = asyncio.create_task(run.play(desk))
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._ended(name, done))
+        return task
 
     def find(self, scope: str, name: str) -> Run | None:
         run = self._live.get(name)

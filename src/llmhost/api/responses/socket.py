@@ -21,7 +21,7 @@ from llmhost.api.loose import read_body
 from llmhost.api.responses.desk import Desk, Order, scope_of
 from llmhost.api.responses.events import Events
 from llmhost.api.responses.frames import ResponseFrames
-from llmhost.api.responses.prepare import prepare
+from llmhost.api.responses.prepare import prepare_to_run
 from llmhost.api.responses.wire import Asked, parse_response
 from llmhost.api.upgrade import Socket
 from llmhost.api.visit import Visit
@@ -148,6 +148,7 @@ class _Session:
         finally:
             visit.end()
             self._visit = None
+            self._sockets.desk.floor.let_go_of_mine()
             request_id.reset(named)
 
     async def _respond(self, visit: Visit, message: str | bytes) -> None:
@@ -181,6 +182,7 @@ class _Session:
             forget_frames(error)
         else:
             if visit.is_gone:
+                await self._sockets.desk.keep_cut(order, frames)
                 return
             frames.end(exchange.context.usage, frames.extras())
         await self._sockets.desk.keep(order, frames.resource)
@@ -205,7 +207,7 @@ class _Session:
         )
         request = replace(asked.request, stream=True)
         sockets = self._sockets
-        return await prepare(
+        return await prepare_to_run(
             sockets.processor, sockets.desk, request, asked, self._caller, self._last
         )
 
