@@ -105,7 +105,8 @@ def _compile(spec: GrammarSpec, vocabulary: Vocabulary) -> Compiled | CompiledCa
         wish = json.loads(spec.text)
         grammar = with_tokens(told["grammar"], vocabulary.specials)
         form, matcher = HELD[wish["format"]], _matcher(grammar, vocabulary)
-        return CompiledCalls.of(matcher, form, vocabulary, many=wish["many"])
+        names = [tool["name"] for tool in wish["tools"]]
+        return CompiledCalls.of(matcher, form, vocabulary, names, many=wish["many"])
     if vocabulary.words:
         only = _matcher(_in_words(told["grammar"], vocabulary.words), vocabulary)
         return Compiled(only, only)

@@ -5,13 +5,15 @@ one vocabulary they are text, and in another tokens that stand for no text.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmhost.text.calls.tagged import MINIMAX, QWEN, SEED, Tags
-from llmhost.text.grammar_tagged import tagged_arguments, tagged_rules
+from llmhost.text.calls.tagged import GLM, MINIMAX, QWEN, SEED, Tags
+from llmhost.text.grammar_pythonic import pythonic_arguments, pythonic_calls
+from llmhost.text.grammar_tagged import bare_rules, tagged_arguments, tagged_rules
 
 SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 GAP = "gap: /[ \\n]{1,2}/"
@@ -24,6 +26,8 @@ class HeldFormat:
     openers: tuple[str, ...]
     first: tuple[str, ...] = ()
     """What calls begin with besides, where an answer begins with it; it is part of what comes then."""
+    names_first: bool = False
+    """An answer that begins as a list of calls is one."""
     rules: "Callable[[Sequence[str], bool], Rules]" = lambda names, many: ([], ())
     arguments: Callable[[int, Mapping[str, Any]], list[str]] = lambda place, schema: [
         f"args{place}: %json {json.dumps(schema)}"
@@ -101,6 +105,24 @@ def _kimi(names: Sequence[str], many: bool) -> Rules:
     return [f"start: {_more(many)} mark3", *calls], (*marks, "<|tool_calls_section_end|>")
 
 
+def _in_python(closer: str, names: Sequence[str], many: bool) -> Rules:
+    listed = f'start: gap? "[" {_more(many, quoted(", "))} "]" gap? mark0'
+    return [GAP, listed, *pythonic_calls(names)], (closer,)
+
+
+def _in_lines_of_python(names: Sequence[str], many: bool) -> Rules:
+    lines = f"start: gap? {_more(many, quoted(chr(10)))} gap? mark0"
+    return [GAP, lines, *pythonic_calls(names)], ("</function_calls>",)
+
+
+def _only_python(names: Sequence[str], many: bool) -> Rules:
+    return [f'start: "[" {_more(many, quoted(", "))} "]"', *pythonic_calls(names)], ()
+
+
+def _pythonic(opener: str, rules: "Callable[[Sequence[str], bool], Rules]") -> HeldFormat:
+    return HeldFormat((opener,), rules=rules, arguments=pythonic_arguments)
+
+
 def _tagged(tags: Tags, *, is_repeated: bool = False) -> HeldFormat:
     return HeldFormat(
         (tags.opener,),
@@ -121,6 +143,11 @@ HELD: Mapping[str, HeldFormat] = {
     "qwen3_coder": _tagged(QWEN),
     "seed_oss": _tagged(SEED, is_repeated=True),
     "minimax": _tagged(MINIMAX, is_repeated=True),
+    "glm": HeldFormat((GLM.opener,), rules=bare_rules, arguments=partial(tagged_arguments, GLM)),
+    "llama4_pythonic": _pythonic("<|python_start|>", partial(_in_python, "<|python_end|>")),
+    "lfm2": _pythonic("<|tool_call_start|>", partial(_in_python, "<|tool_call_end|>")),
+    "olmo3": _pythonic("<function_calls>", _in_lines_of_python),
+    "pythonic": HeldFormat((), names_first=True, rules=_only_python, arguments=pythonic_arguments),
 }
 """By the names of `text/calls/families.py`. Calls of other formats are not held to anything."""
 
@@ -138,9 +165,14 @@ def mark_line(place: int, said: str) -> str:
     return f"mark{place}: {said}"
 
 
+_UP_TO = re.compile(r"(\w+)\[suffix=(\"[^\"]*\")\]: (.*)")
+
+
 def with_tokens(lark: str, tokens: Mapping[str, int]) -> str:
-    """The grammar with those marks as tokens that stand for no text in a vocabulary."""
-    lines = lark.split("\n")
+    """The grammar with those marks and tags as tokens that stand for no text in a vocabulary."""
+    tags = {quoted(text): token for text, token in tokens.items() if re.fullmatch("<.+>", text)}
+    tags = {said: token for said, token in tags.items() if said in lark}
+    lines = [each for line in lark.split("\n") for each in _with_tags(line, tags)]
     for at in range(len(lines) - 1, -1, -1):
         head, _, said = lines[at].partition(": ")
         if not head.startswith("mark"):
@@ -148,3 +180,16 @@ def with_tokens(lark: str, tokens: Mapping[str, int]) -> str:
         if (token := tokens.get(json.loads(said))) is not None:
             lines[at] = f"{head}: <[{token}]>"
     return "\n".join(lines)
+
+
+def _with_tags(line: str, tags: Mapping[str, int]) -> list[str]:
+    """A line whose literals that are such tokens are these, and what goes up to one does as well."""
+    if not tags or line.startswith(("SHAPE", "mark")) or "%json" in line:
+        return [line]
+    found = _UP_TO.fullmatch(line)
+    if found is not None and (token := tags.get(found[2])) is not None:
+        text = f"UP{found[1].upper()}"
+        return [f"{found[1]}: {text} <[{token}]>", f"{text}: {found[3]}"]
+    for said, token in tags.items():
+        line = re.sub(rf"(?<=[ (]){re.escape(said)}", f"<[{token}]>", line)
+    return [line]

@@ -210,7 +210,10 @@ def _auto_calls(text: str, is_strict: bool) -> str:
         except Unspeakable as fault:
             raise Unreadable(str(fault), _place(place, tool)) from None
     names = [tool["name"] for tool in wish["tools"]]
-    return calls_grammar(wish["format"], names, arguments, many=wish["many"])
+    try:
+        return calls_grammar(wish["format"], names, arguments, many=wish["many"])
+    except Unspeakable as fault:
+        raise Unreadable(str(fault)) from None
 
 
 def _structural_tag(text: str, is_strict: bool) -> str:

@@ -1,23 +1,25 @@
-"""What calls that write each argument between tags are held to: Qwen's coders, Seed, MiniMax.
+"""What calls that write each argument between tags are held to: Qwen's coders, Seed, MiniMax, GLM.
 
 A text stands between its tags as it is, up to the tag behind it; everything else stands there as JSON. Arguments come
-in the order of the schema, those that need not be there or not.
+in the order of the schema, those that need not be there or not. GLM's tags are literals of their own, because in its
+vocabularies they are tokens, and its values have no line ends around them.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmhost.text.calls.tagged import Tags
+from llmhost.text.calls.tagged import GLM, Tags
 
 _ABOUT = frozenset(("title", "description", "default", "examples", "deprecated"))
 """Keywords that say nothing of what is valid."""
-_OF_OBJECT = _ABOUT | {
+OF_OBJECT = _ABOUT | {
     *("type", "properties", "required", "additionalProperties"),
     *("$defs", "definitions", "$schema", "x-guidance"),
 }
 _OF_TEXT = _ABOUT | {"type", "enum", "const", "pattern", "minLength", "maxLength"}
-ANY_NAME = '/[^>\\n"]{1,128}/'
+ANY_NAME = '/[^<>\\n"]{1,128}/'
+NEWLINE = 'nl: "\\n"?'
 
 
 class Unspeakable(Exception):
@@ -35,36 +37,54 @@ def tagged_rules(
     one = " | ".join(f"call{i}" for i in range(len(names)))
     more = "call+" if many and is_repeated else "call"
     start = f"start: nl {more} mark0"
-    return ['nl: "\\n"?', start, *calls, f"call: {one}"], (tags.closer,)
+    return [NEWLINE, start, *calls, f"call: {one}"], (tags.closer,)
+
+
+def bare_rules(names: Sequence[str], many: bool) -> tuple[list[str], tuple[str, ...]]:
+    """The same for GLM, whose names have no tags."""
+    calls = [f"call{i}: {_quoted(name)} nl args{i}" for i, name in enumerate(names)]
+    one = " | ".join(f"call{i}" for i in range(len(names)))
+    return [NEWLINE, "start: nl call mark0", *calls, f"call: {one}"], (GLM.closer,)
 
 
 def tagged_arguments(tags: Tags, place: int, schema: Mapping[str, Any]) -> list[str]:
     """What stands within a call of the tool in that place. Raises Unspeakable."""
     if "properties" not in schema and not schema.keys() - {"type", "x-guidance"} - _ABOUT:
-        rule = f"{_quoted(tags.key)} {ANY_NAME} {_quoted(tags.value)} any{place} nl"
+        rule = f"{_named(tags, ANY_NAME)} any{place} nl"
         return [f"args{place}: ({rule})*", _text(f"any{place}", "/(?s:.*)/", tags)]
-    if more := sorted(schema.keys() - _OF_OBJECT):
+    if more := sorted(schema.keys() - OF_OBJECT):
         raise Unspeakable(f"arguments between tags can't be held to {', '.join(more)}")
     lines, parts = list[str](), list[str]()
     for number, (name, each) in enumerate(schema.get("properties", {}).items()):
+        if tags.is_name_bare and "<" in name:
+            raise Unspeakable(f"an argument between tags can't be named {name!r}")
         value = f"value{place}x{number}"
         lines += _value(value, each, schema, tags)
-        part = f"{_quoted(tags.key + name + tags.value)} {value} nl"
+        part = f"{_named(tags, _quoted(name), name)} {value} nl"
         parts.append(part if name in schema.get("required", ()) else f"({part})?")
     said = " ".join(parts) or '""'
     return [f"args{place}: {said}", *lines]
 
 
+def _named(tags: Tags, said: str, name: str | None = None) -> str:
+    """The tags of an argument's name, with the rule or literal that it is between them; in one literal if it is one."""
+    if tags.is_name_bare:
+        return f'{_quoted(tags.key)} {said} "</arg_key>" nl {_quoted(tags.value)}'
+    if name is not None:
+        return _quoted(tags.key + name + tags.value)
+    return f"{_quoted(tags.key)} {said} {_quoted(tags.value)}"
+
+
 def _value(rule: str, schema: Any, root: Mapping[str, Any], tags: Tags) -> list[str]:
-    words = _words(schema)
+    words, nl = _words(schema), "" if tags.is_name_bare else "nl"
     if words is not None:
         listed = " | ".join(_quoted(word) for word in words)
-        return [f"{rule}: nl ({listed}) nl {_quoted(tags.value_end)}"]
+        return [f"{rule}: {nl} ({listed}) {nl} {_quoted(tags.value_end)}"]
     if not isinstance(schema, Mapping) or schema.get("type") != "string":
         defs = {name: root[name] for name in ("$defs", "definitions", "x-guidance") if name in root}
         inner = {**defs, **schema} if isinstance(schema, Mapping) else schema
         return [
-            f"{rule}: nl {rule}j nl {_quoted(tags.value_end)}",
+            f"{rule}: {nl} {rule}j {nl} {_quoted(tags.value_end)}",
             f"{rule}j: %json {json.dumps(inner)}",
         ]
     if more := sorted(schema.keys() - _OF_TEXT):

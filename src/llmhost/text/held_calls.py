@@ -29,11 +29,18 @@ class CompiledCalls:
 
     @classmethod
     def of(
-        cls, matcher: LLMatcher, form: HeldFormat, vocabulary: Vocabulary, *, many: bool
+        cls,
+        matcher: LLMatcher,
+        form: HeldFormat,
+        vocabulary: Vocabulary,
+        names: Sequence[str],
+        *,
+        many: bool,
     ) -> "CompiledCalls":
         ids = [vocabulary.specials[text] for text in form.openers if text in vocabulary.specials]
         texts = [text.encode() for text in form.openers if text not in vocabulary.specials]
-        first = tuple(text.encode() for text in form.first)
+        listed = [f"[{name}(" for name in names] if form.names_first else []
+        first = tuple(text.encode() for text in (*form.first, *listed))
         return cls(matcher, frozenset(ids), tuple(texts), first, many)
 
 

@@ -21,6 +21,11 @@ TEMPLATES = {
     "qwen3_coder": "<tool_call><function=",
     "seed_oss": "<seed:tool_call>",
     "minimax": "<minimax:tool_call>",
+    "glm": "<tool_call><arg_key>",
+    "llama4_pythonic": "<|python_start|>",
+    "lfm2": "<|tool_call_start|>",
+    "olmo3": "<function_calls>",
+    "pythonic": "[func_name1(params_name1",
 }
 
 

@@ -115,3 +115,24 @@ def test_seed_and_minimax_are_held_likewise(tmp_path: Path) -> None:
     for name in ("seed_oss", "minimax"):
         (tmp_path / name).mkdir()
         tokenizer_of(name, tmp_path / name).compile_grammar(spec(name, [tool(a=TEXT)]))
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_texts_of_glm_go_up_to_their_tag_whether_it_is_a_token_or_not(
+    tmp_path: Path, is_special: bool
+) -> None:
+    glm = tokenizer_of("glm", tmp_path, is_special=is_special)
+
+    def is_said(name: str, value: str, *, strict: bool = True) -> bool:
+        state = glm.grammar(spec("glm", [tool(strict, a={"type": "string", "maxLength": 6})]), ())
+        said = f"<arg_key>{name}</arg_key>\n<arg_value>{value}</arg_value>"
+        for token in ids(glm, f"<tool_call>f\n{said}\n</tool_call>"):
+            if not state.is_free and token not in allowed(glm, state):
+                return False
+            state.accept(token)
+        return state.is_free
+
+    assert is_said("a", "x\n <b>")
+    assert not is_said("a", "1234567")
+    assert not is_said("b", "x")
+    assert is_said("b", "1234567", strict=False)

@@ -2,10 +2,13 @@
 
 import ast
 import json
+import re
 from typing import Any
 
 from llmhost.text.calls.pieces import Piece, Reader, Steps, whole_characters
 
+_SLASH = re.compile(r"(?<!\\)((?:\\\\)*)\\/")
+"""As JSON may write a slash, and Python does not."""
 LONGEST_NAME = 512
 """What is longer is content, and is not held back to see whether a call comes of it."""
 
@@ -116,8 +119,9 @@ class _CallScan:
 
 def read_call(text: str) -> tuple[str, dict[str, Any]] | None:
     """`f(a=1)` as a name and its arguments, which are literals. None for anything else."""
+    text = _SLASH.sub(r"\1/", text.strip())
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     if not isinstance(tree, ast.Call) or tree.args:
