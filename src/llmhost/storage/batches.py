@@ -4,6 +4,7 @@ A line's row holds its answer, and beside it the ledger's entry until the ledger
 finds it there. What records and entries say is not known here.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,12 @@ from typing import Any
 
 from llmhost.core.errors import InvalidValue, RateLimited
 from llmhost.core.ports import Clock
-from llmhost.storage.connect import Connection
+from llmhost.storage.connect import Connection, StorageFailed
 from llmhost.storage.files import Owner, StoredFile, hold_file, insert_file, let_go_of_file
 from llmhost.storage.schema import Schema
 from llmhost.storage.state import State
+
+log = logging.getLogger("llmhost.batches")
 
 SCHEMA = Schema(
     "batches",
@@ -121,8 +124,9 @@ class Batches:
         """Done when it will outlive this process. Its input can't be deleted from then on.
 
         Raises InvalidValue where the owner has no such file, RateLimited where it has `most_live` that have not ended.
+        What it raised for is not there: the next process must not run what its caller was told is not taken.
         """
-        await self._state.write_through(
+        await self._state.write(
             partial(
                 _add,
                 row=(self._node_id, self._clock.utc_ns(), batch_id, *owner, input_file_id, record),
@@ -132,6 +136,11 @@ class Batches:
                 now_ns=self._clock.utc_ns(),
             )
         )
+        try:
+            await self._state.force()
+        except StorageFailed:
+            await self._state.write(partial(_undo, batch_id=batch_id, input_file_id=input_file_id))
+            raise
 
     async def update(self, batch_id: str, record: bytes) -> None:
         """What is said of a batch that goes on."""
@@ -140,8 +149,11 @@ class Batches:
     async def end(
         self, batch_id: str, record: bytes, input_file_id: str, files: Sequence[StoredFile]
     ) -> None:
-        """A batch has ended: its record, rows of the files that it made, and its hold on its input, all or nothing."""
-        await self._state.write_through(
+        """A batch has ended: its record, rows of the files that it made, and its hold on its input, all or nothing.
+
+        Once there it stays: where the disk refuses to have it forced, a power cut makes it one that has not ended.
+        """
+        await self._state.write(
             partial(
                 _end,
                 batch_id=batch_id,
@@ -151,6 +163,10 @@ class Batches:
                 node_id=self._node_id,
             )
         )
+        try:
+            await self._state.force()
+        except StorageFailed as error:
+            log.warning("batch.end_not_forced batch=%s error=%s", batch_id, error)
 
     async def find(self, batch_id: str, owner: Owner | None = None) -> bytes | None:
         """The record; None for another owner's."""
@@ -265,6 +281,11 @@ def _add(
     )
 
 
+def _undo(connection: Connection, *, batch_id: str, input_file_id: str) -> None:
+    if connection.execute("DELETE FROM batches WHERE id = ?", (batch_id,)).rowcount:
+        let_go_of_file(connection, input_file_id)
+
+
 def _update(connection: Connection, *, batch_id: str, record: bytes) -> None:
     connection.execute("UPDATE batches SET record = ? WHERE id = ?", (record, batch_id))
 
@@ -278,12 +299,12 @@ def _end(
     files: Sequence[StoredFile],
     node_id: str,
 ) -> None:
-    for file in files:
-        insert_file(connection, file=file, node_id=node_id)
     ended = connection.execute(
         "UPDATE batches SET record = ?, is_live = 0 WHERE id = ? AND is_live", (record, batch_id)
     )
     if ended.rowcount:
+        for file in files:
+            insert_file(connection, file=file, node_id=node_id)
         let_go_of_file(connection, input_file_id)
 
 

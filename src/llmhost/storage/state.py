@@ -44,7 +44,7 @@ class State:
     async def write_through(self, job: Callable[[Connection], T]) -> T:
         """As `write`, and done when a power cut can't undo it. Neighbours share the wait."""
         result = await self._writer.run(job)
-        await self._force()
+        await self.force()
         return result
 
     def write_now(self, job: Callable[[Connection], T]) -> T:
@@ -56,8 +56,11 @@ class State:
         self._reader.close()
         self._writer.close()
 
-    async def _force(self) -> None:
-        """Have the log on disk as it is now: what is being forced already may be older, so the next one counts."""
+    async def force(self) -> None:
+        """Have the log on disk as it is now: what is being forced already may be older, so the next one counts.
+
+        Raises StorageFailed, which undoes nothing: what was committed is there, and may be gone after a power cut.
+        """
         loop = asyncio.get_running_loop()
         if self._next is None:
             self._next = loop.create_task(self._force_next(self._forcing))

@@ -27,7 +27,9 @@ from llmhost.core.request import Limits
 from llmhost.hooks.spec import hookimpl
 from llmhost.pipeline.batches import runner as batch_runner
 from llmhost.pipeline.batches.record import BatchStatus, from_record
+from llmhost.storage import state
 from llmhost.storage.batches import Batches
+from llmhost.storage.connect import StorageFailed
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import FAKE_MODEL, TestHost, at, make_host
@@ -506,3 +508,45 @@ async def test_a_stop_amid_a_batch_leaves_it_to_the_next_process(tmp_path: Path)
 def _completed(host: TestHost, batch_id: str) -> int:
     job = host.host.deferred.runner._jobs.get(batch_id)
     return -1 if job is None else job.batch.tally.completed
+
+
+# -- a disk that refuses what was committed ---------------------------------------------------------------------------
+
+
+def refuse(_: Path) -> None:
+    raise StorageFailed(Path("state.db"), OSError("Input/output error"))
+
+
+async def test_a_batch_that_could_not_be_forced_to_disk_was_never_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its caller asks again: run after a restart, it would be run twice."""
+    async with make_host() as host:
+        file = await upload(host, text([line(1)]))
+        body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+        with monkeypatch.context() as patch:
+            patch.setattr(state, "_force", refuse)
+            refused = await host.client.post("/v1/batches", json=body)
+        live = await host.host.deferred.runner._store.live()
+        deleted = await host.client.delete(f"/v1/files/{file['id']}")
+
+        assert (refused.status_code, live) == (503, [])
+        assert deleted.status_code == 200, "nobody holds it"
+
+
+async def test_a_batch_whose_end_could_not_be_forced_has_ended_and_has_its_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    end = Batches.end
+
+    async def unforced(*args: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(state, "_force", refuse)
+            await end(*args)
+
+    monkeypatch.setattr(Batches, "end", unforced)
+    async with make_host() as host:
+        done = await ended(host, await begin(host, [line(1), line(2)]))
+
+        assert done["status"] == "completed"
+        assert len(await lines_of(host, done["output_file_id"])) == 2

@@ -215,8 +215,15 @@ class BatchRunner:
             log.error("batch.stuck batch=%s error=%s", job.batch.id, error)
         except Exception:  # boundary: as above
             log.exception("batch.bug batch=%s", job.batch.id)
-            await self._fail(job, faults)
+            await self._end_without_files(job, faults)
         return job.batch.status.is_end
+
+    async def _end_without_files(self, job: Job, faults: list[Fault]) -> None:
+        """If that can be done now."""
+        try:
+            await self._fail(job, faults)
+        except LlmhostError as error:
+            log.error("batch.stuck batch=%s error=%s", job.batch.id, error)
 
     # ------------------------------------------------------------ its lines
 
