@@ -75,6 +75,25 @@ def test_without_a_number_no_likeliest_are_told(tiny: OpenAI) -> None:
     assert all(entry.top_logprobs == [] for entry in choice.logprobs.content)
 
 
+def test_the_end_of_an_answer_has_an_entry_in_completions_and_none_in_chats(
+    tiny: OpenAI, tiny_node: Node
+) -> None:
+    asked = {**CHAT, "max_tokens": 120}
+    chat = tiny.chat.completions.create(**asked, logprobs=True)
+    prompt = tiny_node.post("/apply-template", asked).json()["prompt"]
+    raw = {**TEXT, "prompt": prompt, "max_tokens": 120, "logprobs": 0}
+    completion = tiny.completions.create(**raw, extra_body={"add_special_tokens": False})
+
+    listed, columns = chat.choices[0].logprobs, completion.choices[0].logprobs
+    assert listed is not None and columns is not None
+    entries, tokens = listed.content or [], columns.tokens or []
+    assert chat.choices[0].finish_reason == completion.choices[0].finish_reason == "stop"
+    assert tokens == [*(entry.token for entry in entries), "<|im_end|>"]
+    assert "".join(tokens[:-1]) == completion.choices[0].text == chat.choices[0].message.content
+    assert chat.usage is not None and completion.usage is not None
+    assert [chat.usage.completion_tokens, completion.usage.completion_tokens] == [len(tokens)] * 2
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_completions_columns_add_up_to_its_text_streamed_or_not(tiny: OpenAI, n: int) -> None:
     asked = {**TEXT, "temperature": 1, "seed": 8, "max_tokens": 12, "logprobs": 2, "n": n}
@@ -87,7 +106,8 @@ def test_a_completions_columns_add_up_to_its_text_streamed_or_not(tiny: OpenAI, 
         columns = choice.logprobs
         assert columns is not None and columns.tokens is not None
         offsets, top = columns.text_offset or [], columns.top_logprobs or []
-        assert "".join(columns.tokens) == choice.text
+        said = columns.tokens[: -1 if choice.finish_reason == "stop" else None]
+        assert "".join(said) == choice.text
         assert offsets == [len("".join(columns.tokens[:i])) for i in range(len(columns.tokens))]
         for token, thought, table in zip(
             columns.tokens, columns.token_logprobs or [], top, strict=True

@@ -123,6 +123,13 @@ def test_nothing_to_answer_asks_for_the_model_and_never_to_unload_it(
             parsed(route, **{field: nothing}, keep_alive=gone)
 
 
+def test_a_suffix_asks_for_what_is_between() -> None:
+    request = parsed("generate", prompt="def f(", suffix="return 1")
+
+    assert (request.kind, request.prompts) == (Kind.COMPLETION, ("def f(",))
+    assert request.suffix == "return 1"
+
+
 def test_texts_are_cut_unless_it_is_said_that_they_are_not() -> None:
     request = parsed("embed", input=["a", "b"], dimensions=3)
     assert request.pooled is not None
@@ -156,7 +163,7 @@ def test_texts_are_cut_unless_it_is_said_that_they_are_not() -> None:
         ("chat", {"think": "much"}, "think"),
         ("chat", {"top_logprobs": 3}, "top_logprobs"),
         ("chat", {"tools": [{"type": "web"}]}, "tools[0].type"),
-        ("generate", {"suffix": "x"}, "suffix"),
+        ("generate", {"suffix": "x", "system": "y"}, "system"),
         ("generate", {"template": "x"}, "template"),
         ("generate", {"context": [1]}, "context"),
         ("generate", {"images": ["aa"]}, "images"),

@@ -76,7 +76,6 @@ def parse_generate(
     asked = Asked(_model(body), is_chat=False)
     refuse(
         {
-            "suffix": bool(body.suffix),
             "template": bool(body.template),
             "context": asks(body.context),
             "images": asks(body.images),
@@ -85,27 +84,27 @@ def parse_generate(
     )
     if not body.prompt:
         return _load(body, request_id, client_id), asked
-    if body.raw and body.system:
-        raise InvalidValue(
-            "With 'raw' the prompt is taken as it is, so 'system' has no place in it. Send one of them.",
-            param="system",
-        )
-    if body.raw and body.think:
-        raise InvalidValue(
-            "With 'raw' the prompt is taken as it is, so 'think' changes nothing in it. Leave it out.",
-            param="think",
-        )
-    system = [{"role": "system", "content": body.system}] if body.system else []
-    prompt: dict[str, Any] = (
-        {"kind": Kind.COMPLETION, "prompts": (body.prompt,)}
-        if body.raw
-        else {
+    prompt = _prompt(body, body.prompt)
+    return _answer(body, request_id, client_id, grammar=_format(body.format), **prompt), asked
+
+
+def _prompt(body: OllamaGenerate, text: str) -> dict[str, Any]:
+    """A chat of one message; or a text as it is, with one behind it where the model is to write what is between."""
+    plain = "raw" if body.raw else "suffix" if body.suffix else None
+    if plain is None:
+        system = [{"role": "system", "content": body.system}] if body.system else []
+        return {
             "kind": Kind.CHAT,
-            "messages": (*system, {"role": "user", "content": body.prompt}),
+            "messages": (*system, {"role": "user", "content": text}),
             "template_kwargs": _template_kwargs(body.think),
         }
-    )
-    return _answer(body, request_id, client_id, grammar=_format(body.format), **prompt), asked
+    for name in ("system", "think"):
+        if getattr(body, name):
+            raise InvalidValue(
+                f"With {plain!r} the prompt is taken as it is, so {name!r} has no place in it. Send one of them.",
+                param=name,
+            )
+    return {"kind": Kind.COMPLETION, "prompts": (text,), "suffix": body.suffix or ""}
 
 
 def embed_request(
