@@ -17,7 +17,7 @@ from llmhost.api.loose import NULL, Raw, asks, loose, said
 from llmhost.api.structural import structural_tag
 from llmhost.api.tools import Table, Tool, WireTool, tools_of
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
-from llmhost.core.request import GrammarSpec
+from llmhost.core.request import GrammarSpec, TextGrammar
 
 MAX_FORM_BYTES = 256 * 1024
 """Of `response_format`, `structured_outputs`, or all tools together, as sent."""
@@ -94,6 +94,7 @@ class Form:
     most_calls: int | None = None
     custom_tools: frozenset[str] = frozenset()
     """Names of those that take a text."""
+    text_grammars: tuple[TextGrammar, ...] = ()
 
 
 _form_of_chat = attrgetter(
@@ -121,10 +122,16 @@ def chat_form(body: ChatBody) -> Form:
     if wanted is None:
         return Form(text)
     if wanted.is_free:
-        _check_free(wanted.tools)
         told = tuple(tool.told for tool in wanted.tools)
         most = None if wanted.many else 1
-        return Form(text, told, may_call=True, most_calls=most, custom_tools=_custom(tools))
+        return Form(
+            text,
+            told,
+            may_call=True,
+            most_calls=most,
+            custom_tools=_custom(tools),
+            text_grammars=_text_grammars(wanted.tools),
+        )
     if text is not None and text.param != "response_format":  # which speaks of content only
         raise InvalidValue(
             f"'{text.param}' and 'tool_choice' ask for different answers. Send one of them.",
@@ -224,15 +231,13 @@ def _custom(tools: list[Tool]) -> frozenset[str]:
     return frozenset(tool.name for tool in tools if tool.is_custom)
 
 
-def _check_free(tools: list[Tool]) -> None:
-    """Within a model's own format of calls a text is written with escapes, which a grammar knows nothing of."""
-    for tool in tools:
-        if tool.lark is not None:
-            raise UnsupportedParameter(
-                f"The lark grammar of {tool.name!r} can be enforced only where a tool must be called. Send"
-                " 'tool_choice', or a grammar of syntax regex.",
-                param=f"tools{tool.at}".removesuffix(".definition"),
-            )
+def _text_grammars(tools: list[Tool]) -> tuple[TextGrammar, ...]:
+    """Whether they can be kept depends on how the model writes its calls."""
+    return tuple(
+        TextGrammar(tool.name, tool.lark, f"tools{tool.at}")
+        for tool in tools
+        if tool.lark is not None
+    )
 
 
 def _wanted(body: ChatBody, tools: list[Tool]) -> Wanted | None:

@@ -161,6 +161,7 @@ def _request(
         may_call=form.may_call,
         most_calls=form.most_calls,
         custom_tools=form.custom_tools,
+        text_grammars=form.text_grammars,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         stop=stops(body.stop),

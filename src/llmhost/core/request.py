@@ -244,6 +244,16 @@ class Question:
     answers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TextGrammar:
+    """What the text that a tool takes must look like, in Lark."""
+
+    tool: str
+    lark: str
+    param: str
+    """The field that it came in."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One request for generated text. `prompts` holds text or token ids; a chat has `messages` and no prompts.
@@ -270,6 +280,8 @@ class GenerationRequest:
     """Of which no more than so many count."""
     custom_tools: frozenset[str] = frozenset()
     """Names of tools that take a text, and are told to the model as functions of one argument."""
+    text_grammars: tuple[TextGrammar, ...] = ()
+    """What the texts of some of these are held to where the model decides upon its calls."""
     hides_thoughts: bool = False
     """Thoughts are not told, though they are counted."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -7,11 +7,11 @@ from typing import Any
 from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GenerationRequest, GrammarSpec
+from llmhost.core.request import GenerationRequest, GrammarSpec, TextGrammar
 from llmhost.core.thoughts import ThoughtIds
 from llmhost.text.calls.families import BY_NAME, Family, reader_of
 from llmhost.text.calls.pieces import Reader
-from llmhost.text.grammar_calls import HELD
+from llmhost.text.grammar_calls import HELD, NOT_HELD
 
 AUTO = "auto"
 
@@ -60,6 +60,8 @@ def reading_of(
             " name its format with tool_format in models.toml.",
             param="tools",
         )
+    if request.may_call and request.text_grammars:
+        _check_texts(request, family)
     if not request.may_call and not (family and family.knows_thoughts):
         family = None
     if family is None and marks.thoughts is None:
@@ -77,14 +79,34 @@ def _held(request: GenerationRequest, family: Family) -> GrammarSpec | None:
     """None as well where the whole answer has a form already."""
     if family.name not in HELD or request.grammar is not None:
         return None
-    tools = [_held_tool(tool["function"]) for tool in request.tools or ()]
+    texts = {each.tool: each for each in request.text_grammars}
+    tools = [
+        _held_tool(tool["function"], texts.get(tool["function"]["name"]))
+        for tool in request.tools or ()
+    ]
     content = {"format": family.name, "many": request.most_calls is None, "tools": tools}
     is_strict = any(tool["strict"] for tool in tools)
     return GrammarSpec("auto_calls", json.dumps(content), is_strict=is_strict, param="tools")
 
 
-def _held_tool(function: dict[str, Any]) -> dict[str, Any]:
+def _check_texts(request: GenerationRequest, family: Family | None) -> None:
+    """Raises UnsupportedParameter where a text has escapes within a call, which a grammar knows nothing of."""
+    if family is not None and request.grammar is None and HELD.get(family.name, NOT_HELD).text:
+        return
+    first = request.text_grammars[0]
+    raise UnsupportedParameter(
+        f"The lark grammar of {first.tool!r} can be enforced where a tool must be called, or with a model that writes"
+        " texts as they are within its calls, which this one does not, and without another form. Send 'tool_choice', or"
+        " a grammar of syntax regex.",
+        param=first.param.removesuffix(".definition"),
+    )
+
+
+def _held_tool(function: dict[str, Any], text: TextGrammar | None) -> dict[str, Any]:
     """Without strictness any object will do, so that tools of the same names have one grammar."""
+    if text is not None:
+        at = text.param.removeprefix("tools")
+        return {"name": function["name"], "strict": True, "lark": text.lark, "at": at}
     is_strict = bool(function.get("strict"))
     parameters = {"type": "object", **(function.get("parameters") or {})} if is_strict else {}
     return {"name": function["name"], "parameters": parameters, "strict": is_strict}

@@ -7,13 +7,13 @@ one vocabulary they are text, and in another tokens that stand for no text.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from llmhost.text.calls.tagged import GLM, MINIMAX, QWEN, SEED, Tags
 from llmhost.text.grammar_pythonic import pythonic_arguments, pythonic_calls
-from llmhost.text.grammar_tagged import bare_rules, tagged_arguments, tagged_rules
+from llmhost.text.grammar_tagged import bare_rules, tagged_arguments, tagged_rules, tagged_text
 
 SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 GAP = "gap: /[ \\n]{1,2}/"
@@ -33,6 +33,8 @@ class HeldFormat:
         f"args{place}: %json {json.dumps(schema)}"
     ]
     """Lines of the grammar for what the tool in that place is given. May raise Unspeakable."""
+    text: Callable[[int, str], list[str]] | None = None
+    """The same for a tool that takes one text, which is held to a grammar in Lark; None where a text has escapes."""
 
 
 Rules = tuple[list[str], tuple[str, ...]]
@@ -128,6 +130,7 @@ def _tagged(tags: Tags, *, is_repeated: bool = False) -> HeldFormat:
         (tags.opener,),
         rules=partial(tagged_rules, tags, is_repeated=is_repeated),
         arguments=partial(tagged_arguments, tags),
+        text=partial(tagged_text, tags),
     )
 
 
@@ -143,13 +146,14 @@ HELD: Mapping[str, HeldFormat] = {
     "qwen3_coder": _tagged(QWEN),
     "seed_oss": _tagged(SEED, is_repeated=True),
     "minimax": _tagged(MINIMAX, is_repeated=True),
-    "glm": HeldFormat((GLM.opener,), rules=bare_rules, arguments=partial(tagged_arguments, GLM)),
+    "glm": replace(_tagged(GLM), rules=bare_rules),
     "llama4_pythonic": _pythonic("<|python_start|>", partial(_in_python, "<|python_end|>")),
     "lfm2": _pythonic("<|tool_call_start|>", partial(_in_python, "<|tool_call_end|>")),
     "olmo3": _pythonic("<function_calls>", _in_lines_of_python),
     "pythonic": HeldFormat((), names_first=True, rules=_only_python, arguments=pythonic_arguments),
 }
 """By the names of `text/calls/families.py`. Calls of other formats are not held to anything."""
+NOT_HELD = HeldFormat(())
 
 
 def calls_grammar(
@@ -172,7 +176,10 @@ def with_tokens(lark: str, tokens: Mapping[str, int]) -> str:
     """The grammar with those marks and tags as tokens that stand for no text in a vocabulary."""
     tags = {quoted(text): token for text, token in tokens.items() if re.fullmatch("<.+>", text)}
     tags = {said: token for said, token in tags.items() if said in lark}
-    lines = [each for line in lark.split("\n") for each in _with_tags(line, tags)]
+    lines, is_theirs = list[str](), False
+    for line in lark.split("\n"):
+        is_theirs = line != "}" if is_theirs else line.endswith("%lark {")
+        lines += [line] if is_theirs else _with_tags(line, tags)
     for at in range(len(lines) - 1, -1, -1):
         head, _, said = lines[at].partition(": ")
         if not head.startswith("mark"):

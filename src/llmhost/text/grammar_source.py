@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
-from llmhost.text.grammar_calls import HELD, SPACED, calls_grammar, quoted
+from llmhost.text.grammar_calls import HELD, SPACED, HeldFormat, calls_grammar, quoted
 from llmhost.text.grammar_tagged import Unspeakable
 from llmhost.text.schema import enforceable
 
@@ -194,11 +194,21 @@ def _text_call(place: int, tool: Any) -> str:
     return f"call{place}: {head} text{place}\ntext{place}: %lark {{\n{tool['lark']}\n}}"
 
 
+def _text_of(made: HeldFormat, place: int, tool: Any) -> list[str]:
+    assert made.text is not None, "others were refused"
+    if fault := fault_of(LLMatcher.grammar_from_lark(tool["lark"])):
+        raise Unreadable(fault, _place(place, tool))
+    return made.text(place, tool["lark"])
+
+
 def _auto_calls(text: str, is_strict: bool) -> str:
     """Calls in a model's own format, from its opener on: strict tools by their schemas, others with any object."""
     wish = _json(text)
     made, arguments = HELD[wish["format"]], list[list[str]]()
     for place, tool in enumerate(wish["tools"]):
+        if "lark" in tool:
+            arguments.append(_text_of(made, place, tool))
+            continue
         strict = {**SPACED, "lenient": False, "coerce_one_of": False}
         schema = {"type": "object", "x-guidance": SPACED}
         if tool["strict"]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmhost.text.calls.inputs import INPUT
 from llmhost.text.calls.tagged import GLM, Tags
 
 _ABOUT = frozenset(("title", "description", "default", "examples", "deprecated"))
@@ -64,6 +65,14 @@ def tagged_arguments(tags: Tags, place: int, schema: Mapping[str, Any]) -> list[
         parts.append(part if name in schema.get("required", ()) else f"({part})?")
     said = " ".join(parts) or '""'
     return [f"args{place}: {said}", *lines]
+
+
+def tagged_text(tags: Tags, place: int, lark: str) -> list[str]:
+    """The same of a tool that takes one text, which follows a grammar of its own."""
+    nl = "" if tags.is_name_bare else "nl"
+    said = f"{nl} text{place} {nl} {_quoted(tags.value_end)} nl"
+    head = f"args{place}: {_named(tags, _quoted(INPUT), INPUT)} {said}"
+    return [head, f"text{place}: %lark {{\n{lark}\n}}"]
 
 
 def _named(tags: Tags, said: str, name: str | None = None) -> str:

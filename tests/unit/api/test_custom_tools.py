@@ -9,7 +9,11 @@ from tests.unit.api.test_tools import HERMES, Model, model
 
 from llmhost.api.openai import parse_chat
 from llmhost.core.errors import BadRequest
+from llmhost.core.ports import Marks
 from llmhost.core.request import GenerationRequest
+from llmhost.pipeline.reading import reading_of
+from llmhost.testing import FAKE_MODEL
+from llmhost.text.words import WordTokenizer
 
 RUN = {"type": "custom", "custom": {"name": "run", "description": "Runs code."}}
 REGEX = {
@@ -64,7 +68,6 @@ def test_one_call_is_enough_where_a_text_has_no_end_of_its_own(choice: Any) -> N
 @pytest.mark.parametrize(
     ("tools", "choice", "code", "param"),
     [
-        ([LARK], "auto", "unsupported_parameter", "tools[0].custom.format.grammar"),
         ([{"type": "custom"}], "auto", "missing_required_parameter", "tools[0].custom"),
         (
             [F, {"type": "custom", "custom": {"name": "c", "format": {"type": "grammar"}}}],
@@ -85,6 +88,39 @@ def test_a_custom_tool_that_can_not_be_is_refused_by_its_place(
         parsed(tools=tools, tool_choice=choice)
 
     assert (refused.value.code, refused.value.param) == (code, param)
+
+
+async def test_a_grammar_is_kept_by_models_that_write_texts_as_they_are_and_refused_by_others() -> (
+    None
+):
+    call = '<tool_call>\n<function=patch>\n<parameter=input>\n+a"\nb\n</parameter>\n</function>\n</tool_call>'
+    async with model(Marks("qwen3_coder")) as m:
+        told = await said(m, *call, tools=[F, LARK])
+    async with model(HERMES) as m:
+        refused = await m.host.chat("hello", model="m", tools=[F, LARK])
+        beside = await m.host.chat(
+            "hello", model="m", tools=[F, LARK], response_format={"type": "json_object"}
+        )
+
+    assert told == [{"type": "custom", "custom": {"name": "patch", "input": '+a"\nb'}}]
+    for answer in (refused, beside):
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "unsupported_parameter")
+        assert error["param"] == "tools[1].custom.format.grammar"
+
+
+def test_the_grammar_of_a_text_is_what_its_calls_are_held_to() -> None:
+    request = parsed(tools=[F, LARK])
+    marks = WordTokenizer(64)
+    marks.marks = Marks("qwen3_coder")
+
+    reading = reading_of(request, FAKE_MODEL, marks, (1,))
+
+    assert reading is not None and reading.grammar is not None
+    tools = json.loads(reading.grammar.text)["tools"]
+    assert tools[1]["lark"].startswith("start:")
+    assert tools[1]["at"] == "[1].custom.format.grammar.definition"
+    assert reading.grammar.is_strict
 
 
 def called(response: Any, *, is_stream: bool) -> list[Any]:

@@ -136,3 +136,36 @@ def test_texts_of_glm_go_up_to_their_tag_whether_it_is_a_token_or_not(
     assert not is_said("a", "1234567")
     assert not is_said("b", "x")
     assert is_said("b", "1234567", strict=False)
+
+
+PATCH = r"""start: "*** Begin Patch" LF hunk+ "*** End Patch" LF?
+hunk: "*** Add File: " /[^\n]+/ LF ("+" /[^\n]*/ LF)+
+LF: "\n"
+"""
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm"])
+@pytest.mark.parametrize("is_special", [True, False])
+def test_a_text_follows_a_grammar_of_its_own(name: str, is_special: bool, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(name, tmp_path, is_special=is_special)
+    tools = [{"name": "f", "strict": True, "lark": PATCH}]
+    ways = {
+        "qwen3_coder": "<tool_call>\n<function=f>\n<parameter=input>\n{}\n</parameter>\n</function>\n</tool_call>",
+        "glm": "<tool_call>f\n<arg_key>input</arg_key>\n<arg_value>{}</arg_value>\n</tool_call>",
+    }
+
+    def is_said(text: str) -> bool:
+        state = tokenizer.grammar(spec(name, tools), ())
+        for token in ids(tokenizer, ways[name].format(text)):
+            if not state.is_free and token not in allowed(tokenizer, state):
+                return False
+            state.accept(token)
+        return state.is_free
+
+    assert is_said("*** Begin Patch\n*** Add File: a.py\n+x = '</'\n+\n*** End Patch")
+    assert not is_said("*** Begin Patch\n*** End Patch")
+    assert not is_said("x")
+    with pytest.raises(InvalidTool) as refused:
+        broken = {"name": "f", "strict": True, "lark": "start: nothing", "at": "[0].x"}
+        tokenizer.compile_grammar(spec(name, [broken]))
+    assert refused.value.param == "tools[0].x"

@@ -45,7 +45,9 @@ def _parse(raw: bytes, request_id: str, client_id: str | None) -> tuple[Generati
     request, asked = parse_response(raw, request_id, client_id)
     most_tokens = request.max_tokens or MOST_TOKENS
     plain = replace(request, stream=False, max_tokens=most_tokens, tools=None, grammar=None)
-    return replace(plain, may_call=False, most_calls=None, custom_tools=frozenset()), asked
+    return replace(
+        plain, may_call=False, most_calls=None, custom_tools=frozenset(), text_grammars=()
+    ), asked
 
 
 def _asking(messages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:

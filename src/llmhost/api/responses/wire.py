@@ -126,6 +126,9 @@ def asked_of(body: ResponseBody, request_id: str, client_id: str | None) -> Aske
         may_call=form.may_call,
         most_calls=form.most_calls,
         custom_tools=form.custom_tools,
+        text_grammars=tuple(
+            replace(each, param=_in_our_words(each.param)) for each in form.text_grammars
+        ),
         template_kwargs=template_kwargs(
             effort, body.chat_template_kwargs, (body.text or NO_TEXT).verbosity
         ),
@@ -239,11 +242,15 @@ def _form(body: ResponseBody, tools: Sequence[WireTool]) -> Form:
 
 def in_our_words(error: LlmhostError) -> LlmhostError:
     """A fault of a tool or form, which is told in the words of chats, where it is in this route's body."""
-    for theirs, ours in _FIELDS:
-        error.message = error.message.replace(theirs, ours)
-        if error.param is not None:
-            error.param = error.param.replace(theirs, ours)
+    error.message = _in_our_words(error.message)
+    error.param = error.param and _in_our_words(error.param)
     return error
+
+
+def _in_our_words(text: str) -> str:
+    for theirs, ours in _FIELDS:
+        text = text.replace(theirs, ours)
+    return text
 
 
 _FIELDS = (
