@@ -125,6 +125,19 @@ def _pythonic(opener: str, rules: "Callable[[Sequence[str], bool], Rules]") -> H
     return HeldFormat((opener,), rules=rules, arguments=pythonic_arguments)
 
 
+def _harmony(names: Sequence[str], many: bool) -> Rules:
+    """Up to the object's end: what comes then ends the answer, and is the model's to say."""
+    head = 'head: " "? (mark0 "json")? mark1'
+    return [head, "start: call", *_options([f"{quoted(name)} head" for name in names], "")], (
+        *("<|constrain|>", "<|message|>"),
+    )
+
+
+def _compact(place: int, schema: Mapping[str, Any]) -> list[str]:
+    options = {**schema["x-guidance"], "item_separator": ",", "key_separator": ":"}
+    return [f"args{place}: %json {json.dumps({**schema, 'x-guidance': options})}"]
+
+
 def _tagged(tags: Tags, *, is_repeated: bool = False) -> HeldFormat:
     return HeldFormat(
         (tags.opener,),
@@ -150,9 +163,10 @@ HELD: Mapping[str, HeldFormat] = {
     "llama4_pythonic": _pythonic("<|python_start|>", partial(_in_python, "<|python_end|>")),
     "lfm2": _pythonic("<|tool_call_start|>", partial(_in_python, "<|tool_call_end|>")),
     "olmo3": _pythonic("<function_calls>", _in_lines_of_python),
+    "harmony": HeldFormat(("commentary to=functions.",), rules=_harmony, arguments=_compact),
     "pythonic": HeldFormat((), names_first=True, rules=_only_python, arguments=pythonic_arguments),
 }
-"""By the names of `text/calls/families.py`. Calls of other formats are not held to anything."""
+"""By the names of `text/calls/families.py`."""
 NOT_HELD = HeldFormat(())
 
 
