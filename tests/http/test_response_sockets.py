@@ -160,6 +160,18 @@ def test_a_key_is_asked_for_what_it_may_at_every_message(keyed_node: Node) -> No
             assert (refused["status"], refused["error"]["code"]) == (status, code)
 
 
+def test_a_socket_that_was_opened_without_a_key_needs_one_once_there_is_one(
+    new_node: Callable[..., Node],
+) -> None:
+    node = new_node().start()
+    with socket_at(node) as socket:
+        assert ask(socket)[-1]["type"] == "response.incomplete"
+        node.create_key("acme")
+        (refused,) = ask(socket)
+
+    assert (refused["status"], refused["error"]["code"]) == (401, "invalid_api_key")
+
+
 def test_a_client_that_leaves_stops_its_response_which_is_billed(open_node: Node) -> None:
     with socket_at(open_node) as socket:
         socket.send(
@@ -173,7 +185,9 @@ def test_a_client_that_leaves_stops_its_response_which_is_billed(open_node: Node
     entry = open_node.entry(name.replace("resp_", "req_"))
     assert entry["outcome"] == "cancelled"
     eventually(lambda: open_node.is_idle("slow"), "its sequence goes on")
-    assert open_node.get(f"/v1/responses/{name}").status_code == 404
+    path = f"/v1/responses/{name}"
+    eventually(lambda: open_node.get(path).status_code == 200, "it is nowhere")
+    assert open_node.get(path).json()["status"] == "cancelled"
 
 
 def test_a_drain_lets_the_response_end_and_closes_the_socket(

@@ -173,6 +173,9 @@ class _Session:
             while deltas := await exchange.read():
                 frames.take(deltas)
                 await self._tell(frames)
+        except _Closed:
+            await self._sockets.desk.keep_cut(order, frames)
+            raise
         except Exception as error:  # boundary: what breaks an answer off is its last event
             known = known_error(error)
             if not isinstance(error, LlmhostError):
