@@ -15,7 +15,8 @@ from tests.unit.schedule.kit import SpelledWatch, a_spec
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import StepResult, split_exactly, work_units
 from llmhost.engines.llama import runner as runner_module
-from llmhost.engines.llama.load import KvLayout, LoadSettings, load_runner
+from llmhost.engines.llama.context import KvLayout
+from llmhost.engines.llama.load import LoadSettings, load_runner
 from llmhost.engines.llama.runner import LlamaRunner
 from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
 

@@ -44,6 +44,9 @@ class ModelCells:
             if source in cell.owners and start <= cell.position < end:
                 cell.owners.add(target)
 
+    def copy(self, source: int, target: int) -> None:
+        self.restore(target, [self.read(source, 0, self._room)])
+
     def read(self, sequence: int, start: int, end: int) -> bytes:
         held = sorted(self.of(sequence).items())
         return repr([(p, cell.state) for p, cell in held if start <= p < end]).encode()

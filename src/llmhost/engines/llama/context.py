@@ -19,6 +19,7 @@ MOST_SEQUENCES = 256
 UBATCH_TOKENS = 512
 PAD_CELLS = 256
 
+KvLayout = Literal["auto", "unified", "partitioned"]
 Logits = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
@@ -38,7 +39,7 @@ class ContextShape:
     kv_type: int
     flash_attention: int
     offloads_kv: bool = True
-    layout: Literal["auto", "unified", "partitioned"] = "auto"
+    layout: KvLayout = "auto"
     """One buffer for all sequences, one for each, or as it suits what runs."""
     pooling: str | None = None
     """Which tokens' vectors become a text's, for contexts that pool; None as the file says."""
@@ -162,9 +163,16 @@ class Context:
         written = self._llama.llama_state_seq_get_data(self._context, room, size, sequence)
         return bytes(memoryview(room)[:written])
 
+    def copy(self, source: int, target: int) -> None:
+        assert self.scratch is None, "in one buffer cells are shared"
+        self._put(target, from_own_buffer(self._save(source), source))
+
     def restore(self, sequence: int, saved: Sequence[bytes]) -> None:
-        self._known.pop(sequence, None)
         whole = saved[0] if len(saved) == 1 else joined([*map(read_state, saved)]).written()
+        self._put(sequence, whole)
+
+    def _put(self, sequence: int, whole: bytes) -> None:
+        self._known.pop(sequence, None)
         if buffers := self.room.buffers:
             whole = for_own_buffer(whole, sequence, buffers)
         room = (ctypes.c_uint8 * len(whole)).from_buffer_copy(whole)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import RunnerFacts
-from llmhost.engines.llama.context import MOST_SEQUENCES, ContextShape
+from llmhost.engines.llama.context import MOST_SEQUENCES, ContextShape, KvLayout
 from llmhost.engines.llama.dry_load import Allocations
 from llmhost.engines.llama.library import listening, llama
 from llmhost.engines.llama.pooling import LlamaPoolingRunner
@@ -36,7 +36,7 @@ class LoadSettings:
     gpu_layers: int = 0
     kv_type: KvType = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
-    kv_layout: Literal["auto", "unified", "partitioned"] = "auto"
+    kv_layout: KvLayout = "auto"
     mmap: bool = True
     mlock: bool = False
     pooling: str | None = None

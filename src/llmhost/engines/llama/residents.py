@@ -34,6 +34,10 @@ class Cells(Protocol):
         """`target` holds the cells of `source` at these positions, too."""
         ...
 
+    def copy(self, source: int, target: int) -> None:
+        """Have an empty sequence hold what another one holds, where cells can't be shared. Raises as `restore`."""
+        ...
+
     def read(self, sequence: int, start: int, end: int) -> bytes:
         """What a sequence holds at these positions."""
         ...
@@ -93,9 +97,9 @@ class Residents:
             self._recent.pop(sequence, None)
             self._recent[sequence] = row.seq_id
             self._of_row[row.seq_id] = sequence
-            self._bring(sequence, row)
             if own is not None and sequence != own:
-                self._clear(own)
+                self._move_whole(own, sequence)
+            self._bring(sequence, row)
             self._enter(sequence, row)
             taken[at] = sequence
         return [taken[at] for at in range(len(rows))]
@@ -155,6 +159,16 @@ class Residents:
             self._share_in(sequence, wanted)
         self._cells.cut(sequence, start)  # a block that was saved may hold guesses that were wrong
         held.tokens = start
+
+    def _move_whole(self, source: int, target: int) -> None:
+        """What runs in one sequence goes on in another, which is empty."""
+        self._cells.copy(source, target)
+        held, moved = self._held[source], self._held[target]
+        for place, block in enumerate(held.blocks):
+            if block is not None:
+                self._hold(target, place, block)
+        moved.tokens = held.tokens
+        self._clear(source)
 
     def _copy_in(self, sequence: int, wanted: Sequence[int]) -> None:
         copies = [self._found(place, block) for place, block in enumerate(wanted)]
