@@ -185,6 +185,12 @@ async def test_estimates_count_as_requests_and_take_no_tokens(host: TestHost) ->
     assert ([a.status_code for a in answers], left) == ([200, 200, 200], ["2", "1", "0"])
     assert refused.status_code == 429
     assert refused.headers["retry-after"]
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+async def test_an_estimate_says_of_a_prompt_that_no_limit_will_ever_take(host: TestHost) -> None:
+    limits = Limits(requests_per_minute=3, input_tokens_per_minute=6)
+    bearer = {"authorization": f"Bearer {await host.make_key('acme', limits=limits)}"}
     large = await ask(host, {**TEXT, "prompt": "w " * 9}, headers=bearer)
     assert large.json()["error"]["code"] == "request_exceeds_limit"
 
