@@ -14,6 +14,7 @@ from llmhost.config.load import DEFAULT_MODELS, FLAGS, load
 from llmhost.config.schema import (
     FakeOptions,
     LlamaOptions,
+    ModelCacheSettings,
     ModelLimitSettings,
     ModelSpec,
     PriceSettings,
@@ -33,13 +34,16 @@ HEADINGS: dict[str, type[Section]] = {
     "[models.NAME]": ModelSpec,
     "[models.NAME.price]": PriceSettings,
     "[models.NAME.limits]": ModelLimitSettings,
+    "[models.NAME.cache]": ModelCacheSettings,
     "[models.NAME.speculation]": SpeculationSettings,
     '[models.NAME.options] of engine "torch"': TorchOptions,
     '[models.NAME.options] of engine "llama"': LlamaOptions,
     '[models.NAME.options] of engine "fake"': FakeOptions,
 }
 
-NO_DEFAULT_SHOWN = ("adapters", "aliases", "guard_labels", "limits", "options", "speculation")
+NO_DEFAULT_SHOWN = (
+    *("adapters", "aliases", "cache", "guard_labels", "limits", "options", "speculation"),
+)
 """Keys of a model whose line in the shipped file is an example, or a table."""
 
 

@@ -23,6 +23,8 @@ from llmhost.api.backup import BackupDesk, backup_router
 from llmhost.api.batches.admin import BatchAdmin, batch_admin_router
 from llmhost.api.batches.routes import BatchDesk, batch_routes
 from llmhost.api.budgets import BudgetAdmin, budget_router
+from llmhost.api.cache.desk import CacheDesk
+from llmhost.api.cache.routes import cache_router
 from llmhost.api.chats.desk import ChatDesk
 from llmhost.api.chats.routes import PATH as CHATS
 from llmhost.api.chats.routes import chat_router
@@ -94,6 +96,7 @@ class Surface:
     batches: BatchDesk
     batch_admin: BatchAdmin
     reviews: ReviewDesk
+    cache: CacheDesk
     idempotency: Idempotency
     responses: Desk
     chats: ChatDesk
@@ -182,6 +185,7 @@ def _framework(surface: Surface, generation: Mapping[str, ASGIApp]) -> Litestar:
             ),
             batch_admin_router(surface.batch_admin, guard),
             review_admin_router(surface.reviews, guard),
+            cache_router(surface.cache, guard),
             key_router(surface.invoices),
             backup_router(surface.backups, guard),
             organization_router(surface.organizations, surface.invoices, surface.reports, guard),

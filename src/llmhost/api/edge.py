@@ -17,7 +17,7 @@ from typing import Any
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from llmhost.api import bill_facts, limit_headers, safety_headers
+from llmhost.api import bill_facts, cache_headers, limit_headers, safety_headers
 from llmhost.api.dialect import OLLAMA_PATH, dialect_of
 from llmhost.api.door import add_by_sending, client_id, header, send_whole
 from llmhost.api.peers import Peer, Peers
@@ -46,6 +46,7 @@ _EXPOSED = ", ".join(
         *limit_headers.NAMES,
         *bill_facts.NAMES,
         *safety_headers.NAMES,
+        *cache_headers.NAMES,
     )
 ).encode()
 

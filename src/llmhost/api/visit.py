@@ -10,6 +10,7 @@ from typing import Any
 
 from litestar.types import HTTPScope, Receive, Send
 
+from llmhost.api.cache_headers import cache_headers
 from llmhost.api.dialect import dialect_of
 from llmhost.api.door import Wire, bearer, client_id, header, line_of, send_last, send_whole
 from llmhost.api.errors import error_headers, known_error
@@ -103,8 +104,10 @@ class Visit:
         if self.client_id is not None:
             headers["x-client-request-id"] = self.client_id
         if self.exchange is not None:
-            headers.update(limit_headers(self.exchange.context.allowances))
-            headers.update(safety_headers(self.exchange.context))
+            context = self.exchange.context
+            headers.update(limit_headers(context.allowances))
+            headers.update(safety_headers(context))
+            headers.update(cache_headers(context.cache))
         return headers
 
     async def fail(self, send: Send, error: Exception) -> None:

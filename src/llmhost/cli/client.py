@@ -205,6 +205,19 @@ class HttpAdmin:
                     raise Refused(_message(row) or "The backup failed.")
                 yield row
 
+    def cache(self) -> Row:
+        return self._http.one("GET", "/admin/v1/cache")
+
+    def cache_stats(self) -> list[Row]:
+        return self._http.all("/admin/v1/cache/stats")
+
+    def cache_policies(self) -> list[Row]:
+        return self._http.all("/admin/v1/cache/policies")
+
+    def purge_cache(self, *, everything: bool = False, **names: Any) -> Row:
+        body = {"everything": everything, **names}
+        return self._http.one("POST", "/admin/v1/cache/purge", json=body)
+
     def batches(self, *, org: str | None = None) -> list[Row]:
         return self._http.all("/admin/v1/batches", org=org)
 

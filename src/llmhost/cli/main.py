@@ -16,6 +16,7 @@ from llmhost.cli import (
     batches,
     bench,
     budgets,
+    cache,
     chat,
     config,
     doctor,
@@ -40,7 +41,7 @@ from llmhost.core.errors import LlmhostError
 _ORDER = (
     *("serve", "chat", "models", "pull", "ps", "load", "unload", "sleep", "wake"),
     *("adapters", "export-gguf"),
-    *("batches", "files", "reviews"),
+    *("batches", "files", "reviews", "cache"),
     *("orgs", "teams", "keys", "budgets", "credits", "prices", "usage", "invoice", "ledger"),
     *("safety", "audit"),
     *("backup", "restore"),
@@ -128,7 +129,7 @@ def show_version(as_json: Json = False) -> None:
 
 for commands in (
     *(serve, chat, models, pull, adapters, export_gguf, orgs, keys, budgets, prices, usage, ledger),
-    *(invoice, entries, backup, batches, reviews, safety, audit),
+    *(invoice, entries, backup, batches, reviews, cache, safety, audit),
     *(bench, plugins, config, doctor),
 ):
     commands.add_to(app)

@@ -40,6 +40,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
             "idempotency.max_answer_bytes",
             "is more than max_kept_bytes, so the largest answers could not be kept; lower it, or raise that",
         )
+    yield from _price("cache.price_factor", settings.cache.price_factor, "a factor")
     yield from _price("batches.price_factor", settings.batches.price_factor, "a factor")
     yield from _safety(settings.safety)
     yield from _size("devices.cpu_memory", settings.devices.cpu_memory)

@@ -193,6 +193,35 @@ class BatchSettings(Section, frozen=True):
     """How long lines that run may go on when their batch is cancelled or its time is over; then they are dropped."""
 
 
+CacheUse = Literal["off", "asked", "deterministic", "all"]
+CacheScope = Literal["key", "team", "org", "public"]
+
+
+class CacheSettings(Section, frozen=True):
+    """[cache]: complete answers that are kept for whoever asks the same again."""
+
+    use: CacheUse = "asked"
+    """For which requests: `asked` by header, all with temperature 0 or a seed (`deterministic`), `all`, or none."""
+    ttl_s: Seconds = 3600.0
+    """How long an answer is given again, where no learned policy says otherwise."""
+    stale_s: Seconds = 0.0
+    """How long after that it still is, while a fresh one is made in the background."""
+    max_ttl_s: Seconds = 86_400.0
+    """The longest that a learned policy or a model's own time may say: no answer that is older is given."""
+    price_factor: str = "0"
+    """What a kept answer costs of the price of the same tokens; "0" is nothing, "1" all of it."""
+    memory_bytes: Count = 64 * 2**20
+    """Answers in memory; the least recently used make room."""
+    disk_bytes: Count = 2**30
+    """Answers on disk, which outlive the process; the oldest make room. 0 keeps none on disk."""
+    max_answer_bytes: Positive = 2**20
+    """Larger answers are not kept."""
+    learn: bool = True
+    """Find out which kinds of requests repeat, and give each the time that saves most."""
+    min_hit_potential: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    """The share of repeated requests beyond which a kind of requests gets a policy of its own."""
+
+
 class SafetySettings(Section, frozen=True):
     """[safety]: rules on text, in and out. Plugins are asked after them."""
 
@@ -321,6 +350,19 @@ class PriceSettings(Section, frozen=True):
     """Dollars for each request, beside its tokens."""
 
 
+class ModelCacheSettings(Section, frozen=True):
+    """[models.NAME.cache]: what is different for this model from [cache]."""
+
+    use: CacheUse | None = None
+    """For which requests; as [cache] says when absent."""
+    scope: CacheScope = "team"
+    """Who shares answers: without a team, the organisation."""
+    ttl_s: Seconds | None = None
+    """How long an answer is given again; as [cache] says when absent."""
+    stale_s: Seconds | None = None
+    """How long after that; as [cache] says when absent."""
+
+
 class SpeculationSettings(Section, frozen=True):
     """[models.NAME.speculation]: guess tokens ahead, and check several in one step. It changes no answer."""
 
@@ -446,6 +488,8 @@ class ModelSpec(Section, frozen=True):
     """What callers pay. Absent, requests are metered and cost nothing."""
     limits: ModelLimitSettings = ModelLimitSettings()
     """Rates and concurrency of the model itself, whoever asks."""
+    cache: ModelCacheSettings = ModelCacheSettings()
+    """Which answers are kept for whoever asks again, and for how long."""
     speculation: SpeculationSettings = SpeculationSettings()
     """Guessing ahead, which is quicker where it pays and off where it does not."""
     options: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -455,6 +499,7 @@ class ModelSpec(Section, frozen=True):
 MODEL_TABLES: dict[str, type[Section]] = {
     "price": PriceSettings,
     "limits": ModelLimitSettings,
+    "cache": ModelCacheSettings,
     "speculation": SpeculationSettings,
 }
 """Tables below a model's own."""
@@ -475,6 +520,7 @@ class Settings(Section, frozen=True):
     state: StateSettings = StateSettings()
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
+    cache: CacheSettings = CacheSettings()
     safety: SafetySettings = SafetySettings()
     reviews: ReviewSettings = ReviewSettings()
     audit: AuditSettings = AuditSettings()

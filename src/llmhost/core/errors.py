@@ -44,6 +44,7 @@
     │   ├── FormTooComplex         400  an answer's form left nothing to go on with
     │   └── OutOfMemory                 and it was for want of device memory
     ├── DeadlineExceeded           504  not answered within the time that the caller gave
+    ├── CacheMiss                  504  only a kept answer was wanted, and there is none
     ├── ConfigError                     models.toml, environment or flags are wrong (never on the wire)
     └── AlreadyRunning                  the port or the data dir is taken (never on the wire)
 
@@ -414,6 +415,20 @@ class DeadlineExceeded(LlmhostError):
             f"The answer had not ended after the {timeout_ms} ms of 'timeout_ms'. What was computed until then is"
             " billed. Give it more time, or ask for fewer tokens.",
             param="timeout_ms",
+        )
+
+
+class CacheMiss(LlmhostError):
+    """504, as HTTP has it for `only-if-cached`."""
+
+    status = 504
+    type = "invalid_request_error"
+    code = "cache_miss"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No answer to this request is kept for you, and it asks for no other. Send it without"
+            " 'x-llmhost-cache: only' to have one made."
         )
 
 

@@ -34,7 +34,7 @@ SCHEMA = Schema(
 )
 """Columns of the table that the ledger's schema makes: apply it after that."""
 
-FILE, API, BATCH = "file", "api", "batch"
+FILE, API, BATCH, CACHE = "file", "api", "batch", "cache"
 _PLUGIN = "plugin:"
 _RATES = tuple(field.name for field in fields(Rates))
 _COLUMNS = (
@@ -186,6 +186,10 @@ class PriceBook:
     async def for_batches(self, model: str, rates: Rates) -> Price:
         """The same for what lines of batches pay of a model's price."""
         return await self._find_or_add(f"{model}+{BATCH}", rates, BATCH)
+
+    async def for_hits(self, model: str, rates: Rates) -> Price:
+        """The same for what kept answers cost of a model's price."""
+        return await self._find_or_add(f"{model}+{CACHE}", rates, CACHE)
 
     async def for_rerating(self, model: str, rates: Rates) -> Price:
         """The same for a period that is rated again: it holds for no new request."""

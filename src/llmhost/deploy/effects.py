@@ -29,10 +29,11 @@ from llmhost.core.step import StepResult
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.rates import NodeRates
 from llmhost.deploy.adapters import AdapterShelf
-from llmhost.deploy.catalogue import ModelEntry
+from llmhost.deploy.catalogue import ModelEntry, Served
 from llmhost.deploy.drafts import check_same_words, draft_entry, draft_holder
 from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
 from llmhost.deploy.off_loop import OffLoop
+from llmhost.deploy.registry import mark_of
 from llmhost.deploy.replica import Replica
 from llmhost.deploy.sleepers import HOST, Sleepers
 from llmhost.deploy.sources import find_files, presence
@@ -81,6 +82,7 @@ class LoadEffects:
         self._tokenizers: dict[str, Tokenizer] = {}
         self._predictions: dict[str, RunnerFacts] = {}
         self._sleepers = Sleepers(devices, self._costs)
+        self._marks: dict[tuple[str, str | None], str] = {}
 
     async def tokenizer(self, entry: ModelEntry) -> Tokenizer:
         """The model's tokenizer, which does not need its weights. Kept."""
@@ -102,9 +104,23 @@ class LoadEffects:
                     self._predictions[key] = await self._read(entry, read)
         return self._predictions[key]
 
+    async def mark(self, served: Served) -> str:
+        """What the files of a model and its adapter hold, by samples, and in what precision they are computed. Kept
+        until the model is loaded again; empty before they are here."""
+        key = str(served.entry.ref), served.adapter
+        if key not in self._marks:
+            self._marks[key] = await self._off_loop.run(partial(mark_of, served, self._models_dir))
+        return self._marks[key]
+
+    def forget_marks(self, entry: ModelEntry) -> None:
+        """Its files, or those of an adapter, are about to be read anew."""
+        for key in [key for key in self._marks if key[0] == str(entry.ref)]:
+            del self._marks[key]
+
     async def load(self, entry: ModelEntry, on_broken: Callable[[LlmhostError], None]) -> Replica:
         started_ns = self._clock.monotonic_ns()
         async with self._reading:
+            self.forget_marks(entry)
             began = self._costs.moment()
             tokenizer = await self.tokenizer(entry)
             facts = await self.predict(entry)

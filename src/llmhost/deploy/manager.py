@@ -45,6 +45,10 @@ class Deployments:
     async def tokenizer(self, deployment: Deployment) -> Tokenizer:
         return await self._effects.tokenizer(deployment.entry)
 
+    async def mark(self, deployment: Deployment, adapter: Served | None) -> str:
+        """What the files of a model, and of the adapter that is asked for, hold: other files have another mark."""
+        return await self._effects.mark(adapter or Served(deployment.entry))
+
     def files(self, deployment: Deployment) -> str | None:
         """Whether the model's files are here: present, partial or absent; None where it needs none. Blocks a little."""
         return self._effects.files(deployment.entry)
@@ -67,6 +71,7 @@ class Deployments:
     async def load_adapter(self, served: Served) -> None:
         """Have an adapter in memory, and its model. One that is new can be named from then on."""
         deployment = self._all[served.entry.name]
+        self._effects.forget_marks(served.entry)
         await deployment.ensure_ready("operator")
         for replica in deployment.replicas:
             (await replica.hold_adapter(served)).let_go()

@@ -13,7 +13,7 @@ from llmhost.core.errors import ModelUnavailable
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock
 from llmhost.core.request import ModelRef
-from llmhost.deploy.catalogue import ModelEntry
+from llmhost.deploy.catalogue import ModelEntry, Served
 from llmhost.deploy.sources import find_local, fingerprint
 from llmhost.storage.connect import Connection
 from llmhost.storage.schema import Schema
@@ -130,6 +130,18 @@ def _mark(spec: ModelSpec, models_dir: Path) -> str:
     except ModelUnavailable:
         return ""
     return "" if folder is None else fingerprint(folder) + _computed_with(spec)
+
+
+def mark_of(served: Served, models_dir: Path) -> str:
+    """The same for what a request names, with its adapter. Blocks."""
+    mark = _mark(served.entry.spec, models_dir)
+    if served.adapter is None:
+        return mark
+    try:
+        folder = find_local(served.source, models_dir)
+    except ModelUnavailable:
+        folder = None
+    return f"{mark} {served.adapter} {'' if folder is None else fingerprint(folder)}"
 
 
 def _computed_with(spec: ModelSpec) -> str:

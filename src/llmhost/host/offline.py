@@ -32,6 +32,7 @@ from llmhost.api.budget_wire import (
     NewCredit,
 )
 from llmhost.api.budgets import BudgetAdmin
+from llmhost.api.cache.desk import CacheDesk, NewPurge
 from llmhost.api.costs import CostReports
 from llmhost.api.invoices import InvoiceDesk, within_month
 from llmhost.api.ledger import AccountPage, LedgerDesk, NewRerating
@@ -42,12 +43,13 @@ from llmhost.api.reports import ReportDesk, query_of
 from llmhost.api.reviews.desk import ReviewDesk
 from llmhost.api.reviews.wire import ReviewPage, Ruling
 from llmhost.config.load import LoadedSettings
-from llmhost.config.schema import AuditSettings, ReviewSettings
+from llmhost.config.schema import AuditSettings, ReviewSettings, Settings
 from llmhost.hooks.registry import Plugins
 from llmhost.host.audit import open_audit, written_down
 from llmhost.host.backup import back_up, told
 from llmhost.host.batches import offline_admin
 from llmhost.host.books import open_books
+from llmhost.host.cache import open_cache
 from llmhost.host.policies import offline_policies
 from llmhost.host.reviews import open_reviews
 from llmhost.host.state import open_state
@@ -83,6 +85,7 @@ _READS = frozenset(
         *("audit_rows", "export_audit", "verify_audit", "close"),
         *("reviews", "review", "review_stats"),
         *("policies", "policy", "try_policy"),
+        "cache",
     }
 )
 """What changes nothing, and is not written to the audit log."""
@@ -103,6 +106,7 @@ class OfflineAdmin:
             state = open_state(self._data_dir, self._closing)
             reviews = open_reviews(self._data_dir, ReviewSettings(), clock, self._closing)
             self.audit = open_audit(self._data_dir, AuditSettings(), clock, self._closing)
+            cache = open_cache(Settings(), self._data_dir, clock, self._closing)
         except BaseException:
             self.close()
             raise
@@ -112,12 +116,20 @@ class OfflineAdmin:
         self._reviews = ReviewDesk(reviews, clock)
         self._audit_desk = AuditDesk(self.audit)
         self._policies = offline_policies(self._data_dir, self.audit, books.keys.directory, clock)
+        self._cache = CacheDesk(cache)
         self._costs = CostReports(books.costs)
         self._prices = PriceAdmin(books.prices, books.keys.directory, clock, None)
         self._reports = ReportDesk(books.reports)
         self._budgets = BudgetAdmin(books.budgets, books.keys)
         self._ledger = LedgerDesk(books.ledger, books.rerater, books.prices, clock)
         self._invoices = InvoiceDesk(books.statements, books.reports, books.keys.directory)
+
+    def cache(self) -> Row:
+        return _row(self._run(self._cache.report()))
+
+    def purge_cache(self, *, everything: bool = False, **names: Any) -> Row:
+        wanted = msgspec.convert({"everything": everything, **names}, NewPurge)
+        return _row(self._run(self._cache.purge(wanted)))
 
     def create_org(self, name: str, **facts: Any) -> Row:
         new = msgspec.convert({"name": name, **facts}, NewOrg)

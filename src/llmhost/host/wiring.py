@@ -14,6 +14,7 @@ from llmhost.api.app import App, Surface, build_app
 from llmhost.api.backup import BackupDesk
 from llmhost.api.batches.line_routes import line_routes
 from llmhost.api.budgets import BudgetAdmin
+from llmhost.api.cache.desk import CacheDesk
 from llmhost.api.chats.desk import ChatDesk
 from llmhost.api.costs import CostReports
 from llmhost.api.door import Outflow
@@ -49,6 +50,7 @@ from llmhost.host.audit import keep_pruning, open_audit
 from llmhost.host.backup import back_up, told
 from llmhost.host.batches import Deferred, open_deferred
 from llmhost.host.books import Books, open_books
+from llmhost.host.cache import epoch_of, keep_learning, measure_cache, open_cache
 from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
 from llmhost.host.policies import open_policies
@@ -60,11 +62,13 @@ from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.authenticate import Authenticate
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
+from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.execute import Execute
 from llmhost.pipeline.guard import ModelGuard
 from llmhost.pipeline.limit import Limit
 from llmhost.pipeline.log import Log
 from llmhost.pipeline.processor import Processor, Stages
+from llmhost.pipeline.rendered import Rendered
 from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
@@ -206,6 +210,9 @@ class Host:
             open_reviews, self.data_dir, self.settings.reviews, self.clock, self._closing
         )
         measure(self.reviews, self.metrics.reviews, self.clock)
+        self.cache = await asyncio.to_thread(
+            open_cache, self.settings, self.data_dir, self.clock, self._closing
+        )
         self.observers = Observers(self.plugins)
         self._closing.push_async_callback(self.observers.close)
         self.outflow = Outflow()
@@ -222,6 +229,7 @@ class Host:
         await asyncio.to_thread(self.books.costs.end_open_loads)
         entries, registry = await asyncio.to_thread(self._open_registry)
         self.deployments = self._deployments(entries, registry)
+        measure_cache(self.cache, self.metrics.cache, [str(entry.ref) for entry in entries])
         await self.books.prices.declare({entry.name: entry.spec.price for entry in entries})
         self.tabs = Tabs(self.costs.bear)
         self.screen = self._screen()
@@ -261,6 +269,7 @@ class Host:
         self._tasks.append(asyncio.create_task(self.metrics.threads.watch_loop()))
         await self.deferred.runner.start()
         self._tasks.append(asyncio.create_task(self.deferred.keep_forgetting()))
+        self._tasks.append(asyncio.create_task(keep_learning(self.cache)))
         self._tasks.append(asyncio.create_task(self.reviews.keep_time()))
 
     def _kept(self) -> Sequence[Forgets]:
@@ -339,16 +348,18 @@ class Host:
             self.settings.billing,
             self.settings.batches.price_factor,
             self.tabs,
+            hit_factor=self.cache.price_factor,
         )
+        cached = self._cached(screen)
         stages = Stages(
             authenticate=self.authenticate,
-            resolve=Resolve(self.deployments, plugins),
+            resolve=Resolve(self.deployments, plugins, Rendered(self.cache.keys)),
             limit=Limit(self._limiter(), plugins, self.metrics.limits),
             screen=screen,
-            cached=Cached(),
+            cached=cached,
             route=Route(),
             execute=Execute(screen, clock, self.metrics, self.costs.bear),
-            store=Store(),
+            store=Store(self.cache, cached, clock),
             bill=self.bill,
             log=Log(self.metrics, (self.analytics.record, self.observers.tell)),
         )
@@ -368,6 +379,13 @@ class Host:
             guard=ModelGuard(self.deployments, self.clock, self.tabs, self.costs.bear),
             utc_ns=self.clock.utc_ns,
         )
+
+    def _cached(self, screen: ScreenStage) -> Cached:
+        async def mark_of(context: RequestContext) -> str:
+            return await self.deployments.mark(context.known_deployment, context.adapter)
+
+        epoch = epoch_of(self.settings, self.plugins, self.books.prices, screen.policy_of)
+        return Cached(self.cache, screen, self.plugins, self.clock, epoch, mark_of)
 
     def _open_deferred(self) -> Deferred:
         return open_deferred(
@@ -422,6 +440,7 @@ class Host:
                 ),
                 audit=self.audit,
                 policies=PolicyAdmin(self.policies, self.audit, self.books.keys.directory),
+                cache=CacheDesk(self.cache),
                 costs=CostReports(self.books.costs, self.costs.bring_up_to_date),
                 prices=prices,
                 budgets=BudgetAdmin(self.books.budgets, self.books.keys),

@@ -15,6 +15,7 @@ from llmhost.core.ports import EngineLoad
 from llmhost.core.step import StepResult
 from llmhost.observe.batches import BatchMetrics
 from llmhost.observe.budgets import BudgetMetrics
+from llmhost.observe.cache import CacheMetrics
 from llmhost.observe.guesses import GuessMetrics
 from llmhost.observe.limits import LimitMetrics
 from llmhost.observe.loop import LoopCounter, LoopHistogram
@@ -105,6 +106,7 @@ class Metrics:
         self.batches = BatchMetrics(self.registry)
         self.reviews = ReviewMetrics(self.registry)
         self.safety = SafetyMetrics(self.registry)
+        self.cache = CacheMetrics(self.registry)
 
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""

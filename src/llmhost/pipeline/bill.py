@@ -16,6 +16,7 @@ The line of a batch is booked when its answer is kept, and not before: see `pipe
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from functools import partial
 from typing import TypedDict
 
@@ -43,12 +44,13 @@ from llmhost.tenants.accounts import Accounts
 
 FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
 """The list price of a model without one, as plugins see it."""
+ALL = Fraction(1)
 
 
 class Bill:
     """Quotes and books. Only answers and what a caller left behind are paid for: refusals and failures are not."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a bill is made of
         self,
         ledger: Ledger,
         settlements: Settlements,
@@ -59,8 +61,11 @@ class Bill:
         settings: BillingSettings,
         batch_factor: str = "1",
         tabs: Tabs | None = None,
+        *,
+        hit_factor: Fraction = ALL,
     ) -> None:
-        """`batch_factor` times the price is what lines of batches are charged; `tabs` has what guards took."""
+        """`batch_factor` times the price is what lines of batches are charged, and `hit_factor` what kept answers are;
+        `tabs` has what guards took."""
         self._ledger = ledger
         self._settlements = settlements
         self._accounts = accounts
@@ -73,6 +78,8 @@ class Bill:
         self._batch_factor = factor_of(batch_factor, key="batches.price_factor")
         self._batch_prices: dict[str, Price] = {}
         """By the version of the price that each was made of."""
+        self._hit_factor = hit_factor
+        self._hit_prices: dict[str, Price] = {}
 
     async def quote(self, context: RequestContext) -> None:
         """Freeze the price: what holds for the caller's organisation, or what a plugin makes of it."""
@@ -93,7 +100,35 @@ class Bill:
         tightest = self._accounts.tightest(caller, run_id, context.arrived_utc_ns)
         return estimate_of(context, None if tightest is None else tightest.remaining_nano)
 
+    async def hold_in_full(self, context: RequestContext) -> None:
+        """A request that was to have a kept answer runs: give back what is held, and hold what that costs."""
+        if context.spending is not None:
+            context.spending.hold.void()
+            context.spending = None
+        if context.slot is not None:
+            context.slot.close()
+            context.slot = None
+        context.full_price = None
+        await self._find_price(context)
+        self.hold(context)
+
     async def _find_price(self, context: RequestContext) -> None:
+        await self._find_full_price(context)
+        if context.cache is not None and context.cache.is_hit and context.price is not None:
+            context.full_price = context.price
+            name = context.known_deployment.entry.name
+            context.price = await self._hit_price(name, context.price)
+
+    async def _hit_price(self, model: str, full: Price) -> Price:
+        """What a kept answer costs: a version of its own, so that ledger and bills tell it apart."""
+        if self._hit_factor == 1:
+            return full
+        if full.version not in self._hit_prices:
+            rates = scaled(full, self._hit_factor)
+            self._hit_prices[full.version] = await self._prices.for_hits(model, rates)
+        return self._hit_prices[full.version]
+
+    async def _find_full_price(self, context: RequestContext) -> None:
         context.price = self._prices.list.of(
             context.known_deployment.entry.name, context.known_caller.org, context.arrived_utc_ns
         )
@@ -142,10 +177,13 @@ class Bill:
 
     def _held(self, context: RequestContext, price: Price) -> Spending | None:
         size = _size(context, self._settings.slice_tokens)
+        nano = Spending.first_nano(price, **size)
+        if context.full_price is not None and not nano:
+            return None  # a free hit is for those, too, who have nothing left
         hold = self._accounts.hold(
             context.known_caller,
             context.run_id,
-            Spending.first_nano(price, **size),
+            nano,
             context.arrived_utc_ns,
             request_id=context.request.request_id,
         )
@@ -161,6 +199,9 @@ class Bill:
             context.amount_nano = amount_nano(
                 context.price, context.usage, is_embedding=is_embedding
             )
+            if context.full_price is not None:
+                full_nano = amount_nano(context.full_price, context.usage)
+                context.discount_nano = full_nano - context.amount_nano
         load_id = None if context.replica is None else context.replica.load_id
         judging = self._tabs.take(context.request.request_id)
         context.costs = self._costs.settle(
@@ -271,10 +312,15 @@ class _Size(TypedDict):
 
 
 def _size(context: RequestContext, slice_tokens: int) -> _Size:
+    most_tokens, use = context.max_new_tokens, context.cache
+    if use is not None and use.is_hit:  # nothing is held later, so all of it is now
+        slice_tokens = most_tokens = (
+            most_tokens if use.answer is None else use.answer.longest_tokens
+        )
     return _Size(
         prompt_tokens=context.prompt_tokens,
         slice_tokens=slice_tokens,
-        most_tokens=context.max_new_tokens,
+        most_tokens=most_tokens,
         choices=context.choices,
     )
 

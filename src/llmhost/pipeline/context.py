@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import RequestEnded, SafetyNote
-from llmhost.core.output import FinishReason, Outcome, Usage
+from llmhost.core.output import Delta, FinishReason, Outcome, Usage
 from llmhost.core.ports import Tokenizer
 from llmhost.core.request import Caller, GenerationRequest, GrammarSpec, Pooling
 from llmhost.cost.breakdown import Breakdown
@@ -16,6 +16,7 @@ from llmhost.deploy.adapters import AdapterHold
 from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica
+from llmhost.pipeline.cache_use import CacheUse
 from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.reading import Reading
 from llmhost.pipeline.spending import Spending
@@ -61,6 +62,12 @@ class RequestContext:
     verdict: "asyncio.Task[Screening] | None" = None
     """What a guard says of its prompt, while it runs already: nothing of the answer may leave before. Raises why it is
     refused."""
+    cache: CacheUse | None = None
+    """Its part in the cache; None where it has none and said nothing of it."""
+    is_redacted: bool = False
+    """Its prompt is another than was sent."""
+    said: list[Delta] | None = None
+    """All that was answered, while it is decided whether to keep it."""
     replica: Replica | None = None
     adapter: Served | None = None
     """The LoRA adapter that was asked for, if one was."""
@@ -73,6 +80,10 @@ class RequestContext:
     finish_reason: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     amount_nano: int = 0
+    full_price: Price | None = None
+    """What would hold if the answer were no kept one."""
+    discount_nano: int = 0
+    """So much less is paid than without the cache."""
     budget_remaining_nano: int | None = None
     """What is left in the tightest budget over it, after all that is held; None where none is over it."""
     stop: str | None = None
@@ -85,6 +96,12 @@ class RequestContext:
     """Whether its caller may hear of them."""
     ended: RequestEnded | None = None
     """What `event` says, once it has been asked; None again when something of it changes."""
+
+    @property
+    def is_touched(self) -> bool:
+        """Safety has changed its prompt, or more than let pass its prompt or answer: it is kept for nobody."""
+        found = self.screening
+        return self.is_redacted or (found is not None and found.decision.action is not Action.ALLOW)
 
     @property
     def grammar(self) -> GrammarSpec | None:

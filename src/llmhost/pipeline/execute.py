@@ -78,6 +78,11 @@ class Generation:
         if context.verdict is not None:
             context.verdict.add_done_callback(self._hear)
 
+    @property
+    def is_screened(self) -> bool:
+        """Something judges its answer on the way."""
+        return bool(self._pumps)
+
     def submit(self, index: int, spec: SequenceSpec, screen: OutputScreen | None) -> None:
         """Start one choice. Raises Overloaded; then nothing of it runs."""
         sink: Callable[[Delta], None] = self._publish
@@ -217,6 +222,8 @@ class Generation:
             context.stop = "budget"
         context.ended_ns = self._clock.monotonic_ns()
         ends = [last] if self._contest is None else self._winners(self._contest, last)
+        if context.cache is not None and context.cache.stores:
+            context.said = [*self.stream.so_far(), *ends]
         settled = self._settle(context)
         settled.add_done_callback(lambda done: self._release(ends, done))
 

@@ -6,20 +6,23 @@ Each stage is one sentence here and one module beside. However a request ends, i
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from llmhost.cache.wish import HEADER
 from llmhost.core.errors import (
+    CacheMiss,
     ContextTooLong,
     DeadlineExceeded,
     LlmhostError,
     Overloaded,
     PluginFailed,
 )
+from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta, FinishReason, Outcome
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.observe.logs import request_id
-from llmhost.pipeline.authenticate import Authenticate, check_run, run_of
+from llmhost.pipeline.authenticate import RUN_HEADER, Authenticate, check_run, run_of
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
 from llmhost.pipeline.context import RequestContext
@@ -28,6 +31,7 @@ from llmhost.pipeline.estimate import Estimate
 from llmhost.pipeline.execute import Execute, Generation, ledger_unavailable
 from llmhost.pipeline.limit import Limit
 from llmhost.pipeline.log import Log
+from llmhost.pipeline.replay import Replay
 from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
@@ -37,7 +41,7 @@ from llmhost.safety.verdict import Screening
 
 log = logging.getLogger("llmhost.request")
 
-REFUSALS = (DeadlineExceeded, Overloaded, PluginFailed)
+REFUSALS = (CacheMiss, DeadlineExceeded, Overloaded, PluginFailed)
 """With a status of 5xx, and yet nothing that broke."""
 
 
@@ -57,10 +61,14 @@ class Stages:
     log: Log
 
 
+Running = Generation | Replay
+"""A request that was let in: its answer is made, or it is another one's."""
+
+
 class Exchange:
     """An accepted request, from its caller's side: read what comes, or leave."""
 
-    def __init__(self, generation: Generation, outbox: Outbox | None = None) -> None:
+    def __init__(self, generation: Running, outbox: Outbox | None = None) -> None:
         self.context = generation.context
         self._reader = generation.stream.reader(outbox=outbox)
 
@@ -93,10 +101,11 @@ class Processor:
         self._stages = stages
         self._clock = clock
         self._outbox = Outbox(write_share)
-        self._live: set[Generation] = set()
+        self._live: set[Running] = set()
         self._opening: set[str] = set()
         self.heard_ns: int | None = None
         """When somebody last asked who is no batch, on the monotonic clock."""
+        self._refreshes: set[asyncio.Task[None]] = set()
         self._unknown = 0
         """Those of whom it is not known yet who they are."""
 
@@ -250,7 +259,7 @@ class Processor:
         await stages.limit.count(context)
         return context
 
-    def _ended(self, generation: Generation) -> None:
+    def _ended(self, generation: Running) -> None:
         self._live.discard(generation)
         generation.context.let_go()
 
@@ -301,9 +310,7 @@ class Processor:
         for generation in list(self._live):
             generation.cut(error)
 
-    async def _admit_in_time(
-        self, context: RequestContext, fault: LlmhostError | None
-    ) -> Generation:
+    async def _admit_in_time(self, context: RequestContext, fault: LlmhostError | None) -> Running:
         """A deadline runs from the arrival: what waits for a model to load is in time, too, or not."""
         timeout_ms, deadline_ns = context.request.timeout_ms, context.deadline_ns
         if timeout_ms is None or deadline_ns is None:
@@ -317,7 +324,7 @@ class Processor:
                 raise
             raise DeadlineExceeded.after(timeout_ms) from None
 
-    async def _admit(self, context: RequestContext, fault: LlmhostError | None) -> Generation:
+    async def _admit(self, context: RequestContext, fault: LlmhostError | None) -> Running:
         stages = self._stages
         if context.caller is None:
             await stages.authenticate(context)
@@ -327,16 +334,29 @@ class Processor:
         stages.screen.check_length(context)
         await stages.resolve(context)
         await stages.limit(context)
-        await stages.resolve.compile_grammar(context)
+        await stages.cached.look(context, self._outbox)
+        is_hit = context.cache is not None and context.cache.is_hit
+        if not is_hit:
+            await stages.resolve.compile_grammar(context)
         await stages.bill.quote(context)
         stages.bill.hold(context)
         await self._screen(context)
-        await stages.cached(context)
+        if is_hit:
+            if await stages.cached.may_replay(context):
+                stages.authenticate.check_still(context)
+                if stages.cached.may_refresh(context):
+                    self._start_refresh(context)
+                return stages.cached.replay(context, self._settle)
+            stages.cached.give_up(context)
+            await stages.resolve.compile_grammar(context)
+            await stages.bill.hold_in_full(context)
         await stages.route(context)
         if context.verdict is not None and context.verdict.done():
             context.verdict.result()  # raises what it was refused with
         stages.authenticate.check_still(context)
-        return stages.execute(context, self._settle)
+        generation = stages.execute(context, self._settle)
+        stages.cached.began(context, generation)
+        return generation
 
     async def _screen(self, context: RequestContext) -> None:
         """Whatever is redacted is read again, and paid for as it is then."""
@@ -345,6 +365,26 @@ class Processor:
             await stages.resolve(context)
             await stages.resolve.compile_grammar(context)
             stages.bill.hold_anew(context)
+
+    def _start_refresh(self, context: RequestContext) -> None:
+        refresh = asyncio.create_task(self._refresh(context))
+        self._refreshes.add(refresh)  # asyncio itself keeps no task alive
+        refresh.add_done_callback(self._refreshes.discard)
+
+    async def _refresh(self, context: RequestContext) -> None:
+        """Have a fresh answer made for those who ask next: a request of its own, of the caller who met the old one,
+        for whom it costs what it would have cost without that."""
+        request = replace(context.request, request_id=new_request_id(), timeout_ms=None)
+        headers = {HEADER: "refresh"}
+        if context.run_id is not None:
+            headers[RUN_HEADER] = context.run_id
+        try:
+            exchange = await self.open(request, context.bearer, headers, caller=context.caller)
+            await exchange.read_whole()
+        except LlmhostError as error:
+            log.info("cache.not_refreshed request=%s why=%s", request.request_id, error.code)
+        finally:
+            self._stages.cached.refreshed(context)
 
     def _settle(self, context: RequestContext) -> "asyncio.Future[None]":
         """Store, bill and, once it is known whether the entry was taken, log."""
@@ -361,6 +401,7 @@ class Processor:
             context.outcome, context.finish_reason = Outcome.FAILED, FinishReason.ERROR
             self._stages.bill.take_back(context)
             context.ended = None
+        self._stages.store.count(context)
         self._stages.log(context)
 
     def _refused(self, context: RequestContext, error: LlmhostError) -> None:

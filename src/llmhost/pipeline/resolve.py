@@ -23,6 +23,7 @@ from llmhost.pipeline.decide import decision_terms
 from llmhost.pipeline.moderate import moderation_terms
 from llmhost.pipeline.pool import check_purpose, pooled_terms
 from llmhost.pipeline.reading import reading_of
+from llmhost.pipeline.rendered import Rendered
 from llmhost.pipeline.terms import NO_TERMS, Terms, is_short, terms_of
 
 COMPILERS = ThreadPoolExecutor(4, "grammar")
@@ -33,9 +34,13 @@ that read grammars, so that a grammar that is known waits for none of them."""
 class Resolve:
     """Alias, `route_request` hook, template, token count, context length."""
 
-    def __init__(self, deployments: Deployments, plugins: Plugins) -> None:
+    def __init__(
+        self, deployments: Deployments, plugins: Plugins, rendered: Rendered | None = None
+    ) -> None:
+        """`rendered` remembers prompts; without it each is rendered and tokenised."""
         self._deployments = deployments
         self._plugins = plugins
+        self._rendered = rendered
 
     async def __call__(self, context: RequestContext) -> None:
         await self.read(context, await self.find(context))
@@ -61,7 +66,7 @@ class Resolve:
             work = partial(decision_terms, request, tokenizer, context.longest_tokens)
             context.terms = await asyncio.to_thread(work)
             return
-        context.terms = await self._terms(request, tokenizer)
+        context.terms = await self._known_terms(context, tokenizer)
         spec = deployment.entry.spec
         context.reading = reading_of(request, spec, tokenizer, context.terms.prompts[0])
         if request.context_tokens is not None:
@@ -141,6 +146,17 @@ class Resolve:
             self._plugins, "route_request", request=context.request, candidates=candidates
         )
         return context.request.model if answer is None else str(answer.opinion)
+
+    async def _known_terms(self, context: RequestContext, tokenizer: Tokenizer) -> Terms:
+        rendered = self._rendered
+        key = None if rendered is None else rendered.key(context)
+        if rendered is None or key is None:
+            return await self._terms(context.request, tokenizer)
+        terms = rendered.get(key, tokenizer)
+        if terms is None:
+            terms = await self._terms(context.request, tokenizer)
+            rendered.put(key, tokenizer, terms)
+        return terms
 
     async def _terms(self, request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
         if is_short(request):

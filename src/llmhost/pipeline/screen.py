@@ -2,7 +2,7 @@
 
 import asyncio
 
-from llmhost.core.request import Kind
+from llmhost.core.request import Caller, Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.safety.output import OutputScreen
 from llmhost.safety.screen import Screen
@@ -37,7 +37,12 @@ class ScreenStage:
             context.verdict.add_done_callback(_look)
         is_changed = passed.request is not context.request
         context.request = passed.request
+        context.is_redacted = context.is_redacted or is_changed
         return is_changed
+
+    def policy_of(self, caller: Caller) -> str:
+        """Name and version of the policy by which a caller's texts are judged."""
+        return self._screen.policy_of(caller)
 
     def output(self, context: RequestContext) -> OutputScreen | None:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""

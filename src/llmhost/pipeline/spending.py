@@ -50,6 +50,11 @@ class Spending:
         self._held_tokens = first * choices
 
     @property
+    def is_final(self) -> bool:
+        """What is held covers all that its choices may make."""
+        return all(choice.is_final for choice in self._choices)
+
+    @property
     def first_tokens(self) -> int:
         """What each choice may make at first."""
         return self._choices[0].held_tokens if self._choices else 0

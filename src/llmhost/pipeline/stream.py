@@ -100,6 +100,10 @@ class ReplayStream:
         """How many deltas there are: the cursor of a reader that wants only what is new."""
         return len(self._deltas)
 
+    def so_far(self) -> list[Delta]:
+        """Everything that was pushed until now."""
+        return list(self._deltas)
+
     def push(self, delta: Delta) -> None:
         """Never blocks."""
         if not self.is_ended:

@@ -94,6 +94,10 @@ class Screen:
         for direction in Direction:
             self._judges(policy, direction)
 
+    def policy_of(self, caller: Caller) -> str:
+        """Name and version of the policy by which a caller's texts are judged."""
+        return self._policies.of(caller).name
+
     async def check_input(
         self,
         request: GenerationRequest,

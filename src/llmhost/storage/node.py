@@ -142,6 +142,18 @@ class DataDir:
             _kept(self.path / "audit_key", lambda: secrets.token_hex(32).encode()).decode()
         )
 
+    @property
+    def cache(self) -> Path:
+        """Answers that are kept for whoever asks again. Can be deleted while no node runs."""
+        return self.path / "cache"
+
+    @cached_property
+    def cache_secret(self) -> bytes:
+        """The secret of the cache's keys and seals; made once. Without it nothing that is kept there is found again."""
+        return bytes.fromhex(
+            _kept(self.path / "cache_key", lambda: secrets.token_hex(32).encode()).decode()
+        )
+
     def __enter__(self) -> Self:
         self.acquire()
         return self

@@ -1,0 +1,15 @@
+"""What an answer's headers say of the cache: where the answer comes from, and how old it is."""
+
+from llmhost.cache.wish import HEADER
+from llmhost.pipeline.cache_use import CacheUse
+
+NAMES = (HEADER, "age")
+
+
+def cache_headers(use: CacheUse | None) -> dict[str, str]:
+    """Nothing where the request has no part in the cache. `age` is in seconds, as HTTP has it."""
+    if use is None:
+        return {}
+    if use.answer is None:
+        return {HEADER: use.status.value}
+    return {HEADER: use.status.value, "age": str(use.age_s)}

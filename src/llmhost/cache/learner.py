@@ -1,0 +1,99 @@
+"""What kinds of requests there were, and the policies that were made of them. Used from the HTTP loop.
+
+It remembers hashes and costs and no text, in memory alone: after a restart it learns anew.
+"""
+
+import logging
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from llmhost.cache.policy import Bounds, Policy, Use, decide
+from llmhost.config.schema import CacheSettings
+from llmhost.observe.logs import log_event
+
+log = logging.getLogger("llmhost.cache")
+
+MOST_KINDS = 1_000
+"""The kinds that were asked least recently are forgotten."""
+MOST_USES = 512
+"""Of each kind, the newest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What requests of one signature have in common."""
+
+    signature: str
+    model: str
+    org: str
+    form: str
+    """Such as `chat`, with the hash of a system prompt where there is one."""
+
+
+@dataclass(slots=True)
+class _History:
+    kind: Kind
+    uses: deque[Use] = field(default_factory=lambda: deque(maxlen=MOST_USES))
+
+
+class Learner:
+    def __init__(self, settings: CacheSettings) -> None:
+        self._is_on = settings.learn
+        self._bounds = Bounds(
+            max_ttl_s=settings.max_ttl_s, min_potential=settings.min_hit_potential
+        )
+        self._histories: OrderedDict[str, _History] = OrderedDict()
+        self._policies: dict[str, Policy] = {}
+        self.created = 0
+        self.retired = 0
+
+    def policy(self, signature: str) -> Policy | None:
+        return self._policies.get(signature)
+
+    def policies(self) -> list[tuple[Kind, Policy]]:
+        """Those in force, by signature."""
+        return [(self._histories[name].kind, one) for name, one in sorted(self._policies.items())]
+
+    @property
+    def kinds(self) -> int:
+        """How many are remembered."""
+        return len(self._histories)
+
+    def note(self, kind: Kind, *, at_s: float, key: str, value: int, size_bytes: int) -> None:
+        """A request of this kind was answered, from the cache or not."""
+        if not self._is_on:
+            return
+        history = self._histories.get(kind.signature)
+        if history is None:
+            history = self._histories[kind.signature] = _History(kind)
+            if len(self._histories) > MOST_KINDS:
+                gone, _ = self._histories.popitem(last=False)
+                self._policies.pop(gone, None)
+        self._histories.move_to_end(kind.signature)
+        history.uses.append(Use(at_s, int(key[-16:], 16), value, size_bytes))
+
+    def learn(self, now_s: float) -> None:
+        """Make policies of what is known now; one log line for each that begins or ends."""
+        if not self._is_on:
+            return
+        histories = {name: tuple(one.uses) for name, one in self._histories.items()}
+        self._take(decide(histories, self._policies, self._bounds, now_s))
+
+    def _take(self, policies: dict[str, Policy]) -> None:
+        for signature, policy in policies.items():
+            if signature not in self._policies:
+                self.created += 1
+                kind = self._histories[signature].kind
+                log_event(
+                    log,
+                    "cache.policy_created",
+                    signature=signature,
+                    model=kind.model,
+                    org=kind.org,
+                    ttl_s=policy.ttl_s,
+                    potential=round(policy.potential, 2),
+                )
+        for signature in self._policies.keys() - policies.keys():
+            self.retired += 1
+            log_event(log, "cache.policy_retired", signature=signature, why="does_not_pay")
+        self._policies = policies

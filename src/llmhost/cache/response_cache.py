@@ -1,0 +1,129 @@
+"""The cache as the pipeline sees it: what holds for a model, what is kept for a key, and what is counted.
+
+Used from the HTTP loop. It knows no request: the pipeline says who shares, which key it is, and what was answered.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+from llmhost.cache.answer import Answer
+from llmhost.cache.keys import Keys
+from llmhost.cache.learner import Kind, Learner
+from llmhost.cache.stats import Stats
+from llmhost.cache.store import AnswerStore, Meant
+from llmhost.cache.wish import Wish
+from llmhost.config.schema import CacheScope, CacheSettings, CacheUse, ModelSpec
+from llmhost.core.ports import Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What holds for one model."""
+
+    use: CacheUse
+    scope: CacheScope
+    ttl_s: float
+    stale_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sought:
+    """What an answer has to be like."""
+
+    scope: str
+    wish: Wish
+    ttl_s: float
+    stale_s: float
+
+
+class Found(NamedTuple):
+    answer: Answer
+    age_s: float
+    is_stale: bool
+
+
+class ResponseCache:
+    """One node's. `price_factor` is what a kept answer costs of its price."""
+
+    def __init__(
+        self,
+        settings: CacheSettings,
+        models: Mapping[str, ModelSpec],
+        store: AnswerStore,
+        keys: Keys,
+        clock: Clock,
+        price_factor: Fraction,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.keys = keys
+        self.stats = Stats()
+        self.learner = Learner(settings)
+        self.price_factor = price_factor
+        self._clock = clock
+        self._rules = {name: rules_of(settings, spec) for name, spec in models.items()}
+
+    def rules(self, model: str) -> Rules:
+        return self._rules[model]
+
+    def peek(self, key: str, sought: Sought) -> Found | None:
+        """What lies in memory under a key, if it is young enough for rules and request."""
+        return self._judged(self.store.peek(key), sought)
+
+    async def find(self, key: str, sought: Sought) -> Found | None:
+        """The same of memory and disk. What was kept while the disk was asked is found too."""
+        return self._judged(await self.store.get(key), sought) or self.peek(key, sought)
+
+    def _judged(self, answer: Answer | None, sought: Sought) -> Found | None:
+        if answer is None or answer.scope != sought.scope:
+            return None
+        age_s, wish = answer.age_s(self._clock.utc_ns()), sought.wish
+        is_stale = age_s >= sought.ttl_s
+        if is_stale and (wish.is_only or age_s >= sought.ttl_s + sought.stale_s):
+            return None
+        if wish.most_age_s is not None and age_s > wish.most_age_s:
+            return None
+        return Found(answer, age_s, is_stale)
+
+    def keep(self, key: str, answer: Answer, *, keeps_s: float, began_ns: int) -> bool:
+        """Have it for those who ask again; False where it is too large, or was to be forgotten meanwhile."""
+        if len(answer.parts) == 0 or _size(answer) > self.settings.max_answer_bytes:
+            return False
+        return self.store.put(key, answer, expires_s=keeps_s, began_ns=began_ns) > 0
+
+    def note(self, kind: Kind, key: str, answer: Answer) -> None:
+        """A request of this kind has had this answer, made or kept: what making it cost is what keeping it saves."""
+        self.learner.note(
+            kind,
+            at_s=self._clock.utc_ns() / 1e9,
+            key=key,
+            value=answer.cost_nano or answer.engine_ns or answer.completion_tokens,
+            size_bytes=_size(answer),
+        )
+
+    def learn(self) -> None:
+        self.learner.learn(self._clock.utc_ns() / 1e9)
+
+    async def purge(self, meant: Meant) -> int:
+        """Forget what is meant, and what is being made of it; how many answers there were."""
+        return await self.store.purge(meant, self._clock.utc_ns())
+
+
+def rules_of(settings: CacheSettings, spec: ModelSpec) -> Rules:
+    own = spec.cache
+    ttl_s = settings.ttl_s if own.ttl_s is None else own.ttl_s
+    return Rules(
+        use=own.use or settings.use,
+        scope=own.scope,
+        ttl_s=min(ttl_s, settings.max_ttl_s),
+        stale_s=settings.stale_s if own.stale_s is None else own.stale_s,
+    )
+
+
+def _size(answer: Answer) -> int:
+    """About what it takes, in bytes, without writing it down."""
+    return sum(
+        len(part.text) + 4 * len(part.tokens) + 32 * len(part.logprobs) for part in answer.parts
+    )
