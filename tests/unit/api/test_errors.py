@@ -32,6 +32,7 @@ OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "ModelNotPriced": {"model": "m"},
     "OutOfMemory": {"device": "cuda:0"},
     "PreviousResponseNotFound": {"response_id": "resp_1"},
+    "CacheMiss": {},
     "NoGuardModel": {},
     "ConversationLocked": {"conversation": "conv_1"},
     "FileInUse": {"file_id": "file-1"},
