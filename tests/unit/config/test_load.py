@@ -152,6 +152,12 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_COSTS_SHOWN_TO_CALLERS": "0",
         "LLMHOST_BILLING_FAILED_ANSWERS": "delivered",
         "LLMHOST_BILLING_BUDGET_METRICS": "1",
+        "LLMHOST_CACHE_USE": "off",
+        "LLMHOST_CACHE_LEARN": "0",
+        "LLMHOST_CACHE_MIN_HIT_POTENTIAL": "0.5",
+        "LLMHOST_REVIEWS_FOUR_EYES": "1",
+        "LLMHOST_REVIEWS_SAMPLE_SHARE": "0.5",
+        "LLMHOST_AUDIT_EACH_ALLOWED": "1",
     }.get(name, "77")
     rate = {"LLMHOST_LIMITS_REQUESTS_PER_MINUTE": "60"} if key == "burst_requests" else {}
     if key in ("tls_cert", "tls_key"):
