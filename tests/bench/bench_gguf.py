@@ -27,8 +27,9 @@ import httpx
 import psutil
 from gguf_model import bench_model
 
-sys.path.append(str(Path(__file__).parents[2]))
-from tests.http.server_process import Node, eventually
+sys.path.append(str(Path(__file__).parents[1] / "http"))  # for server_process.py
+
+from server_process import Node, eventually
 
 OUT_TOKENS, PROMPT_LETTERS, SHARED_LETTERS = 32, 80, 1000
 """A token is about two letters."""
