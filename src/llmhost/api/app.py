@@ -65,6 +65,7 @@ from llmhost.api.responses.shelf import Conversations, Responses
 from llmhost.api.responses.state_routes import conversation_routes, item_routes, response_routes
 from llmhost.api.reviews.admin import review_admin_router
 from llmhost.api.reviews.desk import ReviewDesk
+from llmhost.api.reviews.routes import review_routes
 from llmhost.api.tokenize import tokenize_routes
 from llmhost.api.upgrade import with_sockets
 from llmhost.config.schema import ServerSettings
@@ -74,6 +75,7 @@ from llmhost.core.request import Caller, Kind
 from llmhost.deploy.catalogue import Catalogue, Served
 from llmhost.deploy.manager import Deployments
 from llmhost.observe.metrics import CONTENT_TYPE, Metrics
+from llmhost.pipeline.held import Holds
 from llmhost.pipeline.processor import Processor
 from llmhost.safety.audit import AuditLog
 
@@ -97,6 +99,7 @@ class Surface:
     batch_admin: BatchAdmin
     reviews: ReviewDesk
     cache: CacheDesk
+    holds: Holds
     idempotency: Idempotency
     responses: Desk
     chats: ChatDesk
@@ -171,6 +174,7 @@ def _framework(surface: Surface, generation: Mapping[str, ASGIApp]) -> Litestar:
             chat_router(surface.chats, surface.identify, generation[CHATS]),
             *file_routes(surface.files, _caller_of(surface)),
             *batch_routes(surface.batches, _caller_of(surface)),
+            *review_routes(surface.holds, _caller_of(surface)),
             *_kept_routes(surface),
             *_operation_routes(surface),
             schema_route(document),
@@ -267,6 +271,7 @@ def _limits(surface: Surface) -> dict[str, Any]:
         "max_body_bytes": settings.max_body_bytes,
         "heartbeat_s": settings.heartbeat_s,
         "idempotency": surface.idempotency,
+        "holds": surface.holds,
     }
 
 

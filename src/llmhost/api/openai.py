@@ -7,7 +7,7 @@ the end is sent when it has been recorded.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -34,14 +34,16 @@ from llmhost.api.idempotency import Call, Idempotency, call_of, looked_at, pour,
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Playback
 from llmhost.api.report import Report, report_of
+from llmhost.api.reviews.held import hold_call, say_held
 from llmhost.api.visit import Visit
 from llmhost.api.wire import chat_request, completion_request
-from llmhost.core.errors import LlmhostError, MethodNotAllowed
+from llmhost.core.errors import HeldForReview, LlmhostError, MethodNotAllowed
 from llmhost.core.output import Delta, Usage
 from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.cost.breakdown import NOTHING, cost_object
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.held import Holds
 from llmhost.pipeline.processor import Exchange, Processor
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -85,7 +87,7 @@ def parse_completion(
     return completion_request(body, request_id, client_id), beside
 
 
-def generation_route(
+def generation_route(  # noqa: PLR0913 - all that a route may do in its own way
     processor: Processor,
     kind: Kind,
     parse: Parse,
@@ -96,11 +98,16 @@ def generation_route(
     respond: Respond | None = None,
     prepare: Prepare | None = None,
     keep: Keep | None = None,
+    holds: Holds | None = None,
 ) -> ASGIApp:
-    """An ASGI app for one route. `respond` answers in another way than generation does."""
-    respond = respond or _responder(keep)
+    """An ASGI app for one route. `respond` answers in another way than generation does; what it writes goes out at
+    once, so that only prompts can wait for a reviewer."""
+    can_be_held = holds is not None and respond is None
+    respond = respond or _responder(keep, holds)
     return _Route(
-        processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond, prepare
+        *(processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond, prepare),
+        holds=holds,
+        can_be_held=can_be_held,
     ).call
 
 
@@ -114,6 +121,9 @@ class _Route:
     idempotency: Idempotency
     respond: Respond
     prepare: Prepare | None = None
+    holds: Holds | None = None
+    can_be_held: bool = False
+    """Answers, too, and not only prompts."""
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP
@@ -163,9 +173,16 @@ class _Route:
                 self.processor.lose(request, caller)
                 return
             visit.opening = asyncio.current_task()
-            visit.exchange = await self.processor.open(
-                request, visit.secret, headers, caller=caller, fault=fault
-            )
+            try:
+                visit.exchange = await self.processor.open(
+                    request, visit.secret, headers, caller=caller, fault=fault
+                )
+            except HeldForReview as held:
+                if self.holds is None:
+                    raise
+                await hold_call(self.holds, visit, held, caller, headers)
+                await say_held(self.holds, visit, send, held.review_id)
+                return
             visit.opening = None
             if visit.is_gone:  # at the very moment of acceptance, too late to cancel the opening
                 return
@@ -215,6 +232,8 @@ class _Route:
         """The request; or what is wrong with it, and a blank one to meter that by."""
         try:
             raw = await read_all(receive, self.max_body_bytes, visit.line)
+            if self.holds is not None:
+                visit.raw = raw
             given = (raw, visit.request_id, visit.client_id)
             if len(raw) > INLINE_BYTES:
                 request, beside = await asyncio.to_thread(self.parse, *given)
@@ -222,6 +241,8 @@ class _Route:
                 request, beside = self.parse(*given)
             if self.prepare is not None:
                 request, beside = await self.prepare(request, beside, caller)
+            if self.can_be_held:
+                request = replace(request, can_be_held=True)
             return visit.wished(request), beside, None
         except LlmhostError as fault:
             return blank(), NOTHING_BESIDE, fault
@@ -244,7 +265,7 @@ class Framing(Protocol):
     ) -> bytes: ...
 
 
-def _responder(keep: Keep | None) -> Respond:
+def _responder(keep: Keep | None, holds: Holds | None) -> Respond:
     async def respond(
         visit: Visit, send: Send, heartbeat_s: float | None, beside: ChatBeside
     ) -> None:
@@ -253,12 +274,12 @@ def _responder(keep: Keep | None) -> Respond:
         if visit.exchange.context.request.stream:
             await _stream(visit, send, heartbeat_s, beside.options, kept)
         else:
-            await _answer(visit, send, kept)
+            await _answer(visit, send, kept, holds)
 
     return respond
 
 
-async def _answer(visit: Visit, send: Send, keep: Kept | None) -> None:
+async def _answer(visit: Visit, send: Send, keep: Kept | None, holds: Holds | None) -> None:
     assert visit.exchange is not None
     exchange = visit.exchange
     deltas = await exchange.read_whole()
@@ -266,6 +287,11 @@ async def _answer(visit: Visit, send: Send, keep: Kept | None) -> None:
         return
     context = exchange.context
     body = await _whole(context, deltas)
+    if context.held_by is not None:
+        assert holds is not None, "an answer is held where it can be"
+        await holds.keep_answer(context.held_by, body)
+        await say_held(holds, visit, send, context.held_by)
+        return
     if keep is not None:
         await keep(context, body)
     headers = {**visit.headers(), **bill_headers(context)}

@@ -45,6 +45,8 @@ class Visit:
         self.wire: Wire | None = self.line
         self.wants_cost = header(scope, b"x-llmhost-cost") == "breakdown"
         self.priority = header(scope, PRIORITY.encode())
+        self.raw = b""
+        """Its body, where it may have to wait for a reviewer."""
         self.exchange: Exchange | None = None
         self.opening: asyncio.Task[Any] | None = None
         """The visit's own task, while it waits to be let in."""

@@ -334,6 +334,8 @@ class GenerationRequest:
     cache_salt: str = ""
     """Shares computed prompt blocks only with requests of the same one."""
     stream: bool = False
+    can_be_held: bool = False
+    """Whoever answers it looks whether its whole answer waits for a reviewer."""
     client_request_id: str | None = None
     user: str | None = None
     _texts: list[str] | None = field(default=None, init=False, repr=False, compare=False)

@@ -3,10 +3,20 @@
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 
+from llmhost.api.batches.line_routes import line_routes
+from llmhost.api.errors import error_body
+from llmhost.api.responses.desk import Desk
 from llmhost.config.schema import ReviewSettings
 from llmhost.core.ports import Clock
+from llmhost.deploy.catalogue import Catalogue
+from llmhost.host.batches import caller_now
+from llmhost.host.books import Books
 from llmhost.observe.reviews import ReviewMetrics, Waiting
+from llmhost.pipeline.bill import Bill
+from llmhost.pipeline.held import Holds
+from llmhost.pipeline.processor import Processor
 from llmhost.safety.queue import Deed, ReviewQueue
+from llmhost.storage.held_calls import HeldCalls
 from llmhost.storage.node import DataDir
 from llmhost.storage.reviews import ReviewStore
 
@@ -18,6 +28,31 @@ def open_reviews(
     store = ReviewStore(data_dir.reviews_db, node_id=data_dir.node_id)
     closing.callback(store.close)
     return ReviewQueue(store, settings, data_dir.review_secret, clock)
+
+
+def open_holds(
+    data_dir: DataDir,
+    queue: ReviewQueue,
+    clock: Clock,
+    *,
+    processor: Processor,
+    responses: Desk,
+    catalogue: Catalogue,
+    bill: Bill,
+    books: Books,
+) -> Holds:
+    """Nothing runs before `start`, but what is approved from now on."""
+    return Holds(
+        queue,
+        HeldCalls(queue.store, node_id=data_dir.node_id),
+        processor,
+        line_routes(processor, responses, catalogue),
+        clock,
+        error_body=error_body,
+        caller_of=lambda caller: caller_now(books.keys, caller),
+        book_late=bill.book_late,
+        known=books.ledger.known,
+    )
 
 
 def measure(queue: ReviewQueue, metrics: ReviewMetrics, clock: Clock) -> None:

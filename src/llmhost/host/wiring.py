@@ -54,7 +54,7 @@ from llmhost.host.cache import epoch_of, keep_learning, measure_cache, open_cach
 from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
 from llmhost.host.policies import open_policies
-from llmhost.host.reviews import measure, open_reviews
+from llmhost.host.reviews import measure, open_holds, open_reviews
 from llmhost.host.state import Forgets, open_responses, open_state
 from llmhost.observe.budgets import OrgBudget
 from llmhost.observe.clock import SystemClock
@@ -239,6 +239,16 @@ class Host:
             self.answers, self.settings.idempotency, self.metrics.answer_repeated
         )
         self.deferred = await asyncio.to_thread(self._open_deferred)
+        self.holds = open_holds(
+            self.data_dir,
+            self.reviews,
+            self.clock,
+            processor=self.processor,
+            responses=self.responses,
+            catalogue=self.deployments.catalogue,
+            bill=self.bill,
+            books=self.books,
+        )
         self.app = self._app()
         gauges = Gauges(
             self.deployments,
@@ -270,6 +280,7 @@ class Host:
         await self.deferred.runner.start()
         self._tasks.append(asyncio.create_task(self.deferred.keep_forgetting()))
         self._tasks.append(asyncio.create_task(keep_learning(self.cache)))
+        await self.holds.start()
         self._tasks.append(asyncio.create_task(self.reviews.keep_time()))
 
     def _kept(self) -> Sequence[Forgets]:
@@ -422,6 +433,7 @@ class Host:
                 files=self.deferred.files,
                 batches=self.deferred.batches,
                 batch_admin=self.deferred.admin,
+                holds=self.holds,
                 reviews=ReviewDesk(self.reviews, self.clock),
                 idempotency=self.idempotency,
                 responses=self.responses,
@@ -489,6 +501,8 @@ class Host:
             await self.drain(0.0)
             if hasattr(self, "deferred"):
                 await self.deferred.runner.close()
+            if hasattr(self, "holds"):
+                await self.holds.close()
             await self.deployments.unload_all(drain_s=0.0)
             if hasattr(self, "idempotency"):
                 await self.idempotency.close()

@@ -86,6 +86,8 @@ class RequestContext:
     """So much less is paid than without the cache."""
     budget_remaining_nano: int | None = None
     """What is left in the tightest budget over it, after all that is held; None where none is over it."""
+    held_by: str | None = None
+    """The review that its whole answer waits for."""
     stop: str | None = None
     """What ended the answer before its own end, such as `budget`; None where nothing did."""
     ticket: Ticket | None = None

@@ -31,6 +31,11 @@ class Deferral:
             self.drop()
 
     @property
+    def has_entry(self) -> bool:
+        """Whether the request got as far as to be metered, and has ended."""
+        return self._entry is not None
+
+    @property
     def entry(self) -> Entry:
         assert self._entry is not None, "the request has not ended"
         return self._entry

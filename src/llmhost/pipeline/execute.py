@@ -218,6 +218,7 @@ class Generation:
         if self._is_refused:
             context.outcome, context.finish_reason = Outcome.REFUSED, FinishReason.ERROR
         context.usage = self._merged_usage()
+        context.held_by = next((p.held_by for p in self._pumps if p.held_by is not None), None)
         if context.spending is not None and context.spending.was_cut:
             context.stop = "budget"
         context.ended_ns = self._clock.monotonic_ns()
@@ -309,6 +310,11 @@ class ScreenPump:
         """Of the choice, once its last delta is looked at."""
         self._has_failed = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def held_by(self) -> str | None:
+        """The review that this choice waits for."""
+        return self._screen.held_by
 
     def push(self, delta: Delta) -> None:
         """Most text is only held back until there is more of it, for which no task need wake."""

@@ -58,11 +58,26 @@ class OutputScreen:
         self.refused_by: str | None = None
         """`blocked_words[0]`, or `plugin:name`."""
         self.review_id: str | None = None
+        self.held_by: str | None = None
+        """The review that the whole answer waits for, once it is complete."""
         self._is_referred = False
+        self._to_hold: Judged | None = None
+        """Why the answer is to wait, when all of it is there."""
+        self._found: set[tuple[str, str]] = set()
+        """What reviewers see a mark of in place of it, if it is to wait."""
 
     @property
     def is_refused(self) -> bool:
         return self.refused_by is not None
+
+    @property
+    def _can_wait(self) -> bool:
+        """It is one answer that nobody has begun to read, and that may be held."""
+        asked, mode = self._request, self._judges.policy.review_mode
+        is_one = asked.runs == 1 and len(asked.prompts) <= 1 and not asked.stream
+        return (
+            self._reviews is not None and mode is ReviewMode.HOLD and asked.can_be_held and is_one
+        )
 
     def hold(self, text: str) -> bool:
         """Take text that need not be judged yet; False, and nothing is taken, when it is for `push`."""
@@ -79,6 +94,8 @@ class OutputScreen:
         if self.is_refused:
             return ""
         last = await self._let_out(self._window.finish())
+        if self._to_hold is not None and not self.is_refused:
+            await self._hold_whole(self._to_hold)
         if not self._noted:
             self._record(Judged(Decision(Action.ALLOW, self._judges.policy.name), []))
         return last
@@ -122,6 +139,12 @@ class OutputScreen:
     async def _act(self, judged: Judged, piece: Piece) -> None:
         finding = judged.decision.finding
         rule = judged.decision.policy if finding is None else finding.rule
+        if judged.decision.action is Action.REVIEW and self._can_wait:
+            self._to_hold = self._to_hold or judged
+            body = piece.body
+            self._found |= {(body[e.start : e.end], e.mark) for e in edits_of(judged.findings)}
+            self._noted.add(rule)
+            return
         if judged.decision.action is Action.REVIEW:
             action = await self._reviewed(judged, piece)
             judged.decision = replace(judged.decision, action=action)
@@ -153,6 +176,21 @@ class OutputScreen:
             if self.review_id is None and mode is not ReviewMode.RELEASE:
                 return Action.BLOCK  # a reviewer has rejected it before
         return Action.WARN if mode is ReviewMode.RELEASE else Action.REVIEW
+
+    async def _hold_whole(self, judged: Judged) -> None:
+        """Reviewers see all of an answer, and it goes out as it is or not at all."""
+        assert self._reviews is not None
+        if self._reviews.approved(self._caller, self._said):
+            return
+        shown = self._said
+        for text, mark in sorted(self._found, key=lambda pair: -len(pair[0])):
+            shown = shown.replace(text, mark)
+        self.held_by = self.review_id = await self._reviews.refer(
+            self._screened(judged), self._said, shown, ReviewMode.HOLD
+        )
+        if self.held_by is None:  # what was let out so far waits for its end, and must not go out
+            raise SafetyUnavailable("The answer is for a reviewer, and none takes it. Try again.")
+        self._record(judged)
 
     def _record(self, judged: Judged) -> None:
         screening = replace(self._screened(judged), review_id=self.review_id)

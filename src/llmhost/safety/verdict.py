@@ -150,7 +150,8 @@ class Reviews(Protocol):
         """Queue a text, durably. The id of the review.
 
         None where none waits: with `release` for what is not in the sample, else because a reviewer has rejected
-        exactly this text of this organisation. Raises SafetyUnavailable when it can't be kept.
+        exactly this text of this organisation; never for an answer with `hold`. Raises SafetyUnavailable when it can't
+        be kept.
         """
 
     def approved(self, caller: Caller, text: str) -> bool:

@@ -1,0 +1,264 @@
+"""Texts that wait for humans, over HTTP: what callers get meanwhile and afterwards, and what reviewers may do."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from tests.unit.api.reviewed_node import WORD, ReviewedNode, reviewed_node
+from typer.testing import CliRunner
+
+from llmhost.cli.main import app
+from llmhost.core.request import Role
+from llmhost.safety.verdict import Direction, ReviewMode
+from llmhost.testing import fake_chat_words
+
+BLOCK, HOLD, RELEASE = ReviewMode
+TEXT = f"say {WORD} things"
+SAID = fake_chat_words([{"role": "user", "content": TEXT}], 4)
+
+
+def entries(node: ReviewedNode) -> list[tuple[str, str, int]]:
+    return [
+        (one["request_id"], one["outcome"], one["amount_nano"])
+        for one in node.host.entries()
+        if one["kind"] == "request"
+    ]
+
+
+async def test_a_refused_text_waits_and_passes_once_it_is_approved():
+    async with reviewed_node(BLOCK) as node:
+        refused = await node.chat()
+        [row] = await node.pending()
+        again = await node.chat()
+        told = (await node.poll(row["id"])).json()
+        shown = (await node.admin("GET", f"/{row['id']}")).json()
+        assert (await node.decide(row["id"])).json()["state"] == "approved"
+        passed = await node.chat()
+        other = await node.chat(TEXT + "!")
+
+        assert refused.status_code == again.status_code == 400
+        assert row["id"] in refused.json()["error"]["message"]
+        assert row["id"] in again.json()["error"]["message"]
+        assert (row["direction"], row["mode"], row["org"]) == ("input", "block", "acme")
+        assert (told["status"], told["response"]) == ("pending", None)
+        assert shown["history"][0]["event"] == "referred"
+        assert passed.json()["choices"][0]["message"]["content"] == SAID
+        assert other.status_code == 400
+        assert (await node.poll(row["id"])).json()["status"] == "approved"
+
+
+async def test_a_released_text_passes_and_is_looked_at_afterwards():
+    async with reviewed_node(RELEASE) as node:
+        passed = await node.chat()
+        [row] = await node.pending()
+        await node.decide(row["id"], "reject")
+        stats = (await node.admin("GET", "/stats")).json()
+
+        assert passed.status_code == 200
+        assert (await node.chat()).status_code == 200
+        assert (stats["rejected"], stats["approved"]) == (1, 0)
+        assert stats["rules"][0]["precision"] == 1.0
+
+
+async def test_a_held_call_is_answered_once_it_is_approved_and_charged_once():
+    async with reviewed_node(HOLD, retry_after_s=7) as node:
+        held = await node.chat(stream=True)
+        review_id = held.json()["id"]
+
+        assert held.status_code == 202
+        assert held.json()["status"] == "pending"
+        assert held.headers["retry-after"] == "7"
+        assert held.headers["location"] == f"/v1/reviews/{review_id}"
+        assert held.headers["x-llmhost-review"] == review_id
+        waiting = await node.poll(review_id)
+        assert (waiting.status_code, waiting.headers["retry-after"]) == (202, "7")
+
+        await node.decide(review_id)
+        await node.settled()
+        told = await node.poll(review_id)
+        body = told.json()["response"]["body"]
+        assert (told.status_code, told.json()["status"]) == (200, "approved")
+        assert body["object"] == "chat.completion"
+        assert body["choices"][0]["message"]["content"] == SAID
+        assert (await node.poll(review_id)).json() == told.json()
+        first, second = entries(node)
+        assert (first[1], first[2]) == ("refused", 0)
+        assert second[0] == told.json()["response"]["request_id"]
+        assert second[1] == "answered"
+        assert second[2] > 0
+
+
+async def test_a_held_call_that_is_rejected_is_never_run():
+    async with reviewed_node(HOLD) as node:
+        review_id = (await node.chat()).json()["id"]
+        await node.decide(review_id, "reject")
+        told = await node.poll(review_id)
+
+        assert (told.status_code, told.json()["status"]) == (200, "rejected")
+        assert told.json()["response"] is None
+        assert len(entries(node)) == 1
+        assert (await node.chat()).status_code == 400
+
+
+async def test_what_was_approved_while_the_node_was_stopped_is_answered_when_it_starts(
+    tmp_path: Path,
+):
+    async with reviewed_node(HOLD, data_dir=tmp_path) as node:
+        review_id = (await node.chat()).json()["id"]
+        keys = node.sender, node.reviewer
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, ["reviews", *words, "--data-dir", str(tmp_path)])
+
+    assert review_id in (await asyncio.to_thread(run, "list")).stdout
+    decided = await asyncio.to_thread(run, "decide", review_id, "approve", "--note", "fine")
+    assert "is approved" in decided.stdout
+    assert (await asyncio.to_thread(run, "decide", review_id, "reject")).exit_code == 1
+
+    async with reviewed_node(HOLD, data_dir=tmp_path, keys=keys) as node:
+        await node.settled()
+        told = (await node.poll(review_id)).json()
+        assert told["response"]["body"]["choices"][0]["message"]["content"] == SAID
+
+
+async def test_a_held_answer_goes_out_as_it_was_made():
+    word = SAID.split()[1]
+    async with reviewed_node(HOLD, Direction.OUTPUT, words=(word,)) as node:
+        held = await node.chat()
+        review_id = held.json()["id"]
+        shown = (await node.admin("GET", f"/{review_id}")).json()
+        made = entries(node)
+        await node.decide(review_id)
+        told = (await node.poll(review_id)).json()
+
+        assert held.status_code == 202
+        original = (await node.admin("GET", f"/{review_id}/original")).json()
+        assert shown["direction"] == "output"
+        assert word not in shown["text"]
+        assert original["text"] == SAID
+        assert told["response"]["body"]["choices"][0]["message"]["content"] == SAID
+        assert [one[1] for one in made] == ["answered"]
+        assert entries(node) == made
+
+
+async def test_a_stream_that_has_begun_is_not_held_but_ended():
+    word = SAID.split()[1]
+    async with reviewed_node(HOLD, Direction.OUTPUT, words=(word,)) as node:
+        streamed = await node.chat(stream=True)
+        twice = await node.chat(n=2)
+
+        assert '"finish_reason":"content_filter"' in streamed.text.replace(" ", "")
+        assert word not in streamed.text
+        assert {one["finish_reason"] for one in twice.json()["choices"]} == {"content_filter"}
+        assert len(await node.pending()) >= 2
+
+
+async def test_a_call_that_nobody_could_fetch_is_refused_and_waits_all_the_same():
+    async with reviewed_node(HOLD) as node:
+        body = {"model": "fake", "max_tokens": 4, "messages": [{"role": "user", "content": TEXT}]}
+        headers = {"authorization": f"Bearer {node.sender}"}
+        refused = await node.host.client.post("/v1/messages", json=body, headers=headers)
+        [row] = await node.pending()
+
+        assert refused.status_code == 400
+        assert row["id"] in refused.json()["error"]["message"]
+        await node.decide(row["id"])
+        passed = await node.host.client.post("/v1/messages", json=body, headers=headers)
+        assert passed.status_code == 200
+
+
+async def test_nobody_sees_anothers_reviews_and_a_reviewer_may_do_nothing_else():
+    async with reviewed_node(HOLD) as node:
+        review_id = (await node.chat()).json()["id"]
+        stranger = await node.host.make_key("globex", role=Role.ADMIN)
+        colleague = await node.host.make_key("acme")
+
+        assert (await node.poll(review_id, stranger)).status_code == 404
+        assert (await node.poll(review_id, colleague)).status_code == 404
+        assert (await node.admin("GET", "", key=stranger)).json()["data"] == []
+        assert (await node.admin("GET", "", key=stranger, org="acme")).status_code == 404
+        for path in ("", "/original"):
+            assert (await node.admin("GET", f"/{review_id}{path}", key=stranger)).status_code == 404
+        for verb in ("claim", "release", "escalate"):
+            refused = await node.admin("POST", f"/{review_id}/{verb}", key=stranger)
+            assert refused.status_code == 404
+        assert (await node.admin("GET", "", key=node.sender)).status_code == 403
+        assert (await node.chat("hello", key=node.reviewer)).status_code == 403
+        headers = {"authorization": f"Bearer {node.reviewer}"}
+        for path in ("keys", "usage", "orgs", "prices"):
+            answer = await node.host.client.get(f"/admin/v1/{path}", headers=headers)
+            assert answer.status_code == 403, path
+
+
+async def test_reviewers_claim_and_read_and_escalate_and_admins_decide():
+    async with reviewed_node(BLOCK) as node:
+        await node.chat()
+        claimed = (await node.admin("POST", "/claim")).json()
+        boss = await node.host.make_key("acme", role=Role.ADMIN)
+        busy = await node.admin(
+            "POST", f"/{claimed['id']}/decide", {"decision": "approve"}, key=boss
+        )
+        original = (await node.admin("GET", f"/{claimed['id']}/original")).json()
+        raised = (await node.admin("POST", f"/{claimed['id']}/escalate", {"note": "hm"})).json()
+        refused = await node.decide(claimed["id"])
+        ruled = await node.admin(
+            "POST", f"/{claimed['id']}/decide", {"decision": "reject"}, key=boss
+        )
+        shown = (await node.admin("GET", f"/{claimed['id']}")).json()
+
+        assert claimed["state"] == "claimed"
+        assert busy.status_code == 409
+        assert original["text"] == TEXT
+        assert raised["state"] == "escalated"
+        assert refused.status_code == 403
+        assert ruled.json()["state"] == "rejected"
+        events = [one["event"] for one in shown["history"]]
+        assert events == ["referred", "claimed", "original_read", "escalated", "rejected"]
+        assert (await node.admin("POST", "/claim")).status_code == 404
+
+
+async def test_with_four_eyes_two_keys_have_to_agree():
+    async with reviewed_node(BLOCK, four_eyes=True) as node:
+        await node.chat()
+        [row] = await node.pending()
+        second = await node.host.make_key("acme", role=Role.REVIEWER)
+
+        assert (await node.decide(row["id"])).json()["state"] == "open"
+        assert (await node.decide(row["id"])).status_code == 409
+        ruling = {"decision": "approve"}
+        ruled = await node.admin("POST", f"/{row['id']}/decide", ruling, key=second)
+        assert ruled.json()["state"] == "approved"
+
+
+WRONG: list[tuple[str, Any, str | None]] = [
+    ("?state=lost", None, None),
+    ("?limit=0", None, "limit"),
+    ("?after=review_none", None, "after"),
+    ("/stats?since=soon", None, "since"),
+    ("/review_none/decide", {"decision": "perhaps"}, None),
+    ("/review_none/decide", {"decision": "approve", "why": "x"}, None),
+]
+
+
+async def test_what_can_not_be_meant_is_refused():
+    async with reviewed_node(BLOCK) as node:
+        for path, body, param in WRONG:
+            answer = await node.admin("GET" if body is None else "POST", path, body)
+
+            assert answer.status_code == 400, path
+            assert param in (None, answer.json()["error"]["param"])
+
+
+async def test_what_waits_is_measured():
+    async with reviewed_node(BLOCK) as node:
+        await node.chat()
+        text = (await node.host.client.get("/metrics")).text
+        [row] = await node.pending()
+        await node.decide(row["id"])
+        after = (await node.host.client.get("/metrics")).text
+
+        assert 'llmhost_reviews_open{state="open"} 1.0' in text
+        assert 'llmhost_reviews_referred_total{mode="block"} 1.0' in text
+        assert "llmhost_reviews_overdue 0.0" in text
+        assert 'llmhost_reviews_open{state="open"} 0.0' in after
+        assert 'llmhost_reviews_ended_total{state="approved"} 1.0' in after
