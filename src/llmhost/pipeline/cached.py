@@ -94,7 +94,7 @@ class Cached:
             if screen is None:
                 return True
             text = await screen.push(part.text) + await screen.finish()
-            if screen.is_refused or text != part.text:
+            if screen.is_refused or screen.held_by is not None or text != part.text:
                 return False
         return True
 

@@ -87,5 +87,6 @@ def _is_whole(context: RequestContext) -> bool:
         and context.error is None
         and context.stop is None
         and not context.is_touched
+        and context.held_by is None
         and context.finish_reason in _ENDS
     )
