@@ -4,6 +4,7 @@ They only find. A later one is not asked about what the policy blocks already.
 """
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -66,18 +67,25 @@ class Judges:
             judged.error = answer.opinion.as_error(ContentRefused)
         return judged
 
-    async def redact_input(self, request: GenerationRequest) -> GenerationRequest | None:
-        """The request without what its policy redacts; None where something of it can't be taken out."""
+    async def redact_input(
+        self, request: GenerationRequest, *, is_released: bool = False
+    ) -> GenerationRequest | None:
+        """The request without what its policy redacts; None where something of it can't be taken out.
+
+        `is_released`: what is to be reviewed may stay."""
         work = partial(self._redact, request)
         changed = work() if request.size <= INLINE_CHARS else await asyncio.to_thread(work)
         if changed is None:
             return None
-        left = self.policy.decide(await self._in_request(changed), Direction.INPUT)
-        return None if left.action >= Action.REDACT else changed
+        left = await self._in_request(changed)
+        if is_released:
+            left = [f for f in left if self._action(f, Direction.INPUT) is not Action.REVIEW]
+        is_strict = self.policy.decide(left, Direction.INPUT).action >= Action.REDACT
+        return None if is_strict else changed
 
     def _redact(self, request: GenerationRequest) -> GenerationRequest | None:
         def clean(text: str) -> str:
-            return redacted(text, filter(self._is_redacted, self.rules.judge(text)))
+            return redacted(text, self.redacts(self.rules.judge(text), Direction.INPUT))
 
         try:
             return redacted_request(request, clean)
@@ -93,8 +101,12 @@ class Judges:
 
         return work() if request.size <= INLINE_CHARS else await asyncio.to_thread(work)
 
-    def _is_redacted(self, finding: Finding) -> bool:
-        return self.policy.decide((finding,), Direction.INPUT).action is Action.REDACT
+    def redacts(self, findings: Iterable[Finding], direction: Direction) -> list[Finding]:
+        """Those of the findings that the policy has cut out."""
+        return [f for f in findings if self._action(f, direction) is Action.REDACT]
+
+    def _action(self, finding: Finding, direction: Direction) -> Action:
+        return self.policy.decide((finding,), direction).action
 
     async def judge_output(self, piece: Piece, case: Case) -> Judged:
         """One window of an answer. Raises SafetyUnavailable as `judge_input` does, but not for a plugin."""

@@ -53,8 +53,10 @@ class OutputScreen:
         self._said = ""
         """Let out so far: what guards see before a window, and reviewers."""
         self._may_be_json = bool(request.tools or request.grammar)
-        self._noted: set[str] = set()
-        """Rules that were written down of this answer."""
+        self._noted: set[tuple[Action, str, str]] = set()
+        """What was written down of this answer: what was done, and by which rule and category."""
+        self._passed: dict[tuple[str, str], Finding] = {}
+        """What was found and let pass, by rule and category: written down when the answer has ended."""
         self.refused_by: str | None = None
         """`blocked_words[0]`, or `plugin:name`."""
         self.review_id: str | None = None
@@ -96,8 +98,9 @@ class OutputScreen:
         last = await self._let_out(self._window.finish())
         if self._to_hold is not None and not self.is_refused:
             await self._hold_whole(self._to_hold)
-        if not self._noted:
-            self._record(Judged(Decision(Action.ALLOW, self._judges.policy.name), []))
+        if self._passed or not self._noted:
+            allowed = Decision(Action.ALLOW, self._judges.policy.name)
+            self._record(Judged(allowed, list(self._passed.values())))
         return last
 
     async def _let_out(self, piece: Piece | None) -> str:
@@ -106,11 +109,20 @@ class OutputScreen:
         judged = await self._judges.judge_output(piece, self._case(piece))
         if judged.decision.action is not Action.ALLOW:
             await self._act(judged, piece)
+        else:
+            self._let_pass(judged.findings)
         if self.is_refused:
             return ""
         released = self._window.release()
         self._said += released
         return released
+
+    def _let_pass(self, findings: Sequence[Finding]) -> None:
+        """Of what is found again and again the surest is kept."""
+        for found in findings:
+            name = found.rule, found.category
+            if name not in self._passed or found.score > self._passed[name].score:
+                self._passed[name] = found
 
     def take_cuts(self) -> tuple[Cut, ...]:
         """What was replaced since the last call, for those who tell of tokens."""
@@ -118,8 +130,8 @@ class OutputScreen:
 
     def _redact(self, findings: Sequence[Finding], piece: Piece) -> bool:
         """Whether all that is to be replaced has a place."""
-        policy, whole = self._judges.policy, piece.body
-        cut = [f for f in findings if policy.decide((f,), Direction.OUTPUT).action is Action.REDACT]
+        whole = piece.body
+        cut = self._judges.redacts(findings, Direction.OUTPUT)
         for edit in reversed(edits_of(cut)):
             if self._may_be_json:
                 edit = in_json(whole, edit)
@@ -139,26 +151,32 @@ class OutputScreen:
     async def _act(self, judged: Judged, piece: Piece) -> None:
         finding = judged.decision.finding
         rule = judged.decision.policy if finding is None else finding.rule
+        category = "" if finding is None else finding.category
         if judged.decision.action is Action.REVIEW and self._can_wait:
             self._to_hold = self._to_hold or judged
             body = piece.body
             self._found |= {(body[e.start : e.end], e.mark) for e in edits_of(judged.findings)}
-            self._noted.add(rule)
+            self._noted.add((Action.REVIEW, rule, category))
             return
         if judged.decision.action is Action.REVIEW:
             action = await self._reviewed(judged, piece)
+            if action is Action.WARN and self._judges.redacts(judged.findings, Direction.OUTPUT):
+                action = Action.REDACT  # released, and all else that is found counts as well
             judged.decision = replace(judged.decision, action=action)
         action = judged.decision.action
         if action is Action.REDACT and not self._redact(judged.findings, piece):
             judged.decision = replace(judged.decision, action=Action.BLOCK)
         if judged.decision.action > Action.REDACT:
             self.refused_by = rule
+            judged.findings += self._passed.values()  # no other row will tell of them
+            self._passed.clear()
         if isinstance(judged.error, SafetyUnavailable):
             self._record(judged)
             raise judged.error
-        if rule not in self._noted:
+        decided = (judged.decision.action, rule, category)
+        if decided not in self._noted:
             self._record(judged)
-        self._noted.add(rule)
+        self._noted.add(decided)
 
     async def _reviewed(self, judged: Judged, piece: Piece) -> Action:
         """What becomes of what a human is to decide on. An answer is one item, however often something is found."""

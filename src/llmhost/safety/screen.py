@@ -6,6 +6,7 @@ Runs on the HTTP loop; long text is judged in pieces, and other requests get the
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace as replace_of
@@ -30,6 +31,7 @@ from llmhost.safety.rules import Rules
 from llmhost.safety.verdict import (
     Action,
     Case,
+    Decision,
     Direction,
     Guard,
     Journal,
@@ -120,34 +122,64 @@ class Screen:
         readable = _readable(request, decode)
         judged = await judges.judge_input(readable, caller)
         passed = Passed(request)
-        if judged.decision.action is Action.REDACT:
-            changed = await judges.redact_input(readable)
+        is_released = self._is_released(judges, judged, readable, caller)
+        if judged.decision.action is Action.REDACT or (
+            is_released and judges.redacts(judged.findings, Direction.INPUT)
+        ):
+            changed = await judges.redact_input(readable, is_released=is_released)
             passed = Passed(changed or request)
             if changed is None:
                 judged.decision = replace(judged.decision, action=Action.BLOCK)
         asked = readable if passed.request is request else passed.request
         case = Case(request=asked, caller=caller, direction=Direction.INPUT)
-        if judges.guard is None or judged.decision.action > Action.REDACT:
-            screening = await self._concluded(judges, judged, case, model, note)
-            return replace(passed, screening=screening)
-        guarded = self._guarded(judges, judged, case, model, note)
-        return replace(passed, guarded=guarded)
+        shown = readable if is_released else asked
+        concluded = partial(self._concluded, judges, case=case, sent=shown, model=model, note=note)
+        is_decided = judged.decision.action > Action.REDACT
+        is_held = is_decided and not (is_released and judged.decision.action is Action.REVIEW)
+        if judges.guard is None or is_held:
+            return replace(passed, screening=await concluded(judged))
 
-    async def _guarded(
-        self, judges: Judges, judged: Judged, case: Case, model: str | None, note: Note
-    ) -> Screening:
-        judged = await judges.with_guard(judged, case)
-        return await self._concluded(judges, judged, case, model, note)
+        async def guarded() -> Screening:
+            return await concluded(await judges.with_guard(judged, case))
+
+        return replace(passed, guarded=guarded())
+
+    def _is_released(
+        self, judges: Judges, judged: Judged, request: GenerationRequest, caller: Caller
+    ) -> bool:
+        """Whether what is to be reviewed passes meanwhile: then all else that is found of it counts as well."""
+        return (
+            judged.decision.action is Action.REVIEW
+            and judges.policy.review_mode is ReviewMode.RELEASE
+            and self._reviews is not None
+            and not self._reviews.approved(caller, request.text)
+        )
 
     async def _concluded(
-        self, judges: Judges, judged: Judged, case: Case, model: str | None, note: Note
+        self,
+        judges: Judges,
+        judged: Judged,
+        *,
+        case: Case,
+        sent: GenerationRequest,
+        model: str | None,
+        note: Note,
     ) -> Screening:
-        """What a prompt's findings come to, written down. Raises where that is a refusal."""
+        """What a prompt's findings come to, written down. Raises where that is a refusal.
+
+        `sent` is what reviewers see, and `case` has what runs."""
+        passes_with_cuts = judged.decision.action is Action.REDACT or self._is_released(
+            judges, judged, sent, case.caller
+        )
+        cuts = judges.redacts(judged.findings, case.direction) if passes_with_cuts else []
+        if whole := next((found for found in cuts if found.start >= found.end), None):
+            # It was found in the text as a whole, and can't be taken out of it.
+            judged.decision = Decision(Action.BLOCK, judged.decision.policy, whole)
         screening = self._screening(case.request, case.caller, model, case.direction, judged)
         if judged.decision.action is Action.REVIEW:
-            screening = await self._reviewed(screening, judges, case.request)
-        elif judged.decision.action is Action.REDACT and _has_no_place(judged):
-            screening = _with(screening, Action.BLOCK)
+            screening = await self._reviewed(screening, judges, sent)
+            if screening.decision.action is Action.WARN and case.request is not sent:
+                screening = _with(screening, Action.REDACT)
         self._journal.record(screening)
         note(screening)
         if screening.decision.action > Action.REDACT:
@@ -240,12 +272,6 @@ class Screen:
         if mode is ReviewMode.RELEASE:
             return _with(referred, Action.WARN)
         return referred if review_id is not None else _with(referred, Action.BLOCK)
-
-
-def _has_no_place(judged: Judged) -> bool:
-    """Whether what decides can't be taken out of a text, because it was found in the text as a whole."""
-    finding = judged.decision.finding
-    return finding is not None and finding.start >= finding.end
 
 
 def _with(screening: Screening, action: Action) -> Screening:
