@@ -228,7 +228,8 @@ def _conversations(case: Case, is_classifier: bool) -> list[Conversation]:
     if case.direction is Direction.OUTPUT:
         if is_classifier:
             return [alone(case.answer[max(case.judged_chars - CONTEXT_CHARS, 0) :])]
-        return [answered(_messages(request), case.answer)]
+        messages, is_continued = _messages(request), request.continue_final_message
+        return [answered(messages, case.answer, is_continued=is_continued)]
     if is_classifier or not request.kind.is_chat:
         return [alone(text) for text in dict.fromkeys(request.texts) if text.strip()]
     return [*asked_of_messages(request.messages), *_beside(request)]

@@ -1,6 +1,7 @@
 """How guards are asked, and what their answers mean: no model is run."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -72,6 +73,28 @@ def test_every_turn_of_the_user_is_judged_with_what_came_before_it() -> None:
         (Turn(USER, "Be kind.\none"), Turn(ASSISTANT, "two"), Turn(USER, "three")),
     ]
     assert answered(messages, "four")[-1] == Turn(ASSISTANT, "four")
+
+
+BEGUN = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Take a kni"}]
+
+
+def test_a_beginning_of_the_answer_is_the_callers_and_is_judged() -> None:
+    begun = (Turn(USER, "hi"), Turn(ASSISTANT, "Take a kni"))
+
+    assert asked_of_messages(BEGUN) == [begun[:1], begun]
+
+
+def test_an_answer_is_one_turn_with_what_it_goes_on_with() -> None:
+    assert answered(BEGUN, "fe", is_continued=True)[-1] == Turn(ASSISTANT, "Take a knife")
+    assert answered(BEGUN, "fe")[-1] == Turn(ASSISTANT, "Take a kni\nfe")
+
+
+@given(MESSAGES, st.text(min_size=1))
+def test_turns_alternate_up_to_the_answer(messages: list[dict[str, Any]], answer: str) -> None:
+    turns = answered(messages, answer)
+
+    assert turns[-1].role == ASSISTANT
+    assert all(one.role != other.role for one, other in pairwise(turns))
 
 
 def test_calls_of_tools_are_what_the_assistant_said() -> None:

@@ -24,14 +24,24 @@ Conversation = tuple[Turn, ...]
 
 
 def asked_of_messages(messages: Sequence[Mapping[str, Any]]) -> list[Conversation]:
-    """Each of the user's turns with what came before it: an earlier one is as much the caller's as the last."""
+    """Each of the user's turns with what came before it: an earlier one is as much the caller's as the last. So is an
+    assistant's at the end, which the answer goes on with."""
     turns = turns_of(messages)
-    return [tuple(turns[: i + 1]) for i, turn in enumerate(turns) if turn.role == USER]
+    last = len(turns) - 1
+    return [tuple(turns[: i + 1]) for i, turn in enumerate(turns) if turn.role == USER or i == last]
 
 
-def answered(messages: Sequence[Mapping[str, Any]], answer: str) -> Conversation:
-    """A conversation that ends with an answer, which is to be judged."""
-    return (*turns_of(messages), Turn(ASSISTANT, answer))
+def answered(
+    messages: Sequence[Mapping[str, Any]], answer: str, *, is_continued: bool = False
+) -> Conversation:
+    """A conversation that ends with an answer, which is to be judged.
+
+    `is_continued`: the answer goes on with the last message."""
+    turns = turns_of(messages)
+    if turns and turns[-1].role == ASSISTANT:  # most templates refuse two in a row
+        joint = "" if is_continued else "\n"
+        answer = f"{turns.pop().text}{joint}{answer}"
+    return (*turns, Turn(ASSISTANT, answer))
 
 
 def alone(text: str) -> Conversation:
