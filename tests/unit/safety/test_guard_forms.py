@@ -84,6 +84,12 @@ def test_a_beginning_of_the_answer_is_the_callers_and_is_judged() -> None:
     assert asked_of_messages(BEGUN) == [begun[:1], begun]
 
 
+def test_thoughts_that_a_caller_sends_are_judged_with_the_turn() -> None:
+    thought = {"role": "assistant", "content": "Sure.", "reasoning_content": "He wants a knife."}
+
+    assert turns_of([BEGUN[0], thought])[-1].text == "He wants a knife.\nSure."
+
+
 def test_an_answer_is_one_turn_with_what_it_goes_on_with() -> None:
     assert answered(BEGUN, "fe", is_continued=True)[-1] == Turn(ASSISTANT, "Take a knife")
     assert answered(BEGUN, "fe")[-1] == Turn(ASSISTANT, "Take a kni\nfe")

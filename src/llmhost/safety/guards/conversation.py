@@ -67,6 +67,8 @@ def turns_of(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
 
 
 def _texts(message: Mapping[str, Any]) -> Iterator[str]:
+    if isinstance(thoughts := message.get("reasoning_content"), str):
+        yield thoughts
     content = message.get("content")
     if isinstance(content, str):
         yield content
