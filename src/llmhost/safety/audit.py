@@ -10,6 +10,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from llmhost.config.schema import AuditSettings
@@ -47,6 +48,11 @@ class AuditLog:
     def waiting(self) -> int:
         """Screenings that the disk has refused so far."""
         return len(self._waiting)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may wait."""
+        return len(self._waiting) < MOST_WAITING
 
     def utc_ns(self) -> int:
         return self._clock.utc_ns()
@@ -90,7 +96,7 @@ class AuditLog:
 
     def record_soon(self, row: AuditRow) -> None:
         """Take a row for nobody who waits. Raises SafetyUnavailable when no more can be held."""
-        if len(self._waiting) >= MOST_WAITING:
+        if not self.has_room:
             raise SafetyUnavailable(
                 "The audit log can't be written, and no more can be remembered. Try again later.",
                 retry_after_s=RETRY_S,
@@ -174,8 +180,10 @@ class AuditLog:
         """Write what waits, or say what is lost. Blocks."""
         self.write_counters()
         written: list[Future[Recorded]] = []
-        while self._waiting:
-            written.append(self.trail.add(self._waiting.popleft()))
+        with suppress(Overloaded):  # the disk is slower than that many rows would be queued
+            while self._waiting:
+                written.append(self.trail.add(self._waiting[0]))
+                self._waiting.popleft()
         self.trail.close()
         lost = sum(future.exception() is not None for future in written) + len(self._waiting)
         if lost:
@@ -200,7 +208,7 @@ class AuditJournal:
     def record(self, screening: Screening) -> None:
         """Raises SafetyUnavailable when it can't be written down, nor remembered until it can."""
         is_plain = screening.decision.action is Action.ALLOW and not screening.findings
-        if is_plain and not self._each:
+        if is_plain and not (self._each and self._audit.has_room):
             self._audit.count(screening)
         else:
             self._audit.record_soon(row_of(screening))

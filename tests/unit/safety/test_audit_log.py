@@ -8,7 +8,7 @@ import pytest
 from tests.unit.storage.damage import open_trail
 
 from llmhost.config.schema import AuditSettings
-from llmhost.core.errors import SafetyUnavailable
+from llmhost.core.errors import Overloaded, SafetyUnavailable
 from llmhost.core.request import Caller
 from llmhost.safety import audit
 from llmhost.safety.audit import AuditJournal, AuditLog
@@ -140,3 +140,41 @@ async def test_old_rows_go_by_their_organisation_and_their_going_is_written_down
         ("zenith", "x"),
         (None, "audit.pruned"),
     ]
+
+
+def test_a_stop_says_how_many_rows_are_lost_where_the_queue_takes_no_more(
+    tmp_path, clock, monkeypatch, caplog
+):
+    log = log_of(open_trail(tmp_path), clock)
+    journal = AuditJournal(log, each=False)
+    monkeypatch.setattr(AuditTrail, "health", StorageFailed(tmp_path, OSError("full")))
+    for _ in range(3):
+        journal.record(screening(clock, Action.BLOCK, FOUND))
+    add, added = log.trail.add, []
+
+    def add_two(row):
+        if len(added) == 2:
+            raise Overloaded("full")
+        added.append(row)
+        return add(row)
+
+    monkeypatch.setattr(log.trail, "add", add_two)
+    log.close()
+
+    assert len(rows(tmp_path)) == 2
+    assert any(m.startswith("audit.lost rows=1") for m in caplog.messages)
+
+
+def test_what_nobody_objected_to_passes_where_each_has_a_row_and_no_more_may_wait(
+    tmp_path, clock, monkeypatch
+):
+    log = log_of(open_trail(tmp_path), clock)
+    monkeypatch.setattr(audit, "MOST_WAITING", 0)
+    journal = AuditJournal(log, each=True)
+
+    journal.record(screening(clock, Action.ALLOW))
+    with pytest.raises(SafetyUnavailable):
+        journal.record(screening(clock, Action.ALLOW, FOUND))
+    log.close()
+
+    assert [(row.kind, row.detail["count"]) for row in rows(tmp_path)] == [("allowed", 1)]
