@@ -162,7 +162,7 @@ def test_a_stop_says_how_many_rows_are_lost_where_the_queue_takes_no_more(
     log.close()
 
     assert len(rows(tmp_path)) == 2
-    assert any(m.startswith("audit.lost rows=1") for m in caplog.messages)
+    assert [r.facts["rows"] for r in caplog.records if r.message == "audit.lost"] == [1]
 
 
 def test_what_nobody_objected_to_passes_where_each_has_a_row_and_no_more_may_wait(
