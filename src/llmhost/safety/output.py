@@ -112,6 +112,8 @@ class OutputScreen:
         else:
             self._let_pass(judged.findings)
         if self.is_refused:
+            if self._to_hold is not None:  # what was let out of it before is for a reviewer still
+                await self._hold_whole(self._to_hold)
             return ""
         released = self._window.release()
         self._said += released

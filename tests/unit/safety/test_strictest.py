@@ -1,5 +1,6 @@
 """Several things are found in one text, or one after the other: none makes up for another, and each is written down."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -165,3 +166,23 @@ async def test_an_answer_that_is_ended_says_what_passed_of_it_before():
     [screening] = journal.screenings
     assert screening.decision.action is Action.BLOCK
     assert {found.category for found in screening.findings} == {"words", "unavailable"}
+
+
+async def test_what_waits_for_a_reviewer_waits_though_the_answer_is_ended_before_its_own_end():
+    body = PolicyBody(
+        output={"words": "review", "violence": {"block": 0.8}},
+        words=("odd",),
+        guard=WARY,
+        review_mode=ReviewMode.HOLD,
+    )
+    reviews = Reviews()
+    strict, journal = screen(body, guard=Says(0.5, 0.5, 0.9), reviews=reviews)
+    output = strict.watch_output(replace(ASKED, can_be_held=True), LOCAL_CALLER)
+    assert output is not None
+
+    said = "".join([await output.push("this is odd, and so are we: ") for _ in range(3)])
+
+    assert "odd" in said, "it is let out, for the one who keeps it"
+    assert output.is_refused
+    assert (output.held_by, reviews.referred) == ("review_1", [said])
+    assert [action for _, action, _ in journal.said] == ["BLOCK", "REVIEW"]
