@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, asks, settled, until
+from tests.unit.safety.test_judges import Policy
 
 from llmhost.cache.store import Meant
 from llmhost.config.schema import CacheSettings, ModelCacheSettings, SafetySettings, Settings
@@ -16,7 +17,11 @@ from llmhost.core.errors import CacheMiss, LlmhostError, QuotaExhausted
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.request import Caller, GenerationRequest, Sampling
 from llmhost.hooks.spec import Refusal, hookimpl
+from llmhost.host.wiring import Host
 from llmhost.pipeline.processor import Exchange
+from llmhost.safety.defaults import SamePolicy
+from llmhost.safety.screen import Screen
+from llmhost.safety.verdict import Action, Case, Direction, GuardUse, Opinion
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import TestHost, at, fake_words, make_host
@@ -433,6 +438,28 @@ async def test_an_answer_that_safety_ended_is_not_kept():
         await here.ask()
 
         assert (await here.ask())[0] == "miss"
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+async def test_an_answer_that_passed_because_a_guard_had_none_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, direction: Direction
+):
+    class Fails:
+        async def judge(self, case: Case, use: GuardUse) -> Opinion:
+            if case.direction is direction:
+                raise LlmhostError("It does not run.")
+            return Opinion()
+
+    use = GuardUse("wary", fails_open=True)
+    policies = SamePolicy(Policy(Action.BLOCK, use=use))
+
+    def guarded(self: Host) -> Screen:
+        return Screen(SafetySettings(), self.plugins, policies=policies, guard=Fails())
+
+    monkeypatch.setattr(Host, "_screen", guarded)
+    async with node() as here:
+        assert (await here.ask())[0] == "miss"
+        assert (await here.ask())[0] == "miss", "nobody has judged the first one's answer"
 
 
 async def test_plugins_keep_requests_out_of_the_cache_and_let_them_in():
