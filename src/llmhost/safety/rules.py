@@ -14,6 +14,7 @@ from llmhost.config.schema import SafetySettings
 from llmhost.core.errors import ConfigError
 from llmhost.safety.escapes import unescaped
 from llmhost.safety.pack.pack import Pack
+from llmhost.safety.phrases import pattern_of
 from llmhost.safety.verdict import Finding, Tier
 from llmhost.safety.window import Piece, split
 
@@ -43,7 +44,7 @@ class Rules:
         )
         self._plain = {word: rule for word, rule in words.items() if _is_plain(word)}
         self._other = {word: rule for word, rule in words.items() if word not in self._plain}
-        self._other_pattern = re.compile("|".join(map(_word_pattern, self._other)))
+        self._other_pattern = re.compile(pattern_of(self._other, _before, _after))
         self._patterns = tuple(
             _compiled(index, pattern) for index, pattern in enumerate(settings.blocked_patterns)
         )
@@ -179,10 +180,12 @@ def _stands_free(char: str) -> bool:
     return unicodedata.east_asian_width(char) in "WF" or _UNSPACED.match(char) is not None
 
 
-def _word_pattern(word: str) -> str:
-    before = "" if _stands_free(word[0]) else r"(?<![^\W_])"
-    after = "" if _stands_free(word[-1]) else r"(?![^\W_])"
-    return before + r"\s+".join(map(re.escape, word.split())) + after
+def _before(word: str) -> str:
+    return "" if _stands_free(word[0]) else r"(?<![^\W_])"
+
+
+def _after(word: str) -> str:
+    return "" if _stands_free(word[-1]) else r"(?![^\W_])"
 
 
 def _compiled(index: int, pattern: str) -> re.Pattern[str]:

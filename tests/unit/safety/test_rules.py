@@ -144,6 +144,37 @@ def test_no_pattern_is_given_more_than_a_bounded_piece():
     assert [piece.is_end for piece in pieces] == [False] * (len(pieces) - 1) + [True]
 
 
+PHRASES = st.lists(
+    st.text("ab .+\u7981", min_size=1, max_size=7).filter(str.strip), min_size=1, max_size=12
+)
+
+
+@given(PHRASES, st.text("ab .+\u7981", max_size=40))
+def test_many_words_find_what_each_finds_alone(blocked, text):
+    one = [word for word in blocked if words(word).judge(text)]
+    found = words(*blocked).judge(text)
+
+    assert bool(found) == bool(one)
+    for finding in found:
+        index = int(finding.rule.removeprefix("blocked_words[").removesuffix("]"))
+        assert " ".join(text[finding.start : finding.end].split()) == " ".join(
+            blocked[index].split()
+        )
+
+
+def test_phrases_that_go_on_with_each_other_are_no_deeper_than_an_expression_may_be():
+    rules = words(*("a " * n + "b!" for n in range(600)))
+
+    assert rule_of(rules.judge("so " + "a " * 599 + "b!")) == "blocked_words[599]"
+
+
+def test_many_phrases_are_tried_as_one_where_they_begin_alike():
+    rules = words(*(f"project number {n} of all" for n in range(5_000)))
+
+    assert rules._other_pattern.pattern.count("project") == 1
+    assert rule_of(rules.judge("so Project  number 4711 of all")) == "blocked_words[4711]"
+
+
 @given(st.integers(0, len(FILLER)))
 def test_a_long_text_is_searched_through_and_through(place):
     text = FILLER[:place] + " bad c++ 0123 " + FILLER[place:]
