@@ -21,7 +21,6 @@ from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.reading import Reading
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.terms import Terms
-from llmhost.safety.asking import UNAVAILABLE
 from llmhost.safety.verdict import Action, Screening
 from llmhost.storage.journal import Slot
 from llmhost.tenants.limiter import Pass
@@ -60,8 +59,9 @@ class RequestContext:
     """Its place in the journal, from its admission to its entry."""
     screening: Screening | None = None
     """The strictest decision on its prompt and its answers; None where nobody judged them."""
-    is_unjudged: bool = False
-    """A guard had no answer about some of its texts, and its policy let that pass."""
+    has_findings: bool = False
+    """Something was found in its texts, or a guard had no answer about some, and it was let pass: by a policy, or by a
+    reviewer for a time."""
     verdict: "asyncio.Task[Screening] | None" = None
     """What a guard says of its prompt, while it runs already: nothing of the answer may leave before. Raises why it is
     refused."""
@@ -104,11 +104,11 @@ class RequestContext:
 
     @property
     def is_touched(self) -> bool:
-        """Safety has changed its prompt, more than let pass its prompt or answer, or could not judge one of them: it is
+        """Safety has changed its prompt, found anything in its prompt or answer, or could not judge one of them: it is
         kept for nobody."""
         found = self.screening
         is_noted = found is not None and found.decision.action is not Action.ALLOW
-        return self.is_redacted or self.is_unjudged or is_noted
+        return self.is_redacted or self.has_findings or is_noted
 
     @property
     def grammar(self) -> GrammarSpec | None:
@@ -178,8 +178,7 @@ class RequestContext:
         return None if timeout_ms is None else self.arrived_ns + timeout_ms * 1_000_000
 
     def note_screening(self, screening: Screening) -> None:
-        if any(found.category == UNAVAILABLE for found in screening.findings):
-            self.is_unjudged = True
+        self.has_findings = self.has_findings or bool(screening.findings)
         known = self.screening
         if known is None or screening.decision.action > known.decision.action:
             self.screening = screening

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from llmhost.cache.wish import HEADER
+from llmhost.cache.wish import HEADER, TAG_HEADER
 from llmhost.core.errors import (
     CacheMiss,
     ContextTooLong,
@@ -375,7 +375,11 @@ class Processor:
         """Have a fresh answer made for those who ask next: a request of its own, of the caller who met the old one,
         for whom it costs what it would have cost without that."""
         request = replace(context.request, request_id=new_request_id(), timeout_ms=None)
+        use = context.cache
+        assert use is not None and use.answer is not None, "there was an old one"
         headers = {HEADER: "refresh"}
+        if tag := use.tag or use.answer.tag:
+            headers[TAG_HEADER] = tag
         if context.run_id is not None:
             headers[RUN_HEADER] = context.run_id
         try:

@@ -20,6 +20,8 @@ from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.host.wiring import Host
 from llmhost.pipeline.processor import Exchange
 from llmhost.safety.defaults import SamePolicy
+from llmhost.safety.policy import PolicyBody
+from llmhost.safety.review import OPERATOR
 from llmhost.safety.screen import Screen
 from llmhost.safety.verdict import Action, Case, Direction, GuardUse, Opinion
 from llmhost.tenants.budgets import Budget
@@ -285,6 +287,18 @@ async def test_a_stale_answer_is_given_while_a_fresh_one_is_made():
         assert (await here.ask())[0] == "miss"
 
 
+async def test_a_fresh_answer_has_the_tag_of_the_old_one():
+    async with node(clock=at("2026-01-01"), ttl_s=60.0, stale_s=30.0) as here:
+        clock: Any = here.host.host.clock
+        await here.ask(headers={"x-llmhost-cache-tag": "nightly"})
+        clock.advance(70)
+        assert (await here.ask())[0] == "stale"
+        await settled(here.host)
+
+        assert await here.host.host.cache.purge(Meant(tag="nightly")) == 1
+        assert (await here.ask())[0] == "miss"
+
+
 async def test_what_is_learnt_sets_how_long_answers_live():
     async with node(clock=at("2026-01-01"), ttl_s=5.0) as here:
         clock: Any = here.host.host.clock
@@ -438,6 +452,24 @@ async def test_an_answer_that_safety_ended_is_not_kept():
         await here.ask()
 
         assert (await here.ask())[0] == "miss"
+
+
+async def test_an_answer_that_passes_because_a_reviewer_approved_it_is_not_kept():
+    word = fake_words("hello world", 4).split()[2]
+    body = PolicyBody(output={"words": "review"}, words=(word,))
+    async with node() as here:
+        host = here.host.host
+        await host.policies.create("acme", body, who="test", activate=True)
+        refused = await here.open()
+        await read_all(refused)
+        assert refused.context.screening is not None
+        review_id = refused.context.screening.review_id
+        assert review_id is not None
+        await host.reviews.decide(review_id, OPERATOR, approves=True)
+
+        # it passes as long as the approval holds, and no longer
+        for _ in range(2):
+            assert await here.ask() == ("miss", fake_words("hello world", 4))
 
 
 @pytest.mark.parametrize("direction", list(Direction))
