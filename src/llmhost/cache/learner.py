@@ -3,9 +3,12 @@
 It remembers hashes and costs and no text, in memory alone: after a restart it learns anew.
 """
 
+import asyncio
 import logging
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from llmhost.cache.policy import Bounds, Policy, Use, decide
 from llmhost.config.schema import CacheSettings
@@ -74,12 +77,22 @@ class Learner:
 
     def learn(self, now_s: float) -> None:
         """Make policies of what is known now; one log line for each that begins or ends."""
-        if not self._is_on:
-            return
+        if self._is_on:
+            self._take(self._work(now_s)())
+
+    async def learn_aside(self, now_s: float) -> None:
+        """The same; what takes long of it, half a second where much is known, is done in a thread."""
+        if self._is_on:
+            self._take(await asyncio.to_thread(self._work(now_s)))
+
+    def _work(self, now_s: float) -> Callable[[], dict[str, Policy]]:
+        """What may be done in any thread: it works on a copy."""
         histories = {name: tuple(one.uses) for name, one in self._histories.items()}
-        self._take(decide(histories, self._policies, self._bounds, now_s))
+        return partial(decide, histories, dict(self._policies), self._bounds, now_s)
 
     def _take(self, policies: dict[str, Policy]) -> None:
+        """Have them in force, but for those of kinds that were forgotten meanwhile."""
+        policies = {name: one for name, one in policies.items() if name in self._histories}
         for signature, policy in policies.items():
             if signature not in self._policies:
                 self.created += 1

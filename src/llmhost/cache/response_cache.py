@@ -103,8 +103,8 @@ class ResponseCache:
             size_bytes=_size(answer),
         )
 
-    def learn(self) -> None:
-        self.learner.learn(self._clock.utc_ns() / 1e9)
+    async def learn(self) -> None:
+        await self.learner.learn_aside(self._clock.utc_ns() / 1e9)
 
     async def purge(self, meant: Meant) -> int:
         """Forget what is meant, and what is being made of it; how many answers there were."""

@@ -48,7 +48,7 @@ async def keep_learning(cache: ResponseCache) -> None:
     left = 0.0
     while True:
         await asyncio.sleep(LEARN_S)
-        cache.learn()
+        await cache.learn()
         left -= LEARN_S
         if left <= 0:
             left = EXPIRE_S

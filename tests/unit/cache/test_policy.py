@@ -1,6 +1,9 @@
 """A kind of requests has a policy while it repeats, and its answers live as long as that pays."""
 
+import asyncio
+import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -124,6 +127,25 @@ def test_policies_come_and_go_with_what_is_asked():
     learner.learn(20.0 + 2 * HOUR_S)
     assert learner.policies() == []
     assert (learner.created, learner.retired) == (1, 1)
+
+
+async def test_requests_are_answered_while_it_is_learnt(monkeypatch: pytest.MonkeyPatch):
+    learner, has_gone_on = Learner(CacheSettings()), threading.Event()
+    note(learner, 20)
+
+    def slow(*args: Any) -> dict[str, Policy]:
+        assert has_gone_on.wait(10), "the loop was held"
+        return decide(*args)
+
+    monkeypatch.setattr("llmhost.cache.learner.decide", slow)
+    learning = asyncio.create_task(learner.learn_aside(20.0))
+    await asyncio.sleep(0)
+    for number in range(1_000):  # the kind that is looked at is forgotten meanwhile
+        note(learner, 1, kind=replace(KIND, signature=str(number)))
+    has_gone_on.set()
+    await learning
+
+    assert learner.policies() == []
 
 
 def test_nothing_is_learnt_where_nothing_is_to_be():

@@ -306,7 +306,7 @@ async def test_what_is_learnt_sets_how_long_answers_live():
             await here.ask()
             clock.advance(10)
         await settled(here.host)
-        here.host.host.cache.learn()
+        await here.host.host.cache.learn()
         [(kind, policy)] = here.host.host.cache.learner.policies()
         await here.ask()
         clock.advance(20)
