@@ -201,6 +201,8 @@ class OutputScreen:
         """Reviewers see all of an answer, and it goes out as it is or not at all."""
         assert self._reviews is not None
         if self._reviews.approved(self._caller, self._said):
+            judged.decision = replace(judged.decision, action=Action.ALLOW)
+            self._record(judged)
             return
         shown = self._said
         for text, mark in sorted(self._found, key=lambda pair: -len(pair[0])):

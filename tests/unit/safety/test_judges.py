@@ -1,6 +1,7 @@
 """Judges find, the policy decides, the journal is told, and reviewers and guards are asked where it says so."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -211,6 +212,20 @@ async def test_an_answer_that_is_to_be_reviewed_ends_and_names_the_review():
 
     assert (output.refused_by, output.review_id) == ("words[0]", "review_1")
     assert journal.said == [("output", "REVIEW", "review_1")]
+
+
+async def test_that_an_answer_passes_which_was_approved_as_a_whole_is_written_down():
+    reviews, notes = Reviews(), []
+    policy = Policy(Action.REVIEW, words=("bad",), review_mode=ReviewMode.HOLD)
+    strict, journal = screen(policy, reviews=reviews)
+    reviews.let_pass.add(("local", "it is so bad"))
+    asked = replace(ASKED, can_be_held=True)
+    output = strict.watch_output(asked, LOCAL_CALLER, note=notes.append)
+
+    assert await output.push("it is so bad") + await output.finish() == "it is so bad"
+
+    assert (output.held_by, journal.said) == (None, [("output", "ALLOW", None)])
+    assert [found.rule for found in notes[0].findings] == ["words[0]"]
 
 
 async def test_a_guard_judges_what_rules_let_pass():
