@@ -417,6 +417,15 @@ class DeadlineExceeded(LlmhostError):
             param="timeout_ms",
         )
 
+    @classmethod
+    def unjudged(cls, timeout_ms: int) -> "DeadlineExceeded":
+        """Of a prompt that a guard was still judging."""
+        return cls(
+            f"The prompt had not been judged after the {timeout_ms} ms of 'timeout_ms', so it is not answered, and"
+            " nothing is billed. Give it more time.",
+            param="timeout_ms",
+        )
+
 
 class CacheMiss(LlmhostError):
     """504, as HTTP has it for `only-if-cached`."""

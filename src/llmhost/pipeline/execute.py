@@ -119,6 +119,13 @@ class Generation:
             self.context.error = self.context.error or error
             self.cancel()
 
+    def forgo(self, error: LlmhostError) -> None:
+        """The prompt was not judged in time: what was made of it is thrown away, and not paid for. The verdict's end
+        ends the request."""
+        self._is_refused = True
+        self.context.error = error
+        self.cancel()
+
     def detach(self) -> None:
         """Stop what was submitted of a request that could not be submitted whole; nobody is told."""
         self._is_detached = True

@@ -177,16 +177,27 @@ class Processor:
         generation.ended.add_done_callback(lambda _: self._ended(generation))
         exchange = Exchange(generation, self._outbox)
         if context.verdict is not None:
-            await self._hear(exchange, context.verdict)
+            await self._hear(exchange, generation, context.verdict)
         return exchange
 
-    async def _hear(self, exchange: Exchange, verdict: "asyncio.Task[Screening]") -> None:
+    async def _hear(
+        self, exchange: Exchange, running: Running, verdict: "asyncio.Task[Screening]"
+    ) -> None:
         """The request runs, and its prompt is judged meanwhile. Raises why it is refused; the generation has heard."""
+        context = exchange.context
         try:
-            await asyncio.shield(verdict)
-        except BaseException:
+            async with asyncio.timeout(self._left_s(context)) as patience:
+                await asyncio.shield(verdict)
+        except BaseException as error:
+            late = None
+            if isinstance(error, TimeoutError) and patience.expired():
+                late = DeadlineExceeded.unjudged(context.request.timeout_ms or 0)
+                if isinstance(running, Generation):
+                    running.forgo(late)
             verdict.cancel()  # nobody waits for it any more
             exchange.leave()
+            if late is not None:
+                raise late from None
             raise
 
     async def estimate(
@@ -312,10 +323,9 @@ class Processor:
 
     async def _admit_in_time(self, context: RequestContext, fault: LlmhostError | None) -> Running:
         """A deadline runs from the arrival: what waits for a model to load is in time, too, or not."""
-        timeout_ms, deadline_ns = context.request.timeout_ms, context.deadline_ns
-        if timeout_ms is None or deadline_ns is None:
+        timeout_ms, left_s = context.request.timeout_ms, self._left_s(context)
+        if timeout_ms is None:
             return await self._admit(context, fault)
-        left_s = (deadline_ns - self._clock.monotonic_ns()) / 1e9
         try:
             async with asyncio.timeout(left_s) as patience:
                 return await self._admit(context, fault)
@@ -323,6 +333,11 @@ class Processor:
             if not patience.expired():
                 raise
             raise DeadlineExceeded.after(timeout_ms) from None
+
+    def _left_s(self, context: RequestContext) -> float | None:
+        """Until its deadline; None where it has none."""
+        deadline_ns = context.deadline_ns
+        return None if deadline_ns is None else (deadline_ns - self._clock.monotonic_ns()) / 1e9
 
     async def _admit(self, context: RequestContext, fault: LlmhostError | None) -> Running:
         stages = self._stages

@@ -136,3 +136,15 @@ async def test_a_caller_who_leaves_takes_the_guard_along(guard: Guard) -> None:
 
     assert guard.was_cancelled
     assert entry["outcome"] in ("cancelled", "answered")
+
+
+async def test_a_verdict_that_comes_too_late_for_a_requests_deadline_is_not_waited_for_nor_paid(
+    guard: Guard,
+) -> None:
+    async with make_host() as host, asyncio.timeout(WAIT_S):
+        answer = await host.client.post("/v1/completions", json={**BODY, "timeout_ms": 300})
+        [entry] = await settled(host)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert guard.was_cancelled
+    assert (entry["outcome"], entry["amount_nano"]) == ("refused", 0)
