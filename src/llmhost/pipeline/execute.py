@@ -115,9 +115,13 @@ class Generation:
 
     def cut(self, error: LlmhostError) -> None:
         """Stop every choice on the server's own account: a failure, which nobody pays for."""
-        if self._open:
+        if self._held_end is not None:
+            self.context.outcome, self.context.finish_reason = Outcome.FAILED, FinishReason.ERROR
+        if self._open or self._held_end is not None:
             self.context.error = self.context.error or error
             self.cancel()
+            if self.context.verdict is not None:
+                self.context.verdict.cancel()  # or its end would be waited for
 
     def forgo(self, error: LlmhostError) -> None:
         """The prompt was not judged in time: what was made of it is thrown away, and not paid for. The verdict's end
@@ -134,7 +138,9 @@ class Generation:
     def _hear(self, verdict: "asyncio.Task[Screening]") -> None:
         """A guard has judged the prompt: what was made of one that it refuses is thrown away, and not paid for."""
         if self.context.first_token_ns is not None:
-            self.context.first_token_ns = self._clock.monotonic_ns()  # nobody could read it before
+            # Nobody could read it before.
+            was_heard = not verdict.cancelled()
+            self.context.first_token_ns = self._clock.monotonic_ns() if was_heard else None
         if not verdict.cancelled() and (error := verdict.exception()) is not None:
             self._is_refused = True
             known = error if isinstance(error, LlmhostError) else SafetyUnavailable(NOT_JUDGED)

@@ -189,15 +189,15 @@ class Processor:
             async with asyncio.timeout(self._left_s(context)) as patience:
                 await asyncio.shield(verdict)
         except BaseException as error:
-            late = None
+            why = context.error if verdict.cancelled() and not _is_cancelled() else None
             if isinstance(error, TimeoutError) and patience.expired():
-                late = DeadlineExceeded.unjudged(context.request.timeout_ms or 0)
+                why = DeadlineExceeded.unjudged(context.request.timeout_ms or 0)
                 if isinstance(running, Generation):
-                    running.forgo(late)
+                    running.forgo(why)
             verdict.cancel()  # nobody waits for it any more
             exchange.leave()
-            if late is not None:
-                raise late from None
+            if why is not None:
+                raise why from None
             raise
 
     async def estimate(
@@ -460,6 +460,12 @@ class _Metered:
                 self._processor._failed(self._context, error)
         finally:
             self._processor._opening.discard(self._context.request.request_id)
+
+
+def _is_cancelled() -> bool:
+    """Whether whoever waits here is to end, and not only what he waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _log_unrecorded(settled: "asyncio.Future[None]") -> None:

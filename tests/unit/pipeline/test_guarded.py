@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.unit.pipeline.node import WAIT_S, settled
+from tests.unit.pipeline.node import WAIT_S, settled, until
 from tests.unit.safety.test_judges import Policy
 
 from llmhost.config.schema import ModelSpec, SafetySettings
@@ -148,3 +148,24 @@ async def test_a_verdict_that_comes_too_late_for_a_requests_deadline_is_not_wait
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert guard.was_cancelled
     assert (entry["outcome"], entry["amount_nano"]) == ("refused", 0)
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+async def test_a_stop_cuts_what_still_waits_for_its_verdict(guard: Guard, is_made: bool) -> None:
+    slow = ModelSpec(engine="fake", options={"token_delay_ms": 5.0}, price=FAKE_MODEL.price)
+    models = {"fake": FAKE_MODEL if is_made else slow}
+    async with make_host(models=models) as host, asyncio.timeout(WAIT_S):
+        body = {**BODY, "max_tokens": 20 if is_made else 2_000}
+        asking = asyncio.create_task(host.client.post("/v1/completions", json=body))
+        await guard.asked.wait()
+        if is_made:
+            await made_tokens(host)
+        else:
+            await until(lambda: bool(host.host.processor._live))
+        host.host.processor.cancel_all()
+        answer = await asking
+        [entry] = await settled(host)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_is_overloaded")
+    assert guard.was_cancelled
+    assert (entry["outcome"], entry["amount_nano"]) == ("failed", 0)
