@@ -3,6 +3,7 @@
 Runs on the HTTP loop; long text is judged in pieces, and other requests get their turn in between.
 """
 
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -89,6 +90,7 @@ class Screen:
         self._guard = guard or NoGuard()
         self._utc_ns = utc_ns
         self._rules: dict[tuple[tuple[str, ...], tuple[str, ...], Direction], Rules] = {}
+        self._compiled = threading.Lock()  # policies are prepared in threads
         Rules(settings)  # a rule that is none fails the start
 
     def prepare(self, policy: Policy) -> None:
@@ -230,13 +232,18 @@ class Screen:
     def _rules_of(self, policy: Policy, direction: Direction) -> Rules:
         """Compiled once for all policies that ask for the same."""
         key = (policy.words, policy.looks_for(direction), direction)
-        if (rules := self._rules.get(key)) is None:
-            while len(self._rules) >= MOST_RULES:
+        with self._compiled:
+            if (rules := self._rules.pop(key, None)) is not None:
+                self._rules[key] = rules  # the last to go: what requests meet is not compiled again
+                return rules
+        settings = self._settings
+        if direction is Direction.OUTPUT and not settings.check_output:
+            settings = replace_of(settings, blocked_words=(), blocked_patterns=())
+        rules = Rules(settings, key[0], Pack(key[1], direction))
+        with self._compiled:
+            self._rules[key] = rules
+            while len(self._rules) > MOST_RULES:
                 self._rules.pop(next(iter(self._rules)))
-            settings = self._settings
-            if direction is Direction.OUTPUT and not settings.check_output:
-                settings = replace_of(settings, blocked_words=(), blocked_patterns=())
-            rules = self._rules[key] = Rules(settings, key[0], Pack(key[1], direction))
         return rules
 
     def _screening(

@@ -186,3 +186,18 @@ async def test_what_waits_for_a_reviewer_waits_though_the_answer_is_ended_before
     assert output.is_refused
     assert (output.held_by, reviews.referred) == ("review_1", [said])
     assert [action for _, action, _ in journal.said] == ["BLOCK", "REVIEW"]
+
+
+async def test_rules_that_are_used_stay_compiled_however_many_policies_are_made(monkeypatch):
+    monkeypatch.setattr("llmhost.safety.screen.MOST_RULES", 4)
+    mine, _ = screen(PolicyBody(words=("bad",)))
+    await judged(mine, "so good")
+    [first] = mine._rules.values()
+
+    for number in range(5):
+        body = PolicyBody(words=(f"word{number}",))
+        mine.prepare(OrgPolicy("other", number, body, NodePolicy()))
+        await judged(mine, "so good")
+
+    assert len(mine._rules) == 4
+    assert any(rules is first for rules in mine._rules.values())
