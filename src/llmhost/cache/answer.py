@@ -6,6 +6,7 @@ It is kept as tagged data of this module's own form, which is checked when it is
 from collections.abc import Iterable
 from itertools import groupby
 from operator import attrgetter
+from sys import getsizeof
 
 import msgspec
 
@@ -13,6 +14,8 @@ from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 
 FORM = 1
 """Of what is encoded. Answers of another form are not read."""
+OBJECT_BYTES, TOKEN_BYTES, LOGPROBS_BYTES, TOP_BYTES = 1_600, 40, 190, 120
+"""What Python has of an answer, of a token, of what was thought of one, and of one more that was likely."""
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -85,6 +88,21 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     def age_s(self, now_ns: int) -> float:
         return max(now_ns - self.stored_ns, 0) / 1e9
+
+
+def size_in_memory(answer: Answer) -> int:
+    """About what it takes, in bytes: tokens and what was thought of them weigh several times what is written down."""
+    return OBJECT_BYTES + sum(
+        getsizeof(part.text)
+        + TOKEN_BYTES * len(part.tokens)
+        + _thoughts_bytes(part.logprobs)
+        + _thoughts_bytes(part.prompt_logprobs)
+        for part in answer.parts
+    )
+
+
+def _thoughts_bytes(logprobs: tuple[TokenLogprobs, ...]) -> int:
+    return sum(LOGPROBS_BYTES + TOP_BYTES * len(one.top) for one in logprobs)
 
 
 def saved_usage(usage: Usage) -> Usage:

@@ -15,6 +15,7 @@ from llmhost.cache.stats import Stats
 from llmhost.cache.store import AnswerStore, Meant
 from llmhost.cache.wish import Wish
 from llmhost.config.schema import CacheScope, CacheSettings, CacheUse, ModelSpec
+from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import Clock
 
 
@@ -125,5 +126,10 @@ def rules_of(settings: CacheSettings, spec: ModelSpec) -> Rules:
 def _size(answer: Answer) -> int:
     """About what it takes, in bytes, without writing it down."""
     return sum(
-        len(part.text) + 4 * len(part.tokens) + 32 * len(part.logprobs) for part in answer.parts
+        len(part.text) + 4 * len(part.tokens) + _thoughts(part.logprobs + part.prompt_logprobs)
+        for part in answer.parts
     )
+
+
+def _thoughts(logprobs: tuple[TokenLogprobs, ...]) -> int:
+    return sum(16 + 14 * len(one.top) for one in logprobs)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from llmhost.cache.answer import Answer, decoded, encoded
+from llmhost.cache.answer import Answer, decoded, encoded, size_in_memory
 from llmhost.cache.disk import Disk
 from llmhost.cache.keys import Keys
 from llmhost.cache.memory import Memory
@@ -79,8 +79,7 @@ class AnswerStore:
         answer = None if raw is None else decoded(raw)
         if answer is None or self._is_purged(key, answer):
             return None
-        assert raw is not None
-        self._memory.put(key, answer, len(raw))
+        self._memory.put(key, answer, size_in_memory(answer))
         return answer
 
     def put(self, key: str, answer: Answer, *, expires_s: float, began_ns: int) -> int:
@@ -91,7 +90,7 @@ class AnswerStore:
         ):
             return 0
         raw = encoded(answer)
-        self._memory.put(key, answer, len(raw))
+        self._memory.put(key, answer, size_in_memory(answer))
         if self._thread is None or self._disk is None:
             return len(raw)
         if self._handed - self._written >= MOST_WAITING:

@@ -1,12 +1,14 @@
 """Memory before disk, and what is forgotten is forgotten in both."""
 
+import tracemalloc
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.cache.kept import HOUR_S, answer, key, store
 
-from llmhost.cache.answer import decoded, encoded, parts_of
+from llmhost.cache.answer import Answer, Part, decoded, encoded, parts_of
 from llmhost.cache.memory import Memory
 from llmhost.cache.store import AnswerStore, Meant
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
@@ -101,6 +103,35 @@ def test_memory_is_never_fuller_than_it_may_be(puts: list[tuple[str, int]]):
         memory.put(name, answer(), size)
         assert memory.bytes <= 20
         assert memory.bytes == sum(size for _, size in memory._kept.values())
+
+
+def long(number: int, tokens: int, top: int | None) -> Answer:
+    ids = tuple(range(1_000, 1_000 + tokens))
+    likely = tuple((one, -0.1 * one) for one in range(1_000, 1_000 + (top or 0)))
+    odds = () if top is None else tuple(TokenLogprobs(one, -0.01 * one, 300, likely) for one in ids)
+    part = Part(0, "word" * tokens, ids, FinishReason.STOP, None, (3, tokens, 0), odds)
+    return answer(parts=(part,), tag=f"tag{number}")
+
+
+@pytest.mark.parametrize(("tokens", "top"), [(2, None), (500, None), (100, 0), (100, 20)])
+async def test_memory_has_no_more_than_it_says(tokens: int, top: int | None):
+    kept, raws = (
+        store(most_bytes=2**25),
+        [encoded(long(number, tokens, top)) for number in range(50)],
+    )
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number, raw in enumerate(raws):
+            found = decoded(raw)
+            assert found is not None
+            kept.put(key(number=number), found, expires_s=HOUR_S, began_ns=0)
+        del found
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert 0.5 < (after - before) / kept.memory.bytes < 1.1
 
 
 usage = Usage(3, 1, 5, engine_ns=7, cost_nano=9)

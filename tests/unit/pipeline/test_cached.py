@@ -536,6 +536,14 @@ async def test_who_has_nothing_left_still_has_free_hits():
         assert len(await settled(here.host)) == 3
 
 
+async def test_what_is_thought_of_a_prompt_counts_for_the_largest_answer_that_is_kept():
+    async with node(max_answer_bytes=2_000) as here:
+        for of_prompt, met in ((None, "hit"), (5, "miss")):
+            sampling = Sampling(temperature=0.0, prompt_logprobs=of_prompt)
+            await here.ask("word " * 100, sampling=sampling)
+            assert (await here.ask("word " * 100, sampling=sampling))[0] == met
+
+
 async def test_what_is_purged_is_gone():
     async with node() as here:
         await here.ask()
