@@ -33,9 +33,10 @@ ToolFormat = Literal[
     "phi4_mini",
     "pythonic",
     "qwen3_coder",
+    "response_template",
     "seed_oss",
 ]
-"""Formats of tool calls, as `text/calls/families.py` has them."""
+"""Formats of tool calls, as `text/calls/families.py` has them, and the one that a model's own files tell."""
 
 GuardForm = Literal[
     "auto",
@@ -479,7 +480,7 @@ class ModelSpec(Section, frozen=True):
     max_adapters: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Adapters in memory at once; the least recently used one that nobody uses makes room."""
     tool_format: ToolFormat = "auto"
-    """How the model writes tool calls that it decides upon; `auto` finds it in its chat template."""
+    """How the model writes tool calls that it decides upon; `auto` finds it in its files."""
     guard: GuardForm | None = None
     """How it is asked to judge texts, which makes it one that `/v1/moderations` may pick; `auto` finds that out."""
     guard_labels: dict[str, str] = msgspec.field(default_factory=dict)

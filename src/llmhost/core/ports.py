@@ -317,6 +317,8 @@ class Marks:
     """None where the vocabulary has no tokens to ask for a middle with."""
     guard: str | None = None
     """The family of guards that its template was written for, one of `text/guards.py`."""
+    response_template: str | None = None
+    """How its answers are to be read, as its files tell (`text/calls/response_template.py`); JSON, and known."""
 
 
 NO_MARKS = Marks()

@@ -11,6 +11,12 @@ from llmhost.core.request import GenerationRequest, GrammarSpec, TextGrammar
 from llmhost.core.thoughts import ThoughtIds
 from llmhost.text.calls.families import BY_NAME, Family, reader_of
 from llmhost.text.calls.pieces import Reader
+from llmhost.text.calls.response_template import (
+    RESPONSE_TEMPLATE,
+    ResponseTemplate,
+    template_of,
+)
+from llmhost.text.calls.templated import Templated
 from llmhost.text.grammar_calls import HELD, NOT_HELD
 
 AUTO = "auto"
@@ -51,9 +57,8 @@ def reading_of(
     if not request.kind.is_chat:
         return None
     marks = tokenizer.marks
-    name = marks.call_format if spec.tool_format == AUTO else spec.tool_format
-    family = None if name is None else BY_NAME.get(name)
-    if request.may_call and family is None:
+    family = _family(spec, tokenizer, prompt)
+    if request.may_call and (family is None or not family.has_calls):
         raise UnsupportedParameter(
             f"The model {request.model!r} has no way of calling tools by itself that is known here. Send"
             " 'tool_choice': \"required\" or a function's name, which works with every model; or have the operator"
@@ -73,6 +78,37 @@ def reading_of(
     has_begun = marks.thoughts is not None and tokenizer.begins_with_thoughts(prompt)
     held = _held(request, family) if family is not None and request.may_call else None
     return Reading(family, marks.thoughts, has_begun, schemas, marks.thought_ids, held)
+
+
+def _family(spec: ModelSpec, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> Family | None:
+    """The format of answers that is configured, or known by the chat template, or told by the model's files."""
+    marks = tokenizer.marks
+    name = marks.call_format if spec.tool_format == AUTO else spec.tool_format
+    is_told = name == RESPONSE_TEMPLATE or (name is None and spec.tool_format == AUTO)
+    if not is_told or marks.response_template is None:
+        return None if name is None else BY_NAME.get(name)
+    template = template_of(marks.response_template)
+    before = _begun(template, tokenizer, prompt)
+    return Family(
+        RESPONSE_TEMPLATE,
+        lambda schemas: Templated(template, schemas, before),
+        signs=(),
+        openers=template.shown(marks.special),
+        knows_thoughts=True,
+        thoughts=template.thoughts,
+        has_calls=template.has_calls,
+    )
+
+
+def _begun(template: ResponseTemplate, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> str:
+    """What the prompt says of the answer already. Its last tokens are asked first, and all of it hardly ever."""
+    for count in (64, 1024, 16_384):
+        text = tokenizer.decode(prompt[-count:], skip_special_tokens=False)
+        if (before := template.after_start(text)) is not None:
+            return before
+        if count >= len(prompt):
+            break
+    return ""
 
 
 def _held(request: GenerationRequest, family: Family) -> GrammarSpec | None:

@@ -5,6 +5,8 @@ whatever `add_bos_token` says beside it. One exception: a special token that the
 because the model has no row for it.
 """
 
+import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,13 @@ from llmhost.core.ports import Marks, TextWatch
 from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.core.thoughts import ThoughtIds
+from llmhost.observe.logs import log_event
 from llmhost.text.calls.families import THOUGHTS, family_of
+from llmhost.text.calls.response_template import (
+    RESPONSE_TEMPLATE,
+    UnreadableTemplate,
+    template_of,
+)
 from llmhost.text.detokenise import (
     ShowingDetokeniser,
     detokeniser_factory,
@@ -31,6 +39,8 @@ from llmhost.text.pairs import fit
 from llmhost.text.template import ChatTemplate, load_chat_template
 from llmhost.text.watch import Watch
 
+log = logging.getLogger("llmhost.tokenizer")
+
 
 class FileTokenizer:
     """A loaded tokenizer.json. Not changed after loading, so that any thread may use it."""
@@ -42,8 +52,11 @@ class FileTokenizer:
         eos_ids: frozenset[int] = frozenset(),
         template: ChatTemplate | None = None,
         tells_pairs_apart: bool = True,
+        response_template: str | None = None,
     ) -> None:
+        """`response_template`: JSON that `template_of` can read."""
         self._tokenizer = tokenizer
+        self._response_template = response_template
         self._tells_pairs_apart = tells_pairs_apart
         self._eos_ids = eos_ids
         self._template = template
@@ -168,14 +181,21 @@ class FileTokenizer:
         family = None if self._template is None else family_of(self._template.text)
         marks = self._thinking_marks()
         around = family.thoughts if family is not None and family.knows_thoughts else marks
+        told = self._response_template
+        answers = None if told is None else template_of(told)
+        call_format = None if family is None else family.name
+        if answers and family is None:
+            around = answers.thoughts or marks
+            call_format = RESPONSE_TEMPLATE if answers.has_calls else None
         ids = None if around is None else [tuple(self._ids_of(mark)) for mark in around]
         return Marks(
-            None if family is None else family.name,
+            call_format,
             marks,
             None if ids is None or not all(ids) else ThoughtIds(*ids),
             tuple(sorted(self._special)),
             fill_marks(self._tokenizer.token_to_id),
             None if self._template is None else guard_of(self._template.text),
+            told,
         )
 
     def _ids_of(self, text: str) -> list[int]:
@@ -219,7 +239,22 @@ def load_tokenizer(folder: Path) -> FileTokenizer:
         eos_ids=frozenset(_eos_ids(folder, tokenizer, named)),
         template=load_chat_template(folder, config, named),
         tells_pairs_apart=_tells_pairs_apart(config),
+        response_template=_response_template(folder, config),
     )
+
+
+def _response_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """None as well where there is one that can't be followed, which the log says."""
+    if (raw := config.get("response_template")) is None:
+        return None
+    text = json.dumps(raw, sort_keys=True)
+    try:
+        template_of(text)
+    except UnreadableTemplate as error:
+        facts = {"folder": folder, "why": str(error)}
+        log_event(log, "response_template.refused", level=logging.WARNING, **facts)
+        return None
+    return text
 
 
 def named_tokens(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 from tests.unit.pipeline.scripted import MarkedWords, ScriptedEngine, Spoken, scripted_node
+from tests.unit.text.answer_templates import JSON_CALLS
 from tests.unit.text.marked import tokenizer_of
 
 from llmhost.config.schema import PriceSettings
@@ -25,6 +26,8 @@ from llmhost.text.grammar_calls import HELD
 THINK = ("<think>", "</think>")
 HERMES = Marks("hermes")
 THINKING = Marks("hermes", THINK)
+TOLD = Marks("response_template", response_template=json.dumps(JSON_CALLS))
+"""A format to which calls are not held, so that any vocabulary will do."""
 WEATHER = {
     "type": "function",
     "function": {
@@ -456,7 +459,7 @@ async def test_a_model_is_told_what_it_called_thought_and_learnt() -> None:
     ]
     async with make_host(
         models={"m": msgspec.structs.replace(FAKE_MODEL, engine="spoken")},
-        plugins=[Spoken(words := MarkedWords(Marks("glm", THINK)))],
+        plugins=[Spoken(words := MarkedWords(TOLD))],
     ) as host:
         body = {"model": "m", "messages": messages, "tools": [NOW], "max_tokens": 2}
         response = await host.client.post("/v1/chat/completions", json=body)
@@ -467,3 +470,39 @@ async def test_a_model_is_told_what_it_called_thought_and_learnt() -> None:
     assert called["tool_calls"] == [call]
     assert (learnt["content"], learnt["tool_call_id"]) == ("12:00", "call_1")
     assert noon == {"role": "assistant", "content": "Noon.", "reasoning_content": "Ah."}
+
+
+# -- the template of a model's own files ----------------------------------------------------------------------------
+
+
+async def test_answers_are_read_as_the_models_own_files_tell() -> None:
+    async with model(TOLD) as m:
+        answer = await m.both(
+            "<thi", "nk>Hm.</think>\nLet me see.\n<tool", CALL[5:], tools=[WEATHER]
+        )
+        plain = await m.both("<think>Hm.</think>\nNo.<|im_end|>")
+
+    calls = [("get_weather", '{"city": "Oslo"}')]
+    assert answer.told() == ("Let me see.", "Hm.", calls, "tool_calls")
+    assert plain.told() == ("No.", "Hm.", [], "stop")
+
+
+async def test_files_that_tell_of_no_calls_make_no_model_that_calls() -> None:
+    fields = {name: each for name, each in JSON_CALLS["fields"].items() if name != "tool_calls"}
+    marks = Marks(response_template=json.dumps({**JSON_CALLS, "fields": fields}))
+    async with model(marks) as m:
+        refused = await m.host.chat("hello", model="m", tools=[WEATHER])
+        answer = await m.both("<think>Hm.</think>No.")
+
+    assert refused.json()["error"]["code"] == "unsupported_parameter"
+    assert answer.told() == ("No.", "Hm.", [], "stop")
+
+
+async def test_the_operators_word_comes_before_the_files() -> None:
+    async with model(TOLD, tool_format="none") as m:
+        answer = await m.both("<think>Hm.</think>No.")
+    async with model(TOLD, tool_format="mistral") as m:
+        call = await m.both('[TOOL_CALLS][{"name": "now", "arguments": {}}]', tools=[NOW])
+
+    assert answer.content == "<think>Hm.</think>No."
+    assert call.calls == [("now", "{}")]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llmhost.config.schema import ToolFormat
 from llmhost.text.calls.families import BY_NAME, FAMILIES, family_of, reader_of
 from llmhost.text.calls.pieces import Piece
+from llmhost.text.calls.response_template import RESPONSE_TEMPLATE
 
 SCHEMAS: dict[str, Any] = {
     "get_weather": {
@@ -299,7 +300,7 @@ def test_a_family_is_known_by_its_template() -> None:
 
 
 def test_models_can_be_configured_with_every_format_and_no_other() -> None:
-    assert set(get_args(ToolFormat)) == {"auto", "none", *BY_NAME}
+    assert set(get_args(ToolFormat)) == {"auto", "none", RESPONSE_TEMPLATE, *BY_NAME}
 
 
 def test_what_the_model_wrote_is_always_json_that_clients_can_read() -> None:

@@ -29,6 +29,7 @@ class Family:
     """Its reader tells thoughts from content by itself."""
     thoughts: tuple[str, str] | None = None
     """What they stand between then."""
+    has_calls: bool = True
 
 
 def _special(words: str) -> str:

@@ -107,7 +107,7 @@ class Tagged(Reader):
 
     def _arguments(self, name: str) -> Steps[None]:
         tags, name, opening = self._tags, name.strip(), "{"
-        kinds = _kinds(self._schemas.get(name))
+        kinds = kinds_of(self._schemas.get(name))
         call = yield from self.begin(name)
         while True:
             _, mark = yield from self.until(tags.key, tags.call_end)
@@ -131,7 +131,7 @@ class Tagged(Reader):
         """Tell an argument: a text as it comes, anything else when all of it is there. Whether it has its end."""
         if kind != "string":
             text, mark = yield from self.until(self._tags.value_end)
-            yield Piece(_as_json(text, kind), call)
+            yield Piece(as_json(text, kind), call)
             return mark is not None
         yield Piece('"', call)
         mark = yield from self._text(call)
@@ -155,7 +155,7 @@ class Tagged(Reader):
                 return mark
 
 
-def _kinds(schema: Mapping[str, Any] | None) -> dict[str, str]:
+def kinds_of(schema: Mapping[str, Any] | None) -> dict[str, str]:
     """The type of each parameter that has just one, beside null."""
     properties = (schema or {}).get("properties")
     if not isinstance(properties, dict):
@@ -177,7 +177,7 @@ def _kind(schema: Mapping[str, Any]) -> str | None:
     return TEXT_OR_NULL if is_open else several[0]
 
 
-def _as_json(text: str, kind: str | None) -> str:
+def as_json(text: str, kind: str | None) -> str:
     """A value that is no text by its schema, or of which that is not known."""
     bare = text.strip()
     value = None if kind == TEXT_OR_NULL else loaded(bare)
