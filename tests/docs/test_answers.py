@@ -65,7 +65,7 @@ def test_a_flag_in_an_answer_belongs_to_a_command_that_it_names(answer: str):
     assert set(FLAG.findall(answer)) <= known
 
 
-NOT_TAUGHT_YET: set[str] = {"audit", "reviews", "safety"}
+NOT_TAUGHT_YET: set[str] = {"audit", "cache", "reviews", "safety"}
 """Commands that are younger than the weights of `builtin:tiny`; whoever trains it next teaches it these."""
 
 
