@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmhost.safety.verdict import Direction, Finding, Policy, Tier
+from llmhost.safety.verdict import Action, Direction, Finding, Policy, ReviewMode, Tier
 from llmhost.storage.audit import Recorded
 
 MOST_EXAMPLES = 100
@@ -43,8 +43,9 @@ def dry_run(rows: Iterable[Recorded], policy: Policy) -> DryRun:
     for found in rows:
         detail, before = found.row.detail, found.row.action
         direction = Direction(detail["direction"])
-        decision = policy.decide(tuple(map(_finding, detail["findings"])), direction)
-        after = decision.action.name.lower()
+        findings = tuple(map(_finding, detail["findings"]))
+        decision = policy.decide(findings, direction)
+        after = _end(decision.action, findings, policy, direction).name.lower()
         run.screenings += 1
         run.before[before] += 1
         run.after[after] += 1
@@ -65,6 +66,19 @@ def dry_run(rows: Iterable[Recorded], policy: Policy) -> DryRun:
                 )
             )
     return run
+
+
+def _end(
+    action: Action, findings: Iterable[Finding], policy: Policy, direction: Direction
+) -> Action:
+    """What becomes of a text for which a policy says `action`: as in `screen.py`, but for what only its text tells."""
+    is_released = action is Action.REVIEW and policy.review_mode is ReviewMode.RELEASE
+    if not (is_released or action is Action.REDACT):
+        return action
+    cuts = [f for f in findings if policy.decide((f,), direction).action is Action.REDACT]
+    if any(found.tier is not Tier.RULES for found in cuts):  # rules alone say where
+        return Action.BLOCK
+    return Action.REDACT if cuts else Action.WARN
 
 
 def _finding(said: dict[str, Any]) -> Finding:
