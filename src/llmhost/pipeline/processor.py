@@ -223,6 +223,7 @@ class Processor:
             if context.verdict is not None:
                 await context.verdict
         finally:
+            context.let_go()
             stages.bill.drop(context)
         return estimate
 

@@ -8,7 +8,10 @@ from tests.unit.pipeline.node import WAIT_S, settled, until
 from tests.unit.safety.test_judges import Policy
 
 from llmhost.config.schema import ModelSpec, SafetySettings
+from llmhost.core.errors import InvalidValue
 from llmhost.host.wiring import Host
+from llmhost.pipeline.resolve import Resolve
+from llmhost.pipeline.screen import ScreenStage
 from llmhost.safety.defaults import SamePolicy
 from llmhost.safety.screen import Screen
 from llmhost.safety.verdict import Action, Case, Finding, GuardUse, Opinion, Tier
@@ -169,3 +172,25 @@ async def test_a_stop_cuts_what_still_waits_for_its_verdict(guard: Guard, is_mad
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_is_overloaded")
     assert guard.was_cancelled
     assert (entry["outcome"], entry["amount_nano"]) == ("failed", 0)
+
+
+async def test_an_estimate_that_is_refused_leaves_no_guard_at_work(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screened = ScreenStage.__call__
+
+    async def redacts(self: ScreenStage, context: Any) -> bool:
+        await screened(self, context)
+        return True
+
+    async def refuses(self: Resolve, context: Any) -> None:
+        await guard.asked.wait()
+        raise InvalidValue("It is too long now.", param="prompt")
+
+    monkeypatch.setattr(ScreenStage, "__call__", redacts)
+    monkeypatch.setattr(Resolve, "__call__", refuses)
+    async with make_host() as host, asyncio.timeout(WAIT_S):
+        answer = await host.client.post("/v1/estimate", json=BODY)
+        await until(lambda: guard.was_cancelled)
+
+    assert answer.status_code == 400
