@@ -49,6 +49,8 @@ class UnderWay(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=T
     """What was held of budgets at first."""
     is_line: bool = False
     """Nobody is given anything of it before it has ended: killed, it is owed for nothing, and run again."""
+    is_hit: bool = False
+    """It is given an answer that was made before: its prompt is cached input."""
 
 
 class Unsettled(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
@@ -252,7 +254,8 @@ def _entry(note: bytes, counts: tuple[int, ...]) -> Entry | None:
         return found.entry
     if found.is_line:
         return _NOTHING_OWED
-    usage = Usage(prompt_tokens=counts[INPUT], completion_tokens=counts[OUTPUT])
+    cached = counts[INPUT] if found.is_hit else 0
+    usage = Usage(counts[INPUT], cached, counts[OUTPUT])
     return Entry(
         request_id=found.request_id,
         utc_ns=found.utc_ns,
@@ -262,7 +265,8 @@ def _entry(note: bytes, counts: tuple[int, ...]) -> Entry | None:
         model=found.model,
         outcome=Outcome.CANCELLED.value,
         code=CRASHED,
-        fresh_input_tokens=0 if found.is_embedding else usage.prompt_tokens,
+        fresh_input_tokens=0 if found.is_embedding else usage.prompt_tokens - cached,
+        cached_input_tokens=cached,
         output_tokens=usage.completion_tokens,
         embedding_tokens=usage.prompt_tokens if found.is_embedding else 0,
         run_id=found.run_id,

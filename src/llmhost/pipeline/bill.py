@@ -340,5 +340,6 @@ def _under_way(context: RequestContext) -> UnderWay:
         rates=price,
         is_embedding=context.request.kind is Kind.EMBEDDING,
         is_line=context.deferral is not None,
+        is_hit=context.cache is not None and context.cache.is_hit,
         held_nano=0 if context.spending is None else context.spending.hold.held_nano,
     )

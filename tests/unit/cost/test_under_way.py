@@ -88,6 +88,16 @@ def test_what_was_cut_off_is_settled_at_its_last_count(till: Till) -> None:
     assert till.restart() == 0
 
 
+def test_the_prompt_of_a_kept_answer_is_cached_input_though_it_was_cut_off(till: Till) -> None:
+    slot = till.settlements.begin(under_way(is_hit=True))
+    slot.count(INPUT, 10)
+    slot.count(OUTPUT, 7)
+    till.restart()
+    [row] = till.rows
+    assert (row["tokens"]["fresh_input"], row["tokens"]["cached_input"]) == (0, 10)
+    assert row["amount_nano"] == 10 * PRICE.cached_input_nano // 10**6 + 7 * 400
+
+
 def test_what_had_not_begun_costs_nothing_and_is_recorded(till: Till) -> None:
     till.settlements.begin(under_way())
     till.restart()

@@ -16,6 +16,7 @@ from llmhost.config.schema import CacheSettings, ModelCacheSettings, SafetySetti
 from llmhost.core.errors import CacheMiss, LlmhostError, QuotaExhausted
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.request import Caller, GenerationRequest, Sampling
+from llmhost.cost.under_way import Settlements, UnderWay
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.host.wiring import Host
 from llmhost.pipeline.processor import Exchange
@@ -24,6 +25,7 @@ from llmhost.safety.policy import PolicyBody
 from llmhost.safety.review import OPERATOR
 from llmhost.safety.screen import Screen
 from llmhost.safety.verdict import Action, Case, Direction, GuardUse, Opinion
+from llmhost.storage.journal import Slot
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import TestHost, at, fake_words, make_host
@@ -521,6 +523,22 @@ async def test_a_hit_costs_its_part_of_the_price_and_holds_no_more():
     assert half == round((2 * 10_000_000 + 4 * 400_000_000) / 2 / 10**6)
     assert full > 2 * half
     assert exchange.context.discount_nano == round(4 * 400_000_000 / 2 / 10**6) + 10
+
+
+async def test_the_journal_knows_a_hit_from_what_runs(monkeypatch: pytest.MonkeyPatch):
+    noted: list[bool] = []
+    begin = Settlements.begin
+
+    def spied(self: Settlements, request: UnderWay) -> Slot:
+        noted.append(request.is_hit)
+        return begin(self, request)
+
+    monkeypatch.setattr(Settlements, "begin", spied)
+    async with node(price_factor="0.5") as here:
+        await here.ask()
+        await here.ask()
+
+    assert noted == [False, True]
 
 
 async def test_who_has_nothing_left_still_has_free_hits():
