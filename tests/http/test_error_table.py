@@ -92,7 +92,7 @@ ROWS: dict[str, Row] = {
         *(404, REQUEST, "model_not_found", "model"), lambda c: chat(c, model="gpt-9")
     ),
     "a route that is unknown": Row(
-        *(404, REQUEST, None, None), lambda c: raw(c, "/moderations", {"input": "x"})
+        *(404, REQUEST, None, None), lambda c: raw(c, "/images/generations", {"prompt": "x"})
     ),
     "a response that is unknown": Row(
         *(404, REQUEST, None, None), lambda c: c.responses.retrieve("resp_none")

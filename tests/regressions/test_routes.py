@@ -75,6 +75,7 @@ EXEMPT = {
         for part in ("", "/items", "/items/{item_id}")
     ),
     *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/billing/public-key", "/v1/usage"),
+    "/v1/reviews/{review_id}",
 }
 """These ask no model; the lines of a batch are metered one by one."""
 EXEMPT_BEGINNINGS = ("/admin/", "/v1/organization/")

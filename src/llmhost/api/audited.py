@@ -145,6 +145,6 @@ def _object(content: bytes) -> dict[str, Any]:
         return {}
     try:
         found = msgspec.json.decode(content)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

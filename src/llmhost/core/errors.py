@@ -431,7 +431,7 @@ class CacheMiss(LlmhostError):
     """504, as HTTP has it for `only-if-cached`."""
 
     status = 504
-    type = "invalid_request_error"
+    type = "timeout_error"
     code = "cache_miss"
 
     def __init__(self) -> None:

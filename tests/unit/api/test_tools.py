@@ -462,6 +462,7 @@ async def test_a_model_is_told_what_it_called_thought_and_learnt() -> None:
         plugins=[Spoken(words := MarkedWords(TOLD))],
     ) as host:
         body = {"model": "m", "messages": messages, "tools": [NOW], "max_tokens": 2}
+        body["tool_choice"] = "none"  # words alone can't spell a call
         response = await host.client.post("/v1/chat/completions", json=body)
         assert response.status_code == 200, response.text
         _, called, learnt, noon, _ = words.rendered["messages"]

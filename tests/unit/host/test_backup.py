@@ -40,7 +40,11 @@ def test_a_backup_says_what_it_is(made: Path) -> None:
     assert {"money.db", "analytics.db", "registry.db"} < set(manifest["files"])
     assert {"node_id", "pepper", "statement_key"} < set(manifest["files"])
     assert manifest["files"]["pepper"]["sha256"] == note_of(made / "pepper").sha256
-    assert {file.stat().st_mode & 0o777 for file in made.iterdir()} <= {0o600, 0o644}
+    assert {file.stat().st_mode & 0o777 for file in made.rglob("*") if file.is_file()} <= {
+        0o600,
+        0o644,
+    }
+    assert (made / "files").stat().st_mode & 0o777 == 0o700
     assert (made / "pepper").stat().st_mode & 0o777 == 0o600
 
 
