@@ -110,6 +110,15 @@ def test_a_caller_can_ask_for_a_kept_answer_alone(node: Node):
     assert asked(node, headers={"x-llmhost-cache": "maybe"}).status_code == 400
 
 
+def test_an_empty_name_forgets_nothing(node: Node):
+    asked(node, max_tokens=11)
+    for name in ("model", "org", "tag"):
+        refused = node.admin("POST", "/cache/purge", {name: ""})
+        assert refused.status_code == 400
+
+    assert met(asked(node, max_tokens=11)) == "hit"
+
+
 def test_two_organisations_never_have_each_others_answers(node: Node):
     keys = [node.create_key(org)["key"] for org in ("acme", "other")]
     try:

@@ -147,9 +147,9 @@ class CacheDesk:
         )
 
     async def purge(self, wanted: NewPurge) -> Purged:
-        """Raises InvalidValue where nothing is named, or everything and something."""
+        """Raises InvalidValue where nothing is named, a name is empty, or everything and something are."""
         meant = Meant(model=wanted.model, org=wanted.org, tag=wanted.tag)
-        if meant.is_all != wanted.everything:
+        if meant.is_all != wanted.everything or "" in (meant.model, meant.org, meant.tag):
             raise InvalidValue(
                 "Name a 'model', an 'org' or a 'tag' to forget, or say 'everything' alone.",
                 param="everything",
