@@ -1,12 +1,12 @@
 """A node whose policy leaves everything that its rules find to reviewers."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmhost.config.schema import LimitSettings, ReviewSettings, SafetySettings, Settings
+from llmhost.config.schema import LimitSettings, ModelSpec, ReviewSettings, SafetySettings, Settings
 from llmhost.core.request import Role
 from llmhost.safety.defaults import NodePolicy, SamePolicy
 from llmhost.safety.verdict import Action, Decision, Direction, Finding, ReviewMode
@@ -78,6 +78,7 @@ async def reviewed_node(
     words: tuple[str, ...] = (WORD,),
     data_dir: Path | None = None,
     keys: tuple[str, str] | None = None,
+    models: Mapping[str, ModelSpec] | None = None,
     **reviews: Any,
 ) -> AsyncIterator[ReviewedNode]:
     settings = Settings(
@@ -85,7 +86,7 @@ async def reviewed_node(
         reviews=ReviewSettings(**{"sample_share": 1.0, **reviews}),
         limits=LimitSettings(failed_auth_per_minute=0),
     )
-    async with make_host(settings=settings, data_dir=data_dir) as host:
+    async with make_host(settings=settings, data_dir=data_dir, models=models) as host:
         screen = host.host.processor._stages.screen._screen
         screen._policies = SamePolicy(Reviewed(mode, direction))
         if keys is None:

@@ -1,16 +1,18 @@
 """Texts that wait for humans, over HTTP: what callers get meanwhile and afterwards, and what reviewers may do."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tests.unit.api.reviewed_node import WORD, ReviewedNode, reviewed_node
 from typer.testing import CliRunner
 
 from llmhost.cli.main import app
 from llmhost.core.request import Role
 from llmhost.safety.verdict import Direction, ReviewMode
-from llmhost.testing import fake_chat_words
+from llmhost.testing import FAKE_MODEL, fake_chat_words
 
 BLOCK, HOLD, RELEASE = ReviewMode
 TEXT = f"say {WORD} things"
@@ -45,6 +47,58 @@ async def test_a_refused_text_waits_and_passes_once_it_is_approved():
         assert passed.json()["choices"][0]["message"]["content"] == SAID
         assert other.status_code == 400
         assert (await node.poll(row["id"])).json()["status"] == "approved"
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "fake", "messages": [{"role": "user", "content": TEXT}]},
+    "/v1/completions": {"model": "fake", "prompt": TEXT},
+    "/v1/responses": {"model": "fake", "input": TEXT},
+    "/v1/embeddings": {"model": "embedder", "input": TEXT},
+    "/v1/messages": {
+        "model": "fake",
+        "max_tokens": 4,
+        "messages": [{"role": "user", "content": TEXT}],
+    },
+    "/v1/rerank": {"model": "embedder", "query": TEXT, "documents": ["d"]},
+    "/v1/score": {"model": "embedder", "text_1": TEXT, "text_2": "b"},
+    "/v1/classify": {"model": "judge", "input": TEXT},
+    "/v1/moderations": {"model": "judge", "input": TEXT},
+    "/v1/decisions": {
+        "model": "fake",
+        "input": TEXT,
+        "questions": [{"type": "predicate", "instructions": "so"}],
+    },
+    "/api/chat": {"model": "fake", "messages": [{"role": "user", "content": TEXT}]},
+    "/api/embed": {"model": "embedder", "input": TEXT},
+}
+"""Of each route that asks models, a call with a text that a reviewer has to see."""
+
+
+async def test_the_routes_whose_calls_wait_are_those_that_are_told_of():
+    models = {
+        "fake": FAKE_MODEL,
+        "embedder": msgspec.structs.replace(FAKE_MODEL, options={"task": "embed"}),
+        "judge": msgspec.structs.replace(FAKE_MODEL, options={"task": "classify"}),
+    }
+    page = (Path(__file__).parents[3] / "docs" / "review.md").read_text()
+    told = page.partition("\nCalls of ")[2].partition(" can be held")[0]
+    async with reviewed_node(HOLD, models=models) as node:
+        headers = {"authorization": f"Bearer {node.sender}"}
+        statuses = {
+            path: (await node.host.client.post(path, json=body, headers=headers)).status_code
+            for path, body in CALLS.items()
+        }
+        document = (await node.host.client.get("/schema")).json()
+
+    waiting = {path for path, status in statuses.items() if status == 202}
+    described = {
+        path
+        for path, item in document["paths"].items()
+        if "202" in item.get("post", {}).get("responses", ())
+    }
+    assert statuses.pop("/v1/moderations") == 200
+    assert {statuses[path] for path in statuses.keys() - waiting} == {400}
+    assert waiting == {*re.findall("`(.+?)`", told)} == described & CALLS.keys()
 
 
 async def test_a_released_text_passes_and_is_looked_at_afterwards():

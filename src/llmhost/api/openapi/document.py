@@ -24,6 +24,11 @@ HOLDER: list[Json] = [{"bearer": []}, {"apiKey": []}]
 ADMINISTRATORS = (401, 403, 404, 408, 409, 413, 422, 429, 500, 503)
 """How a route of litestar's may refuse, beside 400."""
 
+WAITING: Json = {
+    "description": "A reviewer decides first: ask for the answer at `location`, after `retry-after`.",
+    "content": {JSON: {"schema": {"$ref": "#/components/schemas/ReviewObject"}}},
+}
+
 
 def document_of(own: Json, operations: Iterable[Operation]) -> Json:
     """The whole document; `own` is litestar's."""
@@ -104,6 +109,7 @@ def _described(operation: Operation, schemas: Schemas, *, is_alias: bool) -> Jso
         "security": HOLDER,
         "responses": {
             str(operation.status): _answer(operation, schemas),
+            **({"202": WAITING} if operation.may_wait else {}),
             **{
                 str(status): {"$ref": f"#/components/responses/{_name(status, operation)}"}
                 for status in operation.refusals

@@ -51,6 +51,8 @@ class Operation:
     streams: bool = False
     """It may answer with server-sent events."""
     stream_type: str = EVENTS
+    may_wait: bool = False
+    """What is sent may be left to a reviewer; then the answer is fetched later."""
     parameters: tuple[Parameter, ...] = ()
     refusals: tuple[int, ...] = ANSWERED
     is_anthropic: bool = False

@@ -54,6 +54,7 @@ GENERATION = (
         required=("model", "messages"),
         answer=ChatCompletion,
         streams=True,
+        may_wait=True,
         parameters=(IDEMPOTENCY,),
     ),
     Operation(
@@ -65,6 +66,7 @@ GENERATION = (
         required=("model", "prompt"),
         answer=TextCompletion,
         streams=True,
+        may_wait=True,
         parameters=(IDEMPOTENCY,),
     ),
     Operation(
@@ -100,6 +102,7 @@ RESPONSES = (
         required=("model", "input"),
         answer=ResponseAnswer,
         streams=True,
+        may_wait=True,
         parameters=(IDEMPOTENCY,),
     ),
     Operation(
@@ -142,6 +145,7 @@ POOLING = (
         body=EmbeddingBody,
         required=("model", "input"),
         answer=EmbeddingList,
+        may_wait=True,
         parameters=(IDEMPOTENCY,),
     ),
     Operation(
