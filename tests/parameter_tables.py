@@ -4,25 +4,34 @@ A new route adds a `Route` here and a table there; every test of parameters then
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from llmhost.api.batches.wire import NewBatch
 from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.decision_wire import DecisionBody, parse_decision
 from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.messages_wire import parse_messages
 from llmhost.api.moderation_wire import MODERATIONS_PATH, ModerationBody, parse_moderation
-from llmhost.api.ollama.bodies import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
+from llmhost.api.ollama.bodies import (
+    OllamaChat,
+    OllamaEmbed,
+    OllamaEmbeddings,
+    OllamaGenerate,
+    OllamaShow,
+)
 from llmhost.api.ollama.routes import PARSERS
 from llmhost.api.openai import parse_chat, parse_completion
+from llmhost.api.openapi.queries import NewFile
 from llmhost.api.pooling import POOLING
 from llmhost.api.pooling_wire import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
 from llmhost.api.responses.bodies import ResponseBody
 from llmhost.api.responses.wire import parse_response
+from llmhost.api.tokenize import DetokenizeBody, TokenizeBody, parse_detokenize, parse_tokenize
 
 PAGE = (Path(__file__).parents[1] / "docs" / "parameters.md").read_text()
 STATES = ("honoured", "ignored", "refused")
@@ -69,6 +78,8 @@ class Route:
 
     together: tuple[tuple[str, ...], ...] = ()
     """Groups of parameters of which each means something only with the others."""
+    needs: Mapping[str, Body] = field(default_factory=dict)
+    """What the body must have beside some of them, or must not, which is null."""
 
     def value(self, name: str) -> Any:
         return self.own.get(name, WANTED.get(name, {"any": ["thing"]}))
@@ -76,7 +87,8 @@ class Route:
     def beside(self, name: str) -> Body:
         """What a parameter can't be sent without."""
         others = [other for group in self.together if name in group for other in group]
-        return {other: self.value(other) for other in others} or BESIDE.get(name, {})
+        beside = {other: self.value(other) for other in others} or BESIDE.get(name, {})
+        return {**beside, **self.needs.get(name, {})}
 
     def asked(self, name: str) -> Body:
         """What sends this parameter."""
@@ -241,6 +253,25 @@ ROUTES = (
         least={"model": "judge", "input": "hi"},
     ),
     Route(
+        *("Tokens", "tokenize", "/tokenize", TokenizeBody, parse_tokenize),
+        least={"model": "echo", "prompt": "hi"},
+        own={
+            "add_special": True,
+            "chat_template": "{{ messages }}",
+            "content": "ho",
+            "parse_special": False,
+            "return_token_strs": True,
+            "with_pieces": True,
+        },
+        together=(("content",), ("messages",)),
+        needs={"content": {"prompt": None}, "messages": {"prompt": None}},
+    ),
+    Route(
+        *("Tokens", "detokenize", "/detokenize", DetokenizeBody, parse_detokenize),
+        least={"model": "echo", "tokens": [1]},
+        own={"tokens": [2]},
+    ),
+    Route(
         *("Decisions", "decisions", "/v1/decisions", DecisionBody, parse_decision),
         least={"model": "echo", "input": "hi", "questions": [PREDICATE]},
         own={
@@ -297,8 +328,19 @@ ROUTES = (
         )
     ),
 )
+FORMS: dict[str, set[str]] = {
+    "Files": {*NewFile.__struct_fields__},
+    "Batches": {*NewBatch.__struct_fields__},
+    "Ollama's show": {*OllamaShow.__struct_fields__},
+}
+"""Of the routes that ask no model, and need more than a body: their own tests send each parameter."""
 EACH = [(route, name, state) for route in ROUTES for name, state in route.rows().items()]
 """Every row of every table."""
+
+
+def states(section: str) -> dict[str, str]:
+    """Each parameter's state in a section for one route."""
+    return {name: state for name, _, state in _rows(section)}
 
 
 def of_row(row: tuple[Route, str, str]) -> str:

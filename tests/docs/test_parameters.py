@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.parameter_tables import EACH, ROUTES, STATES, Body, Route, of_row
+from tests.parameter_tables import EACH, FORMS, ROUTES, STATES, Body, Route, of_row, states
 
 from llmhost.api.bodies import ChatBody
 from llmhost.api.extras import FINE, INSTEAD, OF_CHATS, GenerationExtras
@@ -34,6 +34,14 @@ def test_the_tables_have_every_parameter_that_a_parser_knows(route: Route):
     assert fields(route) <= rows.keys()
     assert {name for name, state in rows.items() if state != "ignored"} <= fields(route)
     assert set(rows.values()) <= set(STATES)
+
+
+@pytest.mark.parametrize("section", FORMS)
+def test_the_tables_of_forms_have_every_parameter(section: str):
+    rows = states(section)
+
+    assert {name for name, state in rows.items() if state != "refused"} == FORMS[section]
+    assert {*rows.values()} <= {*STATES}
 
 
 @ROWS

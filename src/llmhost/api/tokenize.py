@@ -70,8 +70,8 @@ def tokenize_routes(
     """Handlers of all routes."""
     desk = _Desk(processor, catalogue)
     routes: dict[str, tuple[Read, Count]] = {
-        "tokenize": (_read_tokenize, desk.tokenize),
-        "detokenize": (_read_detokenize, desk.detokenize),
+        "tokenize": (parse_tokenize, desk.tokenize),
+        "detokenize": (parse_detokenize, desk.detokenize),
         "apply-template": (_read_template, desk.render),
     }
     assert tuple(routes) == TOKEN_ROUTES
@@ -83,7 +83,7 @@ def tokenize_routes(
     ]
 
 
-def _read_tokenize(
+def parse_tokenize(
     raw: bytes, request_id: str, client_id: str | None
 ) -> tuple[GenerationRequest, TokenizeBody]:
     body = read_body(raw, TokenizeBody)
@@ -107,7 +107,7 @@ def _read_tokenize(
     return replace(request, prompts=(text,), add_special_tokens=bool(special)), body
 
 
-def _read_detokenize(
+def parse_detokenize(
     raw: bytes, request_id: str, client_id: str | None
 ) -> tuple[GenerationRequest, list[int]]:
     body = read_body(raw, DetokenizeBody)
