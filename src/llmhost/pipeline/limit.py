@@ -48,6 +48,13 @@ class Limit:
         with self._noted(context):
             self._limiter.check(*_wish(context))
 
+    def glance(self, context: RequestContext) -> None:
+        """Before the prompt of one is read that is counted afterwards: whether that is worth while."""
+        self._check_draining()
+        if context.request.batch is None:
+            with self._noted(context):
+                self._limiter.glance(*_who(context))
+
     def settle(self, context: RequestContext) -> None:
         """The request has ended: what it did not use comes back, and its place is free. Idempotent."""
         if context.limits_pass is not None:

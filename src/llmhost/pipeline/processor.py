@@ -242,7 +242,8 @@ class Processor:
     async def measure(self, request: GenerationRequest, caller: Caller) -> tuple[int, int]:
         """The tokens of a prompt, and those that its model takes in all, of a request that is about to be opened.
 
-        It is neither metered nor counted. Raises what would refuse it, but for its length.
+        It is neither metered nor counted, which `open` does, but prompts of callers beyond their limits are not read.
+        Raises what would refuse it, but for its length.
         """
         context = self._arrived(request, None, {}, caller)
         await self._looked_up(context)
@@ -254,6 +255,8 @@ class Processor:
         tokenizer = await stages.resolve.find(context)
         if is_counted:
             await stages.limit.count(context)
+        else:
+            stages.limit.glance(context)
         try:
             await stages.resolve.read(context, tokenizer)
         except ContextTooLong:

@@ -105,6 +105,11 @@ class Limiter:
             wish = replace(self._wish((model, key_of(caller)), size), requests=0)
             self._rates.check(levels, wish, self._clock.monotonic_ns())
 
+    def glance(self, caller: Caller, model: str, run: str | None) -> None:
+        """Raises LimitReached where not even a request without a token would be let in now. Nothing is taken."""
+        if levels := self._levels.of(caller, model, run):
+            self._rates.check(levels, Wish(0), self._clock.monotonic_ns())
+
     def settle(self, taken: Taken, input_tokens: int, output_tokens: int) -> None:
         taken.settle(input_tokens, output_tokens, self._clock.monotonic_ns())
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from llmhost.api.responses import runs
-from llmhost.config.schema import Settings, StateSettings
+from llmhost.config.schema import ModelLimitSettings, Settings, StateSettings
 from llmhost.core.errors import Overloaded
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.responses import Kept
@@ -161,6 +161,24 @@ async def test_turns_are_left_out_from_the_beginning_when_that_is_allowed(host: 
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     assert made["truncation"] == "auto"
     assert 30 < made["usage"]["input_tokens"] <= 45
+
+
+async def test_prompts_of_callers_beyond_their_limits_are_not_read_to_cut_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    narrow = msgspec.structs.replace(
+        FAKE_MODEL, max_sequence_length=48, limits=ModelLimitSettings(requests_per_minute=1)
+    )
+    async with make_host(models={"narrow": narrow}) as host:
+        long = {"model": "narrow", "input": [USER] * 30, "truncation": "auto"}
+        await told(host, **long)
+        resolve, read = host.host.processor._stages.resolve, list[str]()
+        monkeypatch.setattr(resolve, "read", lambda context, _: read.append(context.model))
+        refused = await ask(host, **long)
+
+    assert (refused.status_code, read) == (429, [])
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert "retry-after" in refused.headers
 
 
 async def test_one_that_runs_is_not_gone_on_with(host: TestHost) -> None:
