@@ -11,6 +11,7 @@ from tests.unit.pipeline.scripted import MarkedWords, scripted_node
 from llmhost.config.schema import FakeOptions, LimitSettings, ModelSpec, PriceSettings, Settings
 from llmhost.core.output import FinishReason
 from llmhost.core.ports import Marks
+from llmhost.core.thoughts import ThoughtIds
 from llmhost.testing import TestHost, fake_chat_words, make_host
 
 THINKING = Marks("hermes", ("<think>", "</think>"))
@@ -178,6 +179,14 @@ async def test_models_are_told_of_to_those_who_may_use_them() -> None:
     assert shown.json()["model_info"]["llmhost.context_length"] > 0
     assert (hidden.status_code, stranger.status_code) == (403, 401)
     assert stranger.json().keys() == {"error"}
+
+
+@pytest.mark.parametrize("marks", [THINKING, Marks("harmony", thought_ids=ThoughtIds((1,), (2,)))])
+async def test_a_model_that_thinks_says_so_whatever_tells_its_thoughts(marks: Marks) -> None:
+    async with scripted_node(MarkedWords(marks)) as (host, _):
+        shown = (await host.client.post("/api/show", json={"model": "m"})).json()
+
+    assert shown["capabilities"] == ["completion", "tools", "thinking"]
 
 
 async def test_whoever_looks_finds_it_running_and_what_a_model_is_for() -> None:

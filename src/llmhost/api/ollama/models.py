@@ -229,7 +229,8 @@ async def _capabilities(
         return ["embedding"] if facts.task == "embed" else []
     marks = (await deployments.tokenizer(deployment)).marks
     calls = marks.call_format is not None or deployment.entry.spec.tool_format != "auto"
-    may = {"completion": True, "tools": calls, "thinking": marks.thoughts is not None}
+    thinks = marks.thoughts is not None or marks.thought_ids is not None
+    may = {"completion": True, "tools": calls, "thinking": thinks}
     return [name for name, can in may.items() if can]
 
 
