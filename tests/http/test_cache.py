@@ -24,6 +24,15 @@ output = "2"
 engine = "fake"
 [models.slow.options]
 token_delay_ms = 20
+[models.vectors]
+engine = "fake"
+[models.vectors.options]
+task = "embed"
+[models.semantic]
+engine = "fake"
+[models.semantic.cache]
+embedder = "vectors"
+min_similarity = 0.8
 """
 SAY = [{"role": "user", "content": "hello there"}]
 WORDS = {"model": "echo", "messages": SAY, "max_tokens": 5, "temperature": 0}
@@ -85,6 +94,37 @@ def test_routes_share_what_the_model_said(node: Node, client: openai.OpenAI):
     text = asked(node).json()["choices"][0]["message"]["content"]
     assert (met(answer), answer.parse().output_text) == ("hit", text)
     assert (met(message), message.parse().content[0].text) == ("hit", text)
+
+
+def test_a_question_that_is_alike_has_the_answer_and_the_check_is_told(node: Node):
+    body = {"model": "semantic", "stop": ["a", "e", "i", "o"], "max_tokens": 90}
+    alike = {"x-llmhost-cache": "semantic"}
+
+    def ask(text: str) -> httpx.Response:
+        return asked(node, messages=[{"role": "user", "content": text}], headers=alike, **body)
+
+    first = ask("how do I reset my secret password")
+    again = ask("hello how do I reset my secret password please")
+    other = ask("how do I reset my 2 secret passwords")
+
+    assert [met(answer) for answer in (first, again, other)] == ["miss", "semantic", "miss"]
+    assert 0.8 <= float(again.headers["x-llmhost-cache-similarity"]) < 1
+    assert again.json()["choices"] == first.json()["choices"]
+    assert again.json()["usage"]["prompt_tokens"] > first.json()["usage"]["prompt_tokens"]
+    assert node.entry(again.headers["x-request-id"])["amount_nano"] == 0
+
+    def row() -> dict[str, Any]:
+        rows = node.admin("GET", "/admin/v1/cache/stats").json()["data"]
+        return next(row for row in rows if row["model"] == "semantic@1")
+
+    eventually(lambda: row()["semantic_checks"] == 1, "nothing was checked")
+    assert row()["false_hit_rate"] in (0.0, 1.0)
+    assert "semantic@1" in node.cli("cache", "stats").stdout
+    assert refused_of(asked(node, headers=alike)) == (400, "x-llmhost-cache")
+
+
+def refused_of(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["param"]
 
 
 def test_of_twenty_identical_requests_at_the_same_time_one_runs(node: Node):

@@ -1,9 +1,9 @@
 """What an answer's headers say of the cache: where the answer comes from, and how old it is."""
 
-from llmhost.cache.wish import HEADER
-from llmhost.pipeline.cache_use import CacheUse
+from llmhost.cache.wish import HEADER, SIMILARITY_HEADER
+from llmhost.pipeline.cache_use import CacheUse, Status
 
-NAMES = (HEADER, "age")
+NAMES = (HEADER, SIMILARITY_HEADER, "age")
 
 
 def cache_headers(use: CacheUse | None) -> dict[str, str]:
@@ -12,4 +12,7 @@ def cache_headers(use: CacheUse | None) -> dict[str, str]:
         return {}
     if use.answer is None:
         return {HEADER: use.status.value}
-    return {HEADER: use.status.value, "age": str(use.age_s)}
+    headers = {HEADER: use.status.value, "age": str(use.age_s)}
+    if use.status is Status.SEMANTIC and use.meaning is not None:
+        headers[SIMILARITY_HEADER] = f"{use.meaning.similarity:.4f}"
+    return headers

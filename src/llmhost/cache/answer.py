@@ -81,6 +81,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
             )
         )
 
+    def of_prompt(self, prompt_tokens: int) -> "Answer":
+        """The same, said to another prompt."""
+        parts = tuple(
+            msgspec.structs.replace(part, usage=(prompt_tokens, *part.usage[1:]))
+            for part in self.parts
+        )
+        return msgspec.structs.replace(self, parts=parts, prompt_tokens=prompt_tokens)
+
     @property
     def longest_tokens(self) -> int:
         """Of one choice."""

@@ -128,6 +128,10 @@ class Keys:
         except (TypeError, ValueError, RecursionError):
             return None
 
+    def of_partition(self, parts: Sequence[str]) -> str:
+        """Of what has to be the same where only the last thing asked may be worded otherwise."""
+        return self._digest(b"partition", _encode(parts), DIGEST_BYTES)
+
     def of_pattern(self, facts: Sequence[str]) -> str:
         """The signature of what requests have in common."""
         return self._digest(b"pattern", _encode(facts), NAME_BYTES)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
+from llmhost.cache.alike import Alike
 from llmhost.cache.answer import Answer
 from llmhost.cache.keys import Keys
 from llmhost.cache.learner import Kind, Learner
 from llmhost.cache.stats import Stats
 from llmhost.cache.store import AnswerStore, Meant
+from llmhost.cache.trust import Terms, Trusts
 from llmhost.cache.wish import Wish
 from llmhost.config.schema import CacheScope, CacheSettings, CacheUse, ModelSpec
 from llmhost.core.output import TokenLogprobs
@@ -27,6 +29,9 @@ class Rules:
     scope: CacheScope
     ttl_s: float
     stale_s: float
+    embedder: str | None
+    """Finds questions that are alike."""
+    alike: Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,8 @@ class ResponseCache:
         self.keys = keys
         self.stats = Stats()
         self.learner = Learner(settings)
+        self.alike = Alike()
+        self.trusts = Trusts()
         self.price_factor = price_factor
         self._clock = clock
         self._rules = {name: rules_of(settings, spec) for name, spec in models.items()}
@@ -120,6 +127,8 @@ def rules_of(settings: CacheSettings, spec: ModelSpec) -> Rules:
         scope=own.scope,
         ttl_s=min(ttl_s, settings.max_ttl_s),
         stale_s=settings.stale_s if own.stale_s is None else own.stale_s,
+        embedder=own.embedder,
+        alike=Terms(own.min_similarity, own.check_share, own.max_false_share),
     )
 
 

@@ -15,6 +15,12 @@ class Counts:
     """Requests that had the answer of an identical one that ran."""
     stale: int = 0
     """Of `hits`, those that were given beyond their time while a fresh one was made."""
+    semantic: int = 0
+    """Of `hits`, answers to questions that were only alike."""
+    semantic_checks: int = 0
+    """Of those, so many were also answered by the model."""
+    semantic_false: int = 0
+    """And so many of the model's answers were others."""
     misses: int = 0
     bypassed: int = 0
     """Requests that said or were found not to be for the cache."""
@@ -37,6 +43,11 @@ class Counts:
         """Of all requests that looked; 0 while none has."""
         asked = self.hits + self.joined + self.misses
         return (self.hits + self.joined) / asked if asked else 0.0
+
+    @property
+    def false_hit_rate(self) -> float | None:
+        """Measured of answers to questions that were only alike; None while none was checked."""
+        return self.semantic_false / self.semantic_checks if self.semantic_checks else None
 
 
 class Stats:

@@ -4,6 +4,7 @@ x-llmhost-cache: on       take part, where the operator leaves it to callers
                  off      neither take an answer nor keep one
                  refresh  take none, and keep what is made
                  only     take one, or fail with `cache_miss`
+                 semantic take part, and take the answer to a question that is only alike, too
 x-llmhost-cache-tag: NAME     a name by which what is kept can be forgotten
 cache-control: no-cache, no-store, max-age=SECONDS, only-if-cached, as HTTP has them
 """
@@ -16,7 +17,8 @@ from llmhost.core.errors import InvalidValue
 
 HEADER = "x-llmhost-cache"
 TAG_HEADER = "x-llmhost-cache-tag"
-WORDS = ("on", "off", "refresh", "only")
+SIMILARITY_HEADER = "x-llmhost-cache-similarity"
+WORDS = ("on", "off", "refresh", "only", "semantic")
 
 _TAG = re.compile(r"[A-Za-z0-9._:/-]{1,64}")
 _AGE = re.compile(r"[0-9]{1,9}")
@@ -29,6 +31,8 @@ class Wish:
     reads: bool = True
     stores: bool = True
     is_only: bool = False
+    is_semantic: bool = False
+    """An answer to a question that is only alike will do, and its own may be given to such a one."""
     most_age_s: int | None = None
     tag: str = ""
 
@@ -53,10 +57,11 @@ def wish_of(headers: Mapping[str, str]) -> Wish:
             param=TAG_HEADER,
         )
     return Wish(
-        is_asked=word in ("on", "refresh", "only") or is_only,
+        is_asked=word in ("on", "refresh", "only", "semantic") or is_only,
         reads=word not in ("off", "refresh") and "no-cache" not in said and "no-store" not in said,
         stores=word != "off" and "no-store" not in said,
         is_only=is_only,
+        is_semantic=word == "semantic",
         most_age_s=_age(said.get("max-age")),
         tag=tag or "",
     )

@@ -1,6 +1,7 @@
 """`llmhost cache`: what the response cache holds and saves, what it has learnt, and how it is made to forget."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -44,7 +45,10 @@ def show_cache(url: Url = None, data_dir: DataDir = None, as_json: Json = False)
 
 @cache.command(epilog=examples("llmhost cache stats", "llmhost cache stats --json"))
 def stats(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
-    """List hits, misses and savings of each organisation and model, on a running node."""
+    """List hits, misses and savings of each organisation and model, on a running node.
+
+    `alike` are hits of questions that were only alike, `false` what checks found of them.
+    """
     from llmhost.cli.client import HttpAdmin
 
     with HttpAdmin(need_node(url, data_dir)) as admin:
@@ -53,6 +57,8 @@ def stats(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> N
         "org": "org",
         "model": "model",
         "hits": "hits",
+        "alike": "semantic",
+        "false": _false_hits,
         "joined": "joined",
         "misses": "misses",
         "rate": lambda row: f"{100 * row['hit_rate']:.1f}%",
@@ -60,6 +66,14 @@ def stats(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> N
         "saved": lambda row: f"${row['saved_cost_usd']}",
     }
     show.rows(rows, columns, as_json=as_json, empty="No request has met the cache yet.")
+
+
+def _false_hits(row: Mapping[str, Any]) -> str:
+    """Of the answers to alike questions that were checked."""
+    if row["false_hit_rate"] is None:
+        return ""
+    stopped = ", stopped" if row["is_semantic_stopped"] else ""
+    return f"{100 * row['false_hit_rate']:.1f}% of {row['semantic_checks']}{stopped}"
 
 
 @cache.command(epilog=examples("llmhost cache policies", "llmhost cache policies --json"))

@@ -47,6 +47,11 @@ def problems(settings: Settings) -> Iterator[Problem]:
     yield from _costs(settings.costs)
     for name, spec in settings.models.items():
         yield from _model(name, spec)
+        if spec.cache.embedder is not None and spec.cache.embedder not in settings.models:
+            yield (
+                f"models.{name}.cache.embedder",
+                f"is {spec.cache.embedder!r}, which is no model of [models]",
+            )
     yield from _names(settings.models)
 
 

@@ -362,6 +362,14 @@ class ModelCacheSettings(Section, frozen=True):
     """How long an answer is given again; as [cache] says when absent."""
     stale_s: Seconds | None = None
     """How long after that; as [cache] says when absent."""
+    embedder: str | None = None
+    """A model of [models] that makes vectors; with one, requests can ask for answers to questions that are alike."""
+    min_similarity: Annotated[float, Meta(ge=0.5, le=1)] = 0.92
+    """The least cosine of two such questions; it rises by itself where checks say so."""
+    check_share: Annotated[float, Meta(ge=0.01, le=1)] = 0.05
+    """The share of such hits that the model answers as well, to see whether both answers agree; of the first, all."""
+    max_false_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.01
+    """More answers than this that do not agree, and questions have to be more alike."""
 
 
 class SpeculationSettings(Section, frozen=True):

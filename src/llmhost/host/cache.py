@@ -65,7 +65,8 @@ def measure_cache(cache: ResponseCache, metrics: CacheMetrics, models: Iterable[
             by_model.setdefault(model, Counts()).add(counts)
         for model, counts in by_model.items():
             results = {
-                "hit": counts.hits - counts.stale,
+                "hit": counts.hits - counts.stale - counts.semantic,
+                "semantic": counts.semantic,
                 "stale": counts.stale,
                 "joined": counts.joined,
                 "miss": counts.misses,
@@ -77,6 +78,8 @@ def measure_cache(cache: ResponseCache, metrics: CacheMetrics, models: Iterable[
                 counts.saved_tokens,
                 counts.saved_engine_ns,
                 counts.saved_cost_nano,
+                counts.semantic_checks - counts.semantic_false,
+                counts.semantic_false,
             )
 
     def levels() -> CacheLevels:

@@ -63,6 +63,7 @@ from llmhost.pipeline.authenticate import Authenticate
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.embed import Embedder
 from llmhost.pipeline.execute import Execute
 from llmhost.pipeline.guard import ModelGuard
 from llmhost.pipeline.limit import Limit
@@ -72,6 +73,7 @@ from llmhost.pipeline.rendered import Rendered
 from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
+from llmhost.pipeline.semantic import Semantic
 from llmhost.pipeline.store import Store
 from llmhost.pipeline.tabs import Tabs
 from llmhost.safety.audit import AuditJournal
@@ -396,7 +398,11 @@ class Host:
             return await self.deployments.mark(context.known_deployment, context.adapter)
 
         epoch = epoch_of(self.settings, self.plugins, self.books.prices, screen.policy_of)
-        return Cached(self.cache, screen, self.plugins, self.clock, epoch, mark_of)
+        bear = self.costs.bear
+        embedder = Embedder(self.deployments, self.clock, self.tabs, bear)
+        semantic = Semantic(self.cache, embedder, self.clock, bear)
+        self._closing.callback(semantic.close)
+        return Cached(self.cache, screen, self.plugins, self.clock, epoch, mark_of, semantic)
 
     def _open_deferred(self) -> Deferred:
         return open_deferred(

@@ -17,6 +17,9 @@ class CacheRow(NamedTuple):
     saved_tokens: int
     saved_engine_ns: int
     saved_cost_nano: int
+    agreed: int
+    differed: int
+    """Both of answers to alike questions, when the model answered, too."""
 
 
 class CacheLevels(NamedTuple):
@@ -63,13 +66,20 @@ class CacheMetrics(Collector):
             "What that time cost, in dollars; 0 where no [costs] are configured.",
             labels=["model_name"],
         )
+        checks = CounterMetricFamily(
+            "llmhost_cache_semantic_checks",
+            "Answers to alike questions that the model made as well, by whether both agreed.",
+            labels=["model_name", "result"],
+        )
         for row in self._rows():
             for result, count in row.results.items():
                 requests.add_metric([row.model, result], count)
             tokens.add_metric([row.model], row.saved_tokens)
             seconds.add_metric([row.model], row.saved_engine_ns / 1e9)
             dollars.add_metric([row.model], row.saved_cost_nano / 1e9)
-        yield from (requests, tokens, seconds, dollars)
+            checks.add_metric([row.model, "agreed"], row.agreed)
+            checks.add_metric([row.model, "differed"], row.differed)
+        yield from (requests, tokens, seconds, dollars, checks)
         yield from _levels(self._levels())
 
 

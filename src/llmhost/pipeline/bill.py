@@ -37,7 +37,7 @@ from llmhost.hooks.spec import Price as Quote
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.estimate import Estimate, estimate_of
 from llmhost.pipeline.spending import Spending
-from llmhost.pipeline.tabs import Tabs
+from llmhost.pipeline.tabs import NOTHING_USED, Tabs
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
 from llmhost.tenants.accounts import Accounts
@@ -204,6 +204,8 @@ class Bill:
                 context.discount_nano = full_nano - context.amount_nano
         load_id = None if context.replica is None else context.replica.load_id
         judging = self._tabs.take(context.request.request_id)
+        if judging.embedding is not NOTHING_USED:
+            context.usage += judging.embedding
         context.costs = self._costs.settle(
             context.usage, context.ticket, load_id, safety_nano=judging.usage.cost_nano
         )

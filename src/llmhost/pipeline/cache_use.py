@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from llmhost.cache.alike import Vector
 from llmhost.cache.answer import Answer
 from llmhost.cache.learner import Kind
+from llmhost.cache.verify import Facts
 
 if TYPE_CHECKING:
     from llmhost.pipeline.context import RequestContext
@@ -19,6 +21,8 @@ class Status(StrEnum):
     HIT = "hit"
     STALE = "stale"
     """A hit that is beyond its time, while a fresh answer is made."""
+    SEMANTIC = "semantic"
+    """The answer to a question that is only alike."""
     JOINED = "joined"
     """The answer of an identical request that ran already."""
     MISS = "miss"
@@ -65,6 +69,17 @@ class Flight:
 
 
 @dataclass(slots=True)
+class Meaning:
+    """What is asked, where answers to alike questions will do."""
+
+    partition: str
+    facts: Facts
+    vector: Vector
+    similarity: float = 0.0
+    """Of the question whose answer it has."""
+
+
+@dataclass(slots=True)
 class CacheUse:
     """One request's part."""
 
@@ -80,6 +95,8 @@ class CacheUse:
     tag: str = ""
     priority: int = 0
     answer: Answer | None = None
+    meaning: Meaning | None = None
+    """None where only the same will do."""
     age_s: int = 0
     leads: Flight | None = None
     follows: Flight | None = None

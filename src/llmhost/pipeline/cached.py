@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from llmhost.cache.keys import Asked, Place, is_deterministic
 from llmhost.cache.learner import Kind
 from llmhost.cache.response_cache import ResponseCache, Rules, Sought
-from llmhost.cache.wish import NO_WISH, Wish, wish_of
-from llmhost.core.errors import CacheMiss
+from llmhost.cache.wish import HEADER, NO_WISH, Wish, wish_of
+from llmhost.core.errors import CacheMiss, InvalidValue
 from llmhost.core.ports import Clock
 from llmhost.core.request import GenerationRequest
 from llmhost.core.request import Kind as RequestKind
@@ -26,6 +26,7 @@ from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.execute import Generation, Settle
 from llmhost.pipeline.replay import Replay
 from llmhost.pipeline.screen import ScreenStage
+from llmhost.pipeline.semantic import Semantic
 from llmhost.pipeline.stream import Outbox
 
 EpochOf = Callable[[RequestContext], str]
@@ -49,6 +50,7 @@ class Cached:
         clock: Clock,
         epoch_of: EpochOf,
         mark_of: MarkOf,
+        semantic: Semantic,
     ) -> None:
         self._cache = cache
         self._screen = screen
@@ -56,6 +58,7 @@ class Cached:
         self._clock = clock
         self._epoch_of = epoch_of
         self._mark_of = mark_of
+        self.semantic = semantic
         self._flights: dict[str, Flight] = {}
         self._refreshing: set[str] = set()
         """Keys for which a fresh answer is being made."""
@@ -66,15 +69,35 @@ class Cached:
             return
         wish = wish_of(context.headers)
         rules = self._cache.rules(context.known_deployment.entry.name)
+        if wish.is_semantic and rules.embedder is None:
+            raise InvalidValue(
+                f"The header {HEADER} is 'semantic', and the model {context.request.model!r} has no embedder in"
+                " [models.NAME.cache]; 'on' takes the answers to the same questions.",
+                param=HEADER,
+            )
         if not await self._takes_part(context, wish, rules):
             if wish.is_only:
                 raise CacheMiss
             if wish is not NO_WISH:
                 context.cache = CacheUse(Status.BYPASS)
             return
-        use = context.cache = await self._use(context, wish, rules)
+        place = await self._place(context, rules)
+        use = context.cache = self._use(context, place, wish, rules)
+        if wish.is_semantic and await self._finds_alike(context, use, place, wish, rules):
+            return
         if wish.reads:
             await self._find(context, use, wish, outbox)
+
+    async def _finds_alike(
+        self, context: RequestContext, use: CacheUse, place: Place, wish: Wish, rules: Rules
+    ) -> bool:
+        """Whether an alike question's answer is what it gets: the same question's own comes first."""
+        sought = _sought(use, wish)
+        is_known = use.key in self._flights or self._cache.peek(use.key, sought) is not None
+        if wish.reads and (is_known or await self._cache.find(use.key, sought) is not None):
+            return False
+        use.meaning = await self.semantic.read(context, place, _asked(context), rules)
+        return wish.reads and await self.semantic.find(context, use, sought, rules)
 
     async def may_replay(self, context: RequestContext) -> bool:
         """Whether the answer that was found may be said to this caller, whose prompt has been screened by now.
@@ -103,6 +126,8 @@ class Cached:
         assert use is not None
         replay = Replay(context, self._clock, settle)
         if use.answer is not None:
+            if use.status is Status.SEMANTIC:
+                self.semantic.given(context, use)
             replay.play(use.answer)
         else:
             assert use.reader is not None and use.follows is not None
@@ -171,18 +196,20 @@ class Cached:
             return may if answer is None else bool(answer.opinion)
         return may
 
-    async def _use(self, context: RequestContext, wish: Wish, rules: Rules) -> CacheUse:
+    async def _place(self, context: RequestContext, rules: Rules) -> Place:
         request, caller = context.request, context.known_caller
         scope = caller.scope(rules.scope)
         if request.cache_salt:
             scope = f"{scope}\0{request.cache_salt}"
-        place = Place(
+        return Place(
             scope=scope,
             org=caller.org,
             model=f"{context.model} {await self._mark_of(context)}",
             epoch=self._epoch_of(context),
         )
-        kind = self._kind(context, scope)
+
+    def _use(self, context: RequestContext, place: Place, wish: Wish, rules: Rules) -> CacheUse:
+        kind = self._kind(context, place.scope)
         policy = self._cache.learner.policy(kind.signature)
         return CacheUse(
             Status.MISS,
@@ -193,7 +220,7 @@ class Cached:
             kind=kind,
             stale_s=rules.stale_s,
             model=context.model,
-            scope=scope,
+            scope=place.scope,
             tag=wish.tag,
         )
 
@@ -212,7 +239,7 @@ class Cached:
         self, context: RequestContext, use: CacheUse, wish: Wish, outbox: Outbox
     ) -> None:
         """A kept answer, a request to read along with, or the part of the one that others wait for."""
-        sought = Sought(scope=use.scope, wish=wish, ttl_s=use.ttl_s, stale_s=use.stale_s)
+        sought = _sought(use, wish)
         has_waited = False
         while True:
             found = self._cache.peek(use.key, sought)
@@ -255,6 +282,10 @@ class Cached:
 def _is_answered_in_text(context: RequestContext) -> bool:
     request = context.request
     return request.kind in _TEXTS and not (request.only_loads or request.batch is not None)
+
+
+def _sought(use: CacheUse, wish: Wish) -> Sought:
+    return Sought(scope=use.scope, wish=wish, ttl_s=use.ttl_s, stale_s=use.stale_s)
 
 
 def _beginning(request: GenerationRequest) -> str:

@@ -408,46 +408,48 @@ class Execute:
                     generation.submit(index, spec, None)
                 return generation
             for index in range(len(context.prompts) * context.request.runs):
-                spec = self._spec(context, index)
+                spec = spec_of(context, index)
                 generation.submit(index, spec, self._screen.output(context))
         except BaseException:
             generation.detach()
             raise
         return generation
 
-    def _spec(self, context: RequestContext, index: int) -> SequenceSpec:
-        request, entry, terms = context.request, context.known_deployment.entry, context.known_terms
-        assert context.replica is not None
-        reading = context.reading
-        prompt = terms.prompts[index // request.runs]
-        seed = request.sampling.seed if request.sampling.seed is not None else new_seed()
-        eos = frozenset() if request.ignore_eos else context.replica.tokenizer.eos_ids
-        room = context.longest_tokens - len(prompt)
-        wanted = room if request.max_tokens is None else request.max_tokens
-        return SequenceSpec(
-            request_id=request.request_id,
-            index=index,
-            model=entry.ref,
-            prompt=prompt,
-            sampling=terms.sampling if index % request.runs == 0 else _of_answer(terms.sampling),
-            seed=(seed + index * SEED_STRIDE) & SEED_MASK,
-            max_new_tokens=min(wanted, room),
-            held_tokens=None if context.spending is None else context.spending.first_tokens or None,
-            min_new_tokens=request.min_tokens,
-            stop=request.stop,
-            tells_stop=request.tells_stop,
-            shown=context.shown,
-            thoughts=None if reading is None else reading.thought_ids,
-            begins_with_thoughts=reading is not None and reading.begun,
-            stop_token_ids=eos | terms.stop_ids,
-            grammar=context.grammar,
-            priority=request.priority,
-            arrival_ns=context.arrived_ns,
-            deadline_ns=context.deadline_ns,
-            tenant=context.known_caller.org,
-            cache_scope=_cache_scope(context),
-            adapter=context.adapter_hold.key if context.adapter_hold is not None else None,
-        )
+
+def spec_of(context: RequestContext, index: int) -> SequenceSpec:
+    """One choice as its engine takes it."""
+    request, entry, terms = context.request, context.known_deployment.entry, context.known_terms
+    assert context.replica is not None
+    reading = context.reading
+    prompt = terms.prompts[index // request.runs]
+    seed = request.sampling.seed if request.sampling.seed is not None else new_seed()
+    eos = frozenset() if request.ignore_eos else context.replica.tokenizer.eos_ids
+    room = context.longest_tokens - len(prompt)
+    wanted = room if request.max_tokens is None else request.max_tokens
+    return SequenceSpec(
+        request_id=request.request_id,
+        index=index,
+        model=entry.ref,
+        prompt=prompt,
+        sampling=terms.sampling if index % request.runs == 0 else _of_answer(terms.sampling),
+        seed=(seed + index * SEED_STRIDE) & SEED_MASK,
+        max_new_tokens=min(wanted, room),
+        held_tokens=None if context.spending is None else context.spending.first_tokens or None,
+        min_new_tokens=request.min_tokens,
+        stop=request.stop,
+        tells_stop=request.tells_stop,
+        shown=context.shown,
+        thoughts=None if reading is None else reading.thought_ids,
+        begins_with_thoughts=reading is not None and reading.begun,
+        stop_token_ids=eos | terms.stop_ids,
+        grammar=context.grammar,
+        priority=request.priority,
+        arrival_ns=context.arrived_ns,
+        deadline_ns=context.deadline_ns,
+        tenant=context.known_caller.org,
+        cache_scope=_cache_scope(context),
+        adapter=context.adapter_hold.key if context.adapter_hold is not None else None,
+    )
 
 
 def _silent(context: RequestContext) -> Iterator[SequenceSpec] | None:

@@ -45,12 +45,13 @@ class Store:
             counts.joined += use.status is Status.JOINED
             counts.hits += use.status is not Status.JOINED
             counts.stale += use.status is Status.STALE
+            counts.semantic += use.status is Status.SEMANTIC
             counts.saved_tokens += context.usage.total_tokens
             counts.discount_nano += context.discount_nano
             if use.answer is not None:
                 counts.saved_engine_ns += use.answer.engine_ns
                 counts.saved_cost_nano += use.answer.cost_nano
-                if use.kind is not None:
+                if use.kind is not None and use.status is not Status.SEMANTIC:
                     self._cache.note(use.kind, use.key, use.answer)
 
     def _keep(self, context: RequestContext, use: CacheUse) -> None:
@@ -77,6 +78,8 @@ class Store:
             use.key, answer, keeps_s=keeps_s, began_ns=context.arrived_utc_ns
         )
         self._cache.stats.of(context.known_caller.org, context.model).stored += is_kept
+        if is_kept:
+            self._cached.semantic.keep(context, use)
         if is_kept and use.kind is not None:
             self._cache.note(use.kind, use.key, answer)
 

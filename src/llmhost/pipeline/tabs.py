@@ -1,4 +1,4 @@
-"""What guards took for each request that is under way, until the request is booked.
+"""What guards, and embedders for the cache, took for each request that is under way, until the request is booked.
 
 A guard may be asked several times for one request, and the request may end in many ways meanwhile: refused, cut, left.
 """
@@ -21,11 +21,13 @@ NOTHING_USED = Usage()
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """What guards took for one request."""
+    """What others' models took for one request."""
 
     texts: int = 0
     usage: Usage = NOTHING_USED
     device: str = ""
+    embedding: Usage = NOTHING_USED
+    """What finding alike questions in the cache took: part of the request's own computing."""
 
 
 NO_JUDGING = Judging()
@@ -41,10 +43,21 @@ class Tabs:
     def add(self, request_id: str, texts: int, usage: Usage, device: str) -> None:
         """A guard was done with texts of this request."""
         before = self._open.get(request_id, NO_JUDGING)
-        self._open[request_id] = Judging(before.texts + texts, before.usage + usage, device)
+        self._put(
+            request_id,
+            Judging(before.texts + texts, before.usage + usage, device, before.embedding),
+        )
+
+    def add_embedding(self, request_id: str, usage: Usage, device: str) -> None:
+        """A text of this request was made a vector."""
+        before = self._open.get(request_id, NO_JUDGING)
+        self._put(request_id, Judging(before.texts, before.usage, device, before.embedding + usage))
+
+    def _put(self, request_id: str, judging: Judging) -> None:
+        self._open[request_id] = judging
         if len(self._open) > MOST:
             _, oldest = self._open.popitem(last=False)
-            self._bear(oldest.device, oldest.usage)
+            self._bear(oldest.device, oldest.usage + oldest.embedding)
 
     def take(self, request_id: str) -> Judging:
         """All that was taken for a request, which is being booked."""
@@ -54,4 +67,4 @@ class Tabs:
         """The request is never booked: what was taken for it is nobody's."""
         left = self._open.pop(request_id, None)
         if left is not None:
-            self._bear(left.device, left.usage)
+            self._bear(left.device, left.usage + left.embedding)

@@ -20,6 +20,14 @@ class CacheCounts(msgspec.Struct, frozen=True, kw_only=True):
     hits: int
     joined: int
     stale: int
+    semantic: int
+    """Of the hits, answers to questions that were only alike."""
+    semantic_checks: int
+    """So many of those the model answered as well."""
+    semantic_false: int
+    """And so many of its answers said something else."""
+    false_hit_rate: float | None
+    """Of those that were checked."""
     misses: int
     bypassed: int
     stored: int
@@ -55,6 +63,10 @@ class CacheStatsRow(CacheCounts, frozen=True, kw_only=True):
     id: str
     org: str
     model: str
+    min_similarity: float | None
+    """What alike questions have to have by now; null where none has been asked."""
+    is_semantic_stopped: bool
+    """Too many answers to alike questions were false, however alike they were: none is given any more."""
 
 
 class CacheStatsPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,12 +139,22 @@ class CacheDesk:
     def stats(self, *, limit: int = PAGE_ROWS, after: str | None = None) -> CacheStatsPage:
         """Raises InvalidValue."""
         rows = [
-            CacheStatsRow(id=f"{org}/{model}", org=org, model=model, **_told(counts))
-            for org, model, counts in self.cache.stats.rows()
+            self._stats_row(org, model, counts) for org, model, counts in self.cache.stats.rows()
         ]
         page, has_more = page_of(rows, lambda row: row.id, limit, after)
         return CacheStatsPage(
             data=list(page), has_more=has_more, last_id=page[-1].id if page else None
+        )
+
+    def _stats_row(self, org: str, model: str, counts: Counts) -> CacheStatsRow:
+        trust = self.cache.trusts.known(org, model)
+        return CacheStatsRow(
+            id=f"{org}/{model}",
+            org=org,
+            model=model,
+            min_similarity=None if trust is None else round(trust.threshold, 4),
+            is_semantic_stopped=trust is not None and trust.is_stopped,
+            **_told(counts),
         )
 
     def policies(self, *, limit: int = PAGE_ROWS, after: str | None = None) -> CachePolicyPage:
@@ -162,6 +184,12 @@ def _told(counts: Counts) -> dict[str, Any]:
         "hits": counts.hits,
         "joined": counts.joined,
         "stale": counts.stale,
+        "semantic": counts.semantic,
+        "semantic_checks": counts.semantic_checks,
+        "semantic_false": counts.semantic_false,
+        "false_hit_rate": None
+        if counts.false_hit_rate is None
+        else round(counts.false_hit_rate, 6),
         "misses": counts.misses,
         "bypassed": counts.bypassed,
         "stored": counts.stored,

@@ -1,0 +1,88 @@
+"""How far answers to alike questions can be trusted: what checks found, and how alike questions have to be. Pure.
+
+A check has the model answer what was answered from the cache, and says whether both answers agree. Where more than a
+bound disagree, questions have to be more alike than those that did; where that is not possible, nothing is given.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+WINDOW = 500
+"""Checks that count: the newest."""
+FIRST_CHECKS = 20
+"""Until there are so many that count, each hit is checked."""
+STEP = 0.001
+"""By so much more alike than those that were answered falsely."""
+HIGHEST = 0.999
+"""Nothing is that alike but what is the same: a threshold beyond ends it."""
+
+MOST_TRUSTS = 1_000
+"""Pairs of organisation and model."""
+
+
+class Check(NamedTuple):
+    similarity: float
+    agrees: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an operator asks for."""
+
+    min_similarity: float = 0.92
+    check_share: float = 0.05
+    max_false_share: float = 0.01
+
+
+class Trust:
+    """Of one organisation with one model."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self.threshold = terms.min_similarity
+        self._checks: deque[Check] = deque(maxlen=WINDOW)
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.threshold > HIGHEST
+
+    @property
+    def counting(self) -> list[Check]:
+        """Of hits that would still be given."""
+        return [check for check in self._checks if check.similarity >= self.threshold]
+
+    def wants_check(self, draw: float) -> bool:
+        """`draw` is a number of at least 0 and less than 1, drawn for this hit."""
+        return draw < self._terms.check_share or len(self.counting) < FIRST_CHECKS
+
+    def note(self, check: Check) -> bool:
+        """Whether the threshold has risen."""
+        self._checks.append(check)
+        before = self.threshold
+        while (false := self._false()) and len(false) > self._terms.max_false_share * len(
+            self.counting
+        ):
+            self.threshold = min(false) + STEP
+        return self.threshold > before
+
+    def _false(self) -> list[float]:
+        return [check.similarity for check in self.counting if not check.agrees]
+
+
+class Trusts:
+    """By organisation and model. Owned by the HTTP loop; after a restart each begins anew with its checks."""
+
+    def __init__(self, most: int = MOST_TRUSTS) -> None:
+        self._most = most
+        self._known: dict[tuple[str, str], Trust] = {}
+
+    def of(self, org: str, model: str, terms: Terms) -> Trust | None:
+        """None where there are too many: to those nothing is given that could not be checked."""
+        trust = self._known.get((org, model))
+        if trust is None and len(self._known) < self._most:
+            trust = self._known[org, model] = Trust(terms)
+        return trust
+
+    def known(self, org: str, model: str) -> Trust | None:
+        return self._known.get((org, model))

@@ -1,0 +1,254 @@
+"""Who says that an answer to an alike question will do may get one, and whether it was right is found out."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from tests.unit.pipeline.node import HELD_MODEL, Held, HeldRunner, asks, until
+
+from llmhost.config.schema import CacheSettings, ModelCacheSettings, ModelSpec, Settings
+from llmhost.core.errors import CacheMiss, InvalidValue
+from llmhost.core.ports import Runner
+from llmhost.core.request import Caller, Kind, Sampling
+from llmhost.pipeline.processor import Exchange
+from llmhost.testing import TestHost, at, make_host
+
+ACME, OTHER = Caller(None, "acme"), Caller(None, "other")
+ONE, ALIKE = "how do I reset my secret password", "hello how do I reset my secret password please"
+ANOTHER = "how do I reset my secret number"
+SEMANTIC = {"x-llmhost-cache": "semantic"}
+
+
+class Parrot(Held):
+    """Says the same whatever it is asked, while `is_constant`."""
+
+    is_constant = True
+
+    def load(self, spec: ModelSpec, folder: object, predicted: Any) -> Runner:
+        parrot = self
+
+        class Constant(HeldRunner):
+            def run(self, rows: Any) -> Any:
+                drawn = super().run(rows)
+                if parrot.is_constant:
+                    drawn = [7 if isinstance(one, int) else one for one in drawn]
+                return drawn
+
+        return Constant(self, spec.block_tokens)
+
+
+class Node:
+    def __init__(self, host: TestHost, model: Parrot) -> None:
+        self.host, self.model = host, model
+        self.cache = host.host.cache
+
+    async def open(
+        self, text: str, caller: Caller = ACME, *, system: str = "", **facts: Any
+    ) -> Exchange:
+        messages = [{"role": "user", "content": text}]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        headers = facts.pop("headers", SEMANTIC)
+        known = {"kind": Kind.CHAT, "prompts": (), "messages": tuple(messages), "max_tokens": 90}
+        request = asks(**{**known, "stop": ("a", "e", "i", "o", "u"), **facts})
+        return await self.host.host.processor.open(request, None, headers, caller=caller)
+
+    async def ask(self, text: str, caller: Caller = ACME, **facts: Any) -> tuple[str, str]:
+        exchange = await self.open(text, caller, **facts)
+        deltas = await exchange.read_whole()
+        exchange.leave()
+        use = exchange.context.cache
+        return ("" if use is None else use.status.value), "".join(delta.text for delta in deltas)
+
+    async def checked(self, count: int) -> None:
+        await until(lambda: self.cache.stats.total().semantic_checks >= count)
+
+
+@asynccontextmanager
+async def node(*plugins: object, clock: Any = None, **cache: Any) -> AsyncIterator[Node]:
+    model = Parrot()
+    model.go()
+    facts = {"embedder": "vectors", "min_similarity": 0.8, **cache}
+    asked = msgspec.structs.replace(HELD_MODEL, cache=ModelCacheSettings(**facts))
+    models = {"m": asked, "vectors": ModelSpec(engine="fake", options={"task": "embed"})}
+    settings = Settings(cache=CacheSettings(use="asked"))
+    async with make_host(
+        plugins=[model, *plugins], models=models, settings=settings, clock=clock
+    ) as host:
+        yield Node(host, model)
+
+
+async def test_an_alike_question_has_the_answer_of_the_first():
+    async with node() as here:
+        first = await here.ask(ONE)
+        exchange = await here.open(ALIKE)
+        await exchange.read_whole()
+        context = exchange.context
+        assert first[0] == "miss"
+        assert context.cache is not None and context.cache.meaning is not None
+        assert context.cache.status.value == "semantic"
+        assert 0.8 <= context.cache.meaning.similarity < 1
+        assert context.amount_nano == 0
+        assert context.usage.prompt_tokens == context.prompt_tokens
+        assert context.usage.engine_ns > 0  # its vector
+        await here.checked(1)
+        assert await here.ask(ONE) == ("hit", first[1])
+        assert (await here.ask(ALIKE))[0] == "semantic"  # it was not kept under its own key
+        await until(lambda: counts_of(here) == (3, 2, 1, 1))
+
+
+def counts_of(here: Node) -> tuple[int, int, int, int]:
+    counts = here.cache.stats.total()
+    return counts.hits, counts.semantic, counts.misses, counts.stored
+
+
+async def test_another_question_is_answered_by_the_model_however_alike_it_is():
+    async with node() as here:
+        await here.ask(ONE)
+        for text in (ANOTHER, f"{ONE} 2", f"{ONE} not", ONE.replace("my", "his")):
+            assert (await here.ask(text))[0] == "miss", text
+
+
+async def test_only_those_have_it_who_ask_for_it_and_only_of_those_who_did():
+    async with node() as here:
+        on = {"x-llmhost-cache": "on"}
+        await here.ask(ONE, headers=on)
+        assert (await here.ask(ALIKE))[0] == "miss"
+        assert (await here.ask(f"{ONE} hello", headers=on))[0] == "miss"
+        assert (await here.ask(ALIKE, headers={}))[0] == ""
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"caller": OTHER},
+    {"system": "Answer in rhymes"},
+    {"sampling": Sampling(temperature=1.0, seed=2)},
+    {"max_tokens": 80},
+    {"stop": ("a", "e", "i", "o")},
+    {"cache_salt": "mine"},
+    {"template_kwargs": {"mood": "bad"}},
+    {"suffix": "so"},
+]
+FILLERS = ["hello", "please", "thanks", "hey", "just", "kindly", "so", "then"]
+
+
+@pytest.mark.parametrize("scope", ["key", "org", "public"])
+async def test_nothing_is_compared_with_what_differs_in_anything_else(scope: str):
+    async with node(scope=scope) as here:
+        await here.ask(ONE)
+        for filler, facts in zip(FILLERS, OTHERS, strict=True):
+            assert (await here.ask(f"{ONE} {filler}", **facts))[0] == "miss", facts
+        assert (await here.ask(ALIKE))[0] == "semantic"
+
+
+async def test_answers_that_are_more_than_a_text_or_not_whole_take_no_part():
+    tools = ({"type": "function", "function": {"name": "f", "parameters": {}}},)
+    refused: list[dict[str, Any]] = [{"n": 2}, {"tools": tools}, {"stop": (), "max_tokens": 5}]
+    async with node() as here:
+        for facts in refused:
+            assert (await here.ask(ONE, **facts))[0] == "miss"
+            assert (await here.ask(ALIKE, **facts))[0] == "miss", facts
+        assert len(here.cache.alike) == 0
+
+
+async def test_checks_that_agree_are_counted_and_cost_their_callers_nothing():
+    async with node() as here:
+        await here.ask(ONE)
+        await here.ask(ALIKE)
+        await here.checked(1)
+        counts = here.cache.stats.of("acme", "m@1")
+        assert (counts.semantic_checks, counts.semantic_false, counts.false_hit_rate) == (1, 0, 0.0)
+        await until(lambda: len(here.host.entries()) == 2)
+        assert [entry["amount_nano"] > 0 for entry in here.host.entries()] == [True, False]
+
+
+async def test_a_false_answer_raises_the_threshold_of_its_organisation_alone():
+    async with node() as here:
+        here.model.is_constant = False
+        for caller in (ACME, OTHER):
+            await here.ask(ONE, caller)
+        assert (await here.ask(ALIKE))[0] == "semantic"
+        await here.checked(1)
+        assert here.cache.stats.of("acme", "m@1").semantic_false == 1
+        assert (await here.ask(ALIKE))[0] == "miss"
+        assert (await here.ask(ALIKE, OTHER))[0] == "semantic"
+        trusts = [here.cache.trusts.known(org, "m@1") for org in ("acme", "other")]
+        assert trusts[0] is not None and trusts[0].threshold > 0.8
+        assert here.host.host.costs is not None
+
+
+async def test_where_no_threshold_helps_nothing_is_given_and_nothing_embedded_any_more():
+    async with node() as here:
+        here.model.is_constant = False
+        await here.ask("how do I reset my secret password?")
+        shuffled = "how do I reset my secret password ?"
+        await here.ask(shuffled)
+        trust = here.cache.trusts.known("acme", "m@1")
+        assert trust is not None
+        trust.threshold = 1.0
+        kept = len(here.cache.alike)
+        assert (await here.ask(ALIKE))[0] == "miss"
+        assert len(here.cache.alike) == kept
+
+
+async def test_after_the_first_only_a_share_is_checked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("llmhost.cache.trust.FIRST_CHECKS", 1)
+    monkeypatch.setattr(random.Random, "random", lambda self: 0.5)
+    async with node() as here:
+        await here.ask(ONE)
+        await here.ask(ALIKE)
+        await here.checked(1)
+        for _ in range(3):
+            assert (await here.ask(ALIKE))[0] == "semantic"
+        assert here.cache.stats.total().semantic_checks == 1
+
+
+async def test_it_ends_with_the_answer_it_is_of():
+    async with node(clock=at("2026-01-01"), ttl_s=60.0) as here:
+        clock: Any = here.host.host.clock
+        await here.ask(ONE)
+        clock.advance(59)
+        assert (await here.ask(ALIKE))[0] == "semantic"
+        clock.advance(2)
+        assert (await here.ask(ALIKE))[0] == "miss"
+
+
+async def test_what_is_forgotten_is_given_to_alike_questions_no_more():
+    from llmhost.cache.store import Meant
+
+    async with node() as here:
+        await here.ask(ONE)
+        await here.cache.purge(Meant(org="acme"))
+        assert (await here.ask(ALIKE))[0] == "miss"
+
+
+async def test_a_kept_answer_alone_may_be_one_of_an_alike_question():
+    only = {**SEMANTIC, "cache-control": "only-if-cached"}
+    async with node() as here:
+        await here.ask(ONE)
+        assert (await here.ask(ALIKE, headers=only))[0] == "semantic"
+        with pytest.raises(CacheMiss):
+            await here.ask(ANOTHER, headers=only)
+
+
+async def test_a_model_without_an_embedder_says_so():
+    async with node(embedder=None) as here:
+        with pytest.raises(InvalidValue) as refused:
+            await here.ask(ONE)
+    assert refused.value.param == "x-llmhost-cache"
+
+
+async def test_without_a_vector_a_request_runs():
+    async with node(embedder="m") as here:
+        await here.ask(ONE)
+        assert (await here.ask(ALIKE))[0] == "miss"
+
+
+async def test_identical_requests_at_the_same_time_still_run_once():
+    async with node() as here:
+        first, second = await here.open(ONE), await here.open(ONE)
+        await first.read_whole()
+        await second.read_whole()
+        assert here.cache.stats.total().misses == 1
