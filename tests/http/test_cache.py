@@ -114,7 +114,7 @@ def test_a_question_that_is_alike_has_the_answer_and_the_check_is_told(node: Nod
     assert node.entry(again.headers["x-request-id"])["amount_nano"] == 0
 
     def row() -> dict[str, Any]:
-        rows = node.admin("GET", "/admin/v1/cache/stats").json()["data"]
+        rows = node.admin("GET", "/cache/stats").json()["data"]
         return next(row for row in rows if row["model"] == "semantic@1")
 
     eventually(lambda: row()["semantic_checks"] == 1, "nothing was checked")

@@ -69,6 +69,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A name by which it can be forgotten."""
     priority: int = 0
     """Those of a smaller one make room first."""
+    suits_alike: bool = False
+    """Whoever it was made for let it be given to alike questions."""
 
     def usage(self) -> Usage:
         """Of a request that has it from here: no device did anything, and no prompt token was computed."""

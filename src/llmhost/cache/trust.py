@@ -52,9 +52,14 @@ class Trust:
         """Of hits that would still be given."""
         return [check for check in self._checks if check.similarity >= self.threshold]
 
+    @property
+    def is_new(self) -> bool:
+        """Too few checks count: each hit has to be checked."""
+        return len(self.counting) < FIRST_CHECKS
+
     def wants_check(self, draw: float) -> bool:
         """`draw` is a number of at least 0 and less than 1, drawn for this hit."""
-        return draw < self._terms.check_share or len(self.counting) < FIRST_CHECKS
+        return draw < self._terms.check_share or self.is_new
 
     def note(self, check: Check) -> bool:
         """Whether the threshold has risen."""

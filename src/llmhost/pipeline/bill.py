@@ -22,7 +22,7 @@ from typing import TypedDict
 
 from llmhost.config.schema import BillingSettings
 from llmhost.core.errors import ModelNotPriced, Overloaded
-from llmhost.core.output import Outcome
+from llmhost.core.output import Outcome, Usage
 from llmhost.core.request import Caller, Kind
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.entries import Entry
@@ -37,7 +37,7 @@ from llmhost.hooks.spec import Price as Quote
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.estimate import Estimate, estimate_of
 from llmhost.pipeline.spending import Spending
-from llmhost.pipeline.tabs import NOTHING_USED, Tabs
+from llmhost.pipeline.tabs import NOTHING_USED, Judging, Tabs
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
 from llmhost.tenants.accounts import Accounts
@@ -205,7 +205,7 @@ class Bill:
         load_id = None if context.replica is None else context.replica.load_id
         judging = self._tabs.take(context.request.request_id)
         if judging.embedding is not NOTHING_USED:
-            context.usage += judging.embedding
+            self._add_embedding(context, judging)
         context.costs = self._costs.settle(
             context.usage, context.ticket, load_id, safety_nano=judging.usage.cost_nano
         )
@@ -224,6 +224,14 @@ class Bill:
             return self._book(context, slot, entry)
         context.deferral.take(entry, partial(self._book_deferred, context, slot))
         return _done()
+
+    def _add_embedding(self, context: RequestContext, judging: Judging) -> None:
+        """A request that ended before its costs began bears none: the operator does."""
+        embedding = judging.embedding
+        if context.ticket is None:
+            self._costs.bear(judging.embedder_device, embedding)
+            embedding = Usage(engine_ns=embedding.engine_ns)
+        context.usage += embedding
 
     def _book(
         self, context: RequestContext, slot: Slot | None, entry: Entry

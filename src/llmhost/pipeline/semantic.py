@@ -34,7 +34,7 @@ log = logging.getLogger("llmhost.cache")
 EMBED_S = 2.0
 """So long a request waits for its vector; then it runs. An embedder that is not loaded yet loads meanwhile."""
 MOST_CHECKS = 4
-"""At the same time; more hits are not checked."""
+"""At the same time; more hits are not checked, and not given where they would have to be."""
 CHECK_S = 600.0
 LAST_PRIORITY = 1_000
 """After callers' own sequences."""
@@ -92,6 +92,8 @@ class Semantic:
         meaning, trust = use.meaning, self._trust(context, rules)
         if meaning is None or trust is None or trust.is_stopped:
             return False
+        if trust.is_new and not self._can_check(context):
+            return False
         near = self._cache.alike.find(
             meaning.partition,
             meaning.vector,
@@ -101,7 +103,7 @@ class Semantic:
         )
         for one in near:
             found = await self._cache.find(one.kept.key, sought)
-            if found is None or found.is_stale:
+            if found is None or found.is_stale or not found.answer.suits_alike:
                 continue
             meaning.similarity = one.similarity
             use.status, use.age_s = Status.SEMANTIC, int(found.age_s)
@@ -121,15 +123,17 @@ class Semantic:
         """An answer to an alike question is given: have the model answer this one, too, if it is drawn."""
         rules = self._cache.rules(context.known_deployment.entry.name)
         trust = self._trust(context, rules)
-        if (
-            trust is None
-            or len(self._checks) >= MOST_CHECKS
-            or not trust.wants_check(self._draw.random())
-        ):
+        if trust is None or not trust.wants_check(self._draw.random()):
+            return
+        if not self._can_check(context):
             return
         check = asyncio.create_task(self._check(context, use, trust, rules))
         self._checks.add(check)  # asyncio itself keeps no task alive
         check.add_done_callback(self._checks.discard)
+
+    def _can_check(self, context: RequestContext) -> bool:
+        """A check wakes no model, and there are only so many at the same time."""
+        return bool(context.known_deployment.replicas) and len(self._checks) < MOST_CHECKS
 
     def close(self) -> None:
         """Let go of the checks that run."""
@@ -167,18 +171,26 @@ class Semantic:
             )
 
     async def _made(self, context: RequestContext) -> str | None:
-        """What the model says; None where it is not loaded: a check wakes nobody."""
+        """What the model says; None where it is not loaded any more."""
         deployment = context.known_deployment
         if not deployment.replicas:
             return None
         replica = deployment.least_busy()
         hold = None if context.adapter is None else await replica.hold_adapter(context.adapter)
         try:
-            shadow = replace(context, replica=replica, adapter_hold=hold, spending=None)
+            longest = min(context.longest_tokens, replica.plan.max_sequence_length)
+            shadow = replace(
+                context,
+                replica=replica,
+                adapter_hold=hold,
+                spending=None,
+                longest_tokens=longest,
+            )
             spec = replace(
                 spec_of(shadow, 0),
                 priority=LAST_PRIORITY,
                 deadline_ns=None,
+                tenant="",
                 purpose=Purpose.OPTIMISE,
                 arrival_ns=self._clock.monotonic_ns(),
             )

@@ -72,6 +72,7 @@ class Store:
             signature="" if use.kind is None else use.kind.signature,
             tag=use.tag,
             priority=use.priority,
+            suits_alike=use.meaning is not None,
         )
         keeps_s = max(self._cache.settings.max_ttl_s, use.ttl_s) + use.stale_s
         is_kept = self._cache.keep(

@@ -5,7 +5,7 @@ A guard may be asked several times for one request, and the request may end in m
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmhost.core.output import Usage
 
@@ -28,6 +28,7 @@ class Judging:
     device: str = ""
     embedding: Usage = NOTHING_USED
     """What finding alike questions in the cache took: part of the request's own computing."""
+    embedder_device: str = ""
 
 
 NO_JUDGING = Judging()
@@ -43,21 +44,20 @@ class Tabs:
     def add(self, request_id: str, texts: int, usage: Usage, device: str) -> None:
         """A guard was done with texts of this request."""
         before = self._open.get(request_id, NO_JUDGING)
-        self._put(
-            request_id,
-            Judging(before.texts + texts, before.usage + usage, device, before.embedding),
-        )
+        texts, usage = before.texts + texts, before.usage + usage
+        self._put(request_id, replace(before, texts=texts, usage=usage, device=device))
 
     def add_embedding(self, request_id: str, usage: Usage, device: str) -> None:
         """A text of this request was made a vector."""
         before = self._open.get(request_id, NO_JUDGING)
-        self._put(request_id, Judging(before.texts, before.usage, device, before.embedding + usage))
+        usage = before.embedding + usage
+        self._put(request_id, replace(before, embedding=usage, embedder_device=device))
 
     def _put(self, request_id: str, judging: Judging) -> None:
         self._open[request_id] = judging
         if len(self._open) > MOST:
             _, oldest = self._open.popitem(last=False)
-            self._bear(oldest.device, oldest.usage + oldest.embedding)
+            self._bear_all(oldest)
 
     def take(self, request_id: str) -> Judging:
         """All that was taken for a request, which is being booked."""
@@ -67,4 +67,9 @@ class Tabs:
         """The request is never booked: what was taken for it is nobody's."""
         left = self._open.pop(request_id, None)
         if left is not None:
-            self._bear(left.device, left.usage + left.embedding)
+            self._bear_all(left)
+
+    def _bear_all(self, left: Judging) -> None:
+        for device, usage in ((left.device, left.usage), (left.embedder_device, left.embedding)):
+            if usage is not NOTHING_USED:
+                self._bear(device, usage)

@@ -9,7 +9,13 @@ import msgspec
 import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, HeldRunner, asks, until
 
-from llmhost.config.schema import CacheSettings, ModelCacheSettings, ModelSpec, Settings
+from llmhost.config.schema import (
+    CacheSettings,
+    CostSettings,
+    ModelCacheSettings,
+    ModelSpec,
+    Settings,
+)
 from llmhost.core.errors import CacheMiss, InvalidValue
 from llmhost.core.ports import Runner
 from llmhost.core.request import Caller, Kind, Sampling
@@ -74,7 +80,7 @@ async def node(*plugins: object, clock: Any = None, **cache: Any) -> AsyncIterat
     facts = {"embedder": "vectors", "min_similarity": 0.8, **cache}
     asked = msgspec.structs.replace(HELD_MODEL, cache=ModelCacheSettings(**facts))
     models = {"m": asked, "vectors": ModelSpec(engine="fake", options={"task": "embed"})}
-    settings = Settings(cache=CacheSettings(use="asked"))
+    settings = Settings(cache=CacheSettings(use="asked"), costs=CostSettings(cpu_per_hour="3600000"))
     async with make_host(
         plugins=[model, *plugins], models=models, settings=settings, clock=clock
     ) as host:
@@ -121,6 +127,22 @@ async def test_only_those_have_it_who_ask_for_it_and_only_of_those_who_did():
         assert (await here.ask(ALIKE, headers={}))[0] == ""
 
 
+async def test_an_answer_that_somebody_else_had_made_anew_is_none_for_alike_questions():
+    async with node() as here:
+        await here.ask(ONE)
+        await here.ask(ONE, headers={"x-llmhost-cache": "refresh"})
+        assert (await here.ask(ALIKE))[0] == "miss"
+
+
+async def test_while_hits_have_to_be_checked_and_cannot_be_there_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("llmhost.pipeline.semantic.MOST_CHECKS", 0)
+    async with node() as here:
+        await here.ask(ONE)
+        assert (await here.ask(ALIKE))[0] == "miss"
+
+
 OTHERS: list[dict[str, Any]] = [
     {"caller": OTHER},
     {"system": "Answer in rhymes"},
@@ -162,6 +184,26 @@ async def test_checks_that_agree_are_counted_and_cost_their_callers_nothing():
         assert (counts.semantic_checks, counts.semantic_false, counts.false_hit_rate) == (1, 0, 0.0)
         await until(lambda: len(here.host.entries()) == 2)
         assert [entry["amount_nano"] > 0 for entry in here.host.entries()] == [True, False]
+
+
+async def test_requests_bear_their_vectors_and_the_operator_the_checks_and_nothing_is_lost():
+    async with node() as here:
+        await here.ask(ONE)
+        await here.ask(ALIKE)
+        await here.checked(1)
+        with pytest.raises(CacheMiss):
+            await here.ask(ANOTHER, headers={**SEMANTIC, "cache-control": "only-if-cached"})
+        for deployment in here.host.host.deployments.all():
+            await deployment.replicas[0].engine.call(lambda: None)
+        await until(lambda: len(here.host.entries()) == 3)
+        readings = await here.host.host.costs.check()
+        headers = {"authorization": f"Bearer {here.host.host.admin_token}"}
+        answer = await here.host.client.get("/admin/v1/costs?by=org", headers=headers)
+
+    assert all(reading.error_nano == 0 for reading in readings)
+    borne = sum(row["gpu_compute_nano"] for row in answer.json()["data"])
+    assert sum(reading.callers_nano for reading in readings) == borne > 0
+    assert sum(reading.operator_nano for reading in readings) > 0
 
 
 async def test_a_false_answer_raises_the_threshold_of_its_organisation_alone():
