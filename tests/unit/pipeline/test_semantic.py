@@ -80,7 +80,9 @@ async def node(*plugins: object, clock: Any = None, **cache: Any) -> AsyncIterat
     facts = {"embedder": "vectors", "min_similarity": 0.8, **cache}
     asked = msgspec.structs.replace(HELD_MODEL, cache=ModelCacheSettings(**facts))
     models = {"m": asked, "vectors": ModelSpec(engine="fake", options={"task": "embed"})}
-    settings = Settings(cache=CacheSettings(use="asked"), costs=CostSettings(cpu_per_hour="3600000"))
+    settings = Settings(
+        cache=CacheSettings(use="asked"), costs=CostSettings(cpu_per_hour="3600000")
+    )
     async with make_host(
         plugins=[model, *plugins], models=models, settings=settings, clock=clock
     ) as host:
