@@ -177,6 +177,31 @@ def test_a_pattern_that_takes_for_ever_makes_no_marks() -> None:
     assert read(raw, *text)[0].content == text
 
 
+def test_characters_that_stand_for_strings_are_no_call() -> None:
+    text = '<tool_call>{"name": "now", "arguments": {"a": \x017\x02}}</tool_call>'
+    assert read(JSON_CALLS, text)[0].content == text
+
+
+def test_a_part_that_ends_before_the_next_one_ends_wherever_it_is_cut() -> None:
+    raw = {
+        "start_anchor": "x",
+        "fields": {
+            "thinking": {"open": "<t>", "close_pattern": "(?=<call>)"},
+            "tool_calls": {"open": "<call>", "close": "</call>", "content": "json"},
+            "content": {},
+        },
+    }
+    text = '<t>hm<call>{"name": "now"}</call>'
+
+    assert read(raw, *text) == read(raw, text)
+    assert read(raw, text)[0].read == [("now", {})]
+
+
+def test_a_beginning_that_takes_for_ever_to_find_is_none() -> None:
+    raw = {"fields": {"content": {}}, "start_anchor_pattern": "(a|aa)+x(?=[yz])"}
+    assert template_of(json.dumps(raw)).after_start("a" * 60 + "xa") is None
+
+
 TOO_MUCH: list[tuple[dict[str, Any], str]] = [
     ({"version": 2}, "version 2"),
     ({"x-regex": "a"}, "'x-regex'"),
@@ -194,6 +219,14 @@ TOO_MUCH: list[tuple[dict[str, Any], str]] = [
     ({"fields": {"tool_calls": {"content": "xml-inline"}}}, "no group 'key'"),
     ({"fields": {"tool_calls": {"transform": {"name": "f_{content}"}}}}, "than a placeholder"),
     ({"start_anchor": None}, "'start_anchor'"),
+    ({"start_anchor": 7}, "'start_anchor' is no text"),
+    ({"fields": {"content": {"open": [["a"]]}}}, "'open' is no text"),
+    ({"fields": {"content": {"open": []}}}, "'open' is no text"),
+    ({"fields": {"content": {"open_pattern": "(" * 3000 + ")" * 3000}}}, "is wrong"),
+    (
+        {"fields": {"tool_calls": {"content_args": {"value_parser": {"name": ["a"]}}}}},
+        "'value_parser' is not known",
+    ),
 ]
 
 

@@ -99,10 +99,14 @@ class ResponseTemplate:
         return tuple(text for text in special if any(text in each.spelled for each in anchors))
 
     def after_start(self, prompt: str) -> str | None:
-        """What of the answer its prompt says already; None where the prompt has no start in it."""
+        """What of the answer its prompt says already; None where the prompt has no start in it, or it takes too long
+        to find."""
         last = None
-        for found in self.start.pattern.finditer(prompt, timeout=MOST_SECONDS):
-            last = found
+        try:
+            for found in self.start.pattern.finditer(prompt, timeout=MOST_SECONDS):
+                last = found
+        except TimeoutError:
+            return None
         return None if last is None else prompt[last.end() :]
 
 
@@ -183,7 +187,7 @@ def _check_args(where: str, parser: str, args: Any) -> None:
         if not isinstance(args.get(name, ":"), str) or not args.get(name, ":"):
             raise UnreadableTemplate(f"{where}: {name!r} is no text")
     if (inner := args.get("value_parser")) is not None:
-        if not isinstance(inner, dict) or inner.get("name", "text") not in PARSERS:
+        if not isinstance(inner, dict) or inner.get("name", "text") not in tuple(PARSERS):
             raise UnreadableTemplate(f"{where}: its 'value_parser' is not known")
         _check_args(where, inner.get("name", "text"), inner.get("args", {}))
 
@@ -207,9 +211,10 @@ def _anchor(where: str, raw: Mapping[str, Any], name: str) -> Anchor | None:
     if name not in raw:
         return None
     said = raw[name]
-    texts = tuple(dict.fromkeys([said] if isinstance(said, str) else said or [""]))
-    if not all(isinstance(each, str) and each for each in texts):
+    several = said if isinstance(said, list) else [said]
+    if not several or not all(isinstance(each, str) and each for each in several):
         raise UnreadableTemplate(f"{where}: {name!r} is no text, or an empty one")
+    texts = tuple(dict.fromkeys(several))
     longest = sorted(texts, key=len, reverse=True)
     may_grow = any(a != b and a.startswith(b) for a in texts for b in texts)
     pattern = "|".join(map(regex.escape, longest))
@@ -220,5 +225,5 @@ def _anchor(where: str, raw: Mapping[str, Any], name: str) -> Anchor | None:
 def _compiled(where: str, pattern: str) -> Any:
     try:
         return regex.compile(pattern, regex.DOTALL)
-    except regex.error as error:
+    except (regex.error, RecursionError) as error:
         raise UnreadableTemplate(f"{where}: the pattern {pattern!r} is wrong: {error}") from error

@@ -44,7 +44,7 @@ def _json(text: str, args: Args) -> Any:
 
     working = text
     delimiters = args.get("string_delims") or ()
-    if delimiters and ("\x01" in text or "\x02" in text):
+    if "\x01" in text or "\x02" in text:
         raise ValueError("it holds characters that stand for strings")
     for begin, end in delimiters:
         between = f"{regex.escape(begin)}(.*?){regex.escape(end)}"

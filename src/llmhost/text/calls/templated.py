@@ -71,7 +71,7 @@ class Templated(Reader):
                 else:
                     yield from self._close("")
                     self._open(found, mark)
-                if found.minus_length or found.start:
+                if found.minus_length or found.start or found.part is not self._rest:
                     continue
             yield from self._take(sure)
             if not (yield from self.more()):
