@@ -86,6 +86,8 @@ class CacheUse:
     status: Status
     key: str = ""
     stores: bool = False
+    is_only: bool = False
+    """A kept answer, or none."""
     ttl_s: float = 0.0
     stale_s: float = 0.0
     model: str = ""

@@ -11,6 +11,7 @@ prompt was screened. Of identical requests that come at the same time one runs, 
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from llmhost.cache.answer import Answer
 from llmhost.cache.keys import Asked, Place, is_deterministic
 from llmhost.cache.learner import Kind
 from llmhost.cache.response_cache import ResponseCache, Rules, Sought
@@ -110,9 +111,13 @@ class Cached:
             await context.verdict  # raises why the prompt is refused
         if context.is_touched:
             return False
-        if use.answer is None or not self._plugins.has("check_output"):
-            return True
-        for part in use.answer.parts:
+        if use.answer is not None and self._plugins.has("check_output"):
+            if not await self._passes(context, use.answer):
+                return False
+        return use.status is not Status.SEMANTIC or self.semantic.may_give(context, use)
+
+    async def _passes(self, context: RequestContext, answer: Answer) -> bool:
+        for part in answer.parts:
             screen = self._screen.output(context)
             if screen is None:
                 return True
@@ -148,9 +153,11 @@ class Cached:
         self._refreshing.discard(context.cache.key)
 
     def give_up(self, context: RequestContext) -> None:
-        """The answer that was found is not for this request, which runs by itself."""
+        """The answer that was found is not for this request, which runs by itself. Raises CacheMiss where it may not."""
         assert context.cache is not None
         context.cache.let_go()
+        if context.cache.is_only:
+            raise CacheMiss
         context.cache = CacheUse(Status.BYPASS)
 
     def began(self, context: RequestContext, generation: Generation) -> None:
@@ -215,6 +222,7 @@ class Cached:
             Status.MISS,
             key=self._cache.keys.of_tokens(place, _asked(context)),
             stores=wish.stores,
+            is_only=wish.is_only,
             ttl_s=rules.ttl_s if policy is None else policy.ttl_s,
             priority=0 if policy is None else policy.priority,
             kind=kind,

@@ -119,6 +119,15 @@ class Semantic:
         kept = Kept(use.key, use.meaning.facts, now_ns + int(use.ttl_s * 1e9))
         self._cache.alike.put(use.meaning.partition, use.meaning.vector, kept, now_ns)
 
+    def may_give(self, context: RequestContext, use: CacheUse) -> bool:
+        """Whether what was found may still be given: other answers may have been found false meanwhile, and other hits
+        have taken the places of the checks."""
+        rules = self._cache.rules(context.known_deployment.entry.name)
+        trust = self._trust(context, rules)
+        if use.meaning is None or trust is None or use.meaning.similarity < trust.threshold:
+            return False
+        return not trust.is_new or self._can_check(context)
+
     def given(self, context: RequestContext, use: CacheUse) -> None:
         """An answer to an alike question is given: have the model answer this one, too, if it is drawn."""
         rules = self._cache.rules(context.known_deployment.entry.name)

@@ -1,5 +1,6 @@
 """Who says that an answer to an alike question will do may get one, and whether it was right is found out."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,8 @@ from llmhost.config.schema import (
 )
 from llmhost.core.errors import CacheMiss, InvalidValue
 from llmhost.core.ports import Runner
-from llmhost.core.request import Caller, Kind, Sampling
+from llmhost.core.request import Caller, GenerationRequest, Kind, Sampling
+from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.pipeline.processor import Exchange
 from llmhost.testing import TestHost, at, make_host
 
@@ -143,6 +145,72 @@ async def test_while_hits_have_to_be_checked_and_cannot_be_there_are_none(
     async with node() as here:
         await here.ask(ONE)
         assert (await here.ask(ALIKE))[0] == "miss"
+
+
+class Gate:
+    """Prompts of which `names` says so wait to be judged."""
+
+    def __init__(self) -> None:
+        self.opens, self.waiting, self.names = asyncio.Event(), 0, ""
+
+    @hookimpl
+    async def check_input(self, request: GenerationRequest) -> Refusal | None:
+        if self.names and self.names in request.text:
+            self.waiting += 1
+            await self.opens.wait()
+        return None
+
+
+@asynccontextmanager
+async def three_found(
+    monkeypatch: pytest.MonkeyPatch, **facts: Any
+) -> AsyncIterator[tuple[Node, list[asyncio.Task[Exchange]], Gate]]:
+    """Three requests have found an answer to an alike question, with a place for one check."""
+    monkeypatch.setattr("llmhost.pipeline.semantic.MOST_CHECKS", 1)
+    gate = Gate()
+    async with node(gate) as here:
+        await here.ask(ONE)
+        gate.names = ALIKE
+        opened = [asyncio.create_task(here.open(ALIKE, **facts)) for _ in range(3)]
+        await until(lambda: gate.waiting == 3)
+        yield here, opened, gate
+        here.model.go()
+        for task in opened:
+            if task.exception() is None:
+                await task.result().read_whole()
+
+
+async def test_hits_found_at_the_same_time_are_given_only_as_far_as_they_can_be_checked(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with three_found(monkeypatch) as (here, opened, gate):
+        here.model.is_free = False
+        gate.opens.set()
+        uses = [exchange.context.cache for exchange in await asyncio.gather(*opened)]
+        assert sorted(use.status.value for use in uses if use) == ["bypass", "bypass", "semantic"]
+
+
+async def test_a_hit_that_was_found_before_the_threshold_rose_is_not_given(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with three_found(monkeypatch) as (here, opened, gate):
+        trust = here.cache.trusts.known("acme", "m@1")
+        assert trust is not None
+        trust.threshold = 1.0
+        gate.opens.set()
+        uses = [exchange.context.cache for exchange in await asyncio.gather(*opened)]
+        assert [use.status.value for use in uses if use] == ["bypass"] * 3
+
+
+async def test_who_takes_only_a_kept_answer_is_refused_where_what_was_found_is_not_given(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    only = {**SEMANTIC, "cache-control": "only-if-cached"}
+    async with three_found(monkeypatch, headers=only) as (here, opened, gate):
+        here.model.is_free = False
+        gate.opens.set()
+        ended = await asyncio.gather(*opened, return_exceptions=True)
+        assert sum(isinstance(each, CacheMiss) for each in ended) == 2
 
 
 OTHERS: list[dict[str, Any]] = [
