@@ -5,7 +5,9 @@ no answer: what it finds is a key of the exact cache, which forgets, expires and
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +19,10 @@ Vector = NDArray[np.float32]
 
 MOST_ROWS = 256
 """Of a partition; the oldest make room."""
-MOST_NUMBERS = 16 * 2**20
-"""Of all vectors together: 64 MiB. The partition that was asked least recently makes room."""
+MOST_BYTES = 64 * 2**20
+"""Of vectors and words together. The partition that was asked least recently makes room."""
+ROW_BYTES, PLACE_BYTES, PARTITION_BYTES = 1_600, 24, 1_000
+"""What Python has of something that was asked, of a word's place in a list, and of a partition."""
 MOST_CANDIDATES = 4
 """The nearest that are looked at."""
 
@@ -30,6 +34,15 @@ class Kept:
     key: str
     facts: Facts
     expires_ns: int
+    tag: str = ""
+    """As the answer has it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory, without its vector."""
+        facts = self.facts
+        lists = (*facts.exact, facts.entities, facts.words, facts.verbs)
+        return ROW_BYTES + sum(PLACE_BYTES + getsizeof(word) for words in lists for word in words)
 
 
 class Near(NamedTuple):
@@ -41,17 +54,18 @@ class _Partition:
     def __init__(self, size: int) -> None:
         self.rows: list[Kept] = []
         self._matrix = np.zeros((8, size), np.float32)
+        self._words_bytes = 0
 
     @property
     def size(self) -> int:
         return self._matrix.shape[1]
 
     @property
-    def numbers(self) -> int:
-        return self._matrix.size
+    def bytes(self) -> int:
+        return PARTITION_BYTES + self._matrix.nbytes + self._words_bytes
 
     def put(self, vector: Vector, kept: Kept, now_ns: int) -> None:
-        self._keep_only(
+        self.keep_only(
             [row.expires_ns > now_ns and row.key != kept.key for row in self.rows], MOST_ROWS - 1
         )
         at = len(self.rows)
@@ -59,6 +73,7 @@ class _Partition:
             self._matrix = np.concatenate((self._matrix, np.zeros_like(self._matrix)))
         self._matrix[at] = vector
         self.rows.append(kept)
+        self._words_bytes += kept.size_bytes
 
     def nearest(self, vector: Vector, least: float, now_ns: int) -> list[Near]:
         """At least so alike, and in time; the most alike first."""
@@ -69,18 +84,19 @@ class _Partition:
             near for near in found if near.similarity >= least and near.kept.expires_ns > now_ns
         ]
 
-    def _keep_only(self, stays: list[bool], most: int) -> None:
+    def keep_only(self, stays: list[bool], most: int = MOST_ROWS) -> None:
         places = [i for i, does in enumerate(stays) if does][-most:]
         if len(places) < len(self.rows):
             self._matrix[: len(places)] = self._matrix[places]
             self.rows = [self.rows[i] for i in places]
+            self._words_bytes = sum(row.size_bytes for row in self.rows)
 
 
 class Alike:
-    def __init__(self, most_numbers: int = MOST_NUMBERS) -> None:
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._partitions: OrderedDict[str, _Partition] = OrderedDict()
-        self._most_numbers = most_numbers
-        self._numbers = 0
+        self._most_bytes = most_bytes
+        self.bytes = 0
 
     def __len__(self) -> int:
         """Things asked that are kept."""
@@ -91,12 +107,12 @@ class Alike:
         if held is None or held.size != len(vector):
             self._drop(partition)
             held = self._partitions[partition] = _Partition(len(vector))
-            self._numbers += held.numbers
-        before = held.numbers
+            self.bytes += held.bytes
+        before = held.bytes
         held.put(vector, kept, now_ns)
-        self._numbers += held.numbers - before
+        self.bytes += held.bytes - before
         self._partitions.move_to_end(partition)
-        while self._numbers > self._most_numbers and len(self._partitions) > 1:
+        while self.bytes > self._most_bytes and len(self._partitions) > 1:
             self._drop(next(iter(self._partitions)))
 
     def find(
@@ -110,10 +126,22 @@ class Alike:
         near = held.nearest(vector, least, now_ns)
         return [one for one in near if ask_the_same(one.kept.facts, facts)]
 
+    def forget(self, is_meant: Callable[[Kept], bool]) -> None:
+        """What was asked whose answers are to be forgotten."""
+        for name, held in list(self._partitions.items()):
+            before = held.bytes
+            held.keep_only([not is_meant(row) for row in held.rows])
+            self.bytes += held.bytes - before
+            if not held.rows:
+                self._drop(name)
+
+    def drop_expired(self, now_ns: int) -> None:
+        self.forget(lambda kept: kept.expires_ns <= now_ns)
+
     def _drop(self, partition: str) -> None:
         gone = self._partitions.pop(partition, None)
         if gone is not None:
-            self._numbers -= gone.numbers
+            self.bytes -= gone.bytes
 
 
 def unit(numbers: NDArray[np.float32]) -> Vector:

@@ -112,10 +112,15 @@ class ResponseCache:
         )
 
     async def learn(self) -> None:
-        await self.learner.learn_aside(self._clock.utc_ns() / 1e9)
+        """Once a minute. What was asked too long ago is forgotten, too."""
+        now_ns = self._clock.utc_ns()
+        self.alike.drop_expired(now_ns)
+        await self.learner.learn_aside(now_ns / 1e9)
 
     async def purge(self, meant: Meant) -> int:
         """Forget what is meant, and what is being made of it; how many answers there were."""
+        is_meant = self.store.test(meant)
+        self.alike.forget(lambda kept: is_meant(kept.key, kept.tag))
         return await self.store.purge(meant, self._clock.utc_ns())
 
 

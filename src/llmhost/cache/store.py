@@ -108,7 +108,11 @@ class AnswerStore:
     async def purge(self, meant: Meant, now_ns: int) -> int:
         """Forget, here and on disk; comes back when it is done. How many there were, of those on disk where there is
         one."""
-        is_meant = self._test(meant)
+        names_it = self.test(meant)
+
+        def is_meant(key: str, answer: Answer) -> bool:
+            return names_it(key, answer.tag)
+
         mark = (is_meant, now_ns)
         self._purged = [*self._purged[-99:], mark]
         self._purges.append(mark)
@@ -164,16 +168,15 @@ class AnswerStore:
         answer = None if raw is None else decoded(raw)
         return answer is not None and answer.tag == tag
 
-    def _test(self, meant: Meant) -> Callable[[str, Answer], bool]:
+    def test(self, meant: Meant) -> Callable[[str, str], bool]:
+        """Whether an answer of this key and tag is meant."""
         model = None if meant.model is None else self._keys.model_mark(meant.model)
         org = None if meant.org is None else self._keys.mark_of_org(meant.org)
 
-        def is_meant(key: str, answer: Answer) -> bool:
+        def is_meant(key: str, tag: str) -> bool:
             its_model, its_org, _ = key.split(".")
             return (
-                model in (None, its_model)
-                and org in (None, its_org)
-                and meant.tag in (None, answer.tag)
+                model in (None, its_model) and org in (None, its_org) and meant.tag in (None, tag)
             )
 
         return is_meant

@@ -111,12 +111,13 @@ class Cached:
             await context.verdict  # raises why the prompt is refused
         if context.is_touched:
             return False
-        if use.answer is not None and self._plugins.has("check_output"):
-            if not await self._passes(context, use.answer):
-                return False
+        is_judged = use.answer is not None and self._plugins.has("check_output")
+        if is_judged and not await self._passes(context, use.answer):
+            return False
         return use.status is not Status.SEMANTIC or self.semantic.may_give(context, use)
 
-    async def _passes(self, context: RequestContext, answer: Answer) -> bool:
+    async def _passes(self, context: RequestContext, answer: Answer | None) -> bool:
+        assert answer is not None
         for part in answer.parts:
             screen = self._screen.output(context)
             if screen is None:
@@ -153,7 +154,10 @@ class Cached:
         self._refreshing.discard(context.cache.key)
 
     def give_up(self, context: RequestContext) -> None:
-        """The answer that was found is not for this request, which runs by itself. Raises CacheMiss where it may not."""
+        """The answer that was found is not for this request, which runs by itself.
+
+        Raises CacheMiss for one that may not.
+        """
         assert context.cache is not None
         context.cache.let_go()
         if context.cache.is_only:

@@ -116,7 +116,8 @@ class Semantic:
         if use.meaning is None or context.finish_reason is not FinishReason.STOP:
             return
         now_ns = self._clock.utc_ns()
-        kept = Kept(use.key, use.meaning.facts, now_ns + int(use.ttl_s * 1e9))
+        expires_ns = now_ns + int(use.ttl_s * 1e9)
+        kept = Kept(use.key, use.meaning.facts, expires_ns, use.tag)
         self._cache.alike.put(use.meaning.partition, use.meaning.vector, kept, now_ns)
 
     def may_give(self, context: RequestContext, use: CacheUse) -> bool:

@@ -45,7 +45,7 @@ def test_what_was_asked_is_found_in_its_own_partition_and_time():
     st.lists(st.tuples(st.sampled_from("pqr"), st.integers(0, 9)), max_size=40), st.integers(0, 9)
 )
 def test_no_partition_ever_has_what_another_one_keeps(puts: list[tuple[str, int]], seed: int):
-    alike = Alike(most_numbers=200)
+    alike = Alike(most_bytes=20_000)
     for partition, each in puts:
         alike.put(partition, vector(each), kept(f"{partition}{each}"), 0)
     for partition in "pqr":
@@ -59,7 +59,10 @@ def test_the_oldest_makes_room_and_the_partition_that_nobody_asks():
     assert len(alike) == MOST_ROWS
     assert (keys(alike, "p", 4), keys(alike, "p", 5)) == ([], ["5"])
 
-    small = Alike(most_numbers=128)
+    one = Alike()
+    one.put("p", vector(1), kept("a"), 0)
+    each_bytes = one.bytes
+    small = Alike(most_bytes=2 * each_bytes)
     for name in ("p", "q"):
         small.put(name, vector(1), kept("a"), 0)
     keys(small, "p", 1)
@@ -72,6 +75,28 @@ def test_the_same_key_is_kept_once():
     for _ in range(3):
         alike.put("p", vector(1), kept("a"), 0)
     assert len(alike) == 1
+
+
+def test_words_count_as_what_they_take():
+    alike, words = Alike(most_bytes=2**20), " ".join(f"a{i} bb{i} cc" for i in range(60))
+    for each in range(200):
+        alike.put(str(each), vector(each), Kept(str(each), facts(words), 100), 0)
+    assert alike.bytes <= 2**20
+    assert 10 < len(alike) < 100
+
+
+def test_what_is_forgotten_or_too_old_is_kept_no_more():
+    alike = Alike()
+    alike.put("p", vector(1), kept("a", 50), 0)
+    alike.put("p", vector(2), kept("b"), 0)
+    alike.put("q", vector(3), kept("c"), 0)
+
+    alike.forget(lambda one: one.key == "c")
+    assert (len(alike), keys(alike, "q", 3), keys(alike, "p", 1)) == (2, [], ["a"])
+    alike.drop_expired(50)
+    assert (keys(alike, "p", 1), keys(alike, "p", 2)) == ([], ["b"])
+    alike.drop_expired(100)
+    assert (len(alike), alike.bytes) == (0, 0)
 
 
 def test_the_first_hits_are_all_checked_and_then_a_share():

@@ -324,16 +324,22 @@ async def test_it_ends_with_the_answer_it_is_of():
         clock.advance(59)
         assert (await here.ask(ALIKE))[0] == "semantic"
         clock.advance(2)
+        await here.cache.learn()
+        assert len(here.cache.alike) == 0
         assert (await here.ask(ALIKE))[0] == "miss"
 
 
 async def test_what_is_forgotten_is_given_to_alike_questions_no_more():
     from llmhost.cache.store import Meant
 
-    async with node() as here:
-        await here.ask(ONE)
-        await here.cache.purge(Meant(org="acme"))
-        assert (await here.ask(ALIKE))[0] == "miss"
+    for meant in (Meant(org="acme"), Meant(model="m"), Meant(tag="nightly"), Meant()):
+        async with node() as here:
+            await here.ask(ONE, headers={**SEMANTIC, "x-llmhost-cache-tag": "nightly"})
+            await here.cache.purge(Meant(org="other"))
+            assert len(here.cache.alike) == 1
+            await here.cache.purge(meant)
+            assert len(here.cache.alike) == 0  # nor are its words
+            assert (await here.ask(ALIKE))[0] == "miss"
 
 
 async def test_a_kept_answer_alone_may_be_one_of_an_alike_question():
