@@ -14,6 +14,8 @@ FIRST_CHECKS = 20
 """Until there are so many that count, each hit is checked."""
 STEP = 0.001
 """By so much more alike than those that were answered falsely."""
+REST_NS = 60 * 10**9
+"""Until another check is tried after one that could not be made."""
 HIGHEST = 0.999
 """Nothing is that alike but what is the same: a threshold beyond ends it."""
 
@@ -42,6 +44,7 @@ class Trust:
         self._terms = terms
         self.threshold = terms.min_similarity
         self._checks: deque[Check] = deque(maxlen=WINDOW)
+        self._rests_until_ns = 0
 
     @property
     def is_stopped(self) -> bool:
@@ -56,6 +59,13 @@ class Trust:
     def is_new(self) -> bool:
         """Too few checks count: each hit has to be checked."""
         return len(self.counting) < FIRST_CHECKS
+
+    def fail(self, now_ns: int) -> None:
+        """A check could not be made."""
+        self._rests_until_ns = now_ns + REST_NS
+
+    def can_check(self, now_ns: int) -> bool:
+        return now_ns >= self._rests_until_ns
 
     def wants_check(self, draw: float) -> bool:
         """`draw` is a number of at least 0 and less than 1, drawn for this hit."""

@@ -102,6 +102,8 @@ async def sequence_of(
         await done
     except asyncio.CancelledError:
         engine.cancel(seq_id)
+        if done.done() and not done.cancelled() and done.exception() is None:
+            bear(device, deltas[-1].usage or Usage())  # it ended in the very turn
         raise
     return deltas, deltas[-1].usage or Usage()
 

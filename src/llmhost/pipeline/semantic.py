@@ -18,7 +18,7 @@ from llmhost.cache.keys import Asked, Place
 from llmhost.cache.response_cache import ResponseCache, Rules, Sought
 from llmhost.cache.trust import Check, Trust
 from llmhost.cache.verify import are_equal, facts_of, say_the_same
-from llmhost.core.errors import LlmhostError
+from llmhost.core.errors import InvalidValue, LlmhostError
 from llmhost.core.output import FinishReason
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller, Kind, Purpose
@@ -92,7 +92,7 @@ class Semantic:
         meaning, trust = use.meaning, self._trust(context, rules)
         if meaning is None or trust is None or trust.is_stopped:
             return False
-        if trust.is_new and not self._can_check(context):
+        if trust.is_new and not self._can_check(context, trust):
             return False
         near = self._cache.alike.find(
             meaning.partition,
@@ -127,7 +127,7 @@ class Semantic:
         trust = self._trust(context, rules)
         if use.meaning is None or trust is None or use.meaning.similarity < trust.threshold:
             return False
-        return not trust.is_new or self._can_check(context)
+        return not trust.is_new or self._can_check(context, trust)
 
     def given(self, context: RequestContext, use: CacheUse) -> None:
         """An answer to an alike question is given: have the model answer this one, too, if it is drawn."""
@@ -135,15 +135,19 @@ class Semantic:
         trust = self._trust(context, rules)
         if trust is None or not trust.wants_check(self._draw.random()):
             return
-        if not self._can_check(context):
+        if not self._can_check(context, trust):
             return
         check = asyncio.create_task(self._check(context, use, trust, rules))
         self._checks.add(check)  # asyncio itself keeps no task alive
         check.add_done_callback(self._checks.discard)
 
-    def _can_check(self, context: RequestContext) -> bool:
-        """A check wakes no model, and there are only so many at the same time."""
-        return bool(context.known_deployment.replicas) and len(self._checks) < MOST_CHECKS
+    def _can_check(self, context: RequestContext, trust: Trust) -> bool:
+        """A check wakes no model, there are only so many at the same time, and none soon after one that failed."""
+        return (
+            bool(context.known_deployment.replicas)
+            and len(self._checks) < MOST_CHECKS
+            and trust.can_check(self._clock.monotonic_ns())
+        )
 
     def close(self) -> None:
         """Let go of the checks that run."""
@@ -163,6 +167,7 @@ class Semantic:
                 )
         except (LlmhostError, TimeoutError) as error:
             log_event(log, "cache.not_checked", model=context.model, why=type(error).__name__)
+            trust.fail(self._clock.monotonic_ns())
             return
         if made is None:
             return
@@ -215,13 +220,18 @@ class Semantic:
     async def _agree(self, one: str, other: str, rules: Rules, caller: Caller) -> bool:
         if are_equal(one, other):
             return True
-        if not one.strip() or not other.strip() or not say_the_same(one, other):
+        if not one.strip() or not other.strip():
+            return False
+        if not await asyncio.to_thread(say_the_same, one, other):  # of long texts it takes long
             return False
         embedder = rules.embedder
         assert embedder is not None
-        vectors = [
-            await self._embedder.vector(text, embedder, caller, None) for text in (one, other)
-        ]
+        try:
+            vectors = [
+                await self._embedder.vector(text, embedder, caller, None) for text in (one, other)
+            ]
+        except InvalidValue:  # too long for its vectors: nothing says that they agree
+            return False
         return float(vectors[0] @ vectors[1]) >= AGREES_AT
 
     def _trust(self, context: RequestContext, rules: Rules) -> Trust | None:

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,10 +18,12 @@ from llmhost.config.schema import (
     ModelSpec,
     Settings,
 )
-from llmhost.core.errors import CacheMiss, InvalidValue
+from llmhost.core.errors import CacheMiss, EngineFailed, InvalidValue, LlmhostError
+from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.ports import Runner
 from llmhost.core.request import Caller, GenerationRequest, Kind, Sampling
 from llmhost.hooks.spec import Refusal, hookimpl
+from llmhost.pipeline.embed import Embedder, sequence_of
 from llmhost.pipeline.processor import Exchange
 from llmhost.testing import TestHost, at, make_host
 
@@ -211,6 +214,72 @@ async def test_who_takes_only_a_kept_answer_is_refused_where_what_was_found_is_n
         gate.opens.set()
         ended = await asyncio.gather(*opened, return_exceptions=True)
         assert sum(isinstance(each, CacheMiss) for each in ended) == 2
+
+
+def failing(error: LlmhostError) -> Any:
+    """In place of an embedder's `vector`: of answers there is none."""
+    vector = Embedder.vector
+
+    async def fails(
+        self: Embedder, text: str, model: str, caller: Caller, request_id: str | None
+    ) -> Any:
+        if request_id is None:
+            raise error
+        return await vector(self, text, model, caller, request_id)
+
+    return fails
+
+
+async def test_a_check_that_cannot_be_made_ends_hits_that_have_to_be_checked_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(Embedder, "vector", failing(EngineFailed("no")))
+    monkeypatch.setattr("llmhost.pipeline.semantic.say_the_same", lambda one, other: True)
+    async with node(clock=at("2026-01-01")) as here:
+        clock: Any = here.host.host.clock
+        here.model.is_constant = False
+        await here.ask(ONE)
+        assert (await here.ask(ALIKE))[0] == "semantic"
+        trust = here.cache.trusts.known("acme", "m@1")
+        assert trust is not None
+        await until(lambda: not trust.can_check(clock.monotonic_ns()))
+        assert (await here.ask(f"{ONE} hello"))[0] == "miss"
+        clock.advance(61)
+        assert (await here.ask(f"{ONE} thanks"))[0] == "semantic"
+
+
+async def test_answers_that_are_too_long_to_be_compared_do_not_agree(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(Embedder, "vector", failing(InvalidValue("too long", param="messages")))
+    monkeypatch.setattr("llmhost.pipeline.semantic.say_the_same", lambda one, other: True)
+    async with node() as here:
+        here.model.is_constant = False
+        await here.ask(ONE)
+        assert (await here.ask(ALIKE))[0] == "semantic"
+        await here.checked(1)
+        assert here.cache.stats.total().semantic_false == 1
+
+
+async def test_what_ended_in_the_turn_in_which_its_caller_left_is_borne():
+    class Engine:
+        def submit(self, spec: Any, take: Any) -> int:
+            self.end = partial(take, Delta(0, finish_reason=FinishReason.STOP, usage=Usage(3)))
+            return 1
+
+        def cancel(self, seq_id: int) -> None: ...
+
+    engine, borne = Engine(), list[tuple[str, Usage]]()
+    spec: Any = None
+    waits = asyncio.create_task(
+        sequence_of(engine, spec, lambda *each: borne.append(each), "cpu")  # type: ignore[arg-type]
+    )
+    await asyncio.sleep(0)
+    engine.end()
+    waits.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    assert borne == [("cpu", Usage(3))]
 
 
 OTHERS: list[dict[str, Any]] = [
