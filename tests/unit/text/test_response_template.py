@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.utils.chat_parsing import parse_response
 
 from llmhost.text.calls.pieces import Piece
-from llmhost.text.calls.response_template import UnreadableTemplate, template_of
+from llmhost.text.calls.response_template import Anchor, UnreadableTemplate, template_of
 from llmhost.text.calls.templated import MOST_HELD, Templated
 from llmhost.text.tokenizer import load_tokenizer
 
@@ -154,6 +154,23 @@ def test_content_in_several_parts_is_put_together() -> None:
 
     found, _ = read(JSON_CALLS, "a<think>b</think>c<think>d</think>")
     assert (found.content, found.thoughts) == ("a\nc", "b\nd")
+
+
+@pytest.mark.parametrize("raw", [JSON_CALLS, TAGGED], ids=["json", "tagged"])
+def test_an_answer_of_marks_alone_is_read_in_parts(
+    raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, searched = Templated._search, list[int]()
+
+    def counted(self: Templated, anchor: Anchor, text: str, start: int) -> Any:
+        searched.append(len(text))
+        return search(self, anchor, text, start)
+
+    monkeypatch.setattr(Templated, "_search", counted)
+    found, _ = read(raw, "<think>a</think>b" * 500)
+
+    assert found.content == "\n".join("b" * 500)
+    assert max(searched) < 1000
 
 
 def test_what_a_pattern_holds_back_has_an_end() -> None:

@@ -20,6 +20,8 @@ from llmhost.text.calls.template_values import (
 
 MOST_HELD = 8192
 """Characters that may be the beginning of a mark. More are none."""
+MOST_AT_ONCE = 256
+"""Characters that are searched together, but for what is held."""
 _CONTEXT = 64
 """Characters before what is looked at, for patterns that look back."""
 
@@ -59,6 +61,11 @@ class Templated(Reader):
         if before:
             self.push(before)
             self.calls, self._gap, self._said = 0, "", set()
+
+    def push(self, text: str) -> list[Piece]:
+        """In parts, as each mark has all that is there searched anew."""
+        parts = [text[at : at + MOST_AT_ONCE] for at in range(0, len(text), MOST_AT_ONCE)]
+        return [piece for part in parts for piece in super(Templated, self).push(part)]
 
     def read(self) -> Steps[None]:
         while True:
