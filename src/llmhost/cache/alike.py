@@ -36,6 +36,8 @@ class Kept:
     expires_ns: int
     tag: str = ""
     """As the answer has it."""
+    stored_ns: int = 0
+    """The same: another answer under that key may be another organisation's, where those share."""
 
     @property
     def size_bytes(self) -> int:

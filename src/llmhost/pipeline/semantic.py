@@ -105,19 +105,21 @@ class Semantic:
             found = await self._cache.find(one.kept.key, sought)
             if found is None or found.is_stale or not found.answer.suits_alike:
                 continue
+            if found.answer.stored_ns != one.kept.stored_ns:
+                continue
             meaning.similarity = one.similarity
             use.status, use.age_s = Status.SEMANTIC, int(found.age_s)
             use.answer = found.answer.of_prompt(context.prompt_tokens)
             return True
         return False
 
-    def keep(self, context: RequestContext, use: CacheUse) -> None:
+    def keep(self, context: RequestContext, use: CacheUse, stored_ns: int) -> None:
         """The request has been answered by the model, and its answer is kept under its own key."""
         if use.meaning is None or context.finish_reason is not FinishReason.STOP:
             return
         now_ns = self._clock.utc_ns()
         expires_ns = now_ns + int(use.ttl_s * 1e9)
-        kept = Kept(use.key, use.meaning.facts, expires_ns, use.tag)
+        kept = Kept(use.key, use.meaning.facts, expires_ns, use.tag, stored_ns)
         self._cache.alike.put(use.meaning.partition, use.meaning.vector, kept, now_ns)
 
     def may_give(self, context: RequestContext, use: CacheUse) -> bool:

@@ -80,7 +80,7 @@ class Store:
         )
         self._cache.stats.of(context.known_caller.org, context.model).stored += is_kept
         if is_kept:
-            self._cached.semantic.keep(context, use)
+            self._cached.semantic.keep(context, use, answer.stored_ns)
         if is_kept and use.kind is not None:
             self._cache.note(use.kind, use.key, answer)
 

@@ -141,6 +141,17 @@ async def test_an_answer_that_somebody_else_had_made_anew_is_none_for_alike_ques
         assert (await here.ask(ALIKE))[0] == "miss"
 
 
+async def test_an_answer_that_another_organisation_had_made_is_none_for_alike_questions():
+    anew = {**SEMANTIC, "cache-control": "no-cache"}
+    async with node(scope="public") as here:
+        await here.ask(ONE)
+        await here.ask(ONE, OTHER, headers=anew)
+        assert (await here.ask(ONE))[0] == "hit"
+        assert (await here.ask(ALIKE))[0] == "miss"
+        await here.ask(ONE, headers=anew)
+        assert (await here.ask(f"{ONE} hello"))[0] == "semantic"
+
+
 async def test_while_hits_have_to_be_checked_and_cannot_be_there_are_none(
     monkeypatch: pytest.MonkeyPatch,
 ):
