@@ -112,5 +112,5 @@ def test_nobody_waits_for_a_schema_that_was_made_to_hurt(
     )
     assert sum(became.values()) == COUNT
     assert slowest[0] < AT_MOST_S
-    assert waits[-1] < max(OTHERS_WAIT_S, *quiet.waits_s)  # which a busy machine has by itself
+    assert waits[-1] < OTHERS_WAIT_S
     assert "Traceback" not in node.log()
