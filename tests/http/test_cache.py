@@ -34,6 +34,7 @@ engine = "fake"
 embedder = "vectors"
 min_similarity = 0.8
 """
+ALIKE = {"x-llmhost-cache": "semantic"}
 SAY = [{"role": "user", "content": "hello there"}]
 WORDS = {"model": "echo", "messages": SAY, "max_tokens": 5, "temperature": 0}
 
@@ -54,6 +55,11 @@ def client(node: Node) -> Iterator[openai.OpenAI]:
 def asked(node: Node, **more: Any) -> httpx.Response:
     headers = more.pop("headers", {})
     return node.post("/v1/chat/completions", {**WORDS, **more}, headers=headers)
+
+
+def ask_alike(node: Node, text: str) -> httpx.Response:
+    body = {"model": "semantic", "stop": ["a", "e", "i", "o"], "max_tokens": 90}
+    return asked(node, messages=[{"role": "user", "content": text}], headers=ALIKE, **body)
 
 
 def met(response: Any) -> str:
@@ -97,15 +103,9 @@ def test_routes_share_what_the_model_said(node: Node, client: openai.OpenAI):
 
 
 def test_a_question_that_is_alike_has_the_answer_and_the_check_is_told(node: Node):
-    body = {"model": "semantic", "stop": ["a", "e", "i", "o"], "max_tokens": 90}
-    alike = {"x-llmhost-cache": "semantic"}
-
-    def ask(text: str) -> httpx.Response:
-        return asked(node, messages=[{"role": "user", "content": text}], headers=alike, **body)
-
-    first = ask("how do I reset my secret password")
-    again = ask("hello how do I reset my secret password please")
-    other = ask("how do I reset my 2 secret passwords")
+    first = ask_alike(node, "how do I reset my secret password")
+    again = ask_alike(node, "hello how do I reset my secret password please")
+    other = ask_alike(node, "how do I reset my 2 secret passwords")
 
     assert [met(answer) for answer in (first, again, other)] == ["miss", "semantic", "miss"]
     assert 0.8 <= float(again.headers["x-llmhost-cache-similarity"]) < 1
@@ -120,7 +120,7 @@ def test_a_question_that_is_alike_has_the_answer_and_the_check_is_told(node: Nod
     eventually(lambda: row()["semantic_checks"] == 1, "nothing was checked")
     assert row()["false_hit_rate"] in (0.0, 1.0)
     assert "semantic@1" in node.cli("cache", "stats").stdout
-    assert refused_of(asked(node, headers=alike)) == (400, "x-llmhost-cache")
+    assert refused_of(asked(node, headers=ALIKE)) == (400, "x-llmhost-cache")
 
 
 def refused_of(response: httpx.Response) -> tuple[int, str]:
@@ -195,16 +195,24 @@ def test_kept_answers_outlive_a_kill_and_a_stopped_node_forgets_them(node: Node,
     other = Node(tmp_path, SETTINGS).start()
     try:
         asked(other)
+        ask_alike(other, "how do I reset my secret password")
         on_disk = other.admin
-        eventually(lambda: on_disk("GET", "/cache").json()["disk_answers"], "nothing was written")
+        eventually(
+            lambda: on_disk("GET", "/cache").json()["disk_answers"] == 2, "nothing was written"
+        )
+        other.admin("POST", "/cache/purge", {"tag": "none"})  # what was learnt is on disk then
         other.kill()
         other.start()
         assert met(asked(other)) == "hit"
+        again = ask_alike(other, "hello how do I reset my secret password please")
+        assert met(again) == "semantic"
 
         other.stop()
-        assert json.loads(other.cli("cache", "show", "--json").stdout)["disk_answers"] == 1
+        assert json.loads(other.cli("cache", "show", "--json").stdout)["disk_answers"] == 2
         other.cli("cache", "purge", "--everything")
         other.start()
         assert met(asked(other)) == "miss"
+        again = ask_alike(other, "hello how do I reset my secret password please")
+        assert met(again) == "miss"
     finally:
         other.close()

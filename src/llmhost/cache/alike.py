@@ -1,4 +1,4 @@
-"""Vectors of what was asked, and which kept answers belong to them. In memory alone, owned by the HTTP loop.
+"""Vectors of what was asked, and which kept answers belong to them. Owned by the HTTP loop.
 
 A partition holds what shares everything but the last thing that was asked; one is never searched for another. It keeps
 no answer: what it finds is a key of the exact cache, which forgets, expires and judges as ever.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmhost.cache.verify import Facts, ask_the_same
+from llmhost.cache.verify import FACTS_FORM, Facts, ask_the_same
 
 Vector = NDArray[np.float32]
 
@@ -45,6 +45,15 @@ class Kept:
         facts = self.facts
         lists = (*facts.exact, facts.entities, facts.words, facts.verbs)
         return ROW_BYTES + sum(PLACE_BYTES + getsizeof(word) for words in lists for word in words)
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A partition as it is on disk: vectors of `size` numbers each, one after the other."""
+
+    size: int
+    vectors: bytes
+    rows: tuple[Kept, ...]
 
 
 class Near(NamedTuple):
@@ -86,6 +95,9 @@ class _Partition:
             near for near in found if near.similarity >= least and near.kept.expires_ns > now_ns
         ]
 
+    def learnt(self) -> Learnt:
+        return Learnt(self.size, self._matrix[: len(self.rows)].tobytes(), tuple(self.rows))
+
     def keep_only(self, stays: list[bool], most: int = MOST_ROWS) -> None:
         places = [i for i, does in enumerate(stays) if does][-most:]
         if len(places) < len(self.rows):
@@ -95,10 +107,15 @@ class _Partition:
 
 
 class Alike:
+    form = f"1 {FACTS_FORM}"
+    row_type = Learnt
+
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._partitions: OrderedDict[str, _Partition] = OrderedDict()
         self._most_bytes = most_bytes
         self.bytes = 0
+        self.changed: set[str] = set()
+        """Partitions that are not on disk as they are here."""
 
     def __len__(self) -> int:
         """Things asked that are kept."""
@@ -113,6 +130,7 @@ class Alike:
         before = held.bytes
         held.put(vector, kept, now_ns)
         self.bytes += held.bytes - before
+        self.changed.add(partition)
         self._partitions.move_to_end(partition)
         while self.bytes > self._most_bytes and len(self._partitions) > 1:
             self._drop(next(iter(self._partitions)))
@@ -131,9 +149,11 @@ class Alike:
     def forget(self, is_meant: Callable[[Kept], bool]) -> None:
         """What was asked whose answers are to be forgotten."""
         for name, held in list(self._partitions.items()):
-            before = held.bytes
+            before, rows = held.bytes, len(held.rows)
             held.keep_only([not is_meant(row) for row in held.rows])
             self.bytes += held.bytes - before
+            if len(held.rows) < rows:
+                self.changed.add(name)
             if not held.rows:
                 self._drop(name)
 
@@ -144,6 +164,22 @@ class Alike:
         gone = self._partitions.pop(partition, None)
         if gone is not None:
             self.bytes -= gone.bytes
+            self.changed.add(partition)
+
+    def row(self, name: str) -> Learnt | None:
+        held = self._partitions.get(name)
+        return None if held is None else held.learnt()
+
+    def restore(self, name: str, row: Learnt, now_ns: int) -> bool:
+        """What is still in time of it."""
+        vectors = np.frombuffer(row.vectors, np.float32)
+        if row.size < 1 or len(vectors) != row.size * len(row.rows):
+            return False
+        for vector, kept in zip(vectors.reshape(-1, row.size), row.rows, strict=True):
+            if kept.expires_ns > now_ns:
+                self.put(name, vector, kept, now_ns)
+        self.changed.discard(name)
+        return name in self._partitions and len(self._partitions[name].rows) == len(row.rows)
 
 
 def unit(numbers: NDArray[np.float32]) -> Vector:

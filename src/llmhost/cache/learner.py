@@ -1,6 +1,6 @@
 """What kinds of requests there were, and the policies that were made of them. Used from the HTTP loop.
 
-It remembers hashes and costs and no text, in memory alone: after a restart it learns anew.
+It remembers hashes and costs and no text; `cache/notebook.py` has it on disk for the next process.
 """
 
 import asyncio
@@ -39,7 +39,19 @@ class _History:
     uses: deque[Use] = field(default_factory=lambda: deque(maxlen=MOST_USES))
 
 
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """All that is known of one kind."""
+
+    kind: Kind
+    uses: tuple[Use, ...]
+    policy: Policy | None
+
+
 class Learner:
+    form = "1"
+    row_type = Learnt
+
     def __init__(self, settings: CacheSettings) -> None:
         self._is_on = settings.learn
         self._bounds = Bounds(
@@ -47,6 +59,8 @@ class Learner:
         )
         self._histories: OrderedDict[str, _History] = OrderedDict()
         self._policies: dict[str, Policy] = {}
+        self.changed: set[str] = set()
+        """Signatures of which more is known than is on disk."""
         self.created = 0
         self.retired = 0
 
@@ -56,6 +70,30 @@ class Learner:
     def policies(self) -> list[tuple[Kind, Policy]]:
         """Those in force, by signature."""
         return [(self._histories[name].kind, one) for name, one in sorted(self._policies.items())]
+
+    def row(self, name: str) -> Learnt | None:
+        history = self._histories.get(name)
+        if history is None:
+            return None
+        return Learnt(history.kind, tuple(history.uses), self._policies.get(name))
+
+    def restore(self, name: str, row: Learnt, now_ns: int) -> bool:
+        """What another process knew, policy included: the next look at it decides whether that still pays."""
+        if not self._is_on or len(self._histories) >= MOST_KINDS:
+            return False
+        self._histories[name] = _History(row.kind, deque(row.uses, maxlen=MOST_USES))
+        if row.policy is not None:
+            self._policies[name] = row.policy
+        return True
+
+    def forget(self, is_meant: Callable[[Kind], bool]) -> None:
+        for name in [name for name, one in self._histories.items() if is_meant(one.kind)]:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        del self._histories[name]
+        self._policies.pop(name, None)
+        self.changed.add(name)
 
     @property
     def kinds(self) -> int:
@@ -70,9 +108,9 @@ class Learner:
         if history is None:
             history = self._histories[kind.signature] = _History(kind)
             if len(self._histories) > MOST_KINDS:
-                gone, _ = self._histories.popitem(last=False)
-                self._policies.pop(gone, None)
+                self._drop(next(iter(self._histories)))
         self._histories.move_to_end(kind.signature)
+        self.changed.add(kind.signature)
         history.uses.append(Use(at_s, int(key[-16:], 16), value, size_bytes))
 
     def learn(self, now_s: float) -> None:
@@ -109,4 +147,9 @@ class Learner:
         for signature in self._policies.keys() - policies.keys():
             self.retired += 1
             log_event(log, "cache.policy_retired", signature=signature, why="does_not_pay")
+        self.changed.update(
+            name
+            for name in self._policies.keys() | policies.keys()
+            if self._policies.get(name) != policies.get(name)
+        )
         self._policies = policies

@@ -12,13 +12,16 @@ from llmhost.cache.alike import Alike
 from llmhost.cache.answer import Answer
 from llmhost.cache.keys import Keys
 from llmhost.cache.learner import Kind, Learner
+from llmhost.cache.notebook import Keeps, Notebook
 from llmhost.cache.stats import Stats
 from llmhost.cache.store import AnswerStore, Meant
+from llmhost.cache.trust import Learnt as LearntTrust
 from llmhost.cache.trust import Terms, Trusts
 from llmhost.cache.wish import Wish
 from llmhost.config.schema import CacheScope, CacheSettings, CacheUse, ModelSpec
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import Clock
+from llmhost.storage.learnt import LearntFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,9 @@ class ResponseCache:
         keys: Keys,
         clock: Clock,
         price_factor: Fraction,
+        learnt: LearntFile | None = None,
     ) -> None:
+        """What is learnt outlives the process where there is a file for it, once `recall` was called."""
         self.settings = settings
         self.store = store
         self.keys = keys
@@ -69,9 +74,45 @@ class ResponseCache:
         self.learner = Learner(settings)
         self.alike = Alike()
         self.trusts = Trusts()
+        self._notebook: Notebook | None = None
+        if learnt is not None:
+            parts: dict[str, Keeps] = {
+                "kinds": self.learner,
+                "trusts": self.trusts,
+                "alike": self.alike,
+            }
+            self._notebook = Notebook(parts, learnt, keys, clock)
         self.price_factor = price_factor
         self._clock = clock
         self._rules = {name: rules_of(settings, spec) for name, spec in models.items()}
+
+    def recall(self, refs: Mapping[str, str] | None = None) -> None:
+        """Have what the process before had learnt. Blocks.
+
+        With `refs`, the `name@version` of each model, only what is of those is recalled, and trust only where operator
+        and embedder ask for the same as when it was gained.
+        """
+        if self._notebook is None:
+            return
+        if refs is not None:
+            self.trusts.fits = lambda row: self._fits(row, refs)
+        self._notebook.load()
+        if refs is not None:
+            known = set(refs.values())
+            self.learner.forget(lambda kind: kind.model not in known)
+
+    def _fits(self, row: LearntTrust, refs: Mapping[str, str]) -> bool:
+        name = row.model.partition("@")[0]
+        if refs.get(name) != row.model:
+            return False
+        rules = self._rules[name]
+        return row.terms == rules.alike and row.embedder == refs.get(rules.embedder or "")
+
+    def close(self) -> None:
+        """Write down what was learnt since the last minute, and what waits for the disk. Blocks."""
+        if self._notebook is not None:
+            self._notebook.save_now()
+        self.store.close()
 
     def rules(self, model: str) -> Rules:
         return self._rules[model]
@@ -116,12 +157,22 @@ class ResponseCache:
         now_ns = self._clock.utc_ns()
         self.alike.drop_expired(now_ns)
         await self.learner.learn_aside(now_ns / 1e9)
+        await self._save()
 
     async def purge(self, meant: Meant) -> int:
-        """Forget what is meant, and what is being made of it; how many answers there were."""
+        """Forget what is meant, what is being made of it, and what was learnt of it; how many answers there were."""
         is_meant = self.store.test(meant)
         self.alike.forget(lambda kept: is_meant(kept.key, kept.tag))
-        return await self.store.purge(meant, self._clock.utc_ns())
+        if meant.tag is None:
+            self.learner.forget(lambda kind: meant.names(kind.org, kind.model))
+            self.trusts.forget(meant.names)
+        purged = await self.store.purge(meant, self._clock.utc_ns())
+        await self._save()
+        return purged
+
+    async def _save(self) -> None:
+        if self._notebook is not None:
+            await self._notebook.save()
 
 
 def rules_of(settings: CacheSettings, spec: ModelSpec) -> Rules:

@@ -32,6 +32,10 @@ class Meant:
     def is_all(self) -> bool:
         return self.model is None and self.org is None and self.tag is None
 
+    def names(self, org: str, model: str) -> bool:
+        """Whether an organisation's requests to a model, `name@version`, are meant, whatever their tags."""
+        return self.org in (None, org) and self.model in (None, model.partition("@")[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:

@@ -5,6 +5,7 @@ bound disagree, questions have to be more alike than those that did; where that 
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,11 +38,24 @@ class Terms:
     max_false_share: float = 0.01
 
 
-class Trust:
-    """Of one organisation with one model."""
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What was found of one organisation with one model, and under what it was."""
 
-    def __init__(self, terms: Terms) -> None:
+    org: str
+    model: str
+    terms: Terms
+    embedder: str
+    threshold: float
+    checks: tuple[Check, ...]
+
+
+class Trust:
+    """Of one organisation with one model, whose questions one embedder compares."""
+
+    def __init__(self, terms: Terms, embedder: str = "") -> None:
         self._terms = terms
+        self._embedder = embedder
         self.threshold = terms.min_similarity
         self._checks: deque[Check] = deque(maxlen=WINDOW)
         self._rests_until_ns = 0
@@ -81,23 +95,69 @@ class Trust:
             self.threshold = min(false) + STEP
         return self.threshold > before
 
+    def learnt(self, org: str, model: str) -> Learnt:
+        checks = tuple(self._checks)
+        return Learnt(org, model, self._terms, self._embedder, self.threshold, checks)
+
+    @classmethod
+    def of_learnt(cls, row: Learnt) -> "Trust":
+        trust = cls(row.terms, row.embedder)
+        trust.threshold = row.threshold
+        trust._checks.extend(row.checks)
+        return trust
+
     def _false(self) -> list[float]:
         return [check.similarity for check in self.counting if not check.agrees]
 
 
 class Trusts:
-    """By organisation and model. Owned by the HTTP loop; after a restart each begins anew with its checks."""
+    """By organisation and model. Owned by the HTTP loop."""
+
+    form = "1"
+    row_type = Learnt
 
     def __init__(self, most: int = MOST_TRUSTS) -> None:
         self._most = most
         self._known: dict[tuple[str, str], Trust] = {}
+        self.changed: set[str] = set()
+        self.fits: Callable[[Learnt], bool] = lambda row: True
+        """Whether what another process found still says something: models, embedders and terms may be others now."""
 
-    def of(self, org: str, model: str, terms: Terms) -> Trust | None:
+    def of(self, org: str, model: str, terms: Terms, embedder: str = "") -> Trust | None:
         """None where there are too many: to those nothing is given that could not be checked."""
         trust = self._known.get((org, model))
         if trust is None and len(self._known) < self._most:
-            trust = self._known[org, model] = Trust(terms)
+            trust = self._known[org, model] = Trust(terms, embedder)
         return trust
 
     def known(self, org: str, model: str) -> Trust | None:
         return self._known.get((org, model))
+
+    def note(self, org: str, model: str, check: Check) -> bool:
+        """Whether the threshold has risen; a trust that was forgotten meanwhile begins without it."""
+        trust = self._known.get((org, model))
+        if trust is None:
+            return False
+        self.changed.add(_name(org, model))
+        return trust.note(check)
+
+    def forget(self, is_meant: Callable[[str, str], bool]) -> None:
+        """Begin anew with organisations and models that are meant."""
+        for org, model in [pair for pair in self._known if is_meant(*pair)]:
+            del self._known[org, model]
+            self.changed.add(_name(org, model))
+
+    def row(self, name: str) -> Learnt | None:
+        org, _, model = name.partition("\0")
+        trust = self._known.get((org, model))
+        return None if trust is None else trust.learnt(org, model)
+
+    def restore(self, name: str, row: Learnt, now_ns: int) -> bool:
+        if len(self._known) >= self._most or not self.fits(row):
+            return False
+        self._known[row.org, row.model] = Trust.of_learnt(row)
+        return True
+
+
+def _name(org: str, model: str) -> str:
+    return f"{org}\0{model}"

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
+FACTS_FORM = 1
+"""Goes up with what is found in the same text: facts of another form can't be compared."""
 MOST_CHARS = 1_000
 """Longer texts differ in too little to be told apart."""
 LEAST_WORDS = 2

@@ -18,9 +18,11 @@ from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import factor_of
+from llmhost.deploy.catalogue import ModelEntry
 from llmhost.hooks.registry import Plugins
 from llmhost.observe.cache import CacheLevels, CacheMetrics, CacheRow
 from llmhost.pipeline.context import RequestContext
+from llmhost.storage.learnt import LearntFile
 from llmhost.storage.node import DataDir
 
 LEARN_S, EXPIRE_S = 60.0, 3600.0
@@ -38,9 +40,16 @@ def open_cache(
     keys = Keys(data_dir.cache_secret)
     disk = Disk(data_dir.cache, keys, cache.disk_bytes) if cache.disk_bytes else None
     store = AnswerStore(Memory(cache.memory_bytes), disk, keys)
-    closing.callback(store.close)
     factor = factor_of(cache.price_factor, key="cache.price_factor")
-    return ResponseCache(cache, settings.models, store, keys, clock, factor)
+    learnt = LearntFile(data_dir.learnt_db, node_id=data_dir.node_id) if cache.disk_bytes else None
+    opened = ResponseCache(cache, settings.models, store, keys, clock, factor, learnt)
+    closing.callback(opened.close)
+    return opened
+
+
+def recall(cache: ResponseCache, entries: Iterable[ModelEntry]) -> None:
+    """Have what the process before had learnt of the models that there are. Blocks."""
+    cache.recall({entry.name: str(entry.ref) for entry in entries})
 
 
 async def keep_learning(cache: ResponseCache) -> None:

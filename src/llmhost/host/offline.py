@@ -129,6 +129,7 @@ class OfflineAdmin:
 
     def purge_cache(self, *, everything: bool = False, **names: Any) -> Row:
         wanted = msgspec.convert({"everything": everything, **names}, NewPurge)
+        self._cache.cache.recall()
         return _row(self._run(self._cache.purge(wanted)))
 
     def create_org(self, name: str, **facts: Any) -> Row:

@@ -50,7 +50,7 @@ from llmhost.host.audit import keep_pruning, open_audit
 from llmhost.host.backup import back_up, told
 from llmhost.host.batches import Deferred, open_deferred
 from llmhost.host.books import Books, open_books
-from llmhost.host.cache import epoch_of, keep_learning, measure_cache, open_cache
+from llmhost.host.cache import epoch_of, keep_learning, measure_cache, open_cache, recall
 from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
 from llmhost.host.policies import open_policies
@@ -231,6 +231,7 @@ class Host:
         await asyncio.to_thread(self.books.costs.end_open_loads)
         entries, registry = await asyncio.to_thread(self._open_registry)
         self.deployments = self._deployments(entries, registry)
+        await asyncio.to_thread(recall, self.cache, entries)
         measure_cache(self.cache, self.metrics.cache, [str(entry.ref) for entry in entries])
         await self.books.prices.declare({entry.name: entry.spec.price for entry in entries})
         self.tabs = Tabs(self.costs.bear)

@@ -34,6 +34,10 @@ class Embedder:
         self._tabs = tabs
         self._bear = bear
 
+    def ref(self, model: str) -> str:
+        """Its `name@version`."""
+        return str(self._deployments.find(model).entry.ref)
+
     async def mark(self, model: str) -> str:
         """Its name, version and files: vectors of others can't be compared with its."""
         deployment = self._deployments.find(model)

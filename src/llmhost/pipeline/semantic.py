@@ -177,7 +177,7 @@ class Semantic:
         counts = self._cache.stats.of(org, model)
         counts.semantic_checks += 1
         counts.semantic_false += not agrees
-        if trust.note(Check(use.meaning.similarity, agrees)):
+        if self._cache.trusts.note(org, model, Check(use.meaning.similarity, agrees)):
             log_event(
                 log,
                 "cache.threshold_raised",
@@ -237,7 +237,9 @@ class Semantic:
         return float(vectors[0] @ vectors[1]) >= AGREES_AT
 
     def _trust(self, context: RequestContext, rules: Rules) -> Trust | None:
-        return self._cache.trusts.of(context.known_caller.org, context.model, rules.alike)
+        assert rules.embedder is not None
+        embedder = self._embedder.ref(rules.embedder)
+        return self._cache.trusts.of(context.known_caller.org, context.model, rules.alike, embedder)
 
     def _partition(
         self, context: RequestContext, place: Place, asked: Asked, mark: str

@@ -98,6 +98,11 @@ class DataDir:
         return self.path / "audit.head"
 
     @property
+    def learnt_db(self) -> Path:
+        """What the cache has learnt; it can be learnt anew."""
+        return self.path / "learnt.db"
+
+    @property
     def registry_db(self) -> Path:
         """Models and what became of them."""
         return self.path / "registry.db"
