@@ -102,6 +102,11 @@ class AdapterShelf:
     def rows(self) -> list[AdapterRow]:
         return [AdapterRow(one.name, one.size_bytes, one.users) for one in self._loaded.values()]
 
+    def key(self, name: str) -> str | None:
+        """Of an adapter that is loaded: it tells the files that it was read from."""
+        loaded = self._loaded.get(name)
+        return None if loaded is None else loaded.key
+
     def names(self) -> list[str]:
         return list(self._loaded)
 
@@ -163,7 +168,7 @@ class AdapterShelf:
         await self._make_room()
         holder = f"{self._model}:{name}"
         await self._lease(holder, size_bytes)
-        key = f"{name}@{mark}"
+        key = adapter_key(name, mark)
         try:
             weights: Any = await self._off_thread(partial(self._host.read, folder))
             await self._call(partial(self._host.add, key, weights))
@@ -238,3 +243,8 @@ class AdapterShelf:
             except TimeoutError:
                 return is_so()
         return True
+
+
+def adapter_key(name: str, mark: str) -> str:
+    """An adapter, told apart by what its files hold."""
+    return f"{name}@{mark}"

@@ -7,6 +7,7 @@ that can't fit is refused at once with the numbers and takes nothing else down.
 
 import asyncio
 import logging
+import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -105,8 +106,8 @@ class LoadEffects:
         return self._predictions[key]
 
     async def mark(self, served: Served) -> str:
-        """What the files of a model and its adapter hold, by samples, and in what precision they are computed. Kept
-        until the model is loaded again; empty before they are here."""
+        """What the files of a model hold, by samples, and in what precision they are computed, or those of an adapter.
+        For what is not loaded; kept until the model is loaded or unloaded, and empty before the files are here."""
         key = str(served.entry.ref), served.adapter
         if key not in self._marks:
             self._marks[key] = await self._off_loop.run(partial(mark_of, served, self._models_dir))
@@ -114,7 +115,10 @@ class LoadEffects:
 
     def forget_marks(self, entry: ModelEntry) -> None:
         """Its files, or those of an adapter, are about to be read anew."""
-        for key in [key for key in self._marks if key[0] == str(entry.ref)]:
+        self._forget_marks_of(str(entry.ref))
+
+    def _forget_marks_of(self, ref: str) -> None:
+        for key in [key for key in self._marks if key[0] == ref]:
             del self._marks[key]
 
     async def load(self, entry: ModelEntry, on_broken: Callable[[LlmhostError], None]) -> Replica:
@@ -124,6 +128,7 @@ class LoadEffects:
             began = self._costs.moment()
             tokenizer = await self.tokenizer(entry)
             facts = await self.predict(entry)
+            mark = await self.mark(Served(entry))  # the files are here by now, and not read yet
             await self._know_device(entry, facts.device)
             begun = self._costs.begin_load(facts.device, began)
             drafter: Drafter | None = None
@@ -134,6 +139,7 @@ class LoadEffects:
                 before = psutil.Process().memory_info().rss
                 runner = await self._read_weights(entry, facts, plan)
                 grown = psutil.Process().memory_info().rss - before
+                mark = await self._mark_of_read(entry, mark)
                 engine = self._start(entry, runner, plan, tokenizer, on_broken, drafter)
             except BaseException:
                 if drafter is not None:
@@ -162,7 +168,14 @@ class LoadEffects:
             ready_utc_ns=self._clock.utc_ns(),
             measured_bytes=_measured(runner.facts, grown),
             load_id=await self._costs.end_load(begun, str(entry.ref), engine.load),
+            mark=mark,
         )
+
+    async def _mark_of_read(self, entry: ModelEntry, before: str) -> str:
+        """Of what was read: files that others took the place of meanwhile have a mark that nothing else has."""
+        self.forget_marks(entry)
+        mark = await self.mark(Served(entry))
+        return mark if mark == before else f"{before} {secrets.token_hex(8)}"
 
     async def unload(self, replica: Replica, *, drain_s: float) -> None:
         await replica.engine.stop(drain_s=drain_s)
@@ -170,6 +183,7 @@ class LoadEffects:
             replica.adapters.close()
         self._costs.engine_ended(replica.facts.device, replica.engine.load)
         await self._costs.unload(replica.load_id)
+        self._forget_marks_of(replica.lease_holder)
         for device in replica.devices:
             self._give_back(replica.lease_holder, device)
 

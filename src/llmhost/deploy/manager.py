@@ -11,6 +11,7 @@ from llmhost.deploy.adapters import AdapterRow
 from llmhost.deploy.catalogue import Catalogue, ModelEntry, Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.effects import LoadEffects
+from llmhost.deploy.replica import together
 
 log = logging.getLogger("llmhost.deploy")
 
@@ -46,8 +47,16 @@ class Deployments:
         return await self._effects.tokenizer(deployment.entry)
 
     async def mark(self, deployment: Deployment, adapter: Served | None) -> str:
-        """What the files of a model, and of the adapter that is asked for, hold: other files have another mark."""
-        return await self._effects.mark(adapter or Served(deployment.entry))
+        """What the files held that a model, and the adapter that is asked for, were read from, or what they hold where
+        it is not loaded: other files have another mark."""
+        held = deployment.held
+        mark = await self._effects.mark(Served(deployment.entry)) if held is None else held.mark
+        if adapter is None:
+            return mark
+        key = None
+        if held is not None and held.adapters is not None and adapter.adapter is not None:
+            key = held.adapters.key(adapter.adapter)
+        return together(mark, key or await self._effects.mark(adapter))
 
     def files(self, deployment: Deployment) -> str | None:
         """Whether the model's files are here: present, partial or absent; None where it needs none. Blocks a little."""

@@ -13,6 +13,7 @@ from llmhost.core.errors import ModelUnavailable
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock
 from llmhost.core.request import ModelRef
+from llmhost.deploy.adapters import adapter_key
 from llmhost.deploy.catalogue import ModelEntry, Served
 from llmhost.deploy.sources import find_local, fingerprint
 from llmhost.storage.connect import Connection
@@ -133,15 +134,14 @@ def _mark(spec: ModelSpec, models_dir: Path) -> str:
 
 
 def mark_of(served: Served, models_dir: Path) -> str:
-    """The same for what a request names, with its adapter. Blocks."""
-    mark = _mark(served.entry.spec, models_dir)
+    """The same for a model, or for an adapter alone. Blocks."""
     if served.adapter is None:
-        return mark
+        return _mark(served.entry.spec, models_dir)
     try:
         folder = find_local(served.source, models_dir)
     except ModelUnavailable:
         folder = None
-    return f"{mark} {served.adapter} {'' if folder is None else fingerprint(folder)}"
+    return adapter_key(served.adapter, "" if folder is None else fingerprint(folder))
 
 
 def _computed_with(spec: ModelSpec) -> str:

@@ -27,6 +27,8 @@ class Replica:
     """None where the engine runs no LoRA adapters."""
     load_id: str | None = None
     """Under which its load is booked; None where a load costs nothing."""
+    mark: str = ""
+    """What the files held that it was read from, and in what precision it computes."""
 
     async def hold_adapter(self, served: Served) -> AdapterHold:
         """The adapter, loaded and kept until it is let go. Raises ModelUnavailable, DoesNotFit or Overloaded."""
@@ -36,3 +38,8 @@ class Replica:
                 f" Ask for {served.entry.name!r} alone."
             )
         return await self.adapters.hold(served.adapter, served.source)
+
+
+def together(mark: str, adapter_key: str | None) -> str:
+    """The mark of a model with one of its adapters, or alone."""
+    return mark if adapter_key is None else f"{mark} {adapter_key}"

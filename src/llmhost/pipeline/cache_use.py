@@ -92,6 +92,8 @@ class CacheUse:
     stale_s: float = 0.0
     model: str = ""
     scope: str = ""
+    files: str = ""
+    """The mark of the model's files under which it looks and stores."""
     kind: Kind | None = None
     """What it has in common with others, for learned policies."""
     tag: str = ""

@@ -82,8 +82,10 @@ class Cached:
             if wish is not NO_WISH:
                 context.cache = CacheUse(Status.BYPASS)
             return
-        place = await self._place(context, rules)
+        files = await self._mark_of(context)
+        place = self._place(context, rules, files)
         use = context.cache = self._use(context, place, wish, rules)
+        use.files = files
         if wish.is_semantic and await self._finds_alike(context, use, place, wish, rules):
             return
         if wish.reads:
@@ -207,7 +209,7 @@ class Cached:
             return may if answer is None else bool(answer.opinion)
         return may
 
-    async def _place(self, context: RequestContext, rules: Rules) -> Place:
+    def _place(self, context: RequestContext, rules: Rules, files: str) -> Place:
         request, caller = context.request, context.known_caller
         scope = caller.scope(rules.scope)
         if request.cache_salt:
@@ -215,7 +217,7 @@ class Cached:
         return Place(
             scope=scope,
             org=caller.org,
-            model=f"{context.model} {await self._mark_of(context)}",
+            model=f"{context.model} {files}",
             epoch=self._epoch_of(context),
         )
 

@@ -15,7 +15,7 @@ from llmhost.cost.pricing import Price
 from llmhost.deploy.adapters import AdapterHold
 from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
-from llmhost.deploy.replica import Replica
+from llmhost.deploy.replica import Replica, together
 from llmhost.pipeline.cache_use import CacheUse
 from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.reading import Reading
@@ -130,6 +130,14 @@ class RequestContext:
         if self.deployment is None:
             return self.request.model
         return str(self.deployment.entry.ref)
+
+    @property
+    def ran_from(self) -> str | None:
+        """The mark of the files that what answers it was read from; None where nothing does."""
+        if self.replica is None:
+            return None
+        hold = self.adapter_hold
+        return together(self.replica.mark, None if hold is None else hold.key)
 
     @property
     def known_caller(self) -> Caller:

@@ -26,7 +26,7 @@ class Store:
         if (use := context.cache) is None:
             return
         try:
-            if use.stores and not use.is_hit and use.key and _is_whole(context):
+            if use.stores and not use.is_hit and use.key and _is_whole(context, use):
                 self._keep(context, use)
         finally:
             context.said = None
@@ -85,9 +85,10 @@ class Store:
             self._cache.note(use.kind, use.key, answer)
 
 
-def _is_whole(context: RequestContext) -> bool:
+def _is_whole(context: RequestContext, use: CacheUse) -> bool:
     return (
-        context.outcome is Outcome.ANSWERED
+        context.ran_from == use.files  # it may have been loaded since, from other files
+        and context.outcome is Outcome.ANSWERED
         and context.error is None
         and context.stop is None
         and not context.is_touched

@@ -200,4 +200,6 @@ def test_facts_of_another_form_have_another_number():
         ]
     )
     mark = hashlib.blake2b(facts.encode(), digest_size=6).hexdigest()
-    assert (FACTS_FORM, mark) == (1, "054e7630c24d"), "where facts are found otherwise, raise FACTS_FORM"
+    assert (FACTS_FORM, mark) == (1, "054e7630c24d"), (
+        "where facts are found otherwise, raise FACTS_FORM"
+    )

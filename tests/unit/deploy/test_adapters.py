@@ -177,7 +177,11 @@ async def test_other_files_of_the_same_name_have_another_key(box: Shelf) -> None
     assert await box.shelf.unload("a", drain_s=0)
     (box.folder / "a" / "weights").write_text("other")
 
-    assert (await box.hold("a")).key != before.key
+    after = await box.hold("a")
+    assert after.key != before.key
+    (box.folder / "a" / "weights").write_text("a")
+    assert box.shelf.key("a") == after.key  # what it was read from
+    assert box.shelf.key("b") is None
 
 
 async def test_an_unload_waits_for_answers_and_gives_up_in_time(box: Shelf) -> None:

@@ -576,3 +576,43 @@ async def test_kept_answers_survive_a_restart_unless_other_rules_of_safety_hold(
         )
         async with node(settings=settings, data_dir=tmp_path) as here:
             assert (await here.ask())[0] == met
+
+
+async def test_what_was_read_from_files_is_kept_under_them_whatever_lies_there_now(tmp_path: Any):
+    weights = tmp_path / "weights"
+    weights.write_text("first")
+    model = msgspec.structs.replace(HELD_MODEL, source=str(tmp_path))
+    async with node(models={"m": model}) as here:
+        deployment = here.host.host.deployments.find("m")
+
+        async def reload() -> None:
+            await deployment.unload(drain_s=1, reason="operator")
+            await deployment.ensure_ready("operator")
+
+        await reload()
+        weights.write_text("second")
+        assert [(await here.ask())[0] for _ in range(2)] == ["miss", "hit"]  # still the first
+        await reload()
+        assert (await here.ask())[0] == "miss"
+        weights.write_text("first")
+        assert (await here.ask())[0] == "hit"  # still the second
+        await reload()
+        assert (await here.ask())[0] == "hit"
+
+
+async def test_an_answer_is_not_kept_where_the_model_was_loaded_from_other_files_meanwhile(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+):
+    held = Held()
+    held.go()
+    load = held.load
+
+    def swap(*facts: Any) -> Any:
+        (tmp_path / "weights").write_text("other")
+        return load(*facts)
+
+    model = msgspec.structs.replace(HELD_MODEL, source=str(tmp_path), load="request")
+    async with node(held=held, models={"m": model}) as here:
+        monkeypatch.setattr(held, "load", swap)
+        await here.host.host.deployments.find("m").unload(drain_s=1, reason="operator")
+        assert [(await here.ask())[0] for _ in range(3)] == ["miss", "miss", "hit"]
