@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import pytest
+from tests.bench.bench_gguf_step import VOCABULARY, bar_ms, overheads_ms
+from tests.unit.engines.gguf_models import write_random_llama
 from tests.unit.engines.llama.test_built_in import MISTAKEN, models, wrong
 from tests.unit.engines.llama.test_same_numbers import FORMS, compare
 
@@ -22,6 +25,18 @@ def test_every_form_of_a_checkpoint_computes_the_same(
     bar(
         f"{len(FORMS)} forms of checkpoints as GGUF files: logits within {worst:.1e} of the largest"
     )
+
+
+def test_a_step_costs_little_besides_the_kernels(
+    bar: Callable[[str], None], tmp_path: Path
+) -> None:
+    path = write_random_llama(tmp_path / "wide.gguf", vocabulary=VOCABULARY)
+
+    found = {count: median(overheads_ms(path, count, 300, "auto")) for count in (1, 8, 32)}
+
+    told = ", ".join(f"{took_ms:.2f} ms for {count}" for count, took_ms in found.items())
+    bar(f"besides llama_decode, greedy, {VOCABULARY} words, CPU time of a step: {told}")
+    assert all(took_ms < bar_ms(count) for count, took_ms in found.items())
 
 
 async def test_every_known_answer_comes_word_for_word(bar: Callable[[str], None]) -> None:

@@ -68,6 +68,13 @@ def fill(rows: Sequence[Row], vocabulary: int) -> Masks:
     return Masks(packed, lines, {closing.line: closing for closing in closings})
 
 
+_NONE = Masks()
+
+
+def _no_masks() -> Masks:
+    return _NONE
+
+
 class MaskFiller:
     """A thread that fills masks, started with the first grammar."""
 
@@ -77,7 +84,7 @@ class MaskFiller:
     def start(self, rows: Sequence[Row], vocabulary: int) -> Callable[[], Masks]:
         """Begin with a step's masks; a call of the result waits for them."""
         if all(row.grammar is None for row in rows):
-            return Masks
+            return _no_masks
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "masks")
         return self._thread.submit(fill, rows, vocabulary).result

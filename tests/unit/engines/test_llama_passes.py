@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from llmhost.core.request import Sampling
 from llmhost.core.step import Row
-from llmhost.engines.llama.passes import passes
+from llmhost.engines.llama.passes import one_each, passes, takes_one_each
 
 
 @st.composite
@@ -48,3 +48,19 @@ def test_calls_hold_every_token_and_every_wanted_place_once(
         if row.sampling.prompt_logprobs is not None
         for place in range(min(len(row.tokens), row.prompt_tokens - 1))
     ]
+
+
+@given(st.lists(rows(), min_size=1, max_size=4), st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_a_step_of_decoders_is_the_call_that_it_would_be_otherwise(
+    some: list[Row], most: int
+) -> None:
+    decoding = [row._replace(start=len(row.known) - 1, tokens=[7], drafts=0) for row in some]
+    sequences = range(len(some))
+
+    assert takes_one_each(decoding, most) is (
+        len(some) <= most and all(row.wants_token for row in some)
+    )
+    if takes_one_each(decoding, most):
+        calls = passes(decoding, sequences, most_tokens=most, most_outputs=most)
+        assert [one_each(decoding, sequences)] == [*calls]

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from struct import pack_into
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ class Batch:
         self._wants = np.zeros(most, np.int8)
         first = self._sequences.ctypes.data
         self._pointers = first + 4 * np.arange(most, dtype=np.uintp)
+        self._filled: tuple[Sequence[int], Sequence[int]] = (), ()
+        """Sequences and wants of the last call: in one that goes on from it they are the same. Never changed."""
         self._batch = library.llama_batch()
         for field, array in (
             ("token", self._tokens),
@@ -39,9 +42,13 @@ class Batch:
     ) -> Any:
         """The batch as llama.cpp takes it, until it is filled again. `wants` marks places whose logits are wanted."""
         count = len(tokens)
-        self._tokens[:count] = tokens
-        self._positions[:count] = positions
-        self._sequences[:count] = sequences
-        self._wants[:count] = wants
+        numbers = f"{count}i"  # struct's way is shorter than numpy's
+        pack_into(numbers, self._tokens.data, 0, *tokens)
+        pack_into(numbers, self._positions.data, 0, *positions)
+        if sequences != self._filled[0]:
+            pack_into(numbers, self._sequences.data, 0, *sequences)
+        if wants != self._filled[1]:
+            pack_into(f"{count}b", self._wants.data, 0, *wants)
+        self._filled = sequences, wants
         self._batch.n_tokens = count
         return self._batch

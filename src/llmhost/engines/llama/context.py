@@ -4,8 +4,9 @@ What it means for requests is not known here.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -68,6 +69,14 @@ class Room:
         return self.cells * max(self.buffers, 1)
 
 
+@cache
+def _logits_at(library: Any) -> Callable[[Any], int]:
+    """The address of logits. It is asked for without giving up Python's lock, for which others might make us wait."""
+    there = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+    ask: Callable[[Any], int] = there(("llama_get_logits", library._lib))
+    return ask
+
+
 class Context:
     """Implements `Cells`, over one buffer that all sequences share or over one for each."""
 
@@ -100,6 +109,11 @@ class Context:
         # llama.cpp takes no more at once than the context has room for, and ends the process over a larger batch.
         most = min(shape.batch_tokens, int(library.llama_n_batch(self._context)))
         self.batch = Batch(library, most)
+        self._waits = shape.offloads_kv
+        """For a GPU; without, a call of `llama_decode` is done when it returns."""
+        self._logits_at = _logits_at(library)
+        self._found: tuple[int, Logits] | None = None
+        """Where logits were the last time. Mostly they are there again."""
         self._watch_for_stop()
 
     def _watch_for_stop(self) -> None:
@@ -131,12 +145,15 @@ class Context:
 
     def logits(self, count: int) -> Logits:
         """Those of the last batch [count, vocabulary], in the order of its places. Valid until the next call."""
-        pointer = self._llama.llama_get_logits(self._context)
-        numbers = count * self._vocab_size
-        # numpy's own way from a pointer to an array takes longer than to look for the largest number.
-        buffer = (ctypes.c_float * numbers).from_address(ctypes.addressof(pointer.contents))
-        found: Logits = np.frombuffer(buffer, np.float32).reshape(count, self._vocab_size)
-        return found
+        if self._waits:
+            self._llama.llama_synchronize(self._context)
+        address = self._logits_at(self._context)
+        if self._found is None or self._found[0] != address or len(self._found[1]) < count:
+            # numpy's own way from a pointer to an array takes longer than to look for the largest number.
+            buffer = (ctypes.c_float * (count * self._vocab_size)).from_address(address)
+            lines = np.frombuffer(buffer, np.float32).reshape(count, self._vocab_size)
+            self._found = address, lines
+        return self._found[1][:count]
 
     def cut(self, sequence: int, start: int, end: int | None = None) -> None:
         self._known.pop(sequence, None)

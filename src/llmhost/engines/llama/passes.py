@@ -55,6 +55,27 @@ def passes(
         yield current
 
 
+def takes_one_each(rows: Sequence[Row], most: int) -> bool:
+    """Whether one call of a token from each row is all of a step, as it is of most."""
+    return len(rows) <= most and all(
+        len(row.tokens) == 1 and row.wants_token and row.start >= row.prompt_tokens - 1
+        for row in rows
+    )
+
+
+def one_each(rows: Sequence[Row], sequences: Sequence[int]) -> Pass:
+    """That call. Nothing is scored: all are past their prompts."""
+    count = len(rows)
+    return Pass(
+        [row.tokens[0] for row in rows],
+        [row.start for row in rows],
+        [*sequences],
+        [1] * count,
+        [*range(count)],
+        outputs=count,
+    )
+
+
 def _add(
     into: Pass,
     at: int,

@@ -14,7 +14,7 @@ whoever writes into a block takes it from all others.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.step import KvMove, Row
@@ -84,19 +84,62 @@ class Residents:
     def take_in(self, rows: Sequence[Row]) -> list[int]:
         """The sequence of each row. It holds what the row's table says below its start, and is about to hold what
         the row feeds. Raises EngineFailed when what a table says is nowhere."""
+        taken = [self._go_on(row, len(rows)) for row in rows]
+        places = [at for at, sequence in enumerate(taken) if sequence is None]
+        if places:
+            busy = {sequence for sequence in taken if sequence is not None}
+            found = self._take_in_others([rows[at] for at in places], busy, len(rows))
+            for at, sequence in zip(places, found, strict=True):
+                taken[at] = sequence
+        return cast(list[int], taken)
+
+    def _go_on(self, row: Row, running: int) -> int | None:
+        """The sequence of a row that has all that it needs and feeds one token more: of nearly every row there is.
+
+        None where it does not, and nothing has changed.
+        """
+        start, blocks = row.start, row.blocks
+        sequence = self._of_row.get(row.seq_id)
+        if sequence is None or len(row.tokens) != 1:
+            return None
+        held = self._held[sequence]
+        if held.tokens != start or (self._scratch is None and sequence >= running):
+            return None
+        count, place = len(held.blocks), start // self._size
+        if held.blocks != (blocks if len(blocks) == count else blocks[:count]):
+            return None
+        block = blocks[place]
+        if place < count:
+            if len(self._holders[block]) != 1:
+                return None
+        elif block in self._holders:
+            return None
+        else:
+            self._hold(sequence, place, block)
+        self._saved.pop(block, None)
+        held.tokens = start + 1
+        self._use(sequence, row)
+        return sequence
+
+    def _use(self, sequence: int, row: Row) -> None:
+        """It is the most recently used one, and the row's."""
+        self._recent.pop(sequence, None)
+        self._recent[sequence] = row.seq_id
+        self._of_row[row.seq_id] = sequence
+
+    def _take_in_others(self, rows: Sequence[Row], busy: set[int], running: int) -> list[int]:
+        """As `take_in`, for rows that begin, or that have to be given something. Sequences in `busy` are others'."""
         owns = [self._own(row) for row in rows]
         for row, own in zip(rows, owns, strict=True):
             self._take_from_others(row, own)
-        busy = {own for own in owns if own is not None}
+        busy.update(own for own in owns if own is not None)
         taken: dict[int, int] = {}
         for at in self._order(rows, owns):
             row, own = rows[at], owns[at]
-            is_high = self._scratch is None and own is not None and own >= len(rows)
+            is_high = self._scratch is None and own is not None and own >= running
             sequence = self._free_one(busy) if own is None or is_high else own
             busy.add(sequence)
-            self._recent.pop(sequence, None)
-            self._recent[sequence] = row.seq_id
-            self._of_row[row.seq_id] = sequence
+            self._use(sequence, row)
             if own is not None and sequence != own:
                 self._move_whole(own, sequence)
             self._bring(sequence, row)

@@ -5,6 +5,8 @@ seed gives the same draw from the same logits in both.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
 from llmhost.engines.drawing import is_plain, places_of
 from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom, Room, padded
-from llmhost.engines.llama.passes import Pass, passes
+from llmhost.engines.llama.passes import Pass, one_each, passes, takes_one_each
 from llmhost.engines.llama.residents import Residents
 from llmhost.engines.llama.rooms import TOO_FEW_ROWS, apart_for, suits
 from llmhost.engines.masks import MaskFiller, Masks
@@ -179,14 +181,10 @@ class LlamaRunner:
     def _draw(self, logits: Logits, rows: Sequence[Row], masks: Masks) -> list[Drawn]:
         """As the torch engine draws. The likeliest tokens alone are found without going through it: in a small model's
         step even that can be felt."""
-        if not all(row.sampling.temperature == 0.0 and is_plain(row) for row in rows):
-            return self._sampler.sample(torch.from_numpy(logits), rows, masks)
-        likeliest = logits.argmax(axis=1)
-        tokens: list[Drawn] = [*likeliest.tolist()]
-        best = logits[np.arange(len(rows)), likeliest]  # NaN or infinite when any number is
-        for line in np.flatnonzero(~np.isfinite(best)).tolist():
-            tokens[line] = broken(rows[line])
-        return tokens
+        for row in rows:
+            if row.sampling.temperature != 0.0 or not is_plain(row):
+                return self._sampler.sample(torch.from_numpy(logits), rows, masks)
+        return [_likeliest(line, row) for line, row in zip(logits, rows, strict=True)]
 
     def _compute_somehow(self, rows: Sequence[Row]) -> tuple[Logits, Mapping[int, Scores]]:
         """As `_compute`, making room as often as that helps."""
@@ -208,10 +206,8 @@ class LlamaRunner:
         self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
     ) -> tuple[Logits, Mapping[int, Scores]]:
         """Logits [places to draw at, vocabulary], and the scores of prompts by row."""
-        order = sorted(range(len(rows)), key=sequences.__getitem__)
-        if context.room.buffers and order != list(
-            range(len(rows))
-        ):  # the only order that llama.cpp batches
+        if context.room.buffers and any(one > other for one, other in pairwise(sequences)):
+            order = sorted(range(len(rows)), key=sequences.__getitem__)  # as llama.cpp batches
             logits, scores = self._compute_in_order(
                 context, [rows[at] for at in order], [sequences[at] for at in order]
             )
@@ -221,17 +217,16 @@ class LlamaRunner:
     def _compute_in_order(
         self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
     ) -> tuple[Logits, Mapping[int, Scores]]:
+        batch, outputs = context.batch, self._shape.outputs
+        if takes_one_each(rows, min(batch.most, outputs)):
+            call = one_each(rows, sequences)
+            context.decode(batch.fill(call.tokens, call.positions, call.sequences, call.wants))
+            return context.logits(call.outputs), {}
         parts: list[Logits] = []
         scores: dict[int, Scores] = {}
-        calls = [
-            *passes(
-                rows, sequences, most_tokens=context.batch.most, most_outputs=self._shape.outputs
-            )
-        ]
+        calls = [*passes(rows, sequences, most_tokens=batch.most, most_outputs=outputs)]
         for call in calls:
-            context.decode(
-                context.batch.fill(call.tokens, call.positions, call.sequences, call.wants)
-            )
+            context.decode(batch.fill(call.tokens, call.positions, call.sequences, call.wants))
             if not call.outputs:
                 continue
             found = context.logits(call.outputs)
@@ -278,6 +273,12 @@ class LlamaRunner:
         if self._model is None:
             raise EngineFailed("This model was unloaded; it can't run another step.")
         return self._model
+
+
+def _likeliest(logits: "np.ndarray[tuple[int], np.dtype[np.float32]]", row: Row) -> Drawn:
+    token = int(logits.argmax())
+    best = logits.item(token)  # NaN or infinite when any number is
+    return token if isfinite(best) else broken(row)
 
 
 def _places(rows: Sequence[Row], order: Sequence[int]) -> list[int]:
