@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from llmhost.core.ids import new_request_id
 from llmhost.cost import rows, tables
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
@@ -24,7 +25,7 @@ from llmhost.host.garbage import THRESHOLDS
 from llmhost.host.serving import SWITCH_INTERVAL_S
 from llmhost.storage.doorbell import Doorbell
 from llmhost.storage.reader import Reader
-from llmhost.storage.writer import Writer
+from llmhost.storage.writer import PACE_S, Writer
 
 TICK_S = 0.002
 
@@ -37,9 +38,9 @@ class WallClock:
         return time.time_ns()
 
 
-def entry(name: str, number: int) -> Entry:
+def entry() -> Entry:
     return Entry(
-        request_id=f"req_{name}_{os.urandom(8).hex()}_{number}",
+        request_id=new_request_id(),
         utc_ns=time.time_ns(),
         key_id="AbCdEfGhIjKl",
         org="acme",
@@ -111,16 +112,14 @@ async def closed_loop(ledger: Ledger, tasks: int, seconds: float) -> None:
     times: list[float] = []
     until = time.perf_counter() + seconds
 
-    async def worker(name: str) -> None:
-        number = 0
+    async def worker() -> None:
         while (begin := time.perf_counter()) < until:
-            await ledger.settle(entry(name, number))
+            await ledger.settle(entry())
             times.append(time.perf_counter() - begin)
-            number += 1
 
     begin, cpu = time.perf_counter(), time.process_time()
     with Held() as held:
-        await asyncio.gather(*(worker(f"w{i}") for i in range(tasks)))
+        await asyncio.gather(*(worker() for _ in range(tasks)))
     took, cpu = time.perf_counter() - begin, time.process_time() - cpu
     rows = len(times)
     figures = (*quantiles(times), micro(cpu / rows), *held.cells())
@@ -132,9 +131,9 @@ async def open_loop(ledger: Ledger, rate: int, seconds: float) -> None:
     times: list[float] = []
     pending: list[asyncio.Future[None]] = []
 
-    async def one(number: int) -> None:
+    async def one() -> None:
         begin = time.perf_counter()
-        await ledger.settle(entry(f"o{rate}", number))
+        await ledger.settle(entry())
         times.append(time.perf_counter() - begin)
 
     begin, cpu = time.perf_counter(), time.process_time()
@@ -142,7 +141,7 @@ async def open_loop(ledger: Ledger, rate: int, seconds: float) -> None:
     with Held() as held:
         while (passed := time.perf_counter() - begin) < seconds:
             while number < passed * rate:
-                pending.append(asyncio.ensure_future(one(number)))
+                pending.append(asyncio.ensure_future(one()))
                 number += 1
             await asyncio.sleep(0.001)
         await asyncio.gather(*pending)
@@ -154,7 +153,7 @@ async def open_loop(ledger: Ledger, rate: int, seconds: float) -> None:
 
 def burst(ledger: Ledger, rows: int) -> None:
     """Everything at once from one thread."""
-    entries = [entry("b", number) for number in range(rows)]
+    entries = [entry() for _ in range(rows)]
     begin, cpu = time.perf_counter(), time.process_time()
     futures = [ledger.record(one) for one in entries]
     for future in futures:
@@ -174,7 +173,9 @@ def main(folder: Path) -> None:
     names = ("rows/s asked", "rows/s", "p50 ms", "p99 ms", "max ms", "CPU us/row")
     say("load", *names, "held CPU ms", "tick p99 ms")
     with (
-        Writer(path, migrations=[tables.SCHEMA, rows.SCHEMA], max_queue=100_000) as writer,
+        Writer(
+            path, migrations=[tables.SCHEMA, rows.SCHEMA], max_queue=100_000, pace_s=PACE_S
+        ) as writer,
         Reader(path) as reader,
     ):
         ledger = Ledger(writer, reader, node_id="node-1", clock=WallClock())

@@ -4,6 +4,7 @@ import os
 import random
 import secrets
 import sys
+import time
 
 DIGITS = 24
 DRAWN_AT_ONCE = 256
@@ -12,8 +13,11 @@ _seeds = random.Random(secrets.randbits(256))  # repeats nothing, and guards not
 
 
 def new_request_id() -> str:
-    """Ours alone: a client's own id is echoed and never used as a key."""
-    return f"req_{_digits()}"
+    """Ours alone: a client's own id is echoed and never used as a key.
+
+    It begins with the time, so that what is kept by it is near what was kept before it, and not all over a file.
+    """
+    return f"req_{int(time.time()):08x}{_digits()[:16]}"
 
 
 def new_id(prefix: str) -> str:

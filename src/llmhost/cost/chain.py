@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import msgspec
 
 GENESIS = bytes(32)
 """What the first row has for a predecessor."""
 
 _json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
-_text = json.encoder.encode_basestring_ascii
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,22 +48,16 @@ def row_hash(prev_hash: bytes, row: Mapping[str, str | int | None]) -> bytes:
     return hashlib.sha256(prev_hash + _json(known).encode()).digest()
 
 
-def row_hasher(columns: Sequence[str]) -> Callable[[bytes, Sequence[str | int | None]], bytes]:
-    """`row_hash` for rows of these columns, given by their values: the same bytes in a third of the time."""
-    order = sorted(range(len(columns)), key=lambda place: columns[place])
-    names = [f"{_json(columns[place])}:" for place in order]
-
-    def hash_values(prev_hash: bytes, values: Sequence[str | int | None]) -> bytes:
-        said = ",".join(
-            [
-                f"{name}{_text(value) if isinstance(value, str) else value}"
-                for name, place in zip(names, order, strict=True)
-                if (value := values[place]) is not None
-            ]
-        )
-        return hashlib.sha256(prev_hash + f"{{{said}}}".encode()).digest()
-
-    return hash_values
+def struct_hash(prev_hash: bytes, row: msgspec.Struct) -> bytes:
+    """`row_hash` of a Struct that leaves out nulls and has its fields in the order of their names: the same bytes in a
+    tenth of the time."""
+    try:
+        said = _encode(row)
+    except UnicodeEncodeError:  # half a character, which only JSON in ASCII can spell
+        return row_hash(prev_hash, msgspec.structs.asdict(row))
+    if not said.isascii() or b"\x7f" in said:  # what only one of the two escapes
+        return row_hash(prev_hash, msgspec.structs.asdict(row))
+    return hashlib.sha256(prev_hash + said).digest()
 
 
 def verify(rows: Iterable[tuple[bytes, bytes, Mapping[str, str | int | None]]]) -> VerifyReport:

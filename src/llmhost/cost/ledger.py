@@ -14,18 +14,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from msgspec.structs import astuple
+
 from llmhost.core.ports import Clock
 from llmhost.cost.accounts import Account, accounts
 from llmhost.cost.audit import changed_cost, drift, last_cost, rebuild, stray_cost
-from llmhost.cost.chain import GENESIS, VerifyReport, row_hasher, verify
-from llmhost.cost.entries import COLUMNS, Entry, Recorded, entry_of, exported, values_of
-from llmhost.cost.rows import insert_costs
+from llmhost.cost.chain import GENESIS, VerifyReport, struct_hash, verify
+from llmhost.cost.entries import COLUMNS, Entry, EntryRow, Recorded, entry_of, exported, row_of
+from llmhost.cost.rows import CostRow, cost_row, insert_costs
 from llmhost.cost.sums import Level, add_up, spent_nano
 from llmhost.cost.tables import SCHEMA
 from llmhost.observe.logs import log_event
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
-from llmhost.storage.rows import insert_rows
+from llmhost.storage.rows import insert_rows, select_among
 from llmhost.storage.writer import Writer
 
 __all__ = ["SCHEMA", "Entry", "Ledger", "Recorded"]
@@ -33,10 +35,8 @@ __all__ = ["SCHEMA", "Entry", "Ledger", "Recorded"]
 log = logging.getLogger("llmhost.ledger")
 
 _SELECT = f"SELECT prev_hash, hash, {', '.join(COLUMNS)} FROM entries"
-_SELECT_SAME = f"{_SELECT} WHERE request_id IN (SELECT value FROM json_each(?))"
 _HEAD = "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
-_STORED = ("prev_hash", "hash", *COLUMNS)
-_hash = row_hasher(COLUMNS)
+_STORED = ("prev_hash", "hash", *EntryRow.__struct_fields__)
 _PAGE_ROWS = 1_000
 _LARGEST = 2**63 - 1
 
@@ -201,22 +201,27 @@ def append(connection: Connection, entries: Sequence[Entry], *, node_id: str) ->
     known = _recorded(connection, [entry.request_id for entry in entries])
     rows: list[tuple[Any, ...]] = []
     added: list[Entry] = []
+    costs: list[CostRow] = []
     results: list[Recorded] = []
     for entry in entries:
         identity = (entry.request_id, entry.kind)
-        if identity not in known:
+        recorded = known.get(identity)
+        if recorded is None:
             last += 1
-            row = (last, node_id, *values_of(entry))
-            this_hash = _hash(head, row)
-            rows.append((head, this_hash, *row))
+            row = row_of(entry, last, node_id)
+            this_hash = struct_hash(head, row)
+            rows.append((head, this_hash, *astuple(row)))
             added.append(entry)
-            known[identity] = Recorded(node_id=node_id, seq=last, hash=this_hash, entry=entry)
+            if entry.costs is not None:
+                costs.append(cost_row(entry, entry.costs, node_id))
             head = this_hash
-        results.append(known[identity])
+            recorded = known[identity] = Recorded(
+                node_id=node_id, seq=last, hash=this_hash, entry=entry
+            )
+        results.append(recorded)
     insert_rows(connection, "entries", _STORED, rows)
     add_up(connection, added)
-    if costs := [cost for entry in added if (cost := entry.cost_row()) is not None]:
-        insert_costs(connection, costs, node_id=node_id)
+    insert_costs(connection, costs)
     return results
 
 
@@ -225,7 +230,7 @@ def _recorded(
 ) -> dict[tuple[str, str], Recorded]:
     """What is in the ledger already of these requests."""
     found: dict[tuple[str, str], Recorded] = {}
-    for _, this_hash, *values in connection.execute(_SELECT_SAME, (json.dumps(request_ids),)):
+    for _, this_hash, *values in select_among(connection, _SELECT, "request_id", request_ids):
         row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
         seq, node_id = row.pop("seq"), row.pop("node_id")
         entry = entry_of(row)

@@ -8,9 +8,11 @@ nothing, and rating back at the old price restores what was.
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from llmhost.core.output import Outcome
 from llmhost.cost.entries import COLUMNS, DIMENSIONS, Entry, entry_of

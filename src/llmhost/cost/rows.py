@@ -3,9 +3,9 @@
 Appended and never changed: what a load turns out to have cost its requests is said by compensating rows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from llmhost.core.step import split_exactly
 from llmhost.cost.breakdown import Breakdown
@@ -135,6 +135,29 @@ _BORNE = (
 )
 
 
+CostRow = tuple[str | int | None, ...]
+"""The values of a row of `request_costs`, but for its number."""
+
+
+class Bearer(Protocol):
+    """Whose row of true cost it is: the part of it that an entry has, too."""
+
+    @property
+    def utc_ns(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def key_id(self) -> str | None: ...
+    @property
+    def org(self) -> str: ...
+    @property
+    def team(self) -> str | None: ...
+    @property
+    def model(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestCost:
     """One row of `request_costs`; `kind` and `request_id` together are its identity."""
@@ -162,9 +185,9 @@ class Load:
     expected_requests: int
 
 
-def insert_costs(connection: Connection, rows: Iterable[RequestCost], *, node_id: str) -> None:
+def insert_costs(connection: Connection, rows: Sequence[CostRow]) -> None:
     """Within whatever transaction runs."""
-    insert_rows(connection, "request_costs", _COLUMNS, [_values(row, node_id) for row in rows])
+    insert_rows(connection, "request_costs", _COLUMNS, rows)
 
 
 def insert_load(connection: Connection, load: Load, *, node_id: str) -> None:
@@ -241,17 +264,16 @@ def insert_checks(
     insert_rows(connection, "cost_checks", _CHECK_COLUMNS, rows)
 
 
-def _values(row: RequestCost, node_id: str) -> tuple[Any, ...]:
-    costs = row.costs
+def cost_row(bearer: Bearer, costs: Breakdown, node_id: str) -> CostRow:
     return (
         node_id,
-        row.utc_ns,
-        row.kind,
-        row.request_id,
-        row.key_id,
-        row.org,
-        row.team,
-        row.model,
+        bearer.utc_ns,
+        bearer.kind,
+        bearer.request_id,
+        bearer.key_id,
+        bearer.org,
+        bearer.team,
+        bearer.model,
         costs.load_id,
         costs.gpu_compute_nano,
         costs.input_nano,

@@ -199,8 +199,7 @@ def _sum(connection: Connection, rows: str, values: tuple[str | int, ...]) -> in
 
 
 def _add(sums: _Sums, group: tuple[str | int, ...], entry: Entry) -> None:
-    total = sums.get(group)
-    if total is None:
+    if (total := sums.get(group)) is None:
         total = sums[group] = [0] * len(AMOUNTS)
     total[0] += entry.kind == "request"
     total[1] += entry.fresh_input_tokens

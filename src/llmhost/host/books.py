@@ -18,7 +18,7 @@ from llmhost.host.spending import SPENDING, booking, rerated
 from llmhost.storage.journal import Journal
 from llmhost.storage.node import DataDir
 from llmhost.storage.reader import Reader
-from llmhost.storage.writer import Writer
+from llmhost.storage.writer import PACE_S, Writer
 from llmhost.tenants import budget_rows
 from llmhost.tenants import keys as tenants
 from llmhost.tenants.budget_store import BudgetStore
@@ -48,7 +48,7 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
     path, node_id = data_dir.money_db, data_dir.node_id
     journal = Journal(data_dir.journal)
     closing.callback(journal.close)  # after the writer, whose last entries close slots
-    writer = Writer(path, synchronous="FULL", migrations=SCHEMAS)
+    writer = Writer(path, synchronous="FULL", migrations=SCHEMAS, pace_s=PACE_S)
     closing.callback(writer.close)
     reader = Reader(path)
     closing.callback(reader.close)

@@ -6,7 +6,8 @@ Nobody waits for the line of a batch, and it is run again until its answer is ke
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Outcome

@@ -15,6 +15,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -42,6 +43,8 @@ Work = Callable[[Connection, Sequence[Item]], Sequence[T]]
 
 MAX_GROUP = 1_000
 """Items in one commit: more would make the first of them wait for the last."""
+PACE_S = 0.006
+"""From one commit to the next, where several wait for each: what a commit costs is shared by more of them."""
 PROBE_S = 1.0
 """How often a file that could not be written is tried again, while nobody else does."""
 ROOM_BYTES = 1 << 20
@@ -91,9 +94,11 @@ class Writer:
         migrations: Sequence[Schema] = (),
         max_queue: int = 10_000,
         linger_s: float = 0.0,
+        pace_s: float = 0.0,
         on_commit: Callable[[Connection], None] | None = None,
     ) -> None:
-        """`linger_s` is how long a group may gather before it is committed, where nobody waits for it.
+        """`linger_s` is how long a group may gather before it is committed, where nobody waits for it; with `pace_s`
+        commits begin so far apart, as long as each is of several items.
 
         `on_commit` is called on the writer's thread when a group is committed, before anybody hears of it. It must not
         raise.
@@ -103,6 +108,9 @@ class Writer:
         self._migrations = migrations
         self._max_queue = max_queue
         self._linger_s = linger_s
+        self._pace_s = pace_s
+        self._due_s = 0.0
+        """When the next group may begin."""
         self._on_commit = on_commit
         self._waiting: deque[_Task] = deque()
         self._changed = threading.Condition()
@@ -232,18 +240,20 @@ class Writer:
                 return [_Task(self._probe, None, Future())]
             if self._linger_s:
                 self._changed.wait_for(self._is_due, self._linger_s)
+            if self._pace_s and (early_s := self._due_s - time.monotonic()) > 0:
+                self._changed.wait_for(self._is_due, early_s)
             count = min(len(self._waiting), MAX_GROUP)
+            if self._pace_s and count > 1:
+                self._due_s = time.monotonic() + self._pace_s
             return [self._waiting.popleft() for _ in range(count)]
 
     def _is_due(self) -> bool:
         return self._is_closing or len(self._waiting) >= MAX_GROUP
 
     def _commit(self, connection: Connection, group: Sequence[_Task]) -> None:
-        results: list[_Result] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for work, tasks in groupby(group, key=lambda task: task.work):
-                results += self._attempt(connection, work, [task.item for task in tasks])
+            results = self._attempt_all(connection, group)
             connection.execute("COMMIT")
         except (sqlite3.Error, StorageFailed, MemoryError) as error:
             self._abandon(connection, group, error)
@@ -258,6 +268,28 @@ class Writer:
             else:
                 task.future.set_exception(failure)
 
+    def _attempt_all(self, connection: Connection, group: Sequence[_Task]) -> list[_Result]:
+        parts = [
+            (work, [task.item for task in tasks])
+            for work, tasks in groupby(group, key=lambda task: task.work)
+        ]
+        if (
+            len(parts) == 1
+        ):  # there is nobody else's work to save, so no place is marked to go back to
+            try:
+                return _results(*parts[0], connection)
+            except (
+                Exception
+            ) as error:  # work may raise anything, and only its own caller shall see it
+                if not connection.in_transaction:
+                    raise StorageFailed(self.path, error) from error
+                connection.execute("ROLLBACK")
+                connection.execute("BEGIN IMMEDIATE")
+        results: list[_Result] = []
+        for work, items in parts:
+            results += self._attempt(connection, work, items)
+        return results
+
     def _attempt(
         self, connection: Connection, work: Work[Any, Any], items: list[Any]
     ) -> list[_Result]:
@@ -267,9 +299,7 @@ class Writer:
         """
         connection.execute("SAVEPOINT work")
         try:
-            values = work(connection, items)
-            if len(values) != len(items):
-                raise RuntimeError(f"{work} gave {len(values)} results for {len(items)} items")
+            results = _results(work, items, connection)
         except Exception as error:  # work may raise anything, and only its own caller shall see it
             if not connection.in_transaction:
                 raise StorageFailed(self.path, error) from error
@@ -279,7 +309,7 @@ class Writer:
                 return [(None, storage_error(self.path, error))]
         else:
             connection.execute("RELEASE work")
-            return [(value, None) for value in values]
+            return results
         half = len(items) // 2
         return [
             *self._attempt(connection, work, items[:half]),
@@ -318,6 +348,13 @@ class Writer:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:  # the log is kept and replayed at the next start
             log.warning("storage.checkpoint_failed file=%s error=%s", self.path.name, error)
+
+
+def _results(work: Work[Any, Any], items: Sequence[Any], connection: Connection) -> list[_Result]:
+    values = work(connection, items)
+    if len(values) != len(items):
+        raise RuntimeError(f"{work} gave {len(values)} results for {len(items)} items")
+    return [(value, None) for value in values]
 
 
 def _run_each(connection: Connection, jobs: Sequence[Job[Any]]) -> list[Any]:

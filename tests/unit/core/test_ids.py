@@ -1,8 +1,9 @@
 """Names are never given twice."""
 
 import os
+import time
 
-from llmhost.core.ids import new_id, new_seed
+from llmhost.core.ids import new_id, new_request_id, new_seed
 
 
 def test_a_forked_process_gives_other_names_and_seeds() -> None:
@@ -19,3 +20,9 @@ def test_a_forked_process_gives_other_names_and_seeds() -> None:
 
     assert name != new_id("x_")
     assert int(seed) != new_seed()
+
+
+def test_requests_are_named_in_the_order_of_their_seconds() -> None:
+    before, name, after = time.time(), new_request_id(), time.time()
+    assert int(before) <= int(name[4:12], 16) <= int(after)
+    assert len({new_request_id() for _ in range(1000)}) == 1000

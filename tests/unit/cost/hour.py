@@ -20,7 +20,7 @@ from llmhost.cost import ledger
 from llmhost.cost.attribution import LoadBegun, TrueCosts
 from llmhost.cost.costbook import CostBook
 from llmhost.cost.rates import NodeRates
-from llmhost.cost.rows import SCHEMA, RequestCost, insert_costs
+from llmhost.cost.rows import SCHEMA, CostRow, RequestCost, cost_row, insert_costs
 from llmhost.gpu.lane import DeviceLane, FreeLane
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
@@ -238,7 +238,7 @@ class Hour:
                 self._end(other, other.land())
 
     def _end(self, model: Model, ended: list[Asked]) -> None:
-        rows = []
+        rows: list[CostRow] = []
         for asked in ended:
             assert asked.usage is not None
             told, usage = self.told[model.device], asked.usage
@@ -247,20 +247,19 @@ class Hour:
             told.usage += usage
             told.infrastructure_nano += costs.infrastructure_nano
             told.requests += 1
-            rows.append(
-                RequestCost(
-                    request_id=f"req_{next(self._numbers)}",
-                    utc_ns=self.clock.utc_ns(),
-                    key_id=None,
-                    org=asked.spec.tenant,
-                    team=None,
-                    model=model.name,
-                    costs=costs,
-                )
+            bearer = RequestCost(
+                request_id=f"req_{next(self._numbers)}",
+                utc_ns=self.clock.utc_ns(),
+                key_id=None,
+                org=asked.spec.tenant,
+                team=None,
+                model=model.name,
+                costs=costs,
             )
+            rows.append(cost_row(bearer, costs, NODE))
             self.sent_bytes += 100 * usage.completion_tokens
         if rows:
-            self.writer.submit(partial(insert_costs, rows=rows, node_id=NODE))
+            self.writer.submit(partial(insert_costs, rows=rows))
 
     async def _leave(self, model: Model) -> None:
         self._end(model, model.end())

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.unit.cost.test_ledger import Books, entry
 from tests.unit.cost.test_rows import Books as CostBooks
 from tests.unit.cost.test_sums import ENTRIES, ledger_of

@@ -17,7 +17,15 @@ from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.costbook import CostBook
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
-from llmhost.cost.rows import SCHEMA, Load, RequestCost, end_load, insert_costs, insert_load
+from llmhost.cost.rows import (
+    SCHEMA,
+    Load,
+    RequestCost,
+    cost_row,
+    end_load,
+    insert_costs,
+    insert_load,
+)
 from llmhost.storage.reader import Reader
 from llmhost.storage.schema import migrate
 from llmhost.storage.writer import Writer
@@ -161,11 +169,15 @@ def test_a_load_that_has_ended_is_borne_to_the_nano_dollar(
         )
         for place, (org, nano) in enumerate(borne)
     ]
-    insert_costs(connection, rows, node_id=NODE)
-    insert_costs(connection, end_load(connection, "load_1", utc_ns=2, node_id=NODE), node_id=NODE)
+    _insert(connection, rows)
+    _insert(connection, end_load(connection, "load_1", utc_ns=2, node_id=NODE))
 
     [(total,)] = connection.execute(
         "SELECT coalesce(sum(model_loading_nano), 0) FROM request_costs"
     )
     assert total == cost
     connection.close()
+
+
+def _insert(connection: sqlite3.Connection, rows: list[RequestCost]) -> None:
+    insert_costs(connection, [cost_row(row, row.costs, NODE) for row in rows])

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from hypothesis import strategies as st
+from msgspec import structs
 
 from llmhost.core.ids import new_request_id
 from llmhost.cost import ledger as money
@@ -142,10 +143,12 @@ def entry(draw: st.DrawFn) -> Entry:
         engine_ns=draw(NANO),
     )
     if kind != "request":
-        return replace(made, amount_nano=draw(st.integers(-(10**7), 10**7)))
+        return structs.replace(made, amount_nano=draw(st.integers(-(10**7), 10**7)))
     costs = Breakdown(gpu_compute_nano=draw(NANO), infrastructure_nano=draw(NANO))
     return rated(
-        replace(made, costs=costs, **{f"{name}_tokens": draw(TOKENS) for name in DIMENSIONS})
+        structs.replace(
+            made, costs=costs, **{f"{name}_tokens": draw(TOKENS) for name in DIMENSIONS}
+        )
     )
 
 
@@ -157,4 +160,4 @@ def rated(made: Entry) -> Entry:
     tokens = {name: getattr(made, f"{name}_tokens") for name in DIMENSIONS}
     is_paid = made.outcome in ("answered", "cancelled") and any(tokens.values())
     amount = rated_nano(price, **tokens) if is_paid else 0
-    return replace(made, price_version=price.version, amount_nano=amount)
+    return structs.replace(made, price_version=price.version, amount_nano=amount)

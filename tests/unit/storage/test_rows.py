@@ -3,7 +3,7 @@ from contextlib import closing
 
 import pytest
 
-from llmhost.storage.rows import insert_rows
+from llmhost.storage.rows import insert_rows, select_among
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 15, 16, 63, 64, 65, 149, 500])
@@ -22,3 +22,13 @@ def test_few_statements_carry_many_rows() -> None:
         connection.set_trace_callback(statements.append)
         insert_rows(connection, "t", ("a",), [(i,) for i in range(1000)])
     assert len(statements) < 20
+
+
+@pytest.mark.parametrize("count", [0, 1, 16, 17, 64, 65, 149])
+def test_all_that_are_wanted_are_found_once(count: int) -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t (a TEXT)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(str(i),) for i in range(200)])
+        wanted = [str(i) for i in range(0, 2 * count, 2)]
+        found = select_among(connection, "SELECT a FROM t", "a", wanted)
+        assert sorted(found) == sorted((text,) for text in wanted if int(text) < 200)

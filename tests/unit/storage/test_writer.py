@@ -118,6 +118,29 @@ def test_one_bad_item_fails_alone_among_a_hundred(writer: Writer, path: Path, ba
     assert texts(path) == ["taken", *(str(i) for i in range(100) if i != bad)]
 
 
+def test_where_several_wait_the_next_group_gathers(path: Path) -> None:
+    commits: list[int] = []
+    with Writer(
+        path,
+        migrations=[NOTES],
+        pace_s=3600.0,
+        on_commit=lambda c: commits.append(c.execute("SELECT count(*) FROM notes").fetchone()[0]),
+    ) as writer:
+        writer.submit(note("alone")).result(10)
+        with held(writer):
+            futures = [writer.submit(note(text)) for text in "ab"]
+        assert [future.result(10) for future in futures] == ["a", "b"]
+        late = [writer.submit(note(text)) for text in "cdef"]
+    assert [future.result(0) for future in late] == ["c", "d", "e", "f"]
+    assert commits == [1, 1, 3, 7]
+
+
+def test_whoever_comes_alone_waits_for_nobody(path: Path) -> None:
+    with Writer(path, migrations=[NOTES], pace_s=3600.0) as writer:
+        for text in "abc":
+            writer.submit(note(text)).result(10)
+
+
 def test_work_that_forgets_a_result_is_undone_and_named(writer: Writer, path: Path) -> None:
     def forgetful(connection: Connection, items: Sequence[str]) -> list[int]:
         note_all(connection, items)
