@@ -117,3 +117,32 @@ def test_policies_and_the_log_outlive_a_kill_and_the_log_knows_when_it_was_chang
     found = llmhost(node, "audit", "verify", "--json")
     assert found.returncode == 1
     assert json.loads(found.stdout)["row"] == int(screening["id"])
+
+
+def test_a_prompt_that_a_policy_has_kept_is_read_by_those_who_may_and_that_is_written_down(
+    node: Node,
+):
+    node.start()
+    owner, other = made(node, "keeper"), made(node, "stranger")
+    admins = [
+        node.admin("POST", "/keys", {"org": org, "role": "admin"}).json()["key"]
+        for org in ("keeper", "stranger")
+    ]
+    policy = {"policy": {"keep_prompts": "found", "input": {"words": "warn"}}}
+    assert node.admin("POST", "/orgs/keeper/policies", policy).status_code == 201
+    for text in ("the forbidden plans", "hello"):
+        say(node, owner["key"], text)
+    [row] = rows(node, kind="screening", org="keeper")
+    path = f"/admin/v1/audit/{row['id']}/prompt"
+
+    read = [
+        node.http.get(node.url + path, headers={"authorization": f"Bearer {key}"}).status_code
+        for key in (*admins, other["key"])
+    ]
+    assert read == [200, 404, 403]
+    statuses = [one["detail"]["status"] for one in rows(node, action="read_prompt")]
+    assert statuses == [403, 404, 200]  # who was refused is written down, too
+    node.stop()
+    told = llmhost(node, "audit", "prompt", row["id"])
+    assert told.stdout == "the forbidden plans\n", told.stderr
+    assert b"forbidden plans" not in (node.data_dir / "audit.db").read_bytes()

@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 from litestar import Router, get
-from litestar.params import FromQuery
+from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import Guard
 
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import MOST_ROWS, PAGE_ROWS
 from llmhost.api.report_wire import time_ns
-from llmhost.core.errors import InvalidValue
+from llmhost.core.errors import InvalidValue, NotFound
 from llmhost.safety.audit import AuditLog
 from llmhost.storage.audit import LARGEST, Recorded, Wanted
 from llmhost.storage.audit_chain import Head
@@ -22,6 +22,7 @@ from llmhost.tenants.roles import OPERATOR, Access, Right
 from llmhost.tenants.teams import no_org
 
 NDJSON = "application/x-ndjson"
+_NUMBER = re.compile(r"[1-9]\d{0,17}")
 _HEAD = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
 
 
@@ -58,6 +59,15 @@ class AuditVerdict(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None
 
 
+class AuditPrompt(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt that a policy has kept, by its row; times are Unix seconds."""
+
+    id: str
+    request_id: str | None
+    text: str
+    ends_at: int
+
+
 class AuditDesk:
     """Reads the log. All of it blocks."""
 
@@ -92,6 +102,19 @@ class AuditDesk:
     def export(self, access: Access = OPERATOR, **wanted: str | None) -> Iterator[AuditEntry]:
         """The oldest first."""
         return map(entry_of, self._audit.oldest(_wanted(access, **wanted)))
+
+    def prompt(self, row_id: str, access: Access = OPERATOR) -> AuditPrompt:
+        """Raises NotFound where none is kept, or any more."""
+        found = self._audit.trail.row(int(row_id)) if _NUMBER.fullmatch(row_id) else None
+        if found is None or access.org not in (None, found.row.org):
+            raise NotFound(f"There is no row {row_id[:80]!r} in the audit log.")
+        kept = self._audit.prompt(found)
+        if kept is None:
+            raise NotFound(f"No prompt is kept of row {row_id}, or not any more.")
+        text, ends_ns = kept
+        return AuditPrompt(
+            id=row_id, request_id=found.row.request_id, text=text, ends_at=ends_ns // 10**9
+        )
 
     def verify(self, head: str | None = None) -> AuditVerdict:
         """`head` is one that was kept from an earlier check, as NUMBER:MARK."""
@@ -143,11 +166,16 @@ def audit_router(desk: AuditDesk, guard: Guard) -> Router:
         """Check each row of the audit log against its chain, and its end against what is known of it."""
         return await asyncio.to_thread(desk.verify, head)
 
+    @get("/audit/{row_id:str}/prompt", needs=Right.MANAGE, leaves_row=True)
+    async def read_prompt(request: Visitor, row_id: FromPath[str]) -> AuditPrompt:
+        """A prompt that a policy has kept. Who reads it is written down first."""
+        return await asyncio.to_thread(desk.prompt, row_id, request.user)
+
     return Router(
         "/admin/v1",
         guards=[guard],
         tags=["admin"],
-        route_handlers=[list_audit, export_audit, verify_audit],
+        route_handlers=[list_audit, export_audit, verify_audit, read_prompt],
     )
 
 

@@ -105,6 +105,22 @@ def list_rows(
     show.rows(data, columns, as_json=as_json, empty="Nothing was written down yet.")
 
 
+@audit.command(epilog=examples("llmhost audit prompt 4711", "llmhost audit prompt 4711 --json"))
+def prompt(
+    row: Annotated[str, typer.Argument(metavar="ROW", help="As `llmhost audit list` has it.")],
+    url: Url = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Print a prompt that a policy has kept. That you read it is written down."""
+    with open_admin(url, data_dir) as admin:
+        found = admin.audit_prompt(row)
+    if as_json:
+        show.value(found)
+    else:
+        typer.echo(found["text"])
+
+
 @audit.command(
     epilog=examples(
         "llmhost audit export > audit.jsonl", "llmhost audit export --org acme --since 2026-01-01"

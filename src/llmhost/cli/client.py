@@ -174,6 +174,9 @@ class HttpAdmin:
     def audit_rows(self, *, limit: int, **wanted: str) -> list[Row]:
         return self._http.many("/admin/v1/audit", limit=str(limit), **wanted)
 
+    def audit_prompt(self, row_id: str) -> Row:
+        return self._http.one("GET", f"{_path('audit', row_id)}/prompt")
+
     def export_audit(self, **wanted: str) -> Iterator[Row]:
         return self._lines("/admin/v1/audit/export", wanted)
 

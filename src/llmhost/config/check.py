@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmhost.config.schema import CostSettings, ModelSpec, SafetySettings, Settings
@@ -43,6 +43,9 @@ def problems(settings: Settings) -> Iterator[Problem]:
     yield from _price("cache.price_factor", settings.cache.price_factor, "a factor")
     yield from _price("batches.price_factor", settings.batches.price_factor, "a factor")
     yield from _safety(settings.safety)
+    guard = settings.safety.guard
+    if guard is not None and guard not in _all_names(settings.models):
+        yield "safety.guard", f"is {guard!r}, which is no model of [models]"
     yield from _size("devices.cpu_memory", settings.devices.cpu_memory)
     yield from _costs(settings.costs)
     for name, spec in settings.models.items():
@@ -53,6 +56,10 @@ def problems(settings: Settings) -> Iterator[Problem]:
                 f"is {spec.cache.embedder!r}, which is no model of [models]",
             )
     yield from _names(settings.models)
+
+
+def _all_names(models: Mapping[str, ModelSpec]) -> set[str]:
+    return {name for model, spec in models.items() for name in (model, *spec.aliases)}
 
 
 def _server(settings: Settings) -> Iterator[Problem]:

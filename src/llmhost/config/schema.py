@@ -244,6 +244,20 @@ class SafetySettings(Section, frozen=True):
     """Also apply the rules to answers. Off, only prompts are checked."""
     window_chars: Annotated[int, Meta(ge=16, le=65536)] = 256
     """While rules or plugins judge answers, text is held back until this much of it is judged at once."""
+    guard: str | None = None
+    """Name of a model of [models] that judges beside the rules; what it finds blocks unless a list above has it."""
+    guard_directions: tuple[Literal["input", "output"], ...] = ("input", "output")
+    """What it judges: prompts, answers, or both."""
+    guard_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = 2_000
+    """How long its verdict may take."""
+    guard_fails_open: bool = False
+    """Let text pass that it could not judge in time; off, such text is refused."""
+    guard_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """How sure it has to be to have found something."""
+    keep_prompts: Literal["never", "found", "all"] = "never"
+    """Prompts that the audit log keeps, encrypted: none, those in which something was found, or all."""
+    prompt_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    """Days until a kept prompt is erased."""
 
 
 class ReviewSettings(Section, frozen=True):

@@ -15,6 +15,7 @@ from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
 from llmhost.safety import policy_store
 from llmhost.safety.audit import AuditLog
+from llmhost.safety.kept_prompts import KeptPrompts
 from llmhost.storage.audit import AuditRow, AuditTrail
 from llmhost.storage.node import DataDir
 from llmhost.tenants.roles import OPERATOR
@@ -37,7 +38,7 @@ def open_audit(
         clock=clock,
         more=(policy_store.SCHEMA,),
     )
-    audit = AuditLog(trail, settings, clock)
+    audit = AuditLog(trail, settings, clock, KeptPrompts(lambda: data_dir.audit_text_secret))
     closing.callback(audit.close)
     return audit
 

@@ -318,6 +318,9 @@ class OfflineAdmin:
     def audit_rows(self, *, limit: int, **wanted: str) -> list[Row]:
         return [_row(row) for row in self._audit_desk.list(OPERATOR, limit=limit, **wanted).data]
 
+    def audit_prompt(self, row_id: str) -> Row:
+        return _row(self._audit_desk.prompt(row_id))
+
     def export_audit(self, **wanted: str) -> Iterator[Row]:
         return map(_row, self._audit_desk.export(OPERATOR, **wanted))
 

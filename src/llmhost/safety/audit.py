@@ -1,4 +1,4 @@
-"""The audit log: who did what, and what was screened. It holds no prompt and no answer.
+"""The audit log: who did what, and what was screened. It holds no answer, and no prompt but what policies have kept.
 
 Nothing is lost in silence. While the disk refuses, what operators do is refused before it is done, and what was
 screened waits in memory; when as much waits as may, texts that somebody objected to are refused as well. Text that
@@ -18,6 +18,7 @@ from llmhost.core.errors import LlmhostError, Overloaded, SafetyUnavailable
 from llmhost.core.ports import Clock
 from llmhost.observe.logs import log_event
 from llmhost.safety.defaults import LogJournal
+from llmhost.safety.kept_prompts import KeptPrompts
 from llmhost.safety.verdict import Action, Finding, Screening
 from llmhost.storage.audit import AuditRow, AuditTrail, Recorded, Wanted
 from llmhost.storage.audit_chain import Head, Verdict
@@ -36,8 +37,16 @@ NODE = "node"
 class AuditLog:
     """One host's. Called on the event loop, where nothing else is said."""
 
-    def __init__(self, trail: AuditTrail, settings: AuditSettings, clock: Clock) -> None:
+    def __init__(
+        self,
+        trail: AuditTrail,
+        settings: AuditSettings,
+        clock: Clock,
+        prompts: KeptPrompts | None = None,
+    ) -> None:
+        """Without `prompts` none is kept, whatever policies say."""
         self.trail = trail
+        self.prompts = prompts
         self._settings = settings
         self._clock = clock
         self._waiting: deque[AuditRow] = deque()
@@ -151,6 +160,7 @@ class AuditLog:
         now_ns = self._clock.utc_ns()
         before_ns = {org: now_ns - count * DAY_NS for org, count in days.items()}
         rest_ns = now_ns - self._settings.keep_days * DAY_NS
+        await asyncio.to_thread(self.trail.erase_texts, now_ns)
         count = await asyncio.to_thread(self.trail.prune, before_ns, rest_ns)
         if count:
             await self.record(
@@ -171,6 +181,14 @@ class AuditLog:
         if before is None:
             return self.trail.newest(wanted, limit=limit)
         return self.trail.newest(wanted, limit=limit, before=before)
+
+    def prompt(self, row: Recorded) -> tuple[str, int] | None:
+        """What is kept of the prompt that a row tells of, and until when. Blocks."""
+        kept = self.trail.text(row.seq)
+        if kept is None or self.prompts is None or kept.ends_ns <= self._clock.utc_ns():
+            return None
+        text = self.prompts.opened(row.row.request_id or "", kept)
+        return None if text is None else (text, kept.ends_ns)
 
     def oldest(self, wanted: Wanted) -> Iterator[Recorded]:
         """Blocks while iterated."""
@@ -208,14 +226,15 @@ class AuditJournal:
     def record(self, screening: Screening) -> None:
         """Raises SafetyUnavailable when it can't be written down, nor remembered until it can."""
         is_plain = screening.decision.action is Action.ALLOW and not screening.findings
-        if is_plain and not (self._each and self._audit.has_room):
+        wants_row = self._each or screening.prompt is not None
+        if is_plain and not (wants_row and self._audit.has_room):
             self._audit.count(screening)
         else:
-            self._audit.record_soon(row_of(screening))
+            self._audit.record_soon(row_of(screening, self._audit.prompts))
         self._lines.record(screening)
 
 
-def row_of(screening: Screening) -> AuditRow:
+def row_of(screening: Screening, prompts: KeptPrompts | None = None) -> AuditRow:
     caller, decision = screening.caller, screening.decision
     detail: dict[str, Any] = {
         "direction": screening.direction.value,
@@ -225,6 +244,9 @@ def row_of(screening: Screening) -> AuditRow:
         "findings": [_finding(found) for found in screening.findings],
         "review": screening.review_id,
     }
+    kept = None if prompts is None else prompts.sealed(screening)
+    if kept is not None:
+        detail["prompt"] = kept[1]
     return AuditRow(
         at_ns=screening.at_ns,
         kind="screening",
@@ -234,6 +256,7 @@ def row_of(screening: Screening) -> AuditRow:
         target=screening.model,
         request_id=screening.request_id,
         detail={name: value for name, value in detail.items() if value is not None},
+        text=None if kept is None else kept[0],
     )
 
 

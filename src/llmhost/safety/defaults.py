@@ -14,6 +14,7 @@ from llmhost.safety.verdict import (
     Finding,
     GuardUse,
     Journal,
+    KeepPrompts,
     Policy,
     ReviewMode,
     Screening,
@@ -35,14 +36,17 @@ class NodePolicy:
     name = POLICY
     words: tuple[str, ...] = ()
     review_mode = ReviewMode.BLOCK
+    window_chars: int | None = None
 
     def __init__(self, settings: SafetySettings | None = None) -> None:
         settings = settings or SafetySettings()
+        self.keep_prompts = KeepPrompts(settings.keep_prompts, settings.prompt_days)
+        self._guards = _guards(settings)
         self._actions: dict[str, Action] = {}
         for action in (Action.WARN, Action.REDACT, Action.REVIEW, Action.BLOCK):
             key = action.name.lower()
             for name in getattr(settings, key):
-                _check_name(key, name)
+                _check_name(key, name, has_guard=settings.guard is not None)
                 self._actions[name] = action
         self._names = tuple(self._actions)
         self._names_out = self._names if settings.check_output else ()
@@ -64,12 +68,27 @@ class NodePolicy:
         return self._names if direction is Direction.INPUT else self._names_out
 
     def guard(self, direction: Direction) -> GuardUse | None:
-        return None
+        return self._guards.get(direction)
 
 
-def _check_name(key: str, name: str) -> None:
+def _guards(settings: SafetySettings) -> dict[Direction, GuardUse]:
+    if settings.guard is None:
+        return {}
+    use = GuardUse(
+        settings.guard,
+        settings.guard_timeout_ms,
+        settings.guard_fails_open,
+        settings.guard_threshold,
+    )
+    return {Direction(way): use for way in settings.guard_directions}
+
+
+def _check_name(key: str, name: str, *, has_guard: bool) -> None:
+    """A guard has categories of its own, which are not known here."""
     if name not in NAMES and name not in LISTED:
         near = nearest(name)
+        if has_guard and not near:
+            return
         hint = f" Did you mean {near!r}?" if near else ""
         raise ConfigError(
             f"[safety] {key} has {name!r}, which is no rule and no category of rules.{hint}"

@@ -15,6 +15,7 @@ from llmhost.safety.verdict import (
     Direction,
     Finding,
     GuardUse,
+    KeepPrompts,
     Policy,
     ReviewMode,
 )
@@ -58,6 +59,12 @@ class PolicyBody(
     guard: GuardBody | UnsetType | None = UNSET
     """Null: none, whatever the node says."""
     review_mode: ReviewMode = ReviewMode.BLOCK
+    window_chars: Annotated[int, Meta(ge=16, le=65536)] | None = None
+    """How much of an answer is judged at once while it streams; as the node says when absent."""
+    keep_prompts: Literal["never", "found", "all"] | None = None
+    """Prompts that the audit log keeps, encrypted; as the node says when absent."""
+    prompt_days: Annotated[int, Meta(ge=1, le=3650)] | None = None
+    """Days until a kept prompt is erased; as the node says when absent."""
     audit_days: Annotated[int, Meta(ge=1, le=36_500)] | None = None
     """Days after which rows of the audit log are deleted; as the node says when absent."""
 
@@ -69,6 +76,7 @@ class OrgPolicy:
         "_allowed",
         "_body",
         "_guards",
+        "_keeps",
         "_looks_for",
         "_rest",
         "_tables",
@@ -91,6 +99,8 @@ class OrgPolicy:
         }
         self._looks_for = {way: self._named(way) for way in Direction}
         self._guards = {way: self._guard(way) for way in Direction}
+        keeps = rest.keep_prompts
+        self._keeps = KeepPrompts(body.keep_prompts or keeps.which, body.prompt_days or keeps.days)
 
     @property
     def body(self) -> PolicyBody:
@@ -103,6 +113,14 @@ class OrgPolicy:
     @property
     def review_mode(self) -> ReviewMode:
         return self._body.review_mode
+
+    @property
+    def window_chars(self) -> int | None:
+        return self._body.window_chars or self._rest.window_chars
+
+    @property
+    def keep_prompts(self) -> KeepPrompts:
+        return self._keeps
 
     def decide(self, findings: Sequence[Finding], direction: Direction) -> Decision:
         """The strictest action wins, and of two findings that call for it the one that is surer."""

@@ -36,6 +36,7 @@ from llmhost.safety.verdict import (
     Direction,
     Guard,
     Journal,
+    KeepPrompts,
     Policies,
     Policy,
     ReviewMode,
@@ -47,6 +48,8 @@ from llmhost.safety.window import Window
 MOST_RULES = 512
 """Sets of rules that are kept compiled: those of one policy, in one direction."""
 
+RulesKey = tuple[tuple[str, ...], tuple[str, ...], Direction, int]
+"""Words, what is looked for, where, and the window."""
 Note = Callable[[Screening], None]
 Decode = Callable[[tuple[int, ...]], str]
 
@@ -89,7 +92,7 @@ class Screen:
         self._reviews = reviews
         self._guard = guard or NoGuard()
         self._utc_ns = utc_ns
-        self._rules: dict[tuple[tuple[str, ...], tuple[str, ...], Direction], Rules] = {}
+        self._rules: dict[RulesKey, Rules] = {}
         self._compiled = threading.Lock()  # policies are prepared in threads
         Rules(settings)  # a rule that is none fails the start
 
@@ -182,7 +185,7 @@ class Screen:
             screening = await self._reviewed(screening, judges, sent)
             if screening.decision.action is Action.WARN and case.request is not sent:
                 screening = _with(screening, Action.REDACT)
-        self._journal.record(screening)
+        self._journal.record(_with_prompt(screening, judges.policy.keep_prompts, case.request))
         note(screening)
         if screening.decision.action > Action.REDACT:
             raise _refusal(case.request, screening, judges.policy.review_mode, judged.error)
@@ -225,18 +228,20 @@ class Screen:
         rules = self._rules_of(policy, direction)
         guard = None if policy.guard(direction) is None else self._guard
         hook = "check_input" if direction is Direction.INPUT else "check_output"
-        if not rules and guard is None and not self._plugins.has(hook):
+        keeps = direction is Direction.INPUT and policy.keep_prompts.which == "all"
+        if not (rules or guard or keeps or self._plugins.has(hook)):
             return None
         return Judges(rules, self._plugins, guard, policy)
 
     def _rules_of(self, policy: Policy, direction: Direction) -> Rules:
         """Compiled once for all policies that ask for the same."""
-        key = (policy.words, policy.looks_for(direction), direction)
+        window_chars = policy.window_chars or self._settings.window_chars
+        key = (policy.words, policy.looks_for(direction), direction, window_chars)
         with self._compiled:
             if (rules := self._rules.pop(key, None)) is not None:
                 self._rules[key] = rules  # the last to go: what requests meet is not compiled again
                 return rules
-        settings = self._settings
+        settings = replace_of(self._settings, window_chars=window_chars)
         if direction is Direction.OUTPUT and not settings.check_output:
             settings = replace_of(settings, blocked_words=(), blocked_patterns=())
         rules = Rules(settings, key[0], Pack(key[1], direction))
@@ -279,6 +284,14 @@ class Screen:
         if mode is ReviewMode.RELEASE:
             return _with(referred, Action.WARN)
         return referred if review_id is not None else _with(referred, Action.BLOCK)
+
+
+def _with_prompt(screening: Screening, keep: KeepPrompts, request: GenerationRequest) -> Screening:
+    """With the prompt as it runs, or would, where that is to be kept."""
+    is_found = bool(screening.findings) or screening.decision.action > Action.ALLOW
+    if keep.which == "never" or (keep.which == "found" and not is_found):
+        return screening
+    return replace(screening, prompt=request.text, prompt_days=keep.days)
 
 
 def _with(screening: Screening, action: Action) -> Screening:

@@ -7,7 +7,7 @@ text. What was decided goes to a journal, which writes it down, and to a queue o
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from llmhost.core.output import Usage
 from llmhost.core.request import Caller, GenerationRequest
@@ -58,6 +58,17 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepPrompts:
+    """Which prompts the audit log keeps, and for how long."""
+
+    which: Literal["never", "found", "all"] = "never"
+    days: int = 30
+
+
+NO_PROMPTS = KeepPrompts()
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What a policy made of findings."""
 
@@ -91,6 +102,13 @@ class Policy(Protocol):
     @property
     def review_mode(self) -> "ReviewMode": ...
 
+    @property
+    def window_chars(self) -> int | None:
+        """How much of an answer is judged at once; None: as the node says."""
+
+    @property
+    def keep_prompts(self) -> KeepPrompts: ...
+
 
 class ReviewMode(StrEnum):
     """What a caller gets while a human has not decided."""
@@ -122,7 +140,7 @@ class Policies(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screening:
-    """One decision about one text, as it is written down. It holds no text."""
+    """One decision about one text, as it is written down. It holds no text but a prompt that is to be kept."""
 
     at_ns: int
     """UTC, nanoseconds since 1970."""
@@ -133,6 +151,9 @@ class Screening:
     decision: Decision
     findings: tuple[Finding, ...]
     review_id: str | None = None
+    prompt: str | None = None
+    """Where the policy has it kept."""
+    prompt_days: int = 0
 
 
 class Journal(Protocol):

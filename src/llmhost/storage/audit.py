@@ -60,12 +60,25 @@ SCHEMA = Schema(
             "CREATE TRIGGER rows_no_update BEFORE UPDATE ON rows"
             " BEGIN SELECT RAISE(ABORT, 'rows are only ever added'); END",
         ),
+        "texts": (
+            """CREATE TABLE texts (
+                seq INTEGER PRIMARY KEY, -- of the row that tells of it
+                node_id TEXT NOT NULL,
+                at_ns INTEGER NOT NULL,
+                ends_ns INTEGER NOT NULL,
+                sealed BLOB NOT NULL
+            ) STRICT""",
+            "CREATE INDEX texts_by_end ON texts (ends_ns)",
+        ),
     },
 )
 
 _INSERT = (
     f"INSERT INTO rows ({', '.join(COLUMNS)}, mark) VALUES ({', '.join('?' * len(COLUMNS))}, ?)"
 )
+_INSERT_TEXT = "INSERT INTO texts (seq, node_id, at_ns, ends_ns, sealed) VALUES (?, ?, ?, ?, ?)"
+_TEXT = "SELECT sealed, ends_ns FROM texts WHERE seq = ?"
+_ERASE_TEXTS = "DELETE FROM texts WHERE ends_ns <= ?"
 _PRUNED = "SELECT 1 FROM checkpoints WHERE ? BETWEEN first_seq AND last_seq"
 _HEAD = "SELECT seq, mark FROM rows ORDER BY seq DESC LIMIT 1"
 _MATCHING = (
@@ -74,6 +87,14 @@ _MATCHING = (
     " AND at_ns >= :since_ns AND at_ns < :until_ns"
 )
 LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SealedText:
+    """A text beside a row, encrypted, which is erased before the row is. The row's detail has its digest."""
+
+    sealed: bytes
+    ends_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +112,8 @@ class AuditRow:
     """Whose admins may see it; None: the operator alone."""
     request_id: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    text: SealedText | None = None
+    """What is to be kept beside it; not there where a row is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +224,29 @@ class AuditTrail:
                 count, has_more = count + done.rows, done.has_more
         return count
 
+    def erase_texts(self, now_ns: int) -> int:
+        """Those whose time is over, overwritten in the file; how many. Blocks. Raises StorageFailed."""
+
+        def job(connection: Connection) -> int:
+            connection.execute("PRAGMA secure_delete = ON")
+            return connection.execute(_ERASE_TEXTS, (now_ns,)).rowcount
+
+        return self._writer.submit(job).result()
+
+    def text(self, seq: int) -> SealedText | None:
+        """What is kept beside a row. Blocks."""
+        self._catch_up()
+        found = self.reader.read_now(lambda c: c.execute(_TEXT, (seq,)).fetchone())
+        return None if found is None else SealedText(*found)
+
+    def row(self, seq: int) -> Recorded | None:
+        """Blocks."""
+        self._catch_up()
+        found = self.reader.read_now(
+            lambda c: c.execute(f"{SELECT} WHERE seq = ?", (seq,)).fetchone()
+        )
+        return None if found is None else _recorded(found)
+
     def newest(self, wanted: Wanted, *, limit: int, before: int = LARGEST) -> list[Recorded]:
         """Rows with smaller numbers than `before`, the newest first; all that was told before is among them."""
         self._catch_up()
@@ -241,6 +287,9 @@ class AuditTrail:
             head = Head(head.seq + 1, mark_of(self._key, head.mark, values))
             results.append(Recorded(seq=head.seq, mark=head.mark, row=row))
             connection.execute(_INSERT, (*values, head.mark))
+            if row.text is not None:
+                text = (head.seq, self._node_id, row.at_ns, row.text.ends_ns, row.text.sealed)
+                connection.execute(_INSERT_TEXT, text)
         return results[len(results) - len(rows) :]
 
     def _look_back(self, connection: Connection) -> None:

@@ -99,7 +99,8 @@ def _fold(connection: Connection, key: bytes, select_rows: str, first: int, last
         before if left is None else left.before,
         mark if right is None else right.mark,
     )
-    connection.execute("DELETE FROM rows WHERE seq BETWEEN ? AND ?", (first, last))
+    for table in ("rows", "texts"):
+        connection.execute(f"DELETE FROM {table} WHERE seq BETWEEN ? AND ?", (first, last))
     connection.execute(
         "DELETE FROM checkpoints WHERE first_seq BETWEEN ? AND ?", (whole.first, whole.last)
     )

@@ -1,5 +1,6 @@
 """How the audit log's file is checked, and the small file that says where it ends."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ PAGE_ROWS = 1_000
 
 _PAGE = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT {PAGE_ROWS}"
 _CHECKPOINTS = "SELECT first_seq, last_seq, before, mark, seal FROM checkpoints ORDER BY first_seq"
+_TEXTS = "SELECT texts.seq, sealed, detail FROM texts LEFT JOIN rows USING (seq) ORDER BY seq"
 _MARK_AT = (
     "SELECT mark FROM rows WHERE seq = ?1 UNION SELECT mark FROM checkpoints WHERE last_seq = ?1"
 )
@@ -82,6 +84,7 @@ def verify(reader: Reader, key: bytes, head_file: HeadFile, kept: Head | None) -
         verdict = check(key, walk)
         wrong = verdict.broken or walk.found_before
         wrong = wrong or _wrong_end(reader, verdict, known, kept, head_file.path.name)
+        wrong = wrong or reader.read_now(_wrong_text)
         wrong = wrong or _wrong_file(reader, verdict)
     except StorageFailed as error:
         wrong = Broken(
@@ -160,6 +163,15 @@ def _wrong_file(reader: Reader, verdict: Verdict) -> Broken | None:
     return Broken(
         seq=verdict.head.seq, reason=f"up to it all rows are whole, but the file is not: {problem}"
     )
+
+
+def _wrong_text(connection: Connection) -> Broken | None:
+    """A text whose row does not tell of it; those that were erased are missed by nobody."""
+    for seq, sealed, detail in connection.execute(_TEXTS):
+        told = {} if detail is None else json.loads(detail).get("prompt", {})
+        if told.get("sha256") != hashlib.sha256(sealed).hexdigest():
+            return Broken(seq=seq, reason="its prompt is not what was recorded")
+    return None
 
 
 def _integrity(connection: Connection) -> str | None:

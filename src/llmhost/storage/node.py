@@ -147,6 +147,13 @@ class DataDir:
             _kept(self.path / "audit_key", lambda: secrets.token_hex(32).encode()).decode()
         )
 
+    @cached_property
+    def audit_text_secret(self) -> bytes:
+        """The secret key of prompts in `audit_db`; made once. No backup has it: there, they can't be read."""
+        return bytes.fromhex(
+            _kept(self.path / "audit_text_key", lambda: secrets.token_hex(32).encode()).decode()
+        )
+
     @property
     def cache(self) -> Path:
         """Answers that are kept for whoever asks again. Can be deleted while no node runs."""

@@ -1,6 +1,9 @@
 """The audit log while the disk takes rows, and while it does not."""
 
+import asyncio
+import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from llmhost.core.errors import Overloaded, SafetyUnavailable
 from llmhost.core.request import Caller
 from llmhost.safety import audit
 from llmhost.safety.audit import AuditJournal, AuditLog
+from llmhost.safety.kept_prompts import MOST_BYTES, KeptPrompts
 from llmhost.safety.verdict import Action, Decision, Direction, Finding, Screening, Tier
 from llmhost.storage.audit import AuditTrail, Wanted
 from llmhost.storage.connect import StorageFailed
@@ -178,3 +182,86 @@ def test_what_nobody_objected_to_passes_where_each_has_a_row_and_no_more_may_wai
     log.close()
 
     assert [(row.kind, row.detail["count"]) for row in rows(tmp_path)] == [("allowed", 1)]
+
+
+def keeping(trail: AuditTrail, clock: ManualClock, secret: bytes = b"s" * 32) -> AuditLog:
+    return AuditLog(trail, AuditSettings(keep_days=10), clock, KeptPrompts(lambda: secret))
+
+
+def with_prompt(clock: ManualClock, text: str = "my card is 4111", days: int = 2) -> Screening:
+    return replace(screening(clock, Action.WARN, FOUND), prompt=text, prompt_days=days)
+
+
+def test_a_prompt_that_is_to_be_kept_lies_encrypted_beside_its_row_for_its_days(tmp_path, clock):
+    log = keeping(open_trail(tmp_path), clock)
+    AuditJournal(log, each=False).record(with_prompt(clock))
+    [row] = log.newest(Wanted(), limit=5)
+    kept = log.prompt(row)
+
+    assert kept == ("my card is 4111", clock.utc_ns() + 2 * 86_400 * 10**9)
+    assert set(row.row.detail["prompt"]) == {"sha256", "ends_at"}
+    assert log.verify().broken is None
+    clock.advance(2 * 86_400)
+    assert log.prompt(row) is None
+    asyncio.run(log.prune({}))
+    log.close()
+    with closing(sqlite3.connect(tmp_path / "audit.db")) as db:
+        assert db.execute("SELECT count(*) FROM texts").fetchone() == (0,)
+    assert b"4111" not in (tmp_path / "audit.db").read_bytes()
+
+
+def test_a_prompt_is_read_with_the_nodes_key_alone(tmp_path, clock):
+    with closing(keeping(open_trail(tmp_path), clock)) as log:
+        AuditJournal(log, each=False).record(with_prompt(clock))
+    with closing(keeping(open_trail(tmp_path), clock, b"o" * 32)) as other:
+        [row] = other.newest(Wanted(), limit=5)
+        assert other.prompt(row) is None
+
+
+def test_a_long_prompt_is_kept_from_its_beginning(tmp_path, clock):
+    with closing(keeping(open_trail(tmp_path), clock)) as log:
+        AuditJournal(log, each=False).record(with_prompt(clock, "\u00fc" * MOST_BYTES))
+        [row] = log.newest(Wanted(), limit=5)
+        assert row.row.detail["prompt"]["is_cut"] is True
+        assert log.prompt(row)[0] == "\u00fc" * (MOST_BYTES // 2)
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        "UPDATE texts SET sealed = (SELECT sealed FROM texts WHERE seq = 2) WHERE seq = 1",
+        "UPDATE texts SET sealed = x'00' WHERE seq = 1",
+        "UPDATE texts SET seq = 9 WHERE seq = 1",
+    ],
+)
+def test_a_prompt_that_was_changed_or_put_in_anothers_place_is_named(tmp_path, clock, tamper):
+    with closing(keeping(open_trail(tmp_path), clock)) as log:
+        for text in ("one", "two"):
+            AuditJournal(log, each=False).record(with_prompt(clock, text))
+    with closing(sqlite3.connect(tmp_path / "audit.db")) as db:
+        db.execute(tamper)
+        db.commit()
+    with closing(keeping(open_trail(tmp_path), clock)) as log:
+        broken = log.verify().broken
+        assert broken is not None and broken.seq in (1, 9)
+        assert "its prompt is not what was recorded" in str(broken)
+
+
+def test_with_all_prompts_kept_each_has_a_row(tmp_path, clock):
+    log = keeping(open_trail(tmp_path), clock)
+    plain = replace(screening(clock, Action.ALLOW), prompt="hello", prompt_days=1)
+    AuditJournal(log, each=False).record(plain)
+    AuditJournal(log, each=False).record(screening(clock, Action.ALLOW))
+    log.close()
+    assert sorted(row.kind for row in rows(tmp_path)) == ["allowed", "screening"]
+
+
+def test_a_prompt_goes_with_its_row(tmp_path, clock):
+    log = keeping(open_trail(tmp_path), clock)
+    for _ in range(2):
+        AuditJournal(log, each=False).record(with_prompt(clock, days=900))
+    clock.advance(11 * 86_400)
+    asyncio.run(log.prune({}))
+    log.close()
+    with closing(sqlite3.connect(tmp_path / "audit.db")) as db:
+        assert [seq for (seq,) in db.execute("SELECT seq FROM texts")] == [2]

@@ -5,10 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.core.errors import InvalidValue
+from llmhost.config.schema import SafetySettings
+from llmhost.core.errors import ConfigError, InvalidValue
 from llmhost.safety.defaults import NodePolicy
 from llmhost.safety.policy import OrgPolicy, PolicyBody, check_policy
-from llmhost.safety.verdict import Action, Direction, Finding, ReviewMode, Tier
+from llmhost.safety.verdict import (
+    Action,
+    Direction,
+    Finding,
+    GuardUse,
+    KeepPrompts,
+    ReviewMode,
+    Tier,
+)
 
 IN, OUT = Direction.INPUT, Direction.OUTPUT
 
@@ -142,3 +151,36 @@ def test_what_a_policy_can_not_say_is_refused_by_name(body: dict, param: str):
         check_policy(msgspec.convert(body, PolicyBody))
 
     assert refused.value.param == param
+
+
+def node(**settings: object) -> NodePolicy:
+    return NodePolicy(msgspec.convert(settings, SafetySettings))
+
+
+def test_the_nodes_guard_judges_for_all_whose_policy_says_nothing_else():
+    whole = node(guard="g", guard_directions=["input"], guard_timeout_ms=70, warn=["violence"])
+    use = GuardUse("g", 70)
+    theirs = {"guard": {"model": "other"}}
+
+    assert (whole.guard(IN), whole.guard(OUT)) == (use, None)
+    assert OrgPolicy("acme", 1, PolicyBody(), whole).guard(IN) == use
+    assert OrgPolicy("acme", 1, msgspec.convert(theirs, PolicyBody), whole).guard(OUT) is not None
+    assert OrgPolicy("acme", 1, PolicyBody(guard=None), whole).guard(IN) is None
+    assert whole.decide((found("violence"),), IN).action is Action.WARN
+    assert whole.decide((found("hate"),), IN).action is Action.BLOCK
+
+
+def test_lists_of_the_node_take_a_guards_categories_where_there_is_one():
+    with pytest.raises(ConfigError, match="no rule and no category"):
+        node(warn=["violence"])
+    with pytest.raises(ConfigError, match=r"pii\.card"):
+        node(guard="g", warn=["pii.cart"])
+
+
+def test_windows_and_kept_prompts_are_the_policys_or_the_nodes():
+    whole = node(keep_prompts="found", prompt_days=9)
+
+    assert OrgPolicy("acme", 1, PolicyBody(), whole).keep_prompts == KeepPrompts("found", 9)
+    own = OrgPolicy("acme", 1, PolicyBody(keep_prompts="never", window_chars=32), whole)
+    assert (own.keep_prompts, own.window_chars) == (KeepPrompts("never", 9), 32)
+    assert OrgPolicy("acme", 1, PolicyBody(), whole).window_chars is None

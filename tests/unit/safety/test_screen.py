@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,11 @@ from llmhost.core.errors import (
 )
 from llmhost.core.request import LOCAL_CALLER, GenerationRequest, Kind
 from llmhost.hooks.registry import Plugins
+from llmhost.safety.defaults import NodePolicy, SamePolicy
 from llmhost.safety.output import OutputScreen
+from llmhost.safety.policy import OrgPolicy, PolicyBody
 from llmhost.safety.screen import Screen
+from llmhost.safety.verdict import Screening
 
 
 def chat(*texts: object) -> GenerationRequest:
@@ -305,3 +309,33 @@ async def test_an_empty_answer_needs_no_verdict():
 def test_a_broken_rule_fails_start_up():
     with pytest.raises(ConfigError):
         screen(blocked_patterns=("(",))
+
+
+async def test_a_policy_has_prompts_kept_as_they_run_and_windows_of_its_own():
+    noted: list[Screening] = []
+    journal: Any = SimpleNamespace(record=noted.append)
+    settings = SafetySettings(redact=("pii.card",), keep_prompts="found", window_chars=64)
+    judging = Screen(
+        settings, Plugins(), policies=SamePolicy(NodePolicy(settings)), journal=journal
+    )
+
+    await judging.check_input(chat("my card is 4111 1111 1111 1111"), LOCAL_CALLER)
+    await judging.check_input(chat("hello"), LOCAL_CALLER)
+    assert [one.prompt for one in noted] == ["my card is [card]", None]
+
+    body = PolicyBody(keep_prompts="all", prompt_days=3, words=("x",), window_chars=4096)
+    own = SamePolicy(OrgPolicy("acme", 1, body, NodePolicy()))
+    judging = Screen(SafetySettings(), Plugins(), policies=own, journal=journal)
+    await judging.check_input(chat("hello"), LOCAL_CALLER)
+    assert (noted[-1].prompt, noted[-1].prompt_days) == ("hello", 3)
+    watching = watched(judging)
+    assert watching.hold("y" * 4000) and not watching.hold("y" * 100)
+
+
+async def test_all_prompts_are_kept_though_nothing_judges_them():
+    noted: list[Screening] = []
+    journal: Any = SimpleNamespace(record=noted.append)
+    settings = SafetySettings(keep_prompts="all")
+    judging = Screen(settings, Plugins(), journal=journal)
+    await judging.check_input(chat("hello"), LOCAL_CALLER)
+    assert [one.prompt for one in noted] == ["hello"]
