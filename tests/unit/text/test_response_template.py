@@ -76,10 +76,10 @@ def test_any_beginning_reads_the_same_in_any_pieces(name: str, data: st.DataObje
 def test_no_text_breaks_a_reader(name: str, text: str, at: int) -> None:
     raw, said = EXAMPLES[name]
     mixed = said[:at] + text + said[at:]
-    found, _ = read(raw, *mixed)
+    found, is_complete = read(raw, *mixed)
 
-    assert (found, _) == read(raw, mixed)
-    assert all(isinstance(arguments, dict) for _, arguments in found.read)
+    assert (found, is_complete) == read(raw, mixed)
+    assert not is_complete or all(isinstance(arguments, dict) for _, arguments in found.read)
 
 
 @EACH
@@ -195,7 +195,7 @@ def test_a_pattern_that_takes_for_ever_makes_no_marks() -> None:
 
 
 def test_characters_that_stand_for_strings_are_no_call() -> None:
-    text = '<tool_call>{"name": "now", "arguments": {"a": \x017\x02}}</tool_call>'
+    text = '<tool_call>{"arguments": {"a": \x017\x02}, "name": "now"}</tool_call>'
     assert read(JSON_CALLS, text)[0].content == text
 
 

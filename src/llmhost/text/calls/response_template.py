@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import regex
 
+from llmhost.text.calls.outline import Outline, outline_of
 from llmhost.text.calls.template_values import MOST_SECONDS, PARSERS, check_transform
 
 RESPONSE_TEMPLATE = "response_template"
@@ -63,6 +64,8 @@ class Part:
     transform: Any
     is_each: bool
     """The transform is for each item of a list."""
+    outline: Outline | None = None
+    """Of calls that can be told before their end."""
 
     @property
     def strips(self) -> bool:
@@ -165,7 +168,16 @@ def _part(name: str, raw: Any) -> Part:
         join=join,
         transform=transform,
         is_each=bool(is_each),
+        outline=_outline(role, parser, args, transform, is_each=bool(is_each)),
     )
+
+
+def _outline(
+    role: Role, parser: str, args: Mapping[str, Any], transform: Any, *, is_each: bool
+) -> Outline | None:
+    if role != "call" or (parser == "xml-inline" and regex.fullmatch(args["tag_pattern"], "")):
+        return None
+    return outline_of(parser, args, transform, is_each=is_each)
 
 
 def _check_keys(where: str, raw: Mapping[str, Any], known: set[str]) -> None:

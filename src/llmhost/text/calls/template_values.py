@@ -19,19 +19,20 @@ Call = tuple[str, str]
 MOST_SECONDS = 0.05
 """That one search may take: patterns come with a model's files, and some take for ever."""
 _PLACEHOLDER = regex.compile(r"\{(\w+(?:\.\w+)*)\}")
-_TYPED = ("integer", "number", "boolean", "object", "array")
+TYPED = ("integer", "number", "boolean", "object", "array")
+"""What a tool's schema may want a text to be read as."""
 
 
 def parsed(text: str, parser: str, args: Args) -> Any:
     return PARSERS[parser](text, args)
 
 
-def _text(text: str, args: Args) -> str:
+def text_of(text: str, args: Args) -> str:
     return text.strip() if args.get("strip", True) else text
 
 
 def _bool(text: str, args: Args) -> bool:
-    return _text(text, args).lower() in ("true", "1")
+    return text_of(text, args).lower() in ("true", "1")
 
 
 def _json(text: str, args: Args) -> Any:
@@ -56,7 +57,7 @@ def _json(text: str, args: Args) -> Any:
         return json.loads(working, parse_constant=_refuse)
     except ValueError:
         if args.get("allow_non_json"):
-            return _text(text, args)
+            return text_of(text, args)
         raise
 
 
@@ -64,7 +65,7 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-def _inner(text: str, parser: Mapping[str, Any] | None) -> Any:
+def inner(text: str, parser: Mapping[str, Any] | None) -> Any:
     if parser is None:
         return text
     return parsed(text, parser.get("name", "text"), parser.get("args", {}))
@@ -77,7 +78,7 @@ def _xml_inline(text: str, args: Args) -> dict[str, Any]:
     for tag in regex.finditer(pattern, text, flags=regex.DOTALL, timeout=MOST_SECONDS):
         groups = tag.groupdict()
         key = groups.get("key") or ""
-        value = _inner(groups.get("value") or "", args.get("value_parser"))
+        value = inner(groups.get("value") or "", args.get("value_parser"))
         if not args.get("merge_duplicates") or key not in found:
             found[key] = value
         elif key in several:
@@ -92,16 +93,16 @@ def _kv_lines(text: str, args: Args) -> dict[str, Any]:
     found = {}
     between = args.get("kv_sep", ":")
     for line in text.split(args.get("line_sep", "\n")):
-        key, mark, value = _text(line, args).partition(between)
+        key, mark, value = text_of(line, args).partition(between)
         if mark:
-            found[_text(key, args)] = _inner(_text(value, args), args.get("value_parser"))
+            found[text_of(key, args)] = inner(text_of(value, args), args.get("value_parser"))
     return found
 
 
 PARSERS: Mapping[str, Callable[[str, Args], Any]] = {
-    "text": _text,
-    "int": lambda text, args: int(_text(text, args)),
-    "float": lambda text, args: float(_text(text, args)),
+    "text": text_of,
+    "int": lambda text, args: int(text_of(text, args)),
+    "float": lambda text, args: float(text_of(text, args)),
     "bool": _bool,
     "json": _json,
     "xml-inline": _xml_inline,
@@ -159,15 +160,16 @@ def _call(value: Any, schemas: Mapping[str, Mapping[str, Any]]) -> Call:
     if not isinstance(arguments, dict):
         raise ValueError("its arguments are no object")
     kinds = kinds_of(schemas.get(name))
-    typed = {key: _typed(each, kinds.get(key)) for key, each in arguments.items()}
-    text = json.dumps(typed, ensure_ascii=False, allow_nan=False)
+    made = {key: typed(each, kinds.get(key)) for key, each in arguments.items()}
+    text = json.dumps(made, ensure_ascii=False, allow_nan=False)
     return whole_characters(name), whole_characters(text)
 
 
-def _typed(value: Any, kind: str | None) -> Any:
+def typed(value: Any, kind: str | None) -> Any:
     """A text as what the tool's schema says, where it can be that."""
     if isinstance(value, list) and kind != "array":
-        return [_typed(each, kind) for each in value]
-    if not isinstance(value, str) or kind not in _TYPED:
+        return [typed(each, kind) for each in value]
+    if not isinstance(value, str) or kind not in TYPED:
         return value
-    return json.loads(as_json(value, kind))
+    made = json.loads(as_json(value, kind))
+    return value if isinstance(made, str) else made

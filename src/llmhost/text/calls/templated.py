@@ -1,11 +1,13 @@
 """Answers read by the template that came with the model.
 
-Text is told as soon as no mark can begin in it, and a call when its part has ended, because only then it is known what
-the part says. A part that is no call is content, marks and all.
+Text is told as soon as no mark can begin in it, and a call as it comes where the template's outline allows that, else
+when its part has ended, because only then it is known what the part says. A part that is no call is content, marks and
+all.
 """
 
 from typing import Any, NamedTuple
 
+from llmhost.text.calls.call_bodies import Body, body_of
 from llmhost.text.calls.pieces import Piece, Reader, Steps
 from llmhost.text.calls.response_template import Anchor, Part, ResponseTemplate, Role
 from llmhost.text.calls.tagged import Schemas
@@ -49,6 +51,10 @@ class Templated(Reader):
         self._captures: dict[str, str] = {}
         self._body = ""
         """Of a part that is calls."""
+        self._told: Body | None = None
+        """What tells such a part before its end."""
+        self._is_broken = False
+        """A call that was told ends as none can."""
         self._context = ""
         self._has_text = False
         """The part has said something."""
@@ -61,6 +67,10 @@ class Templated(Reader):
         if before:
             self.push(before)
             self.calls, self._gap, self._said = 0, "", set()
+
+    @property
+    def is_complete(self) -> bool:
+        return super().is_complete and not self._is_broken
 
     def push(self, text: str) -> list[Piece]:
         """In parts, as each mark has all that is there searched anew."""
@@ -141,6 +151,7 @@ class Templated(Reader):
         groups = found.match.groupdict()
         self._part, self._opener = found.part, mark
         self._captures = {name: text for name, text in groups.items() if text is not None}
+        self._told = self._teller(found.part)
         self.is_within_call = found.part.role == "call"
 
     def _take(self, count: int) -> Steps[None]:
@@ -148,10 +159,23 @@ class Templated(Reader):
         text = self._cut(count)
         if not text or self._part is None:
             return
-        if self._part.role == "call":
-            self._body += text
-        else:
+        if self._part.role != "call":
             yield from self._tell(self._part, text)
+            return
+        if self._told is None or not self._told.calls:
+            self._body += text
+        if self._told is not None:
+            yield from self._tell_calls(self._told.push(text))
+
+    def _teller(self, part: Part) -> Body | None:
+        return body_of(part.parser, part.outline, part.args, self._captures, self._schemas)
+
+    def _tell_calls(self, pieces: list[Piece]) -> Steps[None]:
+        for piece in pieces:
+            if piece.name is not None:
+                yield from self.begin(piece.name)
+            else:
+                yield Piece(piece.text, self.calls - 1)
 
     def _tell(self, part: Part, text: str) -> Steps[None]:
         if part.strips:
@@ -172,9 +196,15 @@ class Templated(Reader):
     def _close(self, mark: str | None) -> Steps[None]:
         """The part has ended, with a mark or, where that is None, with the answer."""
         part, body = self._part, self._body
-        if part is not None and part.role == "call" and (self._opener or body.strip()):
+        if self._told is not None:
+            yield from self._tell_calls(self._told.finish())
+        if self._told is not None and self._told.calls:
+            self._is_broken |= self._told.has_failed
+            self.is_within_call = mark is None and self._told.is_within_call
+        elif part is not None and part.role == "call" and (self._opener or body.strip()):
             yield from self._end_call(part, body, mark)
         self._part, self._opener, self._captures = self._rest, "", {}
+        self._told = None
         self._body, self._gap, self._has_text = "", "", False
         if mark is not None:
             self.is_within_call = False
