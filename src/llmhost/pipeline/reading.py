@@ -17,7 +17,8 @@ from llmhost.text.calls.response_template import (
     template_of,
 )
 from llmhost.text.calls.templated import Templated
-from llmhost.text.grammar_calls import HELD, NOT_HELD
+from llmhost.text.grammar_calls import HELD
+from llmhost.text.grammar_template import template_format
 
 AUTO = "auto"
 
@@ -97,6 +98,7 @@ def _family(spec: ModelSpec, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> F
         knows_thoughts=True,
         thoughts=template.thoughts,
         has_calls=template.has_calls,
+        template=marks.response_template,
     )
 
 
@@ -113,27 +115,41 @@ def _begun(template: ResponseTemplate, tokenizer: Tokenizer, prompt: tuple[int, 
 
 def _held(request: GenerationRequest, family: Family) -> GrammarSpec | None:
     """None as well where the whole answer has a form already."""
-    if family.name not in HELD or request.grammar is not None:
+    if not _can_be_held(request, family):
         return None
     texts = {each.tool: each for each in request.text_grammars}
     tools = [
         _held_tool(tool["function"], texts.get(tool["function"]["name"]))
         for tool in request.tools or ()
     ]
-    content = {"format": family.name, "many": request.most_calls is None, "tools": tools}
+    content: dict[str, Any] = {
+        "format": family.name,
+        "many": request.most_calls is None,
+        "tools": tools,
+    }
+    if family.template is not None:
+        content |= {"template": family.template, "special": family.openers}
     is_strict = any(tool["strict"] for tool in tools)
     return GrammarSpec("auto_calls", json.dumps(content), is_strict=is_strict, param="tools")
 
 
+def _can_be_held(request: GenerationRequest, family: Family) -> bool:
+    """Whether what the format's calls are held to is known, and the whole answer has no form already."""
+    if request.grammar is not None:
+        return False
+    if family.template is not None:
+        return template_format(family.template, family.openers) is not None
+    return family.name in HELD
+
+
 def _check_texts(request: GenerationRequest, family: Family | None) -> None:
-    """Raises UnsupportedParameter where a text has escapes within a call, which a grammar knows nothing of."""
-    if family is not None and request.grammar is None and HELD.get(family.name, NOT_HELD).text:
+    """Raises UnsupportedParameter where calls are read, and not held."""
+    if family is not None and _can_be_held(request, family):
         return
     first = request.text_grammars[0]
     raise UnsupportedParameter(
-        f"The lark grammar of {first.tool!r} can be enforced where a tool must be called, or with a model that writes"
-        " texts as they are within its calls, which this one does not, and without another form. Send 'tool_choice', or"
-        " a grammar of syntax regex.",
+        f"The lark grammar of {first.tool!r} can be enforced where a tool must be called, or with a model whose own"
+        " calls can be held to it, which those of this one can't be, and without another form. Send 'tool_choice'.",
         param=first.param.removesuffix(".definition"),
     )
 

@@ -19,9 +19,10 @@ from llmhost.core.errors import BadRequest, InvalidGrammar, InvalidSchema, Inval
 from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.answer import Answer, Closing, Compiled, fill_masks
-from llmhost.text.grammar_calls import HELD, with_tokens
+from llmhost.text.grammar_calls import with_tokens
 from llmhost.text.grammar_child import READER, Died
 from llmhost.text.grammar_source import LIMITS, MAX_SPEC_BYTES, Unreadable, in_our_words
+from llmhost.text.grammar_template import form_of
 from llmhost.text.held_calls import CallsAnswer, CompiledCalls
 from llmhost.text.vocabulary import Masks, Thinking, Vocabulary
 
@@ -104,7 +105,7 @@ def _compile(spec: GrammarSpec, vocabulary: Vocabulary) -> Compiled | CompiledCa
     if spec.kind == "auto_calls":
         wish = json.loads(spec.text)
         grammar = with_tokens(told["grammar"], vocabulary.specials)
-        form, matcher = HELD[wish["format"]], _matcher(grammar, vocabulary)
+        form, matcher = form_of(wish), _matcher(grammar, vocabulary)
         names = [tool["name"] for tool in wish["tools"]]
         return CompiledCalls.of(matcher, form, vocabulary, names, many=wish["many"])
     if vocabulary.words:

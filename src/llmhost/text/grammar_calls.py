@@ -14,6 +14,7 @@ from typing import Any
 from llmhost.text.calls.tagged import GLM, MINIMAX, QWEN, SEED, Tags
 from llmhost.text.grammar_pythonic import pythonic_arguments, pythonic_calls
 from llmhost.text.grammar_tagged import bare_rules, tagged_arguments, tagged_rules, tagged_text
+from llmhost.text.lark_in_json import escaped_lark
 
 SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 GAP = "gap: /[ \\n]{1,2}/"
@@ -33,12 +34,18 @@ class HeldFormat:
         f"args{place}: %json {json.dumps(schema)}"
     ]
     """Lines of the grammar for what the tool in that place is given. May raise Unspeakable."""
-    text: Callable[[int, str], list[str]] | None = None
-    """The same for a tool that takes one text, which is held to a grammar in Lark; None where a text has escapes."""
+    text: Callable[[int, str], list[str]] = lambda place, lark: json_text(place, lark)
+    """The same for a tool that takes one text, which is held to a grammar in Lark. May raise Unspeakable."""
 
 
 Rules = tuple[list[str], tuple[str, ...]]
 """Lines of a Lark grammar, in which the arguments of tool i are `args<i>`, and what its marks say: `mark0`, ..."""
+
+
+def json_text(place: int, lark: str, before: str = '{"input": "', after: str = '"}') -> list[str]:
+    """What a tool is given that takes one text, where that is a string of JSON. Raises Unspeakable."""
+    said = f"{quoted(before)} text{place} {quoted(after)}"
+    return [f"args{place}: {said}", f"text{place}: %lark {{\n{escaped_lark(lark)}\n}}"]
 
 
 def quoted(text: str) -> str:
@@ -46,7 +53,7 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _options(heads: Sequence[str], tail: str) -> list[str]:
+def options(heads: Sequence[str], tail: str) -> list[str]:
     """`call`: one of several heads, each with the arguments of its tool behind it."""
     rules = [f"call{i}: {head} args{i} {tail}" for i, head in enumerate(heads)]
     return [*rules, "call: " + " | ".join(f"call{i}" for i in range(len(heads)))]
@@ -54,7 +61,7 @@ def _options(heads: Sequence[str], tail: str) -> list[str]:
 
 def _objects(names: Sequence[str], key: str = "arguments") -> list[str]:
     heads = [quoted(f'{{"name": {json.dumps(name)}, {json.dumps(key)}: ') for name in names]
-    return _options(heads, '"}"')
+    return options(heads, '"}"')
 
 
 def _more(many: bool, between: str = "") -> str:
@@ -91,19 +98,19 @@ def _deepseek_v3(names: Sequence[str], many: bool) -> Rules:
     heads = [
         f'mark0 "function" mark1 {quoted(name + chr(10) + "```json" + chr(10))}' for name in names
     ]
-    calls = _options(heads, f"{quoted(chr(10) + '```')} mark2")
+    calls = options(heads, f"{quoted(chr(10) + '```')} mark2")
     return [f"start: {_more(many, quoted(chr(10)))} mark3", *calls], _DEEPSEEK
 
 
 def _deepseek_v31(names: Sequence[str], many: bool) -> Rules:
     heads = [f"mark0 {quoted(name)} mark1" for name in names]
-    return [f"start: {_more(many)} mark3", *_options(heads, "mark2")], _DEEPSEEK
+    return [f"start: {_more(many)} mark3", *options(heads, "mark2")], _DEEPSEEK
 
 
 def _kimi(names: Sequence[str], many: bool) -> Rules:
     heads = [f"mark0 {quoted(f'functions.{name}:')} /[0-9]{{1,3}}/ mark1" for name in names]
     marks = ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>")
-    calls = _options(heads, "mark2")
+    calls = options(heads, "mark2")
     return [f"start: {_more(many)} mark3", *calls], (*marks, "<|tool_calls_section_end|>")
 
 
@@ -122,15 +129,18 @@ def _only_python(names: Sequence[str], many: bool) -> Rules:
 
 
 def _pythonic(opener: str, rules: "Callable[[Sequence[str], bool], Rules]") -> HeldFormat:
-    return HeldFormat((opener,), rules=rules, arguments=pythonic_arguments)
+    return HeldFormat((opener,), rules=rules, arguments=pythonic_arguments, text=_python_text)
 
 
 def _harmony(names: Sequence[str], many: bool) -> Rules:
     """Up to the object's end: what comes then ends the answer, and is the model's to say."""
     head = 'head: " "? (mark0 "json")? mark1'
-    return [head, "start: call", *_options([f"{quoted(name)} head" for name in names], "")], (
+    return [head, "start: call", *options([f"{quoted(name)} head" for name in names], "")], (
         *("<|constrain|>", "<|message|>"),
     )
+
+
+_python_text = partial(json_text, before='input="', after='"')
 
 
 def _compact(place: int, schema: Mapping[str, Any]) -> list[str]:
@@ -163,18 +173,24 @@ HELD: Mapping[str, HeldFormat] = {
     "llama4_pythonic": _pythonic("<|python_start|>", partial(_in_python, "<|python_end|>")),
     "lfm2": _pythonic("<|tool_call_start|>", partial(_in_python, "<|tool_call_end|>")),
     "olmo3": _pythonic("<function_calls>", _in_lines_of_python),
-    "harmony": HeldFormat(("commentary to=functions.",), rules=_harmony, arguments=_compact),
-    "pythonic": HeldFormat((), names_first=True, rules=_only_python, arguments=pythonic_arguments),
+    "harmony": HeldFormat(
+        ("commentary to=functions.",),
+        rules=_harmony,
+        arguments=_compact,
+        text=partial(json_text, before='{"input":"'),
+    ),
+    "pythonic": HeldFormat(
+        (), names_first=True, rules=_only_python, arguments=pythonic_arguments, text=_python_text
+    ),
 }
 """By the names of `text/calls/families.py`."""
-NOT_HELD = HeldFormat(())
 
 
 def calls_grammar(
-    name: str, names: Sequence[str], arguments: Sequence[Sequence[str]], *, many: bool
+    form: HeldFormat, names: Sequence[str], arguments: Sequence[Sequence[str]], *, many: bool
 ) -> str:
-    """Lark, of the format of that name, for tools of those `names`; `arguments` are what their format makes of each."""
-    lines, marks = HELD[name].rules(names, many)
+    """Lark, of a format, for tools of those `names`; `arguments` are what the format makes of each."""
+    lines, marks = form.rules(names, many)
     lines += [line for each in arguments for line in each]
     return "\n".join([*lines, *(mark_line(i, quoted(mark)) for i, mark in enumerate(marks))])
 

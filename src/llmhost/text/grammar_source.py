@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
-from llmhost.text.grammar_calls import HELD, SPACED, HeldFormat, calls_grammar, quoted
+from llmhost.text.grammar_calls import SPACED, HeldFormat, calls_grammar, quoted
 from llmhost.text.grammar_tagged import Unspeakable
+from llmhost.text.grammar_template import form_of
 from llmhost.text.schema import enforceable
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Unreadable(Exception):
 def read_grammar(kind: str, text: str, *, is_strict: bool) -> str:
     """A grammar in llguidance's JSON, found to be sound. Raises Unreadable."""
     grammar = READERS[kind](text, is_strict)
-    matcher = _matcher(grammar)
+    matcher = matcher_of(grammar)
     _go_ahead(matcher)
     if fault := in_our_words(matcher.get_error()):
         raise Unreadable(fault)
@@ -63,10 +64,10 @@ def read_grammar(kind: str, text: str, *, is_strict: bool) -> str:
 
 def fault_of(grammar: str) -> str:
     """What llguidance has against a grammar; empty when nothing."""
-    return in_our_words(_matcher(grammar).get_error())
+    return in_our_words(matcher_of(grammar).get_error())
 
 
-def _matcher(grammar: str) -> LLMatcher:
+def matcher_of(grammar: str) -> LLMatcher:
     return LLMatcher(_BYTES, grammar, log_level=0, limits=LIMITS)
 
 
@@ -195,16 +196,18 @@ def _text_call(place: int, tool: Any) -> str:
 
 
 def _text_of(made: HeldFormat, place: int, tool: Any) -> list[str]:
-    assert made.text is not None, "others were refused"
     if fault := fault_of(LLMatcher.grammar_from_lark(tool["lark"])):
         raise Unreadable(fault, _place(place, tool))
-    return made.text(place, tool["lark"])
+    try:
+        return made.text(place, tool["lark"])
+    except Unspeakable as fault:
+        raise Unreadable(str(fault), _place(place, tool)) from None
 
 
 def _auto_calls(text: str, is_strict: bool) -> str:
     """Calls in a model's own format, from its opener on: strict tools by their schemas, others with any object."""
     wish = _json(text)
-    made, arguments = HELD[wish["format"]], list[list[str]]()
+    made, arguments = form_of(wish), list[list[str]]()
     for place, tool in enumerate(wish["tools"]):
         if "lark" in tool:
             arguments.append(_text_of(made, place, tool))
@@ -221,7 +224,7 @@ def _auto_calls(text: str, is_strict: bool) -> str:
             raise Unreadable(str(fault), _place(place, tool)) from None
     names = [tool["name"] for tool in wish["tools"]]
     try:
-        return calls_grammar(wish["format"], names, arguments, many=wish["many"])
+        return calls_grammar(made, names, arguments, many=wish["many"])
     except Unspeakable as fault:
         raise Unreadable(str(fault)) from None
 

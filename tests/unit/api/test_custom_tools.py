@@ -90,23 +90,25 @@ def test_a_custom_tool_that_can_not_be_is_refused_by_its_place(
     assert (refused.value.code, refused.value.param) == (code, param)
 
 
-async def test_a_grammar_is_kept_by_models_that_write_texts_as_they_are_and_refused_by_others() -> (
-    None
-):
+async def test_a_grammar_is_kept_by_models_whose_calls_are_held_and_refused_beside_a_form() -> None:
     call = '<tool_call>\n<function=patch>\n<parameter=input>\n+a"\nb\n</parameter>\n</function>\n</tool_call>'
     async with model(Marks("qwen3_coder")) as m:
         told = await said(m, *call, tools=[F, LARK])
     async with model(HERMES) as m:
-        refused = await m.host.chat("hello", model="m", tools=[F, LARK])
+        escaped = await said(
+            m,
+            r'<tool_call>{"name": "patch", "arguments": {"input": "+a\"',
+            r'\nb"}}</tool_call>',
+            tools=[F, LARK],
+        )
         beside = await m.host.chat(
             "hello", model="m", tools=[F, LARK], response_format={"type": "json_object"}
         )
 
-    assert told == [{"type": "custom", "custom": {"name": "patch", "input": '+a"\nb'}}]
-    for answer in (refused, beside):
-        error = answer.json()["error"]
-        assert (answer.status_code, error["code"]) == (400, "unsupported_parameter")
-        assert error["param"] == "tools[1].custom.format.grammar"
+    assert told == escaped == [{"type": "custom", "custom": {"name": "patch", "input": '+a"\nb'}}]
+    error = beside.json()["error"]
+    assert (beside.status_code, error["code"]) == (400, "unsupported_parameter")
+    assert error["param"] == "tools[1].custom.format.grammar"
 
 
 def test_the_grammar_of_a_text_is_what_its_calls_are_held_to() -> None:

@@ -86,7 +86,7 @@ SPOKEN = {
     "text": (TEXT, lambda said: f"<call get_weather> {said} </call>"),
     "members": (MEMBERS, lambda said: f'<call>{{"tool": "get_weather", "with": {said}, "id": [1, {{}}]}}</call>'),
     "backwards": (MEMBERS, lambda said: f'<call>{{"with": {said}, "tool": "get_weather"}}</call>'),
-    "list": (LIST, lambda said: f'<call>[{{"tool": "get_weather", "with": {said}}}, {{"tool": "f", "with": {{}}}}]</call>'),
+    "list": (LIST, lambda said: f'<call>[{{"tool": "f", "with": {said}}}, {{"tool": "f", "with": {{}}}}]</call>'),
 }  # fmt: skip
 
 

@@ -246,3 +246,44 @@ def test_a_strict_tool_that_can_not_be_enforced_is_refused(
     with pytest.raises(InvalidTool) as refused:
         tokenizers["hermes"].compile_grammar(spec("hermes", tools))
     assert refused.value.param == "tools[1].function.parameters"
+
+
+PATCH = r"""start: "*** Begin Patch" LF hunk+ "*** End Patch" LF?
+hunk: "*** Add File: " name LF add+
+name: /(.+)/
+add: "+" /(.*)/ LF -> line
+%import common.LF
+"""
+WITH_TEXT = {
+    "hermes": '<tool_call>\n{{"name": "f", "arguments": {{"input": {}}}}}\n</tool_call>',
+    "mistral": '[TOOL_CALLS]f[ARGS]{{"input": {}}}',
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
+    '{{"input": {}}}<|tool_call_end|><|tool_calls_section_end|>',
+    "harmony": 'commentary to=functions.f <|constrain|>json<|message|>{{"input":{}}}',
+    "lfm2": "<|tool_call_start|>[f(input={})]<|tool_call_end|>",
+}
+
+
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_a_text_follows_its_grammar_within_json(
+    name: str, tokenizers: dict[str, FileTokenizer]
+) -> None:
+    tokenizer = tokenizers[name]
+    tools = [TOOLS[1], {"name": "f", "strict": True, "lark": PATCH, "at": "[1].x"}]
+
+    def is_said(text: str) -> bool:
+        state = tokenizer.grammar(spec(name, tools), ())
+        for token in ids(tokenizer, WITH_TEXT[name].format(json.dumps(text, ensure_ascii=False))):
+            if not state.is_free and token not in allowed(tokenizer, state):
+                return False
+            state.accept(token)
+        return state.is_free
+
+    assert is_said('*** Begin Patch\n*** Add File: ä.py\n+x = "\\n"\n+\n*** End Patch')
+    assert not is_said("*** Begin Patch\n*** End Patch")
+    assert not is_said("x")
+    with pytest.raises(InvalidTool) as refused:
+        broken = {**tools[1], "lark": r"start: /[^\n]*x/"}
+        tokenizer.compile_grammar(spec(name, [broken]))
+    assert refused.value.param == "tools[1].x"
+    assert "where [^\\n] ends" in refused.value.message

@@ -5,6 +5,7 @@ part that turns out to be none can still be read as a whole. What breaks later s
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -152,9 +153,9 @@ class Pairs(Body):
         if self.calls:
             yield Piece("}", self.calls - 1)
 
+    @abstractmethod
     def pair(self) -> Steps[tuple[str, Any] | None]:
         """The next argument; None when there is none any more."""
-        raise NotImplementedError
 
     def _told(self, key: str, value: Any) -> str:
         assert self.name is not None

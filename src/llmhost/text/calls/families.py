@@ -30,6 +30,8 @@ class Family:
     thoughts: tuple[str, str] | None = None
     """What they stand between then."""
     has_calls: bool = True
+    template: str | None = None
+    """The template of answers that it follows, in the model's own files."""
 
 
 def _special(words: str) -> str:
