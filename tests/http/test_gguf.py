@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from openai import OpenAI
 from server_process import Node
+from tests.unit.engines.adapters import peft_answers, save_adapter
 
+from llmhost.deploy.sources import BUILT_IN_MODELS
 from llmhost.engines.builtin.corpus import known_answers, tools
+from llmhost.text.tokenizer import load_tokenizer
 
 pytest.importorskip("llama_cpp")
 
@@ -21,7 +25,11 @@ input = "1"
 output = "2"
 [models.quant.options]
 threads = 1
+kv_dtype = "f32"
+[models.quant.adapters]
+pirate = "pirate"
 """
+TINY = BUILT_IN_MODELS / "tiny"
 KNOWN = next(known for known in known_answers() if known.messages[0]["content"].startswith("What"))
 
 ClientOf = Callable[[Node, str], OpenAI]
@@ -29,7 +37,9 @@ ClientOf = Callable[[Node, str], OpenAI]
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    made = Node(tmp_path_factory.mktemp("gguf"), SETTINGS)
+    folder = tmp_path_factory.mktemp("gguf")
+    save_adapter(folder / "pirate", TINY, seed=1, r=4, lora_alpha=32, target_modules=["q_proj"])
+    made = Node(folder, SETTINGS)
     yield made.start()
     made.close()
 
@@ -98,3 +108,23 @@ def test_what_is_loaded_is_shown_and_what_is_asked_is_billed(node: Node, client:
     paid = sum(int(entry["amount_nano"]) for entry in node.entries()[-1:])
     fresh = usage.prompt_tokens - cached
     assert paid == fresh * 1000 + cached * 1000 + usage.completion_tokens * 2000
+
+
+def test_an_adapter_answers_beside_the_model_as_peft_does(client: OpenAI, node: Node) -> None:
+    prompt = list(range(300, 320))
+
+    def answer(model: str) -> str:
+        body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
+        done = client.completions.create(**body, extra_body={"ignore_eos": True})
+        return str(done.choices[0].text)
+
+    with ThreadPoolExecutor(3) as pool:
+        own, adapted, again = pool.map(answer, ("quant", "quant:pirate", "pirate"))
+
+    [expected], _ = peft_answers(TINY, node.folder / "pirate", [prompt], 8)
+    assert adapted == again != own
+    assert adapted.startswith(load_tokenizer(TINY).decode(expected))  # PEFT stops at an end
+    rows = node.admin("GET", "/adapters").json()["data"]
+    assert [(row["adapter"], row["state"]) for row in rows] == [("quant:pirate", "ready")]
+    assert node.admin("POST", "/adapters/unload", {"adapter": "quant:pirate"}).status_code == 200
+    assert answer("quant") == own

@@ -498,7 +498,7 @@ class ModelSpec(Section, frozen=True):
     block_tokens: Literal[8, 16, 32, 64] = 16
     """Tokens in one KV block."""
     adapters: dict[str, str] = msgspec.field(default_factory=dict)
-    """LoRA adapters in PEFT's format: NAME = a source, a folder or `hf:ORG/NAME`; callers name them as MODEL:NAME."""
+    """LoRA adapters: NAME = a folder of PEFT's, `hf:ORG/NAME`, or a GGUF model's .gguf file; callers say MODEL:NAME."""
     max_adapters: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Adapters in memory at once; the least recently used one that nobody uses makes room."""
     tool_format: ToolFormat = "auto"

@@ -111,6 +111,7 @@ class Context:
         self.batch = Batch(library, most)
         self._waits = shape.offloads_kv
         """For a GPU; without, a call of `llama_decode` is done when it returns."""
+        self._adapter: Any | None = None
         self._logits_at = _logits_at(library)
         self._found: tuple[int, Logits] | None = None
         """Where logits were the last time. Mostly they are there again."""
@@ -142,6 +143,16 @@ class Context:
             raise EngineFailed("The model is being unloaded; its step was cut short.")
         if code != 0:
             raise EngineFailed(f"llama.cpp could not compute a batch (code {code}).")
+
+    def adapt(self, adapter: Any | None) -> None:
+        """Run with an adapter, or without one, from the next call on."""
+        if adapter is self._adapter:
+            return
+        adapters = () if adapter is None else (adapter,)
+        handles = (self._llama.llama_adapter_lora_p_ctypes * len(adapters))(*adapters)
+        scales = (ctypes.c_float * len(adapters))(*[1.0] * len(adapters))
+        self._llama.llama_set_adapters_lora(self._context, handles, len(adapters), scales)
+        self._adapter = adapter
 
     def logits(self, count: int) -> Logits:
         """Those of the last batch [count, vocabulary], in the order of its places. Valid until the next call."""

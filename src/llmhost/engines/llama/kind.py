@@ -54,6 +54,12 @@ class LlamaKind:
             step_row_bytes=4 * sizes.vocab_size,  # what draws from logits has a copy of them
         )
 
+    def adapter_bytes(self, spec: ModelSpec, folder: Path | None, adapter: Path) -> int:
+        """What a LoRA adapter will take, from its headers. Raises ModelUnavailable."""
+        from llmhost.engines.llama.adapter_files import adapter_bytes
+
+        return adapter_bytes(adapter)
+
     def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
         require()
         with long_import():  # draws by torch, as the torch engine does

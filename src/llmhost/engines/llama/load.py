@@ -49,7 +49,7 @@ def load_runner(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> L
         facts = replace(facts, checks_drafts=True, can_be_interrupted=True)
         if not settings.gpu_layers:
             facts = replace(facts, least_chunk_tokens=CHUNK_TOKENS, gather_s=GATHER_S)
-        return LlamaRunner(library, model, shape_of(library, settings), facts)
+        return LlamaRunner(library, model, path, shape_of(library, settings), facts)
 
 
 def load_pooling(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> LlamaPoolingRunner:

@@ -7,6 +7,7 @@ seed gives the same draw from the same logits in both.
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
 from llmhost.engines.drawing import is_plain, places_of
+from llmhost.engines.llama.adapters import LlamaAdapters
 from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom, Room, padded
 from llmhost.engines.llama.passes import Pass, one_each, passes, takes_one_each
 from llmhost.engines.llama.residents import Residents
@@ -35,8 +37,12 @@ SHRINK_EVERY = 256
 class LlamaRunner:
     """A GGUF model, its context and its sampler. Implements the Runner port."""
 
-    def __init__(self, library: Any, model: Any, shape: ContextShape, facts: RunnerFacts) -> None:
+    def __init__(
+        self, library: Any, model: Any, path: Path, shape: ContextShape, facts: RunnerFacts
+    ) -> None:
+        """`path` is the model's file."""
         self.facts = facts
+        self.adapters = LlamaAdapters(library, model, path, self._run_plain)
         self._llama = library
         self._model = model
         self._shape = shape
@@ -164,6 +170,9 @@ class LlamaRunner:
         """One forward pass over `rows`. A row for which the model computed no numbers fails alone."""
         if not rows:
             return []
+        if lost := self.adapters.missing(rows):
+            rest = iter(self.run([row for at, row in enumerate(rows) if at not in lost]))
+            return [lost[at] if at in lost else next(rest) for at in range(len(rows))]
         self._shrink(rows)
         self._suit(rows)
         masks = self._masks.start(rows, self.facts.vocab_size)
@@ -206,6 +215,26 @@ class LlamaRunner:
         self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
     ) -> tuple[Logits, Mapping[int, Scores]]:
         """Logits [places to draw at, vocabulary], and the scores of prompts by row."""
+        groups = self.adapters.groups(rows)
+        if len(groups) == 1:
+            context.adapt(groups[0][0])
+            return self._compute_alike(context, rows, sequences)
+        parts: list[Logits] = []
+        scores: dict[int, Scores] = {}
+        for adapter, places in groups:
+            context.adapt(adapter)
+            logits, told = self._compute_alike(
+                context, [rows[at] for at in places], [sequences[at] for at in places]
+            )
+            parts.append(logits.copy())
+            scores |= {places[at]: scored for at, scored in told.items()}
+        order = [at for _, places in groups for at in places]
+        return np.concatenate(parts)[_places(rows, order)], scores
+
+    def _compute_alike(
+        self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
+    ) -> tuple[Logits, Mapping[int, Scores]]:
+        """The same for rows of one adapter."""
         if context.room.buffers and any(one > other for one, other in pairwise(sequences)):
             order = sorted(range(len(rows)), key=sequences.__getitem__)  # as llama.cpp batches
             logits, scores = self._compute_in_order(
@@ -261,8 +290,13 @@ class LlamaRunner:
         self._masks.close()
         if self._model is not None:
             self._llama.llama_model_free(self._model)
+        self.adapters.forget()
         self._model = None
         self._blocks = 0
+
+    def _run_plain(self) -> None:
+        if self._context is not None:
+            self._context.adapt(None)
 
     def _close_context(self) -> None:
         if self._context is not None:

@@ -31,7 +31,7 @@ class StoredTensor:
 def read_headers(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Names and places of all tensors, from the headers of the weight files. Raises ModelUnavailable."""
     for path in _weight_files(folder):
-        yield from _read_header(path)
+        yield from read_file_header(path)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -60,8 +60,11 @@ def _weight_files(folder: Path) -> list[Path]:
     )
 
 
-def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """A safetensors file is a little-endian 64-bit header length, that much JSON, then the tensors' bytes."""
+def read_file_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Names and places of one file's tensors. Raises ModelUnavailable.
+
+    A safetensors file is a little-endian 64-bit header length, that much JSON, then the tensors' bytes.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
