@@ -15,7 +15,6 @@ from tests.gpu.timing import wait
 from torch import Tensor
 
 from llmhost.core.output import Delta
-from llmhost.core.ports import EngineLoad
 from llmhost.core.request import ModelRef, Sampling, SequenceSpec
 from llmhost.core.step import Draw, Drawn, Row, StepResult
 from llmhost.engines.torch.runner import TorchRunner
@@ -242,7 +241,7 @@ def engine_run(
     )
     steps: list[tuple[int, int]] = []  # when it began, and how many decode; 0 where a prompt is fed
 
-    def on_step(result: StepResult, load: EngineLoad) -> None:
+    def on_step(result: StepResult) -> None:
         is_decode = all(len(row.tokens) == 1 for row in result.rows)
         steps.append((result.started_ns, len(result.rows) if is_decode else 0))
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from llmhost.core.output import Delta
 from llmhost.core.request import GrammarSpec, Sampling, SequenceSpec
 from llmhost.core.step import Drawn, GrammarState, KvMove, Row
@@ -392,8 +394,7 @@ DeltaSink = Callable[[Delta], None]
 """Called on the HTTP loop with each delta of one sequence, in order."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
+class EngineLoad(msgspec.Struct, frozen=True):
     """How busy an engine is, as advice: acting on it is the engine's own business."""
 
     running: int = 0

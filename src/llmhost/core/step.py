@@ -5,7 +5,6 @@ position `start`, and wants a token drawn after the last of them, or not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from llmhost.core.errors import EngineFailed
@@ -103,8 +102,7 @@ def confirmed_drafts(row: Row, drawn: Drawn) -> int:
     return len(drawn.tokens) - 1 if row.drafts and isinstance(drawn, Draw) and drawn.tokens else 0
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What one step did and what it cost: cost, latency prediction and capacity all read this one event.
 
     `drawn[i]` is the token drawn for row i, or None where none was wanted. `started_ns` and `ended_ns` bound the

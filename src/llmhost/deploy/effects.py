@@ -24,7 +24,7 @@ from llmhost.core.errors import (
 )
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
-from llmhost.core.ports import Clock, Drafter, EngineLoad, Runner, RunnerFacts, Tokenizer
+from llmhost.core.ports import Clock, Drafter, Runner, RunnerFacts, Tokenizer
 from llmhost.core.request import Pooling, Purpose, Sampling, SequenceSpec
 from llmhost.core.step import StepResult
 from llmhost.cost.attribution import TrueCosts
@@ -55,7 +55,7 @@ PROBE_TIMEOUT_S = 120.0
 
 T = TypeVar("T")
 
-StepObserverFor = Callable[[str], Callable[[StepResult, EngineLoad], None]]
+StepObserverFor = Callable[[str], Callable[[StepResult], None]]
 
 
 class LoadEffects:

@@ -10,6 +10,7 @@ bans, penalties and biases do what they do to a model's logits.
 
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -47,6 +48,10 @@ LIKING, FALL = 10.0, 2.0
 favourite has a probability of 0.61 and the last word one of 4e-8."""
 
 Logits = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+
+def _blank(count: int) -> "array[int]":
+    return array("I", bytes(STATE_BYTES * max(count, 0)))
 
 
 def _advance(state: int, token: int) -> int:
@@ -89,9 +94,10 @@ class FakeRunner:
     ) -> None:
         self._options = options
         self._sleep = sleep
+        self._block_tokens = block_tokens
         self._given: dict[int, int] = {}  # tokens drawn so far, kept only for scripted failures
-        self._states = np.zeros((0, block_tokens), dtype=np.uint32)
-        self._host_states = self._states
+        self._states = array("I")  # of all blocks, one after the other
+        self._host_states = array("I")
         self.facts = RunnerFacts(
             device="none",
             vocab_size=options.vocab,
@@ -107,20 +113,21 @@ class FakeRunner:
         self._launched: dict[int, Drawn] = {}  # by sequence, what the last launched step drew
 
     def set_kv_blocks(self, count: int) -> None:
-        states = np.zeros((count, self.facts.block_tokens), dtype=np.uint32)
-        kept = min(count, len(self._states))
-        states[:kept] = self._states[:kept]
-        self._states = states
+        kept = self._states[: count * self.facts.block_tokens]
+        self._states = kept + _blank(count * self.facts.block_tokens - len(kept))
 
     def set_host_blocks(self, count: int) -> None:
-        self._host_states = np.zeros((count, self.facts.block_tokens), dtype=np.uint32)
+        self._host_states = _blank(count * self.facts.block_tokens)
 
     def move_blocks(self, moves: Sequence[KvMove]) -> None:
+        size = self.facts.block_tokens
         for block, slot, is_to_host in moves:
+            on_device = slice(block * size, (block + 1) * size)
+            on_host = slice(slot * size, (slot + 1) * size)
             if is_to_host:
-                self._host_states[slot] = self._states[block]
+                self._host_states[on_host] = self._states[on_device]
             else:
-                self._states[block] = self._host_states[slot]
+                self._states[on_device] = self._host_states[on_host]
 
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         self._delay(rows)
@@ -154,9 +161,9 @@ class FakeRunner:
         self.set_host_blocks(0)
 
     def _delay(self, rows: Sequence[Row]) -> None:
-        delay_ms = self._options.token_delay_ms
-        if any(len(row.tokens) > 1 or row.start == 0 for row in rows):
-            delay_ms += self._options.prefill_delay_ms
+        delay_ms, prefill_ms = self._options.token_delay_ms, self._options.prefill_delay_ms
+        if prefill_ms and any(len(row.tokens) > 1 or row.start == 0 for row in rows):
+            delay_ms += prefill_ms
         if delay_ms:
             self._sleep(delay_ms / 1000)
 
@@ -183,14 +190,13 @@ class FakeRunner:
 
     def _feed(self, row: Row) -> list[int]:
         """The checksum after each of the row's tokens, as it is now in the cache."""
-        size = self.facts.block_tokens
-        blocks, states = row.blocks, self._states
+        size, blocks, states = self._block_tokens, row.blocks, self._states
         before = row.start - 1
-        state = int(states[blocks[before // size], before % size]) if row.start else 0
+        state = states[blocks[before // size] * size + before % size] if row.start else 0
         fed = []
         for position, token in enumerate(row.tokens, row.start):
             state = _advance(state, token)
-            states[blocks[position // size], position % size] = state
+            states[blocks[position // size] * size + position % size] = state
             fed.append(state)
         return fed
 

@@ -56,6 +56,8 @@ class GuessMetrics:
 
         def observe(result: StepResult) -> None:
             nonlocal recent, recent_right
+            if not sum([row.drafts for row in result.rows]):
+                return
             checked = [
                 (row.drafts, confirmed_drafts(row, drawn))
                 for row, drawn in zip(result.rows, result.drawn, strict=True)

@@ -1,4 +1,5 @@
-"""Counters and histograms for what happens with every request or token: written by the HTTP loop, which also scrapes.
+"""Counters and histograms for what happens with every request, step or token: each of their values is written by one
+thread, the HTTP loop or a model's engine.
 
 So no lock is taken, and prometheus_client's own checks are not made each time.
 """
@@ -22,10 +23,10 @@ class LoopCounter(Collector):
         self._name = name
         self._text = text
         self._labels = labels
-        self._sums: dict[tuple[str, ...], int] = defaultdict(int)
+        self._sums: dict[tuple[str, ...], float] = defaultdict(int)
         registry.register(self)
 
-    def add(self, count: int, *labels: str) -> None:
+    def add(self, count: float, *labels: str) -> None:
         self._sums[labels] += count
 
     def collect(self) -> Iterator[CounterMetricFamily]:

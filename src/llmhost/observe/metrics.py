@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -81,15 +81,11 @@ class Metrics:
         self._queue = self._latency(
             "vllm:request_queue_time_seconds", "From arrival to the engine."
         )
-        self._step = Histogram(
-            "llmhost_step_seconds",
-            "One forward pass.",
-            labels,
-            buckets=STEP_BUCKETS_S,
-            registry=self.registry,
+        self._step = LoopHistogram(
+            "llmhost_step_seconds", "One forward pass.", STEP_BUCKETS_S, self.registry
         )
-        self._step_tokens = Counter(
-            "llmhost_step_tokens", "Tokens fed to the engine.", labels, registry=self.registry
+        self._step_tokens = LoopCounter(
+            "llmhost_step_tokens", "Tokens fed to the engine.", labels, self.registry
         )
         self._replays = Counter(
             "llmhost_idempotent_replays",
@@ -130,14 +126,14 @@ class Metrics:
         """Takes the seconds between two pieces of an answer of `model`."""
         return self._itl.observer(model)
 
-    def step_observer(self, model: str) -> Callable[[StepResult, EngineLoad], None]:
+    def step_observer(self, model: str) -> Callable[[StepResult], None]:
         """Takes each step of `model`, on its engine thread."""
-        seconds, tokens = self._step.labels(model), self._step_tokens.labels(model)
+        seconds, tokens = self._step.observer(model), self._step_tokens
         guesses, thread = self._guesses.observer(model), self.threads.engine_observer(model)
 
-        def observe(result: StepResult, _load: EngineLoad) -> None:
-            seconds.observe(result.busy_ns / 1e9)
-            tokens.inc(sum(len(row.tokens) for row in result.rows))
+        def observe(result: StepResult) -> None:
+            seconds(result.busy_ns / 1e9)
+            tokens.add(sum([len(row.tokens) for row in result.rows]), model)
             guesses(result)
             thread()
 

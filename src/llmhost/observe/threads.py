@@ -8,9 +8,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
+
+from llmhost.observe.loop import LoopCounter
 
 LOOK_S = 0.1
 LAG_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -26,11 +28,11 @@ class ThreadMetrics:
             buckets=LAG_BUCKETS_S,
             registry=registry,
         )
-        self._engine = Counter(
+        self._engine = LoopCounter(
             "llmhost_engine_cpu_seconds",
             "CPU time of the engine's thread.",
             ["model_name"],
-            registry=registry,
+            registry,
         )
         registry.register(_LoopTime())
 
@@ -43,12 +45,12 @@ class ThreadMetrics:
 
     def engine_observer(self, model: str) -> Callable[[], None]:
         """To be called on the engine's thread, after each step."""
-        spent, last_s = self._engine.labels(model), 0.0
+        spent, last_s = self._engine, 0.0
 
         def observe() -> None:
             nonlocal last_s
             now_s = time.thread_time()
-            spent.inc(now_s - last_s)
+            spent.add(now_s - last_s, model)
             last_s = now_s
 
         return observe

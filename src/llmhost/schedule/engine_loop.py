@@ -10,8 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import cast
+
+from msgspec import structs
 
 from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason
@@ -115,7 +116,9 @@ class EngineLoop:
 
     def load(self) -> EngineLoad:
         hung_s = self._watchdog.running_s
-        return self._load if hung_s is None else replace(self._load, hung_s=hung_s)
+        if hung_s is None:
+            return self._load
+        return structs.replace(self._load, hung_s=hung_s)
 
     def submit(self, spec: SequenceSpec, sink: DeltaSink) -> int:
         if self._is_stopping or self._is_draining or not self._thread.is_alive():

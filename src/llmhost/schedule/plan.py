@@ -7,7 +7,6 @@ only growth does, and the last of the running gives way.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 
@@ -66,8 +65,7 @@ def _all_held(work: Work) -> int:
     return work.held
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(NamedTuple):
     """The limits of one step."""
 
     tokens: int
@@ -81,8 +79,7 @@ class Budget:
     """Most tokens of prompts, so that who decodes isn't kept waiting; None for no such limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """`grants` are (seq_id, tokens to feed), admitted sequences among them."""
 
     grants: tuple[tuple[int, int], ...] = ()
@@ -119,7 +116,7 @@ class _Sharing:
         self.prompt_tokens = budget.tokens if budget.prompt_tokens is None else budget.prompt_tokens
         self.free = budget.free_blocks
         self.kept = len(running)  # the preempted are the tail of `running`
-        self.decodes = [_decodes(work) for work in running]
+        self.decodes = [not work.is_atomic and work.todo - work.drafts == 1 for work in running]
         self.decoders = sum(self.decodes)  # not granted yet: a token each
         self.grants: list[tuple[int, int]] = []
         self.admitted: list[int] = []
@@ -238,7 +235,3 @@ class _Sharing:
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.budget.block_tokens)
-
-
-def _decodes(work: Work) -> bool:
-    return not work.is_atomic and work.todo - work.drafts == 1

@@ -9,8 +9,6 @@ as a margin when a prompt's chunk is cut.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from llmhost.core.step import Row
 
 FORGET = 0.98
@@ -62,8 +60,9 @@ class StepPredictor:
     """Milliseconds of steps; None while too little is known."""
 
     def __init__(self) -> None:
-        self._squares = np.zeros((4, 4))
-        self._sums = np.zeros(4)
+        self._seen = [0.0] * 14
+        """Products of features, each with each from its place on, and the features themselves: four numbers are too few
+        to be worth an array."""
         self._weights: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
         self._correction = 1.0
         self._spread = FIRST_SPREAD
@@ -83,11 +82,15 @@ class StepPredictor:
                 error = min(max(ms / expected, 0.25), 4.0)
                 self._spread += CORRECTION_SHARE * (abs(error - self._correction) - self._spread)
                 self._correction += CORRECTION_SHARE * (error - self._correction)
-        features = np.array(_features(work)) / ms
-        self._squares *= FORGET
-        self._squares += features[:, None] * features
-        self._sums *= FORGET
-        self._sums += features
+        each = 1.0 / ms
+        rows, tokens, reach = work.rows * each, work.tokens * each, work.attended / 1024 * each
+        fresh = (
+            *(each * each, each * rows, each * tokens, each * reach),
+            *(rows * rows, rows * tokens, rows * reach),
+            *(tokens * tokens, tokens * reach, reach * reach),
+            *(each, rows, tokens, reach),
+        )
+        self._seen = [FORGET * old + new for old, new in zip(self._seen, fresh, strict=True)]
         self._is_stale = True
         self.seen += 1
         self.seen_prompts += work.prompt_tokens > 0
@@ -113,18 +116,49 @@ class StepPredictor:
 
     def _fit(self) -> None:
         """Weights of least squares, none of them negative: the worst one is dropped until none is."""
-        kept = [0, 1, 2, 3]
-        squares = self._squares + np.diag(self._squares.diagonal() * RIDGE + TINY)
+        kept, solved = [0, 1, 2, 3], list[float]()
         while kept:
-            solved = np.linalg.solve(squares[np.ix_(kept, kept)], self._sums[kept])
-            if (worst := int(solved.argmin())) < 0 or solved[worst] >= 0:
+            solved = _solved([self._line(place, kept) for place in kept])
+            worst = min(solved)
+            if worst >= 0:
                 break
-            del kept[worst]
+            del kept[solved.index(worst)]
         weights = [0.0] * 4
-        for place, weight in zip(kept, solved.tolist() if kept else [], strict=True):
+        for place, weight in zip(kept, solved if kept else [], strict=True):
             weights[place] = weight
         self._weights = weights
         self._is_stale = False
+
+    def _line(self, place: int, kept: Sequence[int]) -> list[float]:
+        """One of the equations that the weights of `kept` solve."""
+        seen = self._seen
+        line = [seen[_PAIRS[place][other]] for other in kept]
+        line[kept.index(place)] += seen[_PAIRS[place][place]] * RIDGE + TINY
+        return [*line, seen[_PRODUCTS + place]]
+
+
+_PRODUCTS = 10
+_PAIRS = ((0, 1, 2, 3), (1, 4, 5, 6), (2, 5, 7, 8), (3, 6, 8, 9))
+"""Where the product of two features is among all."""
+
+
+def _solved(lines: list[list[float]]) -> list[float]:
+    """What solves these equations, by elimination. Their matrix is symmetric with positive eigenvalues, so no
+    line has to be sought to begin with."""
+    size = len(lines)
+    for place in range(size):
+        pivot = lines[place]
+        for lower in range(place + 1, size):
+            line = lines[lower]
+            share = line[place] / pivot[place]
+            for column in range(place, size + 1):
+                line[column] -= share * pivot[column]
+    found = [0.0] * size
+    for place in reversed(range(size)):
+        line = lines[place]
+        known = sum(line[column] * found[column] for column in range(place + 1, size))
+        found[place] = (line[size] - known) / line[place]
+    return found
 
 
 def _features(work: StepWork) -> tuple[float, float, float, float]:

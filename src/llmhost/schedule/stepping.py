@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llmhost.core.errors import EngineFailed, OutOfMemory
-from llmhost.core.ports import EngineLoad, Lane, Runner
+from llmhost.core.ports import Lane, Runner
 from llmhost.core.step import Drawn, Row, StepResult, split_exactly, work_units
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Emission, Scheduler
 
 log = logging.getLogger("llmhost.schedule")
 
-StepObserver = Callable[[StepResult, EngineLoad], None]
+StepObserver = Callable[[StepResult], None]
 """Told of every step, on the engine thread: must be quick. One that raises ends the loop: money reads it."""
 
 GROW_EVERY = 16
@@ -128,14 +128,15 @@ class Stepper:
     def _run(self, rows: list[Row]) -> StepResult | Exception:
         error: Exception | None = None
         drawn: list[Drawn] = []
-        with self._lane.turn() as turn:
-            self.began_ns = turn.started_ns
-            try:
-                drawn = self._runner.run(rows)
-            except Exception as raised:  # noqa: BLE001 - boundary: a runner may raise anything
-                error = raised
-            finally:
-                self.began_ns = None
+        turn = self._lane.take()  # and not `turn`: a context manager costs as much as ten rows
+        self.began_ns = turn.started_ns
+        try:
+            drawn = self._runner.run(rows)
+        except Exception as raised:  # noqa: BLE001 - boundary: a runner may raise anything
+            error = raised
+        finally:
+            self.began_ns = None
+            self._lane.give(turn)
         self.steps += 1
         if error is not None:
             self._scheduler.pay(turn.ended_ns - turn.started_ns, turn.nano)
@@ -149,7 +150,7 @@ class Stepper:
         if self._guesser is not None:
             self._guesser.learn(result)
         if self._on_step is not None:
-            self._on_step(result, self._scheduler.load())
+            self._on_step(result)
         if self._budget.went_well():
             self._limit()
         return emissions

@@ -206,7 +206,7 @@ class Model:
             self.scheduler,
             lane=lane,
             guesser=self.guesser,
-            on_step=lambda result, _: self.results.append(result),
+            on_step=lambda result: self.results.append(result),
         )
         self.flights = Flights(self.runner, self.scheduler, self.stepper, lane)
         self.bed = Bed(self.runner, self.scheduler, self.guesser)

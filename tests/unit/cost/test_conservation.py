@@ -1,11 +1,12 @@
 """Busy, loading and idle tile a device's time, whatever overlaps; and what does not add up is noticed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from llmhost.config.schema import CostSettings
 from llmhost.core.meter import HOUR_NS, Rate
@@ -52,7 +53,7 @@ class Box:
     def bill(self, turn: Turn) -> None:
         """A third is a caller's, the rest the operator's."""
         third, before = turn.nano // 3, self.spent
-        self.spent = replace(
+        self.spent = structs.replace(
             before,
             callers_nano=before.callers_nano + third,
             operator_nano=before.operator_nano + turn.nano - third,
@@ -144,8 +145,8 @@ PAID = EngineLoad(callers_nano=100, operator_nano=15, probe_nano=5)
     ("lane", "paid", "load_ns", "error"),
     [
         (FINE, PAID, 40, 0),
-        (FINE, replace(PAID, callers_nano=99), 40, 1),
-        (FINE, replace(PAID, operator_nano=20), 40, 5),
+        (FINE, structs.replace(PAID, callers_nano=99), 40, 1),
+        (FINE, structs.replace(PAID, operator_nano=20), 40, 5),
         (FINE, PAID, 41, 2),
         (FINE._replace(idle_ns=39), PAID, 0, 2),
         (FINE._replace(busy_ns=61, idle_ns=39), PAID, 0, 2),

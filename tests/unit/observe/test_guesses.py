@@ -1,7 +1,6 @@
 """What was guessed and what of it was right, as vLLM's dashboards expect it."""
 
 from llmhost.core.errors import EngineFailed
-from llmhost.core.ports import EngineLoad
 from llmhost.core.request import Sampling
 from llmhost.core.step import Draw, Drawn, Row, StepResult
 from llmhost.observe.metrics import Metrics
@@ -22,7 +21,7 @@ def observe(metrics: Metrics, *rows: tuple[int, Drawn]) -> None:
         for i, (drafts, _) in enumerate(rows)
     ]
     result = StepResult(fed, [drawn for _, drawn in rows], 0, 10, [5] * len(rows))
-    metrics.step_observer("m@1")(result, EngineLoad())
+    metrics.step_observer("m@1")(result)
 
 
 def test_guesses_are_counted_by_model_and_by_place():

@@ -13,7 +13,6 @@ from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, SpelledWatch, a_spec, s
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason
-from llmhost.core.ports import EngineLoad
 from llmhost.core.step import Drawn, Row, StepResult
 from llmhost.engines.fake import FakeRunner, fake_answer
 from llmhost.gpu.lane import FreeLane
@@ -129,7 +128,7 @@ def make_engine(
     *,
     limits: SchedulerLimits | None = None,
     max_queue: int = 16,
-    on_step: Callable[[StepResult, EngineLoad], None] | None = None,
+    on_step: Callable[[StepResult], None] | None = None,
     on_broken: Callable[[EngineFailed], None] | None = None,
     scheduler: Scheduler | None = None,
     guesser: Guesser | None = None,
@@ -217,7 +216,7 @@ async def test_the_http_loop_is_woken_once_per_step(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", count)
     runner = Spoilt(sleep=gate)
-    async with running(runner, on_step=lambda result, load: steps.append(result)) as engine:
+    async with running(runner, on_step=lambda result: steps.append(result)) as engine:
         readers = [Reader() for _ in range(4)]
         for reader in readers:
             engine.submit(a_spec(max_new_tokens=6), reader)
@@ -234,7 +233,7 @@ async def test_a_step_that_only_computes_a_chunk_wakes_nobody() -> None:
     async with running(
         Spoilt(),
         limits=some_limits(max_tokens_per_batch=2),
-        on_step=lambda result, load: heard_after.append([row.wants_token for row in result.rows]),
+        on_step=lambda result: heard_after.append([row.wants_token for row in result.rows]),
     ) as engine:
         engine.submit(a_spec(range(6), max_new_tokens=1), reader)
         await reader.end()
@@ -244,7 +243,7 @@ async def test_a_step_that_only_computes_a_chunk_wakes_nobody() -> None:
 
 async def test_the_observer_sees_the_steps_whole_time_shared_out() -> None:
     steps: list[StepResult] = []
-    async with running(Spoilt(), on_step=lambda result, load: steps.append(result)) as engine:
+    async with running(Spoilt(), on_step=lambda result: steps.append(result)) as engine:
         readers = [Reader(), Reader()]
         for reader in readers:
             engine.submit(a_spec(), reader)
@@ -427,7 +426,7 @@ async def test_a_sequence_that_can_not_be_watched_fails_alone() -> None:
     assert broken.errors == []
 
 
-def _raise_in_observer(result: StepResult, load: EngineLoad) -> None:
+def _raise_in_observer(result: StepResult) -> None:
     raise RuntimeError("a bug in the observer")
 
 

@@ -87,7 +87,7 @@ class Airfield:
             self.runner,
             self.scheduler,
             lane=self.lane,
-            on_step=lambda result, _: self.results.append(result),
+            on_step=lambda result: self.results.append(result),
         )
         self.flights = Flights(self.runner, self.scheduler, self.stepper, self.lane)
 

@@ -53,7 +53,7 @@ async def answers(
     engine = make_engine(
         Spoilt(),
         scheduler=scheduler,
-        on_step=lambda result, load: steps.append(result),
+        on_step=lambda result: steps.append(result),
         guesser=Guesser(drafter, Eager()),
     )
     engine.start()

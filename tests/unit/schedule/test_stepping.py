@@ -55,7 +55,7 @@ class Bench:
             runner,
             self.scheduler,
             lane=FreeLane(SystemClock()),
-            on_step=lambda result, load: self.results.append(result),
+            on_step=lambda result: self.results.append(result),
         )
         self.said: dict[int, list[int]] = {}
         self.ends: dict[int, Delta] = {}
