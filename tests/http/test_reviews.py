@@ -1,14 +1,21 @@
 """Reviewers at work on a real server that is killed amid it."""
 
+import json
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 from reviewers import Crowd, check, prepare
-from server_process import Node, chat_body
+from server_process import Node, chat_body, eventually
 
 SETTINGS = """
+[reviews]
+webhook = "{url}"
+webhook_private = true
 [safety]
 blocked_words = ["forbidden"]
 review = ["words"]
@@ -36,17 +43,43 @@ class Asking:
         return {"authorization": f"Bearer {self.key}"}
 
 
+@contextmanager
+def taking() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """A server that takes webhooks: its URL, and review and type of each event."""
+    told: list[tuple[str, str]] = []
+
+    class Taker(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            event = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            told.append((event["data"]["id"], event["type"]))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Taker)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/", told
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_eight_reviewers_decide_each_text_once_though_the_server_is_killed(
     new_node: Callable[..., Node],
 ) -> None:
-    node = new_node(SETTINGS)
-    keys, ids = prepare(node.data_dir, reviewers=8, texts=40)
-    node.start()
-    crowd = Crowd(node, keys)
+    with taking() as (url, told):
+        node = new_node(SETTINGS.format(url=url))
+        keys, ids = prepare(node.data_dir, reviewers=8, texts=40)
+        node.start()
+        crowd = Crowd(node, keys)
 
-    crowd.work(kill_at=(12,))
+        crowd.work(kill_at=(12,))
 
-    check(crowd, ids)
+        check(crowd, ids)
+        eventually(lambda: {name for name, _ in told} >= {*ids}, "not all ends were told")
+        assert {kind for _, kind in told} <= {"review.approved", "review.rejected"}
     assert node.metric("llmhost_reviews_open") == 0
     shown = node.cli("reviews", "show", ids[0])
     assert "text 0" in shown.stdout

@@ -47,7 +47,10 @@ class Dialect:
 
 
 def dialect_of(scope: Scope) -> Dialect:
-    path = scope["path"]
+    return dialect_of_path(scope["path"])
+
+
+def dialect_of_path(path: str) -> Dialect:
     if path.startswith(OLLAMA_PATH):
         return OLLAMA_CHAT if path.startswith(f"{OLLAMA_PATH}chat") else OLLAMA
     is_anthropic = path.startswith(ANTHROPIC_PATH) and path[len(ANTHROPIC_PATH) :][:1] in ("", "/")

@@ -1,6 +1,7 @@
 """POST /v1/messages and /v1/messages/count_tokens, Anthropic's: the same door and stages as OpenAI's routes."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from litestar.types import ASGIApp, Send
@@ -14,18 +15,30 @@ from llmhost.api.gatekeeper import Identify
 from llmhost.api.messages_frames import MessageFrames, whole_message
 from llmhost.api.messages_wire import parse_count, parse_messages
 from llmhost.api.openai import generation_route, shown_cost, stream_by
+from llmhost.api.reviews.held import hold_answer
 from llmhost.api.visit import Visit
+from llmhost.core.output import Delta
 from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.pipeline.batches.attempt import LineRoute
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.processor import Processor
+from llmhost.pipeline.held import Holds
+from llmhost.pipeline.processor import Exchange, Processor
 from llmhost.tenants.refusals import Allowances
 
 COUNT_PATH = f"{ANTHROPIC_PATH}/count_tokens"
 
 
-def messages_route(processor: Processor, **limits: Any) -> ASGIApp:
+def messages_route(processor: Processor, *, holds: Holds | None = None, **limits: Any) -> ASGIApp:
     """An ASGI app for answers."""
-    return generation_route(processor, Kind.CHAT, parse_messages, respond=_respond, **limits)
+    return generation_route(
+        processor,
+        Kind.CHAT,
+        parse_messages,
+        respond=partial(_respond, holds),
+        holds=holds,
+        can_hold=lambda _: True,
+        **limits,
+    )
 
 
 def count_route(processor: Processor, identify: Identify, max_body_bytes: int) -> ASGIApp:
@@ -40,7 +53,18 @@ def count_route(processor: Processor, identify: Identify, max_body_bytes: int) -
     return counting_route(identify, parse_count, count, max_body_bytes)
 
 
-async def _respond(visit: Visit, send: Send, heartbeat_s: float | None, _: None) -> None:
+async def message_body(exchange: Exchange, _: None) -> bytes:
+    """An answer that is not streamed, once it has ended. Raises the error that ended it."""
+    return _whole(exchange.context, await exchange.read_whole())
+
+
+MESSAGES = LineRoute(Kind.CHAT, parse_messages, message_body)
+"""For calls that wait for a reviewer."""
+
+
+async def _respond(
+    holds: Holds | None, visit: Visit, send: Send, heartbeat_s: float | None, _: None
+) -> None:
     assert visit.exchange is not None
     context = visit.exchange.context
     request, calls = context.request, calls_of(context.request, context.reading)
@@ -53,16 +77,22 @@ async def _respond(visit: Visit, send: Send, heartbeat_s: float | None, _: None)
     deltas = await visit.exchange.read_whole()
     if visit.is_gone:
         return
-    body = whole_message(
-        request,
+    body = _whole(context, deltas)
+    if await hold_answer(holds, visit, send, body):
+        return
+    headers = {**visit.headers(), **bill_headers(context)}
+    await send_whole(send, 200, body, headers, line=visit.line)
+
+
+def _whole(context: RequestContext, deltas: list[Delta]) -> bytes:
+    return whole_message(
+        context.request,
         deltas,
         context.usage,
-        calls,
+        calls_of(context.request, context.reading),
         is_cramped=_is_cramped(context),
         cost=shown_cost(context),
     )
-    headers = {**visit.headers(), **bill_headers(context)}
-    await send_whole(send, 200, body, headers, line=visit.line)
 
 
 def _is_cramped(context: RequestContext) -> bool:

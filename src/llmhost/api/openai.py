@@ -34,7 +34,7 @@ from llmhost.api.idempotency import Call, Idempotency, call_of, looked_at, pour,
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Playback
 from llmhost.api.report import Report, report_of
-from llmhost.api.reviews.held import hold_call, say_held
+from llmhost.api.reviews.held import hold_answer, hold_call, say_held
 from llmhost.api.visit import Visit
 from llmhost.api.wire import chat_request, completion_request
 from llmhost.core.errors import HeldForReview, LlmhostError, MethodNotAllowed
@@ -65,6 +65,8 @@ Asked = tuple[Blank, dict[str, str], Caller]
 """What is known before the body: what there is of a request, the headers, and who asks."""
 
 
+CanHold = Callable[[Any], bool]
+"""What `Prepare` or `Parse` gave beside a request -> whether its answer may wait for a reviewer."""
 Keep = Callable[[Wish, RequestContext, bytes], Awaitable[None]]
 """Stores a chat with its whole answer."""
 Kept = Callable[[RequestContext, bytes], Awaitable[None]]
@@ -99,16 +101,22 @@ def generation_route(  # noqa: PLR0913 - all that a route may do in its own way
     prepare: Prepare | None = None,
     keep: Keep | None = None,
     holds: Holds | None = None,
+    can_hold: CanHold | None = None,
 ) -> ASGIApp:
     """An ASGI app for one route. `respond` answers in another way than generation does; what it writes goes out at
-    once, so that only prompts can wait for a reviewer."""
-    can_be_held = holds is not None and respond is None
+    once, so that only prompts can wait for a reviewer, unless `can_hold` says of which requests answers can."""
+    if can_hold is None and respond is None:
+        can_hold = _always
     respond = respond or _responder(keep, holds)
     return _Route(
         *(processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond, prepare),
         holds=holds,
-        can_be_held=can_be_held,
+        can_hold=None if holds is None else can_hold,
     ).call
+
+
+def _always(_: object) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +130,8 @@ class _Route:
     respond: Respond
     prepare: Prepare | None = None
     holds: Holds | None = None
-    can_be_held: bool = False
-    """Answers, too, and not only prompts."""
+    can_hold: CanHold | None = None
+    """Of which requests answers can wait, too, and not only prompts."""
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP
@@ -241,7 +249,7 @@ class _Route:
                 request, beside = self.parse(*given)
             if self.prepare is not None:
                 request, beside = await self.prepare(request, beside, caller)
-            if self.can_be_held:
+            if self.can_hold is not None and self.can_hold(beside):
                 request = replace(request, can_be_held=True)
             return visit.wished(request), beside, None
         except LlmhostError as fault:
@@ -287,10 +295,7 @@ async def _answer(visit: Visit, send: Send, keep: Kept | None, holds: Holds | No
         return
     context = exchange.context
     body = await _whole(context, deltas)
-    if context.held_by is not None:
-        assert holds is not None, "an answer is held where it can be"
-        await holds.keep_answer(context.held_by, body)
-        await say_held(holds, visit, send, context.held_by)
+    if await hold_answer(holds, visit, send, body):
         return
     if keep is not None:
         await keep(context, body)

@@ -266,6 +266,9 @@ class HttpAdmin:
         query = {"org": org, "since": since}
         return self._http.one("GET", _path("reviews", "stats"), query=query)
 
+    def review_webhook(self) -> Row:
+        return self._http.one("GET", _path("reviews", "webhook"))
+
     def models(self) -> list[Row]:
         return self._http.all("/admin/v1/models")
 

@@ -174,6 +174,20 @@ def escalate_review(
 
 
 @reviews.command(
+    epilog=examples("llmhost reviews webhook", "llmhost reviews webhook --json"),
+)
+def webhook(url: Url = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show where events are posted to, and the secret to check their signatures with."""
+    with open_admin(url, data_dir) as admin:
+        found = admin.review_webhook()
+    if as_json:
+        show.value(found)
+        return
+    typer.echo(f"url     {found['url'] or '- ([reviews] webhook)'}")
+    typer.echo(f"secret  {found['secret']}")
+
+
+@reviews.command(
     name="stats",
     epilog=examples("llmhost reviews stats", "llmhost reviews stats --org acme --since 4w --json"),
 )
@@ -193,6 +207,12 @@ def review_stats(
         return
     since_date = show.date(found["since_at"])
     typer.echo(f"{found['rejected']} rejected, {found['approved']} approved since {since_date}")
+    if (pair := found["agreement"])["texts"]:
+        beyond = "" if pair["kappa"] is None else f", kappa {pair['kappa']:.2f}"
+        typer.echo(
+            f"Two reviewers agreed on {pair['agreed']} of {pair['texts']} texts"
+            f" ({pair['share']:.0%}{beyond})"
+        )
     if not found["rules"]:
         return
     columns: dict[str, show.Cell] = {

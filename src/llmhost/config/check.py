@@ -4,6 +4,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from llmhost.config.schema import CostSettings, ModelSpec, SafetySettings, Settings
 from llmhost.config.sources import BUILTIN, BUILTIN_GGUF, FORMS, is_gguf_source, is_hub_source
@@ -42,6 +43,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
         )
     yield from _price("cache.price_factor", settings.cache.price_factor, "a factor")
     yield from _price("batches.price_factor", settings.batches.price_factor, "a factor")
+    yield from _webhook(settings.reviews.webhook)
     yield from _safety(settings.safety)
     guard = settings.safety.guard
     if guard is not None and guard not in _all_names(settings.models):
@@ -56,6 +58,22 @@ def problems(settings: Settings) -> Iterator[Problem]:
                 f"is {spec.cache.embedder!r}, which is no model of [models]",
             )
     yield from _names(settings.models)
+
+
+def _webhook(url: str | None) -> Iterator[Problem]:
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_plain = url.isascii() and url.isprintable() and " " not in url
+    except ValueError:
+        is_one = is_plain = False
+    if not (is_one and is_plain) or "@" in parts.netloc or parts.fragment:
+        yield (
+            "reviews.webhook",
+            "is no URL such as 'https://example.com/reviews', without a user and a fragment",
+        )
 
 
 def _all_names(models: Mapping[str, ModelSpec]) -> set[str]:

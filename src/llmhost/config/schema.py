@@ -283,6 +283,12 @@ class ReviewSettings(Section, frozen=True):
     """Texts that may wait at the same time; while they do, more are refused with 503."""
     retry_after_s: Positive = 30
     """When callers are told to ask again for what is held."""
+    webhook: str | None = None
+    """URL to which events of reviews are posted, signed: "https://example.com/reviews"."""
+    webhook_private: bool = False
+    """Post to loopback and private addresses, too; off, only to those of the Internet."""
+    webhook_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 10.0
+    """How long one try may take."""
 
 
 class AuditSettings(Section, frozen=True):

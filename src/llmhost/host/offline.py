@@ -113,7 +113,7 @@ class OfflineAdmin:
         self._admin = Admin(books.keys, books.ledger, Plugins(), None, budgets=books.budgets)
         self._tenants = self._admin.tenants
         self._batches = offline_admin(self._data_dir, state, clock)
-        self._reviews = ReviewDesk(reviews, clock)
+        self._reviews = ReviewDesk(reviews, clock, lambda: self._data_dir.webhook_secret)
         self._audit_desk = AuditDesk(self.audit)
         self._policies = offline_policies(self._data_dir, self.audit, books.keys.directory, clock)
         self._cache = CacheDesk(cache)
@@ -296,6 +296,9 @@ class OfflineAdmin:
 
     def review_stats(self, *, org: str | None = None, since: str | None = None) -> Row:
         return _row(self._run(self._reviews.stats(org=org, since=since)))
+
+    def review_webhook(self) -> Row:
+        return _row(self._reviews.webhook())
 
     def verify_ledger(self) -> Row:
         return _row(self._ledger.verify())

@@ -3,9 +3,13 @@
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 
+import msgspec
+
 from llmhost.api.batches.line_routes import line_routes
-from llmhost.api.errors import error_body
+from llmhost.api.dialect import ANTHROPIC_PATH, dialect_of_path
+from llmhost.api.messages import MESSAGES
 from llmhost.api.responses.desk import Desk
+from llmhost.api.reviews.caller_wire import review_object
 from llmhost.config.schema import ReviewSettings
 from llmhost.core.ports import Clock
 from llmhost.deploy.catalogue import Catalogue
@@ -14,11 +18,14 @@ from llmhost.host.books import Books
 from llmhost.observe.reviews import ReviewMetrics, Waiting
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.held import Holds
+from llmhost.pipeline.posting import Target
 from llmhost.pipeline.processor import Processor
+from llmhost.pipeline.webhooks import Webhook
 from llmhost.safety.queue import Deed, ReviewQueue
 from llmhost.storage.held_calls import HeldCalls
 from llmhost.storage.node import DataDir
 from llmhost.storage.reviews import ReviewStore
+from llmhost.storage.told_events import ToldEvents
 
 
 def open_reviews(
@@ -46,12 +53,32 @@ def open_holds(
         queue,
         HeldCalls(queue.store, node_id=data_dir.node_id),
         processor,
-        line_routes(processor, responses, catalogue),
+        {**line_routes(processor, responses, catalogue), ANTHROPIC_PATH: MESSAGES},
         clock,
-        error_body=error_body,
+        error_body=lambda path, error: dialect_of_path(path).error_body(error),
         caller_of=lambda caller: caller_now(books.keys, caller),
         book_late=bill.book_late,
         known=books.ledger.known,
+    )
+
+
+def open_webhook(
+    data_dir: DataDir, queue: ReviewQueue, clock: Clock, metrics: ReviewMetrics
+) -> Webhook | None:
+    """Tells nobody before `run`; None where no URL is configured."""
+    settings = queue.settings
+    if settings.webhook is None:
+        return None
+    target = Target(settings.webhook, settings.webhook_private, settings.webhook_timeout_s)
+    return Webhook(
+        target,
+        queue,
+        ToldEvents(queue.store, settings.webhook, node_id=data_dir.node_id),
+        clock,
+        secret=data_dir.webhook_secret,
+        node_id=data_dir.node_id,
+        shown=lambda review: msgspec.to_builtins(review_object(review)),
+        count=metrics.webhook,
     )
 
 

@@ -54,7 +54,7 @@ from llmhost.host.cache import epoch_of, keep_learning, measure_cache, open_cach
 from llmhost.host.chores import Chores
 from llmhost.host.gauges import Gauges
 from llmhost.host.policies import open_policies
-from llmhost.host.reviews import measure, open_holds, open_reviews
+from llmhost.host.reviews import measure, open_holds, open_reviews, open_webhook
 from llmhost.host.state import Forgets, open_responses, open_state
 from llmhost.observe.budgets import OrgBudget
 from llmhost.observe.clock import SystemClock
@@ -285,6 +285,9 @@ class Host:
         self._tasks.append(asyncio.create_task(keep_learning(self.cache)))
         await self.holds.start()
         self._tasks.append(asyncio.create_task(self.reviews.keep_time()))
+        webhook = open_webhook(self.data_dir, self.reviews, self.clock, self.metrics.reviews)
+        if webhook is not None:
+            self._tasks.append(asyncio.create_task(webhook.run()))
 
     def _kept(self) -> Sequence[Forgets]:
         """All who keep something for callers in `state.db`."""
@@ -441,7 +444,7 @@ class Host:
                 batches=self.deferred.batches,
                 batch_admin=self.deferred.admin,
                 holds=self.holds,
-                reviews=ReviewDesk(self.reviews, self.clock),
+                reviews=ReviewDesk(self.reviews, self.clock, lambda: self.data_dir.webhook_secret),
                 idempotency=self.idempotency,
                 responses=self.responses,
                 chats=ChatDesk(self.chats, self.clock),

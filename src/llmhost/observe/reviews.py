@@ -45,6 +45,14 @@ class ReviewMetrics(Collector):
             buckets=WAITS_S,
             registry=registry,
         )
+        self._webhooks = Counter(
+            "llmhost_reviews_webhooks",
+            "Tries to post an event of a review to the webhook, by how they ended.",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("told", "failed", "dropped"):
+            self._webhooks.labels(result)
         for mode in MODES:
             self._referred.labels(mode)  # there from the start, at 0
         for state in ENDS:
@@ -57,6 +65,9 @@ class ReviewMetrics(Collector):
 
     def referred(self, mode: str) -> None:
         self._referred.labels(mode).inc()
+
+    def webhook(self, result: str) -> None:
+        self._webhooks.labels(result).inc()
 
     def ended(self, state: str, wait_s: float) -> None:
         self._ended.labels(state).inc()

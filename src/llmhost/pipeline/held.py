@@ -27,10 +27,11 @@ from llmhost.pipeline.batches.attempt import (
 )
 from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.processor import Exchange, Processor
-from llmhost.safety.queue import ID_PREFIX, Deed, ReviewQueue
+from llmhost.safety.queue import ANSWERED, ID_PREFIX, TIME, Deed, ReviewQueue
 from llmhost.safety.review import ReviewState
 from llmhost.safety.verdict import ReviewMode
 from llmhost.storage.held_calls import HeldCalls
+from llmhost.storage.reviews import Event
 
 log = logging.getLogger("llmhost.reviews")
 
@@ -73,13 +74,13 @@ class Holds:
         routes: Mapping[str, LineRoute],
         clock: Clock,
         *,
-        error_body: Callable[[LlmhostError], bytes],
+        error_body: Callable[[str, LlmhostError], bytes],
         caller_of: Callable[[Caller], Caller],
         book_late: Callable[[Entry], Awaitable[None]],
         known: Callable[[Sequence[str]], set[str]],
     ) -> None:
-        """`caller_of` says who asked, as that is now, and raises Unauthenticated when the key has ended. `known` says
-        which requests the ledger has."""
+        """`error_body` is told the path that was asked. `caller_of` says who asked, as that is now, and raises
+        Unauthenticated when the key has ended. `known` says which requests the ledger has."""
         self.queue = queue
         self._calls = calls
         self._processor = processor
@@ -182,7 +183,7 @@ class Holds:
             return
         raw = self.queue.seal.open(review_id, CALL, held.call)
         if raw is None:
-            await self._keep(review_id, Answer(500, self._error_body(LOST)), Deferral())
+            await self._keep(review_id, Answer(500, self._error_body("", LOST)), Deferral())
             return
         call, tries = _decode(raw), 0
         while True:
@@ -205,14 +206,14 @@ class Holds:
             return await self._asked(review_id, call, deferral), None
         except HeldForReview as again:
             await self._hold(again.review_id, call)
-            return Answer(again.status, self._error_body(again)), None
+            return Answer(again.status, self._error_body(call.path, again)), None
         except LlmhostError as error:
-            return Answer(error.status, self._error_body(error)), error
+            return Answer(error.status, self._error_body(call.path, error)), error
         except Exception:  # boundary: one call's bug is that call's end
             log.exception("review.call_bug review=%s", review_id)
             if deferral.has_entry:
                 deferral.waive()
-            return Answer(500, self._error_body(INTERNAL)), None
+            return Answer(500, self._error_body(call.path, INTERNAL)), None
 
     async def _asked(self, review_id: str, call: Call, deferral: Deferral) -> Answer:
         route, caller = self._routes[call.path], self._caller_of(call.caller)
@@ -228,27 +229,30 @@ class Holds:
             request, None, headers, caller=caller, deferral=deferral
         )
         try:
-            return await self._answered(exchange, await route.answer(exchange, beside))
+            body = await route.answer(exchange, beside)
+            return await self._answered(call.path, exchange, body)
         finally:
             exchange.leave()
 
-    async def _answered(self, exchange: Exchange, body: bytes) -> Answer:
+    async def _answered(self, path: str, exchange: Exchange, body: bytes) -> Answer:
         """The answer; or, where that is for a reviewer now, what to ask for next."""
         held_by = exchange.context.held_by
         if held_by is None:
             return Answer(200, body)
         await self.keep_answer(held_by, body)
         again = HeldForReview(held_by)
-        return Answer(again.status, self._error_body(again))
+        return Answer(again.status, self._error_body(path, again))
 
     async def _keep(self, review_id: str, answer: Answer, deferral: Deferral) -> None:
         sealed = self.queue.seal.close(review_id, ANSWER, answer.body)
         entry = encode_entry(deferral.entry) if deferral.has_entry else None
-        await self._calls.keep_answer(review_id, answer.status, sealed, entry)
+        event = Event(at_ns=self._clock.utc_ns(), event=ANSWERED, who=TIME)
+        await self._calls.keep_answer(review_id, answer.status, sealed, entry, event)
         if entry is not None:
             # In one turn with nothing in between: whoever is cancelled now has booked it, or not begun to.
             await asyncio.shield(deferral.book())
             await self._calls.booked(review_id)
+        await self.queue.tell_answered(review_id, event)
         log_event(log, "review.answered", review=review_id, status=answer.status)
 
 

@@ -28,6 +28,30 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of texts on which two reviewers or more have voted, by the first two votes."""
+
+    texts: int
+    agreed: int
+    kappa: float | None
+    """How much more often they agreed than by chance: 1 always, 0 not more often (Scott's pi, as who came first says
+    nothing); None where all votes were the same, or there were none."""
+
+
+def agreement_of(votes: Sequence[Sequence[bool]]) -> Agreement:
+    """`votes` are those of each text, in their order."""
+    pairs = [(cast[0], cast[1]) for cast in votes if len(cast) > 1]
+    agreed = sum(one == other for one, other in pairs)
+    approvals = sum(one + other for one, other in pairs)
+    if not 0 < approvals < 2 * len(pairs):
+        return Agreement(len(pairs), agreed, None)
+    share = approvals / (2 * len(pairs))
+    by_chance = share**2 + (1 - share) ** 2
+    kappa = (agreed / len(pairs) - by_chance) / (1 - by_chance)
+    return Agreement(len(pairs), agreed, kappa)
+
+
+@dataclass(frozen=True, slots=True)
 class RuleQuality:
     """How often what a rule found was found rightly."""
 

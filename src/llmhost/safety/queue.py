@@ -17,7 +17,7 @@ from llmhost.core.ids import new_id
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
 from llmhost.observe.logs import log_event
-from llmhost.safety.labels import Label
+from llmhost.safety.labels import Agreement, Label, agreement_of
 from llmhost.safety.review import (
     Review,
     Reviewer,
@@ -41,6 +41,8 @@ ID_PREFIX = "review_"
 MINUTE_S = 60.0
 MINUTE_NS, HOUR_NS, DAY_NS = 60 * 10**9, 3_600 * 10**9, 86_400 * 10**9
 ORIGINAL = "original"
+ANSWERED = "answered"
+"""The answer of a call that was held is there."""
 TIME = "time"
 """Who acts where nobody did."""
 
@@ -53,7 +55,8 @@ class Deed:
 
     review: Review
     event: str
-    """`referred`, `claimed`, `released`, `voted`, `approved`, `rejected`, `escalated`, `expired` or `original_read`."""
+    """`referred`, `claimed`, `released`, `voted`, `approved`, `rejected`, `escalated`, `expired`,
+    `answered` or `original_read`."""
     who: str
     at_ns: int
     note: str | None = None
@@ -254,6 +257,11 @@ class ReviewQueue:
         self._tell(Deed(review=review, event=event.event, who=who.name, at_ns=event.at_ns))
         return text.decode("utf-8", "replace")
 
+    async def tell_answered(self, review_id: str, event: Event) -> None:
+        """The call that was held has its answer, and its history says so."""
+        review = await self.find_any(review_id)
+        self._tell(Deed(review=review, event=event.event, who=event.who, at_ns=event.at_ns))
+
     async def claim(self, review_id: str, who: Reviewer) -> Review:
         """Raises NotFound, Conflict, Forbidden; so below."""
         return await self._act(review_id, who, lambda review, now: self._claimed(review, who, now))
@@ -292,6 +300,12 @@ class ReviewQueue:
         """What was decided since, as judgements on findings."""
         rows = await self.store.labels(who.org or org, since_ns)
         return [Label(*row) for row in rows]
+
+    async def agreement(self, who: Reviewer, *, org: str | None = None, since_ns: int) -> Agreement:
+        """How often two who voted on one text agreed, of what was decided since."""
+        records = await self.store.decided(who.org or org, since_ns)
+        votes = [decode(record).votes for record in records]
+        return agreement_of([tuple(vote.approves for vote in cast) for cast in votes])
 
     # ------------------------------------------------------------ time
 

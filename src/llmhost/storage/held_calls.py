@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from llmhost.storage.connect import Connection
-from llmhost.storage.reviews import ReviewStore
+from llmhost.storage.reviews import Event, ReviewStore, note
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class HeldCalls:
         return await self._store.read(partial(_held, review_id=review_id))
 
     async def keep_answer(
-        self, review_id: str, status: int, answer: bytes, entry: bytes | None
+        self, review_id: str, status: int, answer: bytes, entry: bytes | None, event: Event
     ) -> None:
-        """Keep what a held call was answered, with the entry that the ledger has to be given. The first one stays."""
-        await self._store.write(
-            partial(_answer, review_id=review_id, status=status, answer=answer, entry=entry)
-        )
+        """Keep what a held call was answered, with the entry that the ledger has to be given, and note it in the
+        review's history. The first one stays."""
+        facts = (review_id, status, answer, entry)
+        await self._store.write(partial(_answer, facts=facts, event=event, node_id=self._node_id))
 
     async def booked(self, review_id: str) -> None:
         await self._store.write(partial(_booked, review_id=review_id))
@@ -79,12 +79,19 @@ def _held(connection: Connection, *, review_id: str) -> HeldCall | None:
 
 
 def _answer(
-    connection: Connection, *, review_id: str, status: int, answer: bytes, entry: bytes | None
+    connection: Connection,
+    *,
+    facts: tuple[str, int, bytes, bytes | None],
+    event: Event,
+    node_id: str,
 ) -> None:
-    connection.execute(
+    review_id, *answered = facts
+    changed = connection.execute(
         "UPDATE held_calls SET status = ?, answer = ?, entry = ?, call = NULL WHERE review = ? AND answer IS NULL",
-        (status, answer, entry, review_id),
+        (*answered, review_id),
     )
+    if changed.rowcount:
+        note(connection, node_id=node_id, review_id=review_id, event=event)
 
 
 def _booked(connection: Connection, *, review_id: str) -> None:

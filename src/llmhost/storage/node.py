@@ -141,6 +141,13 @@ class DataDir:
         )
 
     @cached_property
+    def webhook_secret(self) -> bytes:
+        """The secret under which webhooks are signed; made once. Whoever has it can write in this node's name."""
+        return bytes.fromhex(
+            _kept(self.path / "webhook_key", lambda: secrets.token_hex(32).encode()).decode()
+        )
+
+    @cached_property
     def audit_key(self) -> bytes:
         """The secret under which rows of the audit log are chained; made once. Whoever has it can write another log."""
         return bytes.fromhex(

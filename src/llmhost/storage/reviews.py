@@ -74,6 +74,14 @@ SCHEMA = Schema(
             "CREATE INDEX unbooked_held_calls ON held_calls (seq) WHERE entry IS NOT NULL",
             "CREATE INDEX unanswered_held_calls ON held_calls (seq) WHERE answer IS NULL",
         ),
+        "told_events": (
+            """CREATE TABLE told_events (
+                url TEXT PRIMARY KEY,
+                node_id TEXT NOT NULL,
+                utc_ns INTEGER NOT NULL,
+                seq INTEGER NOT NULL -- of review_events: up to it all were told
+            ) STRICT""",
+        ),
     },
 )
 
@@ -184,7 +192,7 @@ class ReviewStore:
 
     async def note(self, review_id: str, event: Event) -> None:
         """Add to its history."""
-        await self.write(partial(_note, node_id=self._node_id, review_id=review_id, event=event))
+        await self.write(partial(note, node_id=self._node_id, review_id=review_id, event=event))
 
     async def find(
         self, review_id: str, *, org: str | None = None, owner: str | None = None
@@ -220,6 +228,10 @@ class ReviewStore:
 
     async def events(self, review_id: str) -> list[Event]:
         return await self.read(partial(_events, review_id=review_id))
+
+    async def decided(self, org: str | None, since_ns: int) -> list[bytes]:
+        """Records of what was decided since."""
+        return await self.read(partial(_decided, org=org, since_ns=since_ns))
 
     async def labels(
         self, org: str | None, since_ns: int
@@ -273,7 +285,7 @@ def _add(connection: Connection, *, node_id: str, new: NewReview, event: Event) 
             *(now.record, new.redacted, new.original),
         ),
     )
-    _note(connection, node_id=node_id, review_id=new.id, event=event)
+    note(connection, node_id=node_id, review_id=new.id, event=event)
 
 
 def _act(
@@ -288,7 +300,7 @@ def _act(
     version, record = row
     standing, event = act(record)
     _set(connection, review_id, version, standing)
-    _note(connection, node_id=node_id, review_id=review_id, event=event)
+    note(connection, node_id=node_id, review_id=review_id, event=event)
     return standing.record
 
 
@@ -311,7 +323,7 @@ def _act_on_first(
     review_id, version, record = found
     standing, event = act(record)
     _set(connection, review_id, version, standing)
-    _note(connection, node_id=node_id, review_id=review_id, event=event)
+    note(connection, node_id=node_id, review_id=review_id, event=event)
     return standing.record
 
 
@@ -328,7 +340,8 @@ def _set(connection: Connection, review_id: str, version: int, now: Standing) ->
         raise Conflict(f"The review {review_id} has moved on. Look at it again.")
 
 
-def _note(connection: Connection, *, node_id: str, review_id: str, event: Event) -> None:
+def note(connection: Connection, *, node_id: str, review_id: str, event: Event) -> None:
+    """Add to a review's history, within a transaction."""
     connection.execute(
         "INSERT INTO review_events (node_id, utc_ns, review, event, who, note) VALUES (?, ?, ?, ?, ?, ?)",
         (node_id, event.at_ns, review_id, event.event, event.who, event.note),
@@ -386,6 +399,14 @@ def _events(connection: Connection, *, review_id: str) -> list[Event]:
         (review_id,),
     )
     return [Event(at_ns=at, event=event, who=who, note=note) for at, event, who, note in rows]
+
+
+def _decided(connection: Connection, *, org: str | None, since_ns: int) -> list[bytes]:
+    rows = connection.execute(
+        "SELECT record FROM reviews WHERE decided_ns >= ? AND org = coalesce(?, org)",
+        (since_ns, org),
+    )
+    return [row[0] for row in rows]
 
 
 def _labels(

@@ -79,6 +79,7 @@ async def reviewed_node(
     data_dir: Path | None = None,
     keys: tuple[str, str] | None = None,
     models: Mapping[str, ModelSpec] | None = None,
+    clock: Any = None,
     **reviews: Any,
 ) -> AsyncIterator[ReviewedNode]:
     settings = Settings(
@@ -86,7 +87,7 @@ async def reviewed_node(
         reviews=ReviewSettings(**{"sample_share": 1.0, **reviews}),
         limits=LimitSettings(failed_auth_per_minute=0),
     )
-    async with make_host(settings=settings, data_dir=data_dir, models=models) as host:
+    async with make_host(settings=settings, data_dir=data_dir, models=models, clock=clock) as host:
         screen = host.host.processor._stages.screen._screen
         screen._policies = SamePolicy(Reviewed(mode, direction))
         if keys is None:

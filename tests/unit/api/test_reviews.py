@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import openai
+import pytest
 from tests.unit.api.reviewed_node import WORD, ReviewedNode, reviewed_node
+from tests.unit.pipeline.hook_taker import taker
 from typer.testing import CliRunner
 
 from llmhost.cli.main import app
 from llmhost.core.request import Role
 from llmhost.safety.verdict import Direction, ReviewMode
-from llmhost.testing import FAKE_MODEL, fake_chat_words
+from llmhost.testing import FAKE_MODEL, at, fake_chat_words
 
 BLOCK, HOLD, RELEASE = ReviewMode
 TEXT = f"say {WORD} things"
@@ -209,16 +212,83 @@ async def test_a_stream_that_has_begun_is_not_held_but_ended():
 
 async def test_a_call_that_nobody_could_fetch_is_refused_and_waits_all_the_same():
     async with reviewed_node(HOLD) as node:
-        body = {"model": "fake", "max_tokens": 4, "messages": [{"role": "user", "content": TEXT}]}
+        body: dict[str, Any] = {
+            "model": "fake",
+            "stream": False,
+            "messages": [{"role": "user", "content": TEXT}],
+        }
+        body["options"] = {"num_predict": 4}
         headers = {"authorization": f"Bearer {node.sender}"}
-        refused = await node.host.client.post("/v1/messages", json=body, headers=headers)
+        refused = await node.host.client.post("/api/chat", json=body, headers=headers)
         [row] = await node.pending()
 
         assert refused.status_code == 400
-        assert row["id"] in refused.json()["error"]["message"]
         await node.decide(row["id"])
-        passed = await node.host.client.post("/v1/messages", json=body, headers=headers)
+        passed = await node.host.client.post("/api/chat", json=body, headers=headers)
         assert passed.status_code == 200
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "/v1/messages": {"max_tokens": 4, "messages": [{"role": "user", "content": TEXT}]},
+    "/v1/responses": {"max_output_tokens": 4, "input": TEXT},
+}
+
+
+def said_in(body: dict[str, Any]) -> str:
+    parts = body["content"] if "content" in body else body["output"][0]["content"]
+    return str(parts[0]["text"])
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+async def test_whole_answers_of_other_routes_wait_as_well(path: str):
+    word = SAID.split()[1]
+    async with reviewed_node(HOLD, Direction.OUTPUT, words=(word,)) as node:
+        headers = {"authorization": f"Bearer {node.sender}"}
+        body = {"model": "fake", **ANSWERS[path]}
+        held = await node.host.client.post(path, json=body, headers=headers)
+        assert (held.status_code, held.json()["object"]) == (202, "review")
+        await node.decide(held.json()["id"])
+        answered = (await node.poll(held.json()["id"])).json()["response"]["body"]
+
+        assert said_in(answered) == SAID
+        assert [one[1] for one in entries(node)] == ["answered"]
+        if path == "/v1/responses":
+            assert answered["store"] is False
+            kept = await node.host.client.get(f"{path}/{answered['id']}", headers=headers)
+            assert kept.status_code == 404
+        streamed = await node.host.client.post(path, json={**body, "stream": True}, headers=headers)
+        assert streamed.status_code == 200
+
+
+async def test_answers_that_nobody_waits_for_end_at_what_was_found():
+    word = SAID.split()[1]
+    async with reviewed_node(HOLD, Direction.OUTPUT, words=(word,)) as node:
+        headers = {"authorization": f"Bearer {node.sender}"}
+        body = {"model": "fake", **ANSWERS["/v1/responses"], "background": True}
+        begun = await node.host.client.post("/v1/responses", json=body, headers=headers)
+        path = f"/v1/responses/{begun.json()['id']}"
+        await asyncio.gather(*node.host.host.responses.runs._tasks)
+        now = (await node.host.client.get(path, headers=headers)).json()
+        assert now["incomplete_details"] == {"reason": "content_filter"}
+
+
+async def test_a_held_call_of_anthropics_is_answered_in_its_words():
+    async with reviewed_node(HOLD) as node:
+        headers = {"authorization": f"Bearer {node.sender}"}
+        body = {"model": "fake", **ANSWERS["/v1/messages"]}
+        held = (await node.host.client.post("/v1/messages", json=body, headers=headers)).json()
+        await node.decide(held["id"])
+        await node.settled()
+        told = (await node.poll(held["id"])).json()["response"]
+        assert (told["status_code"], told["body"]["type"]) == (200, "message")
+        assert said_in(told["body"]) == SAID
+        assert [
+            one["event"] for one in (await node.admin("GET", f"/{held['id']}")).json()["history"]
+        ] == [
+            "referred",
+            "approved",
+            "answered",
+        ]
 
 
 async def test_nobody_sees_anothers_reviews_and_a_reviewer_may_do_nothing_else():
@@ -282,6 +352,8 @@ async def test_with_four_eyes_two_keys_have_to_agree():
         ruling = {"decision": "approve"}
         ruled = await node.admin("POST", f"/{row['id']}/decide", ruling, key=second)
         assert ruled.json()["state"] == "approved"
+        stats = (await node.admin("GET", "/stats")).json()
+        assert stats["agreement"] == {"texts": 1, "agreed": 1, "share": 1.0, "kappa": None}
 
 
 WRONG: list[tuple[str, Any, str | None]] = [
@@ -316,3 +388,61 @@ async def test_what_waits_is_measured():
         assert "llmhost_reviews_overdue 0.0" in text
         assert 'llmhost_reviews_open{state="open"} 0.0' in after
         assert 'llmhost_reviews_ended_total{state="approved"} 1.0' in after
+
+
+async def test_events_are_posted_signed_in_their_order_until_they_are_taken():
+    async with (
+        taker("500 No", "302 Found") as hook,
+        reviewed_node(HOLD, webhook=hook.url, webhook_private=True) as node,
+    ):
+        held = (await node.chat()).json()
+        await node.decide(held["id"])
+        await hook.until(3)
+        facts = await node.admin("GET", "/webhook", key=node.host.host.admin_token)
+        hidden = await node.admin("GET", "/webhook")
+
+    assert hidden.status_code == 403
+    assert facts.json()["url"] == hook.url
+    client = openai.OpenAI(api_key="none", webhook_secret=facts.json()["secret"])
+    told = []
+    for headers, body in hook.taken:
+        client.webhooks.verify_signature(body.decode(), headers)
+        told.append(msgspec.json.decode(body))
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        client.webhooks.verify_signature(body.decode() + " ", headers)
+    assert [one["type"] for one in told] == [
+        "review.referred",
+        "review.approved",
+        "review.answered",
+    ]
+    assert {one["data"]["id"] for one in told} == {held["id"]}
+    assert told[0]["data"]["org"] == "acme"
+    assert TEXT not in str(told)
+    assert len({headers["webhook-id"] for headers, _ in hook.taken}) == 3
+
+
+async def test_what_was_not_told_when_the_node_stopped_is_told_by_the_next(tmp_path: Path):
+    async with taker("500 No") as hook:
+        facts: dict[str, Any] = {"webhook": hook.url, "webhook_private": True}
+        async with reviewed_node(BLOCK, data_dir=tmp_path, **facts) as node:
+            await node.chat()
+            keys = node.sender, node.reviewer
+        before = len(hook.taken)
+        async with reviewed_node(BLOCK, data_dir=tmp_path, keys=keys, **facts):
+            await hook.until(1)
+    assert before == 0
+    assert [msgspec.json.decode(body)["type"] for _, body in hook.taken] == ["review.referred"]
+
+
+async def test_an_event_that_nobody_takes_for_a_day_is_dropped():
+    clock = at("2026-01-01")
+    async with taker(*["500 No"] * 2) as hook:
+        facts: dict[str, Any] = {"webhook": hook.url, "webhook_private": True}
+        async with reviewed_node(BLOCK, clock=clock, expire_hours=1000, **facts) as node:
+            await node.chat()
+            await hook.until(1, tries=True)
+            clock.advance(86_401)
+            await node.chat("say forbidden words")
+            await hook.until(1)
+            metrics = (await node.host.client.get("/metrics")).text
+    assert 'llmhost_reviews_webhooks_total{result="dropped"} 1.0' in metrics

@@ -3,7 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.safety.labels import Label, proposals, rule_qualities, wilson_low
+from llmhost.safety.labels import (
+    Agreement,
+    Label,
+    agreement_of,
+    proposals,
+    rule_qualities,
+    wilson_low,
+)
 
 shares = st.tuples(st.floats(0, 1), st.booleans())
 
@@ -60,3 +67,14 @@ def test_the_lower_end_is_below_the_share(count: int, right: int):
     right = min(right, count)
     assert 0 <= wilson_low(right, count) <= right / count + 1e-12
     assert wilson_low(0, 0) == 0
+
+
+def test_agreement_counts_the_first_two_votes_and_what_chance_would_do():
+    assert agreement_of([(True,), ()]) == Agreement(0, 0, None)
+    assert agreement_of([(True, True)] * 3) == Agreement(3, 3, None)
+    whole = agreement_of([(True, True), (False, False)])
+    assert (whole.agreed, whole.kappa) == (2, 1.0)
+    none = agreement_of([(True, False), (False, True, True)])
+    assert (none.texts, none.agreed, none.kappa) == (2, 0, -1.0)
+    half = agreement_of([(True, True), (False, False), (True, False), (False, True)])
+    assert half.kappa == 0

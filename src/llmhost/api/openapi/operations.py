@@ -75,6 +75,7 @@ GENERATION = (
         tag="messages",
         body=MessagesBody,
         required=("model", "max_tokens", "messages"),
+        may_wait=True,
         answer=MessageAnswer,
         streams=True,
         parameters=(IDEMPOTENCY,),

@@ -22,10 +22,12 @@ from llmhost.api.responses.resource import QUEUED
 from llmhost.api.responses.runs import Run
 from llmhost.api.responses.socket import Sockets
 from llmhost.api.responses.wire import Asked, parse_response
+from llmhost.api.reviews.held import hold_answer
 from llmhost.api.upgrade import socket_of
 from llmhost.api.visit import Visit
 from llmhost.core.errors import LlmhostError
 from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.pipeline.held import Holds
 from llmhost.pipeline.processor import Processor
 from llmhost.tenants.refusals import Allowances
 
@@ -38,7 +40,12 @@ _encode = msgspec.json.encode
 
 
 def responses_route(
-    processor: Processor, desk: Desk, outflow: Outflow | None = None, **limits: Any
+    processor: Processor,
+    desk: Desk,
+    outflow: Outflow | None = None,
+    *,
+    holds: Holds | None = None,
+    **limits: Any,
 ) -> ASGIApp:
     """An ASGI app for answers, over a WebSocket as well."""
     answer = generation_route(
@@ -46,7 +53,9 @@ def responses_route(
         Kind.RESPONSE,
         parse_response,
         prepare=partial(prepare_to_run, processor, desk),
-        respond=_Answer(desk).respond,
+        respond=_Answer(desk, holds).respond,
+        holds=holds,
+        can_hold=_can_hold,
         **limits,
     )
     sockets = Sockets(processor, desk, outflow)
@@ -80,9 +89,17 @@ def input_tokens_route(
     return counting_route(identify, parse_response, count, max_body_bytes)
 
 
+def _can_hold(order: Any) -> bool:
+    """Not what runs on nobody's connection, nor what would have to be in a conversation once it goes out."""
+    return isinstance(order, Order) and not (
+        order.asked.is_background or order.asked.conversation is not None
+    )
+
+
 class _Answer:
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, holds: Holds | None) -> None:
         self._desk = desk
+        self._holds = holds
 
     async def respond(
         self, visit: Visit, send: Send, heartbeat_s: float | None, order: Order
@@ -130,6 +147,10 @@ class _Answer:
         frames = ResponseFrames(order.asked, context, Silence(), order.sealer)
         frames.take(deltas)
         resource = frames.end(context.usage, frames.extras(with_facts=False))
+        # Nobody may fetch what a reviewer has not let out.
+        unkept = b"" if context.held_by is None else _encode({**resource, "store": False})
+        if await hold_answer(self._holds, visit, send, unkept):
+            return
         await self._desk.keep(order, resource)
         headers = {**visit.headers(), **bill_headers(context)}
         await send_whole(send, 200, _encode(resource), headers, line=visit.line)

@@ -1,5 +1,6 @@
 """/admin/v1/reviews: for the operator, for admins, and for keys of the role `reviewer`, who may do nothing else."""
 
+import asyncio
 from typing import Annotated
 
 from litestar import Router, get, post
@@ -18,6 +19,7 @@ from llmhost.api.reviews.wire import (
     ReviewStats,
     Ruling,
     StateFilter,
+    WebhookFacts,
 )
 from llmhost.tenants.roles import Right
 
@@ -51,6 +53,11 @@ def _reading(desk: ReviewDesk) -> list[ControllerRouterHandler]:
         """How often what each rule finds is found rightly, and which thresholds that speaks for."""
         return await desk.stats(request.user, org=org, since=since)
 
+    @get("/reviews/webhook", leaves_row=True)
+    async def show_webhook() -> WebhookFacts:
+        """Where events of reviews are posted to, and the secret to check their signatures with."""
+        return await asyncio.to_thread(desk.webhook)
+
     @get("/reviews/{review_id:str}", needs=Right.REVIEW)
     async def show_review(request: Visitor, review_id: FromPath[str]) -> ReviewDetail:
         """One review, with its redacted text and its history."""
@@ -61,7 +68,7 @@ def _reading(desk: ReviewDesk) -> list[ControllerRouterHandler]:
         """The text as it came. Who reads it is written down first."""
         return await desk.original(review_id, request.user)
 
-    return [list_reviews, review_stats, show_review, read_original]
+    return [list_reviews, review_stats, show_webhook, show_review, read_original]
 
 
 def _deciding(desk: ReviewDesk) -> list[ControllerRouterHandler]:

@@ -1,16 +1,19 @@
 """What reviewers do, on a running node or a stopped one. Another organisation's review is not there for them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmhost.api.admin_tenants import MOST_ROWS, PAGE_ROWS
 from llmhost.api.report_wire import time_ns
 from llmhost.api.reviews.wire import (
+    AgreementRow,
     OriginalRow,
     ReviewDetail,
     ReviewPage,
     ReviewRow,
     ReviewStats,
     StateFilter,
+    WebhookFacts,
     review_detail,
     review_row,
     rule_row,
@@ -19,7 +22,8 @@ from llmhost.api.reviews.wire import (
 from llmhost.core.errors import InvalidValue, NotFound
 from llmhost.core.ports import Clock
 from llmhost.core.request import Role
-from llmhost.safety.labels import proposals, rule_qualities
+from llmhost.pipeline.posting import shown_secret
+from llmhost.safety.labels import Agreement, proposals, rule_qualities
 from llmhost.safety.queue import DAY_NS, ReviewQueue
 from llmhost.safety.review import PENDING, Reviewer, ReviewState
 from llmhost.tenants.roles import OPERATOR, Access
@@ -31,6 +35,13 @@ STATS_DAYS = 90
 class ReviewDesk:
     queue: ReviewQueue
     clock: Clock
+    webhook_secret: Callable[[], bytes]
+    """Made when it is first asked for."""
+
+    def webhook(self) -> WebhookFacts:
+        """Blocks a little."""
+        secret = shown_secret(self.webhook_secret())
+        return WebhookFacts(url=self.queue.settings.webhook, secret=secret)
 
     async def page(
         self,
@@ -100,14 +111,25 @@ class ReviewDesk:
         if since_ns is None:
             since_ns = self.clock.utc_ns() - STATS_DAYS * DAY_NS
         labels = await self.queue.labels(reviewer_of(access), org=org, since_ns=since_ns)
+        found = await self.queue.agreement(reviewer_of(access), org=org, since_ns=since_ns)
         rejected = sum(label.is_right for label in labels)
         return ReviewStats(
             since_at=since_ns // 10**9,
             approved=len(labels) - rejected,
             rejected=rejected,
+            agreement=_agreement(found),
             rules=[rule_row(quality) for quality in rule_qualities(labels)],
             thresholds=[threshold_row(proposal) for proposal in proposals(labels)],
         )
+
+
+def _agreement(found: Agreement) -> AgreementRow:
+    return AgreementRow(
+        texts=found.texts,
+        agreed=found.agreed,
+        share=round(found.agreed / found.texts, 4) if found.texts else None,
+        kappa=None if found.kappa is None else round(found.kappa, 4),
+    )
 
 
 def reviewer_of(access: Access) -> Reviewer:

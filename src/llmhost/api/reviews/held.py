@@ -26,6 +26,18 @@ async def hold_call(
     await holds.keep(held.review_id, call)
 
 
+async def hold_answer(holds: Holds | None, visit: Visit, send: Send, body: bytes) -> bool:
+    """Whether the answer waits for a reviewer: then it is kept, and what to ask for is said in its place."""
+    assert visit.exchange is not None
+    held_by = visit.exchange.context.held_by
+    if held_by is None:
+        return False
+    assert holds is not None, "an answer is held where it can be"
+    await holds.keep_answer(held_by, body)
+    await say_held(holds, visit, send, held_by)
+    return True
+
+
 async def say_held(holds: Holds, visit: Visit, send: Send, review_id: str) -> None:
     """Answer with 202 and what is asked for again."""
     review = await holds.queue.find_any(review_id)

@@ -124,12 +124,29 @@ class ThresholdRow(msgspec.Struct, frozen=True, kw_only=True):
     rejected: int
 
 
+class AgreementRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Of texts on which two reviewers voted: how many, how often they agreed, and how far beyond chance."""
+
+    texts: int
+    agreed: int
+    share: float | None
+    kappa: float | None
+
+
+class WebhookFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Where events of reviews are posted to, and the secret by which their signatures are checked."""
+
+    url: str | None
+    secret: str
+
+
 class ReviewStats(msgspec.Struct, frozen=True, kw_only=True):
     """What decisions say of rules and thresholds."""
 
     since_at: int
     approved: int
     rejected: int
+    agreement: AgreementRow
     rules: list[RuleRow]
     thresholds: list[ThresholdRow]
 
