@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("llama_cpp", reason="needs the extra gguf")
 
 from tests.unit.engines.gguf_models import write_random_llama
+from tests.unit.engines.llama.windowed import save_checkpoint, write_gguf
 from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 from tests.unit.schedule.kit import SpelledWatch, a_spec
 
@@ -83,15 +84,29 @@ class Traffic:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "kv_layout"), [(80, "unified"), (700, "auto"), (700, "partitioned")]
+    ("blocks", "kv_layout", "has_window"),
+    [
+        (80, "unified", False),
+        (700, "auto", False),
+        (700, "partitioned", False),
+        (80, "unified", True),
+    ],
 )
 def test_random_traffic_over_a_full_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, kv_layout: KvLayout
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    blocks: int,
+    kv_layout: KvLayout,
+    has_window: bool,
 ) -> None:
     """With little memory for one buffer, for buffers that are made and left, and for those of all."""
     monkeypatch.setattr(runner_module, "LEAST_CELLS", 256)
     monkeypatch.setattr(runner_module, "SHRINK_EVERY", 40)
-    path = write_random_llama(tmp_path / "random.gguf")
+    path = tmp_path / "random.gguf"
+    if has_window:
+        write_gguf(path, save_checkpoint(tmp_path / "checkpoint"))
+    else:
+        write_random_llama(path)
     settings = LoadSettings(
         batch_tokens=128, rows=12, threads=1, kv_type="f32", kv_layout=kv_layout
     )

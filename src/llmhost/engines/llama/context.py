@@ -5,7 +5,7 @@ What it means for requests is not known here.
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -42,8 +42,18 @@ class ContextShape:
     offloads_kv: bool = True
     layout: KvLayout = "auto"
     """One buffer for all sequences, one for each, or as it suits what runs."""
+    has_window: bool = False
+    """Some layers look back no further than a window. Then all share one buffer."""
     pooling: str | None = None
     """Which tokens' vectors become a text's, for contexts that pool; None as the file says."""
+
+
+def fitted(library: Any, model: Any, shape: ContextShape) -> ContextShape:
+    """What contexts of this very model can be like."""
+    if library.llama_model_n_swa(model) <= 0:
+        return shape
+    sequences = min(shape.sequences, MOST_SEQUENCES // 2)
+    return replace(shape, has_window=True, layout="unified", sequences=sequences)
 
 
 def padded(cells: int) -> int:
@@ -78,7 +88,11 @@ def _logits_at(library: Any) -> Callable[[Any], int]:
 
 
 class Context:
-    """Implements `Cells`, over one buffer that all sequences share or over one for each."""
+    """Implements `Cells`, over one buffer that all sequences share or over one for each.
+
+    llama.cpp gives away cells that are beyond a model's window when a single sequence holds them, though a text that
+    goes on from an earlier place needs them. So for such a model each sequence has a twin that holds what it holds.
+    """
 
     def __init__(self, library: Any, model: Any, shape: ContextShape, room: Room) -> None:
         """Raises OutOfMemory."""
@@ -87,8 +101,11 @@ class Context:
         params.n_ctx = padded(room.cells) * max(room.buffers, 1)
         params.n_batch = shape.batch_tokens
         params.n_ubatch = min(UBATCH_TOKENS, shape.batch_tokens)
-        params.n_seq_max = self.sequences = room.buffers or shape.sequences
-        params.n_outputs_max = shape.outputs
+        self.sequences = room.buffers or shape.sequences
+        self._twin = shape.sequences if shape.has_window else 0
+        assert not (room.buffers and self._twin), "what is saved of such a buffer can't be read"
+        params.n_seq_max = self.sequences + self._twin
+        params.n_outputs_max = max(shape.outputs, params.n_seq_max)
         params.n_threads = params.n_threads_batch = shape.threads
         params.type_k = params.type_v = shape.kv_type
         params.flash_attn_type = shape.flash_attention
@@ -108,7 +125,7 @@ class Context:
         """Sequences that were read and haven't changed since."""
         # llama.cpp takes no more at once than the context has room for, and ends the process over a larger batch.
         most = min(shape.batch_tokens, int(library.llama_n_batch(self._context)))
-        self.batch = Batch(library, most)
+        self.batch = Batch(library, most, twin=self._twin)
         self._waits = shape.offloads_kv
         """For a GPU; without, a call of `llama_decode` is done when it returns."""
         self._adapter: Any | None = None
@@ -168,11 +185,16 @@ class Context:
 
     def cut(self, sequence: int, start: int, end: int | None = None) -> None:
         self._known.pop(sequence, None)
-        self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1 if end is None else end)
+        for one in self._with_twin(sequence):
+            self._llama.llama_memory_seq_rm(self._memory, one, start, -1 if end is None else end)
 
     def share(self, source: int, target: int, start: int, end: int) -> None:
         assert self.scratch is not None, "llama.cpp ends the process over parts of other buffers"
-        self._llama.llama_memory_seq_cp(self._memory, source, target, start, end)
+        for one in self._with_twin(target):
+            self._llama.llama_memory_seq_cp(self._memory, source, one, start, end)
+
+    def _with_twin(self, sequence: int) -> tuple[int, ...]:
+        return (sequence, sequence + self._twin) if self._twin else (sequence,)
 
     def read(self, sequence: int, start: int, end: int) -> bytes:
         if self.scratch is None:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from llmhost.core.errors import ModelUnavailable
-from llmhost.engines.llama.context import Context, ContextShape, Room
+from llmhost.engines.llama.context import Context, ContextShape, Room, fitted
 from llmhost.engines.llama.library import listening, llama
 from llmhost.engines.llama.pooling import open_pooling
 
@@ -54,7 +54,9 @@ def step_bytes(
             if pools:
                 library.llama_free(open_pooling(library, model, shape))
             else:
-                Context(library, model, shape, room).close()
+                fit = fitted(library, model, shape)
+                if not (fit.has_window and room.buffers):
+                    Context(library, model, fit, room).close()
         finally:
             library.llama_model_free(model)
     return found.bytes_of("compute", "output", on_gpu=gpu_layers > 0)

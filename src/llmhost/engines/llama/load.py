@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import RunnerFacts
-from llmhost.engines.llama.context import MOST_SEQUENCES, ContextShape, KvLayout
+from llmhost.engines.llama.context import MOST_SEQUENCES, ContextShape, KvLayout, fitted
 from llmhost.engines.llama.dry_load import Allocations
 from llmhost.engines.llama.library import listening, llama
 from llmhost.engines.llama.pooling import LlamaPoolingRunner
@@ -49,7 +49,9 @@ def load_runner(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> L
         facts = replace(facts, checks_drafts=True, can_be_interrupted=True)
         if not settings.gpu_layers:
             facts = replace(facts, least_chunk_tokens=CHUNK_TOKENS, gather_s=GATHER_S)
-        return LlamaRunner(library, model, path, shape_of(library, settings), facts)
+        shape = fitted(library, model, shape_of(library, settings))
+        _check_window(library, model, shape, settings, facts)
+        return LlamaRunner(library, model, path, shape, facts)
 
 
 def load_pooling(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> LlamaPoolingRunner:
@@ -100,7 +102,6 @@ def _refuse(library: Any, model: Any, path: Path) -> None:
         "a hybrid of attention and recurrence": library.llama_model_is_hybrid(model),
         "a diffusion model": library.llama_model_is_diffusion(model),
         "an encoder with a decoder": library.llama_model_has_encoder(model),
-        "a model with sliding windows of attention": library.llama_model_n_swa(model) > 0,
     }
     for what, is_so in kinds.items():
         if is_so:
@@ -114,6 +115,28 @@ def _check(settings: LoadSettings) -> None:
     if settings.flash_attention == "off" and settings.kv_type.startswith("q"):
         raise ModelUnavailable(
             f"A KV cache of {settings.kv_type} takes flash attention, and options.flash_attention is 'off'."
+        )
+
+
+def _check_window(
+    library: Any, model: Any, shape: ContextShape, settings: LoadSettings, facts: RunnerFacts
+) -> None:
+    if not shape.has_window:
+        return
+    if settings.kv_layout == "partitioned":
+        raise ModelUnavailable(
+            "options.kv_layout is 'partitioned', and a model with sliding windows of attention keeps all in one buffer:"
+            " choose 'auto' or 'unified'."
+        )
+    if (window := library.llama_model_n_swa(model)) < facts.block_tokens:
+        raise ModelUnavailable(
+            f"The model's window of attention is {window} tokens, and block_tokens is {facts.block_tokens}:"
+            " a block must fit into the window."
+        )
+    if settings.rows >= shape.sequences:
+        raise ModelUnavailable(
+            f"llama.cpp runs at most {shape.sequences - 1} sequences of a model with sliding windows at once:"
+            f" set max_batch_size to that or less, not {settings.rows}."
         )
 
 
