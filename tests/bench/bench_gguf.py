@@ -2,7 +2,8 @@
 
 Build llama-server from the source archive of the llama-cpp-python release that is installed. Both get the same file,
 threads and requests, in turn, and pairs are compared: what else runs on the machine hits both. CPU seconds per 1,000
-tokens are shown beside, which it hits less.
+tokens are shown beside, which it hits less. One load alone: `--only-shared --types Q8_0 --pairs 1`. A signal ends the
+servers, too.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import asyncio
 import json
 import random
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -62,12 +64,13 @@ max_tokens_per_batch = 2048
 max_sequence_length = {room_tokens}
 options = {{ threads = {threads} }}
 """
-    node = Node(folder / "ours", settings).start()
+    node = Node(folder / "ours", settings)
     try:
+        node.start()
         assert node.process is not None
         yield node.url, psutil.Process(node.process.pid)
     finally:
-        node.stop()
+        node.close()
 
 
 @contextmanager
@@ -95,8 +98,7 @@ def theirs(
         "-c",
         streams * room_tokens,
     ]
-    with (folder / "theirs.log").open("wb") as log:
-        process = subprocess.Popen([program, *map(str, flags)], stdout=log, stderr=log)
+    process: subprocess.Popen[bytes] | None = None
     url = f"http://127.0.0.1:{port}"
 
     def is_ready() -> bool:
@@ -106,11 +108,28 @@ def theirs(
             return False
 
     try:
+        with (folder / "theirs.log").open("wb") as log:
+            process = subprocess.Popen([program, *map(str, flags)], stdout=log, stderr=log)
         eventually(is_ready, "llama-server did not become ready", within_s=120)
         yield url, psutil.Process(process.pid)
     finally:
-        process.terminate()
+        if process is not None:
+            end(process)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait()
+
+
+def end_servers_when_stopped() -> None:
+    """A signal ends this program by way of every `finally`, so that no server is left running."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def letters(source: random.Random, length: int) -> str:
@@ -222,7 +241,11 @@ def main() -> None:
     parser.add_argument("--long", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument(
+        "--only-shared", action="store_true", help="only streams that share a system prompt"
+    )
     asked = parser.parse_args()
+    end_servers_when_stopped()
     if asked.llama_server is None:
         say("There is no llama-server to compare with: --llama-server PATH.")
         return
@@ -231,7 +254,7 @@ def main() -> None:
         model = bench_model(asked.folder, kind)
         if asked.streams:
             many_streams(kind, model, asked)
-        if asked.long:
+        if asked.long and not asked.only_shared:
             long_texts(kind, model, asked)
 
 
@@ -250,9 +273,9 @@ def both(
 
 
 def many_streams(kind: str, model: Path, asked: argparse.Namespace) -> None:
-    most = max(asked.streams)
-    loads = [(f"{kind} {count} streams", count, False) for count in asked.streams]
-    if asked.shared:
+    most, alone = max(asked.streams), [] if asked.only_shared else asked.streams
+    loads = [(f"{kind} {count} streams", count, False) for count in alone]
+    if asked.shared or asked.only_shared:
         loads.append((f"{kind} {most} shared prefix", most, True))
     with both(model, asked, most, ROOM_TOKENS) as servers:
         for name, count, shared in loads:
