@@ -206,6 +206,10 @@ class Bench:
         options = TorchOptions(dtype="bfloat16", device="cpu")
         self.rounds = rounds
         self.runner = load_runner(folder, block_tokens=BLOCK_TOKENS, options=options)
+        began = time.perf_counter()
+        if self.runner.packing is not None:
+            self.runner.packing.wait()
+        say(f"weights packed in {time.perf_counter() - began:.0f} s")
         self.theirs = Theirs(folder)
         self.vocab = self.runner.facts.vocab_size
         self.rng = Random(1)

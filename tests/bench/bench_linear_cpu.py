@@ -4,6 +4,7 @@ One thread, the least of some rounds in milliseconds. Eight layers take turns, s
 thresholds in `engines/torch/cpu_linear.py` come from these figures.
 """
 
+import copy
 import sys
 import time
 
@@ -38,18 +39,25 @@ def main() -> None:
         for layer in ours:
             layer.__class__ = WideningLinear
             layer.room = room  # type: ignore[assignment]
+            layer.packed = None  # type: ignore[assignment]
+        packed = copy.deepcopy(ours)
+        for layer in packed:
+            layer.pack()
         slow = (
             ""
             if is_slow_here(plain[0].weight)
             else ": this CPU computes in bf16 itself, and keeps torch's layers"
         )
-        out.write(f"{inputs} to {outputs}{slow}\n    rows  torch bf16  ours bf16  torch float32\n")
+        out.write(
+            f"{inputs} to {outputs}{slow}\n    rows  torch bf16  widened  packed  torch float32\n"
+        )
         with torch.inference_mode():
             for rows in ROWS:
                 asked = torch.randn(rows, inputs)
                 out.write(
                     f"{rows:8}  {least_ms(plain, asked.bfloat16()):10.2f}"
-                    f"  {least_ms(ours, asked.bfloat16()):9.2f}  {least_ms(wide, asked):13.2f}\n"
+                    f"  {least_ms(ours, asked.bfloat16()):7.2f}  {least_ms(packed, asked.bfloat16()):6.2f}"
+                    f"  {least_ms(wide, asked):13.2f}\n"
                 )
                 out.flush()
 

@@ -31,6 +31,8 @@ LEAST_CHUNK_TOKENS = 16
 """A prompt gets on by so much in every step, whatever the latency of others is to be."""
 TARGET_ITL_MS = 50.0
 """Without a configured target, a step may take this long, or twice what it takes without prompts, if that is more."""
+MOST_PATIENCE = 8.0
+"""That is so many times as long at most, where more sequences wait for their first token than write."""
 
 _by_key = attrgetter("key")
 _NOTHING_BARRED: frozenset[int] = frozenset()
@@ -326,7 +328,9 @@ class Scheduler:
         target_ms, least = self.limits.target_itl_ms, LEAST_CHUNK_TOKENS
         if target_ms is None:
             least = self.limits.least_chunk_tokens
-            target_ms = max(TARGET_ITL_MS, 2 * (self.predictor.predict(decoding) or 0.0))
+            alone_ms = self.predictor.predict(decoding) or 0.0
+            patience = (len(prompts) + len(self._waiting)) / decoding.rows
+            target_ms = max(TARGET_ITL_MS, 2 * alone_ms * min(max(patience, 1.0), MOST_PATIENCE))
         room = prompt_room(
             self.predictor,
             decoding,

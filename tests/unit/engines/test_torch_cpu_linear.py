@@ -29,7 +29,7 @@ def widened(inputs: int, outputs: int, dtype: torch.dtype, *, bias: bool = True)
     model = nn.Sequential(nn.Linear(inputs, outputs, bias=bias)).to(dtype).requires_grad_(False)
     linear = model[0]
     linear.__class__ = WideningLinear
-    linear.room = cpu_linear.Room()
+    linear.room, linear.packed = cpu_linear.Room(), None
     assert isinstance(linear, WideningLinear)
     return linear
 

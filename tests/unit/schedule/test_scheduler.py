@@ -7,6 +7,7 @@ from llmhost.core.errors import EngineFailed
 from llmhost.core.output import FinishReason
 from llmhost.core.step import Row, StepResult
 from llmhost.engines.fake import fake_answer
+from llmhost.schedule.predictor import StepPredictor, StepWork
 from llmhost.schedule.scheduler import Scheduler
 
 
@@ -229,3 +230,25 @@ def test_a_prompt_beside_decoders_gets_on_by_what_the_runner_asks_for_unless_a_t
     bench.add(a_spec([n % VOCAB for n in range(100)], max_new_tokens=1))
 
     assert [len(row.tokens) for row in bench.step()] == [1, fed]
+
+
+@pytest.mark.parametrize(("waiting", "fed"), [(1, 200), (2, 600), (30, 1000)])
+def test_the_more_wait_for_their_first_token_the_longer_those_that_write_do(
+    waiting: int, fed: int
+) -> None:
+    limits = some_limits(
+        max_tokens_per_batch=1000, max_sequence_length=4000, kv_blocks=1000, max_batch_size=9
+    )
+    bench = Workbench(limits)
+    bench.add(a_spec(max_new_tokens=9))
+    bench.step()
+    predictor = bench.scheduler.predictor = StepPredictor()
+    for tokens in (1, 20, 300) * 10:  # 100 ms a step, and half a millisecond a token
+        work = StepWork().plus(0, 1).plus(0, tokens)
+        predictor.learn(StepWork().plus(0, 1), 100.5)
+        predictor.learn(work, 100.0 + 0.5 * work.tokens)
+    predictor.tried_tokens = 1000
+    for _ in range(waiting):
+        bench.add(a_spec([1] * 990, max_new_tokens=1, tenant="a"))
+
+    assert 0.85 * fed <= sum(len(row.tokens) for row in bench.scheduler.plan()) - 1 <= fed

@@ -215,6 +215,8 @@ def loaded(
 
     runner = load_runner(folder, block_tokens=block_tokens, options=options)
     try:
+        if runner.packing is not None:
+            runner.packing.wait()
         with watched(runner) as phases:
             yield runner, EngineBench(runner, phases, _watches(folder))
     finally:

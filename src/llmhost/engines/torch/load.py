@@ -24,7 +24,7 @@ from llmhost.core.units import show_bytes
 from llmhost.engines.torch import attention, narrow
 from llmhost.engines.torch.blank import CantBeBlank
 from llmhost.engines.torch.compile_ahead import CompileAhead, launches_of
-from llmhost.engines.torch.cpu_linear import widen_where_it_helps
+from llmhost.engines.torch.cpu_linear import pack_beside, widen_where_it_helps
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kernel_path import has_kernels
 from llmhost.engines.torch.kv import KvShape
@@ -154,6 +154,8 @@ def proved_runner(
     narrow.compile_products(model)
     if kv_dtype == "fp8":
         runner.keep_kv_as(torch.float8_e4m3fn)
+    if runner.path is None:
+        runner.packing = pack_beside(model)
     return runner
 
 

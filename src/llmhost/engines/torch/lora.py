@@ -104,7 +104,7 @@ class LoraAdapters:
         for module in files.modules:
             a = tensors[files.tensors[module.name, "A"]].float()
             b = tensors[files.tensors[module.name, "B"]].float().T * module.scale
-            target = layers[module.name].weight
+            target = next(layers[module.name].parameters())  # `weight` may have to be unpacked
             a, b = (each.to(target.dtype).contiguous() for each in (a, b))
             if not (a.isfinite().all() and b.isfinite().all()):  # it could spread to other rows
                 raise ModelUnavailable(
@@ -210,7 +210,9 @@ class LoraAdapters:
                 f" {kind}; only linear layers can be adapted."
             )
         outputs, inputs = (
-            layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.T.shape
+            (layer.out_features, layer.in_features)
+            if isinstance(layer, nn.Linear)
+            else layer.weight.T.shape
         )
         if (inputs, outputs) != (module.inputs, module.outputs):
             raise ModelUnavailable(

@@ -28,6 +28,7 @@ from llmhost.engines.torch.kv import KeyValue, KvShape, PagedKv
 from llmhost.engines.torch.layout import StepLayout, lay_out
 from llmhost.engines.torch.lora import LoraAdapters
 from llmhost.engines.torch.memory import memory_errors
+from llmhost.engines.torch.packed import Packing
 from llmhost.engines.torch.sampler import Sampler
 from llmhost.engines.torch.scoring import Scores, computed_once, score, with_scores
 from llmhost.engines.torch.sleep import Sleeping
@@ -74,6 +75,8 @@ class TorchRunner:
         self.adapters = LoraAdapters(model)
         self._scratch = Scratch()
         self._asleep: Sleeping | None = None
+        self.packing: Packing | None = None
+        """Of weights, beside the steps; on some CPUs."""
         self.sampler = Sampler()
         self._masks = MaskFiller()
         self._block_tokens = shape.block_tokens
@@ -291,6 +294,8 @@ class TorchRunner:
             self._asleep = None
 
     def close(self) -> None:
+        if self.packing is not None:
+            self.packing.close()
         self.adapters.close()
         self._asleep = None
         self._masks.close()
