@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Protocol
@@ -82,6 +82,31 @@ class _PiecesOnly:
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         return False
+
+
+class SentHeaders(Mapping[str, str]):
+    """A request's headers as text. Each is read when it is asked for, since most requests are asked for hardly any."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._raw: dict[bytes, bytes] = dict(scope["headers"])
+
+    def __getitem__(self, name: str) -> str:
+        return self._raw[name.encode("latin-1", "replace")].decode("latin-1")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        found = self._raw.get(_encoded_name(name))
+        return default if found is None else found.decode("latin-1")
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.encode("latin-1", "replace") in self._raw
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
 
 
 class Outflow:
@@ -259,7 +284,7 @@ def _encoded(content_type: str, headers: Mapping[str, str], length: int | None) 
 
 @lru_cache(256)
 def _encoded_name(name: str) -> bytes:
-    return name.encode()
+    return name.encode("latin-1", "replace")
 
 
 class DisconnectWatch:

@@ -6,8 +6,8 @@ the end is sent when it has been recorded.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from llmhost.api.chats.wire import NOTHING_BESIDE, ChatBeside, Wish, beside_of
 from llmhost.api.door import (
     ClientGone,
     DisconnectWatch,
+    SentHeaders,
     Wire,
     is_small,
     read_all,
@@ -61,7 +62,7 @@ Prepare = Callable[[GenerationRequest, Any, Caller], Awaitable[tuple[GenerationR
 """What `Parse` gave, and who asks -> the same, with what the request goes on with."""
 Blank = Callable[[], GenerationRequest]
 """A request that says nothing but its ids, to meter by what never became one."""
-Asked = tuple[Blank, dict[str, str], Caller]
+Asked = tuple[Blank, Mapping[str, str], Caller]
 """What is known before the body: what there is of a request, the headers, and who asks."""
 
 
@@ -159,7 +160,7 @@ class _Route:
             refusal = MethodNotAllowed(f"{scope['method']} is not allowed here; use POST.")
             self.processor.turn_away(blank(), refusal)
             raise refusal
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        headers = SentHeaders(scope)
         try:
             caller = await self.processor.identify(blank, visit.secret, headers)
         except LlmhostError as error:
@@ -250,7 +251,7 @@ class _Route:
             if self.prepare is not None:
                 request, beside = await self.prepare(request, beside, caller)
             if self.can_hold is not None and self.can_hold(beside):
-                request = replace(request, can_be_held=True)
+                request.let_be_held()
             return visit.wished(request), beside, None
         except LlmhostError as fault:
             return blank(), NOTHING_BESIDE, fault

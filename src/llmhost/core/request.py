@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -125,7 +126,12 @@ class ModelRef:
     version: int
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.version}"
+        return _named(self.name, self.version)
+
+
+@lru_cache(maxsize=1_000)
+def _named(model: str, version: int) -> str:
+    return f"{model}@{version}"  # asked for some ten times for each request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,6 +345,11 @@ class GenerationRequest:
     client_request_id: str | None = None
     user: str | None = None
     _texts: list[str] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def let_be_held(self) -> None:
+        """Set `can_be_held` of a request that was just made, and that nobody else has: a copy would cost as much as all
+        that is read of its body."""
+        object.__setattr__(self, "can_be_held", True)
 
     @property
     def runs(self) -> int:

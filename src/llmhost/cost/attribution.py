@@ -88,6 +88,7 @@ class TrueCosts:
         self._clock = clock
         self._book = book
         self._lanes = lanes
+        self._is_free = rates.is_free
         self._loads: dict[str, LoadShare] = {}
         self._devices: dict[str, _Device] = {}
         self._checked_ns: int | None = None
@@ -96,7 +97,7 @@ class TrueCosts:
 
     def join(self) -> Ticket | None:
         """A request is in flight from now on. None where nothing is configured."""
-        return None if self.rates.is_free else self.infrastructure.join()
+        return None if self._is_free else self.infrastructure.join()
 
     def settle(
         self, usage: Usage, ticket: Ticket | None, load_id: str | None, *, safety_nano: int = 0

@@ -119,7 +119,8 @@ async def attempt(
             try:
                 opinion = implementation.function(*args)
             finally:
-                _note_time(implementation, plugins.timer() - started)
+                if not implementation.is_async:
+                    _note_time(implementation, plugins.timer() - started)
         if opinion is not None and inspect.isawaitable(opinion):
             opinion = await _within(opinion, timeout_s)
         if opinion is not None and implementation.rule.kind is Kind.ASK:
@@ -171,7 +172,7 @@ def _forget(task: "asyncio.Future[Any]") -> None:
 
 def _note_time(implementation: Implementation, took_s: float) -> None:
     """A plain function that blocks the loop is called in a thread from then on."""
-    if implementation.is_async or not implementation.stats.is_slow(took_s, SLOW_S):
+    if not implementation.stats.is_slow(took_s, SLOW_S):
         return
     implementation.move_to_threads()
     log.warning(

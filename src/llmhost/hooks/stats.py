@@ -31,7 +31,7 @@ class CallStats:
 
         Single ones say little: on a busy machine any function may be interrupted for longer than it takes.
         """
-        self._mean_s += WEIGHT * (min(took_s, MOST_S) - self._mean_s)
+        self._mean_s += WEIGHT * ((took_s if took_s < MOST_S else MOST_S) - self._mean_s)
         return self._mean_s > limit_s
 
     def percentile_ms(self, share: float) -> float | None:

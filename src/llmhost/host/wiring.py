@@ -370,7 +370,7 @@ class Host:
         cached = self._cached(screen)
         stages = Stages(
             authenticate=self.authenticate,
-            resolve=Resolve(self.deployments, plugins, Rendered(self.cache.keys)),
+            resolve=Resolve(self.deployments, plugins, Rendered(self.cache.keys, self.cache.rules)),
             limit=Limit(self._limiter(), plugins, self.metrics.limits),
             screen=screen,
             cached=cached,

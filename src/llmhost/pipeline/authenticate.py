@@ -57,12 +57,13 @@ class Authenticate:
         self._keys.check_still(context.known_caller, context.bearer)
 
     async def _find(self, bearer: str | None, headers: Mapping[str, str]) -> Caller:
-        answer = await ask(self._plugins, "identify_caller", api_key=bearer, headers=headers)
-        if answer is not None:
-            if isinstance(answer.opinion, Refusal):
-                raise answer.opinion.as_error(Unauthenticated)
-            caller: Caller = answer.opinion
-            return caller
+        if self._plugins.has("identify_caller"):
+            answer = await ask(self._plugins, "identify_caller", api_key=bearer, headers=headers)
+            if answer is not None:
+                if isinstance(answer.opinion, Refusal):
+                    raise answer.opinion.as_error(Unauthenticated)
+                caller: Caller = answer.opinion
+                return caller
         if self._keys.has_keys:
             return self._keys.find(bearer)
         if self._is_loopback and is_local.get():

@@ -45,6 +45,7 @@ from llmhost.tenants.accounts import Accounts
 FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
 """The list price of a model without one, as plugins see it."""
 ALL = Fraction(1)
+KEPT_OFFERS = 1_000
 
 
 class Bill:
@@ -75,6 +76,8 @@ class Bill:
         self._costs = costs
         self._tabs = tabs or Tabs(costs.bear)
         self._quotes: dict[tuple[str, str, Quote], Price] = {}
+        self._offers: dict[str, Quote] = {}
+        """By the version of the price that each was made of, which never changes."""
         self._batch_factor = factor_of(batch_factor, key="batches.price_factor")
         self._batch_prices: dict[str, Price] = {}
         """By the version of the price that each was made of."""
@@ -286,7 +289,6 @@ class Bill:
             self._accounts.charge(caller, context.run_id, nano, context.arrived_utc_ns)
 
     async def _quoted(self, context: RequestContext, listed: Price) -> Price | None:
-        offer = Quote(**{name: getattr(listed, f"{name}_nano") for name in DIMENSIONS})
         request, name = context.request, context.known_deployment.entry.name
         if request.model != name:
             request = replace(request, model=name)
@@ -295,7 +297,7 @@ class Bill:
             "quote_price",
             request=request,
             caller=context.known_caller,
-            price=offer,
+            price=self._offer(listed),
             now=datetime.fromtimestamp(context.arrived_utc_ns / 1e9, UTC),
         )
         if answer is None:
@@ -306,6 +308,16 @@ class Bill:
             rates = Rates(**{f"{name}_nano": getattr(quote, name) for name in DIMENSIONS})
             self._quotes[key] = await self._prices.quote(*key[:2], rates)
         return self._quotes[key]
+
+    def _offer(self, listed: Price) -> Quote:
+        """A price as plugins see it."""
+        offer = self._offers.get(listed.version)
+        if offer is None:
+            if len(self._offers) >= KEPT_OFFERS:
+                self._offers.clear()
+            offer = Quote(**{name: getattr(listed, f"{name}_nano") for name in DIMENSIONS})
+            self._offers[listed.version] = offer
+        return offer
 
 
 def _done() -> "asyncio.Future[None]":

@@ -26,11 +26,13 @@ class Limit:
 
     async def __call__(self, context: RequestContext) -> None:
         self._check_draining()
-        if (
-            context.request.batch is None
-        ):  # a batch has its own pace, which is slower than any limit is for
-            with self._noted(context):
+        # A batch has its own pace, which is slower than any limit is for.
+        if context.request.batch is None:
+            try:
                 context.limits_pass = await self._limiter.admit(*_wish(context))
+            except LimitReached as refusal:
+                self._note(context, refusal)
+                raise
         await self._ask(context)
 
     async def count(self, context: RequestContext) -> None:
@@ -74,6 +76,8 @@ class Limit:
             raise Overloaded("This server is shutting down. Try again.", retry_after_s=1)
 
     async def _ask(self, context: RequestContext) -> None:
+        if not self._plugins.has("admit_request"):
+            return
         answer = await ask(
             self._plugins, "admit_request", request=context.request, caller=context.known_caller
         )

@@ -5,8 +5,11 @@ It holds what a pure function has made of a request, so it is never wrong; it is
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from llmhost.cache.keys import Keys, Place, is_deterministic
+from llmhost.cache.response_cache import Rules
+from llmhost.cache.wish import HEADER
 from llmhost.core.ports import Tokenizer
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.terms import Terms
@@ -19,14 +22,20 @@ LONGEST_CHARS = 65_536
 class Rendered:
     """Used from the HTTP loop."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, rules: Callable[[str], Rules]) -> None:
+        """`rules` has what the cache does for a model: who has no part in it is hardly asked again, and finding out
+        costs more than it saves."""
         self._keys = keys
+        self._rules = rules
         self._kept: OrderedDict[bytes, tuple[Tokenizer, Terms]] = OrderedDict()
         self._tokens = 0
 
     def key(self, context: RequestContext) -> bytes | None:
         """None for requests that will hardly repeat, or are too long."""
         request = context.request
+        use = self._rules(context.known_deployment.entry.name).use
+        if use == "off" or (use == "asked" and context.headers.get(HEADER) is None):
+            return None
         if not is_deterministic(request.sampling) or request.size > LONGEST_CHARS:
             return None
         place = Place(

@@ -16,10 +16,11 @@ from typing import Any
 from llmhost.config.schema import AuditSettings
 from llmhost.core.errors import LlmhostError, Overloaded, SafetyUnavailable
 from llmhost.core.ports import Clock
+from llmhost.core.request import Caller
 from llmhost.observe.logs import log_event
 from llmhost.safety.defaults import LogJournal
 from llmhost.safety.kept_prompts import KeptPrompts
-from llmhost.safety.verdict import Action, Finding, Screening
+from llmhost.safety.verdict import Action, Direction, Finding, Screening
 from llmhost.storage.audit import AuditRow, AuditTrail, Recorded, Wanted
 from llmhost.storage.audit_chain import Head, Verdict
 
@@ -129,14 +130,13 @@ class AuditLog:
             if self._clock.utc_ns() >= self._minute_ns + MINUTE_NS:
                 self.write_counters()
 
-    def count(self, screening: Screening) -> None:
+    def count(self, org: str, direction: str, policy: str, at_ns: int) -> None:
         """Nobody objected to a text."""
-        minute_ns = screening.at_ns - screening.at_ns % MINUTE_NS
+        minute_ns = at_ns - at_ns % MINUTE_NS
         if minute_ns != self._minute_ns:
             self.write_counters()
             self._minute_ns = minute_ns
-        key = (screening.caller.org, screening.direction.value, screening.decision.policy)
-        self._allowed[key] += 1
+        self._allowed[org, direction, policy] += 1
 
     def write_counters(self) -> None:
         """A row for each count of the minute that has passed."""
@@ -223,12 +223,19 @@ class AuditJournal:
         self._each = each
         self._lines = LogJournal()
 
+    def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
+        if self._each and self._audit.has_room:
+            return False
+        self._audit.count(caller.org, direction.value, policy, at_ns)
+        return True
+
     def record(self, screening: Screening) -> None:
         """Raises SafetyUnavailable when it can't be written down, nor remembered until it can."""
         is_plain = screening.decision.action is Action.ALLOW and not screening.findings
         wants_row = self._each or screening.prompt is not None
         if is_plain and not (wants_row and self._audit.has_room):
-            self._audit.count(screening)
+            policy, direction = screening.decision.policy, screening.direction.value
+            self._audit.count(screening.caller.org, direction, policy, screening.at_ns)
         else:
             self._audit.record_soon(row_of(screening, self._audit.prompts))
         self._lines.record(screening)

@@ -109,6 +109,9 @@ class SamePolicy:
 class LogJournal:
     """One log line for each decision that is more than to let a text pass. Implements Journal."""
 
+    def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
+        return True
+
     def record(self, screening: Screening) -> None:
         decision = screening.decision
         if decision.action is Action.ALLOW:
@@ -130,6 +133,12 @@ class CountedJournal:
         """`count` is told direction, action and category; `none` for a text in which nothing was found."""
         self._journal = journal
         self._count = count
+
+    def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
+        if not self._journal.count(caller, direction, policy, at_ns):
+            return False
+        self._count(direction.value, "allow", "none")
+        return True
 
     def record(self, screening: Screening) -> None:
         decision = screening.decision

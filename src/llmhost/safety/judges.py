@@ -44,6 +44,11 @@ class Judged:
     """A plugin's own words for its refusal, or those for a guard without an answer."""
     opinion: Opinion | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Nothing was found."""
+        return self.decision.action is Action.ALLOW and not self.findings
+
 
 @dataclass(frozen=True, slots=True)
 class Judges:

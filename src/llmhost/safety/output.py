@@ -38,6 +38,7 @@ class OutputScreen:
         request: GenerationRequest,
         caller: Caller,
         screened: Screened,
+        count: Callable[[], bool],
         journal: Journal,
         reviews: Reviews | None,
         note: Callable[[Screening], None],
@@ -47,6 +48,8 @@ class OutputScreen:
         self._request = request
         self._caller = caller
         self._screened = screened
+        self._count = count
+        """As `Journal.count`, for an answer in which nothing was found."""
         self._journal = journal
         self._reviews = reviews
         self._note = note
@@ -98,6 +101,8 @@ class OutputScreen:
         last = await self._let_out(self._window.finish())
         if self._to_hold is not None and not self.is_refused:
             await self._hold_whole(self._to_hold)
+        if not self._passed and not self._noted and self._count():
+            return last
         if self._passed or not self._noted:
             allowed = Decision(Action.ALLOW, self._judges.policy.name)
             self._record(Judged(allowed, list(self._passed.values())))

@@ -126,6 +126,10 @@ class Screen:
             return Passed(request)
         readable = _readable(request, decode)
         judged = await judges.judge_input(readable, caller)
+        if judges.guard is None and judged.is_plain:
+            policy = judged.decision.policy
+            if self._journal.count(caller, Direction.INPUT, policy, self._utc_ns()):
+                return Passed(request)
         passed = Passed(request)
         is_released = self._is_released(judges, judged, readable, caller)
         if judged.decision.action is Action.REDACT or (
@@ -208,8 +212,11 @@ class Screen:
         def screening(judged: Judged) -> Screening:
             return self._screening(request, caller, model, Direction.OUTPUT, judged)
 
+        def count() -> bool:
+            return self._journal.count(caller, Direction.OUTPUT, judges.policy.name, self._utc_ns())
+
         return OutputScreen(
-            judges, window, request, caller, screening, self._journal, self._reviews, note
+            judges, window, request, caller, screening, count, self._journal, self._reviews, note
         )
 
     def check_length(self, request: GenerationRequest) -> None:

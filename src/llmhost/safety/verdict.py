@@ -159,6 +159,10 @@ class Screening:
 class Journal(Protocol):
     """Where decisions are written down. Called on the HTTP loop; it takes them and blocks nobody."""
 
+    def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
+        """Take it that a text passed in which nothing was found; False where that is for `record`, because somebody
+        wants to read of each."""
+
     def record(self, screening: Screening) -> None: ...
 
 

@@ -67,7 +67,9 @@ class Bucket:
         peak = now - self._added
         if peak > self._last:
             self._last = peak
-        self._add(units, now)
+        cost, tat = units * UNIT, self._tat
+        self._added += cost
+        self._tat = (tat if tat > now else now) + cost
 
     def hold(self, units: int, now_ns: int) -> Hold:
         """Take units until it is known how many are used: `settle` it exactly once."""
@@ -77,14 +79,20 @@ class Bucket:
         peak = now - self._added
         self._peaks.append(peak if peak > self._last else self._last)
         self._last = _NEVER
-        self._add(units, now)
+        cost, tat = units * UNIT, self._tat
+        self._added += cost
+        self._tat = (tat if tat > now else now) + cost  # `max` would be a call, for each limit
         return hold
 
     def settle(self, hold: Hold, used: int, now_ns: int) -> None:
         """Give back what was not used; take what was used beyond it."""
         if used > hold.units:
             self.take(used - hold.units, now_ns)
-        place, peaks = self._holds.index(hold), self._peaks
+        peaks = self._peaks
+        if len(peaks) == 1:  # as below, of the only one there is
+            self._settle_only(hold, used)
+            return
+        place = self._holds.index(hold)
         if used < hold.units:
             back = (hold.units - used) * UNIT
             peaks[: place + 1] = [peak - back for peak in peaks[: place + 1]]
@@ -96,6 +104,16 @@ class Bucket:
             peaks[place] = peak
         if used < hold.units:
             self._tat = self._added + max(self._last, max(peaks, default=_NEVER))
+
+    def _settle_only(self, hold: Hold, used: int) -> None:
+        assert self._holds.pop() is hold, "it is settled once"
+        peak = self._peaks.pop()
+        if used < hold.units:
+            peak -= (hold.units - used) * UNIT
+        if peak > self._last:
+            self._last = peak
+        if used < hold.units:
+            self._tat = self._added + self._last
 
     def remaining(self, now_ns: int) -> int:
         """Units that could be taken right now."""
@@ -118,13 +136,6 @@ class Bucket:
     def is_idle(self, now_ns: int) -> bool:
         """It could as well be a new one."""
         return not self._holds and self.debt(now_ns) == 0
-
-    def _add(self, units: int, now: int) -> None:
-        cost = units * UNIT
-        self._added += cost
-        self._tat = (
-            self._tat if self._tat > now else now
-        ) + cost  # `max` would be a call, for each limit
 
     def debt(self, now_ns: int) -> int:
         """What the theoretical arrival time is ahead by."""

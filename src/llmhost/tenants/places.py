@@ -39,7 +39,7 @@ class Places:
     def __init__(self, *, queue_size: int, queue_wait_s: float) -> None:
         self._queue_size = queue_size
         self._queue_wait_s = queue_wait_s
-        self._running: Counter[Hashable] = Counter()
+        self._running: Counter[Hashable] = Counter()  # asked by `get`: what is missing costs a call
         self._queues: dict[Hashable, OrderedDict[Hashable, list[_Waiter]]] = {}
         """Of each full level: the waiting requests of each key, in the order of the keys' turns."""
         self._waiting: Counter[Hashable] = Counter()
@@ -86,8 +86,9 @@ class Places:
         """Give the places back; those who wait for them go on."""
         for level in levels:
             _drop(self._running, level.who)
-        for level in levels:
-            self._call_next(level)
+        if self._queues:
+            for level in levels:
+                self._call_next(level)
 
     def send_away(self, error: LlmhostError) -> None:
         """Nobody need wait any longer: all hear why."""
@@ -98,14 +99,15 @@ class Places:
 
     def _full(self, levels: Sequence[Level]) -> Level | None:
         for level in levels:
-            assert level.limits.max_concurrency is not None
-            if self._running[level.who] >= level.limits.max_concurrency:
+            most = level.limits.max_concurrency
+            assert most is not None
+            if self._running.get(level.who, 0) >= most:
                 return level
         return None
 
     def _take(self, levels: Sequence[Level]) -> None:
         for level in levels:
-            self._running[level.who] += 1
+            self._running[level.who] = self._running.get(level.who, 0) + 1
 
     def _call_next(self, level: Level) -> None:
         """Let in whom this level has room for; who has to wait for another one goes there."""
@@ -166,6 +168,8 @@ def _has_entered(waiter: _Waiter) -> bool:
 
 
 def _drop(counts: "Counter[Hashable]", who: Hashable) -> None:
-    counts[who] -= 1
-    if counts[who] <= 0:
-        del counts[who]
+    left = counts[who] - 1
+    if left > 0:
+        counts[who] = left
+    else:
+        dict.__delitem__(counts, who)  # a Counter's own asks first whether it is there

@@ -6,8 +6,6 @@ Tokens are held when a request is admitted and settled when it has ended; what i
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import NamedTuple
 
 from llmhost.core.errors import ExceedsLimit
 from llmhost.core.units import show_duration
@@ -34,15 +32,8 @@ class Wish:
     """0 where it was counted before."""
 
 
-class _Share(NamedTuple):
-    """What a request takes from one bucket."""
-
-    level: Level
-    kind: str
-    bucket: Bucket
-    units: int
-    debt: int
-    """The bucket's, before anything is taken."""
+_Share = tuple[Level, str, Bucket, int, int]
+"""What a request takes from one bucket: whose it is, its kind, itself, the units, and its debt before. A bare tuple, because each request has one for each of its limits."""
 
 
 class Taken:
@@ -81,14 +72,19 @@ class Rates:
         """Raises ExceedsLimit for what no wait would help, LimitReached with the exact time to wait."""
         if self._new:
             self._forget_idle(now_ns)
-        shares, longest_ns, tightest = [], 0, None
+        shares: list[_Share] = []
+        longest_ns, tightest, buckets = 0, None, self._buckets
         for level in levels:
             for rate in level.rates:
-                units, bucket = _units(level, rate, wish), self._bucket(rate, now_ns)
+                kind, whose, per_minute, burst = rate
+                units = wish.requests if kind == REQUESTS else _units(level, rate, wish)
+                bucket = buckets.get(whose)
+                if bucket is None or bucket.per_minute != per_minute or bucket.burst != burst:
+                    bucket = self._bucket(rate, now_ns)
                 debt = bucket.debt(now_ns)
-                share = _Share(level, rate.kind, bucket, units, debt)
+                share = (level, kind, bucket, units, debt)
                 shares.append(share)
-                if debt + (units - bucket.burst) * UNIT > 0:
+                if debt + (units - burst) * UNIT > 0:
                     wait_ns = bucket.wait_ns(units, now_ns)
                     if wait_ns > longest_ns:
                         longest_ns, tightest = wait_ns, share
@@ -99,19 +95,20 @@ class Rates:
     def take(self, levels: Iterable[Level], wish: Wish, now_ns: int) -> Taken:
         """Take from every level, or raise as `check` does and take from none. `now_ns` is monotonic."""
         shares, holds = self.check(levels, wish, now_ns), []
-        for share in shares:
-            if share.kind == REQUESTS:
-                share.bucket.take(1, now_ns)
+        for _, kind, bucket, units, _ in shares:
+            if kind == REQUESTS:
+                bucket.take(1, now_ns)
             else:
-                holds.append((share.kind, share.bucket, share.bucket.hold(share.units, now_ns)))
+                holds.append((kind, bucket, bucket.hold(units, now_ns)))
         return Taken(holds, _allowances(shares))
 
     def _bucket(self, rate: Rate, now_ns: int) -> Bucket:
+        """One that is to be made, or goes on at another rate."""
         bucket = self._buckets.get(rate.whose)
         if bucket is None:
             bucket = self._buckets[rate.whose] = Bucket(rate.per_minute, rate.burst)
             self._new += 1
-        elif bucket.per_minute != rate.per_minute or bucket.burst != rate.burst:
+        else:
             bucket.retune(rate.per_minute, rate.burst, now_ns)
         return bucket
 
@@ -128,9 +125,7 @@ class Rates:
 
 
 def _units(level: Level, rate: Rate, wish: Wish) -> int:
-    """What a request takes of a rate. Raises ExceedsLimit for more than there ever is."""
-    if rate.kind == REQUESTS:
-        return wish.requests
+    """What a request takes of a rate of tokens. Raises ExceedsLimit for more than there ever is."""
     if rate.kind == INPUT:
         if wish.input_tokens > rate.burst:
             raise _too_large(level, INPUT, rate.per_minute, wish.input_tokens)
@@ -141,19 +136,19 @@ def _units(level: Level, rate: Rate, wish: Wish) -> int:
 
 
 def _refusal(share: _Share, wait_ns: int, shares: Sequence[_Share], now_ns: int) -> LimitReached:
-    level, bucket, wait_s = share.level, share.bucket, wait_ns / _NS
-    if share.kind == REQUESTS:
+    (level, kind, bucket, units, _), wait_s = share, wait_ns / _NS
+    if kind == REQUESTS:
         text = f"{level.name} may make {bucket.per_minute} requests per minute, {bucket.burst} of them at once."
     else:
-        what, left = share.kind.replace("_", " "), bucket.remaining(now_ns)
+        what, left = kind.replace("_", " "), bucket.remaining(now_ns)
         text = (
             f"{level.name} may use {bucket.per_minute} {what} per minute. {left} of them are left now, and this"
-            f" request needs {share.units}."
+            f" request needs {units}."
         )
     return LimitReached(
         f"{text} Try again in {show_duration(wait_ns)}.",
         dimension=level.dimension,
-        limit=share.kind,
+        limit=kind,
         retry_after_s=wait_s,
         allowances=_allowances(_untaken([share, *_others(share, shares)])),
     )
@@ -161,8 +156,8 @@ def _refusal(share: _Share, wait_ns: int, shares: Sequence[_Share], now_ns: int)
 
 def _others(share: _Share, shares: Sequence[_Share]) -> Iterable[_Share]:
     """Beside the limit that answers, one of the other kind has headers too."""
-    is_requests = share.kind == REQUESTS
-    return (other for other in shares if (other.kind == REQUESTS) != is_requests)
+    is_requests = share[1] == REQUESTS
+    return (other for other in shares if (other[1] == REQUESTS) != is_requests)
 
 
 def _too_large(level: Level, kind: str, rate: int, asked: int) -> ExceedsLimit:
@@ -183,35 +178,35 @@ def _lowered(name: str) -> str:
 
 
 def _untaken(shares: Iterable[_Share]) -> list[_Share]:
-    return [share._replace(units=0) for share in shares]
+    return [(level, kind, bucket, 0, debt) for level, kind, bucket, _, debt in shares]
 
 
 def _allowances(shares: Iterable[_Share]) -> Allowances:
     """How limits stand once all of this is taken."""
-    requests: list[_Standing] = []
-    tokens: list[_Standing] = []
+    requests: _Standing | None = None
+    tokens: _Standing | None = None
     for _, kind, bucket, units, before in shares:
         debt = before + units * UNIT
         left = bucket.burst + -debt // UNIT
-        (requests if kind == REQUESTS else tokens).append((left if left > 0 else 0, debt, bucket))
-    return Allowances(_tightest(requests), _tightest(tokens))
+        if left < 0:
+            left = 0
+        if kind == REQUESTS:
+            if requests is None or left <= requests[0]:
+                requests = _tighter(requests, left, debt, bucket)
+        elif tokens is None or left <= tokens[0]:
+            tokens = _tighter(tokens, left, debt, bucket)
+    return Allowances(_allowance(requests), _allowance(tokens))
 
 
-_Standing = tuple[int, int, Bucket]
-"""Units that are left, the debt, and the bucket."""
+_Standing = tuple[int, int, int]
+"""Units that are left, nanoseconds until all are there, and units per minute."""
 
 
-def _tightest(standings: Sequence[_Standing]) -> Allowance | None:
-    """Where the least is left; of two, the one that takes longer to fill up."""
-    if not standings:
-        return None
-    least = min(standings, key=_left)[0]
-    reset_ns, per_minute = max(
-        (-(-debt // bucket.per_minute), bucket.per_minute)
-        for left, debt, bucket in standings
-        if left == least
-    )
-    return Allowance(per_minute, least, reset_ns)
+def _tighter(known: _Standing | None, left: int, debt: int, bucket: Bucket) -> _Standing:
+    """Where the least is left, which is not `known` unless as much is; of two, the one that takes longer to fill up."""
+    found = (left, -(-debt // bucket.per_minute), bucket.per_minute)
+    return found if known is None or left < known[0] or found > known else known
 
 
-_left = itemgetter(0)
+def _allowance(standing: _Standing | None) -> Allowance | None:
+    return None if standing is None else Allowance(standing[2], standing[0], standing[1])

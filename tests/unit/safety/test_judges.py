@@ -63,6 +63,9 @@ class Journal:
     def __init__(self):
         self.screenings: list[Screening] = []
 
+    def count(self, caller, direction, policy, at_ns):
+        return False
+
     def record(self, screening):
         self.screenings.append(screening)
 
