@@ -54,6 +54,7 @@ from llmhost.api.organization import OrganizationDesk, organization_router
 from llmhost.api.policies import PolicyAdmin, policy_router
 from llmhost.api.pooling import pooling_routes
 from llmhost.api.prices import PriceAdmin, price_router
+from llmhost.api.repeats import Repeats
 from llmhost.api.reports import ReportDesk, usage_router
 from llmhost.api.responses.compact import PATH as COMPACT_PATH
 from llmhost.api.responses.compact import compact_route
@@ -94,6 +95,7 @@ class Surface:
     gatekeeper: Gatekeeper
     """Stands before all of it."""
     processor: Processor
+    repeats: Repeats
     files: FileDesk
     batches: BatchDesk
     batch_admin: BatchAdmin
@@ -150,7 +152,7 @@ def build_app(surface: Surface) -> App:
         root_path=surface.settings.root_path,
     )
     counted = edge if surface.outflow is None else surface.outflow.around(edge)
-    return App(with_sockets(counted), routes)
+    return App(surface.repeats.before(with_sockets(counted)), routes)
 
 
 def _framework(surface: Surface, generation: Mapping[str, ASGIApp]) -> Litestar:
@@ -231,12 +233,14 @@ def _past_router(app: ASGIApp, routes: Mapping[str, ASGIApp]) -> ASGIApp:
 
 def _generation_routes(surface: Surface) -> dict[str, ASGIApp]:
     limits = _limits(surface)
-    processor = surface.processor
+    processor, learn = surface.processor, surface.repeats.learn
     return {
         CHATS: generation_route(
-            processor, Kind.CHAT, parse_chat, keep=surface.chats.keep, **limits
+            processor, Kind.CHAT, parse_chat, keep=surface.chats.keep, learn=learn, **limits
         ),
-        "/v1/completions": generation_route(processor, Kind.COMPLETION, parse_completion, **limits),
+        "/v1/completions": generation_route(
+            processor, Kind.COMPLETION, parse_completion, learn=learn, **limits
+        ),
         "/v1/messages": messages_route(processor, **limits),
         RESPONSES_PATH: responses_route(processor, surface.responses, surface.outflow, **limits),
         COMPACT_PATH: compact_route(processor, surface.responses, **limits),

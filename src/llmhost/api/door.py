@@ -45,6 +45,9 @@ class Line(Wire, Protocol):
     def take_body(self) -> bytes | None:
         """The request's whole body if all of it has come, which is most often so; once."""
 
+    def peek_body(self) -> bytes | None:
+        """The same for one look, and without taking it."""
+
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         """A whole answer in one write; False, and nothing is written, where it has to be sent."""
 
@@ -74,10 +77,10 @@ def add_by_sending(scope: Scope) -> None:
 class _PiecesOnly:
     """A line by which no answer may begin."""
 
-    __slots__ = ("is_free", "on_gone", "take_body", "write")
+    __slots__ = ("is_free", "on_gone", "peek_body", "take_body", "write")
 
     def __init__(self, line: Line) -> None:
-        self.is_free, self.write = line.is_free, line.write
+        self.is_free, self.write, self.peek_body = line.is_free, line.write, line.peek_body
         self.take_body, self.on_gone = line.take_body, line.on_gone
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
@@ -143,12 +146,13 @@ class Outflow:
 class _CountedLine:
     """A line whose bytes are counted."""
 
-    __slots__ = ("_line", "_outflow", "is_free", "on_gone", "take_body")
+    __slots__ = ("_line", "_outflow", "is_free", "on_gone", "peek_body", "take_body")
 
     def __init__(self, line: Line, outflow: Outflow) -> None:
         self._line = line
         self._outflow = outflow
         self.is_free, self.take_body, self.on_gone = line.is_free, line.take_body, line.on_gone
+        self.peek_body = line.peek_body
 
     def write(self, body: bytes) -> None:
         self._outflow.sent_bytes += len(body)

@@ -68,6 +68,14 @@ class Gatekeeper:
 
         return guarded
 
+    def mark_of(self, scope: HTTPScope) -> tuple[str, int]:
+        """Whose call that has a valid key is: by that `still_lets_in` knows the next one."""
+        return self.peers.of(scope).address, hash(bearer(scope))
+
+    def still_lets_in(self, mark: tuple[str, int]) -> bool:
+        """Whether a call of the same address and key is let in, and vouched for, without looking again."""
+        return self._strangers.still_works(mark)
+
     def _check(self, scope: HTTPScope, address: str) -> None:
         if not len(self._strangers):
             return

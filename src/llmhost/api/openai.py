@@ -72,6 +72,8 @@ Keep = Callable[[Wish, RequestContext, bytes], Awaitable[None]]
 """Stores a chat with its whole answer."""
 Kept = Callable[[RequestContext, bytes], Awaitable[None]]
 """The same for one wish."""
+Learn = Callable[[Visit, bytes], None]
+"""Told of each whole answer that has gone out."""
 
 
 def parse_chat(
@@ -103,12 +105,13 @@ def generation_route(  # noqa: PLR0913 - all that a route may do in its own way
     keep: Keep | None = None,
     holds: Holds | None = None,
     can_hold: CanHold | None = None,
+    learn: Learn | None = None,
 ) -> ASGIApp:
     """An ASGI app for one route. `respond` answers in another way than generation does; what it writes goes out at
     once, so that only prompts can wait for a reviewer, unless `can_hold` says of which requests answers can."""
     if can_hold is None and respond is None:
         can_hold = _always
-    respond = respond or _responder(keep, holds)
+    respond = respond or _responder(keep, holds, learn)
     return _Route(
         *(processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond, prepare),
         holds=holds,
@@ -274,7 +277,7 @@ class Framing(Protocol):
     ) -> bytes: ...
 
 
-def _responder(keep: Keep | None, holds: Holds | None) -> Respond:
+def _responder(keep: Keep | None, holds: Holds | None, learn: Learn | None = None) -> Respond:
     async def respond(
         visit: Visit, send: Send, heartbeat_s: float | None, beside: ChatBeside
     ) -> None:
@@ -283,12 +286,14 @@ def _responder(keep: Keep | None, holds: Holds | None) -> Respond:
         if visit.exchange.context.request.stream:
             await _stream(visit, send, heartbeat_s, beside.options, kept)
         else:
-            await _answer(visit, send, kept, holds)
+            await _answer(visit, send, kept, holds, learn)
 
     return respond
 
 
-async def _answer(visit: Visit, send: Send, keep: Kept | None, holds: Holds | None) -> None:
+async def _answer(
+    visit: Visit, send: Send, keep: Kept | None, holds: Holds | None, learn: Learn | None
+) -> None:
     assert visit.exchange is not None
     exchange = visit.exchange
     deltas = await exchange.read_whole()
@@ -302,6 +307,8 @@ async def _answer(visit: Visit, send: Send, keep: Kept | None, holds: Holds | No
         await keep(context, body)
     headers = {**visit.headers(), **bill_headers(context)}
     await send_whole(send, 200, body, headers, line=visit.line)
+    if learn is not None and keep is None and context.cache is not None:
+        learn(visit, body)
 
 
 async def whole_body(exchange: Exchange, _: object) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmhost.config.schema import PriceSettings
 from llmhost.core.ports import Clock
+from llmhost.core.world import World
 from llmhost.cost.pricing import Price, Rates, rates_of
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
@@ -111,6 +112,14 @@ class PriceList:
                 return version
         return None
 
+    def next_ns(self, model_name: str, org: str | None, utc_ns: int) -> int | None:
+        """When another price begins to hold that is set already; None where none is."""
+        versions = [*self._versions.get((model_name, None), ())]
+        if org is not None:
+            versions += self._versions.get((model_name, org), ())
+        coming = (each.effective_from_ns for each in versions if each.effective_from_ns > utc_ns)
+        return min(coming, default=None)
+
     def all_in_force(self, utc_ns: int) -> Iterator[PriceVersion]:
         """Of each model and organisation, in the order in which they were set."""
         found = (self.in_force(*key, utc_ns) for key in self._versions)
@@ -124,12 +133,26 @@ class PriceBook:
     Changes are made from one event loop, and are committed before the list has them.
     """
 
-    def __init__(self, writer: Writer, reader: Reader, *, node_id: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        reader: Reader,
+        *,
+        node_id: str,
+        clock: Clock,
+        world: World | None = None,
+    ) -> None:
+        """`world` is told of every change."""
+        self._world = world or World()
         self._writer = writer
         self._reader = reader
         self._node_id = node_id
         self._clock = clock
         self.list = PriceList(reader.read_now(_load))
+
+    def _add(self, version: PriceVersion) -> None:
+        self.list.add(version)
+        self._world.changed()
 
     async def declare(self, settings: Mapping[str, PriceSettings | None]) -> None:
         """Take the prices of models.toml: one that differs from the file's last is a new version, in force from now.
@@ -153,7 +176,7 @@ class PriceBook:
             return [self._insert(connection, *each, origin=FILE) for each in changed]
 
         for version in await self._writer.run(declare):
-            self.list.add(version)
+            self._add(version)
 
     async def set(
         self,
@@ -176,7 +199,7 @@ class PriceBook:
                 note=note,
             )
         )
-        self.list.add(version)
+        self._add(version)
         return version
 
     async def quote(self, model: str, plugin: str, rates: Rates) -> Price:

@@ -90,6 +90,12 @@ class Settlements:
         """A slot for a request that is admitted. Raises StorageFailed when there is no room for one."""
         return self._journal.open(_encode(request))
 
+    def secure(self, entry: Entry) -> Slot:
+        """A slot that says all of an entry that is about to be settled: from here on a kill can't take it.
+
+        Raises StorageFailed when there is no room for one."""
+        return self._journal.open(_encode(Unsettled(entry=entry)))
+
     def settle(self, entry: Entry, slot: Slot | None) -> "asyncio.Future[None]":
         """Append an entry; done when it can't be lost any more. Without a slot, what the ledger can't take fails."""
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()

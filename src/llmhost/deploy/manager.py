@@ -7,6 +7,7 @@ from collections.abc import Callable
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock, EngineLoad, RunnerFacts, Tokenizer
+from llmhost.core.world import World
 from llmhost.deploy.adapters import AdapterRow
 from llmhost.deploy.catalogue import Catalogue, ModelEntry, Served
 from llmhost.deploy.deployment import Deployment
@@ -25,12 +26,19 @@ class Deployments:
         effects: LoadEffects,
         clock: Clock,
         on_change: Callable[[DeploymentChanged], None],
+        world: World | None = None,
     ) -> None:
+        """`world` is told of every change, before `on_change` is."""
+        self._world = world = world or World()
+
+        def changed(event: DeploymentChanged) -> None:
+            world.changed()
+            on_change(event)
+
         self.catalogue = catalogue
         self._effects = effects
         self._all = {
-            entry.name: Deployment(entry, effects, clock, on_change)
-            for entry in catalogue.entries()
+            entry.name: Deployment(entry, effects, clock, changed) for entry in catalogue.entries()
         }
         self._still_to_start = {
             entry.name for entry in catalogue.entries() if entry.spec.load == "start"
@@ -81,15 +89,18 @@ class Deployments:
         """Have an adapter in memory, and its model. One that is new can be named from then on."""
         deployment = self._all[served.entry.name]
         self._effects.forget_marks(served.entry)
+        self._world.changed()
         await deployment.ensure_ready("operator")
         for replica in deployment.replicas:
             (await replica.hold_adapter(served)).let_go()
         self.catalogue.add_adapter(served)
+        self._world.changed()
 
     async def unload_adapter(self, served: Served, *, drain_s: float) -> None:
         """Have an adapter out of memory once nobody uses it. One that is not declared can't be named any more."""
         if not served.is_declared:
             self.catalogue.remove_adapter(served)
+        self._world.changed()
         for replica in self._all[served.entry.name].replicas:
             if replica.adapters is not None and served.adapter is not None:
                 await replica.adapters.unload(served.adapter, drain_s=drain_s)

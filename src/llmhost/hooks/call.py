@@ -65,6 +65,33 @@ async def ask(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
     return None
 
 
+class NotNow(Exception):
+    """Somebody has to be waited for, or failed: `ask` deals with that."""
+
+
+def ask_now(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
+    """As `ask`, of plugins that answer at once. Raises NotNow, and then has to be asked again."""
+    for implementation in plugins.implementations(hook):
+        if plugins.trace or implementation.is_async or implementation.workers is not None:
+            raise NotNow
+        started = plugins.timer()
+        try:
+            opinion = implementation.function(*[facts[name] for name in implementation.argnames])
+        except (Exception, SystemExit):  # noqa: BLE001 - boundary: plugins may raise anything
+            raise NotNow from None
+        finally:
+            took_s = plugins.timer() - started
+            implementation.stats.took(took_s)
+            _note_time(implementation, took_s)
+        if opinion is not None:
+            if inspect.iscoroutine(opinion):
+                opinion.close()
+            if inspect.isawaitable(opinion) or implementation.rule.complaint(opinion, facts):
+                raise NotNow
+            return Answer(implementation.plugin, opinion)
+    return None
+
+
 def collect(plugins: Plugins, hook: str) -> list[Registered]:
     """What every plugin hands in through a register hook. A plugin that fails hands in nothing."""
     collected: list[Registered] = []

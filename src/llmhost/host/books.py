@@ -4,6 +4,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from llmhost.core.ports import Clock
+from llmhost.core.world import World
 from llmhost.cost import ledger as cost
 from llmhost.cost import prices
 from llmhost.cost import rows as true_cost
@@ -41,6 +42,8 @@ class Books:
     settlements: Settlements
     budgets: BudgetStore
     rerater: Rerater
+    world: World
+    """Told of every change of keys and prices."""
 
 
 def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Books:
@@ -64,10 +67,11 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
         book_credit=booking(node_id),
         is_settled=lambda: not settlements.unsettled,
     )
-    price_book = PriceBook(writer, reader, node_id=node_id, clock=clock)
+    world = World()
+    price_book = PriceBook(writer, reader, node_id=node_id, clock=clock, world=world)
     reports = Reports(reader)
     return Books(
-        KeyStore(writer, reader, pepper=data_dir.pepper, node_id=node_id, clock=clock),
+        KeyStore(writer, reader, pepper=data_dir.pepper, node_id=node_id, clock=clock, world=world),
         ledger,
         CostBook(writer, reader, node_id=node_id, clock=clock),
         price_book,
@@ -84,4 +88,5 @@ def open_books(data_dir: DataDir, clock: Clock, closing: AsyncExitStack) -> Book
             on_applied=rerated(budgets.accounts),
             turn=budgets.turn,
         ),
+        world,
     )

@@ -67,6 +67,12 @@ class Line:
         self._flow.resume_reading()
         return body
 
+    def peek_body(self) -> bytes | None:
+        cycle = self._cycle()
+        if cycle is None or cycle.more_body or cycle.disconnected:
+            return None
+        return bytes(cycle.body)
+
     def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         cycle = self._cycle()
         if (

@@ -3,6 +3,7 @@
 from llmhost.api.policies import PolicyAdmin
 from llmhost.config.schema import SafetySettings
 from llmhost.core.ports import Clock
+from llmhost.core.world import World
 from llmhost.safety.audit import AuditLog
 from llmhost.safety.defaults import NodePolicy
 from llmhost.safety.policy_store import PolicyStore
@@ -12,10 +13,15 @@ from llmhost.tenants.teams import Directory
 
 
 def open_policies(
-    data_dir: DataDir, settings: SafetySettings, audit: AuditLog, clock: Clock
+    data_dir: DataDir,
+    settings: SafetySettings,
+    audit: AuditLog,
+    clock: Clock,
+    world: World | None = None,
 ) -> PolicyStore:
     """Load all of them from the audit log's file. Blocks."""
-    return PolicyStore(audit.trail, NodePolicy(settings), node_id=data_dir.node_id, clock=clock)
+    default = NodePolicy(settings)
+    return PolicyStore(audit.trail, default, node_id=data_dir.node_id, clock=clock, world=world)
 
 
 def offline_policies(

@@ -27,6 +27,7 @@ from llmhost.api.organization import OrganizationDesk
 from llmhost.api.peers import Peers
 from llmhost.api.policies import PolicyAdmin
 from llmhost.api.prices import PriceAdmin
+from llmhost.api.repeats import Repeats
 from llmhost.api.reports import ReportDesk
 from llmhost.api.reviews.desk import ReviewDesk
 from llmhost.config.schema import Settings
@@ -74,6 +75,7 @@ from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.semantic import Semantic
+from llmhost.pipeline.short_way import ShortWay
 from llmhost.pipeline.store import Store
 from llmhost.pipeline.tabs import Tabs
 from llmhost.safety.audit import AuditJournal
@@ -189,7 +191,12 @@ class Host:
             open_audit, self.data_dir, self.settings.audit, self.clock, self._closing
         )
         self.policies = await asyncio.to_thread(
-            open_policies, self.data_dir, self.settings.safety, self.audit, self.clock
+            open_policies,
+            self.data_dir,
+            self.settings.safety,
+            self.audit,
+            self.clock,
+            self.books.world,
         )
         self.analytics = await asyncio.to_thread(self._open_analytics)
         self.answers = await asyncio.to_thread(
@@ -333,7 +340,7 @@ class Host:
             registry.record(event)
             self.observers.tell(event)
 
-        return Deployments(Catalogue(entries), effects, self.clock, on_change)
+        return Deployments(Catalogue(entries), effects, self.clock, on_change, self.books.world)
 
     def _engine_kinds(self) -> Mapping[str, EngineKind]:
         """The built-in engines, and those that plugins registered: objects with a `name` and EngineKind's methods."""
@@ -380,6 +387,7 @@ class Host:
             bill=self.bill,
             log=Log(self.metrics, (self.analytics.record, self.observers.tell)),
         )
+        self.stages = stages
         return Processor(stages, clock, write_share=self.settings.server.write_share)
 
     def _screen(self) -> Screen:
@@ -427,19 +435,28 @@ class Host:
         self.metrics.limits.read_waiting_from(lambda: places.waiting_by_dimension)
         return Limiter(Levels(limits, self.settings.models), places, self.clock)
 
+    def _repeats(self, gatekeeper: Gatekeeper, outflow: Outflow | None) -> Repeats:
+        short_way = ShortWay(
+            self.processor, self.stages, self.cache, self.plugins, self.clock, self.books.world
+        )
+        return Repeats(short_way, gatekeeper, outflow)
+
     def _app(self) -> App:
         prices = self._price_admin()
+        gatekeeper = Gatekeeper(
+            Strangers(self.settings.limits.failed_auth_per_minute),
+            Peers(self.settings.limits.trusted_proxies),
+            self.metrics.limits,
+            self.clock,
+            self.admin_token,
+        )
+        outflow = None if self.costs.rates.egress.is_free else self.outflow
         return build_app(
             Surface(
                 settings=self.settings.server,
-                gatekeeper=Gatekeeper(
-                    Strangers(self.settings.limits.failed_auth_per_minute),
-                    Peers(self.settings.limits.trusted_proxies),
-                    self.metrics.limits,
-                    self.clock,
-                    self.admin_token,
-                ),
+                gatekeeper=gatekeeper,
                 processor=self.processor,
+                repeats=self._repeats(gatekeeper, outflow),
                 files=self.deferred.files,
                 batches=self.deferred.batches,
                 batch_admin=self.deferred.admin,
@@ -477,7 +494,7 @@ class Host:
                 invoices=InvoiceDesk(
                     self.books.statements, self.books.reports, self.books.keys.directory
                 ),
-                outflow=None if self.costs.rates.egress.is_free else self.outflow,
+                outflow=outflow,
                 admin_token=self.admin_token,
                 why_not_ready=self.why_not_ready,
                 why_not_healthy=self.why_not_healthy,

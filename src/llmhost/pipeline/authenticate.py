@@ -56,6 +56,10 @@ class Authenticate:
         """Raises Unauthenticated for a key that ended while its request was on the way, or waited for something."""
         self._keys.check_still(context.known_caller, context.bearer)
 
+    def ends_ns(self, bearer: str | None) -> int | None:
+        """When a valid key ends by itself; None for never."""
+        return self._keys.ends_ns(bearer)
+
     async def _find(self, bearer: str | None, headers: Mapping[str, str]) -> Caller:
         if self._plugins.has("identify_caller"):
             answer = await ask(self._plugins, "identify_caller", api_key=bearer, headers=headers)

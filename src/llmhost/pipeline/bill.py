@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from llmhost.config.schema import BillingSettings
 from llmhost.core.errors import ModelNotPriced, Overloaded
@@ -30,7 +30,7 @@ from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import Price, Rates, amount_nano, factor_of, scaled
 from llmhost.cost.under_way import Settlements, UnderWay
-from llmhost.hooks.call import ask
+from llmhost.hooks.call import ask, ask_now
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import DIMENSIONS
 from llmhost.hooks.spec import Price as Quote
@@ -86,8 +86,7 @@ class Bill:
 
     async def quote(self, context: RequestContext) -> None:
         """Freeze the price: what holds for the caller's organisation, or what a plugin makes of it."""
-        context.ticket = self._costs.join()
-        context.may_see_costs = self._costs.is_shown
+        self.take_part(context)
         await self._find_price(context)
 
     def drop(self, context: RequestContext) -> None:
@@ -195,8 +194,60 @@ class Bill:
         context.budget_remaining_nano = hold.remaining_nano
         return Spending(hold, price, **size)
 
-    def __call__(self, context: RequestContext) -> "asyncio.Future[None]":
-        """Book the request; done when its entry can't be lost. Without a caller there is no account to book to."""
+    def quote_hit_now(self, context: RequestContext) -> bool:
+        """As `quote`, of a kept answer whose price has been made before; False where it has to be waited for."""
+        name = context.known_deployment.entry.name
+        full = self._prices.list.of(name, context.known_caller.org, context.arrived_utc_ns)
+        if self._plugins.has("quote_price"):
+            answer = ask_now(self._plugins, "quote_price", **self._offered(context, full or FREE))
+            if answer is not None:
+                key = (name, answer.plugin, answer.opinion)
+                if (full := self._quotes.get(key)) is None:
+                    return False
+        if full is None:
+            return not self._accounts.is_budgeted(context.known_caller, context.run_id)
+        price = full if self._hit_factor == 1 else self._hit_prices.get(full.version)
+        context.full_price, context.price = full, price
+        return price is not None
+
+    def next_price_ns(self, model: str, org: str, utc_ns: int) -> int | None:
+        """When another list price begins to hold; None where none is set."""
+        return self._prices.list.next_ns(model, org, utc_ns)
+
+    def has_room(self, context: RequestContext) -> bool:
+        """Whether budgets have what `hold` would hold, and the ledger can be written."""
+        caller, price = context.known_caller, context.price
+        if self._ledger.health is not None:
+            return False
+        if price is None or not self._accounts.is_budgeted(caller, context.run_id):
+            return True
+        nano = Spending.first_nano(price, **_size(context, self._settings.slice_tokens))
+        return self._accounts.has_room(caller, context.run_id, nano, context.arrived_utc_ns)
+
+    def settle_hit(self, context: RequestContext) -> "asyncio.Future[None]":
+        """Hold, book and settle a kept answer for which there is room. When this returns, its entry is in the journal,
+        and nobody need wait for the ledger. Raises StorageFailed, and then nothing is booked."""
+        if context.price is not None and self._accounts.is_budgeted(
+            context.known_caller, context.run_id
+        ):
+            context.spending = self._held(context, context.price)
+        entry = self._closed(context)
+        assert entry is not None, "who has a kept answer is known"
+        try:
+            slot = self._settlements.secure(entry)
+        except StorageFailed:
+            if context.spending is not None:
+                context.spending.hold.void()
+            raise
+        return self._book(context, slot, entry)
+
+    def take_part(self, context: RequestContext) -> None:
+        """It is in flight from here on."""
+        context.ticket = self._costs.join()
+        context.may_see_costs = self._costs.is_shown
+
+    def _closed(self, context: RequestContext) -> Entry | None:
+        """What a request that has ended is booked by; None where nobody is known to book it to."""
         if self._is_paid(context):
             is_embedding = context.request.kind is Kind.EMBEDDING
             context.amount_nano = amount_nano(
@@ -213,15 +264,21 @@ class Bill:
             context.usage, context.ticket, load_id, safety_nano=judging.usage.cost_nano
         )
         if context.caller is None:
-            return _done()
+            return None
         version = context.price.version if context.price is not None else None
-        entry = Entry.of(
+        return Entry.of(
             context.event(),
             price_version=version,
             costs=context.costs,
             safety_units=judging.texts,
             safety_ns=judging.usage.engine_ns,
         )
+
+    def __call__(self, context: RequestContext) -> "asyncio.Future[None]":
+        """Book the request; done when its entry can't be lost. Without a caller there is no account to book to."""
+        entry = self._closed(context)
+        if entry is None:
+            return _done()
         slot, context.slot = context.slot, None
         if context.deferral is None:
             return self._book(context, slot, entry)
@@ -289,17 +346,7 @@ class Bill:
             self._accounts.charge(caller, context.run_id, nano, context.arrived_utc_ns)
 
     async def _quoted(self, context: RequestContext, listed: Price) -> Price | None:
-        request, name = context.request, context.known_deployment.entry.name
-        if request.model != name:
-            request = replace(request, model=name)
-        answer = await ask(
-            self._plugins,
-            "quote_price",
-            request=request,
-            caller=context.known_caller,
-            price=self._offer(listed),
-            now=datetime.fromtimestamp(context.arrived_utc_ns / 1e9, UTC),
-        )
+        answer = await ask(self._plugins, "quote_price", **self._offered(context, listed))
         if answer is None:
             return context.price
         quote: Quote = answer.opinion
@@ -308,6 +355,16 @@ class Bill:
             rates = Rates(**{f"{name}_nano": getattr(quote, name) for name in DIMENSIONS})
             self._quotes[key] = await self._prices.quote(*key[:2], rates)
         return self._quotes[key]
+
+    def _offered(self, context: RequestContext, listed: Price) -> dict[str, Any]:
+        """The facts that a price is quoted by."""
+        request, name = context.request, context.known_deployment.entry.name
+        return {
+            "request": request if request.model == name else replace(request, model=name),
+            "caller": context.known_caller,
+            "price": self._offer(listed),
+            "now": datetime.fromtimestamp(context.arrived_utc_ns / 1e9, UTC),
+        }
 
     def _offer(self, listed: Price) -> Quote:
         """A price as plugins see it."""

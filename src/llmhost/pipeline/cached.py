@@ -102,6 +102,11 @@ class Cached:
         use.meaning = await self.semantic.read(context, place, _asked(context), rules)
         return wish.reads and await self.semantic.find(context, use, sought, rules)
 
+    def sought(self, context: RequestContext) -> Sought:
+        """What the kept answer of a request had to be like that has one."""
+        assert context.cache is not None
+        return _sought(context.cache, wish_of(context.headers))
+
     async def may_replay(self, context: RequestContext) -> bool:
         """Whether the answer that was found may be said to this caller, whose prompt has been screened by now.
 

@@ -10,7 +10,7 @@ from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.observe.limits import LimitMetrics
 from llmhost.pipeline.context import RequestContext
-from llmhost.tenants.limiter import Limiter, Size
+from llmhost.tenants.limiter import Limiter, NoPlace, Size
 from llmhost.tenants.refusals import LimitReached
 
 
@@ -34,6 +34,24 @@ class Limit:
                 self._note(context, refusal)
                 raise
         await self._ask(context)
+
+    def enter(self, context: RequestContext, size: Size) -> bool:
+        """Let a request in that need not wait, and of which it is known how much it asks for; False, and nothing is
+        taken, for one that has to wait or is refused."""
+        model = context.known_deployment.entry.name
+        try:
+            context.limits_pass = self._limiter.admit_now(
+                context.known_caller, model, context.run_id, size
+            )
+        except (NoPlace, LlmhostError):
+            return False
+        return True
+
+    def give_back(self, context: RequestContext) -> None:
+        """It is not answered here after all: what it took comes back, but for its having been counted."""
+        if context.limits_pass is not None:
+            context.limits_pass.settle(0, 0, is_whole=False)
+            context.limits_pass = None
 
     async def count(self, context: RequestContext) -> None:
         """Of a request that will not run: it counts as a request, and takes no tokens and no place.
@@ -108,10 +126,11 @@ def _who(context: RequestContext) -> tuple[Caller, str, str | None]:
 
 
 def _wish(context: RequestContext) -> tuple[Caller, str, str | None, Size]:
-    return *_who(context), _size(context)
+    return *_who(context), size_of(context)
 
 
-def _size(context: RequestContext) -> Size:
+def size_of(context: RequestContext) -> Size:
+    """A request as limits see it, once its prompt is known."""
     most = context.request.max_tokens
     input_tokens = context.prompt_tokens
     if context.poolings or context.request.questions:

@@ -93,6 +93,19 @@ class Resolve:
         context.longest_tokens = await self._deployments.longest_tokens(context.known_deployment)
         return tokenizer
 
+    def candidates(self, caller: Caller) -> tuple[str, ...]:
+        """All models that a plugin may choose of."""
+        return self._deployments.catalogue.names_for(caller)
+
+    def is_named(self, context: RequestContext) -> bool:
+        """Whether a request has the model that it names, and no plugin has chosen another."""
+        with suppress(UnknownModel):
+            served = self._deployments.catalogue.locate(context.request.model)
+            adapter = None if context.adapter is None else context.adapter.adapter
+            deployment = context.known_deployment
+            return served.entry is deployment.entry and served.adapter == adapter
+        return False
+
     def check_allowed(self, caller: Caller, model: str) -> None:
         """Raises ModelNotAllowed for what would be refused here, unless plugins say what a name means."""
         if self._plugins.has("route_request"):

@@ -6,7 +6,7 @@ from llmhost.core.request import Caller, Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.safety.output import OutputScreen
 from llmhost.safety.screen import Screen
-from llmhost.safety.verdict import Screening
+from llmhost.safety.verdict import Direction, Screening
 
 
 class ScreenStage:
@@ -39,6 +39,24 @@ class ScreenStage:
         context.request = passed.request
         context.is_redacted = context.is_redacted or is_changed
         return is_changed
+
+    def judged_by(self, caller: Caller, direction: Direction) -> str | None:
+        """The policy under which somebody judges a caller's texts; None where nobody does."""
+        return self._screen.judged_by(caller, direction)
+
+    def has_no_guard(self, caller: Caller) -> bool:
+        """No model judges a caller's prompts, or its answers."""
+        return self._screen.has_no_guard(caller)
+
+    def windows(self, caller: Caller, text: str) -> list[str]:
+        """The parts of an answer that plugins are asked about."""
+        return self._screen.windows(caller, text)
+
+    def note_passed(self, context: RequestContext, direction: Direction, policy: str) -> None:
+        """A text passed that is known to have nothing in it. Raises SafetyUnavailable."""
+        self._screen.note_passed(
+            context.request, context.known_caller, context.model, direction, policy
+        )
 
     def policy_of(self, caller: Caller) -> str:
         """Name and version of the policy by which a caller's texts are judged."""

@@ -15,6 +15,7 @@ import msgspec
 from llmhost.core.errors import Conflict, InvalidValue, LlmhostError, NotFound
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
+from llmhost.core.world import World
 from llmhost.observe.logs import log_event
 from llmhost.safety.policy import OrgPolicy, PolicyBody, check_policy
 from llmhost.safety.verdict import Policy
@@ -90,8 +91,10 @@ class PolicyStore:
         *,
         node_id: str,
         clock: Clock,
+        world: World | None = None,
     ) -> None:
-        """`default` holds for organisations without a policy of their own."""
+        """`default` holds for organisations without a policy of their own; `world` is told of every change."""
+        self._world = world or World()
         self._trail = trail
         self.default = default
         self._node_id = node_id
@@ -229,3 +232,4 @@ class PolicyStore:
             self._in_force.pop(org, None)
         else:
             self._in_force[org] = self.made_of(org, version, self._versions[org][version].body)
+        self._world.changed()

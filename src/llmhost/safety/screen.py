@@ -105,6 +105,52 @@ class Screen:
         """Name and version of the policy by which a caller's texts are judged."""
         return self._policies.of(caller).name
 
+    def judged_by(self, caller: Caller, direction: Direction) -> str | None:
+        """The policy under which somebody judges a caller's texts; None where nobody does."""
+        policy = self._policies.of(caller)
+        return None if self._judges(policy, direction) is None else policy.name
+
+    def has_no_guard(self, caller: Caller) -> bool:
+        """No model judges a caller's texts."""
+        policy = self._policies.of(caller)
+        return all(policy.guard(direction) is None for direction in Direction)
+
+    def windows(self, caller: Caller, text: str) -> list[str]:
+        """The parts of an answer, all of which is there, that plugins are asked about if they let each pass."""
+        judges = self._judges(self._policies.of(caller), Direction.OUTPUT)
+        if judges is None:
+            return []
+        window = Window(judges.rules.window_chars, judges.rules.overlap_chars)
+        first = window.push(text)
+        if first is not None:
+            window.release()
+        pieces = (first, window.finish())
+        return [piece.body for piece in pieces if piece is not None]
+
+    def note_passed(
+        self,
+        request: GenerationRequest,
+        caller: Caller,
+        model: str,
+        direction: Direction,
+        policy: str,
+    ) -> None:
+        """Write down that a text passed which is known to have nothing in it. Raises SafetyUnavailable."""
+        at_ns = self._utc_ns()
+        if self._journal.count(caller, direction, policy, at_ns):
+            return
+        self._journal.record(
+            Screening(
+                at_ns=at_ns,
+                request_id=request.request_id,
+                caller=caller,
+                model=model,
+                direction=direction,
+                decision=Decision(Action.ALLOW, policy),
+                findings=(),
+            )
+        )
+
     async def check_input(
         self,
         request: GenerationRequest,

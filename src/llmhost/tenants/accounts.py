@@ -214,6 +214,14 @@ class Accounts:
         """Whether a budget is over a caller. A request without a run counts as a run of its own."""
         return caller.org in self._by_org and bool(self._accounts_over(caller))
 
+    def has_room(self, caller: Caller, run_id: str | None, nano: int, utc_ns: int) -> bool:
+        """Whether `hold` would not refuse. Changes nothing."""
+        if caller.org not in self._by_org:
+            return True
+        run = run_of(caller, run_id)
+        pots = (account.pot(run, utc_ns) for account in self._accounts_over(caller))
+        return all(pot.room(utc_ns) >= nano for pot in pots)
+
     def tightest(self, caller: Caller, run_id: str | None, utc_ns: int) -> Tightest | None:
         """What a request could spend now; None where no budget limits it. Changes nothing."""
         if caller.org not in self._by_org:

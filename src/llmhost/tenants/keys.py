@@ -11,6 +11,7 @@ from dataclasses import replace
 from llmhost.core.errors import Conflict, InvalidValue, NotFound, Unauthenticated
 from llmhost.core.ports import Clock
 from llmhost.core.request import NO_LIMITS, Caller, Limits, Role
+from llmhost.core.world import World
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
 from llmhost.tenants import rows
@@ -33,13 +34,22 @@ class KeyStore:
     """
 
     def __init__(
-        self, writer: Writer, reader: Reader, *, pepper: bytes, node_id: str, clock: Clock
+        self,
+        writer: Writer,
+        reader: Reader,
+        *,
+        pepper: bytes,
+        node_id: str,
+        clock: Clock,
+        world: World | None = None,
     ) -> None:
+        """`world` is told of every change."""
         self._desk = Desk(writer, node_id, clock)
+        self._world = world or World()
         self._hmac = Hmac(pepper)
         self._turn = asyncio.Lock()
         self._callers: dict[str, Caller] = {}
-        self.directory = Directory(self._desk, reader, self._callers.clear)
+        self.directory = Directory(self._desk, reader, self._forget_callers)
         self._records: dict[str, KeyRecord] = {
             record.id: record for record in reader.read_now(lambda c: tuple(rows.load_keys(c)))
         }
@@ -89,6 +99,14 @@ class KeyStore:
         secret = self._secrets.get(self._digest(bearer))
         if secret is not None and secret.key_id == record.id:
             self.find(bearer)
+
+    def ends_ns(self, bearer: str | None) -> int | None:
+        """When a key that is valid now ends by itself, or its secret does; None for never, and where there are none."""
+        secret = self._secrets.get(self._digest(bearer)) if bearer else None
+        if secret is None:
+            return None
+        ends = (secret.ends_ns, self._records[secret.key_id].expires_ns)
+        return min((end for end in ends if end is not None), default=None)
 
     def caller(self, key_id: str) -> Caller | None:
         """Who a key is as it is now, for what its holder left here to be done; None for a key that is not ours.
@@ -178,6 +196,7 @@ class KeyStore:
         )
         self._records[record.id] = record
         self._secrets[digest] = Secret(record.id)
+        self._world.changed()  # the first key ends that everybody is let in
         return record, token
 
     async def update(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
@@ -238,7 +257,12 @@ class KeyStore:
     def _remember(self, record: KeyRecord) -> KeyRecord:
         self._records[record.id] = record
         self._callers.pop(record.id, None)
+        self._world.changed()
         return record
+
+    def _forget_callers(self) -> None:
+        self._callers.clear()
+        self._world.changed()
 
     def _remember_caller(self, record: KeyRecord) -> Caller:
         directory = self.directory

@@ -29,6 +29,10 @@ class Size:
     """Most tokens that one answer may have, when the request says that."""
 
 
+class NoPlace(Exception):
+    """All places of a level are taken."""
+
+
 class Pass:
     """What an admitted request holds. Whoever got it settles it once, however the request ends."""
 
@@ -77,12 +81,29 @@ class Limiter:
         if not levels:
             return None
         key, who = key_of(caller), (model, key_of(caller))
-        wish = self._wish(who, size)
         places = [level for level in levels if level.limits.max_concurrency is not None]
         if not self.places.enter(places):
-            self._rates.check(levels, wish, self._clock.monotonic_ns())
+            self._rates.check(levels, self._wish(who, size), self._clock.monotonic_ns())
             await self.places.wait(key, places)
+        return self._taken(who, size, levels, places)
+
+    def admit_now(self, caller: Caller, model: str, run: str | None, size: Size) -> Pass | None:
+        """As `admit`, of a request that need not wait for a place. Raises NoPlace for one that would have to."""
+        levels = self._levels.of(caller, model, run)
+        if not levels:
+            return None
+        who = (model, key_of(caller))
+        places = [level for level in levels if level.limits.max_concurrency is not None]
+        if not self.places.enter(places):
+            raise NoPlace
+        return self._taken(who, size, levels, places)
+
+    def _taken(
+        self, who: Hashable, size: Size, levels: Sequence[Level], places: Sequence[Level]
+    ) -> Pass:
+        """Of a request that has its places."""
         try:
+            wish = self._wish(who, size)
             taken = self._rates.take(levels, wish, self._clock.monotonic_ns())
         except LlmhostError:
             self.places.leave(places)

@@ -33,7 +33,8 @@ class Wish:
 
 
 _Share = tuple[Level, str, Bucket, int, int]
-"""What a request takes from one bucket: whose it is, its kind, itself, the units, and its debt before. A bare tuple, because each request has one for each of its limits."""
+"""What a request takes from one bucket: whose it is, its kind, itself, the units, and its debt before. A bare tuple,
+because each request has one for each of its limits."""
 
 
 class Taken:

@@ -70,6 +70,13 @@ class Strangers:
         if len(self._worked) > KEPT_KEYS:
             self._worked.popitem(last=False)
 
+    def still_works(self, mark: tuple[str, int]) -> bool:
+        """Whether an address would be let in with a key that was right, by both of `mark_of`; remembers it if so."""
+        if mark not in self._worked:
+            return not self._per_minute
+        self._worked.move_to_end(mark)
+        return True
+
     def _forget_idle(self, now_ns: int) -> None:
         for _ in range(min(2, len(self._failures))):
             address, bucket = self._failures.popitem(last=False)

@@ -1,0 +1,194 @@
+"""Requests that come again word for word, and are answered from the cache, past all routes: the outermost of the app.
+
+What a request is made of (its connection's address, path, headers and body) is one hash, keyed by this process. It
+finds what `pipeline/short_way.py` remembers and the answer's bytes, in which a new id and a new time are put. Whatever
+else would be answered takes its usual way, and is learnt from there if it had a kept answer.
+"""
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+
+from llmhost.api.bill_facts import bill_headers
+from llmhost.api.cache_headers import cache_headers
+from llmhost.api.door import JSON, Line, Outflow, header, line_of, send_whole
+from llmhost.api.frames import answer_id
+from llmhost.api.gatekeeper import Gatekeeper
+from llmhost.api.limit_headers import limit_headers
+from llmhost.api.visit import Visit
+from llmhost.core.ids import new_request_id
+from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.short_way import Known, ShortWay
+
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+LARGEST_BYTES = 32 * 1024
+"""Of a body: hashing a larger one would cost those who never come again too much."""
+MOST_BYTES = 32 * 2**20
+"""Of all that is remembered, about."""
+ENTRY_BYTES = 6_000
+"""What Python has of one, beside its texts."""
+KEY = "llmhost.repeat"
+"""Where a request's hash is among a scope's state."""
+
+
+@dataclass(slots=True)
+class _Repeat:
+    known: Known
+    mark: tuple[str, int]
+    """The address and the key, as the gatekeeper knows them."""
+    client_id: str | None
+    head: bytes
+    """Of the answer's body, up to the digits of its id; then up to its time; and what is behind that."""
+    middle: bytes
+    tail: bytes
+    size_bytes: int
+
+
+class Repeats:
+    """One per host. `before` puts it before an application, and a route says what it has answered."""
+
+    def __init__(
+        self, short_way: ShortWay, gatekeeper: Gatekeeper, outflow: Outflow | None
+    ) -> None:
+        self._short_way = short_way
+        self._gatekeeper = gatekeeper
+        self._outflow = outflow
+        self._hash = blake2b(key=os.urandom(32), digest_size=16)
+        self._kept: OrderedDict[bytes, _Repeat] = OrderedDict()
+        self._generation = short_way.generation
+        self.bytes = 0
+        self.answered = 0
+        """Requests that took the short way."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def before(self, app: ASGIApp) -> ASGIApp:
+        async def shortened(scope: Scope, receive: Receive, send: Send) -> None:
+            if (
+                scope["type"] == ScopeType.HTTP
+                and scope["path"] in PATHS
+                and await self._answers(scope, send)
+            ):
+                return
+            await app(scope, receive, send)
+
+        return shortened
+
+    async def _answers(self, scope: HTTPScope, send: Send) -> bool:
+        began_s = time.perf_counter()
+        line = line_of(scope)
+        raw = None if line is None else line.peek_body()
+        if line is None or raw is None or len(raw) > LARGEST_BYTES:
+            return False
+        key = self._key(scope, raw)
+        if key is None:
+            return False
+        repeat = self._kept.get(key)
+        if repeat is None or not self._gatekeeper.still_lets_in(repeat.mark):
+            scope.setdefault("state", {})[KEY] = key
+            return False
+        request_id = new_request_id()
+        context = self._short_way.answer(repeat.known, request_id)
+        if context is None:
+            self._drop(key)  # it is learnt anew, if it is a kept answer again
+            scope.setdefault("state", {})[KEY] = key
+            return False
+        self._kept.move_to_end(key)
+        await self._send(repeat, context, line, send, began_s)
+        return True
+
+    def learn(self, visit: Visit, body: bytes) -> None:
+        """A route has answered with these bytes, whole."""
+        key: bytes | None = visit.scope.get("state", {}).get(KEY)
+        if key is None or visit.line is None or visit.exchange is None or visit.is_recorded:
+            return
+        context = visit.exchange.context
+        parts = _parts(context, body)
+        if parts is None or header(visit.scope, b"origin") is not None:
+            return
+        known = self._short_way.learn(context, visit.secret)
+        if known is None:
+            return
+        if self._generation != known.generation:
+            self._kept.clear()
+            self.bytes, self._generation = 0, known.generation
+        size_bytes = ENTRY_BYTES + len(body) + 4 * context.request.size
+        mark = self._gatekeeper.mark_of(visit.scope)
+        self._drop(key)
+        self._kept[key] = _Repeat(known, mark, visit.client_id, *parts, size_bytes)
+        self.bytes += size_bytes
+        while self.bytes > MOST_BYTES:
+            self._drop(next(iter(self._kept)))
+
+    def _key(self, scope: HTTPScope, raw: bytes) -> bytes | None:
+        """None for a request that may not be known: its parts are told apart by lengths, and these are bounded."""
+        parts = [raw]
+        for pair in scope["headers"]:
+            parts += pair
+        parts += (scope["method"].encode(), scope["path"].encode(), scope["query_string"])
+        parts += _addresses(scope)
+        lengths = ",".join([str(len(part)) for part in parts]).encode()
+        made = self._hash.copy()
+        made.update(b"\0".join((lengths, *parts)))
+        return made.digest()
+
+    async def _send(
+        self,
+        repeat: _Repeat,
+        context: RequestContext,
+        line: Line,
+        send: Send,
+        began_s: float,
+    ) -> None:
+        request_id = context.request.request_id
+        created_s = context.arrived_utc_ns // 1_000_000_000
+        body = b"%b%b%b%d%b" % (
+            repeat.head,
+            request_id.removeprefix("req_").encode(),
+            repeat.middle,
+            created_s,
+            repeat.tail,
+        )
+        took_ms = int((time.perf_counter() - began_s) * 1000)
+        headers = {"x-request-id": request_id, "openai-processing-ms": str(took_ms)}
+        if repeat.client_id is not None:
+            headers["x-client-request-id"] = repeat.client_id
+        headers.update(limit_headers(context.allowances))
+        headers.update(cache_headers(context.cache))
+        headers.update(bill_headers(context))
+        self.answered += 1
+        if self._outflow is not None:
+            self._outflow.sent_bytes += len(body)
+        await send_whole(send, 200, body, headers, JSON, line)
+
+    def _drop(self, key: bytes) -> None:
+        gone = self._kept.pop(key, None)
+        if gone is not None:
+            self.bytes -= gone.size_bytes
+
+
+def _addresses(scope: HTTPScope) -> Iterable[bytes]:
+    """Of both ends: whoever asks is told apart by them."""
+    client, server = scope.get("client"), scope.get("server")
+    yield str(client[0]).encode() if client else b""
+    yield b"unix" if server is not None and server[1] is None else b""
+
+
+def _parts(context: RequestContext, body: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """An answer around the digits of its id and its time; None for one that is not written that way."""
+    id_ = answer_id(context.request).encode()
+    created = b"%d" % (context.arrived_utc_ns // 1_000_000_000)
+    prefix, _, digits = id_.rpartition(b"-")
+    head = b'{"id":"' + prefix + b"-"
+    kind = b"chat.completion" if prefix == b"chatcmpl" else b"text_completion"
+    middle = b'","object":"' + kind + b'","created":'
+    begin = head + digits + middle + created
+    is_so = body.startswith(begin) and digits not in body[len(begin) :]
+    return (head, middle, body[len(begin) :]) if is_so else None

@@ -1,0 +1,253 @@
+"""The short way of a request that repeats one word for word which had a kept answer: everything in one turn.
+
+What the stages found out about the first is remembered (`Known`) and holds while nothing has changed that it rests on:
+the world's generation, the clock up to a time, and the kept answer itself. Limits, budgets, plugins and the cache are
+asked anew each time, and each request is held for, booked, counted and logged by the stages' own parts.
+
+Nothing is refused here. Whoever has to wait for anything, or has an answer coming that is not the plain one, takes the
+long way, and hears there why; nothing has been taken for him by then. Plugins that judge, route or quote may be asked
+twice on that occasion. Where plugins identify callers, admit requests or decide on the cache, there is no short way.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+
+from llmhost.cache.answer import Answer
+from llmhost.cache.policy import Policy
+from llmhost.cache.response_cache import ResponseCache, Sought
+from llmhost.core.errors import SafetyUnavailable
+from llmhost.core.output import Outcome, Usage
+from llmhost.core.ports import Clock
+from llmhost.core.world import World
+from llmhost.hooks.call import NotNow, ask_now
+from llmhost.hooks.registry import Plugins
+from llmhost.observe.logs import request_id as named
+from llmhost.pipeline.cache_use import CacheUse, Status
+from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.limit import size_of
+from llmhost.pipeline.processor import Processor, Stages
+from llmhost.safety.verdict import Direction
+from llmhost.storage.connect import StorageFailed
+from llmhost.tenants.limiter import Size
+
+log = logging.getLogger("llmhost.request")
+
+STATEFUL = ("identify_caller", "admit_request", "may_cache")
+"""Hooks whose plugins may count what they are asked, so that they are asked once alone."""
+EVER_NS = 2**63
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of a request and the answer that is kept for it."""
+
+    generation: int
+    until_ns: int
+    """UTC: the key, its secret or the price may be another one from then on."""
+    context: RequestContext
+    """Of the request that had the answer before."""
+    answer: Answer
+    usage: Usage
+    sought: Sought
+    policy: Policy | None
+    """What was learnt of requests of its kind."""
+    size: Size
+    candidates: tuple[str, ...]
+    judged_in: str | None
+    """The policy by which its prompt was judged, and passed; None where nobody judges."""
+    judged_out: str | None
+    """The same of the answer, which plugins alone judge again."""
+    windows: tuple[str, ...]
+    """The parts of it that they are asked about."""
+
+
+class ShortWay:
+    """Learns from requests that took the long way, and answers those that are the same."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        stages: Stages,
+        cache: ResponseCache,
+        plugins: Plugins,
+        clock: Clock,
+        world: World,
+    ) -> None:
+        self._processor = processor
+        self._stages = stages
+        self._cache = cache
+        self._plugins = plugins
+        self._clock = clock
+        self._world = world
+        self._is_open = not any(map(plugins.has, STATEFUL))
+
+    @property
+    def generation(self) -> int:
+        """What was learnt under another one is of no use any more."""
+        return self._world.generation
+
+    def learn(self, context: RequestContext, bearer: str | None) -> Known | None:
+        """What there is to know of a request that has just had a kept answer; None where the next can't be short."""
+        use, stages = context.cache, self._stages
+        if not self._is_open or use is None or not self._is_plain(context, use):
+            return None
+        assert use.answer is not None
+        caller, name = context.known_caller, context.known_deployment.entry.name
+        judged_in = stages.screen.judged_by(caller, Direction.INPUT)
+        judged_out, windows = None, list[str]()
+        if self._plugins.has("check_output"):
+            judged_out = stages.screen.judged_by(caller, Direction.OUTPUT)
+            for part in use.answer.parts:
+                windows += stages.screen.windows(caller, part.text)
+        ends_ns = (
+            stages.authenticate.ends_ns(bearer),
+            stages.bill.next_price_ns(name, caller.org, context.arrived_utc_ns),
+        )
+        return Known(
+            generation=self._world.generation,
+            until_ns=min((end for end in ends_ns if end is not None), default=EVER_NS),
+            context=replace(context, bearer=None, headers={}, limits_pass=None, ended=None),
+            answer=use.answer,
+            usage=use.answer.usage(),
+            sought=stages.cached.sought(context),
+            policy=self._cache.learner.policy(_signature(use)),
+            size=size_of(context),
+            candidates=stages.resolve.candidates(caller),
+            judged_in=judged_in,
+            judged_out=judged_out,
+            windows=tuple(windows),
+        )
+
+    def _is_plain(self, context: RequestContext, use: CacheUse) -> bool:
+        """It was a kept answer and nothing else, as it is, for a prompt in which nothing was found."""
+        return (
+            use.status is Status.HIT
+            and use.answer is not None
+            and context.outcome is Outcome.ANSWERED
+            and not context.is_touched
+            and context.verdict is None
+            and context.deferral is None
+            and context.held_by is None
+            and context.reading is None
+            and context.grammar is None
+            and not context.request.include_cost
+            and not context.request.stream
+            and self._stages.screen.has_no_guard(context.known_caller)
+            and self._stages.resolve.is_named(context)
+        )
+
+    def answer(self, known: Known, request_id: str) -> RequestContext | None:
+        """Answer a request that is the same; None, and nothing is taken, for one that has to take the long way."""
+        clock, stages = self._clock, self._stages
+        arrived_ns, utc_ns = clock.monotonic_ns(), clock.utc_ns()
+        if known.generation != self._world.generation or utc_ns >= known.until_ns:
+            return None
+        if stages.limit.is_draining or not self._is_there(known):
+            return None
+        named.set(request_id)
+        context = self._context(known, request_id, arrived_ns, utc_ns)
+        try:
+            if not (self._plugins_agree(known, context) and stages.bill.quote_hit_now(context)):
+                return None
+        except NotNow:
+            return None
+        if not (stages.bill.has_room(context) and stages.limit.enter(context, known.size)):
+            return None
+        return context if self._settled(known, context) else None
+
+    def _is_there(self, known: Known) -> bool:
+        """Whether the answer is still kept, and young enough."""
+        use = known.context.cache
+        assert use is not None
+        found = self._cache.peek(use.key, known.sought)
+        return (
+            found is not None
+            and found.answer is known.answer
+            and not found.is_stale
+            and self._cache.learner.policy(_signature(use)) is known.policy
+        )
+
+    def _context(
+        self, known: Known, request_id: str, arrived_ns: int, utc_ns: int
+    ) -> RequestContext:
+        before = known.context
+        use = before.cache
+        assert use is not None
+        return RequestContext(
+            before.request.again(request_id),
+            None,
+            before.headers,
+            arrived_ns,
+            utc_ns,
+            caller=before.caller,
+            run_id=before.run_id,
+            deployment=before.deployment,
+            tokenizer=before.tokenizer,
+            terms=before.terms,
+            max_new_tokens=before.max_new_tokens,
+            longest_tokens=before.longest_tokens,
+            adapter=before.adapter,
+            cache=CacheUse(
+                Status.HIT,
+                key=use.key,
+                kind=use.kind,
+                answer=known.answer,
+                age_s=int(known.answer.age_s(utc_ns)),
+            ),
+        )
+
+    def _plugins_agree(self, known: Known, context: RequestContext) -> bool:
+        """Whether they say what leads to the same plain answer. Raises NotNow."""
+        plugins, request, caller = self._plugins, context.request, context.caller
+        if plugins.has("route_request"):
+            said = ask_now(plugins, "route_request", request=request, candidates=known.candidates)
+            if said is not None and said.opinion != request.model:
+                return False
+        if plugins.has("check_input") and ask_now(
+            plugins, "check_input", request=request, caller=caller
+        ):
+            return False
+        facts = {"request": request, "caller": caller}
+        return not any(ask_now(plugins, "check_output", text=t, **facts) for t in known.windows)
+
+    def _settled(self, known: Known, context: RequestContext) -> bool:
+        """Do all that the stages do of an answer that ends. False where it can't be booked now."""
+        stages, now_ns = self._stages, self._clock.monotonic_ns
+        self._processor.heard_ns = context.arrived_ns
+        stages.bill.take_part(context)
+        context.usage = known.usage
+        context.outcome, context.finish_reason = Outcome.ANSWERED, known.answer.finish_reason
+        context.submitted_ns = context.first_token_ns = context.ended_ns = now_ns()
+        try:
+            settled = stages.bill.settle_hit(context)
+        except StorageFailed:
+            stages.limit.give_back(context)
+            return False
+        settled.add_done_callback(lambda done: self._look_at(context, done))
+        self._note_judged(known, context)
+        stages.limit.settle(context)
+        stages.store.count(context)
+        stages.log(context)
+        return True
+
+    def _note_judged(self, known: Known, context: RequestContext) -> None:
+        screen = self._stages.screen
+        try:
+            if known.judged_in is not None:
+                screen.note_passed(context, Direction.INPUT, known.judged_in)
+            if known.judged_out is not None:
+                for _ in known.answer.parts:
+                    screen.note_passed(context, Direction.OUTPUT, known.judged_out)
+        except SafetyUnavailable as error:  # it passed before, and nothing was found in it
+            log.error("audit.not_noted request=%s why=%s", context.request.request_id, error)
+
+    def _look_at(self, context: RequestContext, settled: "asyncio.Future[None]") -> None:
+        """Neither the ledger nor the journal's disk could take the entry of an answer that has gone out."""
+        if not settled.cancelled() and (failure := settled.exception()) is not None:
+            log.error("ledger.unrecorded error=%s", failure)
+            self._stages.bill.take_back(context)
+
+
+def _signature(use: CacheUse) -> str:
+    return "" if use.kind is None else use.kind.signature
