@@ -29,6 +29,8 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 Identify = Callable[[str | None, Mapping[str, str]], Awaitable[Caller]]
 """(bearer, headers) -> who that is. Raises Unauthenticated."""
 _VOUCHED = "llmhost.vouched"
+Mark = tuple[str, int | None]
+"""An address, and the hash of a key, whose seed is this process's own."""
 
 
 class Gatekeeper:
@@ -68,13 +70,14 @@ class Gatekeeper:
 
         return guarded
 
-    def mark_of(self, scope: HTTPScope) -> tuple[str, int]:
-        """Whose call that has a valid key is: by that `still_lets_in` knows the next one."""
-        return self.peers.of(scope).address, hash(bearer(scope))
+    def mark_of(self, scope: HTTPScope) -> Mark:
+        """Whose call it is that had a valid key: by that `still_lets_in` knows the next one."""
+        secret = bearer(scope)
+        return self.peers.of(scope).address, None if secret is None else hash(secret)
 
-    def still_lets_in(self, mark: tuple[str, int]) -> bool:
+    def still_lets_in(self, mark: Mark) -> bool:
         """Whether a call of the same address and key is let in, and vouched for, without looking again."""
-        return self._strangers.still_works(mark)
+        return self._strangers.still_works(*mark)
 
     def _check(self, scope: HTTPScope, address: str) -> None:
         if not len(self._strangers):

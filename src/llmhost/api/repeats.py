@@ -19,7 +19,7 @@ from llmhost.api.bill_facts import bill_headers
 from llmhost.api.cache_headers import cache_headers
 from llmhost.api.door import JSON, Line, Outflow, header, line_of, send_whole
 from llmhost.api.frames import answer_id
-from llmhost.api.gatekeeper import Gatekeeper
+from llmhost.api.gatekeeper import Gatekeeper, Mark
 from llmhost.api.limit_headers import limit_headers
 from llmhost.api.visit import Visit
 from llmhost.core.ids import new_request_id
@@ -40,7 +40,7 @@ KEY = "llmhost.repeat"
 @dataclass(slots=True)
 class _Repeat:
     known: Known
-    mark: tuple[str, int]
+    mark: Mark
     """The address and the key, as the gatekeeper knows them."""
     client_id: str | None
     head: bytes
@@ -62,6 +62,7 @@ class Repeats:
         self._hash = blake2b(key=os.urandom(32), digest_size=16)
         self._kept: OrderedDict[bytes, _Repeat] = OrderedDict()
         self._generation = short_way.generation
+        self.is_on = True
         self.bytes = 0
         self.answered = 0
         """Requests that took the short way."""
@@ -72,7 +73,8 @@ class Repeats:
     def before(self, app: ASGIApp) -> ASGIApp:
         async def shortened(scope: Scope, receive: Receive, send: Send) -> None:
             if (
-                scope["type"] == ScopeType.HTTP
+                self.is_on
+                and scope["type"] == ScopeType.HTTP
                 and scope["path"] in PATHS
                 and await self._answers(scope, send)
             ):

@@ -451,12 +451,13 @@ class Host:
             self.admin_token,
         )
         outflow = None if self.costs.rates.egress.is_free else self.outflow
+        self.repeats = self._repeats(gatekeeper, outflow)
         return build_app(
             Surface(
                 settings=self.settings.server,
                 gatekeeper=gatekeeper,
                 processor=self.processor,
-                repeats=self._repeats(gatekeeper, outflow),
+                repeats=self.repeats,
                 files=self.deferred.files,
                 batches=self.deferred.batches,
                 batch_admin=self.deferred.admin,

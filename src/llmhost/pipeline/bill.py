@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 from llmhost.config.schema import BillingSettings
 from llmhost.core.errors import ModelNotPriced, Overloaded
@@ -29,11 +29,12 @@ from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import Price, Rates, amount_nano, factor_of, scaled
-from llmhost.cost.under_way import Settlements, UnderWay
+from llmhost.cost.under_way import Settlements
 from llmhost.hooks.call import ask, ask_now
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import DIMENSIONS
 from llmhost.hooks.spec import Price as Quote
+from llmhost.pipeline.admission import size_of, under_way
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.estimate import Estimate, estimate_of
 from llmhost.pipeline.spending import Spending
@@ -165,7 +166,7 @@ class Bill:
                 raise ModelNotPriced(context.request.model)
             context.spending = self._held(context, price)
         try:
-            context.slot = self._settlements.begin(_under_way(context))
+            context.slot = self._settlements.begin(under_way(context))
         except StorageFailed as error:
             raise Overloaded(error.message, retry_after_s=1.0) from error
 
@@ -178,7 +179,7 @@ class Bill:
             context.spending = self._held(context, price)
 
     def _held(self, context: RequestContext, price: Price) -> Spending | None:
-        size = _size(context, self._settings.slice_tokens)
+        size = size_of(context, self._settings.slice_tokens)
         nano = Spending.first_nano(price, **size)
         if context.full_price is not None and not nano:
             return None  # a free hit is for those, too, who have nothing left
@@ -221,7 +222,7 @@ class Bill:
             return False
         if price is None or not self._accounts.is_budgeted(caller, context.run_id):
             return True
-        nano = Spending.first_nano(price, **_size(context, self._settings.slice_tokens))
+        nano = Spending.first_nano(price, **size_of(context, self._settings.slice_tokens))
         return self._accounts.has_room(caller, context.run_id, nano, context.arrived_utc_ns)
 
     def settle_hit(self, context: RequestContext) -> "asyncio.Future[None]":
@@ -381,44 +382,3 @@ def _done() -> "asyncio.Future[None]":
     settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     settled.set_result(None)
     return settled
-
-
-class _Size(TypedDict):
-    prompt_tokens: int
-    slice_tokens: int
-    most_tokens: int
-    choices: int
-
-
-def _size(context: RequestContext, slice_tokens: int) -> _Size:
-    most_tokens, use = context.max_new_tokens, context.cache
-    if use is not None and use.is_hit:  # nothing is held later, so all of it is now
-        slice_tokens = most_tokens = (
-            most_tokens if use.answer is None else use.answer.longest_tokens
-        )
-    return _Size(
-        prompt_tokens=context.prompt_tokens,
-        slice_tokens=slice_tokens,
-        most_tokens=most_tokens,
-        choices=context.choices,
-    )
-
-
-def _under_way(context: RequestContext) -> UnderWay:
-    caller, price, adapter = context.known_caller, context.price, context.adapter
-    return UnderWay(
-        request_id=context.request.request_id,
-        utc_ns=context.arrived_utc_ns,
-        key_id=caller.key_id,
-        org=caller.org,
-        team=caller.team,
-        run_id=context.run_id,
-        model=context.model,
-        adapter=None if adapter is None else adapter.adapter,
-        price_version=None if price is None else price.version,
-        rates=price,
-        is_embedding=context.request.kind is Kind.EMBEDDING,
-        is_line=context.deferral is not None,
-        is_hit=context.cache is not None and context.cache.is_hit,
-        held_nano=0 if context.spending is None else context.spending.hold.held_nano,
-    )

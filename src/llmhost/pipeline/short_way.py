@@ -133,6 +133,7 @@ class ShortWay:
             and context.grammar is None
             and not context.request.include_cost
             and not context.request.stream
+            and all(isinstance(prompt, str) for prompt in context.request.prompts)
             and self._stages.screen.has_no_guard(context.known_caller)
             and self._stages.resolve.is_named(context)
         )
@@ -148,11 +149,16 @@ class ShortWay:
         named.set(request_id)
         context = self._context(known, request_id, arrived_ns, utc_ns)
         try:
-            if not (self._plugins_agree(known, context) and stages.bill.quote_hit_now(context)):
-                return None
+            is_plain = (
+                self._is_routed_here(known, context)
+                and stages.bill.quote_hit_now(context)
+                and self._passes(known, context)
+            )
         except NotNow:
             return None
-        if not (stages.bill.has_room(context) and stages.limit.enter(context, known.size)):
+        if not (is_plain and stages.bill.has_room(context)):
+            return None
+        if not stages.limit.enter(context, known.size):
             return None
         return context if self._settled(known, context) else None
 
@@ -197,18 +203,20 @@ class ShortWay:
             ),
         )
 
-    def _plugins_agree(self, known: Known, context: RequestContext) -> bool:
-        """Whether they say what leads to the same plain answer. Raises NotNow."""
-        plugins, request, caller = self._plugins, context.request, context.caller
-        if plugins.has("route_request"):
-            said = ask_now(plugins, "route_request", request=request, candidates=known.candidates)
-            if said is not None and said.opinion != request.model:
-                return False
-        if plugins.has("check_input") and ask_now(
-            plugins, "check_input", request=request, caller=caller
-        ):
+    def _is_routed_here(self, known: Known, context: RequestContext) -> bool:
+        """Whether plugins leave the request the model that it names. Raises NotNow."""
+        if not self._plugins.has("route_request"):
+            return True
+        facts = {"request": context.request, "candidates": known.candidates}
+        said = ask_now(self._plugins, "route_request", **facts)
+        return said is None or said.opinion == context.request.model
+
+    def _passes(self, known: Known, context: RequestContext) -> bool:
+        """Whether plugins have nothing against the prompt and the answer. Raises NotNow."""
+        plugins = self._plugins
+        facts = {"request": context.request, "caller": context.caller}
+        if plugins.has("check_input") and ask_now(plugins, "check_input", **facts):
             return False
-        facts = {"request": request, "caller": caller}
         return not any(ask_now(plugins, "check_output", text=t, **facts) for t in known.windows)
 
     def _settled(self, known: Known, context: RequestContext) -> bool:

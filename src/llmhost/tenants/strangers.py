@@ -70,8 +70,11 @@ class Strangers:
         if len(self._worked) > KEPT_KEYS:
             self._worked.popitem(last=False)
 
-    def still_works(self, mark: tuple[str, int]) -> bool:
-        """Whether an address would be let in with a key that was right, by both of `mark_of`; remembers it if so."""
+    def still_works(self, address: str, digest: int | None) -> bool:
+        """Whether an address is let in with a key that was right, by its hash, or with none; remembers it if so."""
+        if digest is None:
+            return address not in self._failures
+        mark = (address, digest)
         if mark not in self._worked:
             return not self._per_minute
         self._worked.move_to_end(mark)

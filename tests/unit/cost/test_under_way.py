@@ -157,6 +157,18 @@ async def test_what_the_disk_refused_is_settled_by_the_next_process(
     assert (row["outcome"], row["amount_nano"]) == ("answered", 70)
 
 
+@pytest.mark.parametrize("is_recorded", [False, True])
+async def test_an_entry_that_was_secured_before_it_was_given_to_the_ledger_is_there_once(
+    till: Till, is_recorded: bool
+) -> None:
+    till.settlements.secure(entry(1))
+    if is_recorded:
+        till.books.ledger.record(entry(1)).result()
+    assert till.restart() == 1
+    assert till.restart() == 0
+    assert [row["request_id"] for row in till.rows] == ["req_1"]
+
+
 async def test_without_a_slot_what_the_disk_refuses_is_told(
     till: Till, monkeypatch: pytest.MonkeyPatch
 ) -> None:
