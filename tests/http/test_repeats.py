@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from threading import Lock
 from typing import Any
 
 import openai
@@ -44,13 +45,17 @@ def test_what_was_answered_before_a_kill_is_in_the_ledger_once(node: Node) -> No
     node.admin("POST", "/orgs", {"name": "acme"}).raise_for_status()
     key = str(node.create_key("acme")["key"])
     answers: list[tuple[str, str, str | None]] = []
+    turn = Lock()
 
     def work(_: int) -> None:
         client = openai.OpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0)
         with client, suppress(openai.APIConnectionError):
             for _ in range(EACH):
-                answers.append(ask(client))
-                if len(answers) >= AT_ONCE * EACH // 2:
+                answer = ask(client)
+                with turn:
+                    answers.append(answer)
+                    is_half = len(answers) == AT_ONCE * EACH // 2
+                if is_half:
                     node.kill()
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
