@@ -44,9 +44,9 @@ class ScreenStage:
         """The policy under which somebody judges a caller's texts; None where nobody does."""
         return self._screen.judged_by(caller, direction)
 
-    def has_no_guard(self, caller: Caller) -> bool:
-        """No model judges a caller's prompts, or its answers."""
-        return self._screen.has_no_guard(caller)
+    def is_light(self, caller: Caller) -> bool:
+        """No model judges a caller's texts, and no prompt is kept in which nothing was found."""
+        return self._screen.is_light(caller)
 
     def windows(self, caller: Caller, text: str) -> list[str]:
         """The parts of an answer that plugins are asked about."""

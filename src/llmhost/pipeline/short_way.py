@@ -134,7 +134,7 @@ class ShortWay:
             and not context.request.include_cost
             and not context.request.stream
             and all(isinstance(prompt, str) for prompt in context.request.prompts)
-            and self._stages.screen.has_no_guard(context.known_caller)
+            and self._stages.screen.is_light(context.known_caller)
             and self._stages.resolve.is_named(context)
         )
 

@@ -110,10 +110,11 @@ class Screen:
         policy = self._policies.of(caller)
         return None if self._judges(policy, direction) is None else policy.name
 
-    def has_no_guard(self, caller: Caller) -> bool:
-        """No model judges a caller's texts."""
+    def is_light(self, caller: Caller) -> bool:
+        """No model judges a caller's texts, and no prompt is kept in which nothing was found."""
         policy = self._policies.of(caller)
-        return all(policy.guard(direction) is None for direction in Direction)
+        has_guard = any(policy.guard(direction) is not None for direction in Direction)
+        return not has_guard and policy.keep_prompts.which != "all"
 
     def windows(self, caller: Caller, text: str) -> list[str]:
         """The parts of an answer, all of which is there, that plugins are asked about if they let each pass."""
@@ -172,7 +173,8 @@ class Screen:
             return Passed(request)
         readable = _readable(request, decode)
         judged = await judges.judge_input(readable, caller)
-        if judges.guard is None and judged.is_plain:
+        keeps_all = judges.policy.keep_prompts.which == "all"
+        if judged.is_plain and judges.guard is None and not keeps_all:
             policy = judged.decision.policy
             if self._journal.count(caller, Direction.INPUT, policy, self._utc_ns()):
                 return Passed(request)
