@@ -46,6 +46,9 @@ class WiredConnection(Connection):
         self.written.append(body)
         self.sent.append({"type": "http.response.body", "body": body, "more_body": True})
 
+    def peek_body(self) -> bytes | None:
+        return None
+
     def take_body(self) -> bytes | None:
         [message] = self._messages
         return message["body"]
