@@ -313,7 +313,7 @@ def test_a_broken_rule_fails_start_up():
 
 async def test_a_policy_has_prompts_kept_as_they_run_and_windows_of_its_own():
     noted: list[Screening] = []
-    journal: Any = SimpleNamespace(record=noted.append)
+    journal: Any = SimpleNamespace(record=noted.append, count=lambda *_: False)
     settings = SafetySettings(redact=("pii.card",), keep_prompts="found", window_chars=64)
     judging = Screen(
         settings, Plugins(), policies=SamePolicy(NodePolicy(settings)), journal=journal
@@ -334,7 +334,7 @@ async def test_a_policy_has_prompts_kept_as_they_run_and_windows_of_its_own():
 
 async def test_all_prompts_are_kept_though_nothing_judges_them():
     noted: list[Screening] = []
-    journal: Any = SimpleNamespace(record=noted.append)
+    journal: Any = SimpleNamespace(record=noted.append, count=lambda *_: False)
     settings = SafetySettings(keep_prompts="all")
     judging = Screen(settings, Plugins(), journal=journal)
     await judging.check_input(chat("hello"), LOCAL_CALLER)
