@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from llmhost.core.errors import LlmhostError
 
@@ -71,11 +73,11 @@ class TokenLogprobs(NamedTuple):
     """(token id, log probability) of the likeliest tokens, the likeliest first."""
 
 
-# Not frozen, though nobody changes one: there is one for every token of every answer, and a frozen one takes three
-# times as long to make.
-@dataclass(slots=True)
-class Delta:
-    """What one step added to one choice. The last delta of a choice has a `finish_reason` and its `usage`."""
+class Delta(msgspec.Struct):
+    """What one step added to one choice. The last delta of a choice has a `finish_reason` and its `usage`.
+
+    There is one for every token of every answer, and a struct takes a quarter of the time that a dataclass does.
+    """
 
     index: int
     text: str = ""
@@ -94,3 +96,7 @@ class Delta:
     cuts: tuple[tuple[int, int, int], ...] = ()
     """Of the choice's text as it was made: from, to, and how many characters are put in their place. Told before or
     with what is put there."""
+
+    def but(self, **changes: Any) -> "Delta":
+        """A copy with other values in some fields."""
+        return msgspec.structs.replace(self, **changes)

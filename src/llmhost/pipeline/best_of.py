@@ -1,7 +1,7 @@
 """`best_of`: more sequences are run than are answered with. Which ones are the best is known when all have ended."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from llmhost.core.output import Delta, FinishReason
 
@@ -46,5 +46,5 @@ class BestOf:
             for place, index in enumerate(best[: self._n]):
                 first, *others = self._held[index].deltas
                 said_of_prompt = () if place else of_prompt  # whichever run computed them
-                for delta in (replace(first, prompt_logprobs=said_of_prompt), *others):
-                    yield replace(delta, index=prompt * self._n + place)
+                for delta in (first.but(prompt_logprobs=said_of_prompt), *others):
+                    yield delta.but(index=prompt * self._n + place)

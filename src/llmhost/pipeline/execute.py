@@ -60,6 +60,7 @@ class Generation:
         self.stream = ReplayStream(on_abandoned=self.cancel)
         self.ended = asyncio.get_running_loop().create_future()
         self._clock = clock
+        self._now_ns = clock.monotonic_ns
         self._settle = settle
         self._observe_gap = observe_gap
         self._bear = bear
@@ -92,7 +93,7 @@ class Generation:
             pump = ScreenPump(index, screen, self._publish, stop, self._lose)
             sink = pump.push
         assert self.context.replica is not None
-        if self.context.spending is not None:
+        if self.context.spending is not None and not self.context.spending.is_final:
             sink = partial(self._spend, self.context.spending, sink)
         self._open.add(index)
         try:
@@ -177,10 +178,16 @@ class Generation:
             self._lose(delta)
             return
         if delta.tokens:
-            self._note_time(delta.index)
-            if self.context.slot is not None:
+            now_ns, index = self._now_ns(), delta.index
+            last_ns = self._last_ns.get(index)
+            if last_ns is not None:
+                self._observe_gap((now_ns - last_ns) / 1e9)
+            elif self.context.first_token_ns is None:
+                self.context.first_token_ns = now_ns
+            self._last_ns[index] = now_ns
+            if (slot := self.context.slot) is not None:
                 self._said_tokens += len(delta.tokens)
-                self.context.slot.count(OUTPUT, self._said_tokens)
+                slot.count(OUTPUT, self._said_tokens)
         if delta.finish_reason is not None:
             self._end_choice(delta)
         elif self._contest is None:
@@ -197,14 +204,6 @@ class Generation:
             self._contest.push(delta)
         else:
             self.stream.push(_for_readers(delta))
-
-    def _note_time(self, index: int) -> None:
-        now_ns = self._clock.monotonic_ns()
-        if (last_ns := self._last_ns.get(index)) is not None:
-            self._observe_gap((now_ns - last_ns) / 1e9)
-        elif self.context.first_token_ns is None:
-            self.context.first_token_ns = now_ns
-        self._last_ns[index] = now_ns
 
     def _note_end(self, delta: Delta) -> None:
         """Fold one choice's end into the request's: an error or a leaving reader outweighs an answer."""
@@ -280,7 +279,7 @@ class Generation:
 def _for_readers(delta: Delta) -> Delta:
     """A choice that did not end by itself has no reason that a client knows; the stream's error says why."""
     if delta.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
-        return replace(delta, finish_reason=None, usage=None)
+        return delta.but(finish_reason=None, usage=None)
     return delta
 
 
@@ -337,7 +336,7 @@ class ScreenPump:
         is_last = delta.finish_reason is not None
         if self._task is None and not is_last and self._screen.hold(delta.text):
             if delta.tokens:
-                self._publish(replace(delta, text=""))
+                self._publish(delta.but(text=""))
             return
         self._waiting.append(delta)
         if self._task is None:
@@ -355,7 +354,7 @@ class ScreenPump:
             elif self._screen.is_refused:
                 self._stop()  # what still comes is surplus; the last delta brings the usage
             elif text or delta.tokens:
-                self._publish(replace(delta, text=text, cuts=self._screen.take_cuts()))
+                self._publish(delta.but(text=text, cuts=self._screen.take_cuts()))
         self._task = None
 
     def _check_end(self, task: "asyncio.Task[None]") -> None:
@@ -378,8 +377,8 @@ class ScreenPump:
         cuts = self._screen.take_cuts()
         if self._screen.is_refused:
             reason = FinishReason.CONTENT_FILTER
-            return replace(delta, text=text, finish_reason=reason, error=None, cuts=cuts)
-        return replace(delta, text=text, cuts=cuts)
+            return delta.but(text=text, finish_reason=reason, error=None, cuts=cuts)
+        return delta.but(text=text, cuts=cuts)
 
 
 class Execute:

@@ -6,7 +6,6 @@ that costs nothing waits for no entry: until that is on disk the request has its
 
 import asyncio
 import logging
-from dataclasses import replace
 
 from llmhost.cache.answer import Answer, saved_usage
 from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError
@@ -86,7 +85,7 @@ class Replay:
             self._said_tokens += len(delta.tokens)
             if delta.finish_reason is not None:
                 self._left -= 1
-                delta = replace(delta, usage=delta.usage and saved_usage(delta.usage))
+                delta = delta.but(usage=delta.usage and saved_usage(delta.usage))
             if self._left:
                 self.stream.push(delta)
             else:

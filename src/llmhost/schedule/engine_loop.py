@@ -216,13 +216,17 @@ class EngineLoop:
         now_s = time.monotonic()
         sinks, said = self._sinks, self._drain.said
         for seq_id, delta in emissions:
-            said(seq_id, len(delta.tokens), now_s)
+            if delta.tokens:
+                said(seq_id, len(delta.tokens), now_s)
             entry = sinks.get(seq_id)
             if delta.finish_reason is not None:
                 sinks.pop(seq_id, None)
                 self._drain.ended(seq_id, is_whole=delta.finish_reason in WHOLE)
             if entry is not None:
-                self._tell(entry[1], delta)
+                try:  # as `_tell`, without a call for every token
+                    entry[1](delta)
+                except Exception:
+                    log.exception("sink.failed model=%s", self.name)
 
     def _tell(self, sink: DeltaSink, delta: Delta) -> None:
         try:

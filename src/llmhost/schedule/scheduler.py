@@ -550,7 +550,7 @@ class Scheduler:
         if sequence.is_atomic:
             assert isinstance(drawn, Draw) and drawn.pooled is not None, "a vector was wanted"
             self._remove(sequence)
-            return replace(sequence.end(FinishReason.STOP), pooled=drawn.pooled)
+            return sequence.end(FinishReason.STOP).but(pooled=drawn.pooled)
         has_token = drawn is not None and bool(drawn.tokens)
         assert has_token is row.wants_token, "a token where none was wanted, or none"
         if drawn is None:
@@ -567,7 +567,7 @@ class Scheduler:
             if is_full or is_scored:
                 last = delta or Delta(sequence.spec.index)
                 ended = sequence.end(FinishReason.LENGTH, text=last.text, tokens=last.tokens)
-                delta = replace(ended, logprobs=last.logprobs, prompt_logprobs=last.prompt_logprobs)
+                delta = ended.but(logprobs=last.logprobs, prompt_logprobs=last.prompt_logprobs)
         if delta is not None and delta.finish_reason is not None:
             self._remove(sequence)
         return delta
@@ -594,7 +594,7 @@ class Scheduler:
         if sequence is None:
             return None
         self._remove(sequence)
-        return seq_id, replace(sequence.end(reason), error=error)
+        return seq_id, sequence.end(reason).but(error=error)
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.seq_id]

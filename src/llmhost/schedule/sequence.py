@@ -166,8 +166,7 @@ class Sequence:
                 break
         if delta is None:
             return Delta(self.spec.index, prompt_logprobs=draw.prompt_logprobs)
-        return replace(
-            delta,
+        return delta.but(
             text="".join(texts),
             tokens=draw.tokens[:taken],
             logprobs=draw.logprobs[:taken],
