@@ -101,15 +101,27 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _quoted(value: Any) -> str:
-    if type(value) is int:
+    kind = type(value)
+    if kind is int:
         return str(value)
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if kind is float:
+        return f"{value:g}"
+    text = str(value)
+    return _quoted_again(text) if len(text) <= _SHORT else _quoted_text(text)
+
+
+def _quoted_text(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return text
     if text and text.isprintable() and not set(text) & set(' "='):
         return text
     # Callers make up names: nothing of theirs may end a line or steer a terminal. JSON leaves DEL as it is.
     return json.dumps(text, ensure_ascii=not text.isprintable()).replace("\x7f", "\\u007f")
+
+
+_SHORT = 64
+_quoted_again = lru_cache(1024)(_quoted_text)
+"""For names, which are the same in many lines."""
 
 
 @lru_cache(4)

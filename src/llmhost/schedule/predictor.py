@@ -19,6 +19,8 @@ CORRECTION_SHARE = 0.2
 """Part of each new error that enters the correction."""
 FIRST_SPREAD = 0.2
 """By how much a step with a prompt may differ from its prediction, before any was compared; in parts of it."""
+STEADY_STEPS, FIT_EVERY = 64, 8
+"""From so many steps on, one more changes the weights by little: they are fitted anew after every few."""
 ENOUGH_STEPS = 4
 """Steps to have seen before anything is predicted."""
 
@@ -66,7 +68,8 @@ class StepPredictor:
         self._weights: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
         self._correction = 1.0
         self._spread = FIRST_SPREAD
-        self._is_stale = False
+        self._fitted = 0
+        """How many steps the weights were fitted to."""
         self.tried_tokens = 0
         """The most prompt tokens that a step had beside decoders."""
         self.seen = 0
@@ -91,7 +94,6 @@ class StepPredictor:
             *(each, rows, tokens, reach),
         )
         self._seen = [FORGET * old + new for old, new in zip(self._seen, fresh, strict=True)]
-        self._is_stale = True
         self.seen += 1
         self.seen_prompts += work.prompt_tokens > 0
         if work.tokens > work.prompt_tokens > self.tried_tokens:
@@ -110,7 +112,7 @@ class StepPredictor:
         return self._model(work) * (self._correction + self._spread)
 
     def _model(self, work: StepWork) -> float:
-        if self._is_stale:
+        if self.seen - self._fitted >= (1 if self.seen < STEADY_STEPS else FIT_EVERY):
             self._fit()
         return sum(w * f for w, f in zip(self._weights, _features(work), strict=True))
 
@@ -127,7 +129,7 @@ class StepPredictor:
         for place, weight in zip(kept, solved if kept else [], strict=True):
             weights[place] = weight
         self._weights = weights
-        self._is_stale = False
+        self._fitted = self.seen
 
     def _line(self, place: int, kept: Sequence[int]) -> list[float]:
         """One of the equations that the weights of `kept` solve."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import add
 from typing import Any
 
 from llmhost.core.errors import Overloaded
@@ -153,19 +154,13 @@ _SUMS = (
     "total_sum_us",
 )
 _LARGEST_OF = ("queue_max_us", "ttft_max_us", "total_max_us")
-_ADD_TO_MINUTE = (
-    f"INSERT INTO minutes ({', '.join((*_KEY, *_SUMS, *_LARGEST_OF))})"
-    f" VALUES ({', '.join(f':{name}' for name in (*_KEY, *_SUMS, *_LARGEST_OF))})"
-    f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
-    + ", ".join(
-        [f"{name} = {name} + excluded.{name}" for name in _SUMS]
-        + [f"{name} = max({name}, excluded.{name})" for name in _LARGEST_OF]
-    )
+_ADD_TO_MINUTE = f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET " + ", ".join(
+    [f"{name} = {name} + excluded.{name}" for name in _SUMS]
+    + [f"{name} = max({name}, excluded.{name})" for name in _LARGEST_OF]
 )
 _ADD_TO_BUCKET = (
-    f"INSERT INTO latencies ({', '.join(_KEY)}, measure, bucket, requests)"
-    f" VALUES ({', '.join(f':{name}' for name in _KEY)}, :measure, :bucket, :requests)"
-    f" ON CONFLICT ({', '.join(_KEY)}, measure, bucket) DO UPDATE SET requests = requests + excluded.requests"
+    f"ON CONFLICT ({', '.join(_KEY)}, measure, bucket)"
+    " DO UPDATE SET requests = requests + excluded.requests"
 )
 
 _KEY_TEXT = ", ".join(_KEY)
@@ -301,89 +296,96 @@ def quantile_us(buckets: Mapping[int, int], quantile: float) -> int | None:
     return None
 
 
+_Key = tuple[int, str, str, str, str]
+
+
 def _record(
     connection: Connection, events: Sequence[RequestEnded], *, node_id: str
 ) -> Sequence[None]:
     """All rows, and one addition to each minute and bucket that they touch."""
-    minutes: dict[tuple[Any, ...], dict[str, int]] = {}
-    buckets: Counter[tuple[Any, ...]] = Counter()
+    minutes: dict[_Key, _Sums] = {}
+    rows: list[tuple[Any, ...]] = []
     for event in events:
-        org, team, _ = _tenant(event)
-        minute_ns = event.utc_ns - event.utc_ns % MINUTE_NS
-        key = (minute_ns, _known_model(event), org, team, node_id)
-        _add(minutes.setdefault(key, {}), event)
-        buckets[*key, "total", bucket_of(_micro(event.total_ms))] += 1
-        if event.ttft_ms is not None:
-            buckets[*key, "ttft", bucket_of(_micro(event.ttft_ms))] += 1
-    insert_rows(
-        connection, "requests", _REQUEST_COLUMNS, [_request_row(node_id, e) for e in events]
-    )
-    for key, sums in minutes.items():
-        connection.execute(_ADD_TO_MINUTE, dict(zip(_KEY, key, strict=True)) | sums)
-    names = (*_KEY, "measure", "bucket")
-    for place, count in buckets.items():
-        connection.execute(
-            _ADD_TO_BUCKET, dict(zip(names, place, strict=True)) | {"requests": count}
+        caller = event.caller
+        org, team, key_id = (
+            ("-", "", None) if caller is None else (caller.org, caller.team or "", caller.key_id)
         )
+        queue_us, total_us = _micro(event.queue_ms), _micro(event.total_ms)
+        ttft_us = None if event.ttft_ms is None else _micro(event.ttft_ms)
+        rows.append(
+            (
+                *(node_id, event.utc_ns, event.request_id, event.client_request_id, event.kind),
+                *(event.model, key_id, org, team, *_said(event)),
+                *(queue_us, ttft_us, total_us, event.stream, event.run_id, event.cost_nano),
+                *(event.safety or _NO_SAFETY),
+            )
+        )
+        key = (event.utc_ns - event.utc_ns % MINUTE_NS, _known_model(event), org, team, node_id)
+        sums = minutes.get(key)
+        if sums is None:
+            sums = minutes[key] = _Sums()
+        sums.add(event, queue_us, ttft_us, total_us)
+    insert_rows(connection, "requests", _REQUEST_COLUMNS, rows)
+    of_minutes = [(*key, *sums.counts, *sums.largest) for key, sums in minutes.items()]
+    insert_rows(
+        connection, "minutes", (*_KEY, *_SUMS, *_LARGEST_OF), of_minutes, or_else=_ADD_TO_MINUTE
+    )
+    of_buckets = [
+        (*key, *place, count)
+        for key, sums in minutes.items()
+        for place, count in sums.buckets.items()
+    ]
+    names = (*_KEY, "measure", "bucket", "requests")
+    insert_rows(connection, "latencies", names, of_buckets, or_else=_ADD_TO_BUCKET)
     return [None] * len(events)
 
 
-def _request_row(node_id: str, event: RequestEnded) -> tuple[Any, ...]:
-    org, team, key_id = _tenant(event)
+_NO_SAFETY = (None, None, None)
+
+
+def _said(event: RequestEnded) -> tuple[str | int | None, ...]:
+    usage = event.usage
     return (
-        node_id,
-        event.utc_ns,
-        event.request_id,
-        event.client_request_id,
-        event.kind,
-        event.model,
-        key_id,
-        org,
-        team,
         event.outcome.value,
         event.status,
         event.code,
         event.finish_reason,
-        event.usage.prompt_tokens,
-        event.usage.cached_tokens,
-        event.usage.completion_tokens,
-        event.usage.engine_ns,
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens,
+        usage.engine_ns,
         event.amount_nano,
-        _micro(event.queue_ms),
-        None if event.ttft_ms is None else _micro(event.ttft_ms),
-        _micro(event.total_ms),
-        event.stream,
-        event.run_id,
-        event.cost_nano,
-        *(event.safety or (None, None, None)),
     )
 
 
-def _add(sums: dict[str, int], event: RequestEnded) -> None:
-    """One request's part in the sums of its minute."""
-    if not sums:
-        sums.update(dict.fromkeys((*_SUMS, *_LARGEST_OF), 0))
-    sums[event.outcome.value] += 1
-    sums["prompt_tokens"] += event.usage.prompt_tokens
-    sums["cached_tokens"] += event.usage.cached_tokens
-    sums["completion_tokens"] += event.usage.completion_tokens
-    sums["engine_ns"] += event.usage.engine_ns
-    sums["amount_nano"] += event.amount_nano
-    sums["cost_nano"] += event.cost_nano
-    sums["ttft_count"] += event.ttft_ms is not None
-    for measure, milliseconds in (
-        ("queue", event.queue_ms),
-        ("ttft", event.ttft_ms or 0.0),
-        ("total", event.total_ms),
-    ):
-        sums[f"{measure}_sum_us"] += _micro(milliseconds)
-        sums[f"{measure}_max_us"] = max(sums[f"{measure}_max_us"], _micro(milliseconds))
+class _Sums:
+    """What is added to one minute: `counts` in the order of _SUMS, `largest` in that of _LARGEST_OF."""
+
+    __slots__ = ("buckets", "counts", "largest")
+
+    def __init__(self) -> None:
+        self.counts = [0] * len(_SUMS)
+        self.largest = [0] * len(_LARGEST_OF)
+        self.buckets: Counter[tuple[str, int]] = Counter()
+        """Requests by measure and bucket."""
+
+    def add(self, event: RequestEnded, queue_us: int, ttft_us: int | None, total_us: int) -> None:
+        usage, known_us = event.usage, ttft_us or 0
+        fresh = (
+            *_AS_COUNTS[event.outcome.value],
+            *(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.engine_ns),
+            *(event.amount_nano, event.cost_nano),
+            *(queue_us, ttft_us is not None, known_us, total_us),
+        )
+        self.counts = list(map(add, self.counts, fresh))
+        self.largest = list(map(max, self.largest, (queue_us, known_us, total_us)))
+        self.buckets["total", bucket_of(total_us)] += 1
+        if ttft_us is not None:
+            self.buckets["ttft", bucket_of(ttft_us)] += 1
 
 
-def _tenant(event: RequestEnded) -> tuple[str, str, str | None]:
-    if event.caller is None:
-        return "-", "", None
-    return event.caller.org, event.caller.team or "", event.caller.key_id
+_OUTCOMES = _SUMS[:4]
+_AS_COUNTS = {name: tuple(int(name == other) for other in _OUTCOMES) for name in _OUTCOMES}
 
 
 def _known_model(event: RequestEnded) -> str:
