@@ -8,10 +8,10 @@ else would be answered takes its usual way, and is learnt from there if it had a
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
@@ -33,6 +33,7 @@ MOST_BYTES = 32 * 2**20
 """Of all that is remembered, about."""
 ENTRY_BYTES = 6_000
 """What Python has of one, beside its texts."""
+_encode = msgspec.msgpack.Encoder().encode
 KEY = "llmhost.repeat"
 """Where a request's hash is among a scope's state."""
 
@@ -90,8 +91,6 @@ class Repeats:
         if line is None or raw is None or len(raw) > LARGEST_BYTES:
             return False
         key = self._key(scope, raw)
-        if key is None:
-            return False
         repeat = self._kept.get(key)
         if repeat is None or not self._gatekeeper.still_lets_in(repeat.mark):
             scope.setdefault("state", {})[KEY] = key
@@ -129,16 +128,21 @@ class Repeats:
         while self.bytes > MOST_BYTES:
             self._drop(next(iter(self._kept)))
 
-    def _key(self, scope: HTTPScope, raw: bytes) -> bytes | None:
-        """None for a request that may not be known: its parts are told apart by lengths, and these are bounded."""
-        parts = [raw]
-        for pair in scope["headers"]:
-            parts += pair
-        parts += (scope["method"].encode(), scope["path"].encode(), scope["query_string"])
-        parts += _addresses(scope)
-        lengths = ",".join([str(len(part)) for part in parts]).encode()
+    def _key(self, scope: HTTPScope, raw: bytes) -> bytes:
+        """Of all that a request is made of, in a form that tells its parts apart."""
+        client, server = scope.get("client"), scope.get("server")
+        parts = (
+            raw,
+            scope["headers"],
+            scope["method"],
+            scope["path"],
+            scope["query_string"],
+            client and client[0],
+            server is not None
+            and server[1] is None,  # a unix socket's, where addresses say nothing
+        )
         made = self._hash.copy()
-        made.update(b"\0".join((lengths, *parts)))
+        made.update(_encode(parts))
         return made.digest()
 
     async def _send(
@@ -174,13 +178,6 @@ class Repeats:
         gone = self._kept.pop(key, None)
         if gone is not None:
             self.bytes -= gone.size_bytes
-
-
-def _addresses(scope: HTTPScope) -> Iterable[bytes]:
-    """Of both ends: whoever asks is told apart by them."""
-    client, server = scope.get("client"), scope.get("server")
-    yield str(client[0]).encode() if client else b""
-    yield b"unix" if server is not None and server[1] is None else b""
 
 
 def _parts(context: RequestContext, body: bytes) -> tuple[bytes, bytes, bytes] | None:

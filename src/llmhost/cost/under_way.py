@@ -27,6 +27,8 @@ CRASHED = "process_ended"
 INPUT, OUTPUT = 0, 1
 """Counters of a slot: tokens that were given to the engine, and tokens that the caller was given."""
 RETRY_S = 1.0
+LINGER_S = 0.01
+"""So long entries gather that nobody waits for: each would cost a commit, and all of a moment cost the same."""
 FLUSH_S = 2.0
 """A power cut may take from the journal what is younger. A killed process takes nothing."""
 
@@ -75,6 +77,7 @@ class Settlements:
         self._tried: str | None = None
         """The one of them that the ledger has been given again."""
         self._is_wanted = asyncio.Event()
+        self._soon: list[tuple[Entry, Slot]] = []
 
     @property
     def under_way(self) -> int:
@@ -95,6 +98,19 @@ class Settlements:
 
         Raises StorageFailed when there is no room for one."""
         return self._journal.open(_encode(Unsettled(entry=entry)))
+
+    def settle_soon(self, entry: Entry, slot: Slot) -> None:
+        """As `settle`, with others of the same moment: of an entry that is in its slot, that moves no money, and that
+        nobody waits for."""
+        self._soon.append((entry, slot))
+        if len(self._soon) == 1:
+            asyncio.get_running_loop().call_later(LINGER_S, self.hand_over)
+
+    def hand_over(self) -> None:
+        """Give the ledger what was to be settled soon."""
+        soon, self._soon = self._soon, []
+        for entry, slot in soon:
+            self.settle(entry, slot).add_done_callback(_look_at)
 
     def settle(self, entry: Entry, slot: Slot | None) -> "asyncio.Future[None]":
         """Append an entry; done when it can't be lost any more. Without a slot, what the ledger can't take fails."""
@@ -289,3 +305,9 @@ def _end(settled: "asyncio.Future[None]", failure: BaseException | None) -> None
         settled.set_result(None)
     else:
         settled.set_exception(failure)
+
+
+def _look_at(settled: "asyncio.Future[None]") -> None:
+    """Neither the ledger nor the journal's disk could take the entry of an answer that has gone out."""
+    if not settled.cancelled() and (failure := settled.exception()) is not None:
+        log.error("ledger.unrecorded error=%s", failure)

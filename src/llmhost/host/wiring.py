@@ -527,6 +527,7 @@ class Host:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "processor"):
             await self.drain(0.0)
+            self.books.settlements.hand_over()
             if hasattr(self, "deferred"):
                 await self.deferred.runner.close()
             if hasattr(self, "holds"):

@@ -14,6 +14,7 @@ The line of a batch is booked when its answer is kept, and not before: see `pipe
 """
 
 import asyncio
+import logging
 from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -42,6 +43,8 @@ from llmhost.pipeline.tabs import NOTHING_USED, Judging, Tabs
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
 from llmhost.tenants.accounts import Accounts
+
+log = logging.getLogger("llmhost.request")
 
 FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
 """The list price of a model without one, as plugins see it."""
@@ -220,17 +223,21 @@ class Bill:
         caller, price = context.known_caller, context.price
         if self._ledger.health is not None:
             return False
-        if price is None or not self._accounts.is_budgeted(caller, context.run_id):
+        if (
+            not self._hit_factor
+            or price is None
+            or not self._accounts.is_budgeted(caller, context.run_id)
+        ):
             return True
         nano = Spending.first_nano(price, **size_of(context, self._settings.slice_tokens))
         return self._accounts.has_room(caller, context.run_id, nano, context.arrived_utc_ns)
 
-    def settle_hit(self, context: RequestContext) -> "asyncio.Future[None]":
+    def settle_hit(self, context: RequestContext) -> None:
         """Hold, book and settle a kept answer for which there is room. When this returns, its entry is in the journal,
         and nobody need wait for the ledger. Raises StorageFailed, and then nothing is booked."""
-        if context.price is not None and self._accounts.is_budgeted(
-            context.known_caller, context.run_id
-        ):
+        is_paid = self._hit_factor and context.price is not None
+        if is_paid and self._accounts.is_budgeted(context.known_caller, context.run_id):
+            assert context.price is not None
             context.spending = self._held(context, context.price)
         entry = self._closed(context)
         assert entry is not None, "who has a kept answer is known"
@@ -240,7 +247,16 @@ class Bill:
             if context.spending is not None:
                 context.spending.hold.void()
             raise
-        return self._book(context, slot, entry)
+        if entry.amount_nano or context.spending is not None:
+            self._book(context, slot, entry).add_done_callback(partial(self._check_hit, context))
+        else:
+            self._settlements.settle_soon(entry, slot)
+
+    def _check_hit(self, context: RequestContext, booked: "asyncio.Future[None]") -> None:
+        """Neither the ledger nor the journal's disk could take the entry of an answer that has gone out."""
+        if (failure := booked.exception()) is not None:
+            log.error("ledger.unrecorded error=%s", failure)
+            self.take_back(context)
 
     def take_part(self, context: RequestContext) -> None:
         """It is in flight from here on."""

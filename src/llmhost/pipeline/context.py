@@ -50,6 +50,8 @@ class RequestContext:
     longest_tokens: int = 0
     limits_pass: Pass | None = None
     """What it holds of limits while it runs; None when nothing limits it."""
+    stood: Allowances = NO_ALLOWANCES
+    """How limits stood when it was let in, of one that was answered in the same turn and holds nothing of them."""
     price: Price | None = None
     spending: Spending | None = None
     """What it holds of budgets; None when there is none to keep."""
@@ -156,7 +158,7 @@ class RequestContext:
 
     @property
     def allowances(self) -> Allowances:
-        return NO_ALLOWANCES if self.limits_pass is None else self.limits_pass.allowances
+        return self.stood if self.limits_pass is None else self.limits_pass.allowances
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from llmhost.core.errors import Forbidden, LlmhostError, Overloaded
-from llmhost.core.output import Outcome
+from llmhost.core.output import Outcome, Usage
 from llmhost.core.request import Caller
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.observe.limits import LimitMetrics
 from llmhost.pipeline.context import RequestContext
 from llmhost.tenants.limiter import Limiter, NoPlace, Size
+from llmhost.tenants.rates import Used
 from llmhost.tenants.refusals import LimitReached
 
 
@@ -35,23 +36,21 @@ class Limit:
                 raise
         await self._ask(context)
 
-    def enter(self, context: RequestContext, size: Size) -> bool:
-        """Let a request in that need not wait, and of which it is known how much it asks for; False, and nothing is
-        taken, for one that has to wait or is refused."""
+    def pass_through(self, context: RequestContext, size: Size, usage: Usage) -> bool:
+        """Let a request in, and count what it uses, that is answered whole in this turn; False, and nothing is counted,
+        for one that has to wait or is refused."""
         model = context.known_deployment.entry.name
         try:
-            context.limits_pass = self._limiter.admit_now(
-                context.known_caller, model, context.run_id, size
+            context.stood = self._limiter.take_at_once(
+                context.known_caller,
+                model,
+                context.run_id,
+                size,
+                Used(usage.prompt_tokens, usage.completion_tokens),
             )
         except (NoPlace, LlmhostError):
             return False
         return True
-
-    def give_back(self, context: RequestContext) -> None:
-        """It is not answered here after all: what it took comes back, but for its having been counted."""
-        if context.limits_pass is not None:
-            context.limits_pass.settle(0, 0, is_whole=False)
-            context.limits_pass = None
 
     async def count(self, context: RequestContext) -> None:
         """Of a request that will not run: it counts as a request, and takes no tokens and no place.

@@ -9,7 +9,6 @@ long way, and hears there why; nothing has been taken for him by then. Plugins t
 twice on that occasion. Where plugins identify callers, admit requests or decide on the cache, there is no short way.
 """
 
-import asyncio
 import logging
 from dataclasses import dataclass, replace
 
@@ -158,7 +157,7 @@ class ShortWay:
             return None
         if not (is_plain and stages.bill.has_room(context)):
             return None
-        if not stages.limit.enter(context, known.size):
+        if not stages.limit.pass_through(context, known.size, known.usage):
             return None
         return context if self._settled(known, context) else None
 
@@ -228,13 +227,10 @@ class ShortWay:
         context.outcome, context.finish_reason = Outcome.ANSWERED, known.answer.finish_reason
         context.submitted_ns = context.first_token_ns = context.ended_ns = now_ns()
         try:
-            settled = stages.bill.settle_hit(context)
-        except StorageFailed:
-            stages.limit.give_back(context)
+            stages.bill.settle_hit(context)
+        except StorageFailed:  # the disk is full, which the long way tells
             return False
-        settled.add_done_callback(lambda done: self._look_at(context, done))
         self._note_judged(known, context)
-        stages.limit.settle(context)
         stages.store.count(context)
         stages.log(context)
         return True
@@ -249,12 +245,6 @@ class ShortWay:
                     screen.note_passed(context, Direction.OUTPUT, known.judged_out)
         except SafetyUnavailable as error:  # it passed before, and nothing was found in it
             log.error("audit.not_noted request=%s why=%s", context.request.request_id, error)
-
-    def _look_at(self, context: RequestContext, settled: "asyncio.Future[None]") -> None:
-        """Neither the ledger nor the journal's disk could take the entry of an answer that has gone out."""
-        if not settled.cancelled() and (failure := settled.exception()) is not None:
-            log.error("ledger.unrecorded error=%s", failure)
-            self._stages.bill.take_back(context)
 
 
 def _signature(use: CacheUse) -> str:

@@ -9,8 +9,8 @@ from llmhost.core.request import Caller
 from llmhost.tenants.lengths import AnswerLengths
 from llmhost.tenants.levels import Level, Levels, key_of
 from llmhost.tenants.places import Places
-from llmhost.tenants.rates import Rates, Taken, Wish
-from llmhost.tenants.refusals import Allowances
+from llmhost.tenants.rates import Rates, Taken, Used, Wish
+from llmhost.tenants.refusals import NO_ALLOWANCES, Allowances
 
 FIRST_GUESS_TOKENS = 256
 """Of an answer to a key that has had few of the model yet, where the request doesn't say how long it may be."""
@@ -85,23 +85,6 @@ class Limiter:
         if not self.places.enter(places):
             self._rates.check(levels, self._wish(who, size), self._clock.monotonic_ns())
             await self.places.wait(key, places)
-        return self._taken(who, size, levels, places)
-
-    def admit_now(self, caller: Caller, model: str, run: str | None, size: Size) -> Pass | None:
-        """As `admit`, of a request that need not wait for a place. Raises NoPlace for one that would have to."""
-        levels = self._levels.of(caller, model, run)
-        if not levels:
-            return None
-        who = (model, key_of(caller))
-        places = [level for level in levels if level.limits.max_concurrency is not None]
-        if not self.places.enter(places):
-            raise NoPlace
-        return self._taken(who, size, levels, places)
-
-    def _taken(
-        self, who: Hashable, size: Size, levels: Sequence[Level], places: Sequence[Level]
-    ) -> Pass:
-        """Of a request that has its places."""
         try:
             wish = self._wish(who, size)
             taken = self._rates.take(levels, wish, self._clock.monotonic_ns())
@@ -109,6 +92,25 @@ class Limiter:
             self.places.leave(places)
             raise
         return Pass(self, who, size, places, taken)
+
+    def take_at_once(
+        self, caller: Caller, model: str, run: str | None, size: Size, used: Used
+    ) -> Allowances:
+        """As `admit` and then `settle`, of a request that is answered whole in this turn and of which all is known.
+
+        Raises as `admit` does, and NoPlace where it would have to wait. Then nothing has been counted.
+        """
+        levels = self._levels.of(caller, model, run)
+        if not levels:
+            return NO_ALLOWANCES
+        who = (model, key_of(caller))
+        if not self.places.has_room(levels):
+            raise NoPlace
+        wish, now_ns = self._wish(who, size), self._clock.monotonic_ns()
+        allowances, has_output = self._rates.spend(levels, wish, used, now_ns)
+        if has_output and size.choices:
+            self.lengths.note(who, -(-used.output_tokens // size.choices))
+        return allowances
 
     def count(self, caller: Caller, model: str, run: str | None) -> Pass | None:
         """Count a request that will not run: no tokens and no place. Raises as `admit` does for too many requests."""

@@ -8,7 +8,7 @@ those who wait for it. It takes its places on all levels together, or none.
 import asyncio
 from bisect import insort
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import count
 
 from llmhost.core.errors import LlmhostError
@@ -57,6 +57,14 @@ class Places:
         if self._full(levels) is not None:
             return False
         self._take(levels)
+        return True
+
+    def has_room(self, levels: Iterable[Level]) -> bool:
+        """Whether each level has a place, of those that count them."""
+        for level in levels:
+            most = level.limits.max_concurrency
+            if most is not None and self._running.get(level.who, 0) >= most:
+                return False
         return True
 
     async def wait(self, key: Hashable, levels: Sequence[Level]) -> None:

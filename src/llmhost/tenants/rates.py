@@ -6,6 +6,7 @@ Tokens are held when a request is admitted and settled when it has ended; what i
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmhost.core.errors import ExceedsLimit
 from llmhost.core.units import show_duration
@@ -30,6 +31,13 @@ class Wish:
     """As many as it asks for at most; None when it says nothing."""
     requests: int = 1
     """0 where it was counted before."""
+
+
+class Used(NamedTuple):
+    """What a request has used."""
+
+    input_tokens: int
+    output_tokens: int
 
 
 _Share = tuple[Level, str, Bucket, int, int]
@@ -102,6 +110,21 @@ class Rates:
             else:
                 holds.append((kind, bucket, bucket.hold(units, now_ns)))
         return Taken(holds, _allowances(shares))
+
+    def spend(
+        self, levels: Iterable[Level], wish: Wish, used: "Used", now_ns: int
+    ) -> tuple[Allowances, bool]:
+        """As `take` and at once `settle`: how limits stood, and whether output tokens are limited on any level."""
+        shares, has_output = self.check(levels, wish, now_ns), False
+        for _, kind, bucket, units, _ in shares:
+            if kind == REQUESTS:
+                bucket.take(units, now_ns)
+            elif kind == INPUT:
+                bucket.take(used.input_tokens, now_ns)
+            else:
+                has_output = True
+                bucket.take(used.output_tokens, now_ns)
+        return _allowances(shares), has_output
 
     def _bucket(self, rate: Rate, now_ns: int) -> Bucket:
         """One that is to be made, or goes on at another rate."""
