@@ -18,6 +18,8 @@ from llmhost.core.errors import InvalidValue
 HEADER = "x-llmhost-cache"
 TAG_HEADER = "x-llmhost-cache-tag"
 SIMILARITY_HEADER = "x-llmhost-cache-similarity"
+HEADERS = (HEADER, TAG_HEADER, "cache-control")
+"""All that say it."""
 WORDS = ("on", "off", "refresh", "only", "semantic")
 
 _TAG = re.compile(r"[A-Za-z0-9._:/-]{1,64}")

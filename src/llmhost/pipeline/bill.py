@@ -349,6 +349,8 @@ class Bill:
         context.amount_nano = 0
 
     def _is_paid(self, context: RequestContext) -> bool:
+        if context.is_waived:
+            return False
         if context.outcome is Outcome.FAILED:
             has_come = context.first_token_ns is not None
             has_come = has_come and context.deferral is None  # lines are given whole, or not at all

@@ -91,6 +91,8 @@ class RequestContext:
     """So much less is paid than without the cache."""
     budget_remaining_nano: int | None = None
     """What is left in the tightest budget over it, after all that is held; None where none is over it."""
+    is_waived: bool = False
+    """Its caller left before its prompt was judged: nobody could have read any of it, and nobody pays."""
     held_by: str | None = None
     """The review that its whole answer waits for."""
     stop: str | None = None

@@ -49,6 +49,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     caller: Caller
     run_id: str | None = None
+    wish: dict[str, str] = {}
+    """Headers that say what it wants of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,9 @@ class Holds:
         if route.prepare is not None:
             request, beside = await route.prepare(request, beside, caller)
         request = replace(request, stream=False, can_be_held=True)
-        headers = {} if call.run_id is None else {RUN_HEADER: call.run_id}
+        headers = dict(call.wish)
+        if call.run_id is not None:
+            headers[RUN_HEADER] = call.run_id
         exchange = await self._processor.open(
             request, None, headers, caller=caller, deferral=deferral
         )

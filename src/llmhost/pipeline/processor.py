@@ -194,6 +194,8 @@ class Processor:
                 why = DeadlineExceeded.unjudged(context.request.timeout_ms or 0)
                 if isinstance(running, Generation):
                     running.forgo(why)
+            elif not verdict.done():
+                context.is_waived = True
             verdict.cancel()  # nobody waits for it any more
             exchange.leave()
             if why is not None:

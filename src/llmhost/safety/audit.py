@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from llmhost.config.schema import AuditSettings
@@ -28,6 +29,8 @@ log = logging.getLogger("llmhost.audit")
 
 MOST_WAITING = 10_000
 """Screenings that may wait in memory for a disk that refuses."""
+MOST_WAITING_BYTES = 64 * 2**20
+"""Of prompts that are to be kept and wait; beyond it rows wait without theirs, and say so."""
 RETRY_S = 1.0
 MINUTE_NS = 60 * 10**9
 DAY_NS = 86_400 * 10**9
@@ -51,6 +54,8 @@ class AuditLog:
         self._settings = settings
         self._clock = clock
         self._waiting: deque[AuditRow] = deque()
+        self._waiting_bytes = 0
+        """Of the prompts among them."""
         self._minute_ns = 0
         self._allowed: Counter[tuple[str, str, str]] = Counter()
 
@@ -112,13 +117,23 @@ class AuditLog:
                 retry_after_s=RETRY_S,
             )
         if self._waiting or self.trail.health is not None:
-            self._waiting.append(row)
+            self._waiting.append(self._bounded(row))
         else:
             self._tell(row)
+
+    def _bounded(self, row: AuditRow) -> AuditRow:
+        """A row that waits, without its prompt where those that wait with others are too large already."""
+        if row.text is None:
+            return row
+        self._waiting_bytes += len(row.text.sealed)
+        if self._waiting_bytes <= MOST_WAITING_BYTES:
+            return row
+        return replace(row, text=None, detail={**row.detail, "prompt": {"is_lost": True}})
 
     def retry(self) -> None:
         """Give the disk what it has refused, once it takes rows again."""
         if self.trail.health is None:
+            self._waiting_bytes = 0
             for _ in range(len(self._waiting)):
                 self._tell(self._waiting.popleft())
 
@@ -135,11 +150,14 @@ class AuditLog:
         minute_ns = at_ns - at_ns % MINUTE_NS
         if minute_ns != self._minute_ns:
             self.write_counters()
+        if not self._allowed:
             self._minute_ns = minute_ns
         self._allowed[org, direction, policy] += 1
 
-    def write_counters(self) -> None:
-        """A row for each count of the minute that has passed."""
+    def write_counters(self, *, is_end: bool = False) -> None:
+        """A row for each count of the minute that has passed; of all that time, where the disk has refused rows."""
+        if not is_end and (self._waiting or self.trail.health is not None):
+            return  # they go on counting: rows of each minute would be more and more
         allowed, self._allowed = self._allowed, Counter()
         for (org, direction, policy), count in allowed.items():
             detail = {"count": count, "policy": policy}
@@ -196,7 +214,7 @@ class AuditLog:
 
     def close(self) -> None:
         """Write what waits, or say what is lost. Blocks."""
-        self.write_counters()
+        self.write_counters(is_end=True)
         written: list[Future[Recorded]] = []
         with suppress(Overloaded):  # the disk is slower than that many rows would be queued
             while self._waiting:

@@ -6,9 +6,9 @@ They are in the audit log's file, so that a version or an activation is written 
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,6 +26,7 @@ from llmhost.storage.schema import Schema
 log = logging.getLogger("llmhost.safety")
 
 MOST_VERSIONS = 1_000
+T = TypeVar("T")
 
 SCHEMA = Schema(
     "policies",
@@ -150,6 +151,11 @@ class PolicyStore:
         """A new version, in force at once if wanted. Raises InvalidValue, Conflict, StorageFailed."""
         check_policy(body)
         await self._compile(self.made_of(org, 0, body))
+        return await _to_its_end(self._create(org, body, who=who, note=note, activate=activate))
+
+    async def _create(
+        self, org: str, body: PolicyBody, *, who: str, note: str | None, activate: bool
+    ) -> PolicyVersion:
         async with self._turn:
             version = len(self._versions.get(org, {})) + 1
             if version > MOST_VERSIONS:
@@ -172,6 +178,9 @@ class PolicyStore:
         """Have a version in force from now on, an older one too; None: the node's own policy. Raises NotFound."""
         if version is not None:
             await self._compile(self.made_of(org, version, self.version(org, version).body))
+        await _to_its_end(self._activate_in_turn(org, version, who))
+
+    async def _activate_in_turn(self, org: str, version: int | None, who: str) -> None:
         async with self._turn:
             await self._activate(org, version, who)
 
@@ -233,3 +242,21 @@ class PolicyStore:
         else:
             self._in_force[org] = self.made_of(org, version, self._versions[org][version].body)
         self._world.changed()
+
+
+async def _to_its_end(act: Coroutine[Any, Any, T]) -> T:
+    """Carried on where whoever asked has left: what is on disk is in memory as well, or in neither."""
+    task = asyncio.create_task(act)
+    _acts.add(task)
+    task.add_done_callback(_forget)
+    return await asyncio.shield(task)
+
+
+_acts: set["asyncio.Task[Any]"] = set()
+"""Asyncio itself keeps no task alive."""
+
+
+def _forget(task: "asyncio.Task[Any]") -> None:
+    _acts.discard(task)
+    if not task.cancelled():
+        task.exception()  # whoever waited has it; nobody may be left

@@ -446,3 +446,21 @@ async def test_an_event_that_nobody_takes_for_a_day_is_dropped():
             await hook.until(1)
             metrics = (await node.host.client.get("/metrics")).text
     assert 'llmhost_reviews_webhooks_total{result="dropped"} 1.0' in metrics
+
+
+async def test_a_held_call_has_its_wishes_for_the_cache_when_it_runs():
+    async with reviewed_node(HOLD) as node:
+        headers = {
+            "authorization": f"Bearer {node.sender}",
+            "x-llmhost-cache": "on",
+            "x-llmhost-cache-tag": "nightly",
+        }
+        body: dict[str, Any] = {"model": "fake", "max_tokens": 4, "temperature": 0}
+        body["messages"] = [{"role": "user", "content": TEXT}]
+        held = await node.host.client.post("/v1/chat/completions", json=body, headers=headers)
+        await node.decide(held.json()["id"])
+        await node.settled()
+        again = await node.host.client.post("/v1/chat/completions", json=body, headers=headers)
+        counts = node.host.host.cache.stats.total()
+        assert counts.misses == 2  # both took part, and what a reviewer let pass is not kept
+        assert again.status_code == 200

@@ -139,6 +139,7 @@ async def test_a_caller_who_leaves_takes_the_guard_along(guard: Guard) -> None:
 
     assert guard.was_cancelled
     assert entry["outcome"] in ("cancelled", "answered")
+    assert (entry["amount_nano"], entry["tokens"]["fresh_input"] > 0) == (0, True)
 
 
 async def test_a_verdict_that_comes_too_late_for_a_requests_deadline_is_not_waited_for_nor_paid(

@@ -265,3 +265,35 @@ def test_a_prompt_goes_with_its_row(tmp_path, clock):
     log.close()
     with closing(sqlite3.connect(tmp_path / "audit.db")) as db:
         assert [seq for (seq,) in db.execute("SELECT seq FROM texts")] == [2]
+
+
+def test_while_the_disk_refuses_counts_go_on_in_as_many_rows_as_there_are_policies(
+    tmp_path, clock, monkeypatch
+):
+    log = log_of(open_trail(tmp_path), clock)
+    journal = AuditJournal(log, each=False)
+    with monkeypatch.context() as full:
+        full.setattr(AuditTrail, "health", StorageFailed(tmp_path / "audit.db", OSError("full")))
+        for _ in range(50):
+            journal.record(screening(clock, Action.ALLOW))
+            clock.advance(60)
+        assert log.waiting == 0
+    log.retry()
+    log.close()
+    assert [row.detail["count"] for row in rows(tmp_path)] == [50]
+
+
+def test_prompts_that_wait_for_the_disk_are_bounded_and_rows_without_them_say_so(
+    tmp_path, clock, monkeypatch
+):
+    log = keeping(open_trail(tmp_path), clock)
+    with monkeypatch.context() as full:
+        full.setattr(AuditTrail, "health", StorageFailed(tmp_path / "audit.db", OSError("full")))
+        full.setattr(audit, "MOST_WAITING_BYTES", 100)
+        for _ in range(3):
+            AuditJournal(log, each=False).record(with_prompt(clock))
+    log.retry()
+    told = [row.row.detail["prompt"].get("is_lost", False) for row in log.oldest(Wanted())]
+    assert told == [False, False, True]
+    assert log.verify().broken is None
+    log.close()

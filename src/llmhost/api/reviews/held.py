@@ -10,6 +10,7 @@ from llmhost.api.bill_facts import REVIEW
 from llmhost.api.door import send_whole
 from llmhost.api.reviews.caller_wire import review_object
 from llmhost.api.visit import Visit
+from llmhost.cache.wish import HEADERS as WISH_HEADERS
 from llmhost.core.errors import HeldForReview
 from llmhost.core.request import Caller
 from llmhost.pipeline.authenticate import run_of
@@ -22,7 +23,14 @@ async def hold_call(
     holds: Holds, visit: Visit, held: HeldForReview, caller: Caller, headers: Mapping[str, str]
 ) -> None:
     """Keep a call whose prompt waits. Raises ContentRefused where it can't be kept, and StorageFailed."""
-    call = Call(path=visit.scope["path"], body=visit.raw, caller=caller, run_id=run_of(headers))
+    wish = {name: headers[name] for name in WISH_HEADERS if name in headers}
+    call = Call(
+        path=visit.scope["path"],
+        body=visit.raw,
+        caller=caller,
+        run_id=run_of(headers),
+        wish=wish,
+    )
     await holds.keep(held.review_id, call)
 
 
