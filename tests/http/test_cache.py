@@ -84,7 +84,8 @@ def test_a_kept_answer_is_replayed_whole_and_as_a_stream(node: Node, client: ope
     assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens
     entry = node.entry(again.headers["x-request-id"])
     assert (entry["amount_nano"], entry["price_version"]) == (0, "echo+cache/1")
-    assert entry["outcome"] == "answered"
+    assert (entry["outcome"], entry["from_cache"]) == ("answered", "hit")
+    assert node.entry(first.headers["x-request-id"])["from_cache"] is None
 
 
 def test_routes_share_what_the_model_said(node: Node, client: openai.OpenAI):

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-FACTS_FORM = 1
+FACTS_FORM = 2
 """Goes up with what is found in the same text: facts of another form can't be compared."""
 MOST_CHARS = 1_000
 """Longer texts differ in too little to be told apart."""
@@ -73,7 +73,7 @@ _UNITS = _words(
 )
 _ASKS = _words("who whom whose what which where when why how")
 _MODES = _words(
-    "can could should must may might will would shall was were did had been is are does do has have being"
+    "can could should must may might will would shall was were did had been is are does do has have being be am"
 )
 _PERSONS = _words(
     "i we he she they it my our his her their its you your him them us mine ours yours"

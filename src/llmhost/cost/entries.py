@@ -42,6 +42,7 @@ COLUMNS = (
     "debit",
     "credit",
     "cost_digest",
+    "from_cache",
 )
 """What a row says and its hash covers; a column of a later step goes at the end and is null in older rows.
 
@@ -91,6 +92,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     embedding_tokens: int = 0
     load_ns: int = 0
     safety_units: int = 0
+    from_cache: str | None = None
+    """How it had an answer that was not made for it: `hit`, `stale`, `semantic` or `joined`."""
     debit: str | None = None
     """None for the organisation's own account."""
     credit: str | None = None
@@ -110,6 +113,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         costs: Breakdown | None = None,
         safety_units: int = 0,
         safety_ns: int = 0,
+        from_cache: str | None = None,
     ) -> "Entry":
         """A request's entry. `safety_units` texts of it were judged by models, in `safety_ns` of their engines' time.
         It has a caller: without one there is no account to book to."""
@@ -137,6 +141,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
             adapter=event.adapter,
             load_ns=0 if costs is None else costs.load_ns,
             safety_units=safety_units,
+            from_cache=from_cache,
             costs=costs,
         )
 
@@ -194,6 +199,7 @@ class EntryRow(msgspec.Struct, omit_defaults=True, gc=False):
     embedding_tokens: int | None = None
     engine_ns: int | None = None
     fresh_input_tokens: int | None = None
+    from_cache: str | None = None
     key_id: str | None = None
     kind: str | None = None
     load_ns: int | None = None
@@ -226,6 +232,7 @@ def row_of(entry: Entry, seq: int, node_id: str) -> EntryRow:
         entry.embedding_tokens or None,
         entry.engine_ns,
         entry.fresh_input_tokens,
+        entry.from_cache,
         entry.key_id,
         entry.kind,
         entry.load_ns or None,

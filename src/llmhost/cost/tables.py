@@ -102,5 +102,6 @@ SCHEMA = Schema(
             "CREATE INDEX entries_by_run ON entries (run_id, utc_ns) WHERE run_id IS NOT NULL",
             *_SUMS,
         ),
+        "answers_from_the_cache": ("ALTER TABLE entries ADD COLUMN from_cache TEXT",),
     },
 )

@@ -293,6 +293,7 @@ def _entry(note: bytes, counts: tuple[int, ...]) -> Entry | None:
         embedding_tokens=usage.prompt_tokens if found.is_embedding else 0,
         run_id=found.run_id,
         adapter=found.adapter,
+        from_cache="hit" if found.is_hit else None,
         price_version=found.price_version,
         amount_nano=amount_nano(found.rates, usage, is_embedding=found.is_embedding),
     )

@@ -106,8 +106,9 @@ class Bill:
         tightest = self._accounts.tightest(caller, run_id, context.arrived_utc_ns)
         return estimate_of(context, None if tightest is None else tightest.remaining_nano)
 
-    async def hold_in_full(self, context: RequestContext) -> None:
-        """A request that was to have a kept answer runs: give back what is held, and hold what that costs."""
+    async def hold_again(self, context: RequestContext) -> None:
+        """A request that was to have a kept answer runs, or the reverse: give back what is held, and hold what that
+        costs."""
         if context.spending is not None:
             context.spending.hold.void()
             context.spending = None
@@ -289,6 +290,7 @@ class Bill:
             costs=context.costs,
             safety_units=judging.texts,
             safety_ns=judging.usage.engine_ns,
+            from_cache=_from_cache(context),
         )
 
     def __call__(self, context: RequestContext) -> "asyncio.Future[None]":
@@ -400,3 +402,9 @@ def _done() -> "asyncio.Future[None]":
     settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     settled.set_result(None)
     return settled
+
+
+def _from_cache(context: RequestContext) -> str | None:
+    """How it had another request's answer."""
+    use = context.cache
+    return use.status.value if use is not None and use.is_hit else None

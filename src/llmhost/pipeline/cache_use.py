@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from llmhost.cache.alike import Vector
 from llmhost.cache.answer import Answer
+from llmhost.cache.keys import Place
 from llmhost.cache.learner import Kind
+from llmhost.cache.response_cache import Rules
 from llmhost.cache.verify import Facts
+from llmhost.cache.wish import Wish
 
 if TYPE_CHECKING:
     from llmhost.pipeline.context import RequestContext
@@ -79,6 +82,15 @@ class Meaning:
     """Of the question whose answer it has."""
 
 
+@dataclass(frozen=True, slots=True)
+class AlikeSearch:
+    """What looking for alike questions goes by."""
+
+    place: Place
+    wish: Wish
+    rules: Rules
+
+
 @dataclass(slots=True)
 class CacheUse:
     """One request's part."""
@@ -99,6 +111,8 @@ class CacheUse:
     tag: str = ""
     priority: int = 0
     answer: Answer | None = None
+    alike: AlikeSearch | None = None
+    """Of a request that takes answers to alike questions."""
     meaning: Meaning | None = None
     """None where only the same will do."""
     age_s: int = 0

@@ -22,7 +22,7 @@ from llmhost.core.request import GenerationRequest
 from llmhost.core.request import Kind as RequestKind
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
-from llmhost.pipeline.cache_use import CacheUse, Flight, Status
+from llmhost.pipeline.cache_use import AlikeSearch, CacheUse, Flight, Status
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.execute import Generation, Settle
 from llmhost.pipeline.replay import Replay
@@ -86,21 +86,27 @@ class Cached:
         place = self._place(context, rules, files)
         use = context.cache = self._use(context, place, wish, rules)
         use.files = files
-        if wish.is_semantic and await self._finds_alike(context, use, place, wish, rules):
-            return
+        if wish.is_semantic:
+            use.alike = AlikeSearch(place, wish, rules)
         if wish.reads:
             await self._find(context, use, wish, outbox)
 
-    async def _finds_alike(
-        self, context: RequestContext, use: CacheUse, place: Place, wish: Wish, rules: Rules
-    ) -> bool:
-        """Whether an alike question's answer is what it gets: the same question's own comes first."""
-        sought = _sought(use, wish)
-        is_known = use.key in self._flights or self._cache.peek(use.key, sought) is not None
-        if wish.reads and (is_known or await self._cache.find(use.key, sought) is not None):
+    async def look_alike(self, context: RequestContext) -> bool:
+        """Whether the answer to an alike question is what it gets, where it has none of the same one's.
+
+        Comes once its budgets hold what running it costs: a vector takes time of a device. Raises CacheMiss.
+        """
+        use = context.cache
+        if use is None or use.alike is None or use.is_hit:
             return False
+        place, wish, rules = use.alike.place, use.alike.wish, use.alike.rules
         use.meaning = await self.semantic.read(context, place, _asked(context), rules)
-        return wish.reads and await self.semantic.find(context, use, sought, rules)
+        if wish.reads and await self.semantic.find(context, use, _sought(use, wish), rules):
+            self._end_flight(use)
+            return True
+        if wish.is_only:
+            raise CacheMiss
+        return False
 
     def sought(self, context: RequestContext) -> Sought:
         """What the kept answer of a request had to be like that has one."""
@@ -278,7 +284,7 @@ class Cached:
             has_waited = flight.context is not None  # in vain, and once is enough
             if flight.stream is not None and flight.stream.is_abandoned:
                 break  # it is being stopped
-        if wish.is_only:
+        if wish.is_only and use.alike is None:
             raise CacheMiss
         if use.stores and (use.key not in self._flights or not has_waited):
             use.leads = self._flights[use.key] = Flight(context.request.priority)

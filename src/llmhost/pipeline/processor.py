@@ -361,6 +361,9 @@ class Processor:
             await stages.resolve.compile_grammar(context)
         await stages.bill.quote(context)
         stages.bill.hold(context)
+        if not is_hit and await stages.cached.look_alike(context):
+            is_hit = True
+            await stages.bill.hold_again(context)
         await self._screen(context)
         if is_hit:
             if await stages.cached.may_replay(context):
@@ -370,7 +373,7 @@ class Processor:
                 return stages.cached.replay(context, self._settle)
             stages.cached.give_up(context)
             await stages.resolve.compile_grammar(context)
-            await stages.bill.hold_in_full(context)
+            await stages.bill.hold_again(context)
         await stages.route(context)
         if context.verdict is not None and context.verdict.done():
             context.verdict.result()  # raises what it was refused with

@@ -80,6 +80,8 @@ class Semantic:
                     return None
                 request_id = context.request.request_id
                 vector = await self._embedder.vector(text, embedder, caller, request_id)
+                if await self._embedder.mark(embedder) != mark:
+                    return None  # it was loaded meanwhile, from other files
         except (LlmhostError, TimeoutError) as error:
             log_event(log, "cache.not_embedded", embedder=embedder, why=type(error).__name__)
             return None

@@ -188,7 +188,7 @@ def refuses(file: LearntFile, *_: Any) -> None:
 SAMPLES = (
     "How many km is it from Berlin to Paris, and can't I go by train before 7:30 on Monday?",
     'what\'s the 2nd largest city of "old" Peru since 1950 -- never mind https://a.b/c_d',
-    "Why does he increase the CO2 budget by 5 % every year, unlike his neighbours'?",
+    "Why does he increase the CO2 budget by 5 % every year, unlike his neighbours', and should it be so?",
 )
 
 
@@ -200,6 +200,6 @@ def test_facts_of_another_form_have_another_number():
         ]
     )
     mark = hashlib.blake2b(facts.encode(), digest_size=6).hexdigest()
-    assert (FACTS_FORM, mark) == (1, "054e7630c24d"), (
+    assert (FACTS_FORM, mark) == (2, "6490a5785ad3"), (
         "where facts are found otherwise, raise FACTS_FORM"
     )

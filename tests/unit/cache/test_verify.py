@@ -190,3 +190,9 @@ def test_answers_say_the_same_with_the_same_numbers_and_negations():
 def asks_same(one: str, other: str) -> bool:
     a, b = facts_of(one), facts_of(other)
     return a is not None and b is not None and ask_the_same(a, b)
+
+
+def test_to_do_and_to_have_done_to_one_are_two():
+    one, other = facts_of("Can I pay by credit card?"), facts_of("Can I be paid by credit card?")
+    assert one is not None and other is not None
+    assert not ask_the_same(one, other)

@@ -374,6 +374,7 @@ def test_an_export_says_everything_of_an_entry(books: Books) -> None:
         "debit": "org:acme",
         "credit": "revenue",
         "cost_digest": None,
+        "from_cache": None,
         "prev_hash": GENESIS.hex(),
         "hash": recorded.hash.hex(),
     }

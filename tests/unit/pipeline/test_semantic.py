@@ -18,7 +18,13 @@ from llmhost.config.schema import (
     ModelSpec,
     Settings,
 )
-from llmhost.core.errors import CacheMiss, EngineFailed, InvalidValue, LlmhostError
+from llmhost.core.errors import (
+    CacheMiss,
+    EngineFailed,
+    InvalidValue,
+    LlmhostError,
+    QuotaExhausted,
+)
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.ports import Runner
 from llmhost.core.request import Caller, GenerationRequest, Kind, Sampling
@@ -111,6 +117,35 @@ async def test_an_alike_question_has_the_answer_of_the_first():
         assert await here.ask(ONE) == ("hit", first[1])
         assert (await here.ask(ALIKE))[0] == "semantic"  # it was not kept under its own key
         await until(lambda: counts_of(here) == (3, 2, 1, 1))
+
+
+async def test_a_vector_is_made_once_budgets_hold_what_the_request_costs(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    texts: list[str] = []
+    vector = Embedder.vector
+
+    async def noted(self: Embedder, text: str, *facts: Any) -> Any:
+        texts.append(text)
+        return await vector(self, text, *facts)
+
+    monkeypatch.setattr(Embedder, "vector", noted)
+    async with node() as here:
+        await here.ask(ONE)
+        bill = here.host.host.bill
+        with monkeypatch.context() as empty:
+            empty.setattr(bill, "hold", refused)
+            with pytest.raises(QuotaExhausted):
+                await here.ask(ALIKE)
+        assert texts == [ONE]
+        assert (await here.ask(ONE))[0] == "hit"
+        assert texts == [ONE]
+        assert (await here.ask(ALIKE))[0] == "semantic"
+        assert texts[:2] == [ONE, ALIKE]
+
+
+def refused(_: Any) -> None:
+    raise QuotaExhausted("nothing is left", level="org", budget_id="b1")
 
 
 def counts_of(here: Node) -> tuple[int, int, int, int]:
