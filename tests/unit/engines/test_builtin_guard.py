@@ -37,24 +37,28 @@ def test_its_labels_are_categories_as_they_are(runner: Any) -> None:
     assert categories_of(LABELS, {}, model="tiny-guard") == LABELS
 
 
-def test_what_measures_it_is_learnt_nowhere() -> None:
-    trained = {template.text for template in guard_corpus.templates("train")}
-    kept = {template.text for template in guard_corpus.templates("held_out")}
+def test_what_measures_it_or_sets_its_thresholds_is_learnt_nowhere() -> None:
+    taught = {template.text for template in guard_corpus.taught()}
+    sets = [
+        taught,
+        *({one.text for one in guard_corpus.templates(n)} for n in ("validation", "held_out")),
+    ]
     rng = random.Random(5)
     seen = {
         guard_corpus.fill(template, rng).text
-        for template in guard_corpus.templates("train")
-        for _ in range(50)
+        for template in guard_corpus.taught()
+        for _ in range(30)
     }
 
-    assert not trained & kept
-    assert not seen & {example.text for example in guard_corpus.held_out()}
+    assert len(set.union(*sets)) == sum(map(len, sets))
+    measured = {example.text for example in guard_corpus.held_out()}
+    assert not measured & (seen | {example.text for example in guard_corpus.validation()})
     for words in guard_corpus.words().values():
         assert len(words) > 1
 
 
 def test_every_label_is_taught_and_measured() -> None:
-    for name in ("train", "held_out"):
+    for name in ("train", "validation", "held_out"):
         groups = guard_corpus.of_label(guard_corpus.templates(name))
         assert {label for labels in groups for label in labels} == set(LABELS)
         assert groups[frozenset()]

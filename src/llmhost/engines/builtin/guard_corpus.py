@@ -1,6 +1,6 @@
 """What the tiny guard learns from and is measured by: the templates in `guard_texts/`, made into texts.
 
-The two files share no template, and `words.txt` keeps words for measuring alone. Knows nothing of tokens or training.
+No two files share a template, and `words.txt` keeps words for measuring alone. Knows nothing of tokens or training.
 """
 
 import random
@@ -35,7 +35,7 @@ class Example:
 
 @cache
 def templates(name: str) -> tuple[Template, ...]:
-    """Those of `train` or `held_out`. Raises ValueError that names a line with an unknown label or word."""
+    """Those of a file, such as `train`. Raises ValueError that names a line with an unknown label or word."""
     return tuple(_read(name))
 
 
@@ -59,12 +59,26 @@ def fill(template: Template, rng: random.Random, *, is_held_out: bool = False) -
     return Example(" ".join(text.split()), template.labels)
 
 
-def held_out(per_template: int = 12) -> list[Example]:
+def taught() -> tuple[Template, ...]:
+    """What the guard learns from."""
+    return (*templates("train"), *templates("harmless"))
+
+
+def held_out() -> list[Example]:
     """What the guard is measured by: always the same texts, each once."""
+    return _examples("held_out", is_held_out=True)
+
+
+def validation() -> list[Example]:
+    """What its thresholds are chosen by: other templates, with words that it learns."""
+    return _examples("validation", is_held_out=False)
+
+
+def _examples(name: str, *, is_held_out: bool, per_template: int = 12) -> list[Example]:
     rng, examples = random.Random(0), {}
-    for template in templates("held_out"):
+    for template in templates(name):
         for _ in range(per_template):
-            example = fill(template, rng, is_held_out=True)
+            example = fill(template, rng, is_held_out=is_held_out)
             examples[example.text] = example
     return list(examples.values())
 

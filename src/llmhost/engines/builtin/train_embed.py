@@ -6,8 +6,6 @@ that training never sees, measured on the bfloat16 weights as they are written.
 """
 
 import argparse
-import json
-import math
 import random
 import re
 import time
@@ -18,33 +16,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
-from tokenizers.processors import TemplateProcessing
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from llmhost.engines.builtin import corpus, variety
+from llmhost.engines.builtin import corpus, course, variety
 from llmhost.engines.builtin.corpus import Pair
+from llmhost.engines.builtin.course import CLS, CONTEXT, SEP, Course
 
 HERE = Path(__file__).parent / "tiny-embed"
 VOCAB = 2048
-CONTEXT = 256
-PAD, CLS, SEP = "[PAD]", "[CLS]", "[SEP]"
 PAIRS_PER_BATCH = 64
 TEMPERATURE = 0.05
-WARM_UP_STEPS = 50
 MOST_TOKENS = 48
 """What is longer is cut in training."""
-DROPPED_MERGES = 0.1
-"""Share of merges left out in training, so that words which share letters are alike (Provilkov et al., 2020)."""
 LEAST_FOUND = 0.5
 """Rewordings that must find their question, else nothing is written."""
 
@@ -119,16 +104,6 @@ FRAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """Training ends after so many steps or minutes of CPU, whichever comes first."""
-
-    steps: int
-    seed: int
-    peak: float
-    minutes: float
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
     """How often the nearest text is the right one."""
 
@@ -142,12 +117,7 @@ class Found:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the built-in tiny embedder from scratch.")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write")
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--peak", type=float, default=1.5e-3, help="highest learning rate")
-    parser.add_argument("--minutes", type=float, default=7.0, help="of CPU; ends the course early")
-    parser.add_argument("--force", action="store_true", help="write a worse model, too")
+    course.add_options(parser, HERE, steps=900, minutes=7.0)
     options = parser.parse_args()
     console = Console()
     torch.set_num_threads(1)
@@ -156,8 +126,7 @@ def main() -> None:
 
     tokenizer = train_tokenizer()
     model = BertModel(_config(), add_pooling_layer=False)
-    course = Course(options.steps, options.seed, options.peak, options.minutes)
-    train(model, tokenizer, course, console)
+    train(model, tokenizer, Course.of(options), console)
     rounded = model.to(torch.bfloat16).to(torch.float32).eval()
     found = measure(rounded, tokenizer)
     console.print(f"{found}, {time.monotonic() - start_s:.0f} s")
@@ -167,24 +136,7 @@ def main() -> None:
 
 
 def train_tokenizer() -> Tokenizer:
-    """Lower case, byte-level BPE: any text has tokens, and none is unknown."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 3,
-        min_frequency=2,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_texts(), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (PAD, CLS, SEP)])
-    ids = [(token, tokenizer.token_to_id(token)) for token in (CLS, SEP)]
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B:1 {SEP}:1", special_tokens=ids
-    )
-    return tokenizer
+    return course.train_tokenizer(_texts(), VOCAB, pair=f"{CLS} $A {SEP} $B:1 {SEP}:1")
 
 
 def _texts() -> Iterator[str]:
@@ -207,28 +159,16 @@ def _config() -> BertConfig:
     )
 
 
-def train(model: BertModel, tokenizer: Tokenizer, course: Course, console: Console) -> None:
-    rng = random.Random(course.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=course.peak, weight_decay=0.05)
-    began_s, average = time.process_time(), math.nan
-    for step in range(course.steps):
-        # The time may end the course before its steps do; the pace slows down towards whichever comes first.
-        done = max(step / course.steps, (time.process_time() - began_s) / (60 * course.minutes))
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = course.peak * min(1.0, (step + 1) / WARM_UP_STEPS) * (1.02 - done)
-        model.train()
-        tokenizer.model.dropout = DROPPED_MERGES
-        loss = _loss(model, tokenizer, _batch(rng))
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average = loss.item() if math.isnan(average) else 0.97 * average + 0.03 * loss.item()
-        if (step + 1) % 100 == 0:
-            found = measure(model, tokenizer)
-            console.log(f"step {step + 1}, {done:.0%}: loss {average:.3f}, {found}")
+def train(model: BertModel, tokenizer: Tokenizer, plan: Course, console: Console) -> None:
+    rng = random.Random(plan.seed)
+    course.follow(
+        model,
+        tokenizer,
+        plan,
+        console,
+        loss=lambda: _loss(model, tokenizer, _batch(rng)),
+        told=lambda: str(measure(model, tokenizer)),
+    )
 
 
 def _batch(rng: random.Random) -> list[tuple[str, str]]:
@@ -293,10 +233,7 @@ def _loss(model: BertModel, tokenizer: Tokenizer, batch: list[tuple[str, str]]) 
 
 def embed(model: BertModel, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     """[texts, hidden]: means of the last layer's tokens, of length 1."""
-    rows = [tokenizer.encode(text).ids[:MOST_TOKENS] for text in texts]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [VOCAB - 3] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    ids, mask = course.padded(tokenizer, texts, MOST_TOKENS)
     states = model(input_ids=ids, attention_mask=mask).last_hidden_state
     pooled = (states * mask[..., None]).sum(1) / mask.sum(1)[:, None]
     return F.normalize(pooled, dim=-1)
@@ -324,28 +261,16 @@ def measure(model: BertModel, tokenizer: Tokenizer) -> Found:
 
 def write(model: BertModel, tokenizer: Tokenizer, out: Path) -> None:
     """The folder as sentence-transformers would write it."""
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save(str(out / "tokenizer.json"))
-    _write_json(out / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": PAD,
-        "cls_token": CLS,
-        "sep_token": SEP,
-        "model_max_length": CONTEXT,
-    })  # fmt: skip
+    course.write(model, tokenizer, out)
     kinds = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
-    _write_json(out / "modules.json", [
+    course.write_json(out / "modules.json", [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, path) in enumerate(kinds)
     ])  # fmt: skip
     (out / "1_Pooling").mkdir(exist_ok=True)
     mean = {"word_embedding_dimension": model.config.hidden_size, "pooling_mode_mean_tokens": True}
-    _write_json(out / "1_Pooling" / "config.json", mean)
-    _write_json(out / "sentence_bert_config.json", {"max_seq_length": CONTEXT})
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    course.write_json(out / "1_Pooling" / "config.json", mean)
+    course.write_json(out / "sentence_bert_config.json", {"max_seq_length": CONTEXT})
 
 
 if __name__ == "__main__":

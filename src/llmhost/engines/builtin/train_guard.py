@@ -1,12 +1,11 @@
 """Trains the tiny guard from scratch: `python -m llmhost.engines.builtin.train_guard`.
 
 A BERT of two small layers learns to name what is said in texts made of templates, alone and amid harmless ones.
-Single-threaded it takes a few minutes. The last word has a set made of other templates, measured on the bfloat16
-weights as they are written.
+Single-threaded it takes some minutes. Thresholds are chosen on texts of other templates, and the last word has a third
+set, measured on the bfloat16 weights as they are written.
 """
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -16,38 +15,26 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
-from tokenizers.processors import TemplateProcessing
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from llmhost.engines.builtin import corpus, guard_corpus
+from llmhost.engines.builtin import corpus, course, guard_corpus
+from llmhost.engines.builtin.course import CLS, CONTEXT, SEP, Course
 from llmhost.engines.builtin.guard_corpus import LABELS, Example
 
 HERE = Path(__file__).parent / "tiny-guard"
 VOCAB = 4096
-CONTEXT = 256
-PAD, CLS, SEP = "[PAD]", "[CLS]", "[SEP]"
 TEXTS_PER_BATCH = 64
 MOST_TOKENS = 64
 """What is longer is cut in training."""
 HARMLESS_SHARE = 0.45
 AMID_OTHERS = 0.3
 """Share of texts that stand before, after or between harmless ones."""
-WARM_UP_STEPS = 50
-DROPPED_MERGES = 0.1
-"""Share of merges left out in training (Provilkov et al., 2020): words come in other pieces, as typing errors do."""
 SMOOTHED = 0.02
 """Nothing is quite sure, so that scores say something between 0 and 1."""
-THRESHOLD = 0.5
+BETA = 1.4
+"""How much finding counts against being right, where thresholds are chosen: more, since who is warned can look."""
 LEAST_F1 = 0.7
 """Mean over the labels, else nothing is written."""
 
@@ -69,12 +56,7 @@ class Measured:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the built-in tiny guard from scratch.")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write")
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--peak", type=float, default=1.5e-3, help="highest learning rate")
-    parser.add_argument("--minutes", type=float, default=15.0, help="of CPU; ends the course early")
-    parser.add_argument("--force", action="store_true", help="write a worse model, too")
+    course.add_options(parser, HERE, steps=2500, minutes=15.0)
     options = parser.parse_args()
     console = Console()
     torch.set_num_threads(1)
@@ -83,44 +65,30 @@ def main() -> None:
 
     tokenizer = train_tokenizer()
     model = BertForSequenceClassification(_config())
-    train(model, tokenizer, options, console)
+    train(model, tokenizer, Course.of(options), console)
+    centre(model, tokenizer)
     rounded = model.to(torch.bfloat16).to(torch.float32).eval()
-    found = measure(rounded, tokenizer)
+    kept = guard_corpus.held_out()
+    found = measure(rounded, tokenizer, kept)
     for label, measured in found.items():
         console.print(
             f"| {label} | {measured.precision:.0%} | {measured.recall:.0%} | {measured.texts} |"
         )
+    console.print(f"{flagged(rounded, tokenizer, kept):.1%} of the harmless are flagged")
     f1 = mean_f1(found)
     console.print(f"mean F1 {f1:.3f}, {time.monotonic() - start_s:.0f} s")
     if f1 < LEAST_F1 and not options.force:
         raise SystemExit(f"below {LEAST_F1:.0%}: nothing written (--force writes it anyway)")
-    write(rounded, tokenizer, options.out)
+    course.write(rounded, tokenizer, options.out)
 
 
 def train_tokenizer() -> Tokenizer:
-    """Lower case, byte-level BPE: any text has tokens, and none is unknown."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 3,
-        min_frequency=2,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_texts(), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (PAD, CLS, SEP)])
-    ids = [(token, tokenizer.token_to_id(token)) for token in (CLS, SEP)]
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B {SEP}", special_tokens=ids
-    )
-    return tokenizer
+    return course.train_tokenizer(_texts(), VOCAB, pair=f"{CLS} $A {SEP} $B {SEP}")
 
 
 def _texts() -> Iterator[str]:
     rng = random.Random(0)
-    for template in guard_corpus.templates("train"):
+    for template in guard_corpus.taught():
         yield from (guard_corpus.fill(template, rng).text for _ in range(20))
     yield from harmless()
 
@@ -155,7 +123,7 @@ class Deck:
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
-        groups = guard_corpus.of_label(guard_corpus.templates("train"))
+        groups = guard_corpus.of_label(guard_corpus.taught())
         self._harmless = groups.pop(frozenset())
         self._harmful = list(groups.values())
         self._known = harmless()
@@ -202,31 +170,22 @@ def _careless(example: Example, rng: random.Random) -> Example:
 
 
 def train(
-    model: BertForSequenceClassification,
-    tokenizer: Tokenizer,
-    course: argparse.Namespace,
-    console: Console,
+    model: BertForSequenceClassification, tokenizer: Tokenizer, plan: Course, console: Console
 ) -> None:
-    deck = Deck(course.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=course.peak, weight_decay=0.05)
-    began_s = time.process_time()
-    for step in range(course.steps):
-        # The time may end the course before its steps do; the pace slows down towards whichever comes first.
-        done = max(step / course.steps, (time.process_time() - began_s) / (60 * course.minutes))
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = course.peak * min(1.0, (step + 1) / WARM_UP_STEPS) * (1.02 - done)
-        model.train()
-        tokenizer.model.dropout = DROPPED_MERGES
-        loss = _loss(model, tokenizer, deck.batch(TEXTS_PER_BATCH))
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % 100 == 0:
-            f1 = mean_f1(measure(model, tokenizer))
-            console.log(f"step {step + 1}, {done:.0%}: loss {loss.item():.3f}, mean F1 {f1:.3f}")
+    deck = Deck(plan.seed)
+
+    def told() -> str:
+        found = measure(model, tokenizer, guard_corpus.validation())
+        return f"mean F1 {mean_f1(found):.3f}"
+
+    course.follow(
+        model,
+        tokenizer,
+        plan,
+        console,
+        loss=lambda: _loss(model, tokenizer, deck.batch(TEXTS_PER_BATCH)),
+        told=told,
+    )
 
 
 def _loss(
@@ -250,10 +209,7 @@ def scores(
     most_tokens: int = CONTEXT,
 ) -> Tensor:
     """[texts, labels]: logits."""
-    rows = [tokenizer.encode(text).ids[:most_tokens] for text in texts]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [VOCAB - 3] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    ids, mask = course.padded(tokenizer, texts, most_tokens)
     logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
     return logits
 
@@ -263,20 +219,54 @@ def truths(examples: Sequence[Example]) -> Tensor:
     return torch.tensor([[float(label in e.labels) for label in LABELS] for e in examples])
 
 
-def measure(model: BertForSequenceClassification, tokenizer: Tokenizer) -> dict[str, Measured]:
-    """By the texts that are kept for it."""
+def centre(model: BertForSequenceClassification, tokenizer: Tokenizer) -> None:
+    """Move the logits so that each label's best threshold, on the texts that are kept for that, is a score of 0.5."""
+    kept = guard_corpus.validation()
+    said, true = judged(model, tokenizer, kept), truths(kept) > 0.5
+    best = [_best_threshold(said[:, i], true[:, i]) for i in range(len(LABELS))]
+    with torch.no_grad():
+        model.classifier.bias -= torch.tensor(best)
+
+
+def _best_threshold(said: Tensor, true: Tensor) -> float:
+    """A logit: the middle of those whose weighted F is the highest."""
+    tried = torch.arange(-3.0, 3.01, 0.05)
+    worth = torch.tensor([_weighted_f(said > threshold, true) for threshold in tried.tolist()])
+    return float(tried[worth >= worth.max() - 0.002].median())
+
+
+def _weighted_f(found: Tensor, true: Tensor) -> float:
+    both = float((found & true).sum())
+    missed, false = float(true.sum()) - both, float(found.sum()) - both
+    square = BETA**2
+    return (1 + square) * both / ((1 + square) * both + square * missed + false)
+
+
+def judged(
+    model: BertForSequenceClassification, tokenizer: Tokenizer, kept: Sequence[Example]
+) -> Tensor:
+    """[texts, labels]: logits, without what makes training harder."""
     model.eval()
     tokenizer.model.dropout = None
-    kept = guard_corpus.held_out()
+    texts = [example.text for example in kept]
     with torch.inference_mode():
-        said = torch.cat(
-            [
-                scores(model, tokenizer, [e.text for e in kept[i : i + 256]])
-                for i in range(0, len(kept), 256)
-            ]
-        )
-    found, true = said.sigmoid() > THRESHOLD, truths(kept) > 0.5
+        parts = [scores(model, tokenizer, texts[i : i + 256]) for i in range(0, len(texts), 256)]
+    return torch.cat(parts)
+
+
+def measure(
+    model: BertForSequenceClassification, tokenizer: Tokenizer, kept: Sequence[Example]
+) -> dict[str, Measured]:
+    found, true = judged(model, tokenizer, kept) > 0, truths(kept) > 0.5
     return {label: _measured(found[:, i], true[:, i]) for i, label in enumerate(LABELS)}
+
+
+def flagged(
+    model: BertForSequenceClassification, tokenizer: Tokenizer, kept: Sequence[Example]
+) -> float:
+    """The share of harmless texts in which it finds something."""
+    harmless = [example for example in kept if not example.labels]
+    return float((judged(model, tokenizer, harmless) > 0).any(-1).float().mean())
 
 
 def _measured(found: Tensor, true: Tensor) -> Measured:
@@ -288,20 +278,6 @@ def _measured(found: Tensor, true: Tensor) -> Measured:
 
 def mean_f1(found: dict[str, Measured]) -> float:
     return sum(one.f1 for one in found.values()) / len(found)
-
-
-def write(model: BertForSequenceClassification, tokenizer: Tokenizer, out: Path) -> None:
-    """The folder as transformers would write it."""
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save(str(out / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": PAD,
-        "cls_token": CLS,
-        "sep_token": SEP,
-        "model_max_length": CONTEXT,
-    }
-    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
