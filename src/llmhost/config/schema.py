@@ -464,7 +464,7 @@ class LlamaOptions(Section, frozen=True):
     """Map the file instead of reading it: loads at once, and pages that are not used can leave memory."""
     mlock: bool = False
     """Keep the weights from being swapped out, as far as the process may lock memory."""
-    task: Literal["auto", "generate", "embed"] = "auto"
+    task: Literal["auto", "generate", "embed", "classify"] = "auto"
     """What the model is for; `auto` asks the file, which says how the model pools a text if it is made for that."""
     pooling: Literal["mean", "cls", "last"] | None = None
     """Which tokens' vectors become a text's, for models that embed; when absent, as the file says."""

@@ -40,8 +40,8 @@ class LlamaKind:
         path, options = model_file(folder), _options(spec)
         sizes = read_sizes(read_header(path))
         token_bytes = sizes.kv_token_bytes(_kv_type(options))
-        if _embeds(options, sizes):
-            return self._embedding_facts(path, spec, sizes)
+        if (task := _task(path, options, sizes)) != "generate":
+            return self._pooling_facts(path, spec, sizes, task)
         step_bytes = self._step_bytes(path, spec, _cells(spec, sizes, token_bytes))
         return RunnerFacts(
             device=_device(options),
@@ -81,7 +81,7 @@ class LlamaKind:
         rooms = rooms_of(shape, cells)
         return max(step_bytes(path, shape, room, gpu_layers=settings.gpu_layers) for room in rooms)
 
-    def _embedding_facts(self, path: Path, spec: ModelSpec, sizes: Sizes) -> RunnerFacts:
+    def _pooling_facts(self, path: Path, spec: ModelSpec, sizes: Sizes, task: str) -> RunnerFacts:
         options = _options(spec)
         if sizes.pooling is None and options.pooling is None:
             raise ModelUnavailable(
@@ -107,8 +107,9 @@ class LlamaKind:
             kv_block_bytes=0,
             weights_bytes=sizes.weights_bytes,
             step_token_bytes=-(-needed // spec.max_tokens_per_batch),
-            task="embed",
-            pooled_size=sizes.width,
+            task=task,
+            pooled_size=len(sizes.labels) or sizes.width,
+            labels=sizes.labels,
         )
 
     def _pooling_settings(self, spec: ModelSpec, longest: int) -> "LoadSettings":
@@ -176,9 +177,20 @@ def _kv_type(options: LlamaOptions) -> "KvType":
     return KV_TYPE if options.kv_dtype == "auto" else options.kv_dtype
 
 
-def _embeds(options: LlamaOptions, sizes: Sizes) -> bool:
-    is_made_for_it = sizes.pooling is not None
-    return is_made_for_it if options.task == "auto" else options.task == "embed"
+def _task(path: Path, options: LlamaOptions, sizes: Sizes) -> str:
+    """Raises ModelUnavailable for one that the file's model was not made for."""
+    own = "generate" if sizes.pooling is None else "classify" if sizes.labels else "embed"
+    wanted = own if options.task == "auto" else options.task
+    if own != wanted and "classify" in (own, wanted):
+        raise ModelUnavailable(
+            f"{path} holds a model that is made to {own}, and options.task is {wanted!r}: leave the option away."
+        )
+    if own == "classify" and options.pooling is not None:
+        raise ModelUnavailable(
+            f"{path} holds a model with a head that scores texts, and options.pooling is {options.pooling!r}: leave the"
+            " option away."
+        )
+    return wanted
 
 
 def _cells(spec: ModelSpec, sizes: Sizes, token_bytes: int) -> int:

@@ -55,9 +55,19 @@ def load_runner(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> L
 
 
 def load_pooling(path: Path, settings: LoadSettings, predicted: RunnerFacts) -> LlamaPoolingRunner:
-    """The same for a model that embeds texts."""
+    """The same for a model that embeds or scores texts."""
     with _loaded(path, settings, predicted) as (library, model, facts):
-        facts = replace(facts, pooled_size=library.llama_model_n_embd_out(model))
+        scores = facts.task == "classify"
+        size = (
+            library.llama_model_n_cls_out(model)
+            if scores
+            else library.llama_model_n_embd_out(model)
+        )
+        if scores and size != len(facts.labels):
+            raise ModelUnavailable(
+                f"{path} has {size} scores by llama.cpp, and {len(facts.labels)} by its tensors."
+            )
+        facts = replace(facts, pooled_size=size)
         return LlamaPoolingRunner(library, model, shape_of(library, settings), facts)
 
 

@@ -16,13 +16,23 @@ from llmhost.engines.llama.library import listening, llama
 from llmhost.text.pairs import fit
 from llmhost.text.tokenizer import FileTokenizer
 
+MORE_TOKENS = 8
+"""Than a text has bytes, which is as many as most vocabularies need at the most."""
+
 
 class NativeTokenizer(FileTokenizer):
     """A vocabulary that llama.cpp holds, too. Any thread may use it."""
 
-    def __init__(self, tokenizer: Tokenizer, path: Path, **facts: Any) -> None:
-        """Raises ModelUnavailable when llama.cpp does not read the file's vocabulary either."""
+    def __init__(
+        self, tokenizer: Tokenizer, path: Path, *, doubles_end: bool = False, **facts: Any
+    ) -> None:
+        """`doubles_end`: what ends a text stands between two of them twice, as RoBERTa was trained.
+
+        Raises ModelUnavailable when llama.cpp does not read the file's vocabulary either.
+        """
         self._ids = _ids_by_library(path, self)
+        self._before, self._after = _around(self._ids)
+        self._between = self._after * (2 if doubles_end else 1) or self._before
         super().__init__(tokenizer, **facts)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -32,14 +42,23 @@ class NativeTokenizer(FileTokenizer):
         self, text: str, second: str | None = None, *, most_tokens: int | None = None
     ) -> tuple[list[int], int | None]:
         texts = [self._ids(each, False) for each in (text, second) if each is not None]
-        around = self._ids("", True)
+        around = [self._before, self._after, *([self._between] if second is not None else [])]
         if most_tokens is not None:
             lengths = [len(each) for each in texts]
-            room = most_tokens - len(around) * len(texts)
+            room = most_tokens - sum(map(len, around))
             for each, kept in zip(texts, fit(lengths[0], sum(lengths[1:]), room), strict=False):
                 del each[kept:]
-        # Nothing but a beginning is put around texts by the vocabularies that come here.
-        return [token for each in texts for token in (*around, *each)], None
+        whole = [*self._before, *texts[0]]
+        for each in texts[1:]:
+            whole += [*self._between, *each]
+        return [*whole, *self._after], None
+
+
+def _around(ids: Callable[[str, bool], list[int]]) -> tuple[list[int], list[int]]:
+    """What a vocabulary puts before a text and after it."""
+    bare, whole = ids("a", False), ids("a", True)
+    at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), len(whole))
+    return whole[:at], whole[at + len(bare) :]
 
 
 def _ids_by_library(path: Path, owner: object) -> Callable[[str, bool], list[int]]:
@@ -58,11 +77,14 @@ def _ids_by_library(path: Path, owner: object) -> Callable[[str, bool], list[int
 
     def ids(text: str, add_special: bool) -> list[int]:
         raw = text.encode("utf-8", "replace")
-        room = (library.llama_token * (len(raw) + 2))()
-        count = library.llama_tokenize(
-            vocabulary, raw, len(raw), room, len(room), add_special, True
-        )
-        assert count >= 0, "a token stands for a byte at the least"
-        return list(room[:count])
+        count = len(raw) + MORE_TOKENS
+        while True:
+            room = (library.llama_token * count)()
+            found = library.llama_tokenize(
+                vocabulary, raw, len(raw), room, count, add_special, True
+            )
+            if found >= 0:
+                return list(room[:found])
+            count = -found  # some letters become many before they are cut
 
     return ids

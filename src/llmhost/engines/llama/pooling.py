@@ -1,4 +1,4 @@
-"""The runner of GGUF models that pool: texts go in whole, many in one call, and a vector comes out of each."""
+"""The runner of GGUF models that pool: texts go in whole, many in one call, and a vector or scores come out of each."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -98,7 +98,7 @@ class LlamaPoolingRunner(WithoutKv):
         if not np.isfinite(vector).all():
             return EngineFailed("The model computed no numbers for this text.")
         if row.pooling is not None and not row.pooling.is_raw:
-            vector = _normal(vector)
+            vector = _chances(vector) if self.facts.labels else _normal(vector)
         return Draw(pooled=array("f", vector.astype(np.float32).tobytes()))
 
 
@@ -127,6 +127,17 @@ def open_pooling(library: Any, model: Any, shape: ContextShape) -> Any:
             f"llama.cpp could not make a context of {shape.batch_tokens} tokens to pool."
         )
     return context
+
+
+def _chances(scores: Vector) -> Vector:
+    """Probabilities: of a single label by itself, of several among one another."""
+    if len(scores) == 1:
+        shares = 1 / (1 + np.exp(-scores))
+    else:
+        shares = np.exp(scores - scores.max())
+        shares /= shares.sum()
+    chances: Vector = shares.astype(np.float32)
+    return chances
 
 
 def _normal(vector: Vector) -> Vector:

@@ -17,8 +17,9 @@ ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 _BYTES = {name: (block, size) for name, block, size in BLOCKS.values()}
 _RECURRENT = ("ssm.conv_kernel", "wkv.head_size", "shortconv.l_cache")
-RANKS = "4"
-_POOLINGS = {"1": "mean", "2": "cls", "3": "last"}
+RANK = "rank"
+"""A trained head's scores instead of a vector."""
+_POOLINGS = {"1": "mean", "2": "cls", "3": "last", "4": RANK}
 _NOT_FOR_TEXT = {"clip": "only sees", "t5": "has an encoder", "t5encoder": "only encodes"}
 
 
@@ -43,6 +44,8 @@ class Sizes:
     """Numbers in the vector of a token."""
     pooling: str | None = None
     """How the model pools a text, if it was made for that."""
+    labels: tuple[str, ...] = ()
+    """What each score of `rank` is for."""
 
     def kv_token_bytes(self, kv_type: str) -> int:
         """Of one token's keys and values over all layers. Raises ModelUnavailable for a type that does not fit."""
@@ -61,7 +64,7 @@ def read_sizes(header: Header) -> Sizes:
     if (what := _unservable(name, metadata)) is not None:
         raise ModelUnavailable(
             f"{header.path} holds a model ({name}) that {what}; the engine llama serves models that generate text"
-            " from text, or embed it and read it in one direction."
+            " from text, embed it or score it."
         )
     count = _number(header, f"{name}.block_count", most=MOST_LAYERS)
     _check_asserted(header, name, count)
@@ -76,6 +79,7 @@ def read_sizes(header: Header) -> Sizes:
         raise ModelUnavailable(
             f"{header.path} has no embeddings of tokens, so it is no language model."
         )
+    pooling = _POOLINGS.get(str(metadata.get(f"{name}.pooling_type")))
     return Sizes(
         architecture=name,
         vocab_size=rows.shape[1],
@@ -83,7 +87,8 @@ def read_sizes(header: Header) -> Sizes:
         layers=tuple(Layer(each * keys, each * values) for each in kv_heads),
         weights_bytes=header.weights_bytes,
         width=rows.shape[0],
-        pooling=_POOLINGS.get(str(metadata.get(f"{name}.pooling_type"))),
+        pooling=pooling,
+        labels=_labels(header, name) if pooling == RANK else (),
     )
 
 
@@ -93,13 +98,42 @@ def _unservable(name: str, metadata: Mapping[str, Any]) -> str | None:
     kind = metadata.get("general.type")
     if isinstance(kind, str) and kind in ("adapter", "mmproj", "imatrix"):
         return f"is of type {kind!r}"
-    if str(metadata.get(f"{name}.pooling_type")) == RANKS:
-        return "scores pairs of texts"
     if any(f"{name}.{key}" in metadata for key in _RECURRENT):
         return "keeps a running state instead of keys and values"
-    if metadata.get(f"{name}.attention.causal") is False:
-        return "reads in both directions"
+    is_encoder = metadata.get(f"{name}.attention.causal") is False
+    pooling = _POOLINGS.get(str(metadata.get(f"{name}.pooling_type")))
+    if is_encoder and pooling is None:
+        return "reads in both directions, and doesn't say how it pools a text"
+    if pooling == RANK and not is_encoder:
+        return "scores texts by a prompt of its own"
     return None
+
+
+def _labels(header: Header, name: str) -> tuple[str, ...]:
+    """Raises ModelUnavailable for a head that llama.cpp does not compute as it was trained."""
+    out, dense = header.tensor("cls.output.weight"), header.tensor("cls.weight")
+    types = header.tensor("token_types.weight")
+    if out is None or dense is None or len(out.shape) != 2:
+        raise ModelUnavailable(
+            f"{header.path} holds a model that scores texts, and lacks a layer of its head (cls.weight or"
+            " cls.output.weight). Its transformers checkpoint may run with engine 'torch'."
+        )
+    if types is not None and len(types.shape) == 2 and types.shape[1] > 1:
+        raise ModelUnavailable(
+            f"{header.path} holds a model that tells the texts of a pair apart, which llama.cpp doesn't. Its"
+            " transformers checkpoint may run with engine 'torch'."
+        )
+    if header.metadata.get("tokenizer.ggml.model") not in ("bert", "t5"):
+        raise ModelUnavailable(
+            f"{header.path} holds a model that scores texts, with a vocabulary that doesn't say how pairs are put"
+            " together. Its transformers checkpoint may run with engine 'torch'."
+        )
+    count, told = out.shape[1], header.metadata.get(f"{name}.classifier.output_labels")
+    if isinstance(told, list) and len(told) == count and all(isinstance(one, str) for one in told):
+        return tuple(told)
+    if told is not None:
+        raise ModelUnavailable(f"{header.path} has {count} scores, and labels for other ones.")
+    return tuple(f"LABEL_{at}" for at in range(count))
 
 
 def _check_asserted(header: Header, name: str, layers: int) -> None:

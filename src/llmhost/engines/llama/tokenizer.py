@@ -50,6 +50,11 @@ _NOT_ENDS = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})
 """With both of a pair in the vocabulary, `<|end|>` parts a turn and does not end it."""
 
 _KEY = "tokenizer.ggml"
+_OF_ENCODERS = {
+    "bert": {"bos": 101, "seperator": 102, "unknown": 100},
+    "t5": {"eos": 1, "unknown": 2},
+}
+"""Kinds of vocabularies of encoders, and the tokens that llama.cpp takes for granted; it spells them so."""
 _NO_BYTES = frozenset({"gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"})
 """Ways of cutting words whose vocabularies spell text as it is."""
 
@@ -64,10 +69,12 @@ def load_gguf_tokenizer(header: Header) -> FileTokenizer:
         adds_bos = rule is not None and rule.adds_bos
     elif family == "llama":
         tokenizer, rule, adds_bos = _sentencepiece(source), ANY, True
+    elif family in _OF_ENCODERS:
+        return _encoders_tokenizer(source, family)
     else:
         raise ModelUnavailable(
-            f"{header.path} has a vocabulary of the kind {family!r}; 'gpt2' (byte-level merges) and 'llama'"
-            " (SentencePiece's merges) are read."
+            f"{header.path} has a vocabulary of the kind {family!r}; 'gpt2' (byte-level merges), 'llama'"
+            " (SentencePiece's merges), 'bert' and 't5' are read."
         )
     _add_special(tokenizer, source)
     _add_ends_of_text(tokenizer, source, adds_bos)
@@ -79,6 +86,32 @@ def load_gguf_tokenizer(header: Header) -> FileTokenizer:
             tokenizer, source.path, eos_ids=eos_ids, template=template, tells_pairs_apart=False
         )
     return FileTokenizer(tokenizer, eos_ids=eos_ids, template=template, tells_pairs_apart=False)
+
+
+def _encoders_tokenizer(source: "_Source", family: str) -> FileTokenizer:
+    """Ids by llama.cpp itself; here is the way back to text alone. Raises ModelUnavailable."""
+    from llmhost.engines.llama.native_tokenizer import NativeTokenizer
+
+    wanted = dict(_OF_ENCODERS[family])
+    if source.says("add_bos_token", False):
+        wanted.setdefault("bos", -1)
+    for name, usual in wanted.items():
+        token = source.metadata.get(f"{_KEY}.{name}_token_id", usual)
+        if type(token) is not int or not 0 <= token < len(
+            source.tokens
+        ):  # llama.cpp would end the process
+            raise ModelUnavailable(f"{source.path} has no token for {name!r} in its vocabulary.")
+    unknown = source.token("unknown")
+    tokenizer = Tokenizer(
+        models.WordLevel(source.vocabulary(), unk_token=source.tokens[unknown or 0])
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    _add_special(tokenizer, source)
+    return NativeTokenizer(
+        tokenizer, source.path, tells_pairs_apart=False, doubles_end=family == "t5"
+    )
 
 
 class _Source:

@@ -128,7 +128,8 @@ def test_a_templates_variables_are_the_files_tokens(tmp_path: Path) -> None:
     ("metadata", "said"),
     [
         ({}, "has no vocabulary"),
-        ({"model": "bert", "tokens": ["a"]}, "of the kind 'bert'"),
+        ({"model": "rwkv", "tokens": ["a"]}, "of the kind 'rwkv'"),
+        ({"model": "bert", "tokens": ["a"]}, "has no token for 'bos'"),
         ({"model": "gpt2", "pre": "gemma4", "tokens": ["a"]}, "('gemma4') none"),
         ({"model": "gpt2", "tokens": ["a", "a"]}, "a token twice"),
         ({"model": "gpt2", "tokens": ["a", "b"], "token_type": [1]}, "'token_type' for 1 of them"),
