@@ -32,6 +32,7 @@ from llmhost.api.frames import frames_of, whole_answer
 from llmhost.api.gatekeeper import vouch
 from llmhost.api.idempotency import HEADER as IDEMPOTENCY_KEY
 from llmhost.api.idempotency import Call, Idempotency, call_of, looked_at, pour, start_of
+from llmhost.api.known_bodies import KnownBodies
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Playback
 from llmhost.api.report import Report, report_of
@@ -116,6 +117,7 @@ def generation_route(  # noqa: PLR0913 - all that a route may do in its own way
         *(processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond, prepare),
         holds=holds,
         can_hold=None if holds is None else can_hold,
+        known=None if learn is None else KnownBodies(),
     ).call
 
 
@@ -136,6 +138,8 @@ class _Route:
     holds: Holds | None = None
     can_hold: CanHold | None = None
     """Of which requests answers can wait, too, and not only prompts."""
+    known: KnownBodies | None = None
+    """What came before; None where a body alone does not say what is asked."""
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP
@@ -238,6 +242,21 @@ class _Route:
             self.processor.lose(blank(), caller)
             raise
 
+    async def _read(
+        self, visit: Visit, raw: bytes, caller: Caller
+    ) -> tuple[GenerationRequest, Any]:
+        given = (raw, visit.request_id, visit.client_id)
+        if len(raw) > INLINE_BYTES:
+            return await asyncio.to_thread(self.parse, *given)
+        key = None if self.known is None else self.known.key(caller, raw)
+        if self.known is None or key is None:
+            return self.parse(*given)
+        known = self.known.get(key, visit.request_id, visit.client_id)
+        if known is None:
+            known = self.parse(*given)
+            self.known.put(key, raw, *known)
+        return known
+
     async def _parsed(
         self, visit: Visit, receive: Receive, blank: Blank, caller: Caller
     ) -> tuple[GenerationRequest, Any, LlmhostError | None]:
@@ -246,11 +265,7 @@ class _Route:
             raw = await read_all(receive, self.max_body_bytes, visit.line)
             if self.holds is not None:
                 visit.raw = raw
-            given = (raw, visit.request_id, visit.client_id)
-            if len(raw) > INLINE_BYTES:
-                request, beside = await asyncio.to_thread(self.parse, *given)
-            else:
-                request, beside = self.parse(*given)
+            request, beside = await self._read(visit, raw, caller)
             if self.prepare is not None:
                 request, beside = await self.prepare(request, beside, caller)
             if self.can_hold is not None and self.can_hold(beside):

@@ -10,6 +10,9 @@ from typing import Any
 
 from llmhost.core.thoughts import ThoughtIds
 
+MOST_NOTES = 8
+"""About one request: of so many tokenizers and rules something is known."""
+
 
 class Purpose(StrEnum):
     """Why a forward pass ran: what the caller pays for and what the operator does."""
@@ -345,18 +348,36 @@ class GenerationRequest:
     client_request_id: str | None = None
     user: str | None = None
     _texts: list[str] | None = field(default=None, init=False, repr=False, compare=False)
+    _notes: dict[object, object] | None = field(default=None, init=False, repr=False, compare=False)
 
     def let_be_held(self) -> None:
         """Set `can_be_held` of a request that was just made, and that nobody else has: a copy would cost as much as all
         that is read of its body."""
         object.__setattr__(self, "can_be_held", True)
 
-    def again(self, request_id: str) -> "GenerationRequest":
-        """The same once more, under an id of its own."""
+    def take_notes(self) -> None:
+        """It may come again: from now on it is remembered what is found out about it, for all that come `again`."""
+        if self._notes is None:
+            object.__setattr__(self, "_notes", {})
+
+    def note(self, about: object, found: object) -> None:
+        """Keep what a pure function of this request and of `about` has found, if it may come again."""
+        if self._notes is not None:
+            if len(self._notes) >= MOST_NOTES:
+                self._notes.clear()
+            self._notes[about] = found
+
+    def noted(self, about: object) -> Any:
+        """What is known about it; None where nothing is."""
+        return None if self._notes is None else self._notes.get(about)
+
+    def again(self, request_id: str, client_request_id: str | None) -> "GenerationRequest":
+        """The same once more, under ids of its own."""
         request = object.__new__(GenerationRequest)
         for read, put in _SLOTS:  # a third of what making one from its fields costs
             put(request, read(self))
         object.__setattr__(request, "request_id", request_id)
+        object.__setattr__(request, "client_request_id", client_request_id)
         return request
 
     @property

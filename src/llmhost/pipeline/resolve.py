@@ -161,6 +161,14 @@ class Resolve:
         return context.request.model if answer is None else str(answer.opinion)
 
     async def _known_terms(self, context: RequestContext, tokenizer: Tokenizer) -> Terms:
+        known: Terms | None = context.request.noted(tokenizer)
+        if known is not None:
+            return known
+        terms = await self._rendered_terms(context, tokenizer)
+        context.request.note(tokenizer, terms)
+        return terms
+
+    async def _rendered_terms(self, context: RequestContext, tokenizer: Tokenizer) -> Terms:
         rendered = self._rendered
         key = None if rendered is None else rendered.key(context)
         if rendered is None or key is None:

@@ -180,7 +180,7 @@ class ShortWay:
         use = before.cache
         assert use is not None
         return RequestContext(
-            before.request.again(request_id),
+            before.request.again(request_id, before.request.client_request_id),
             None,
             before.headers,
             arrived_ns,

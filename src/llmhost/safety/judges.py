@@ -153,7 +153,7 @@ class Judges:
 
     async def _in_request(self, request: GenerationRequest) -> list[Finding]:
         found: list[Finding] = []
-        if not self.rules:
+        if not self.rules or request.noted(self.rules):
             return found
         for number, text in enumerate(request.texts):
             if number % TEXTS_A_TURN == TEXTS_A_TURN - 1:
@@ -165,6 +165,8 @@ class Judges:
             if any(finding.category == "injection" for finding in in_text):
                 in_text = _of_strangers(in_text, text, request)
             found += in_text
+        if not found:
+            request.note(self.rules, True)  # that there is nothing
         return found
 
 
