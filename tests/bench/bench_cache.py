@@ -48,8 +48,10 @@ def measure(args: argparse.Namespace, folder: Path, opened: ExitStack) -> list[f
         "model runs": (node, node.headers),
     }
 
-    def run(name: str, connections: int, seconds: float) -> Told:
+    def run(name: str, connections: int, seconds: float) -> tuple[Told, dict[str, float]]:
+        """What was seen, and the microseconds of CPU a request that each thread has spent."""
         contender, sent = headers[name]
+        before = contender.thread_s()
         told = load(
             contender.url,
             sent,
@@ -61,7 +63,8 @@ def measure(args: argparse.Namespace, folder: Path, opened: ExitStack) -> list[f
         )
         if told.errors:
             raise SystemExit(f"{name}: {told.errors} of {told.requests} failed")
-        return told
+        spent = {at: used - before.get(at, 0.0) for at, used in contender.thread_s().items()}
+        return told, {at: 1e6 * used / told.requests for at, used in spent.items()}
 
     ratios = []
     for connections in args.connections:
@@ -72,10 +75,13 @@ def measure(args: argparse.Namespace, folder: Path, opened: ExitStack) -> list[f
             for _ in range(args.rounds)
         ]
         say(f"{connections} connections, answers of {args.tokens} tokens")
-        p50 = {name: statistics.median(told[name].p50_ms for told in rounds) for name in headers}
+        p50 = {name: statistics.median(told[name][0].p50_ms for told in rounds) for name in headers}
         for name, ms in p50.items():
-            rate = statistics.median(told[name].rate for told in rounds)
-            say(f"  {name:14} p50 {1000 * ms:7.0f} us  {rate:8.0f} requests/s")
+            rate = statistics.median(told[name][0].rate for told in rounds)
+            loop_us = statistics.median(told[name][1]["loop"] for told in rounds)
+            cpu_us = statistics.median(sum(told[name][1].values()) for told in rounds)
+            cpu = f"{cpu_us:6.0f} us of CPU, {loop_us:.0f} of them on the loop"
+            say(f"  {name:14} p50 {1000 * ms:7.0f} us  {rate:8.0f} requests/s  {cpu}")
         ratios.append(p50["hit"] / p50["bare handler"])
         say(f"  a hit takes {ratios[-1]:.2f} times as long as the bare handler")
     return ratios

@@ -27,7 +27,7 @@ CRASHED = "process_ended"
 INPUT, OUTPUT = 0, 1
 """Counters of a slot: tokens that were given to the engine, and tokens that the caller was given."""
 RETRY_S = 1.0
-LINGER_S = 0.01
+LINGER_S = 0.02
 """So long entries gather that nobody waits for: each would cost a commit, and all of a moment cost the same."""
 FLUSH_S = 2.0
 """A power cut may take from the journal what is younger. A killed process takes nothing."""
