@@ -113,7 +113,7 @@ class RunnerFacts:
     """A step ends early when it must, see `InterruptibleRunner`."""
     can_sleep: bool = False
     """Its weights can wait in host memory, see `SleepingRunner`."""
-    least_chunk_tokens: int = 16
+    least_chunk_tokens: int = 8
     """A prompt gets on by so much in every step, whatever that does to those who decode, unless the operator has set
     a target. More where small steps are dear."""
     gather_s: float = 0.0

@@ -27,7 +27,7 @@ from llmhost.schedule.waiting import FairShares, WaitingQueue
 Emission = tuple[int, Delta]
 """A sequence's id and what it has to say."""
 
-LEAST_CHUNK_TOKENS = 16
+LEAST_CHUNK_TOKENS = 8
 """A prompt gets on by so much in every step, whatever the latency of others is to be."""
 TARGET_ITL_MS = 50.0
 """Without a configured target, a step may take this long, or twice what it takes without prompts, if that is more."""

@@ -77,6 +77,30 @@ def test_every_query_gets_what_it_would_get_alone(
     torch.testing.assert_close(out.float(), expected, rtol=10 * tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_several_threads_share_give_the_same(dtype: torch.dtype) -> None:
+    scratch = Scratch()
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backend_torch, "WORTHWHILE_ELEMENTS", {2: 0, 4: 0})
+            out, expected = attended(
+                ([(place, 1) for place in (3, 40, 41, 90, 500)], 4, 7),
+                Scores(),
+                dtype,
+                lambda layout, size, kind: StepAttention(
+                    layout, scratch, block_tokens=size, dtype=kind
+                ),
+            )
+        assert scratch.rows._crew is not None
+    finally:
+        torch.set_num_threads(usual)
+        scratch.close()
+    tolerance = 1e-5 if dtype is torch.float32 else 0.03
+    torch.testing.assert_close(out.float(), expected, rtol=10 * tolerance, atol=tolerance)
+
+
 def in_torch(layout: StepLayout, block_tokens: int, dtype: torch.dtype) -> StepAttention:
     return StepAttention(layout, Scratch(), block_tokens=block_tokens, dtype=dtype)
 

@@ -213,7 +213,7 @@ def test_the_load_shows_what_runs_waits_and_holds() -> None:
     assert (load.running, load.waiting, load.kv_blocks_used, load.steps) == (1, 1, 2, 1)
 
 
-@pytest.mark.parametrize(("target_itl_ms", "fed"), [(None, 40), (0.001, 16)])
+@pytest.mark.parametrize(("target_itl_ms", "fed"), [(None, 40), (0.001, 8)])
 def test_a_prompt_beside_decoders_gets_on_by_what_the_runner_asks_for_unless_a_target_is_set(
     target_itl_ms: float | None, fed: int
 ) -> None:

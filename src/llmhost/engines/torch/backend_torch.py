@@ -22,6 +22,9 @@ from llmhost.engines.torch.layout import StepLayout
 GROUP_OVERHEAD_BLOCKS = 32
 """Padding, in blocks, that costs about as much as one more group of rows."""
 
+THREADS_OF_A_ROW = 3
+"""So many threads attend to gathered rows about as fast as one does to a row where it lies."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -68,6 +71,9 @@ class Scratch:
     def __init__(self) -> None:
         self._room = KeyValue(torch.empty(0), torch.empty(0))
         self.rows = RowAttention()
+
+    def close(self) -> None:
+        self.rows.close()
 
     def gather(self, cache: KeyValue, blocks: Tensor) -> KeyValue:
         """The cache's `blocks`, valid until the next call."""
@@ -179,10 +185,10 @@ class StepAttention:
     def _rows_together(self, window: int | None, position_elements: int) -> int:
         """One-token rows that are gathered; those after them see more, and go one by one.
 
-        With several threads all are gathered: they would wait for each other at every row.
+        With many threads all are gathered, as a row has one of them alone.
         """
         layout = self._layout
-        if torch.get_num_threads() > 1:
+        if torch.get_num_threads() > THREADS_OF_A_ROW * layout.decode_rows:
             return layout.decode_rows
         short = WORTHWHILE_ELEMENTS[self._dtype.itemsize] // position_elements
         if layout.block_tables.device.type != "cpu" or (window is not None and window <= short):

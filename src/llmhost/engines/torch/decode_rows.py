@@ -2,11 +2,13 @@
 
 A row's keys and values are copied into a room that stays in the cache, widened on the way if they have 16 bits, and
 not copied at all where they are float32 and lie in one piece. Nothing is padded or masked, so a row's result depends
-on that row alone.
+on that row alone. Where the process computes with several threads, each takes a row after the other.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from llmhost.engines.torch.kv import KeyValue
 from llmhost.engines.torch.layout import StepLayout
+from llmhost.engines.torch.threads import Crew
 
 WORTHWHILE_ELEMENTS = {2: 2**13, 4: 3 * 2**14}
 """By the bytes of an element: so many of a row's keys, from which on going through rows one by one costs less than
@@ -81,10 +84,11 @@ def _past(
 
 
 class RowAttention:
-    """The room that rows are copied to, kept over layers and steps."""
+    """The room that rows are copied to, kept over layers and steps, and the threads that compute them."""
 
     def __init__(self) -> None:
-        self._room = torch.empty(0)
+        self._rooms = _Rooms()
+        self._crew: Crew | None = None
 
     def attend(
         self,
@@ -105,13 +109,39 @@ class RowAttention:
         grouped = (query.float() * scaling).view(count, kv_heads, heads // kv_heads, dim)
         out = torch.empty_like(grouped)
         sunk = None if sinks is None else sinks.float().view(kv_heads, -1, 1)
-        for past, asked, answer in zip(rows, grouped, out, strict=True):
-            scores = torch.bmm(asked, self._laid_out(keys, past).permute(1, 2, 0))
+
+        def attend_one(past: Past, asked: Tensor, answer: Tensor) -> None:
+            scores = torch.bmm(asked, self._rooms.laid_out(keys, past).permute(1, 2, 0))
             weights = _weights(scores, softcap, sunk)
-            torch.bmm(weights, self._laid_out(values, past).transpose(0, 1), out=answer)
+            torch.bmm(weights, self._rooms.laid_out(values, past).transpose(0, 1), out=answer)
+
+        self._run(
+            [partial(attend_one, *one) for one in zip(rows, grouped, out, strict=True)],
+        )
         return out.view(count, heads, dim).to(query.dtype)
 
-    def _laid_out(self, flat: Tensor, past: Past) -> Tensor:
+    def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
+        threads = torch.get_num_threads()
+        if threads == 1:
+            for job in jobs:
+                job()
+            return
+        self._crew = self._crew or Crew(threads)
+        self._crew.run(jobs)
+
+    def close(self) -> None:
+        if self._crew is not None:
+            self._crew.close()
+            self._crew = None
+
+
+class _Rooms(threading.local):
+    """Each thread has one."""
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0)
+
+    def laid_out(self, flat: Tensor, past: Past) -> Tensor:
         """[length, kv_heads, head_dim] in float32, valid until the next call."""
         if flat.dtype is torch.float32 and len(past.pieces) == 1:
             first, last, _ = past.pieces[0]

@@ -302,6 +302,7 @@ class TorchRunner:
         self._model = None
         self._kv = None
         self.path = self._decode = None
+        self._scratch.close()
         self._scratch = Scratch()
         self.sampler = Sampler()
         if self.device.type == "cuda":
