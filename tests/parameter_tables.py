@@ -189,6 +189,7 @@ WANTED: Body = {
     "use_activation": False,
     "user": "somebody",
     "verbosity": "low",
+    "prediction": {"type": "content", "content": "as it was"},
 }
 """A value of each parameter that asks for something else than what happens without it."""
 

@@ -49,6 +49,13 @@ class WirePart(msgspec.Struct, frozen=True):
     refusal: str | None = None
 
 
+class WirePrediction(msgspec.Struct, frozen=True):
+    """What the caller thinks that the answer is."""
+
+    type: Literal["content"]
+    content: str | list[WirePart]
+
+
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -132,6 +139,7 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     parse_tool_calls: Raw = NULL
     reasoning_format: Raw = NULL
     verbosity: Literal["low", "medium", "high"] | None = None
+    prediction: WirePrediction | None = None
     chat_template_kwargs: Raw = NULL
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -22,15 +22,22 @@ DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.encode
 
 
-def usage_object(usage: Usage, cost: dict[str, Any] | None = None) -> dict[str, Any]:
+def usage_object(
+    usage: Usage, cost: dict[str, Any] | None = None, *, has_prediction: bool = False
+) -> dict[str, Any]:
     """OpenAI's object; `cost` is ours, for those who ask."""
-    shown = {
+    shown: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+    if has_prediction:
+        shown["completion_tokens_details"] |= {
+            "accepted_prediction_tokens": usage.right_guesses,
+            "rejected_prediction_tokens": usage.wrong_guesses,
+        }
     return shown if cost is None else {**shown, "cost": cost}
 
 
@@ -82,7 +89,7 @@ def whole_answer(
     body = {
         **_envelope(request, "chat.completion" if is_chat else "text_completion", created_s),
         "choices": choices,
-        "usage": usage_object(usage, cost),
+        "usage": usage_object(usage, cost, has_prediction=request.prediction is not None),
     }
     if report is not None:
         for each in choices:
@@ -140,6 +147,7 @@ class Frames:
     ) -> None:
         self._is_chat = request.kind is Kind.CHAT
         self._opening = request.opening
+        self._has_prediction = request.prediction is not None
         self._include_usage = include_usage
         self._quotes = (b'"delta":{"content":', b"}") if self._is_chat else (b'"text":', b"")
         self._introduced: set[int] = set()
@@ -196,7 +204,7 @@ class Frames:
         """The end of the stream, with the `facts` of what is paid for it."""
         if not self._include_usage:
             return bill_comment(facts or {}) + DONE
-        shown = usage_object(usage, cost)
+        shown = usage_object(usage, cost, has_prediction=self._has_prediction)
         if facts:
             shown["llmhost"] = facts
         return self._head + b'],"usage":' + _encode(shown) + b"}\n\n" + DONE

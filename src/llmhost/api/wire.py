@@ -11,6 +11,7 @@ from llmhost.api.bodies import (
     ChatBody,
     CompletionBody,
     GenerationBody,
+    WirePrediction,
 )
 from llmhost.api.chat_messages import message_of
 from llmhost.api.extras import OF_CHATS, GenerationExtras, Refusals
@@ -52,9 +53,23 @@ def chat_request(
         template_kwargs=_template_kwargs(body),
         opening=_opening(messages) if body.echo else "",
         hides_thoughts=body.include_reasoning is False,
+        prediction=_prediction(body.prediction),
         **_prompt_end(body),
         form=chat_form(body),
     )
+
+
+def _prediction(sent: WirePrediction | None) -> str | None:
+    """Raises BadRequest."""
+    if sent is None or isinstance(sent.content, str):
+        return None if sent is None else sent.content
+    for place, part in enumerate(sent.content):
+        if part.type != "text" or part.text is None:
+            raise InvalidValue(
+                "A prediction is a text, or parts of type text.",
+                param=f"prediction.content[{place}]",
+            )
+    return "".join(part.text or "" for part in sent.content)
 
 
 def _opening(messages: tuple[dict[str, Any], ...]) -> str:

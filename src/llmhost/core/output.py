@@ -45,6 +45,10 @@ class Usage:
     """The prompt's part of `cost_nano`."""
     reasoning_tokens: int = 0
     """The part of `completion_tokens` that are thoughts."""
+    right_guesses: int = 0
+    """Of a sequence whose caller predicted its answer: the part of `completion_tokens` that had been guessed."""
+    wrong_guesses: int = 0
+    """What was guessed of it besides. Nobody pays for those."""
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -55,6 +59,8 @@ class Usage:
             self.cost_nano + other.cost_nano,
             self.input_cost_nano + other.input_cost_nano,
             self.reasoning_tokens + other.reasoning_tokens,
+            self.right_guesses + other.right_guesses,
+            self.wrong_guesses + other.wrong_guesses,
         )
 
     @property

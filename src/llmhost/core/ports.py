@@ -230,6 +230,8 @@ class DraftAsk(NamedTuple):
     seed: int
     prompt_tokens: int = 0
     """So many of `tokens` are the sequence's prompt."""
+    predicted: Sequence[int] = ()
+    """What its caller thinks that it says."""
 
 
 class Drafter(Protocol):

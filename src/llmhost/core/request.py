@@ -277,6 +277,8 @@ class GenerationRequest:
     prompts: tuple[str | tuple[int, ...], ...] = ()
     suffix: str = ""
     """What comes after the answer, for models that fill in the middle."""
+    prediction: str | None = None
+    """What the caller thinks that the answer is; it makes it no other, and perhaps quicker."""
     pooled: PoolingWish | None = None
     questions: tuple[Question, ...] = ()
     """Instead of an answer, how likely each of the answers to each of these is, asked at the end of `messages`."""
@@ -392,10 +394,10 @@ class GenerationRequest:
 
     @property
     def size(self) -> int:
-        """Characters of `text` and token ids together: what rendering and tokenising it will cost at least."""
+        """Characters of `text` and a prediction, and token ids: what rendering and tokenising it will cost at least."""
         ids = sum(len(prompt) for prompt in self.prompts if isinstance(prompt, tuple))
         texts = self.texts
-        return sum(map(len, texts)) + max(len(texts) - 1, 0) + ids
+        return sum(map(len, texts)) + max(len(texts) - 1, 0) + ids + len(self.prediction or "")
 
     @property
     def texts(self) -> list[str]:
@@ -505,6 +507,8 @@ class SequenceSpec:
     """The stop string that ends the answer is part of it."""
     shown: tuple[str, ...] = ()
     """Special tokens that are told as text, because something is marked by them."""
+    predicted: tuple[int, ...] = ()
+    """What its caller thinks that it says: guesses are looked up there, too."""
     thoughts: ThoughtIds | None = None
     """What is counted as thoughts; None for nothing."""
     begins_with_thoughts: bool = False

@@ -438,6 +438,7 @@ def spec_of(context: RequestContext, index: int) -> SequenceSpec:
         stop=request.stop,
         tells_stop=request.tells_stop,
         shown=context.shown,
+        predicted=terms.predicted[: max(room, 0)],
         thoughts=None if reading is None else reading.thought_ids,
         begins_with_thoughts=reading is not None and reading.begun,
         stop_token_ids=eos | terms.stop_ids,

@@ -35,6 +35,8 @@ class Terms:
     """How many of each prompt's first tokens one before it has, too: they are computed, and paid for, once."""
     answers: tuple[int, ...] = ()
     """How many of each prompt's last tokens are an answer, in a request for decisions."""
+    predicted: tuple[int, ...] = ()
+    """What the caller thinks that the answer is."""
     sitting: Sitting | None = None
     """What is asked about which text, in a request for moderation."""
 
@@ -69,7 +71,14 @@ def terms_of(request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
         sampling,
         frozenset(request.stop_token_ids) | (fill.ends if fill is not None else frozenset()),
         tuple(_texts(request, prompts, tokenizer)) if request.echo else (),
+        predicted=_predicted(request, tokenizer),
     )
+
+
+def _predicted(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if not request.prediction:
+        return ()
+    return tuple(tokenizer.encode(request.prediction, add_special_tokens=False))
 
 
 def _prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:

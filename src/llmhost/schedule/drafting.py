@@ -27,21 +27,34 @@ class PromptLookup:
     def __init__(self, *, window_tokens: int = WINDOW_TOKENS) -> None:
         self._window = window_tokens
         self._texts: dict[int, Places] = {}
+        self._predicted: dict[int, PredictedText] = {}
 
     def propose(self, asks: Sequence[DraftAsk]) -> list[Sequence[int]]:
-        return [self._places(ask).guess(ask.tokens, ask.most) for ask in asks]
+        return [
+            self._predicted_text(ask).guess(ask)
+            if ask.predicted
+            else self._places(ask).guess(ask.tokens, ask.most)
+            for ask in asks
+        ]
 
     def forget(self, seq_id: int) -> None:
         self._texts.pop(seq_id, None)
+        self._predicted.pop(seq_id, None)
 
     def sleep(self) -> None:
         self._texts.clear()
+        self._predicted.clear()
 
     def wake(self) -> None:
         pass
 
     def close(self) -> None:
-        self._texts.clear()
+        self.sleep()
+
+    def _predicted_text(self, ask: DraftAsk) -> "PredictedText":
+        if (text := self._predicted.get(ask.seq_id)) is None:
+            text = self._predicted[ask.seq_id] = PredictedText(ask)
+        return text
 
     def _places(self, ask: DraftAsk) -> "Places":
         places = self._texts.get(ask.seq_id)
@@ -49,6 +62,21 @@ class PromptLookup:
             places = Places(max(len(ask.tokens) - self._window, 0))
             self._texts[ask.seq_id] = places
         return places
+
+
+class PredictedText:
+    """What a caller predicted, with the end of the prompt before it, as if the text had begun with both: so the first
+    words of the answer are found there, and then those behind what was said last."""
+
+    def __init__(self, ask: DraftAsk) -> None:
+        end = ask.prompt_tokens
+        self._text = [*ask.tokens[max(end - LONGEST_MATCH, 0) : end], *ask.predicted]
+        self._head = len(self._text)
+        self._places = Places()
+
+    def guess(self, ask: DraftAsk) -> list[int]:
+        self._text += ask.tokens[len(self._text) - self._head :]
+        return self._places.guess(self._text, ask.most)
 
 
 class Places:

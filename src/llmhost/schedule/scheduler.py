@@ -222,6 +222,7 @@ class Scheduler:
                         spec.sampling,
                         spec.seed,
                         len(spec.prompt),
+                        spec.predicted,
                     )
                 )
         return asks
@@ -510,6 +511,9 @@ class Scheduler:
         """Note what is computed, and whose the time is: rejected guesses and repeated work are the operator's."""
         fed, start = len(row.tokens), row.start
         rejected = row.drafts - _confirmed(drawn) if row.drafts else 0
+        if row.drafts and sequence.spec.predicted:
+            sequence.right_guesses += row.drafts - rejected
+            sequence.wrong_guesses += rejected
         end = start + fed - rejected
         if sequence.blocks:  # else it was preempted while the step ran: nothing of it is kept
             sequence.computed = end

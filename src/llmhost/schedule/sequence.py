@@ -49,6 +49,9 @@ class Sequence:
     """What `engine_ns` cost, and the prompt's part of it."""
     input_cost_nano: int = 0
     cached_tokens: int = 0
+    right_guesses: int = 0
+    wrong_guesses: int = 0
+    """Of those that were checked for an answer that was predicted."""
     was_preempted: bool = False
     recorded: int = 0
     """So many of `blocks` can be found by their text."""
@@ -237,6 +240,8 @@ class Sequence:
             self.cost_nano,
             self.input_cost_nano,
             self._reasoning_tokens(),
+            min(self.right_guesses, self.generated),
+            self.wrong_guesses,
         )
 
     def _reasoning_tokens(self) -> int:

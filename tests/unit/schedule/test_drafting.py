@@ -122,3 +122,45 @@ def test_a_token_is_read_once_however_often_is_asked():
         tokens.append(20_000 + token)
         places.guess(tokens, 4)
     assert Counted.reads < 100 * 10
+
+
+def predicted(tokens: list[int], prediction: list[int], *, prompt: int, most: int = 4) -> DraftAsk:
+    return DraftAsk(1, tokens, most, Sampling(temperature=0.0), 0, prompt, prediction)
+
+
+def test_what_is_predicted_is_guessed_from_the_first_word_on():
+    lookup, said = PromptLookup(), [1, 2]
+
+    for place in range(5):
+        ask = predicted(said, [7, 8, 9, 7, 5], prompt=2, most=2)
+        assert list(*lookup.propose([ask])) == [7, 8, 9, 7, 5, *said][place : place + 2]
+        said.append([7, 8, 9, 7, 5][place])
+
+
+def test_a_prediction_is_found_again_behind_other_words():
+    lookup = PromptLookup()
+    lookup.propose([predicted([1, 2], [5, 6, 7, 8], prompt=2)])
+
+    assert list(*lookup.propose([predicted([1, 2, 5, 9, 6, 7], [5, 6, 7, 8], prompt=2)])) == [
+        *(8, 1, 2, 5)
+    ]
+    lookup.forget(1)
+    assert list(*lookup.propose([predicted([1, 2, 6, 7], [], prompt=2)])) == []
+
+
+@given(texts, texts, st.integers(1, 6), st.integers(1, 60))
+def test_text_with_a_prediction_is_looked_up_as_if_it_came_first(
+    tokens: list[int], prediction: list[int], most: int, prompt: int
+):
+    prompt = min(prompt, len(tokens))
+    before = [*tokens[max(prompt - LONGEST_MATCH, 0) : prompt], *prediction]
+    lookup, found = PromptLookup(), list[int]()
+    for end in range(prompt, len(tokens) + 1):
+        found = list(
+            *lookup.propose([predicted(tokens[:end], prediction, prompt=prompt, most=most)])
+        )
+
+    if prediction:
+        assert found == Places().guess([*before, *tokens], most)
+    else:
+        assert found == guess(tokens, most)

@@ -87,6 +87,31 @@ async def test_right_guesses_save_steps_and_wrong_ones_are_the_operators():
     assert dear.operator_ns > 0
 
 
+async def test_guesses_at_an_answer_that_was_predicted_are_counted_with_it():
+    said = fake_answer((0, 1, 2), 12, VOCAB)
+    wrong_at_8 = [*said[:7], (said[7] + 1) % VOCAB, *said[8:]]
+    engine = make_engine(
+        Spoilt(), scheduler=Scheduler(some_limits()), guesser=Guesser(PromptLookup(), Eager())
+    )
+    engine.start()
+    usages = []
+    for place, prediction in enumerate((tuple(said), tuple(wrong_at_8), ())):
+        reader = Reader()
+        spec = a_spec((0, 1, 2), index=place, max_new_tokens=12, predicted=prediction)
+        engine.submit(spec, reader)
+        await reader.end()
+        assert reader.tokens == said
+        usages.append(reader.deltas[-1].usage)
+    await engine.stop()
+    whole, part, none = usages
+
+    assert whole.right_guesses > 6
+    assert whole.wrong_guesses == 0
+    assert 0 < part.right_guesses < 12
+    assert part.wrong_guesses > 0
+    assert (none.right_guesses, none.wrong_guesses) == (0, 0)
+
+
 async def test_a_draft_models_time_is_the_operators():
     drafter = Noted(right)
     await answers(drafter, scheduler := Scheduler(some_limits()), count=1)

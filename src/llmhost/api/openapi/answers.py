@@ -50,6 +50,8 @@ class PromptDetails(msgspec.Struct, kw_only=True):
 
 class OutputDetails(msgspec.Struct, kw_only=True):
     reasoning_tokens: int
+    accepted_prediction_tokens: int | UnsetType = UNSET
+    rejected_prediction_tokens: int | UnsetType = UNSET
 
 
 class TokenUsage(msgspec.Struct, kw_only=True):
