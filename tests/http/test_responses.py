@@ -2,9 +2,12 @@
 
 import json
 import re
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import OpenAI
@@ -438,3 +441,23 @@ def test_a_stream_whose_client_leaves_is_kept_as_cancelled(open_node: Node) -> N
 
     eventually(lambda: open_node.get(path).status_code == 200, "it is nowhere")
     assert open_node.get(path).json()["status"] == "cancelled"
+
+
+def test_an_answer_whose_client_did_not_wait_for_it_is_kept_as_cancelled(open_node: Node) -> None:
+    body = {**BODY, "model": "slow", "max_output_tokens": 5_000, "metadata": {"trip": "short"}}
+    with pytest.raises(httpx.ReadTimeout):
+        open_node.http.post(f"{open_node.url}/v1/responses", json=body, timeout=0.5)
+
+    def kept() -> list[dict[str, Any]]:
+        with closing(
+            sqlite3.connect(f"file:{open_node.data_dir}/state.db?mode=ro", uri=True)
+        ) as db:
+            rows = db.execute("SELECT resource FROM responses").fetchall()
+        found = [json.loads(row[0]) for row in rows]
+        return [each for each in found if each["metadata"] == {"trip": "short"}]
+
+    eventually(lambda: bool(kept()), "it is nowhere")
+    [only] = kept()
+    again = open_node.get(f"/v1/responses/{only['id']}").json()
+    assert again["status"] == "cancelled"
+    assert again["output"][0]["status"] == "incomplete"

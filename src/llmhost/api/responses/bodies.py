@@ -42,6 +42,7 @@ class WireItem(msgspec.Struct, frozen=True):
     phase: Literal["commentary", "final_answer"] | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
     input: str | None = None
     output: str | list[WirePart] | None = None
@@ -66,18 +67,19 @@ class WireTool(msgspec.Struct, frozen=True):
     parameters: Raw = NULL
     strict: bool | None = None
     format: WireInputFormat | None = None
+    tools: "list[WireTool] | None" = None
+    """Of a namespace."""
 
 
 class WireNamed(msgspec.Struct, frozen=True):
     type: str
     name: str | None = None
+    namespace: str | None = None
 
 
-class WireChoice(msgspec.Struct, frozen=True):
+class WireChoice(WireNamed, frozen=True):
     """`tool_choice` where it is an object."""
 
-    type: str
-    name: str | None = None
     mode: Literal["auto", "required"] = "auto"
     tools: list[WireNamed] | None = None
 

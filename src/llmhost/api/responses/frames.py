@@ -43,6 +43,7 @@ class ResponseFrames:
             events,
             seal,
             request.custom_tools,
+            asked.spaces,
         )
         self._reason: FinishReason | None = None
         self._out = 0

@@ -5,12 +5,14 @@ Thoughts, text and each call are items of their own, in the order in which they 
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from llmhost.api.calls import Calls, joined
 from llmhost.api.responses.events import Events, Head
+from llmhost.api.responses.namespaces import Spaces
 from llmhost.api.responses.resource import COMPLETED, IN_PROGRESS, INCOMPLETE
 from llmhost.text.calls.pieces import Piece
 
@@ -39,6 +41,7 @@ class Items:
         events: Events,
         seal: Seal | None = None,
         custom_tools: frozenset[str] = frozenset(),
+        spaces: Spaces = MappingProxyType({}),
     ) -> None:
         self.output: list[Item] = []
         self._request_id = request_id
@@ -46,6 +49,7 @@ class Items:
         self._events = events
         self._seal = seal
         self._custom = custom_tools
+        self._spaces = spaces
         self._kind = MESSAGE
         """Of the item that is open, as its type says it."""
         self._open: tuple[str, int | None] | None = None
@@ -118,7 +122,7 @@ class Items:
                 item |= {"summary": [], "content": []}
             case _:
                 call_id = f"call_{self._digest(f'call/{piece.call}')}"
-                item |= {"call_id": call_id, "name": piece.name, _GIVEN[kind][0]: ""}
+                item |= {"call_id": call_id, **self._named(piece.name or ""), _GIVEN[kind][0]: ""}
         self.output.append(item)
         self._texts, self._logprobs = [], []
         self._events.say("response.output_item.added", output_index=place, item=item)
@@ -167,6 +171,11 @@ class Items:
             case kind:
                 item[_GIVEN[kind][0]] = text
         return item
+
+    def _named(self, name: str) -> Item:
+        """A tool's name as its caller knows it."""
+        own = self._spaces.get(name)
+        return {"name": name} if own is None else {"name": own[1], "namespace": own[0]}
 
     def _name(self, kind: str, place: int) -> str:
         return f"{_PREFIXES[kind]}_{self._digest(str(place))}"

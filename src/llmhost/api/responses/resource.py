@@ -6,6 +6,7 @@ import msgspec
 
 from llmhost.api.loose import loose, said
 from llmhost.api.responses.bodies import WireInputFormat, WireTool
+from llmhost.api.responses.namespaces import NAMESPACE
 from llmhost.api.responses.wire import NO_REASONING, NO_TEXT, Asked, strictness
 from llmhost.core.errors import LlmhostError
 from llmhost.core.output import FinishReason, Usage
@@ -71,6 +72,9 @@ def beginning(asked: Asked, created_s: int) -> Resource:
 
 
 def _tool(tool: WireTool) -> dict[str, Any]:
+    if tool.type == NAMESPACE:
+        about = {"name": tool.name, "description": tool.description or ""}
+        return {"type": NAMESPACE, **about, "tools": [_tool(each) for each in tool.tools or ()]}
     if tool.type == "custom":
         form = tool.format or WireInputFormat("text")
         about = {"name": tool.name, "description": tool.description}

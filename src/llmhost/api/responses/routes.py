@@ -142,10 +142,11 @@ class _Answer:
         assert visit.exchange is not None
         context = visit.exchange.context
         deltas = await visit.exchange.read_whole()
-        if visit.is_gone:
-            return
         frames = ResponseFrames(order.asked, context, Silence(), order.sealer)
         frames.take(deltas)
+        if visit.is_gone:
+            await self._desk.keep_cut(order, frames)
+            return
         resource = frames.end(context.usage, frames.extras(with_facts=False))
         # Nobody may fetch what a reviewer has not let out.
         unkept = b"" if context.held_by is None else _encode({**resource, "store": False})

@@ -12,6 +12,7 @@ import msgspec
 
 from llmhost.api.loose import Raw, loose
 from llmhost.api.responses.bodies import MAX_ITEMS, WireItem, WirePart
+from llmhost.api.responses.namespaces import flat_name
 from llmhost.api.responses.sealed import Seal
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
 from llmhost.core.ids import new_id
@@ -74,7 +75,7 @@ def kind_of(item: WireItem) -> str:
 def kept_item(item: WireItem, at: str) -> Item:
     """An item as it is kept and listed: with an id, and with its content in parts. Raises BadRequest."""
     kind = kind_of(item)
-    known: Item = {"id": item.id or new_id(_PREFIXES.get(kind, "item_")), "type": kind}
+    known = _begun(item, kind)
     match kind:
         case "message":
             role = _needed(item.role, "role", at)
@@ -117,6 +118,13 @@ def kept_item(item: WireItem, at: str) -> Item:
                 f"Items of type {kind!r} are not supported: this server runs no tools itself.",
                 param=f"{at}.type",
             )
+    return known
+
+
+def _begun(item: WireItem, kind: str) -> Item:
+    known: Item = {"id": item.id or new_id(_PREFIXES.get(kind, "item_")), "type": kind}
+    if item.namespace is not None and item.call_id is not None:
+        known["namespace"] = item.namespace
     return known
 
 
@@ -227,7 +235,8 @@ class Turns:
         return _texts(parts or "", f"{at}.content")
 
     def _call(self, item: WireItem, at: str, arguments: dict[str, str]) -> None:
-        call_id, name = _needed(item.call_id, "call_id", at), _needed(item.name, "name", at)
+        call_id = _needed(item.call_id, "call_id", at)
+        name = flat_name(item.namespace, _needed(item.name, "name", at))
         self._names[call_id] = name
         function = {"name": name, **arguments}
         call = {"id": call_id, "type": "function", "function": function}

@@ -4,6 +4,7 @@ Tools and forms go the way of OpenAI's chats (`structured`), whose words they ar
 of a request: what it goes on with is kept elsewhere, and is added when its caller is known.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,14 @@ from llmhost.api.responses.bodies import (
     WireTextForm,
     WireTool,
     check_signs,
+)
+from llmhost.api.responses.namespaces import (
+    NAMESPACE,
+    Placed,
+    Spaces,
+    names_meant,
+    placed,
+    spaces_of,
 )
 from llmhost.api.responses.strict import is_strict
 from llmhost.api.responses.turns import Item, Message, kept_item, read_items
@@ -71,6 +80,7 @@ class Asked:
     tools: Sequence[WireTool]
     formed_as: dict[str, Any]
     """`text.format`, as it is repeated."""
+    spaces: Spaces
 
     @property
     def conversation(self) -> str | None:
@@ -114,7 +124,8 @@ def asked_of(body: ResponseBody, request_id: str, client_id: str | None) -> Aske
     _check(body)
     items = read_items(body.input)
     tools = decoded(body.tools, list[WireTool], "tools") or []
-    form = _form(body, tools)
+    known = placed(tools)
+    form = _form(body, known)
     is_flex = body.service_tier == "flex"
     effort = (body.reasoning or NO_REASONING).effort
     request = GenerationRequest(
@@ -127,7 +138,7 @@ def asked_of(body: ResponseBody, request_id: str, client_id: str | None) -> Aske
         most_calls=form.most_calls,
         custom_tools=form.custom_tools,
         text_grammars=tuple(
-            replace(each, param=_in_our_words(each.param)) for each in form.text_grammars
+            replace(each, param=_in_our_words(each.param, known)) for each in form.text_grammars
         ),
         template_kwargs=template_kwargs(
             effort, body.chat_template_kwargs, (body.text or NO_TEXT).verbosity
@@ -153,7 +164,14 @@ def asked_of(body: ResponseBody, request_id: str, client_id: str | None) -> Aske
         user=body.user,
     )
     formed_as = _formed_as((body.text or NO_TEXT).format)
-    return Asked(body=body, request=request, items=items, tools=tools, formed_as=formed_as)
+    return Asked(
+        body=body,
+        request=request,
+        items=items,
+        tools=tools,
+        formed_as=formed_as,
+        spaces=spaces_of(known),
+    )
 
 
 def kept_input(items: Sequence[WireItem]) -> list[Item]:
@@ -185,6 +203,7 @@ def _check(body: ResponseBody) -> None:
             "add_special_tokens": bool(body.add_special_tokens),
         }
     )
+    _check_summary(body.reasoning or NO_REASONING)
     if body.previous_response_id is not None and body.conversation is not None:
         raise InvalidValue(
             "'previous_response_id' and 'conversation' both say what to go on with. Send one.",
@@ -208,6 +227,16 @@ def _check(body: ResponseBody) -> None:
     check_signs([body.input, body.tools], "input")
 
 
+def _check_summary(asked: WireReasoning) -> None:
+    """Nobody summarises thoughts here: `auto` is as much of a summary as there is, which is none."""
+    for name in ("summary", "generate_summary"):
+        if getattr(asked, name) not in (None, "auto"):
+            raise UnsupportedParameter(
+                f"'reasoning.{name}' can be 'auto': thoughts are told as they are, in 'content', and not summarised.",
+                param=f"reasoning.{name}",
+            )
+
+
 def _logprobs(body: ResponseBody) -> int | None:
     if LOGPROBS in (body.include or ()) or body.top_logprobs:
         return body.top_logprobs or 0
@@ -217,12 +246,13 @@ def _logprobs(body: ResponseBody) -> int | None:
 # ------------------------------------------------------------ tools and forms, in the words of chats
 
 
-def _form(body: ResponseBody, tools: Sequence[WireTool]) -> Form:
+def _form(body: ResponseBody, tools: Sequence[Placed]) -> Form:
+    known, choice = _tools(tools), _choice(body.tool_choice, tools)
     try:
         form = chat_form(
             ChatBody(
-                tools=_tools(tools),
-                tool_choice=_choice(body.tool_choice),
+                tools=known,
+                tool_choice=choice,
                 parallel_tool_calls=body.parallel_tool_calls,
                 response_format=_response_format((body.text or NO_TEXT).format),
                 structured_outputs=body.structured_outputs,
@@ -234,25 +264,27 @@ def _form(body: ResponseBody, tools: Sequence[WireTool]) -> Form:
             )
         )
     except BadRequest as error:
-        raise in_our_words(error) from None
+        raise in_our_words(error, tools) from None
     if form.grammar is None or form.grammar.param != "response_format":
         return form
     return replace(form, grammar=replace(form.grammar, param="text.format.schema"))
 
 
-def in_our_words(error: LlmhostError) -> LlmhostError:
+def in_our_words(error: LlmhostError, tools: Sequence[Placed]) -> LlmhostError:
     """A fault of a tool or form, which is told in the words of chats, where it is in this route's body."""
-    error.message = _in_our_words(error.message)
-    error.param = error.param and _in_our_words(error.param)
+    error.message = _in_our_words(error.message, tools)
+    error.param = error.param and _in_our_words(error.param, tools)
     return error
 
 
-def _in_our_words(text: str) -> str:
+def _in_our_words(text: str, tools: Sequence[Placed]) -> str:
+    text = _PLACE.sub(lambda found: tools[int(found[1])].at, text)
     for theirs, ours in _FIELDS:
         text = text.replace(theirs, ours)
     return text
 
 
+_PLACE = re.compile(r"tools\[(\d+)\]")
 _FIELDS = (
     (".function.parameters", ".parameters"),
     (".function.name", ".name"),
@@ -264,10 +296,10 @@ _FIELDS = (
 )
 
 
-def _tools(tools: Sequence[WireTool]) -> Raw:
+def _tools(tools: Sequence[Placed]) -> Raw:
     if not tools:
         return NULL
-    return Raw(_encode([_tool(tool, f"tools[{place}]") for place, tool in enumerate(tools)]))
+    return Raw(_encode([_tool(each.tool, each.at) for each in tools]))
 
 
 def _tool(tool: WireTool, at: str) -> dict[str, Any]:
@@ -307,7 +339,7 @@ def strictness(tool: WireTool) -> bool:
     return is_strict(tool.parameters) if tool.strict is None else tool.strict
 
 
-def _choice(raw: Raw) -> Raw:
+def _choice(raw: Raw, tools: Sequence[Placed]) -> Raw:
     if said(raw) == b"null" or bytes(raw).startswith(b'"'):
         return raw
     choice: WireChoice = decoded(raw, WireChoice, "tool_choice")
@@ -315,20 +347,19 @@ def _choice(raw: Raw) -> Raw:
         case "function" | "custom":
             if choice.name is None:
                 raise MissingParameter("tool_choice.name")
-            return Raw(_encode(_named(choice.type, choice.name)))
+            [meant] = names_meant(choice, tools)
+            return Raw(_encode(_named(*meant)))
         case "allowed_tools":
-            tools = [
-                _named(one.type, one.name)
-                for one in choice.tools or ()
-                if one.type in KINDS and one.name is not None
-            ]
-            if len(tools) != len(choice.tools or ()) or not tools:
+            some = [names_meant(one, tools) for one in choice.tools or ()]
+            kinds = {one.type for one in choice.tools or ()}
+            if not some or not all(some) or not kinds <= {*KINDS, NAMESPACE}:
                 raise InvalidValue(
                     "'tool_choice.tools' names tools of yours, such as"
                     ' {"type": "function", "name": "get_weather"}.',
                     param="tool_choice.tools",
                 )
-            allowed = {"mode": choice.mode, "tools": tools}
+            named = [_named(*each) for meant in some for each in meant]
+            allowed = {"mode": choice.mode, "tools": named}
             return Raw(_encode({"type": "allowed_tools", "allowed_tools": allowed}))
     raise UnsupportedParameter(
         f"'tool_choice' of type {choice.type!r} is not supported: this server runs no tools itself.",
