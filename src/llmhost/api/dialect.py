@@ -3,6 +3,7 @@
 Found by the path, because refusals are said before a route is reached, too.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import msgspec
 from litestar.types import Scope
 
 from llmhost.api.errors import error_object, shortened
+from llmhost.api.limit_headers import anthropic_limit_headers
 from llmhost.core.errors import (
     ContextTooLong,
     LlmhostError,
@@ -19,6 +21,7 @@ from llmhost.core.errors import (
     UnknownModel,
     UnsupportedParameter,
 )
+from llmhost.tenants.refusals import Allowances
 
 ANTHROPIC_PATH = "/v1/messages"
 OLLAMA_PATH = "/api/"
@@ -36,6 +39,10 @@ class Dialect:
     """An event that fills silence."""
     id_header: str | None = None
     """Another name of x-request-id."""
+    org_header: str | None = None
+    """What says whose key it is."""
+    limits: Callable[[Allowances], dict[str, str]] | None = None
+    """Headers of limits, beside those that all routes have."""
     event_end: bytes = b"\n\n"
     """What stands behind such an error."""
 
@@ -123,6 +130,8 @@ ANTHROPIC = Dialect(
     event=b"event: error\ndata: ",
     heartbeat=b'event: ping\ndata: {"type":"ping"}\n\n',
     id_header="request-id",
+    org_header="anthropic-organization-id",
+    limits=lambda allowances: anthropic_limit_headers(allowances, time.time_ns()),
 )
 
 

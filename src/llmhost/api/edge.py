@@ -44,6 +44,8 @@ _EXPOSED = ", ".join(
         "retry-after-ms",
         "x-should-retry",
         *limit_headers.NAMES,
+        *limit_headers.ANTHROPIC_NAMES,
+        "anthropic-organization-id",
         *bill_facts.NAMES,
         *safety_headers.NAMES,
         *cache_headers.NAMES,

@@ -19,7 +19,6 @@ from llmhost.api.decision_wire import DECISIONS_PATH, parse_decision
 from llmhost.api.door import ClientGone, bearer, is_small, read_all, send_whole
 from llmhost.api.errors import forget_frames
 from llmhost.api.gatekeeper import Identify, vouch
-from llmhost.api.limit_headers import limit_headers
 from llmhost.api.loose import NULL, Raw, read_body, said
 from llmhost.api.messages_wire import parse_messages
 from llmhost.api.moderation_wire import MODERATIONS_PATH, parse_moderation
@@ -163,6 +162,7 @@ class _Route:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         try:
             caller = await self.identify(bearer(scope), headers)
+            visit.org = caller.org
         except LlmhostError as error:
             await visit.dismiss(send, receive, error, is_small=is_small(scope))
             forget_frames(error)
@@ -174,7 +174,7 @@ class _Route:
         read = await asyncio.to_thread(self.read, *given) if is_large else self.read(*given)
         answer, allowances = await self.count(*read, headers, caller)
         body = msgspec.json.encode(answer)
-        await send_whole(send, 200, body, {**visit.headers(), **limit_headers(allowances)})
+        await send_whole(send, 200, body, {**visit.headers(), **visit.limit_headers(allowances)})
 
 
 def _read(

@@ -1,4 +1,8 @@
-"""The `x-ratelimit-*` headers, as OpenAI's API has them: of the limit that is tightest now."""
+"""The headers that say how limits stand, as OpenAI's and Anthropic's APIs have them: of the tightest limit of each
+kind."""
+
+from datetime import UTC, datetime
+from operator import attrgetter
 
 from llmhost.core.units import show_duration
 from llmhost.tenants.refusals import Allowance, Allowances
@@ -8,6 +12,16 @@ _NAMES = {
     for kind in ("requests", "tokens")
 }
 NAMES = (*_NAMES["requests"], *_NAMES["tokens"])
+
+
+_ANTHROPICS = tuple(
+    (
+        attrgetter(kind.replace("-", "_")),
+        tuple(f"anthropic-ratelimit-{kind}-{fact}" for fact in ("limit", "remaining", "reset")),
+    )
+    for kind in ("requests", "tokens", "input-tokens", "output-tokens")
+)
+ANTHROPIC_NAMES = tuple(name for _, names in _ANTHROPICS for name in names)
 
 
 def limit_headers(allowances: Allowances) -> dict[str, str]:
@@ -27,3 +41,16 @@ def _headers(kind: str, allowance: Allowance) -> dict[str, str]:
         remaining: str(allowance.remaining),
         reset: show_duration(allowance.reset_ns),
     }
+
+
+def anthropic_limit_headers(allowances: Allowances, now_utc_ns: int) -> dict[str, str]:
+    """The same under Anthropic's names, with the times at which limits will be whole again, to the second."""
+    headers: dict[str, str] = {}
+    for allowance_of, names in _ANTHROPICS:
+        allowance: Allowance | None = allowance_of(allowances)
+        if allowance is not None:
+            at = -(-(now_utc_ns + allowance.reset_ns) // 10**9)
+            when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            said = (str(allowance.limit), str(allowance.remaining), when)
+            headers.update(zip(names, said, strict=True))
+    return headers

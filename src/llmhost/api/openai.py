@@ -170,6 +170,7 @@ class _Route:
         headers = SentHeaders(scope)
         try:
             caller = await self.processor.identify(blank, visit.secret, headers)
+            visit.org = caller.org
         except LlmhostError as error:
             await visit.dismiss(send, receive, error, is_small=is_small(scope))
             forget_frames(error)

@@ -7,6 +7,7 @@ import time
 from copy import copy
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 from litestar.types import HTTPScope, Receive, Send
 
@@ -20,7 +21,7 @@ from llmhost.core.errors import InvalidValue, LlmhostError, RequestTimeout
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.processor import Exchange
-from llmhost.tenants.refusals import LimitReached
+from llmhost.tenants.refusals import Allowances, LimitReached
 
 log = logging.getLogger("llmhost.api")
 
@@ -45,6 +46,8 @@ class Visit:
         self.wire: Wire | None = self.line
         self.wants_cost = header(scope, b"x-llmhost-cost") == "breakdown"
         self.priority = header(scope, PRIORITY.encode())
+        self.org: str | None = None
+        """Who asks, once that is known."""
         self.raw = b""
         """Its body, where it may have to wait for a reviewer."""
         self.exchange: Exchange | None = None
@@ -105,11 +108,19 @@ class Visit:
             headers[self.dialect.id_header] = self.request_id
         if self.client_id is not None:
             headers["x-client-request-id"] = self.client_id
+        if self.dialect.org_header is not None and self.org is not None:
+            headers[self.dialect.org_header] = quote(self.org)
         if self.exchange is not None:
             context = self.exchange.context
-            headers.update(limit_headers(context.allowances))
+            headers.update(self.limit_headers(context.allowances))
             headers.update(safety_headers(context))
             headers.update(cache_headers(context.cache))
+        return headers
+
+    def limit_headers(self, allowances: Allowances) -> dict[str, str]:
+        headers = limit_headers(allowances)
+        if self.dialect.limits is not None:
+            headers.update(self.dialect.limits(allowances))
         return headers
 
     async def fail(self, send: Send, error: Exception) -> None:
@@ -126,7 +137,7 @@ class Visit:
             if isinstance(known, RequestTimeout):
                 headers["connection"] = "close"  # the rest of its body may never come
             if isinstance(known, LimitReached):
-                headers.update(limit_headers(known.allowances))
+                headers.update(self.limit_headers(known.allowances))
             body = self.dialect.error_body(known, self.request_id)
             await send_whole(send, known.status, body, headers)
 

@@ -61,8 +61,10 @@ def chat_request(
 
 def _prediction(sent: WirePrediction | None) -> str | None:
     """Raises BadRequest."""
-    if sent is None or isinstance(sent.content, str):
-        return None if sent is None else sent.content
+    if sent is None:
+        return None
+    if isinstance(sent.content, str):
+        return sent.content
     for place, part in enumerate(sent.content):
         if part.type != "text" or part.text is None:
             raise InvalidValue(

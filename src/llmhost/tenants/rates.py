@@ -208,7 +208,8 @@ def _untaken(shares: Iterable[_Share]) -> list[_Share]:
 def _allowances(shares: Iterable[_Share]) -> Allowances:
     """How limits stand once all of this is taken."""
     requests: _Standing | None = None
-    tokens: _Standing | None = None
+    fed: _Standing | None = None
+    said: _Standing | None = None
     for _, kind, bucket, units, before in shares:
         debt = before + units * UNIT
         left = bucket.burst + -debt // UNIT
@@ -217,9 +218,25 @@ def _allowances(shares: Iterable[_Share]) -> Allowances:
         if kind == REQUESTS:
             if requests is None or left <= requests[0]:
                 requests = _tighter(requests, left, debt, bucket)
-        elif tokens is None or left <= tokens[0]:
-            tokens = _tighter(tokens, left, debt, bucket)
-    return Allowances(_allowance(requests), _allowance(tokens))
+        elif kind == INPUT:
+            if fed is None or left <= fed[0]:
+                fed = _tighter(fed, left, debt, bucket)
+        elif said is None or left <= said[0]:
+            said = _tighter(said, left, debt, bucket)
+    of_input, of_output = _allowance(fed), _allowance(said)
+    return Allowances(
+        _allowance(requests),
+        of_input if _is_tighter(fed, said) else of_output,
+        of_input,
+        of_output,
+    )
+
+
+def _is_tighter(one: "_Standing | None", other: "_Standing | None") -> bool:
+    """Whether less is left of the one; of two with as much, it takes longer to fill up."""
+    if one is None or other is None:
+        return other is None
+    return one[0] < other[0] or (one[0] == other[0] and one > other)
 
 
 _Standing = tuple[int, int, int]

@@ -23,6 +23,9 @@ class Allowances:
 
     requests: Allowance | None = None
     tokens: Allowance | None = None
+    """Of input and output, that of which less is left."""
+    input_tokens: Allowance | None = None
+    output_tokens: Allowance | None = None
 
 
 NO_ALLOWANCES = Allowances()

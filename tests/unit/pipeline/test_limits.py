@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -413,3 +414,39 @@ async def test_an_estimate_says_what_no_wait_would_help() -> None:
 
         with pytest.raises(ExceedsLimit):
             await processor.estimate(asks(max_tokens=200), {}, caller)
+
+
+async def test_anthropics_clients_find_limits_under_the_names_they_know() -> None:
+    limits = LimitSettings(
+        requests_per_minute=60, input_tokens_per_minute=1_000, output_tokens_per_minute=500
+    )
+    body = {"model": "fake", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
+    async with make_host(settings=Settings(limits=limits), clock=at(NOW)) as host:
+        answer = await host.client.post("/v1/messages", json=body)
+        counted = await host.client.post("/v1/messages/count_tokens", json=body)
+        refused = await host.client.post("/v1/messages", json={**body, "max_tokens": 450})
+        other = await host.chat("hello", max_tokens=1)
+
+    told = {
+        name.removeprefix("anthropic-ratelimit-"): value
+        for name, value in answer.headers.items()
+        if name.startswith("anthropic-ratelimit-")
+    }
+    assert {name: value for name, value in told.items() if not name.endswith("-reset")} == {
+        "requests-limit": "60",
+        "requests-remaining": "59",
+        "tokens-limit": "500",
+        "tokens-remaining": "400",
+        "input-tokens-limit": "1000",
+        "input-tokens-remaining": "997",
+        "output-tokens-limit": "500",
+        "output-tokens-remaining": "400",
+    }
+    for name in ("requests", "tokens", "input-tokens", "output-tokens"):
+        datetime.strptime(told[f"{name}-reset"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    assert counted.headers["anthropic-ratelimit-requests-limit"] == "60"
+    assert refused.status_code == 429
+    assert refused.headers["anthropic-ratelimit-output-tokens-remaining"] == "400"
+    assert answer.headers["anthropic-organization-id"] == "local"
+    assert refused.headers["anthropic-organization-id"] == "local"
+    assert not [name for name in other.headers if name.startswith("anthropic-")]
