@@ -64,6 +64,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         embed = {"model": "vectors", "input": ["a b c", "d"]}
         assert _post(node, keys["red"], "/v1/embeddings", embed).status_code == 200
         assert _post(node, keys["red"], "/v1/embeddings", {"model": "x"}).status_code >= 400
+        decide = {
+            "model": "echo",
+            "input": "a b",
+            "questions": [{"type": "predicate", "instructions": "c"}],
+        }
+        assert _post(node, keys["red"], "/v1/decisions", decide).status_code == 200
         entries = [json.loads(line) for line in node.cli("ledger", "export").stdout.splitlines()]
         yield Shop(node, keys, entries)
         assert "Traceback" not in node.log()
@@ -138,6 +144,16 @@ def test_filters_keep_to_what_they_name(shop: Shop) -> None:
     assert requests(models=["echo@1", "nothing"]) == 5
     assert requests(user_ids=["somebody"]) == 0
     assert requests(end_time=shop.start + 1) == 0
+
+
+def test_decisions_are_told_apart(shop: Shop) -> None:
+    (one,) = results(shop.client("billing").decisions(start_time=shop.start, group_by=["model"]))
+
+    (entry,) = [entry for entry in shop.entries if entry["task"] == "decisions"]
+    tokens = entry["tokens"]
+    assert (one.object, one.model) == ("organization.usage.decisions.result", "echo@1")
+    assert (one.num_model_requests, one.output_tokens) == (1, 0)
+    assert one.input_tokens == tokens["fresh_input"] + tokens["cached_input"] > 0
 
 
 def test_what_this_server_has_not_was_never_used(shop: Shop) -> None:

@@ -5,6 +5,7 @@ The admin token sees all organisations, a key with the role admin or billing its
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from litestar import Router, get
@@ -60,7 +61,6 @@ GROUPS: Mapping[str, str | None] = {
 """What OpenAI groups by, and what that is here; None for what no request has."""
 COST_GROUPS = ("project_id", "api_key_id", "line_item", "user_id", "api_source")
 NEVER_USED = (
-    "moderations",
     "images",
     "audio_speeches",
     "audio_transcriptions",
@@ -96,9 +96,11 @@ class OrganizationDesk:
         self._statements = statements
         self._clock = clock
 
-    def completions(self, params: Any, access: Access) -> CompletionsPage:
+    def completions(
+        self, params: Any, access: Access, only: Only = "completions"
+    ) -> CompletionsPage:
         asked = self._asked(params, access, GROUPS)
-        found = self._usage(asked, "completions", _completions)
+        found = self._usage(asked, only, partial(_completions, only))
         return CompletionsPage(
             data=[
                 CompletionsBucket(start_time=start, end_time=end, results=found.get(start, []))
@@ -246,6 +248,20 @@ def organization_router(
         params, access = request.query_params, request.user
         return await desk.in_thread(lambda: organizations.embeddings(params, access))
 
+    @get("/usage/decisions", needs=Right.ORG_USAGE)
+    async def decisions(request: Visitor) -> CompletionsPage:
+        """Tokens and requests of questions with fixed answers, in buckets of a minute, an hour or a day of UTC."""
+        params, access = request.query_params, request.user
+        return await desk.in_thread(lambda: organizations.completions(params, access, "decisions"))
+
+    @get("/usage/moderations", needs=Right.ORG_USAGE)
+    async def moderations(request: Visitor) -> CompletionsPage:
+        """Tokens and requests of texts that were judged, in buckets of a minute, an hour or a day of UTC."""
+        params, access = request.query_params, request.user
+        return await desk.in_thread(
+            lambda: organizations.completions(params, access, "moderations")
+        )
+
     @get("/usage/{kind:str}", needs=Right.ORG_USAGE, sync_to_thread=False)
     def nothing(request: Visitor, kind: FromPath[str]) -> CompletionsPage:
         """Of what this server has not: buckets with nothing in them."""
@@ -276,14 +292,18 @@ def organization_router(
         "/v1/organization",
         guards=[guard],
         tags=["organization"],
-        route_handlers=[completions, embeddings, nothing, costs, invoice],
+        route_handlers=[
+            *(completions, embeddings, decisions, moderations),
+            *(nothing, costs, invoice),
+        ],
     )
 
 
-def _completions(line: Line, facts: dict[str, Any]) -> CompletionsResult:
+def _completions(only: Only, line: Line, facts: dict[str, Any]) -> CompletionsResult:
     used = dict(zip(USED, line.sums, strict=True))
     cached = used["cached_input_tokens"]
     return CompletionsResult(
+        object=f"organization.usage.{only}.result",
         input_tokens=used["fresh_input_tokens"] + cached,
         output_tokens=used["output_tokens"] + used["reasoning_tokens"],
         input_cached_tokens=cached,

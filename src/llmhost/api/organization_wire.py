@@ -20,7 +20,8 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionsResult(_Result, frozen=True, kw_only=True):
-    """Requests to models that answer with text, scores or labels. `input_tokens` has the cached ones, too."""
+    """Requests to models that answer with text, scores or labels, or to decide or judge, as the `object` says.
+    `input_tokens` has the cached ones, too."""
 
     object: str = "organization.usage.completions.result"
     input_tokens: int

@@ -43,6 +43,7 @@ COLUMNS = (
     "credit",
     "cost_digest",
     "from_cache",
+    "task",
 )
 """What a row says and its hash covers; a column of a later step goes at the end and is null in older rows.
 
@@ -54,6 +55,9 @@ COSTS, LOSS, MACHINE = "costs", "loss", "machine"
 
 DIMENSIONS = ("fresh_input", "cached_input", "output", "reasoning", "embedding")
 """Of tokens. They are disjoint: no token is in two."""
+
+TASKS = {Kind.DECISION.value: "decisions", Kind.MODERATION.value: "moderations"}
+"""By kinds of requests, as OpenAI's reports of usage call them."""
 
 _RARE = ("reasoning", "embedding")
 _MODEL_CHARS = 200
@@ -94,6 +98,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     safety_units: int = 0
     from_cache: str | None = None
     """How it had an answer that was not made for it: `hit`, `stale`, `semantic` or `joined`."""
+    task: str | None = None
+    """What was asked, where that is no text, vector or score: one of TASKS."""
     debit: str | None = None
     """None for the organisation's own account."""
     credit: str | None = None
@@ -142,6 +148,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
             load_ns=0 if costs is None else costs.load_ns,
             safety_units=safety_units,
             from_cache=from_cache,
+            task=TASKS.get(event.kind),
             costs=costs,
         )
 
@@ -214,6 +221,7 @@ class EntryRow(msgspec.Struct, omit_defaults=True, gc=False):
     run_id: str | None = None
     safety_units: int | None = None
     seq: int | None = None
+    task: str | None = None
     team: str | None = None
     utc_ns: int | None = None
 
@@ -247,6 +255,7 @@ def row_of(entry: Entry, seq: int, node_id: str) -> EntryRow:
         entry.run_id,
         entry.safety_units or None,
         seq,
+        entry.task,
         entry.team,
         entry.utc_ns,
     )

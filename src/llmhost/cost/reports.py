@@ -26,7 +26,7 @@ from llmhost.storage.reader import Reader
 T = TypeVar("T")
 Key = tuple[str | int | None, ...]
 Found = dict[Key, list[int]]
-Only = Literal["completions", "embeddings"]
+Only = Literal["completions", "embeddings", "decisions", "moderations"]
 
 assert USED == AMOUNTS, "sums by quarter have just these columns"
 
@@ -71,7 +71,9 @@ _CHARGE_SUMS = ", ".join(
 )
 _ONLY: Mapping[Only | None, str] = {
     None: IS_USE,
-    "completions": "kind = 'request' AND outcome <> 'refused' AND embedding_tokens IS NULL",
+    "completions": "kind = 'request' AND outcome <> 'refused' AND embedding_tokens IS NULL AND task IS NULL",
+    "decisions": "kind = 'request' AND outcome <> 'refused' AND task = 'decisions'",
+    "moderations": "kind = 'request' AND outcome <> 'refused' AND task = 'moderations'",
     "embeddings": "kind = 'request' AND outcome <> 'refused' AND embedding_tokens IS NOT NULL",
 }
 _BEGINS: Mapping[str, Callable[[int, tzinfo], int]] = {

@@ -103,5 +103,6 @@ SCHEMA = Schema(
             *_SUMS,
         ),
         "answers_from_the_cache": ("ALTER TABLE entries ADD COLUMN from_cache TEXT",),
+        "tasks_of_requests": ("ALTER TABLE entries ADD COLUMN task TEXT",),
     },
 )

@@ -375,6 +375,7 @@ def test_an_export_says_everything_of_an_entry(books: Books) -> None:
         "credit": "revenue",
         "cost_digest": None,
         "from_cache": None,
+        "task": None,
         "prev_hash": GENESIS.hex(),
         "hash": recorded.hash.hex(),
     }
