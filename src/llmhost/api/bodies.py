@@ -41,12 +41,22 @@ class StreamOptions(msgspec.Struct, frozen=True):
     continuous_usage_stats: bool | None = None
 
 
+class WireFile(msgspec.Struct, frozen=True):
+    """A file, as a data URL or by the id that it was uploaded with."""
+
+    file_data: str | None = None
+    file_id: str | None = None
+    filename: str | None = None
+    file_url: str | None = None
+
+
 class WirePart(msgspec.Struct, frozen=True):
     """One part of a message's content; what other types of part hold is skipped."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    file: WireFile | None = None
 
 
 class WirePrediction(msgspec.Struct, frozen=True):

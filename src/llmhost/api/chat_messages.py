@@ -9,8 +9,9 @@ from operator import attrgetter
 from typing import Any
 
 from llmhost.api.bodies import WireMessage, WirePart
+from llmhost.api.file_parts import text_of_file
 from llmhost.api.loose import NULL, loose
-from llmhost.core.errors import InvalidValue, UnsupportedParameter
+from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
 
 _more = attrgetter(
     "name",
@@ -57,10 +58,14 @@ def text_of(parts: list[WirePart], at: str) -> str:
 
 def _part_text(part: WirePart, at: str) -> str:
     kind = part.type
+    if kind == "file":
+        if part.file is None:
+            raise MissingParameter(f"{at}.file")
+        return text_of_file(part.file, f"{at}.file")
     field = "refusal" if kind == "refusal" else "text"
     if kind not in ("text", "input_text", "refusal"):
         raise UnsupportedParameter(
-            f"Content of type {kind!r} is not supported; this server takes text.",
+            f"Content of type {kind!r} is not supported; this server takes text, and files that are text.",
             param=f"{at}.type",
         )
     text = part.refusal if kind == "refusal" else part.text

@@ -13,6 +13,20 @@ from llmhost.api.loose import NULL, Raw
 from llmhost.api.tools import Name
 
 
+class WireSource(msgspec.Struct, frozen=True):
+    """Where a document is."""
+
+    type: str
+    media_type: str | None = None
+    data: str | None = None
+    file_id: str | None = None
+    content: Raw = NULL
+
+
+class WireCitations(msgspec.Struct, frozen=True):
+    enabled: bool | None = None
+
+
 class WireBlock(msgspec.Struct, frozen=True):
     """One block of a message's content; what other types of block hold is skipped."""
 
@@ -25,6 +39,10 @@ class WireBlock(msgspec.Struct, frozen=True):
     tool_use_id: str | None = None
     content: Raw = NULL
     is_error: bool | None = None
+    source: WireSource | None = None
+    title: str | None = None
+    context: str | None = None
+    citations: WireCitations | None = None
 
 
 class WireTurn(msgspec.Struct, frozen=True):

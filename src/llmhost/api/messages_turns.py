@@ -9,6 +9,7 @@ from typing import Any
 
 from llmhost.api.loose import loose
 from llmhost.api.messages_bodies import WireBlock, WireTurn
+from llmhost.api.messages_documents import document_text
 from llmhost.api.wire import MAX_LOOSE_SIGNS
 from llmhost.core.errors import InvalidValue, UnsupportedParameter
 
@@ -151,9 +152,11 @@ def _text(block: WireBlock, at: str) -> str:
             f"Content of type {block.type!r} does not belong here, but in {_ELSEWHERE[block.type]}.",
             param=f"{at}.type",
         )
+    if block.type == "document":
+        return document_text(block, at)
     if block.type != "text":
         raise UnsupportedParameter(
-            f"Content of type {block.type!r} is not supported; this server takes text.",
+            f"Content of type {block.type!r} is not supported; this server takes text, and documents that are text.",
             param=f"{at}.type",
         )
     if block.text is None:

@@ -147,7 +147,7 @@ class _Desk:
     ) -> Answer:
         context, tokenizer = await self._found(request, headers, caller)
         write = partial(_tokens_object, context, body, tokenizer)
-        return await _quickly(write, is_short=is_short(request)), context.allowances
+        return await _quickly(write, is_short=is_short(context.request)), context.allowances
 
     async def detokenize(
         self, request: GenerationRequest, tokens: list[int], headers: Headers, caller: Caller
@@ -162,7 +162,8 @@ class _Desk:
         self, request: GenerationRequest, _: None, headers: Headers, caller: Caller
     ) -> Answer:
         context, tokenizer = await self._found(request, headers, caller)
-        text = await _quickly(partial(rendered, request, tokenizer), is_short=is_short(request))
+        whole = context.request
+        text = await _quickly(partial(rendered, whole, tokenizer), is_short=is_short(whole))
         return {"prompt": text}, context.allowances
 
     async def _found(

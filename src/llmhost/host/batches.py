@@ -57,10 +57,23 @@ def files_folder(data_dir: DataDir) -> Path:
     return data_dir.path / "files"
 
 
+def open_files(settings: Settings, data_dir: DataDir, state: State, clock: Clock) -> Files:
+    """What callers uploaded. Blocks while files are swept."""
+    files = Files(
+        state,
+        files_folder(data_dir),
+        node_id=data_dir.node_id,
+        clock=clock,
+        keep_free_bytes=settings.files.keep_free_bytes,
+    )
+    files.sweep()
+    return files
+
+
 def open_deferred(
     settings: Settings,
-    data_dir: DataDir,
     state: State,
+    files: Files,
     clock: Clock,
     *,
     processor: Processor,
@@ -69,17 +82,8 @@ def open_deferred(
     books: Books,
     metrics: BatchMetrics,
 ) -> Deferred:
-    """`routes` are what lines may ask. Nothing runs before `runner.start`. Blocks while files are swept."""
-    node_id = data_dir.node_id
-    files = Files(
-        state,
-        files_folder(data_dir),
-        node_id=node_id,
-        clock=clock,
-        keep_free_bytes=settings.files.keep_free_bytes,
-    )
-    files.sweep()
-    store = Batches(state, node_id=node_id, clock=clock)
+    """`routes` are what lines may ask. Nothing runs before `runner.start`."""
+    store = Batches(state, node_id=files.node_id, clock=clock)
     lines = LineRunner(
         processor,
         store,

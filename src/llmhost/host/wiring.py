@@ -49,7 +49,7 @@ from llmhost.hooks.tell import Observers
 from llmhost.host.answers import open_answers
 from llmhost.host.audit import keep_pruning, open_audit
 from llmhost.host.backup import back_up, told
-from llmhost.host.batches import Deferred, open_deferred
+from llmhost.host.batches import Deferred, open_deferred, open_files
 from llmhost.host.books import Books, open_books
 from llmhost.host.cache import epoch_of, keep_learning, measure_cache, open_cache, recall
 from llmhost.host.chores import Chores
@@ -60,6 +60,7 @@ from llmhost.host.state import Forgets, open_responses, open_state
 from llmhost.observe.budgets import OrgBudget
 from llmhost.observe.clock import SystemClock
 from llmhost.observe.metrics import Metrics
+from llmhost.pipeline.attach import Attach
 from llmhost.pipeline.authenticate import Authenticate
 from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.cached import Cached
@@ -244,6 +245,9 @@ class Host:
         self.tabs = Tabs(self.costs.bear)
         self.screen = self._screen()
         await asyncio.to_thread(self.policies.prepare_with, self.screen.prepare)
+        self.files = await asyncio.to_thread(
+            open_files, self.settings, self.data_dir, self.state, self.clock
+        )
         self.processor = self._processor()
         self.idempotency = Idempotency(
             self.answers, self.settings.idempotency, self.metrics.answer_repeated
@@ -377,7 +381,12 @@ class Host:
         cached = self._cached(screen)
         stages = Stages(
             authenticate=self.authenticate,
-            resolve=Resolve(self.deployments, plugins, Rendered(self.cache.keys, self.cache.rules)),
+            resolve=Resolve(
+                self.deployments,
+                plugins,
+                Rendered(self.cache.keys, self.cache.rules),
+                Attach(self.files, screen.check_length),
+            ),
             limit=Limit(self._limiter(), plugins, self.metrics.limits),
             screen=screen,
             cached=cached,
@@ -419,8 +428,8 @@ class Host:
     def _open_deferred(self) -> Deferred:
         return open_deferred(
             self.settings,
-            self.data_dir,
             self.state,
+            self.files,
             self.clock,
             processor=self.processor,
             routes=line_routes(self.processor, self.responses, self.deployments.catalogue),

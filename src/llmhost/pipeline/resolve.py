@@ -18,6 +18,7 @@ from llmhost.core.request import Caller, GenerationRequest, Kind
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
+from llmhost.pipeline.attach import Attach
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.decide import decision_terms
 from llmhost.pipeline.moderate import moderation_terms
@@ -35,18 +36,25 @@ class Resolve:
     """Alias, `route_request` hook, template, token count, context length."""
 
     def __init__(
-        self, deployments: Deployments, plugins: Plugins, rendered: Rendered | None = None
+        self,
+        deployments: Deployments,
+        plugins: Plugins,
+        rendered: Rendered | None = None,
+        attach: Attach | None = None,
     ) -> None:
-        """`rendered` remembers prompts; without it each is rendered and tokenised."""
+        """`rendered` remembers prompts; without it each is rendered and tokenised. `attach` has the callers' files."""
         self._deployments = deployments
         self._plugins = plugins
         self._rendered = rendered
+        self._attach = attach
 
     async def __call__(self, context: RequestContext) -> None:
         await self.read(context, await self.find(context))
 
     async def read(self, context: RequestContext, tokenizer: Tokenizer) -> None:
         """What a request says, in the tokens of the model that was found."""
+        if self._attach is not None:
+            await self._attach(context)
         request = context.request
         deployment = context.known_deployment
         facts = await self._deployments.facts(deployment)
@@ -89,6 +97,8 @@ class Resolve:
     async def find_only(self, context: RequestContext) -> Tokenizer:
         """As `find`, with what a model holds, for a request that wants no more of it than its tokenizer."""
         tokenizer = await self.find(context)
+        if self._attach is not None:
+            await self._attach(context)
         context.terms = NO_TERMS
         context.longest_tokens = await self._deployments.longest_tokens(context.known_deployment)
         return tokenizer

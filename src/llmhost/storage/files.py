@@ -163,7 +163,7 @@ class Files:
     ) -> None:
         self._state = state
         self._folder = folder
-        self._node_id = node_id
+        self.node_id = node_id
         self._clock = clock
         self._keep_free_bytes = keep_free_bytes
 
@@ -194,7 +194,7 @@ class Files:
     async def add(self, file: StoredFile, room: Room | None = None) -> StoredFile:
         """A row for a finished draft. Raises FilesFull where its owner has no `room` for it, StorageFailed."""
         return await self._state.write_through(
-            partial(insert_file, file=file, node_id=self._node_id, room=room)
+            partial(insert_file, file=file, node_id=self.node_id, room=room)
         )
 
     async def find(self, file_id: str, owner: Owner | None = None) -> StoredFile | None:

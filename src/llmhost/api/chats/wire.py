@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from llmhost.api.bodies import ChatBody, Metadata, StreamOptions, WireMessage
-from llmhost.api.chat_messages import text_of
+from llmhost.api.bodies import ChatBody, Metadata, StreamOptions, WireMessage, WirePart
+from llmhost.api.file_parts import name_of_file
 from llmhost.api.loose import NULL, Raw, loose
 from llmhost.core.errors import MissingParameter
 
@@ -64,8 +64,8 @@ def stored_message(message: WireMessage, id_: str) -> StoredMessage:
     """OpenAI's shape, for the text parts that there can be."""
     content, parts = message.content, None
     if isinstance(content, list):
-        parts = [{"type": "text", "text": part.text or part.refusal or ""} for part in content]
-        content = text_of(content, "messages")
+        parts = [{"type": "text", "text": _shown(part)} for part in content]
+        content = "".join(part["text"] for part in parts)
     return StoredMessage(
         id=id_,
         role=message.role,
@@ -76,6 +76,13 @@ def stored_message(message: WireMessage, id_: str) -> StoredMessage:
         tool_calls=msgspec.UNSET if message.tool_calls is NULL else message.tool_calls,
         tool_call_id=msgspec.UNSET if message.tool_call_id is None else message.tool_call_id,
     )
+
+
+def _shown(part: WirePart) -> str:
+    """Files are named, and not repeated."""
+    if part.file is not None:
+        return name_of_file(part.file)
+    return part.text or part.refusal or ""
 
 
 class Relabel(msgspec.Struct, frozen=True):

@@ -29,6 +29,10 @@ class WirePart(msgspec.Struct, frozen=True):
     type: str
     text: str | None = None
     refusal: str | None = None
+    file_data: str | None = None
+    file_id: str | None = None
+    filename: str | None = None
+    file_url: str | None = None
 
 
 class WireItem(msgspec.Struct, frozen=True):
@@ -58,7 +62,7 @@ class WireInputFormat(msgspec.Struct, frozen=True, omit_defaults=True):
     definition: str | None = None
 
 
-class WireTool(msgspec.Struct, frozen=True):
+class WireOwnTool(msgspec.Struct, frozen=True):
     """A tool, with its name beside its type."""
 
     type: str
@@ -67,7 +71,12 @@ class WireTool(msgspec.Struct, frozen=True):
     parameters: Raw = NULL
     strict: bool | None = None
     format: WireInputFormat | None = None
-    tools: "list[WireTool] | None" = None
+
+
+class WireTool(WireOwnTool, frozen=True):
+    """One of a request's."""
+
+    tools: list[WireOwnTool] | None = None
     """Of a namespace."""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from llmhost.api.responses.bodies import WireNamed, WireTool
+from llmhost.api.responses.bodies import WireNamed, WireOwnTool, WireTool
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
 
 NAMESPACE = "namespace"
@@ -22,7 +22,7 @@ Spaces = Mapping[str, tuple[str, str]]
 class Placed:
     """A tool under the name that the model knows."""
 
-    tool: WireTool
+    tool: WireOwnTool
     at: str
     """The field that it came in."""
     own: tuple[str, str] | None = None

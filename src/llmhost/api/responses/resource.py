@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from llmhost.api.loose import loose, said
-from llmhost.api.responses.bodies import WireInputFormat, WireTool
+from llmhost.api.responses.bodies import WireInputFormat, WireOwnTool, WireTool
 from llmhost.api.responses.namespaces import NAMESPACE
 from llmhost.api.responses.wire import NO_REASONING, NO_TEXT, Asked, strictness
 from llmhost.core.errors import LlmhostError
@@ -59,7 +59,7 @@ def beginning(asked: Asked, created_s: int) -> Resource:
         "temperature": request.sampling.temperature,
         "text": {"format": asked.formed_as, "verbosity": text.verbosity or "medium"},
         "tool_choice": _tool_choice(asked),
-        "tools": [_tool(tool) for tool in asked.tools],
+        "tools": [_shown(tool) for tool in asked.tools],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": request.sampling.top_p,
         "presence_penalty": request.sampling.presence_penalty,
@@ -71,10 +71,14 @@ def beginning(asked: Asked, created_s: int) -> Resource:
     }
 
 
-def _tool(tool: WireTool) -> dict[str, Any]:
+def _shown(tool: WireTool) -> dict[str, Any]:
     if tool.type == NAMESPACE:
         about = {"name": tool.name, "description": tool.description or ""}
         return {"type": NAMESPACE, **about, "tools": [_tool(each) for each in tool.tools or ()]}
+    return _tool(tool)
+
+
+def _tool(tool: WireOwnTool) -> dict[str, Any]:
     if tool.type == "custom":
         form = tool.format or WireInputFormat("text")
         about = {"name": tool.name, "description": tool.description}

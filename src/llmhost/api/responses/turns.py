@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from llmhost.api.file_parts import text_of_file
 from llmhost.api.loose import Raw, loose
 from llmhost.api.responses.bodies import MAX_ITEMS, WireItem, WirePart
 from llmhost.api.responses.namespaces import flat_name
@@ -23,6 +24,7 @@ Message = dict[str, Any]
 BETWEEN_TEXTS = "\n\n"
 SUMMARY = "Summary of the conversation so far:\n"
 """What stands before a conversation that was compacted."""
+FILE = "input_file"
 INSTRUCTING = ("system", "developer")
 
 _TEXTS = {"input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal"}
@@ -135,6 +137,9 @@ def _plain(parts: Sequence[WirePart]) -> list[Item]:
 def _kept_part(part: WirePart, kind: str) -> Item:
     if part.type == "refusal":
         return {"type": "refusal", "refusal": part.refusal or ""}
+    if part.type == FILE:
+        names = ("file_data", "file_id", "filename")
+        return {"type": FILE, **{n: v for n in names if (v := getattr(part, n)) is not None}}
     known: Item = {"type": kind, "text": part.text or ""}
     if kind == "output_text":
         known |= {"annotations": [], "logprobs": []}
@@ -278,9 +283,11 @@ def _each_text(parts: Sequence[WirePart], at: str) -> Iterator[str]:
 
 
 def _text(part: WirePart, at: str) -> str:
+    if part.type == FILE:
+        return text_of_file(part, at)
     if part.type not in _TEXTS:
         raise UnsupportedParameter(
-            f"Content of type {part.type!r} is not supported; this server takes text.",
+            f"Content of type {part.type!r} is not supported; this server takes text, and files that are text.",
             param=f"{at}.type",
         )
     field = "refusal" if part.type == "refusal" else "text"

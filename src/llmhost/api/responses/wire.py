@@ -20,6 +20,7 @@ from llmhost.api.responses.bodies import (
     WireFormat,
     WireInputFormat,
     WireItem,
+    WireOwnTool,
     WireReasoning,
     WireTextForm,
     WireTool,
@@ -302,7 +303,7 @@ def _tools(tools: Sequence[Placed]) -> Raw:
     return Raw(_encode([_tool(each.tool, each.at) for each in tools]))
 
 
-def _tool(tool: WireTool, at: str) -> dict[str, Any]:
+def _tool(tool: WireOwnTool, at: str) -> dict[str, Any]:
     if tool.type not in KINDS:
         raise UnsupportedParameter(
             f"A tool of type {tool.type!r} is not supported: this server runs none itself. Send functions and custom"
@@ -334,7 +335,7 @@ def _input_format(asked: WireInputFormat, at: str) -> dict[str, Any]:
     return {"type": "grammar", "grammar": grammar}
 
 
-def strictness(tool: WireTool) -> bool:
+def strictness(tool: WireOwnTool) -> bool:
     """Unless it is said, tools are strict whose parameters are as strict ones have to be."""
     return is_strict(tool.parameters) if tool.strict is None else tool.strict
 
