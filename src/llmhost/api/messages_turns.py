@@ -9,7 +9,7 @@ from typing import Any
 
 from llmhost.api.loose import loose
 from llmhost.api.messages_bodies import WireBlock, WireTurn
-from llmhost.api.messages_documents import document_text
+from llmhost.api.messages_documents import document_text, search_result_text
 from llmhost.api.wire import MAX_LOOSE_SIGNS
 from llmhost.core.errors import InvalidValue, UnsupportedParameter
 
@@ -154,6 +154,8 @@ def _text(block: WireBlock, at: str) -> str:
         )
     if block.type == "document":
         return document_text(block, at)
+    if block.type == "search_result":
+        return search_result_text(block, at)
     if block.type != "text":
         raise UnsupportedParameter(
             f"Content of type {block.type!r} is not supported; this server takes text, and documents that are text.",

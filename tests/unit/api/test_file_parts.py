@@ -205,7 +205,12 @@ async def test_documents_of_anthropic_s_kinds_are_texts(host: TestHost) -> None:
         told = await ask(title="t", context="Old.", source=source)
         prompt = 'Old.\n<file name="t">\na b\n</file>\n'
         assert said(told) == fake_chat_words([{"role": "user", "content": prompt}], 4)
+    result = {"type": "search_result", "source": "http://x", "title": "t"}
+    told = await ask(**result, content=[{"type": "text", "text": "a b"}])
+    prompt = '<file name="t - http://x">\na b\n</file>\n'
+    assert said(told) == fake_chat_words([{"role": "user", "content": prompt}], 4)
     for block, param in (
+        (result, "content"),
         ({"source": {"type": "url", "url": "http://x"}}, "source.type"),
         ({"source": text, "citations": {"enabled": True}}, "citations.enabled"),
         ({}, "source"),
