@@ -5,8 +5,8 @@ Only shapes are checked here. Whether a schema or a grammar can be enforced is f
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -95,6 +95,8 @@ class Form:
     custom_tools: frozenset[str] = frozenset()
     """Names of those that take a text."""
     text_grammars: tuple[TextGrammar, ...] = ()
+    tool_places: Mapping[str, str] = field(default_factory=dict)
+    """Of each tool, behind `tools`: the field that says what it may be given."""
 
 
 _form_of_chat = attrgetter(
@@ -131,6 +133,7 @@ def chat_form(body: ChatBody) -> Form:
             most_calls=most,
             custom_tools=_custom(tools),
             text_grammars=_text_grammars(wanted.tools),
+            tool_places={tool.name: tool.at for tool in wanted.tools},
         )
     if text is not None and text.param != "response_format":  # which speaks of content only
         raise InvalidValue(

@@ -179,6 +179,7 @@ def _request(
         most_calls=form.most_calls,
         custom_tools=form.custom_tools,
         text_grammars=form.text_grammars,
+        tool_places=form.tool_places,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         stop=stops(body.stop),

@@ -1,7 +1,7 @@
 """What a caller asks for, once it has been checked: nothing unvalidated has a type that the scheduler accepts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -293,6 +293,8 @@ class GenerationRequest:
     """Names of tools that take a text, and are told to the model as functions of one argument."""
     text_grammars: tuple[TextGrammar, ...] = ()
     """What the texts of some of these are held to where the model decides upon its calls."""
+    tool_places: Mapping[str, str] = field(default_factory=dict)
+    """Of each tool, behind `tools`: the field that says what it may be given."""
     hides_thoughts: bool = False
     """Thoughts are not told, though they are counted."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """How an answer is read: what of it is thoughts and what is calls, by the model's own marks."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +120,7 @@ def _held(request: GenerationRequest, family: Family) -> GrammarSpec | None:
         return None
     texts = {each.tool: each for each in request.text_grammars}
     tools = [
-        _held_tool(tool["function"], texts.get(tool["function"]["name"]))
+        _held_tool(tool["function"], texts.get(tool["function"]["name"]), request.tool_places)
         for tool in request.tools or ()
     ]
     content: dict[str, Any] = {
@@ -154,11 +155,15 @@ def _check_texts(request: GenerationRequest, family: Family | None) -> None:
     )
 
 
-def _held_tool(function: dict[str, Any], text: TextGrammar | None) -> dict[str, Any]:
+def _held_tool(
+    function: dict[str, Any], text: TextGrammar | None, places: Mapping[str, str]
+) -> dict[str, Any]:
     """Without strictness any object will do, so that tools of the same names have one grammar."""
     if text is not None:
         at = text.param.removeprefix("tools")
         return {"name": function["name"], "strict": True, "lark": text.lark, "at": at}
     is_strict = bool(function.get("strict"))
     parameters = {"type": "object", **(function.get("parameters") or {})} if is_strict else {}
-    return {"name": function["name"], "parameters": parameters, "strict": is_strict}
+    held = {"name": function["name"], "parameters": parameters, "strict": is_strict}
+    place = places.get(function["name"]) if is_strict else None
+    return held if place is None else {**held, "at": place}

@@ -57,7 +57,6 @@ def test_a_refusal_is_what_was_said() -> None:
     [
         {"type": "image_url", "image_url": {"url": "data:"}},
         {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
-        {"type": "file", "file": {"file_id": "file-1"}},
     ],
 )
 def test_what_is_no_text_is_refused_by_its_place(part: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.api.test_custom_tools import parsed
 from tests.unit.api.test_response_turns import messages, said
 
 from llmhost.api.loose import Raw
@@ -16,7 +17,14 @@ from llmhost.api.responses.resource import beginning
 from llmhost.api.responses.turns import kept_item, read_items
 from llmhost.api.responses.wire import Asked, parse_response
 from llmhost.core.errors import BadRequest
+from llmhost.core.ports import Marks
+from llmhost.core.request import GenerationRequest
+from llmhost.pipeline.reading import reading_of
+from llmhost.testing import FAKE_MODEL
 from llmhost.text.calls.pieces import Piece
+from llmhost.text.grammar import refusal
+from llmhost.text.grammar_source import Unreadable, read_grammar
+from llmhost.text.words import WordTokenizer
 
 FIND = {
     "type": "function",
@@ -149,3 +157,46 @@ def test_of_thoughts_there_is_as_much_summary_as_is_made(name: str) -> None:
         "unsupported_parameter",
         f"reasoning.{name}",
     )
+
+
+NOT = {
+    "type": "object",
+    "properties": {"a": {"not": {}}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+UNHELD = {"type": "function", "name": "f", "parameters": NOT, "strict": True}
+HERMES = WordTokenizer(64)
+HERMES.marks = Marks("hermes")
+
+
+def place_of_fault(request: GenerationRequest) -> str | None:
+    """What is named when the answer's form can't be kept, whether calls must be or may be."""
+    spec = request.grammar
+    if spec is None:
+        reading = reading_of(request, FAKE_MODEL, HERMES, (1,))
+        assert reading is not None
+        spec = reading.grammar
+    assert spec is not None
+    with pytest.raises(Unreadable) as fault:
+        read_grammar(spec.kind, spec.text, is_strict=spec.is_strict)
+    return refusal(spec, fault.value).param
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_schema_that_can_not_be_enforced_is_named_where_the_body_has_it(choice: str) -> None:
+    plain = asked(tools=[FIND, UNHELD], tool_choice=choice)
+    inner = asked(tools=[FIND, {**CRM, "tools": [FIND, UNHELD]}], tool_choice=choice)
+    function = {key: value for key, value in UNHELD.items() if key != "type"}
+    some = {"mode": choice, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    chat = parsed(
+        tools=[
+            {"type": "function", "function": {"name": "find"}},
+            {"type": "function", "function": function},
+        ],
+        tool_choice={"type": "allowed_tools", "allowed_tools": some},
+    )
+
+    assert place_of_fault(plain.request) == "tools[1].parameters"
+    assert place_of_fault(inner.request) == "tools[1].tools[1].parameters"
+    assert place_of_fault(chat) == "tools[1].function.parameters"

@@ -46,7 +46,7 @@ from llmhost.core.errors import (
     MissingParameter,
     UnsupportedParameter,
 )
-from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, GrammarSpec, Kind
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
@@ -138,6 +138,7 @@ def asked_of(body: ResponseBody, request_id: str, client_id: str | None) -> Aske
         may_call=form.may_call,
         most_calls=form.most_calls,
         custom_tools=form.custom_tools,
+        tool_places=form.tool_places,
         text_grammars=tuple(
             replace(each, param=_in_our_words(each.param, known)) for each in form.text_grammars
         ),
@@ -266,9 +267,29 @@ def _form(body: ResponseBody, tools: Sequence[Placed]) -> Form:
         )
     except BadRequest as error:
         raise in_our_words(error, tools) from None
-    if form.grammar is None or form.grammar.param != "response_format":
+    places = {name: _place_in_ours(at, tools) for name, at in form.tool_places.items()}
+    form = replace(form, tool_places=places)
+    if form.grammar is None:
+        return form
+    if form.grammar.kind == "tool_calls":
+        return replace(
+            form, grammar=replace(form.grammar, text=_placed_in_ours(form.grammar, tools))
+        )
+    if form.grammar.param != "response_format":
         return form
     return replace(form, grammar=replace(form.grammar, param="text.format.schema"))
+
+
+def _placed_in_ours(grammar: GrammarSpec, tools: Sequence[Placed]) -> str:
+    """Calls that must be, whose faults are told where they are in this route's body."""
+    wish = msgspec.json.decode(grammar.text)
+    for tool in wish["tools"]:
+        tool["at"] = _place_in_ours(tool["at"], tools)
+    return _encode(wish).decode()
+
+
+def _place_in_ours(at: str, tools: Sequence[Placed]) -> str:
+    return _in_our_words(f"tools{at}", tools).removeprefix("tools")
 
 
 def in_our_words(error: LlmhostError, tools: Sequence[Placed]) -> LlmhostError:
