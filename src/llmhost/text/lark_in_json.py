@@ -8,7 +8,7 @@ meant. Runs in the child that reads grammars.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmhost.text.grammar_tagged import Unspeakable
@@ -36,43 +36,60 @@ _COMMON = {
     "NEWLINE": r"[\r\n]+",
 }
 """Terminals of the library with characters that are escaped. Its others have none."""
+_ALONE = re.compile(
+    r"[ \t]*/(?P<pattern>(?:\\.|[^/\\\n])+)/(?P<flags>[a-z]*)[ \t]*(?:(?://|#)[^\n]*)?(?=\n|\Z)(?!\s*\|)"
+)
+"""A terminal that is one pattern."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Terminals:
+    rules: Mapping[str, str]
+    """Those that become rules, with what these are called: those that have escapes, or others that do."""
+    patterns: Mapping[str, tuple[str, str]]
+    """Those that are one pattern, with its flags."""
+
+
+NOTHING = _Terminals({}, {})
 
 
 def escaped_lark(lark: str) -> str:
     """Raises Unspeakable for what can't be rewritten."""
-    names = _as_rules(lark)
-    return _TOKENS.sub(lambda found: _Token(found, names).rewritten(), lark)
+    terminals = _terminals_of(lark)
+    return _TOKENS.sub(lambda found: _Token(found, terminals).rewritten(), lark)
 
 
-def _as_rules(lark: str) -> dict[str, str]:
-    """Terminals that become rules, with what these are called: those that have escapes, or others that do."""
+def _terminals_of(lark: str) -> _Terminals:
     uses, escaping, here = dict[str, set[str]](), set[str](), ""
+    patterns = {name: (pattern, "") for name, pattern in _COMMON.items()}
     for found in _TOKENS.finditer(lark):
         if found["head"]:
             here = found["head"]
             uses[here] = set()
+            if (alone := _ALONE.match(lark, found.end())) is not None:
+                patterns[here] = (alone["pattern"], alone["flags"])
         elif found["common"] in _COMMON:
             escaping.add(found["alias"] or found["common"])
         elif here and found["name"]:
             uses[here].add(found["name"])
-        elif here and _Token(found, {}).has_escapes:
+        elif here and _Token(found, NOTHING).has_escapes:
             escaping.add(here)
     while more := {name for name, those in uses.items() if those & escaping} - escaping:
         escaping |= more
-    return {name: f"of_{name.lower()}" for name in escaping if name.isupper()}
+    rules = {name: f"of_{name.lower()}" for name in escaping if name.isupper()}
+    return _Terminals(rules, patterns)
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
     found: "re.Match[str]"
-    names: dict[str, str]
+    terminals: _Terminals
 
     @property
     def has_escapes(self) -> bool:
         found = self.found
-        return (found["string"] or found["pattern"] or found["first"]) is not None and (
-            self.rewritten() != found[0]
-        )
+        is_terminal = (found["string"] or found["pattern"] or found["first"]) is not None
+        return is_terminal and self.rewritten() != found[0]
 
     def rewritten(self) -> str:
         found = self.found
@@ -87,36 +104,29 @@ class _Token:
         return self._word()
 
     def _word(self) -> str:
-        found = self.found
+        found, rules = self.found, self.terminals.rules
         if found["common"]:
             return self._imported(found["common"], found["alias"] or found["common"])
-        if found["ignored"] or found["ignored_name"]:
-            return self._ignored()
+        if found["ignored"]:
+            return self._ignored(found["ignored"], found["ignored_flags"])
+        if found["ignored_name"] in rules:
+            if found["ignored_name"] not in self.terminals.patterns:
+                raise Unspeakable(f"within a string of JSON {found[0]} is not possible")
+            return self._ignored(*self.terminals.patterns[found["ignored_name"]])
         if found["head"]:
-            if found["about"] and (found["about"].startswith("[") or found["head"] in self.names):
+            if found["about"] and (found["about"].startswith("[") or found["head"] in rules):
                 raise Unspeakable(f"within a string of JSON no rule can be {found['about']}")
-            return found[0].replace(found["head"], self.names.get(found["head"], found["head"]))
+            return found[0].replace(found["head"], rules.get(found["head"], found["head"]))
         if found["other"]:
             raise Unspeakable(f"within a string of JSON a text can't be held to {found['other']!r}")
-        return self.names.get(found["name"], found[0]) if found["name"] else found[0]
+        return rules.get(found["name"], found[0]) if found["name"] else found[0]
 
     def _imported(self, common: str, name: str) -> str:
         if common not in _COMMON:
             return self.found[0]
-        return f"{self.names[name]}: {escaped_pattern(_COMMON[common], '')}"
+        return f"{self.terminals.rules[name]}: {escaped_pattern(_COMMON[common], '')}"
 
-    def _ignored(self) -> str:
+    def _ignored(self, pattern: str, flags: str) -> str:
         """One character at a time, as what is ignored may be so often."""
-        found = self.found
-        if found["ignored_name"] not in (None, "WS", "WS_INLINE", *_unescaped(self.names, found)):
-            raise Unspeakable(f"within a string of JSON {found[0]} is not possible")
-        pattern = found["ignored"] or _COMMON.get(found["ignored_name"], "")
-        made = (
-            escaped_pattern(pattern, found["ignored_flags"] or "", is_one=True) if pattern else None
-        )
-        return found[0] if made is None else f"%ignore {made}"
-
-
-def _unescaped(names: dict[str, str], found: "re.Match[str]") -> Iterator[str]:
-    if found["ignored_name"] not in names:
-        yield found["ignored_name"]
+        made = escaped_pattern(pattern, flags, is_one=True)
+        return self.found[0] if made is None else f"%ignore {made}"

@@ -59,6 +59,8 @@ GRAMMARS = [
     "%import common.WS_INLINE -> GAP\n%import common.INT\nstart: INT GAP INT // and no more\n",
     'start: pair ("\\n" pair)*\npair: "(" start? ")"\n%ignore /\\s+/',
     'start: /x+/i "\\""',
+    'start: "a" "b"\nGAP: /[ \\n]+/  // between\n%ignore GAP\n',
+    'start: "a" "b"\n%import common.WS\n%ignore WS',
     'start: line+\nline: "x\\"" REST\nREST: /[^\\n]*/ END\nEND: "\\n"\nA: "a" | "b"',
     'start: ("a\\n" | /[a-z]+/)+ -> all',
 ]
@@ -97,7 +99,7 @@ def test_a_patch_is_taken() -> None:
         (r"start: /a\nb/i", "the flags i"),
         ('start[stop="x"]: /a/', '[stop="x"]'),
         ("start: /a/\n%ignore /x\\n/", "can't be ignored"),
-        ("start: /a/\n%import common.LF\n%ignore LF", "%ignore LF"),
+        ('start: /a/\nGAP: "x" | "\\n"\n%ignore GAP', "%ignore GAP"),
         (r'start: "\q"', "no string as JSON has them"),
     ],
 )
