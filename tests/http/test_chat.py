@@ -241,3 +241,33 @@ def test_models_are_listed_with_their_aliases_and_read_by_either_name(client: Op
     assert client.models.retrieve("parrot").id == "parrot"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("ecco")
+
+
+def test_a_file_that_was_uploaded_is_part_of_the_prompt_until_it_is_deleted(client: OpenAI) -> None:
+    name = client.files.create(file=("notes.md", b"# Buy milk\n"), purpose="user_data").id
+    part: Any = {"type": "file", "file": {"file_id": name}}
+    ask: Any = [{"role": "user", "content": [{"type": "text", "text": "See:\n"}, part]}]
+    text = 'See:\n<file name="notes.md">\n# Buy milk\n</file>\n'
+
+    answer = client.chat.completions.create(model="echo", messages=ask, max_tokens=5)
+
+    assert answer.choices[0].message.content == fake_chat_words(
+        [{"role": "user", "content": text}], 5
+    )
+    client.files.delete(name)
+    with pytest.raises(openai.NotFoundError) as gone:
+        client.chat.completions.create(model="echo", messages=ask, max_tokens=5)
+    assert gone.value.param == "messages[0].content[1].file.file_id"
+
+
+def test_a_prediction_changes_no_answer_and_is_told_in_usage(client: OpenAI) -> None:
+    prediction: Any = {"type": "content", "content": fake_chat_words(ASK, 7)}
+    answer = client.chat.completions.create(
+        model="echo", messages=ASK, max_tokens=7, prediction=prediction
+    )
+
+    assert answer.choices[0].message.content == fake_chat_words(ASK, 7)
+    assert answer.usage is not None
+    details = answer.usage.completion_tokens_details
+    assert details is not None
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (0, 0)

@@ -18,6 +18,15 @@ from llmhost.testing import fake_chat_words
 
 ASK: list[Any] = [{"role": "user", "content": "say something"}]
 BODY: dict[str, Any] = {"model": "echo", "max_output_tokens": 4, "input": "say something"}
+NO_ARGUMENTS = {
+    "parameters": {
+        "type": "object",
+        "properties": {},
+        "required": [],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
 KEYS = {
     *("id", "object", "created_at", "completed_at", "status", "incomplete_details", "model"),
     *("previous_response_id", "instructions", "output", "error", "tools", "tool_choice"),
@@ -225,6 +234,22 @@ def test_a_custom_tool_is_given_a_text(tiny: OpenAI, tiny_node: Node) -> None:
     assert second.usage is not None
     kept: list[Any] = list(tiny.responses.input_items.list(second.id))
     assert [item.type for item in kept] == ["custom_tool_call_output"]
+
+
+def test_a_tool_in_a_namespace_is_called_by_both_its_names(tiny: OpenAI, tiny_node: Node) -> None:
+    find: Any = {"type": "function", "name": "find", "description": "", **NO_ARGUMENTS}
+    space: Any = {"type": "namespace", "name": "crm", "description": "Customers.", "tools": [find]}
+    body: Any = {"model": "tiny", "tools": [space], "temperature": 0, "tool_choice": "required"}
+    first = tiny.responses.create(input="who?", parallel_tool_calls=False, **body)
+    call: Any = first.output[0]
+
+    assert (call.type, call.namespace, call.name) == ("function_call", "crm", "find")
+    told = events_of(tiny_node, {**body, "input": "who?"})
+    added = next(e["item"] for e in told if e["type"] == "response.output_item.added")
+    assert (added["namespace"], added["name"]) == ("crm", "find")
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "nobody"}
+    free: Any = {**body, "tool_choice": "none", "max_output_tokens": 4}
+    assert tiny.responses.create(input=[result], previous_response_id=first.id, **free).usage
 
 
 def test_an_answer_has_the_form_that_was_asked_for(tiny: OpenAI) -> None:
