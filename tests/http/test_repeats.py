@@ -73,3 +73,21 @@ def test_what_was_answered_before_a_kill_is_in_the_ledger_once(node: Node) -> No
         assert (entry["price_version"].startswith("echo+cache")) is (met in ("hit", "joined"))
     assert sum(met == "hit" for _, _, met in answers) > AT_ONCE * EACH // 3
     assert node.verified()["ok"] is True
+
+
+def test_a_file_that_is_gone_is_gone_for_what_was_answered_before_too(node: Node) -> None:
+    key = str(node.create_key("acme")["key"])
+    with openai.OpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0) as client:
+        name = client.files.create(file=("a.txt", b"milk"), purpose="user_data").id
+        part: Any = {"type": "file", "file": {"file_id": name}}
+        body: Any = {**WORDS, "messages": [{"role": "user", "content": [part]}]}
+
+        def said() -> str | None:
+            headers = {"x-llmhost-cache": "on"}
+            answer = client.chat.completions.create(**body, extra_headers=headers)
+            return answer.choices[0].message.content
+
+        assert said() == said() == said()
+        client.files.delete(name)
+        with pytest.raises(openai.NotFoundError):
+            said()

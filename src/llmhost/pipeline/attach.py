@@ -34,6 +34,7 @@ class Attach:
         texts = await self._texts(named, context.known_caller)
         messages = tuple(_with_texts(message, texts) for message in request.messages)
         context.request = replace(request, messages=messages)
+        context.has_files = True
         self._check_length(context)
 
     async def _texts(self, named: list[Named], caller: Caller) -> dict[str, str]:

@@ -93,6 +93,8 @@ class RequestContext:
     """What is left in the tightest budget over it, after all that is held; None where none is over it."""
     is_waived: bool = False
     """Its caller left before its prompt was judged: nobody could have read any of it, and nobody pays."""
+    has_files: bool = False
+    """It names files of its caller, whose text is in it now, and may be another one or none the next time."""
     held_by: str | None = None
     """The review that its whole answer waits for."""
     stop: str | None = None

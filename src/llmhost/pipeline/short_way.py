@@ -128,6 +128,7 @@ class ShortWay:
             and context.verdict is None
             and context.deferral is None
             and context.held_by is None
+            and not context.has_files
             and context.reading is None
             and context.grammar is None
             and not context.request.include_cost
