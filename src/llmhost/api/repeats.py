@@ -35,7 +35,7 @@ ENTRY_BYTES = 6_000
 """What Python has of one, beside its texts."""
 _encode = msgspec.msgpack.Encoder().encode
 KEY = "llmhost.repeat"
-"""Where a request's hash is among a scope's state."""
+"""Where a request's hash is among a scope's state, and the world's generation when it came."""
 
 
 @dataclass(slots=True)
@@ -93,23 +93,30 @@ class Repeats:
         key = self._key(scope, raw)
         repeat = self._kept.get(key)
         if repeat is None or not self._gatekeeper.still_lets_in(repeat.mark):
-            scope.setdefault("state", {})[KEY] = key
+            self._note(scope, key)
             return False
         request_id = new_request_id()
         context = self._short_way.answer(repeat.known, request_id)
         if context is None:
             self._drop(key)  # it is learnt anew, if it is a kept answer again
-            scope.setdefault("state", {})[KEY] = key
+            self._note(scope, key)
             return False
         self._kept.move_to_end(key)
         await self._send(repeat, context, line, send, began_s)
         return True
 
+    def _note(self, scope: HTTPScope, key: bytes) -> None:
+        """It takes its usual way, on which it may be learnt."""
+        scope.setdefault("state", {})[KEY] = key, self._short_way.generation
+
     def learn(self, visit: Visit, body: bytes) -> None:
         """A route has answered with these bytes, whole."""
-        key: bytes | None = visit.scope.get("state", {}).get(KEY)
-        if key is None or visit.line is None or visit.exchange is None or visit.is_recorded:
+        noted: tuple[bytes, int] | None = visit.scope.get("state", {}).get(KEY)
+        if noted is None or visit.line is None or visit.exchange is None or visit.is_recorded:
             return
+        key, came_in = noted
+        if came_in != self._short_way.generation:
+            return  # while it was answered its key may have ended: what was found out is old news
         context = visit.exchange.context
         parts = _parts(context, body)
         if parts is None or header(visit.scope, b"origin") is not None:

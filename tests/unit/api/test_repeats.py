@@ -59,8 +59,9 @@ OWN = {"x-request-id", "openai-processing-ms", "content-length"}
 class Line:
     """A connection with a shortcut past ASGI's messages, for one call."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, *, is_read: bool = True) -> None:
         self._body = body
+        self._is_read = is_read
         self.answered: Answer | None = None
 
     def is_free(self) -> bool:
@@ -75,6 +76,8 @@ class Line:
         return True
 
     def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        if not self._is_read:
+            return False
         known = {name.decode(): value.decode("latin-1") for name, value in headers}
         self.answered = Answer(status, known, body)
         return True
@@ -89,9 +92,12 @@ class Asked:
     headers: Mapping[str, str] | None = None
     path: str = CHATS
 
-    async def of(self, host: TestHost) -> Answer:
+    async def of(
+        self, host: TestHost, meanwhile: Callable[[], Awaitable[object]] | None = None
+    ) -> Answer:
+        """`meanwhile` is awaited while its client reads the answer."""
         raw = json.dumps(self.body).encode()
-        line = Line(raw)
+        line = Line(raw, is_read=meanwhile is None)
         sent = {"host": "localhost", **(ON if self.headers is None else self.headers)}
         if self.key is not None:
             sent["authorization"] = f"Bearer {self.key}"
@@ -99,6 +105,8 @@ class Asked:
 
         async def send(message: Any) -> None:
             messages.append(message)
+            if meanwhile is not None and message["type"] == "http.response.start":
+                await meanwhile()
 
         async def receive() -> Any:
             return {"type": "http.request", "body": raw, "more_body": False}
@@ -321,6 +329,16 @@ def key_id(key: str) -> str:
 async def test_a_revoked_key_is_refused() -> None:
     _, after = await changed(lambda host, key: host.host.books.keys.revoke(key_id(key)))
     assert after.status == 401
+
+
+async def test_nothing_is_learnt_of_a_request_amid_which_the_world_changed() -> None:
+    async with node() as host:
+        key = await host.make_key()
+        asked = Asked(chat(), key)
+        await asked.of(host)
+        hit = await asked.of(host, lambda: host.host.books.keys.revoke(key_id(key)))
+        assert hit.cache == "hit"
+        assert (await asked.of(host)).status == 401
 
 
 async def test_a_disabled_organisation_is_refused() -> None:
