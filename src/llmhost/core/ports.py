@@ -323,6 +323,8 @@ class Marks:
     """The family of guards that its template was written for, one of `text/guards.py`."""
     response_template: str | None = None
     """How its answers are to be read, as its files tell (`text/calls/response_template.py`); JSON, and known."""
+    moment: Callable[[], str] | None = None
+    """What its chat template would tell of the time now, such as the date; None where it tells nothing of it."""
 
 
 NO_MARKS = Marks()

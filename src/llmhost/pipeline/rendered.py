@@ -48,7 +48,7 @@ class Rendered:
 
     def get(self, key: bytes, tokenizer: Tokenizer) -> Terms | None:
         found = self._kept.get(key)
-        if found is None or found[0] is not tokenizer:
+        if found is None or found[0] is not tokenizer or not found[1].still_hold(tokenizer):
             return None
         self._kept.move_to_end(key)
         return found[1]

@@ -172,7 +172,7 @@ class Resolve:
 
     async def _known_terms(self, context: RequestContext, tokenizer: Tokenizer) -> Terms:
         known: Terms | None = context.request.noted(tokenizer)
-        if known is not None:
+        if known is not None and known.still_hold(tokenizer):
             return known
         terms = await self._rendered_terms(context, tokenizer)
         context.request.note(tokenizer, terms)

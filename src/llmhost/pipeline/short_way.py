@@ -144,7 +144,7 @@ class ShortWay:
         arrived_ns, utc_ns = clock.monotonic_ns(), clock.utc_ns()
         if known.generation != self._world.generation or utc_ns >= known.until_ns:
             return None
-        if stages.limit.is_draining or not self._is_there(known):
+        if stages.limit.is_draining or not self._is_there(known) or not _is_of_now(known):
             return None
         named.set(request_id)
         context = self._context(known, request_id, arrived_ns, utc_ns)
@@ -246,6 +246,12 @@ class ShortWay:
                     screen.note_passed(context, Direction.OUTPUT, known.judged_out)
         except SafetyUnavailable as error:  # it passed before, and nothing was found in it
             log.error("audit.not_noted request=%s why=%s", context.request.request_id, error)
+
+
+def _is_of_now(known: Known) -> bool:
+    """Whether its prompt would be the same tokens now."""
+    terms, tokenizer = known.context.known_terms, known.context.tokenizer
+    return tokenizer is not None and terms.still_hold(tokenizer)
 
 
 def _signature(use: CacheUse) -> str:

@@ -39,6 +39,12 @@ class Terms:
     """What the caller thinks that the answer is."""
     sitting: Sitting | None = None
     """What is asked about which text, in a request for moderation."""
+    moment: str = ""
+    """What the template told of the time, in a chat with a model whose template does."""
+
+    def still_hold(self, tokenizer: Tokenizer) -> bool:
+        """Whether the same request would be the same tokens now: a template may tell the date."""
+        return not self.moment or self.moment == _moment(tokenizer)
 
 
 NO_TERMS = Terms((), Sampling(), frozenset())
@@ -61,6 +67,7 @@ def is_short(request: GenerationRequest) -> bool:
 def terms_of(request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
     """Raises BadRequest for what this model can't take."""
     _check_ids(request.stop_token_ids, tokenizer, "stop_token_ids")
+    moment = _moment(tokenizer) if request.kind.is_chat else ""
     prompts = _prompts(request, tokenizer)
     sampling = _sampling(request, tokenizer)
     _check_size(request, prompts, sampling)
@@ -72,6 +79,7 @@ def terms_of(request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
         frozenset(request.stop_token_ids) | (fill.ends if fill is not None else frozenset()),
         tuple(_texts(request, prompts, tokenizer)) if request.echo else (),
         predicted=_predicted(request, tokenizer),
+        moment=moment,
     )
 
 
@@ -79,6 +87,11 @@ def _predicted(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[int, .
     if not request.prediction:
         return ()
     return tuple(tokenizer.encode(request.prediction, add_special_tokens=False))
+
+
+def _moment(tokenizer: Tokenizer) -> str:
+    moment = tokenizer.marks.moment
+    return "" if moment is None else moment()
 
 
 def _prompts(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:

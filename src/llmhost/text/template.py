@@ -30,6 +30,9 @@ _TEMPLATE_FAULTS = (
     RecursionError,
     MemoryError,
 )
+_TIME = re.compile(r"""\bstrftime_now\b(?!\s+is\s)(?:\s*\(\s*(['"])([^'"\\]*)\1\s*\))?""")
+"""Where a template asks for the time, in a form that it spells out or not."""
+EACH_MOMENT = "%c %f"
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -65,6 +68,17 @@ class ChatTemplate:
     def text(self) -> str:
         """All templates as they are written."""
         return "\n".join(self._sources.values())
+
+    @cached_property
+    def times(self) -> tuple[str, ...]:
+        """The forms in which the templates tell the time; none where they don't."""
+        asked = _TIME.findall(self.text)
+        return tuple(dict.fromkeys(form or EACH_MOMENT for _, form in asked))
+
+    def moment(self) -> str:
+        """What they would tell of the time now: as long as it is the same, they render the same."""
+        now = self._now()
+        return "\n".join(now.strftime(form) for form in self.times)
 
     def mentions(self, text: str) -> bool:
         return text in self.text

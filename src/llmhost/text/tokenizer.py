@@ -196,6 +196,7 @@ class FileTokenizer:
             fill_marks(self._tokenizer.token_to_id),
             None if self._template is None else guard_of(self._template.text),
             told,
+            self._template.moment if self._template is not None and self._template.times else None,
         )
 
     def _ids_of(self, text: str) -> list[int]:

@@ -2,15 +2,18 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.api.test_repeats import Asked, chat, node
+from tests.unit.api.test_repeats import ON, Asked, chat, node
 
 from llmhost.api.known_bodies import LARGEST_BYTES, MOST_SEEN, KnownBodies
 from llmhost.api.openai import parse_chat
+from llmhost.core.ports import Marks
 from llmhost.core.request import LOCAL_CALLER, Caller, GenerationRequest
 from llmhost.safety.policy import PolicyBody
 from llmhost.testing import TestHost
+from llmhost.text.words import WordTokenizer
 
 OTHER = Caller("k", "acme", "t")
 
@@ -89,3 +92,30 @@ async def test_a_new_policy_judges_what_was_known_to_have_nothing_in_it():
         body = PolicyBody(words=("hello",))
         await host.host.policies.create("acme", body, who="test", activate=True)
         assert (await asked.of(host)).status == 400
+
+
+@pytest.mark.parametrize("headers", [{}, ON])
+async def test_a_date_that_the_template_tells_is_today_s(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+):
+    day = ["monday"]
+    plain = WordTokenizer.render_chat
+
+    def render_chat(self, messages, **kwargs):
+        return f"{day[0]} {plain(self, messages, **kwargs)}"
+
+    monkeypatch.setattr(WordTokenizer, "render_chat", render_chat)
+    monkeypatch.setattr(WordTokenizer, "marks", Marks(moment=lambda: day[0]))
+    async with node() as host:
+        asked = Asked(chat(), headers=headers)
+        monday = [(await asked.of(host)).said["body"] for _ in range(4)]
+        day[0] = "tuesday morning"
+        tuesday = await asked.of(host)
+        again = await asked.of(host)
+        assert len(set(monday[1:])) == 1
+        assert tuesday.cache != "hit"
+        assert (
+            json.loads(tuesday.body)["usage"]["prompt_tokens"]
+            == 1 + (json.loads(monday[0])["usage"]["prompt_tokens"])
+        )
+        assert json.loads(again.body)["choices"] == json.loads(tuesday.body)["choices"]

@@ -11,7 +11,7 @@ import pytest
 
 from llmhost.core.errors import BadRequest, ModelUnavailable
 from llmhost.text import sandbox
-from llmhost.text.template import ChatTemplate
+from llmhost.text.template import EACH_MOMENT, ChatTemplate
 from llmhost.text.tokenizer import FileTokenizer, load_tokenizer
 
 Load = Callable[..., FileTokenizer]
@@ -268,6 +268,32 @@ def test_the_date_is_the_clock_s() -> None:
     )
 
     assert template.render([]) == "26 Jul 2024"
+
+
+@pytest.mark.parametrize(
+    ("source", "times"),
+    [
+        ("{{ messages }}", ()),
+        (
+            "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}",
+            ("%d %b %Y",),
+        ),
+        ("{{ strftime_now( \"%H\" ) }}{{ strftime_now('%Y') }}", ("%H", "%Y")),
+        ("{{ strftime_now(form) }}", (EACH_MOMENT,)),
+        ("{% set now = strftime_now %}{{ now('%Y') }}", (EACH_MOMENT,)),
+    ],
+)
+def test_a_template_says_in_which_forms_it_tells_the_time(
+    source: str, times: tuple[str, ...]
+) -> None:
+    assert ChatTemplate({"default": source}).times == times
+
+
+def test_a_moment_is_over_when_the_template_would_tell_another_time() -> None:
+    days = [datetime(2024, 7, 26, 9), datetime(2024, 7, 26, 23), datetime(2024, 7, 27)]  # noqa: DTZ001
+    template = ChatTemplate({"default": "{{ strftime_now('%d %b') }}"}, now=lambda: days.pop(0))
+
+    assert [template.moment() for _ in range(3)] == ["26 Jul", "26 Jul", "27 Jul"]
 
 
 def test_no_tools_are_none_and_not_an_empty_list() -> None:
