@@ -4,6 +4,7 @@ One word a line; lines that start with # are comments.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from llmhost import Refusal, hookimpl
@@ -20,11 +21,17 @@ def read_words() -> tuple[str, ...]:
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 
-BLOCKED = frozenset(word.casefold() for word in read_words())
+def pattern_of(words: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the words, whole."""
+    any_of_them = "|".join(re.escape(word.casefold()) for word in words)
+    return re.compile(rf"(?<!\w)(?:{any_of_them})(?!\w)" if any_of_them else "(?!)")
+
+
+BLOCKED = pattern_of(read_words())
 
 
 def has_blocked_word(text: str) -> bool:
-    return not BLOCKED.isdisjoint(re.findall(r"\w+", text.casefold()))
+    return BLOCKED.search(text.casefold()) is not None
 
 
 @hookimpl

@@ -25,7 +25,7 @@ async def test_a_blocked_word_ends_the_answer_before_it_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = fake_chat_words([{"role": "user", "content": "hello"}], 8)
-    monkeypatch.setattr(blocklist, "BLOCKED", frozenset({whole.split()[5]}))
+    monkeypatch.setattr(blocklist, "BLOCKED", blocklist.pattern_of([whole.split()[5]]))
 
     async with make_host(plugins=[blocklist]) as host:
         choice = (await host.chat("hello", max_tokens=8)).json()["choices"][0]

@@ -76,13 +76,13 @@ def ask_now(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
             raise NotNow
         started = plugins.timer()
         try:
-            opinion = implementation.function(*[facts[name] for name in implementation.argnames])
+            opinion = implementation.function(*map(facts.__getitem__, implementation.argnames))
         except (Exception, SystemExit):  # noqa: BLE001 - boundary: plugins may raise anything
             raise NotNow from None
         finally:
             took_s = plugins.timer() - started
-            implementation.stats.took(took_s)
-            _note_time(implementation, took_s)
+            if implementation.stats.took_is_slow(took_s, SLOW_S):
+                _move_away(implementation, took_s)
         if opinion is not None:
             if inspect.iscoroutine(opinion):
                 opinion.close()
@@ -199,8 +199,11 @@ def _forget(task: "asyncio.Future[Any]") -> None:
 
 def _note_time(implementation: Implementation, took_s: float) -> None:
     """A plain function that blocks the loop is called in a thread from then on."""
-    if not implementation.stats.is_slow(took_s, SLOW_S):
-        return
+    if implementation.stats.is_slow(took_s, SLOW_S):
+        _move_away(implementation, took_s)
+
+
+def _move_away(implementation: Implementation, took_s: float) -> None:
     implementation.move_to_threads()
     log.warning(
         "hook.slow hook=%s plugin=%s took_ms=%.1f limit_ms=%g why=%s",

@@ -34,6 +34,15 @@ class CallStats:
         self._mean_s += WEIGHT * ((took_s if took_s < MOST_S else MOST_S) - self._mean_s)
         return self._mean_s > limit_s
 
+    def took_is_slow(self, took_s: float, limit_s: float) -> bool:
+        """`took` and `is_slow` at once: repeated requests ask several times each."""
+        self.calls += 1
+        self._durations.append(took_s)
+        mean_s = self._mean_s
+        mean_s += WEIGHT * ((took_s if took_s < MOST_S else MOST_S) - mean_s)
+        self._mean_s = mean_s
+        return mean_s > limit_s
+
     def percentile_ms(self, share: float) -> float | None:
         """Nearest rank over the last calls; None before the first."""
         if not self._durations:

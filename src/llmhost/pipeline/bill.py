@@ -86,6 +86,7 @@ class Bill:
         self._batch_prices: dict[str, Price] = {}
         """By the version of the price that each was made of."""
         self._hit_factor = hit_factor
+        self._hits_cost, self._hits_cost_all = hit_factor != 0, hit_factor == 1
         self._hit_prices: dict[str, Price] = {}
 
     async def quote(self, context: RequestContext) -> None:
@@ -128,7 +129,7 @@ class Bill:
 
     async def _hit_price(self, model: str, full: Price) -> Price:
         """What a kept answer costs: a version of its own, so that ledger and bills tell it apart."""
-        if self._hit_factor == 1:
+        if self._hits_cost_all:
             return full
         if full.version not in self._hit_prices:
             rates = scaled(full, self._hit_factor)
@@ -211,7 +212,7 @@ class Bill:
                     return False
         if full is None:
             return not self._accounts.is_budgeted(context.known_caller, context.run_id)
-        price = full if self._hit_factor == 1 else self._hit_prices.get(full.version)
+        price = full if self._hits_cost_all else self._hit_prices.get(full.version)
         context.full_price, context.price = full, price
         return price is not None
 
@@ -225,7 +226,7 @@ class Bill:
         if self._ledger.health is not None:
             return False
         if (
-            not self._hit_factor
+            not self._hits_cost
             or price is None
             or not self._accounts.is_budgeted(caller, context.run_id)
         ):
@@ -236,7 +237,7 @@ class Bill:
     def settle_hit(self, context: RequestContext) -> None:
         """Hold, book and settle a kept answer for which there is room. When this returns, its entry is in the journal,
         and nobody need wait for the ledger. Raises StorageFailed, and then nothing is booked."""
-        is_paid = self._hit_factor and context.price is not None
+        is_paid = self._hits_cost and context.price is not None
         if is_paid and self._accounts.is_budgeted(context.known_caller, context.run_id):
             assert context.price is not None
             context.spending = self._held(context, context.price)

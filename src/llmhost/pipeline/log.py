@@ -30,10 +30,13 @@ class Log:
 
 
 def _write(event: RequestEnded) -> None:
+    level = logging.WARNING if event.outcome is Outcome.FAILED else logging.INFO
+    if not log.isEnabledFor(level):
+        return
     log_event(
         log,
         f"request.{event.outcome.value}",
-        level=logging.WARNING if event.outcome is Outcome.FAILED else logging.INFO,
+        level=level,
         request=event.request_id,
         client_request=event.client_request_id,
         kind=event.kind,

@@ -29,7 +29,7 @@ class Bucket:
     Source: ITU-T I.371, the virtual scheduling form; the maximum is its recursion written out.
     """
 
-    __slots__ = ("_added", "_holds", "_last", "_peaks", "_tat", "burst", "per_minute")
+    __slots__ = ("_added", "_holds", "_last", "_peaks", "burst", "per_minute", "tat")
 
     def __init__(self, per_minute: int, burst: int) -> None:
         self.per_minute = per_minute
@@ -42,14 +42,15 @@ class Bucket:
         """Of each hold, the latest of the parts that begin after the hold before, up to this one; `_last` is that of
         the parts after all of them. A list of its own, since all of it is looked at for every hold that comes back."""
         self._last = 0
-        self._tat = 0
+        self.tat = 0
+        """The theoretical arrival time, in time times the rate."""
 
     def retune(self, per_minute: int, burst: int, now_ns: int) -> None:
         """Go on at another rate: as many units are owed as before."""
         if per_minute != self.per_minute:
             shift = now_ns * (per_minute - self.per_minute)
             self._added += shift
-            self._tat += shift
+            self.tat += shift
             self.per_minute = per_minute
         self.burst = burst
 
@@ -67,9 +68,9 @@ class Bucket:
         peak = now - self._added
         if peak > self._last:
             self._last = peak
-        cost, tat = units * UNIT, self._tat
+        cost, tat = units * UNIT, self.tat
         self._added += cost
-        self._tat = (tat if tat > now else now) + cost
+        self.tat = (tat if tat > now else now) + cost
 
     def hold(self, units: int, now_ns: int) -> Hold:
         """Take units until it is known how many are used: `settle` it exactly once."""
@@ -79,9 +80,9 @@ class Bucket:
         peak = now - self._added
         self._peaks.append(peak if peak > self._last else self._last)
         self._last = _NEVER
-        cost, tat = units * UNIT, self._tat
+        cost, tat = units * UNIT, self.tat
         self._added += cost
-        self._tat = (tat if tat > now else now) + cost  # `max` would be a call, for each limit
+        self.tat = (tat if tat > now else now) + cost  # `max` would be a call, for each limit
         return hold
 
     def settle(self, hold: Hold, used: int, now_ns: int) -> None:
@@ -103,7 +104,7 @@ class Bucket:
         elif peak > peaks[place]:
             peaks[place] = peak
         if used < hold.units:
-            self._tat = self._added + max(self._last, max(peaks, default=_NEVER))
+            self.tat = self._added + max(self._last, max(peaks, default=_NEVER))
 
     def _settle_only(self, hold: Hold, used: int) -> None:
         assert self._holds.pop() is hold, "it is settled once"
@@ -113,7 +114,7 @@ class Bucket:
         if peak > self._last:
             self._last = peak
         if used < hold.units:
-            self._tat = self._added + self._last
+            self.tat = self._added + self._last
 
     def remaining(self, now_ns: int) -> int:
         """Units that could be taken right now."""
@@ -139,7 +140,7 @@ class Bucket:
 
     def debt(self, now_ns: int) -> int:
         """What the theoretical arrival time is ahead by."""
-        debt = self._tat - now_ns * self.per_minute
+        debt = self.tat - now_ns * self.per_minute
         return debt if debt > 0 else 0
 
 

@@ -90,7 +90,11 @@ class Rates:
                 bucket = buckets.get(whose)
                 if bucket is None or bucket.per_minute != per_minute or bucket.burst != burst:
                     bucket = self._bucket(rate, now_ns)
-                debt = bucket.debt(now_ns)
+                debt = (
+                    bucket.tat - now_ns * per_minute
+                )  # as `debt` says, which would be a call for each limit
+                if debt < 0:
+                    debt = 0
                 share = (level, kind, bucket, units, debt)
                 shares.append(share)
                 if debt + (units - burst) * UNIT > 0:

@@ -82,7 +82,9 @@ def test_of_two_limits_the_longer_wait_answers() -> None:
     refused = refusal(rates, levels, Wish(30))
     assert (refused.dimension, refused.limit, refused.retry_after_s) == ("org", "input_tokens", 30)
     assert refused.allowances == Allowances(
-        requests=Allowance(60, 0, SECOND), tokens=Allowance(60, 0, 60 * SECOND)
+        requests=Allowance(60, 0, SECOND),
+        tokens=Allowance(60, 0, 60 * SECOND),
+        input_tokens=Allowance(60, 0, 60 * SECOND),
     )
 
 
