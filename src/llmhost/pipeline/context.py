@@ -97,6 +97,8 @@ class RequestContext:
     """It names files of its caller, whose text is in it now, and may be another one or none the next time."""
     held_by: str | None = None
     """The review that its whole answer waits for."""
+    can_wait: bool = False
+    """Its whole answer may come to wait for a reviewer: what is there before its end may be what nobody shall see."""
     stop: str | None = None
     """What ended the answer before its own end, such as `budget`; None where nothing did."""
     ticket: Ticket | None = None

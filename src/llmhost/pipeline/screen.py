@@ -66,12 +66,14 @@ class ScreenStage:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""
         if context.request.kind is Kind.MODERATION:
             return None
-        return self._screen.watch_output(
+        screen = self._screen.watch_output(
             context.request,
             context.known_caller,
             model=context.model,
             note=context.note_screening,
         )
+        context.can_wait = screen is not None and screen.can_wait
+        return screen
 
 
 def _look(verdict: "asyncio.Task[Screening]") -> None:

@@ -76,7 +76,7 @@ class OutputScreen:
         return self.refused_by is not None
 
     @property
-    def _can_wait(self) -> bool:
+    def can_wait(self) -> bool:
         """It is one answer that nobody has begun to read, and that may be held."""
         asked, mode = self._request, self._judges.policy.review_mode
         is_one = asked.runs == 1 and len(asked.prompts) <= 1 and not asked.stream
@@ -159,7 +159,7 @@ class OutputScreen:
         finding = judged.decision.finding
         rule = judged.decision.policy if finding is None else finding.rule
         category = "" if finding is None else finding.category
-        if judged.decision.action is Action.REVIEW and self._can_wait:
+        if judged.decision.action is Action.REVIEW and self.can_wait:
             self._to_hold = self._to_hold or judged
             body = piece.body
             self._found |= {(body[e.start : e.end], e.mark) for e in edits_of(judged.findings)}

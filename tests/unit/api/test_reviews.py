@@ -1,6 +1,7 @@
 """Texts that wait for humans, over HTTP: what callers get meanwhile and afterwards, and what reviewers may do."""
 
 import asyncio
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ import msgspec
 import openai
 import pytest
 from tests.unit.api.reviewed_node import WORD, ReviewedNode, reviewed_node
+from tests.unit.api.test_visits import app_of, visit
+from tests.unit.api.test_wires import WiredConnection
 from tests.unit.pipeline.hook_taker import taker
+from tests.unit.pipeline.node import until
 from typer.testing import CliRunner
 
 from llmhost.cli.main import app
+from llmhost.config.schema import ModelSpec
 from llmhost.core.request import Role
 from llmhost.safety.verdict import Direction, ReviewMode
 from llmhost.testing import FAKE_MODEL, at, fake_chat_words
@@ -464,3 +469,31 @@ async def test_a_held_call_has_its_wishes_for_the_cache_when_it_runs():
         counts = node.host.host.cache.stats.total()
         assert counts.misses == 2  # both took part, and what a reviewer let pass is not kept
         assert again.status_code == 200
+
+
+async def test_an_answer_that_may_wait_is_not_kept_where_its_client_left_before_its_end():
+    slow = ModelSpec(engine="fake", options={"token_delay_ms": 2.0}, price=FAKE_MODEL.price)
+    word = fake_chat_words([{"role": "user", "content": "hi"}], 200).split()[1]
+    async with reviewed_node(HOLD, Direction.OUTPUT, words=(word,), models={"fake": slow}) as node:
+        processor = node.host.host.processor
+        body = {"model": "fake", "input": "hi", "max_output_tokens": 2_000}
+        connection = WiredConnection(json.dumps(body).encode())
+        bearer = {"authorization": f"Bearer {node.sender}"}
+        headers = [(name.encode(), value.encode()) for name, value in bearer.items()]
+        connection.scope.update(path="/v1/responses", raw_path=b"/v1/responses")
+        connection.scope["headers"] += headers
+        call = visit(app_of(node.host), connection)
+        await until(lambda: any(word in _text(live) for live in processor._live))
+        [live] = processor._live
+        connection.gone.set()
+        await call
+        await until(lambda: processor.in_flight == 0)
+        name = live.context.request.request_id.replace("req_", "resp_")
+        kept = await node.host.client.get(f"/v1/responses/{name}", headers=bearer)
+
+    assert word not in kept.text, "no reviewer has let it out"
+    assert kept.status_code == 404
+
+
+def _text(live: Any) -> str:
+    return "".join(delta.text for delta in live.stream.so_far())

@@ -145,7 +145,8 @@ class _Answer:
         frames = ResponseFrames(order.asked, context, Silence(), order.sealer)
         frames.take(deltas)
         if visit.is_gone:
-            await self._desk.keep_cut(order, frames)
+            if not context.can_wait:  # else nobody knows yet what a reviewer would have to let out
+                await self._desk.keep_cut(order, frames)
             return
         resource = frames.end(context.usage, frames.extras(with_facts=False))
         # Nobody may fetch what a reviewer has not let out.
