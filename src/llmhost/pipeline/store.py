@@ -1,7 +1,7 @@
 """Stage 8: keep the answer for those who ask again. The counterpart of `cached`.
 
 Kept is what was answered whole: nothing that was refused, failed, left behind, cut by a budget or a deadline, or that
-safety warned of, changed, referred or stopped.
+safety warned of, changed, referred or stopped, or had not judged when its caller left.
 """
 
 from llmhost.cache.answer import Answer, parts_of
@@ -93,5 +93,6 @@ def _is_whole(context: RequestContext, use: CacheUse) -> bool:
         and context.stop is None
         and not context.is_touched
         and context.held_by is None
+        and not context.is_waived
         and context.finish_reason in _ENDS
     )

@@ -1,6 +1,7 @@
 """A guard judges the prompt while it runs already: the first byte waits for the verdict, and a refusal stops all."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -195,3 +196,20 @@ async def test_an_estimate_that_is_refused_leaves_no_guard_at_work(
         await until(lambda: guard.was_cancelled)
 
     assert answer.status_code == 400
+
+
+async def test_what_nobody_paid_for_is_no_kept_answer(guard: Guard) -> None:
+    async with make_host() as host:
+        body, headers = {**BODY, "temperature": 0}, {"x-llmhost-cache": "on"}
+        ask = partial(host.client.post, "/v1/completions", json=body, headers=headers)
+        asking = asyncio.create_task(ask())
+        await made_tokens(host)
+        asking.cancel()
+        await settled(host)
+        guard.verdict = asyncio.get_running_loop().create_future()
+        guard.allow()
+        again = await ask()
+        entries = await settled(host)
+
+    assert again.headers["x-llmhost-cache"] == "miss", "what was not judged and not paid is gone"
+    assert [entry["amount_nano"] > 0 for entry in entries] == [False, True]
