@@ -7,7 +7,7 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llmhost.core.errors import InvalidValue, UnsupportedParameter
@@ -49,6 +49,11 @@ def has_marks(text: str) -> bool:
 def named_in(text: str) -> Iterator[Named]:
     for found in _MARK.finditer(text):
         yield Named(found[1], found[2], found[0])
+
+
+def with_texts(text: str, texts: Mapping[str, str]) -> str:
+    """With what `texts` has for each mark, in one go: text that was put in is not looked at again."""
+    return _MARK.sub(lambda found: texts[found[0]], text)
 
 
 def file_of_data(data: str, name: str | None, param: str) -> str:

@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from llmhost.core.attached import Named, file_text, has_marks, named_in
+from llmhost.core.attached import Named, file_text, has_marks, named_in, with_texts
 from llmhost.core.errors import InvalidValue, NotFound
 from llmhost.core.request import Caller
 from llmhost.pipeline.context import RequestContext
 from llmhost.storage.files import Files, Owner
 
 MOST_BYTES = 16 << 20
-"""Of all files that one conversation names."""
+"""Of all files that one conversation names, each as often as it is named."""
 
 
 class Attach:
@@ -39,26 +39,35 @@ class Attach:
 
     async def _texts(self, named: list[Named], caller: Caller) -> dict[str, str]:
         """By their marks."""
-        texts, known, left = dict[str, str](), dict[str, str](), MOST_BYTES
+        texts, known, left = dict[str, str](), dict[str, tuple[int, str]](), MOST_BYTES
         owner = Owner(caller.org, caller.team)
         for each in named:
-            if each.file_id not in known:
-                file = await self._files.find(each.file_id, owner)
-                if file is None:
-                    raise _gone(each)
-                left -= file.bytes
-                if left < 0:
-                    raise InvalidValue(
-                        f"The files of a conversation may have {MOST_BYTES} bytes together.",
-                        param=each.param,
-                    )
-                try:
-                    content = await asyncio.to_thread(self._files.path(file.id).read_bytes)
-                except FileNotFoundError:
-                    raise _gone(each) from None
-                known[each.file_id] = file_text(content, file.filename, each.param)
-            texts[each.mark] = known[each.file_id]
+            if (found := known.get(each.file_id)) is None:
+                found = known[each.file_id] = await self._read(each, owner, left)
+            size, texts[each.mark] = found
+            left -= size  # each time that it is named: so often it is in the prompt
+            _check_room(each, left)
         return texts
+
+    async def _read(self, named: Named, owner: Owner, left: int) -> tuple[int, str]:
+        """Its size and its text."""
+        file = await self._files.find(named.file_id, owner)
+        if file is None:
+            raise _gone(named)
+        _check_room(named, left - file.bytes)
+        try:
+            content = await asyncio.to_thread(self._files.path(file.id).read_bytes)
+        except FileNotFoundError:
+            raise _gone(named) from None
+        return file.bytes, file_text(content, file.filename, named.param)
+
+
+def _check_room(named: Named, left: int) -> None:
+    if left < 0:
+        raise InvalidValue(
+            f"The files of a conversation may have {MOST_BYTES} bytes together.",
+            param=named.param,
+        )
 
 
 def _gone(named: Named) -> NotFound:
@@ -69,6 +78,4 @@ def _with_texts(message: dict[str, object], texts: dict[str, str]) -> dict[str, 
     content = message.get("content")
     if not isinstance(content, str) or not has_marks(content):
         return message
-    for each in list(named_in(content)):
-        content = content.replace(each.mark, texts[each.mark])
-    return {**message, "content": content}
+    return {**message, "content": with_texts(content, texts)}

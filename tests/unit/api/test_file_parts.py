@@ -247,3 +247,14 @@ async def test_marks_are_found_among_texts() -> None:
 
     assert [each.file_id for each in named_in(f"a {mark} b {mark}")] == ["file-1", "file-1"]
     assert not has_marks("\x00file \x00 and others")
+
+
+async def test_a_file_that_is_named_often_counts_as_often() -> None:
+    async with make_host() as host:
+        named = {"file_id": await upload(host, b"x" * (1 << 20))}
+        body = parts("/v1/chat/completions", named)
+        body["messages"][0]["content"] += body["messages"][0]["content"][1:] * 16
+        answer = await host.client.post("/v1/chat/completions", json=body)
+
+    assert answer.status_code == 400
+    assert "16777216 bytes together" in answer.json()["error"]["message"]
