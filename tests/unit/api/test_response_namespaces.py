@@ -200,3 +200,10 @@ def test_a_schema_that_can_not_be_enforced_is_named_where_the_body_has_it(choice
     assert place_of_fault(plain.request) == "tools[1].parameters"
     assert place_of_fault(inner.request) == "tools[1].tools[1].parameters"
     assert place_of_fault(chat) == "tools[1].function.parameters"
+
+
+def test_a_name_that_looks_like_a_place_is_none() -> None:
+    with pytest.raises(BadRequest) as refused:
+        asked(tool_choice={"type": "function", "name": "tools[7]"})
+
+    assert "'tools[7]'" in refused.value.message

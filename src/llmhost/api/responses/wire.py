@@ -300,13 +300,19 @@ def in_our_words(error: LlmhostError, tools: Sequence[Placed]) -> LlmhostError:
 
 
 def _in_our_words(text: str, tools: Sequence[Placed]) -> str:
-    text = _PLACE.sub(lambda found: tools[int(found[1])].at, text)
+    text = _PLACE.sub(lambda found: _place_told(found, tools), text)
     for theirs, ours in _FIELDS:
         text = text.replace(theirs, ours)
     return text
 
 
-_PLACE = re.compile(r"tools\[(\d+)\]")
+def _place_told(found: "re.Match[str]", tools: Sequence[Placed]) -> str:
+    """A message may repeat what a caller wrote, which may look like a place and be none."""
+    place = int(found[1])
+    return tools[place].at if place < len(tools) else found[0]
+
+
+_PLACE = re.compile(r"tools\[(\d{1,9})\]")
 _FIELDS = (
     (".function.parameters", ".parameters"),
     (".function.name", ".name"),
