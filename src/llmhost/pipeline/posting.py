@@ -13,9 +13,14 @@ import re
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import cache
 from urllib.parse import urlsplit
 
 USER_AGENT = "llmhost-webhook"
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""An address of IPv4 is in its last 32 bits."""
+_GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that belongs to anybody on the Internet."""
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r\n]")
 
 
@@ -71,7 +76,7 @@ async def _post(target: Target, body: bytes, headers: dict[str, str]) -> int:
     reader, writer = await asyncio.open_connection(
         address,
         port,
-        ssl=ssl.create_default_context() if is_tls else None,
+        ssl=await asyncio.to_thread(_trust) if is_tls else None,
         server_hostname=host if is_tls else None,
     )
     try:
@@ -96,6 +101,12 @@ async def _post(target: Target, body: bytes, headers: dict[str, str]) -> int:
     return int(found[1])
 
 
+@cache
+def _trust() -> ssl.SSLContext:
+    """Whom this machine trusts. Reading that takes a tenth of a second, so it is done once, and aside."""
+    return ssl.create_default_context()
+
+
 async def _address(host: str, port: int, *, may_be_private: bool) -> str:
     """The first that the name has. Raises NotPosted where any of them is not to be posted to."""
     loop = asyncio.get_running_loop()
@@ -115,5 +126,7 @@ def is_public(address: str) -> bool:
     """Not of this machine, its network, a cloud's metadata, or the like."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
-        found = found.ipv4_mapped or found.sixtofour or found
-    return found.is_global and not found.is_multicast
+        within = ipaddress.IPv4Address(int(found) % 2**32) if found in _NAT64 else None
+        found = found.ipv4_mapped or found.sixtofour or within or found
+    is_given_out = found.version == 4 or found in _GIVEN_OUT
+    return is_given_out and found.is_global and not found.is_multicast
