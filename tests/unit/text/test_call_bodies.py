@@ -234,3 +234,14 @@ def test_of_some_transforms_it_is_plain_what_is_the_arguments(
 ) -> None:
     assert outline_of(parser, {}, transform, is_each=is_each) == outline
     assert outline_of(parser, {"merge_duplicates": True}, transform, is_each=is_each) is None
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_number_too_large_for_json_stays_the_text_that_it_is(size: int) -> None:
+    reader, found = reader_for(QUOTED), Found()
+    text = '<|tool_call>call:get_weather{days:<|"|>1e999<|"|>}<tool_call|>'
+    for at in range(0, len(text), size):
+        found.add(reader.push(text[at : at + size]))
+    found.add(reader.finish())
+
+    assert found.calls == [["get_weather", '{"days": "1e999"}']]

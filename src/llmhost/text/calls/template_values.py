@@ -4,6 +4,7 @@ The parsers and transforms are those of transformers' `response_template`; a val
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -171,5 +172,14 @@ def typed(value: Any, kind: str | None) -> Any:
         return [typed(each, kind) for each in value]
     if not isinstance(value, str) or kind not in TYPED:
         return value
-    made = json.loads(as_json(value, kind))
+    try:
+        made = json.loads(as_json(value, kind), parse_float=_finite)
+    except OverflowError:  # it has no place in JSON as what it would be read as
+        return value
     return value if isinstance(made, str) else made
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise OverflowError(digits)
+    return number
