@@ -258,3 +258,14 @@ async def test_a_file_that_is_named_often_counts_as_often() -> None:
 
     assert answer.status_code == 400
     assert "16777216 bytes together" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("field", ["summary", "content"])
+async def test_thoughts_hold_no_files(host: TestHost, field: str) -> None:
+    file = {"type": "input_file", "file_id": await upload(host)}
+    thoughts = {"type": "reasoning", "summary": [], field: [file]}
+    body = {"model": "fake", "max_output_tokens": 4, "input": [thoughts]}
+    answer = await host.client.post("/v1/responses", json=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "input[0].content"

@@ -237,6 +237,10 @@ class Turns:
         parts = item.content or item.summary
         if item.encrypted_content is not None:
             return self._seal.open(item.encrypted_content, f"{at}.encrypted_content")
+        if any(isinstance(part, WirePart) and part.type == FILE for part in parts or ()):
+            raise UnsupportedParameter(
+                "Thoughts are text, and hold no files.", param=f"{at}.content"
+            )
         return _texts(parts or "", f"{at}.content")
 
     def _call(self, item: WireItem, at: str, arguments: dict[str, str]) -> None:
