@@ -107,7 +107,8 @@ class Bucket:
             self.tat = self._added + max(self._last, max(peaks, default=_NEVER))
 
     def _settle_only(self, hold: Hold, used: int) -> None:
-        assert self._holds.pop() is hold, "it is settled once"
+        last = self._holds.pop()
+        assert last is hold, "it is settled once"
         peak = self._peaks.pop()
         if used < hold.units:
             peak -= (hold.units - used) * UNIT
