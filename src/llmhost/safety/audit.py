@@ -7,6 +7,7 @@ nobody objected to is counted by the minute.
 
 import asyncio
 import logging
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -56,6 +57,9 @@ class AuditLog:
         self._waiting: deque[AuditRow] = deque()
         self._waiting_bytes = 0
         """Of the prompts among them."""
+        self._counting = (
+            threading.Lock()
+        )  # the writer's thread gives back what the disk has refused
         self._minute_ns = 0
         self._allowed: Counter[tuple[str, str, str]] = Counter()
 
@@ -117,25 +121,31 @@ class AuditLog:
                 retry_after_s=RETRY_S,
             )
         if self._waiting or self.trail.health is not None:
-            self._waiting.append(self._bounded(row))
+            self._put_off(row)
         else:
             self._tell(row)
 
-    def _bounded(self, row: AuditRow) -> AuditRow:
-        """A row that waits, without its prompt where those that wait with others are too large already."""
-        if row.text is None:
+    def _put_off(self, row: AuditRow) -> None:
+        """Have a row wait, without its prompt where those that wait with others are too large already."""
+        size = 0 if row.text is None else len(row.text.sealed)
+        with self._counting:
+            if size and self._waiting_bytes + size > MOST_WAITING_BYTES:
+                lost = {**row.detail, "prompt": {"is_lost": True}}
+                row, size = replace(row, text=None, detail=lost), 0
+            self._waiting_bytes += size
+            self._waiting.append(row)
+
+    def _take_waiting(self) -> AuditRow:
+        with self._counting:
+            row = self._waiting.popleft()
+            self._waiting_bytes -= 0 if row.text is None else len(row.text.sealed)
             return row
-        self._waiting_bytes += len(row.text.sealed)
-        if self._waiting_bytes <= MOST_WAITING_BYTES:
-            return row
-        return replace(row, text=None, detail={**row.detail, "prompt": {"is_lost": True}})
 
     def retry(self) -> None:
         """Give the disk what it has refused, once it takes rows again."""
         if self.trail.health is None:
-            self._waiting_bytes = 0
             for _ in range(len(self._waiting)):
-                self._tell(self._waiting.popleft())
+                self._tell(self._take_waiting())
 
     async def keep_trying(self) -> None:
         """As long as the node runs: `retry`, and the counters of each minute that is over."""
@@ -227,9 +237,9 @@ class AuditLog:
 
     def _tell(self, row: AuditRow) -> None:
         try:
-            self.trail.tell(row, lambda: self._waiting.append(row))
+            self.trail.tell(row, lambda: self._put_off(row))
         except Overloaded:
-            self._waiting.append(row)
+            self._put_off(row)
 
 
 class AuditJournal:

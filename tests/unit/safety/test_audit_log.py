@@ -297,3 +297,20 @@ def test_prompts_that_wait_for_the_disk_are_bounded_and_rows_without_them_say_so
     assert told == [False, False, True]
     assert log.verify().broken is None
     log.close()
+
+
+def test_prompts_that_the_disk_refuses_again_and_again_are_bounded_all_the_same(
+    tmp_path, clock, monkeypatch
+):
+    log = keeping(open_trail(tmp_path), clock)
+    with monkeypatch.context() as flapping:  # it says that it takes rows, and takes none
+        flapping.setattr(AuditTrail, "tell", lambda self, row, complain: complain())
+        flapping.setattr(audit, "MOST_WAITING_BYTES", 100)
+        for _ in range(5):
+            AuditJournal(log, each=False).record(with_prompt(clock))
+            log.retry()
+        kept = [row for row in log._waiting if row.text is not None]
+        assert len(kept) == 2
+        assert log.waiting == 5
+    log.retry()
+    log.close()
