@@ -5,6 +5,7 @@ thrown away.
 """
 
 import logging
+import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class LearntFile:
         try:
             with self._writer(), Reader(self.path) as reader:
                 return reader.read_now(_read)
-        except (StorageFailed, ConfigError) as error:
+        except (StorageFailed, ConfigError, sqlite3.Error) as error:
             log_event(log, "cache.forgot", level=logging.WARNING, why=str(error))
             self._throw_away()
             return []
@@ -71,7 +72,10 @@ class LearntFile:
             connection.executemany(_PUT, rows)
 
         with self._writer() as writer:
-            writer.submit(job).result()
+            try:
+                writer.submit(job).result()
+            except sqlite3.Error as error:  # the table is not what it was made as
+                raise StorageFailed(self.path, error) from error
 
     def _writer(self) -> Writer:
         return Writer(self.path, synchronous="NORMAL", migrations=[SCHEMA])
@@ -85,4 +89,7 @@ class LearntFile:
 
 
 def _read(connection: Connection) -> list[tuple[Name, bytes]]:
-    return [((part, name), value) for part, name, value in connection.execute(_ALL)]
+    found = connection.execute(_ALL).fetchall()
+    if any(tuple(map(type, row)) != (str, str, bytes) for row in found):
+        raise sqlite3.DataError("its rows are none of this program's")
+    return [((part, name), value) for part, name, value in found]

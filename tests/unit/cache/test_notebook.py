@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import sqlite3
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,36 @@ def test_a_file_that_is_damaged_is_thrown_away(folder: Path):
     learn(cache)
     cache.close()
     assert known_by(again(folder)) == (1, 0.951, 2)
+
+
+EDITS = [
+    "DROP TABLE things",
+    "DROP TABLE things; CREATE TABLE things (x)",
+    "DROP TABLE things; CREATE VIEW things AS SELECT 1 AS seq, 2 AS part, 3 AS name, 'x' AS value",
+    "DROP TABLE things; CREATE TABLE things (seq INTEGER, part, name, value);"
+    " INSERT INTO things VALUES (1, 'kinds', 's', 'a text')",
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_file_with_tables_of_somebody_elses_is_thrown_away(folder: Path, edit: str):
+    with closing(sqlite3.connect(folder / "learnt.db")) as db:
+        db.executescript(edit)
+
+    cache = again(folder)
+    assert known_by(cache) == (0, None, 0)
+    learn(cache)
+    cache.close()
+    assert known_by(again(folder)) == (1, 0.951, 2)
+
+
+def test_a_file_that_is_edited_while_it_is_used_is_a_disk_that_refuses(folder: Path):
+    cache = again(folder)
+    with closing(sqlite3.connect(folder / "learnt.db")) as db:
+        db.executescript(EDITS[0])
+    learn(cache)
+    asyncio.run(cache.learn())
+    assert cache.learner.changed, "it is tried again"
 
 
 @pytest.mark.parametrize(
