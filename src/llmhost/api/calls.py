@@ -1,6 +1,6 @@
 """Tool calls and thoughts in an answer: from its text, as it comes, to OpenAI's shapes.
 
-An answer that was held to calls is `{"name":...,"arguments":...}` or a list of such, without white space: the grammar
+An answer that was held to calls is `{"name": ..., "arguments": ...}` or a list of such, spaced as here: the grammar
 leaves nothing else. Others have their model's own marks, which `text/calls` reads.
 """
 
@@ -30,8 +30,8 @@ class CallReader:
 
     def __init__(self, names: Iterable[str], *, is_list: bool, of_text: Iterable[str] = ()) -> None:
         """Calls of tools in `of_text` have a text instead of arguments, which ends with the answer."""
-        self._heads = {f'{{"name":{json.dumps(name)},"arguments":': name for name in names}
-        self._of_text = {f'{{"name":{json.dumps(name)},"input":': name for name in of_text}
+        self._heads = {f'{{"name": {json.dumps(name)}, "arguments": ': name for name in names}
+        self._of_text = {f'{{"name": {json.dumps(name)}, "input": ': name for name in of_text}
         self._heads |= self._of_text
         self._is_list = is_list
         self._calls = 0
@@ -61,7 +61,7 @@ class CallReader:
 
     def _begin(self) -> list[Piece]:
         """A call's head, or the list's end; anything else before the first call is thoughts."""
-        before = "" if not self._is_list else "," if self._calls else "["
+        before = "" if not self._is_list else ", " if self._calls else "["
         for head, name in self._heads.items():
             if self._held.startswith(before + head):
                 self._held = self._held[len(before + head) :]

@@ -141,24 +141,27 @@ def _choice(text: str, is_strict: bool) -> str:
 
 
 def _tool_calls(text: str, is_strict: bool) -> str:
-    """One call, or a list of them: `{"name": ..., "arguments": {...}}`, each tool by its own schema and strictness."""
+    """One call, or a list of them: `{"name": ..., "arguments": {...}}`, each tool by its own schema and strictness.
+
+    Spaces are where Python's json writes them, since models have learnt calls with them.
+    """
     wish = _json(text)
     rules = []
     for place, tool in enumerate(wish["tools"]):
         if "lark" in tool:
             rules.append(_text_call(place, tool))
             continue
-        options = STRICT if tool["strict"] else LENIENT
+        options = {**(STRICT if tool["strict"] else LENIENT), **SPACED}
         parameters = tool["parameters"] if tool["strict"] else _closed(tool["parameters"])
         schema = {**enforceable(parameters), "x-guidance": options}
         if fault := fault_of(LLMatcher.grammar_from_json_schema(json.dumps(schema))):
             raise Unreadable(fault, _place(place, tool))
-        head = quoted(f'{{"name":{json.dumps(tool["name"])},"arguments":')
+        head = quoted(f'{{"name": {json.dumps(tool["name"])}, "arguments": ')
         rules.append(
             f'call{place}: {head} args{place} "}}"\nargs{place}: %json {json.dumps(schema)}'
         )
     call = "call: " + " | ".join(f"call{place}" for place in range(len(rules)))
-    start = 'start: "[" call ("," call)* "]"' if wish["many"] else "start: call"
+    start = 'start: "[" call (", " call)* "]"' if wish["many"] else "start: call"
     return LLMatcher.grammar_from_lark("\n".join([start, call, *rules]))
 
 
@@ -191,7 +194,7 @@ def _text_call(place: int, tool: Any) -> str:
     """A call with a text by a grammar, as it is: it has no end but the answer's."""
     if fault := fault_of(LLMatcher.grammar_from_lark(tool["lark"])):
         raise Unreadable(fault, _place(place, tool))
-    head = quoted(f'{{"name":{json.dumps(tool["name"])},"input":')
+    head = quoted(f'{{"name": {json.dumps(tool["name"])}, "input": ')
     return f"call{place}: {head} text{place}\ntext{place}: %lark {{\n{tool['lark']}\n}}"
 
 

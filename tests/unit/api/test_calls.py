@@ -31,12 +31,12 @@ THOUGHTS = st.just("") | st.text('<think>/ {"[', max_size=20).map(
 
 
 def written(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def text_of(calls: list[tuple[str, Any]], *, is_list: bool) -> str:
     said = [written({"name": name, "arguments": arguments}) for name, arguments in calls]
-    return f"[{','.join(said)}]" if is_list else said[0]
+    return f"[{', '.join(said)}]" if is_list else said[0]
 
 
 def request(*, many: bool) -> GenerationRequest:
@@ -124,7 +124,7 @@ def test_an_answer_that_was_cut_says_so(
 
 def test_what_follows_the_calls_is_left_out() -> None:
     reader = CallReader(["now"], is_list=False)
-    pieces = reader.push('{"name":"now","arguments":{}}tail') + reader.finish()
+    pieces = reader.push('{"name": "now", "arguments": {}}tail') + reader.finish()
 
     assert [piece.text for piece in pieces] == ["", "{}"]
     assert reader.is_complete

@@ -178,14 +178,14 @@ async def test_calls_that_must_be_are_told_likewise() -> None:
     async with model() as m:
         escaped = await said(
             m,
-            '[{"name":"run","arguments":{"input":"a\\n',
+            '[{"name": "run", "arguments": {"input": "a\\n',
             'b"}}]',
             tools=[RUN],
             tool_choice="required",
         )
         plain = await said(
             m,
-            '{"name":"patch","input":+a"\nb',
+            '{"name": "patch", "input": +a"\nb',
             '"}',
             tools=[LARK, RUN],
             tool_choice="required",

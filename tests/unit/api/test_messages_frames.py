@@ -216,7 +216,7 @@ def test_a_stream_begins_with_the_prompts_tokens_and_ends_with_what_is_paid() ->
 def test_calls_that_are_required_are_blocks_of_their_own() -> None:
     wish = {"tools": [{"name": "now", "parameters": {}, "strict": True}], "many": True}
     request = request_of(grammar=GrammarSpec("tool_calls", json.dumps(wish)))
-    text = '[{"name":"now","arguments":{"a":1}},{"name":"now","arguments":{}}]'
+    text = '[{"name": "now", "arguments": {"a":1}}, {"name": "now", "arguments": {}}]'
 
     message = json.loads(whole_message(request, deltas_of(text), USAGE, calls_of(request, None)))
 

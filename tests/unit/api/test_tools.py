@@ -224,7 +224,7 @@ async def test_a_model_without_a_format_is_refused_with_what_works_instead(
     async with model(**facts) as m:
         refusal = await m.host.chat("hello", model="m", tools=[WEATHER])
         asked = await m.ask(tools=[WEATHER], tool_choice="required")
-        m.engine.say(0, '[{"name":"get_weather","arguments":{}}]')
+        m.engine.say(0, '[{"name": "get_weather", "arguments": {}}]')
         m.engine.end(0)
         [answer] = answers_of(await asked, is_stream=False)
 
@@ -363,7 +363,7 @@ async def test_an_answer_whose_prompt_begins_thoughts_begins_amid_them() -> None
 
 
 async def test_thoughts_come_before_calls_that_are_required() -> None:
-    said = '[{"name":"now","arguments":{}}]'
+    said = '[{"name": "now", "arguments": {}}]'
     async with model(THINKING, is_thinking=True) as m:
         many = await m.both("So.</think>", said, tools=[NOW], tool_choice="required")
         named = {"type": "function", "function": {"name": "now"}}
