@@ -18,10 +18,14 @@ def write_random_llama(
     context: int = 4096,
     seed: int = 0,
     pooling: int | None = None,
+    sections: list[int] | None = None,
 ) -> Path:
-    """A Llama in float32 without a tokenizer. Its answers vary: the output layer is far from flat."""
+    """A Llama in float32 without a tokenizer. Its answers vary: the output layer is far from flat.
+
+    With `sections` a model of texts and images, whose positions have several parts.
+    """
     random = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama" if sections is None else "qwen2vl")
     writer.add_block_count(layers)
     writer.add_context_length(context)
     writer.add_embedding_length(width)
@@ -31,6 +35,8 @@ def write_random_llama(
     writer.add_rope_dimension_count(width // heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocabulary)
+    if sections is not None:
+        writer.add_rope_dimension_sections(sections)
     if pooling is not None:
         writer.add_pooling_type(gguf.PoolingType(pooling))
     writer.add_tokenizer_model("none")

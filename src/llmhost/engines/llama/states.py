@@ -14,11 +14,13 @@ import numpy as np
 from llmhost.core.errors import EngineFailed
 
 Bytes = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+Integers = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 
 HEAD_BYTES = 8
 """A magic number and the sequence's id, which is not looked at when a state is restored."""
-CELL_BYTES = 12
-"""Of a cell before its numbers: its position, the number of its owners (1), and the owner."""
+CELL_FORMS = (3, 6)
+"""Integers that are said of a cell: its position, the number of its owners (1), and the owner. Models whose positions
+have several parts, or that look at tokens again, have three more before the owner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +41,25 @@ class State:
     layers: tuple[Layer, ...]
     says: bytes
     """How values lie, and the number of layers."""
-    positions: np.ndarray[tuple[int], np.dtype[np.int32]]
+    about: Integers
+    """[cells, one of `CELL_FORMS`]"""
     cells: Bytes
     """[cells, bytes of all layers]"""
+
+    @property
+    def positions(self) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        return self.about[:, 0]
 
     def part(self, start: int, end: int) -> "State":
         """The cells at these positions, copied."""
         chosen = (self.positions >= start) & (self.positions < end)
-        return replace(self, positions=self.positions[chosen], cells=self.cells[chosen])
+        return replace(self, about=self.about[chosen], cells=self.cells[chosen])
 
     def written(self) -> bytes:
         """As llama.cpp saves it from a buffer that all sequences share."""
-        count = len(self.positions)
-        about = np.ones((count, 3), np.int32)
-        about[:, 0], about[:, 2] = self.positions, 0
+        count = len(self.about)
+        about = self.about.copy()
+        about[:, -1] = 0
         parts = [self.head, struct.pack("<II", 1, count)]
         if count:
             parts += [about.tobytes(), self.says]
@@ -69,23 +76,25 @@ class State:
 def joined(states: Sequence[State]) -> State:
     """The cells of all, which have no position in common."""
     first = states[0]
-    if any(state.layers != first.layers for state in states):
+    width = first.about.shape[1]
+    if any(state.layers != first.layers or state.about.shape[1] != width for state in states):
         raise EngineFailed("Keys and values that were saved apart don't fit one another.")
     return replace(
         first,
-        positions=np.concatenate([state.positions for state in states]),
+        about=np.concatenate([state.about for state in states]),
         cells=np.concatenate([state.cells for state in states]),
     )
 
 
 def read_state(saved: bytes) -> State:
     """A state that was saved from a shared buffer. Raises EngineFailed for a layout that isn't known here."""
-    try:
-        return _Reader(saved).state()
-    except (struct.error, ValueError) as error:
-        raise EngineFailed(
-            "llama.cpp saves keys and values in a layout that isn't known."
-        ) from error
+    why: Exception | None = None
+    for form in CELL_FORMS:  # which it is isn't said, but only one reads to the last byte
+        try:
+            return _Reader(saved).state(form)
+        except (struct.error, ValueError) as error:
+            why = error
+    raise EngineFailed("llama.cpp saves keys and values in a layout that isn't known.") from why
 
 
 def from_own_buffer(saved: bytes, sequence: int) -> bytes:
@@ -117,15 +126,15 @@ class _Reader:
         self._saved = saved
         self._at = HEAD_BYTES
 
-    def state(self) -> State:
+    def state(self, form: int) -> State:
         buffers, count = self._numbers("<II")
         if buffers != 1:
             raise ValueError("more than one buffer")
         head = self._saved[:HEAD_BYTES]
         if not count:
             nothing = np.empty((0, 0), np.uint8)
-            return State(head, (), b"", np.empty(0, np.int32), nothing)
-        about = np.frombuffer(self._take(CELL_BYTES * count), np.int32).reshape(count, 3)
+            return State(head, (), b"", np.empty((0, form), np.int32), nothing)
+        about = np.frombuffer(self._take(4 * form * count), np.int32).reshape(count, form)
         if (about[:, 1] != 1).any():
             raise ValueError("cells with more than they should have")
         says = self._take(8)
@@ -134,7 +143,7 @@ class _Reader:
         while self._at < len(self._saved):
             found.append(self._across(count) if lies_across else self._cells(count))
         kinds, arrays = zip(*found, strict=True)
-        return State(head, kinds, says, about[:, 0].copy(), np.concatenate(arrays, axis=1))
+        return State(head, kinds, says, about, np.concatenate(arrays, axis=1))
 
     def _cells(self, count: int) -> tuple[Layer, Bytes]:
         says = self._take(12)

@@ -54,11 +54,20 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_llama(tmp_path_factory.mktemp("gguf") / "random.gguf", width=128)
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of images as well, of whose cells more is saved."""
+    folder = tmp_path_factory.mktemp("seeing")
+    return write_random_llama(folder / "random.gguf", width=128, sections=[8, 8, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("model", "kv_type"), [("path", "f16"), ("path", "f32"), ("path", "q8_0"), ("seeing", "f16")]
+)
 def test_parts_of_a_state_make_up_the_whole_in_buffers_of_both_kinds(
-    path: Path, kv_type: KvType
+    request: pytest.FixtureRequest, model: str, kv_type: KvType
 ) -> None:
-    with contexts(path, kv_type) as (together, apart):
+    with contexts(request.getfixturevalue(model), kv_type) as (together, apart):
         for context in (together, apart):
             feed(context, 2, 0, COUNT)
         whole = together.read(2, 0, 999)
