@@ -232,6 +232,12 @@ def logits(runner: TorchRunner, rows: list[Row]) -> torch.Tensor:
         ({"exclude_modules": ["v_proj"]}, "which its target_modules leave out"),
         ({"r": 5}, "its configuration says rank 5"),
         ({"r": 0}, "make no sense"),
+        ({"r": float("inf")}, "makes no sense"),
+        ({"lora_alpha": 10**400}, "makes no sense"),
+        ({"rank_pattern": ["q_proj"]}, "makes no sense"),
+        ({"rank_pattern": {"[": 3}}, "makes no sense"),
+        ({"target_modules": "["}, "makes no sense"),
+        ({"target_modules": 5}, "makes no sense"),
     ],
 )
 def test_what_would_be_run_otherwise_than_it_was_trained_is_refused_by_name(

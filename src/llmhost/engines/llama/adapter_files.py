@@ -6,7 +6,7 @@ one as it is: what it is given is written anew from matrices that were checked h
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def _check(place: Path, pair: Pair, model: Header) -> None:
 def _pairs(header: Header) -> dict[str, tuple[TensorInfo, TensorInfo]]:
     """The two matrices of each adapted tensor."""
     path, metadata = header.path, header.metadata
-    kind, form = metadata.get("general.type"), metadata.get("adapter.type")
+    kind, form = (_text(metadata, key) for key in ("general.type", "adapter.type"))
     if (kind, form) != ("adapter", "lora"):
         raise _refused(
             path,
@@ -123,7 +123,7 @@ def _pairs(header: Header) -> dict[str, tuple[TensorInfo, TensorInfo]]:
     halves: dict[str, dict[str, TensorInfo]] = {}
     for tensor in header.tensors:
         name, _, half = tensor.name.rpartition(".lora_")
-        if half not in ("a", "b") or len(tensor.shape) != 2:
+        if half not in ("a", "b") or len(tensor.shape) != 2 or not all(tensor.shape):
             raise _refused(path, f"it holds the tensor {tensor.name!r}, which is not a LoRA matrix")
         halves.setdefault(name, {})[half] = tensor
     if not halves:
@@ -137,7 +137,7 @@ def _pairs(header: Header) -> dict[str, tuple[TensorInfo, TensorInfo]]:
 def _from_gguf(path: Path, model: Header) -> Iterator[Pair]:
     header = read_header(path)
     pairs = _pairs(header)
-    ours, theirs = (each.metadata.get("general.architecture") for each in (model, header))
+    ours, theirs = (_text(each.metadata, "general.architecture") for each in (model, header))
     if ours != theirs:
         raise _refused(path, f"it is for models of {theirs!r}, and this one is of {ours!r}")
     alpha = header.metadata.get("adapter.lora.alpha", 0.0)
@@ -146,6 +146,11 @@ def _from_gguf(path: Path, model: Header) -> Iterator[Pair]:
     for name, (a, b) in pairs.items():
         scale = alpha / b.shape[0] if alpha else 1.0
         yield Pair(name, _numbers(path, a), _numbers(path, b) * np.float32(scale))
+
+
+def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
 
 
 def _numbers(path: Path, tensor: TensorInfo) -> Matrix:

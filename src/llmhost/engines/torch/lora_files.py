@@ -69,6 +69,13 @@ class LoraFiles:
 def read_adapter(folder: Path) -> LoraFiles:
     """Size up the adapter in `folder`. Raises ModelUnavailable for one that can't be run as it was trained."""
     config = _read_config(folder)
+    try:
+        return _sized_up(folder, config)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, re.error) as error:
+        raise _refused(folder, f"its {CONFIG} makes no sense ({error})") from error
+
+
+def _sized_up(folder: Path, config: Mapping[str, Any]) -> LoraFiles:
     _refuse_other_kinds(folder, config)
     shapes = _shapes(folder / WEIGHTS)
     tensors: dict[tuple[str, str], str] = {}

@@ -86,6 +86,8 @@ def read_file_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
 def _placed(path: Path, entry: Mapping[str, Any], start: int) -> StoredTensor:
     first, last = entry["data_offsets"]
     shape = tuple(entry["shape"])
+    if any(type(number) is not int or number < 0 for number in (first, last, *shape)):
+        raise ValueError(f"a tensor at {first!r} to {last!r} of shape {shape!r}")
     return StoredTensor(
         str(entry["dtype"]), math.prod(shape), last - first, path, start + first, shape
     )

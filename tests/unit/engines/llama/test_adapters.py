@@ -1,5 +1,6 @@
 """LoRA adapters of GGUF models: the tokens that the torch engine says with them, in company and alone."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ pytest.importorskip("llama_cpp", reason="needs the extra gguf")
 
 import gguf
 from tests.unit.engines.adapters import save_adapter
+from tests.unit.engines.llama.gguf_files import write
 from tests.unit.engines.llama.test_same_numbers import checkpoint
 from tests.unit.engines.toy_scheduler import GREEDY, Asked, ToyScheduler
 
@@ -235,6 +237,60 @@ def test_what_llama_cpp_would_stumble_over_is_refused_by_name(
         runner.adapters.read(path)
 
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "shapes"),
+    [
+        ({"general.type": [1, 2]}, ((64, 2), (2, 64))),
+        ({"adapter.type": [1.0, 2.0]}, ((64, 2), (2, 64))),
+        ({"general.architecture": [1, 2]}, ((64, 2), (2, 64))),
+        ({}, ((64, 0), (0, 64))),
+        ({}, ((64, 2), (0, 64))),
+        ({}, ((64, 2), (2, 0))),
+    ],
+)
+def test_a_file_that_lies_is_refused(
+    places: Places,
+    tmp_path: Path,
+    change: dict[str, Any],
+    shapes: tuple[tuple[int, int], tuple[int, int]],
+) -> None:
+    said = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+    path = write(
+        tmp_path / "a.gguf",
+        {**said, "adapter.lora.alpha": 4.0, **change},
+        [
+            (f"blk.0.attn_q.weight.lora_{half}", shape, 0, bytes(4 * shape[0] * shape[1]))
+            for half, shape in zip("ab", shapes, strict=True)
+        ],
+    )
+
+    with pytest.raises(ModelUnavailable, match="can't be served"):
+        read_pairs(path, read_header(places.gguf))
+
+
+@pytest.mark.parametrize("shape", [(-2, -64), (2.0, 64.0)])
+def test_matrices_of_impossible_sizes_are_refused(
+    places: Places, tmp_path: Path, shape: tuple[float, float]
+) -> None:
+    config = {"peft_type": "LORA", "r": shape[0], "target_modules": "all-linear"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    name, size = "model.layers.0.self_attn.q_proj.lora", 4 * 2 * 64
+    header = {
+        f"{name}_A.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]},
+        f"{name}_B.weight": {
+            "dtype": "F32",
+            "shape": shape[::-1],
+            "data_offsets": [size, 2 * size],
+        },
+    }
+    raw = json.dumps(header).encode()
+    content = len(raw).to_bytes(8, "little") + raw + bytes(2 * size)
+    (tmp_path / "adapter_model.safetensors").write_bytes(content)
+
+    with pytest.raises(ModelUnavailable):
+        read_pairs(tmp_path, read_header(places.gguf))
 
 
 def test_a_folder_with_neither_kind_says_what_an_adapter_is(
