@@ -20,12 +20,15 @@ def rows(draw: st.DrawFn) -> Row:
     )._replace(drafts=drafts)
 
 
-@given(st.lists(rows(), min_size=1, max_size=6), st.integers(1, 12), st.integers(1, 5))
-@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(rows(), min_size=1, max_size=6), st.integers(1, 12), st.integers(1, 5), st.booleans()
+)
+@settings(max_examples=200, deadline=None)
 def test_calls_hold_every_token_and_every_wanted_place_once(
-    some: list[Row], most_tokens: int, most_outputs: int
+    some: list[Row], most_tokens: int, most_outputs: int, watches: bool
 ) -> None:
-    calls = [*passes(some, range(len(some)), most_tokens=most_tokens, most_outputs=most_outputs)]
+    most = {"most_tokens": most_tokens, "most_outputs": most_outputs}
+    calls = [*passes(some, range(len(some)), **most, watches=watches)]
 
     assert all(0 < len(call.tokens) <= most_tokens for call in calls)
     assert all(call.outputs == sum(call.wants) <= most_outputs for call in calls)
@@ -40,6 +43,14 @@ def test_calls_hold_every_token_and_every_wanted_place_once(
         for at, row in enumerate(some)
         if row.wants_token
         for depth in range(row.drafts + 1)
+    ]
+    watched = []
+    for call in calls:
+        wanted = [at for at, is_wanted in enumerate(call.wants) if is_wanted]
+        assert all(call.sequences[wanted[o]] == at for o, at in call.watched)
+        watched += [(at, call.positions[wanted[o]]) for o, at in call.watched]
+    assert watched == [
+        (at, len(row.tokens) - 1) for at, row in enumerate(some) if watches and not row.wants_token
     ]
     scored = [(owner, token) for call in calls for _, owner, token in call.scored]
     assert scored == [

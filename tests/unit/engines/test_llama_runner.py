@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("llama_cpp", reason="needs the extra gguf")
@@ -16,6 +17,8 @@ from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 from llmhost.core.errors import EngineFailed, ModelUnavailable, OutOfMemory
 from llmhost.core.ports import RunnerFacts
 from llmhost.engines.llama import runner as runner_module
+from llmhost.engines.llama.adapter_files import Pair
+from llmhost.engines.llama.adapters import Written
 from llmhost.engines.llama.context import Context, ContextShape, Room
 from llmhost.engines.llama.load import LoadSettings, load_runner
 from llmhost.engines.llama.runner import LlamaRunner
@@ -186,3 +189,25 @@ def test_a_text_that_outgrows_its_buffer_goes_on_in_a_larger_one_or_a_common_one
         runner = load_runner(path, replace(SETTINGS, kv_layout="auto"), FACTS)
         assert ToyScheduler(runner, blocks=blocks).answer(*lengthy()) == usual
         runner.close()
+
+
+@pytest.mark.parametrize(("settings", "chunk"), [(SETTINGS, 1000), (SETTINGS, 16), (APART, 1000)])
+def test_numbers_that_are_none_fail_their_row_alone(
+    path: Path, settings: LoadSettings, chunk: int
+) -> None:
+    runner = load_runner(path, settings, FACTS)
+    a, b = np.full((2, 64), 1e20, np.float32), np.full((32, 2), 1e18, np.float32)
+    runner.adapters.add("huge", Written([Pair("blk.0.attn_v.weight", a, b)], "llama"))
+    wanted = ToyScheduler(runner).answer(*long_ones(8)[:3])
+    crowd = long_ones(8)[:3]
+    for at, one in enumerate(crowd):
+        one.joins_at = at
+    spoiler = Asked([3 * n % 150 for n in range(40)], 8, adapter="huge")
+
+    scheduler = ToyScheduler(runner, chunk=chunk)
+    scheduler.answer(spoiler, *crowd)
+    later = scheduler.answer(*long_ones(8)[:3])
+
+    assert spoiler.failure is not None
+    assert [one.made for one in crowd] == later == wanted
+    runner.close()

@@ -22,23 +22,31 @@ class Pass:
     """Of its outputs those at which tokens are drawn, in the order of rows and places."""
     scored: list[tuple[int, int, int]] = field(default_factory=list)
     """(output, row, prompt token that is scored there)."""
+    watched: list[tuple[int, int]] = field(default_factory=list)
+    """(output, row) at the end of rows that draw nothing: to see that it is a number."""
     outputs: int = 0
 
 
 def passes(
-    rows: Sequence[Row], sequences: Sequence[int], *, most_tokens: int, most_outputs: int
+    rows: Sequence[Row],
+    sequences: Sequence[int],
+    *,
+    most_tokens: int,
+    most_outputs: int,
+    watches: bool = False,
 ) -> Iterator[Pass]:
-    """Rows one after the other, each cut where a call is full."""
+    """Rows one after the other, each cut where a call is full. With `watches` each has an output."""
     current = Pass()
     for at, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
         count = len(row.tokens)
-        first_drawn, scores = count - places_of(row), scored_of(row)
+        places, scores = places_of(row), scored_of(row)
+        first_out = count - max(places, watches)
         done = 0
         while done < count:
             if not scores:  # all tokens that fit; its places to draw at are the last ones
                 room = most_outputs - current.outputs
                 end = min(
-                    count, done + most_tokens - len(current.tokens), max(first_drawn, done) + room
+                    count, done + most_tokens - len(current.tokens), max(first_out, done) + room
                 )
             else:
                 end = min(
@@ -49,7 +57,7 @@ def passes(
                 yield current
                 current = Pass()
                 continue
-            _add(current, at, row, sequence, done, end, first_drawn, scores)
+            _add(current, at, row, sequence, done, end, first_out, scores)
             done = end
     if current.tokens:
         yield current
@@ -83,21 +91,24 @@ def _add(
     sequence: int,
     start: int,
     end: int,
-    first_drawn: int,
+    first_out: int,
     scores: int,
 ) -> None:
     count = end - start
     into.tokens += row.tokens[start:end]
     into.positions += range(row.start + start, row.start + end)
     into.sequences += [sequence] * count
-    if end <= first_drawn and start >= scores:
+    if end <= first_out and start >= scores:
         into.wants += [0] * count
         return
     for place in range(start, end):
-        is_drawn, is_scored = place >= first_drawn, place < scores
-        into.wants.append(int(is_drawn or is_scored))
+        is_out, is_scored = place >= first_out, place < scores
+        is_drawn = is_out and row.wants_token
+        into.wants.append(int(is_out or is_scored))
         if is_drawn:
             into.drawn.append(into.outputs)
         if is_scored:
             into.scored.append((into.outputs, at, row.known[row.start + place + 1]))
-        into.outputs += is_drawn or is_scored
+        if is_out and not is_drawn:
+            into.watched.append((into.outputs, at))
+        into.outputs += is_out or is_scored

@@ -51,6 +51,8 @@ class LlamaRunner:
         """For a while, since buffers of their own did not suit what ran: to change back and forth would be dear."""
         self._context: Context | None = None
         self._residents: Residents | None = None
+        # Then NaN of one sequence may become another's, so each row of a step is looked at.
+        self._spreads = shape.flash_attention != library.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self._sampler = Sampler()
         self._masks = MaskFiller()
 
@@ -175,6 +177,11 @@ class LlamaRunner:
             return [lost[at] if at in lost else next(rest) for at in range(len(rows))]
         self._shrink(rows)
         self._suit(rows)
+        answers, is_sound = self._answer(rows)
+        return answers if is_sound or not self._spreads else self._apart(rows)
+
+    def _answer(self, rows: Sequence[Row]) -> tuple[list[Drawn], bool]:
+        """What the rows say, and whether the model computed numbers for all of them."""
         masks = self._masks.start(rows, self.facts.vocab_size)
         try:
             logits, scores = self._compute_somehow(rows)
@@ -185,7 +192,35 @@ class LlamaRunner:
         answers: list[Drawn] = [next(drawn) if row.wants_token else None for row in rows]
         for at, scored in scores.items():
             answers[at] = with_scores(answers[at], scored)
+        if not any(isinstance(answer, EngineFailed) for answer in answers):
+            return answers, True
+        is_sound = not any(isinstance(scored, EngineFailed) for scored in scores.values())
+        return answers, is_sound and not _has_no_numbers(logits)
+
+    def _apart(self, rows: Sequence[Row]) -> list[Drawn]:
+        """A step in which numbers of one row may have spoilt those of others: without flash attention each is
+        multiplied by what all cells hold, those of others by zero, and zero times what is no number is none.
+
+        So the cells are made anew, the rows computed in halves, and one alone is believed the second time.
+        """
+        self._clean(rows)
+        if len(rows) > 1:
+            half = len(rows) // 2
+            return [*self._in_part(rows[:half]), *self._in_part(rows[half:])]
+        answers, is_sound = self._answer(rows)
+        if not is_sound:
+            self._clean(rows)
         return answers
+
+    def _in_part(self, rows: Sequence[Row]) -> list[Drawn]:
+        answers, is_sound = self._answer(rows)
+        return answers if is_sound else self._apart(rows)
+
+    def _clean(self, rows: Sequence[Row]) -> None:
+        """Another context, of which no cell holds what is no number, and what the rows fed is in none."""
+        if self._context is not None and self._residents is not None:
+            self._residents.undo(rows)
+            self._rebuild(self._context.room)
 
     def _draw(self, logits: Logits, rows: Sequence[Row], masks: Masks) -> list[Drawn]:
         """As the torch engine draws. The likeliest tokens alone are found without going through it: in a small model's
@@ -253,7 +288,9 @@ class LlamaRunner:
             return context.logits(call.outputs), {}
         parts: list[Logits] = []
         scores: dict[int, Scores] = {}
-        calls = [*passes(rows, sequences, most_tokens=batch.most, most_outputs=outputs)]
+        most = batch.most
+        watches = self._spreads
+        calls = [*passes(rows, sequences, most_tokens=most, most_outputs=outputs, watches=watches)]
         for call in calls:
             context.decode(batch.fill(call.tokens, call.positions, call.sequences, call.wants))
             if not call.outputs:
@@ -261,6 +298,9 @@ class LlamaRunner:
             found = context.logits(call.outputs)
             if call.scored:
                 _score(rows, call, found, scores)
+            for line, at in call.watched:
+                if _has_no_numbers(found[line]):
+                    scores[at] = broken(rows[at])
             if len(call.drawn) < call.outputs:
                 found = found[call.drawn]
             elif len(calls) > 1:
@@ -313,6 +353,10 @@ def _likeliest(logits: "np.ndarray[tuple[int], np.dtype[np.float32]]", row: Row)
     token = int(logits.argmax())
     best = logits.item(token)  # NaN or infinite when any number is
     return token if isfinite(best) else broken(row)
+
+
+def _has_no_numbers(logits: Logits) -> bool:
+    return bool((np.isnan(logits) | np.isposinf(logits)).any())
 
 
 def _places(rows: Sequence[Row], order: Sequence[int]) -> list[int]:
