@@ -52,6 +52,20 @@ def test_a_matrix_that_would_not_be_the_same_is_refused(numbers: list[float]) ->
         PackedMatrix.of(torch.tensor([numbers, numbers], dtype=torch.bfloat16))
 
 
+def test_no_more_than_a_piece_is_unpacked_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "MOST_ELEMENTS", 64)
+    proved, whole = [], PackedMatrix._prove
+
+    def prove(matrix: PackedMatrix, weight: torch.Tensor) -> None:
+        proved.append(weight.numel())
+        whole(matrix, weight)
+
+    monkeypatch.setattr(PackedMatrix, "_prove", prove)
+    PackedMatrix.of(torch.randn(40, 16).bfloat16())
+
+    assert proved == [64] * 10
+
+
 @pytest.mark.parametrize("rows", [1, 8, 300])
 def test_a_layer_gives_the_same_packed_and_keeps_its_size_and_its_weights(rows: int) -> None:
     linear = widened(96, 64, torch.bfloat16)

@@ -42,20 +42,20 @@ class PackedMatrix:
     @classmethod
     def of(cls, weight: Tensor, is_wanted: Callable[[], bool] = lambda: True) -> "PackedMatrix":
         """Raises CantPack where the numbers, or a product, would not be the same, and once it isn't wanted any more."""
-        largest = float(weight.abs().max())
+        parts = torch.split(weight, max(MOST_ELEMENTS // weight.shape[1], 1))
+        largest = float(torch.stack([part.abs().max() for part in parts]).max())
         if not 0 < largest < float("inf"):
             raise CantPack("zeros, or numbers that are not finite")
         scale = 2.0 ** (TOP_EXPONENT - int(torch.frexp(torch.tensor(largest)).exponent))
-        rows = max(MOST_ELEMENTS // weight.shape[1], 1)
+        unscale = torch.tensor([1 / scale])
         pieces = []
-        for part in torch.split(weight, rows):
+        for part in parts:
             if not is_wanted():
                 raise CantPack("nobody wants it any more")
             piece = torch.ops.quantized.linear_prepack_fp16(part.float().mul_(scale), None)
+            cls((piece,), unscale, weight.dtype)._prove(part)  # one by one: it takes memory
             pieces.append(piece)
-        packed = cls(tuple(pieces), torch.tensor([1 / scale]), weight.dtype)
-        packed._prove(weight)
-        return packed
+        return cls(tuple(pieces), unscale, weight.dtype)
 
     def product(self, rows: Tensor) -> Tensor:
         """`rows` [any, inputs] times the matrix's transpose, in float32."""
