@@ -1,6 +1,7 @@
 """What a model in a GGUF file will take, from its header alone."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,12 @@ KV_TYPE: Literal["f16"] = "f16"
 MOST_LAYERS, MOST_EXPERTS = 512, 1024
 """More end the process: llama.cpp asserts where it could refuse."""
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+
+ONE_SIZE = frozenset(
+    {"llama", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe"}
+)
+"""Architectures for which llama.cpp asserts that keys, values and what is rotated of them are of one size, and
+there in every layer."""
 
 _BYTES = {name: (block, size) for name, block, size in BLOCKS.values()}
 _RECURRENT = ("ssm.conv_kernel", "wkv.head_size", "shortconv.l_cache")
@@ -74,6 +81,7 @@ def read_sizes(header: Header) -> Sizes:
     size = embedding // max(max(heads, default=1), 1)
     keys = _number(header, f"{name}.attention.key_length", usual=size)
     values = _number(header, f"{name}.attention.value_length", usual=size)
+    _check_heads(header, name, kv_heads, keys=keys, values=values)
     rows = header.tensor("token_embd.weight")
     if rows is None or len(rows.shape) != 2:
         raise ModelUnavailable(
@@ -157,10 +165,33 @@ def _check_asserted(header: Header, name: str, layers: int) -> None:
         raise ModelUnavailable(
             f"{header.path} has numbers of experts or layers that contradict each other, so it is not loaded."
         )
+    for key, value in metadata.items():
+        is_smallest = key.endswith(("norm_epsilon", "norm_rms_epsilon"))
+        if is_smallest and (type(value) is not float or not 0 <= value < math.inf):
+            raise ModelUnavailable(f"{header.path} has {value!r} for {key!r}.")
     scaling = metadata.get(f"{name}.rope.scaling.type", "none")
     if not isinstance(scaling, str) or scaling not in ROPE_SCALINGS:
         raise ModelUnavailable(
             f"{header.path} scales its rotary embedding by {scaling!r}; there is: {', '.join(ROPE_SCALINGS)}."
+        )
+
+
+def _check_heads(
+    header: Header, name: str, kv_heads: Sequence[int], *, keys: int, values: int
+) -> None:
+    """The same for attention."""
+    is_sound = True
+    if name in ONE_SIZE:
+        turned = header.metadata.get(f"{name}.rope.dimension_count", keys)
+        is_sound = type(turned) is int and keys == values == turned and all(kv_heads)
+    sections = header.metadata.get(f"{name}.rope.dimension_sections")
+    if isinstance(sections, np.ndarray):
+        numbers = sections.tolist()
+        is_sound = is_sound and all(type(each) is int and each >= 0 for each in numbers)
+        is_sound = is_sound and any(numbers[:3]) and sum(numbers) <= keys
+    if not is_sound:
+        raise ModelUnavailable(
+            f"{header.path} has attention heads whose numbers or sizes contradict each other, so it is not loaded."
         )
 
 

@@ -38,11 +38,16 @@ def test_a_token_takes_the_keys_and_values_of_all_layers(tmp_path: Path) -> None
 
 
 def test_heads_may_have_sizes_of_their_own_and_differ_by_layer(tmp_path: Path) -> None:
+    renamed = {key.replace("llama.", "deci."): value for key, value in MODEL.items()}
+    del renamed["general.architecture"], renamed["deci.attention.head_count_kv"]
+
     found = sizes(
         tmp_path,
-        llama__attention__head_count_kv=[2, 0, 1],
-        llama__attention__key_length=32,
-        llama__attention__value_length=8,
+        **renamed,
+        general__architecture="deci",
+        deci__attention__head_count_kv=[2, 0, 1],
+        deci__attention__key_length=32,
+        deci__attention__value_length=8,
     )
 
     assert found.kv_token_bytes("f16") == (2 + 0 + 1) * (32 + 8) * 2
@@ -50,7 +55,8 @@ def test_heads_may_have_sizes_of_their_own_and_differ_by_layer(tmp_path: Path) -
 
 def test_blocks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="blocks of 32"):
-        sizes(tmp_path, llama__attention__key_length=5).kv_token_bytes("q8_0")
+        lengths = {"llama__attention__key_length": 5, "llama__attention__value_length": 5}
+        sizes(tmp_path, **lengths).kv_token_bytes("q8_0")
 
 
 def test_experts_that_make_sense_pass(tmp_path: Path) -> None:
@@ -79,6 +85,15 @@ def test_experts_that_make_sense_pass(tmp_path: Path) -> None:
         ({"llama__context_length": "long"}, "has 'long' for"),
         ({"llama__attention__head_count": [1, 2]}, "no sensible 'llama.attention.head_count'"),
         ({"llama__attention__head_count": 0}, "no sensible"),
+        ({"llama__attention__head_count_kv": [2, 0, 2]}, "contradict each other"),
+        ({"llama__attention__key_length": 8}, "contradict each other"),
+        ({"llama__rope__dimension_count": 8}, "contradict each other"),
+        ({"llama__rope__dimension_count": [16, 16]}, "contradict each other"),
+        ({"llama__rope__dimension_sections": [0, 0, 0, 0]}, "contradict each other"),
+        ({"llama__rope__dimension_sections": [20, 0, 0, 0]}, "contradict each other"),
+        ({"llama__rope__dimension_sections": [20, -8, 0, 0]}, "contradict each other"),
+        ({"llama__attention__layer_norm_rms_epsilon": -1.0}, "has -1.0 for"),
+        ({"llama__attention__layer_norm_rms_epsilon": float("nan")}, "has nan for"),
     ],
 )
 def test_what_can_not_be_served_is_refused_in_a_sentence(
