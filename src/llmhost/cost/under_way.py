@@ -93,11 +93,13 @@ class Settlements:
         """A slot for a request that is admitted. Raises StorageFailed when there is no room for one."""
         return self._journal.open(_encode(request))
 
-    def secure(self, entry: Entry) -> Slot:
-        """A slot that says all of an entry that is about to be settled: from here on a kill can't take it.
+    def reserve(self) -> Slot:
+        """A slot that says nothing yet. Raises StorageFailed when there is no room for one."""
+        return self._journal.open(b"")
 
-        Raises StorageFailed when there is no room for one."""
-        return self._journal.open(_encode(Unsettled(entry=entry)))
+    def secure(self, entry: Entry, slot: Slot) -> None:
+        """Say all of an entry that is about to be settled: from here on a kill can't take it."""
+        slot.write(_encode(Unsettled(entry=entry)))
 
     def settle_soon(self, entry: Entry, slot: Slot) -> None:
         """As `settle`, with others of the same moment: of an entry that is in its slot, that moves no money, and that

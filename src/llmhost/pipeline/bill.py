@@ -234,21 +234,23 @@ class Bill:
         nano = Spending.first_nano(price, **size_of(context, self._settings.slice_tokens))
         return self._accounts.has_room(caller, context.run_id, nano, context.arrived_utc_ns)
 
-    def settle_hit(self, context: RequestContext) -> None:
+    def slot_of_hit(self) -> Slot | None:
+        """Where a kept answer's entry will be until it is on disk; None while the disk has no room for it."""
+        try:
+            return self._settlements.reserve()
+        except StorageFailed:
+            return None
+
+    def settle_hit(self, context: RequestContext, slot: Slot) -> None:
         """Hold, book and settle a kept answer for which there is room. When this returns, its entry is in the journal,
-        and nobody need wait for the ledger. Raises StorageFailed, and then nothing is booked."""
+        and nobody need wait for the ledger."""
         is_paid = self._hits_cost and context.price is not None
         if is_paid and self._accounts.is_budgeted(context.known_caller, context.run_id):
             assert context.price is not None
             context.spending = self._held(context, context.price)
         entry = self._closed(context)
         assert entry is not None, "who has a kept answer is known"
-        try:
-            slot = self._settlements.secure(entry)
-        except StorageFailed:
-            if context.spending is not None:
-                context.spending.hold.void()
-            raise
+        self._settlements.secure(entry, slot)
         if entry.amount_nano or context.spending is not None:
             self._book(context, slot, entry).add_done_callback(partial(self._check_hit, context))
         else:

@@ -27,7 +27,7 @@ from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.limit import size_of
 from llmhost.pipeline.processor import Processor, Stages
 from llmhost.safety.verdict import Direction
-from llmhost.storage.connect import StorageFailed
+from llmhost.storage.journal import Slot
 from llmhost.tenants.limiter import Size
 
 log = logging.getLogger("llmhost.request")
@@ -158,9 +158,14 @@ class ShortWay:
             return None
         if not (is_plain and stages.bill.has_room(context)):
             return None
-        if not stages.limit.pass_through(context, known.size, known.usage):
+        slot = stages.bill.slot_of_hit()
+        if slot is None:
             return None
-        return context if self._settled(known, context) else None
+        if not stages.limit.pass_through(context, known.size, known.usage):
+            slot.close()
+            return None
+        self._settle(known, context, slot)
+        return context
 
     def _is_there(self, known: Known) -> bool:
         """Whether the answer is still kept, and young enough."""
@@ -219,22 +224,18 @@ class ShortWay:
             return False
         return not any(ask_now(plugins, "check_output", text=t, **facts) for t in known.windows)
 
-    def _settled(self, known: Known, context: RequestContext) -> bool:
-        """Do all that the stages do of an answer that ends. False where it can't be booked now."""
+    def _settle(self, known: Known, context: RequestContext, slot: Slot) -> None:
+        """Do all that the stages do of an answer that ends."""
         stages, now_ns = self._stages, self._clock.monotonic_ns
         self._processor.heard_ns = context.arrived_ns
         stages.bill.take_part(context)
         context.usage = known.usage
         context.outcome, context.finish_reason = Outcome.ANSWERED, known.answer.finish_reason
         context.submitted_ns = context.first_token_ns = context.ended_ns = now_ns()
-        try:
-            stages.bill.settle_hit(context)
-        except StorageFailed:  # the disk is full, which the long way tells
-            return False
+        stages.bill.settle_hit(context, slot)
         self._note_judged(known, context)
         stages.store.count(context)
         stages.log(context)
-        return True
 
     def _note_judged(self, known: Known, context: RequestContext) -> None:
         screen = self._stages.screen

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from errno import ENOSPC
 from typing import Any
 
 import msgspec
@@ -26,6 +27,8 @@ from llmhost.core.request import Limits
 from llmhost.cost.pricing import Rates
 from llmhost.hooks.spec import Price, Refusal, hookimpl
 from llmhost.safety.policy import PolicyBody
+from llmhost.storage.connect import StorageFailed
+from llmhost.storage.journal import Slot
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import FAKE_MODEL, TestHost, at, make_host
@@ -457,6 +460,23 @@ async def test_a_budget_that_is_used_up_refuses_what_is_paid_for() -> None:
         await host.host.books.budgets.create(budget, who="test")
         assert (await asked.of(host)).status == 429
         assert short(host) == 1
+
+
+async def test_a_full_disk_refuses_on_the_long_way_and_nothing_was_counted_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(note: bytes) -> Slot:
+        raise StorageFailed(journal.path, OSError(ENOSPC, "full"))
+
+    async with node() as host:
+        asked = Asked(chat(), await host.make_key(limits=Limits(requests_per_minute=60)))
+        await warmed(host, asked)
+        journal = host.host.books.settlements._journal
+        monkeypatch.setattr(journal, "open", full)
+        assert (await asked.of(host)).status == 503
+        monkeypatch.undo()
+        after = await asked.of(host)
+        assert (after.status, after.headers["x-ratelimit-remaining-requests"]) == (200, "56")
 
 
 # ------------------------------------------------------------ who has no short way

@@ -161,7 +161,8 @@ async def test_what_the_disk_refused_is_settled_by_the_next_process(
 async def test_an_entry_that_was_secured_before_it_was_given_to_the_ledger_is_there_once(
     till: Till, is_recorded: bool
 ) -> None:
-    till.settlements.secure(entry(1))
+    till.settlements.reserve()  # and killed before it says anything
+    till.settlements.secure(entry(1), till.settlements.reserve())
     if is_recorded:
         till.books.ledger.record(entry(1)).result()
     assert till.restart() == 1
