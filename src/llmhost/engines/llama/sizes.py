@@ -22,6 +22,11 @@ ONE_SIZE = frozenset(
 """Architectures for which llama.cpp asserts that keys, values and what is rotated of them are of one size, and
 there in every layer."""
 
+_NO_FACTORS = frozenset({"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"})
+"""Types of matrices that llama.cpp multiplies with nothing, and doesn't ask."""
+_INDICES = "tid2eid"
+"""In the names of tables, whatever else they are called."""
+
 _BYTES = {name: (block, size) for name, block, size in BLOCKS.values()}
 _RECURRENT = ("ssm.conv_kernel", "wkv.head_size", "shortconv.l_cache")
 RANK = "rank"
@@ -73,6 +78,7 @@ def read_sizes(header: Header) -> Sizes:
             f"{header.path} holds a model ({name}) that {what}; the engine llama serves models that generate text"
             " from text, embed it or score it."
         )
+    _check_types(header)
     count = _number(header, f"{name}.block_count", most=MOST_LAYERS)
     _check_asserted(header, name, count)
     embedding = _number(header, f"{name}.embedding_length")
@@ -174,6 +180,18 @@ def _check_asserted(header: Header, name: str, layers: int) -> None:
         raise ModelUnavailable(
             f"{header.path} scales its rotary embedding by {scaling!r}; there is: {', '.join(ROPE_SCALINGS)}."
         )
+
+
+def _check_types(header: Header) -> None:
+    """The same for how tensors are stored. Vectors are in float32, as every converter has them."""
+    for tensor in header.tensors:
+        part = tensor.name.rpartition(".")[2]
+        is_added = part == "bias" or (part == "weight" and len(tensor.shape) == 1)
+        is_factor = part == "weight" and _INDICES not in tensor.name
+        if (is_added and tensor.kind != "F32") or (is_factor and tensor.kind in _NO_FACTORS):
+            raise ModelUnavailable(
+                f"{header.path} stores {tensor.name[:80]!r} as {tensor.kind}, which llama.cpp can't compute with."
+            )
 
 
 def _check_heads(

@@ -103,3 +103,24 @@ def test_what_can_not_be_served_is_refused_in_a_sentence(
         sizes(tmp_path, **changes)
 
     assert said in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("blk.0.attn_norm.weight", (64,), 1),
+        ("blk.0.attn_q.bias", (64,), 30),
+        ("rope_freqs.weight", (8,), 26),
+        ("blk.0.ffn_up.weight", (64, 8), 24),
+        ("blk.0.ffn_up.weight", (64, 8), 28),
+        ("blk.0.ffn_up.weight", (256, 8), 15),
+    ],
+)
+def test_tensors_of_types_that_nothing_is_computed_with_are_refused(
+    tmp_path: Path, name: str, shape: tuple[int, ...], kind: int
+) -> None:
+    tensor = (name, shape, kind, bytes(256 * 64))
+    path = write(tmp_path / "m.gguf", MODEL, [EMBEDDINGS, tensor])
+
+    with pytest.raises(ModelUnavailable, match="can't compute with"):
+        read_sizes(read_header(path))
