@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmhost.text.grammar_tagged import Unspeakable
-from llmhost.text.pattern_in_json import escaped_pattern, escaped_range, escaped_text, said_by
+from llmhost.text.pattern_in_json import (
+    escaped_pattern,
+    escaped_range,
+    escaped_text,
+    is_one,
+    said_by,
+)
 
 _TOKENS = re.compile(
     r"""(?P<comment>(?://|\#)[^\n]*)
@@ -27,6 +33,8 @@ _TOKENS = re.compile(
     | (?P<name>\w+)""",
     re.VERBOSE,
 )
+_LINES = ("head", "common", "ignored", "ignored_name")
+"""Tokens that begin a line of their own."""
 _COMMON = {
     "ESCAPED_STRING": r'"(?:[^"\\\n]|\\[^\n])*"',
     "WS_INLINE": r"[ \t]+",
@@ -56,6 +64,7 @@ NOTHING = _Terminals({}, {})
 def escaped_lark(lark: str) -> str:
     """Raises Unspeakable for what can't be rewritten."""
     terminals = _terminals_of(lark)
+    _check_ignored(lark, terminals)
     return _TOKENS.sub(lambda found: _Token(found, terminals).rewritten(), lark)
 
 
@@ -80,6 +89,26 @@ def _terminals_of(lark: str) -> _Terminals:
     return _Terminals(rules, patterns)
 
 
+def _check_ignored(lark: str, terminals: _Terminals) -> None:
+    """What is ignored may come between terminals and not within one, and those with escapes become several. Raises
+    Unspeakable."""
+    lark = _TOKENS.sub(lambda found: "" if found["comment"] else found[0], lark)
+    tokens = list(_TOKENS.finditer(lark))
+    ignored = {found["ignored_name"] for found in tokens if found["ignored_name"]}
+    if not ignored and not any(found["ignored"] for found in tokens):
+        return
+    here = ""
+    for found, after in zip(tokens, [*tokens[1:], None], strict=True):
+        here = found["head"] or here
+        if (name := found["alias"] or found["common"] or here) in ignored:
+            continue
+        behind = lark[found.end() : after and after.start()].strip(" \t\n")
+        is_last = after is None or any(after[kind] for kind in _LINES)
+        goes_on = behind not in ("", "|") or not (behind or is_last or found["head"])
+        if _Token(found, terminals).is_several or (goes_on and here in terminals.rules):
+            raise Unspeakable(f"within a string of JSON {name} can't be kept from what is ignored")
+
+
 @dataclass(frozen=True, slots=True)
 class _Token:
     found: "re.Match[str]"
@@ -90,6 +119,16 @@ class _Token:
         found = self.found
         is_terminal = (found["string"] or found["pattern"] or found["first"]) is not None
         return is_terminal and self.rewritten() != found[0]
+
+    @property
+    def is_several(self) -> bool:
+        """It becomes more than one terminal, one after the other."""
+        found = self.found
+        if found["common"] in _COMMON:
+            return (found["alias"] or found["common"]) in self.terminals.rules
+        if found["string"]:
+            return self.has_escapes and len(said_by(found["string"])) > 1
+        return bool(found["pattern"]) and self.has_escapes and not is_one(found["pattern"])
 
     def rewritten(self) -> str:
         found = self.found

@@ -67,6 +67,12 @@ def escaped_pattern(pattern: str, flags: str, *, is_one: bool = False) -> str | 
     return f"({' '.join(part.rule(often) for part, often in parts)})"
 
 
+def is_one(pattern: str) -> bool:
+    """Whether a pattern is one set, once."""
+    parts = _parts(pattern, takes_line_ends=True)
+    return parts is not None and len(parts) == 1 and not parts[0][1]
+
+
 def _following(parts: "list[tuple[_Set, str]]", place: int) -> "Iterator[_Set]":
     """What may come behind the part in that place."""
     for part, often in parts[place + 1 :]:

@@ -101,6 +101,11 @@ def test_a_patch_is_taken() -> None:
         ("start: /a/\n%ignore /x\\n/", "can't be ignored"),
         ('start: /a/\nGAP: "x" | "\\n"\n%ignore GAP', "%ignore GAP"),
         (r'start: "\q"', "no string as JSON has them"),
+        ('start: "a\\"b"\n%ignore / +/', "kept from what is ignored"),
+        ("start: /[^a]+/\n%ignore / +/", "kept from what is ignored"),
+        ('start: A\nA: "x" "\\n"\n%ignore / +/', "A can't be kept"),
+        ('%ignore / +/\nstart: A\nA: "\\n"+', "A can't be kept"),
+        ("%import common.ESCAPED_STRING\nstart: ESCAPED_STRING\n%ignore / +/", "kept from what"),
     ],
 )
 def test_what_can_not_be_rewritten_is_refused_by_name(lark: str, why: str) -> None:
