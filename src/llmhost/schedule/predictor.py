@@ -1,9 +1,11 @@
 """How long a step will take, learned from the steps that were measured. Pure: no clock, no thread.
 
-A step's time is modelled as a sum: something per step, per row, per token fed and per 1,024 positions attended to.
-The four weights are fitted online by least squares on relative errors, older steps counting less and less. What is
-left of the error for steps with prompts in them is tracked apart: its mean is corrected for, and its spread is left
-as a margin when a prompt's chunk is cut.
+A step's time is modelled as what its decoding rows take, and what its prompts take on top: each a sum, of something per
+step, per row or token, per 1,024 positions attended to, and for prompts also per 1,024 positions before them, which are
+read once for one token as for several. The weights are fitted online by least squares on relative errors, older steps
+counting less and less; those of decoding rows to steps without prompts alone, as many steps with one size of chunk
+beside the same rows don't tell the two apart. What is left of the error for steps with prompts in them is tracked
+apart: its mean is corrected for, and its spread is left as a margin when a prompt's chunk is cut.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +13,8 @@ from typing import NamedTuple
 
 from llmhost.core.step import Row
 
-FORGET = 0.98
-"""What each step keeps of the weight of those before it."""
+FORGET, FORGET_DECODING = 0.98, 0.95
+"""What each step keeps of the weight of those before it, with prompts and without: amid prompts these are few."""
 RIDGE, TINY = 1e-4, 1e-12
 """Pull the weights that the steps seen so far don't tell apart towards zero, relative to what was seen."""
 CORRECTION_SHARE = 0.2
@@ -23,6 +25,8 @@ STEADY_STEPS, FIT_EVERY = 64, 8
 """From so many steps on, one more changes the weights by little: they are fitted anew after every few."""
 ENOUGH_STEPS = 4
 """Steps to have seen before anything is predicted."""
+UNMEASURED_STEPS = 16
+"""After so many steps with prompts one without is worth its time: machines change, and those that decode get longer."""
 
 
 class StepWork(NamedTuple):
@@ -34,70 +38,88 @@ class StepWork(NamedTuple):
     """Positions attended to, summed over the tokens."""
     prompt_tokens: int = 0
     """Of `tokens`, those of rows with more than one."""
+    prompt_rows: int = 0
+    prompt_attended: int = 0
+    prompt_past: int = 0
+    """Positions before the tokens of rows with more than one, each once."""
 
     def plus(self, start: int, tokens: int) -> "StepWork":
         """With one more row that feeds `tokens` from position `start` on."""
+        rows, fed, attended, prompts, prompt_rows, prompts_attended, past = self
+        here = tokens * (start + (tokens + 1) // 2)
+        if tokens > 1:
+            prompts += tokens
+            prompt_rows += 1
+            prompts_attended += here
+            past += start
         return StepWork(
-            self.rows + 1,
-            self.tokens + tokens,
-            self.attended + tokens * (start + (tokens + 1) // 2),
-            self.prompt_tokens + (tokens if tokens > 1 else 0),
+            *(rows + 1, fed + tokens, attended + here),
+            *(prompts, prompt_rows, prompts_attended, past),
         )
 
 
 def work_of(rows: Iterable[Row]) -> StepWork:
     """The work of a step's rows: `plus` for each of them, in plain numbers."""
-    count = fed = attended = prompts = 0
+    count = fed = attended = prompts = prompt_rows = prompts_attended = past = 0
     for row in rows:
         tokens = len(row.tokens)
+        here = tokens * (row.start + (tokens + 1) // 2)
         count += 1
         fed += tokens
-        attended += tokens * (row.start + (tokens + 1) // 2)
+        attended += here
         if tokens > 1:
             prompts += tokens
-    return StepWork(count, fed, attended, prompts)
+            prompt_rows += 1
+            prompts_attended += here
+            past += row.start
+    return StepWork(count, fed, attended, prompts, prompt_rows, prompts_attended, past)
 
 
 class StepPredictor:
     """Milliseconds of steps; None while too little is known."""
 
     def __init__(self) -> None:
-        self._seen = [0.0] * 14
-        """Products of features, each with each from its place on, and the features themselves: four numbers are too few
-        to be worth an array."""
-        self._weights: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+        self._decoding, self._prompts = _Fit(FORGET_DECODING), _Fit(FORGET)
         self._correction = 1.0
         self._spread = FIRST_SPREAD
-        self._fitted = 0
-        """How many steps the weights were fitted to."""
+        self._unmeasured = UNMEASURED_STEPS
+        """Steps with prompts beside decoders since the last one without prompts; as many as are too many at first."""
         self.tried_tokens = 0
         """The most prompt tokens that a step had beside decoders."""
         self.seen = 0
-        self.seen_prompts = 0
+
+    @property
+    def seen_prompts(self) -> int:
+        return self._prompts.seen
+
+    @property
+    def is_stale(self) -> bool:
+        """What a step without prompts takes was last measured too long ago to be compared with."""
+        return self._unmeasured >= UNMEASURED_STEPS
 
     def learn(self, work: StepWork, ms: float) -> None:
         """Take in a step that was measured."""
+        is_beside = work.tokens > work.prompt_tokens > 0
+        self._unmeasured = 0 if not work.prompt_tokens else self._unmeasured + is_beside
         if ms <= 0:
             return
-        if work.prompt_tokens and self.seen >= ENOUGH_STEPS:
-            expected = self._model(work)
-            if expected > 0 and self.seen_prompts:
-                error = min(max(ms / expected, 0.25), 4.0)
-                self._spread += CORRECTION_SHARE * (abs(error - self._correction) - self._spread)
-                self._correction += CORRECTION_SHARE * (error - self._correction)
-        each = 1.0 / ms
-        rows, tokens, reach = work.rows * each, work.tokens * each, work.attended / 1024 * each
-        fresh = (
-            *(each * each, each * rows, each * tokens, each * reach),
-            *(rows * rows, rows * tokens, rows * reach),
-            *(tokens * tokens, tokens * reach, reach * reach),
-            *(each, rows, tokens, reach),
-        )
-        self._seen = [FORGET * old + new for old, new in zip(self._seen, fresh, strict=True)]
         self.seen += 1
-        self.seen_prompts += work.prompt_tokens > 0
-        if work.tokens > work.prompt_tokens > self.tried_tokens:
-            self.tried_tokens = work.prompt_tokens
+        if not work.prompt_tokens:
+            self._decoding.learn(_decoding_features(work), ms, 1 / ms)
+            return
+        if self.seen > ENOUGH_STEPS and self.seen_prompts:
+            self._correct(work, ms)
+        on_top = max(ms - self._decoding.value(_decoding_features(work)), 0.0)
+        self._prompts.learn(_prompt_features(work), on_top, 1 / ms)
+        if is_beside:
+            self.tried_tokens = max(self.tried_tokens, work.prompt_tokens)
+
+    def _correct(self, work: StepWork, ms: float) -> None:
+        expected = self._model(work)
+        if expected > 0:
+            error = min(max(ms / expected, 0.25), 4.0)
+            self._spread += CORRECTION_SHARE * (abs(error - self._correction) - self._spread)
+            self._correction += CORRECTION_SHARE * (error - self._correction)
 
     def predict(self, work: StepWork) -> float | None:
         """Milliseconds that a step would take."""
@@ -112,12 +134,54 @@ class StepPredictor:
         return self._model(work) * (self._correction + self._spread)
 
     def _model(self, work: StepWork) -> float:
+        ms = self._decoding.value(_decoding_features(work))
+        return ms + self._prompts.value(_prompt_features(work)) if work.prompt_tokens else ms
+
+
+Features = tuple[float, float, float, float]
+
+
+def _decoding_features(work: StepWork) -> Features:
+    rows, attended = work.rows - work.prompt_rows, work.attended - work.prompt_attended
+    return (1.0, rows, attended / 1024, 0.0)
+
+
+def _prompt_features(work: StepWork) -> Features:
+    attended, past = work.prompt_attended / 1024, work.prompt_past / 1024
+    return (1.0, work.prompt_tokens, attended, past)
+
+
+class _Fit:
+    """Weights of four features, none of them negative, fitted to what was seen; older steps count less."""
+
+    def __init__(self, forget: float) -> None:
+        self._forget = forget
+        self._sums = [0.0] * 14
+        """Products of features, each with each from its place on, and those with the target: four numbers are too few
+        to be worth an array."""
+        self._weights: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+        self._fitted = 0
+        """How many steps the weights were fitted to."""
+        self.seen = 0
+
+    def learn(self, features: Features, target: float, each: float) -> None:
+        """An error of one in `target` counts as much as `each`."""
+        a, b, c, d = (each * feature for feature in features)
+        aim = each * target
+        fresh = (
+            *(a * a, a * b, a * c, a * d, b * b, b * c, b * d, c * c, c * d, d * d),
+            *(aim * a, aim * b, aim * c, aim * d),
+        )
+        self._sums = [self._forget * old + new for old, new in zip(self._sums, fresh, strict=True)]
+        self.seen += 1
+
+    def value(self, features: Features) -> float:
         if self.seen - self._fitted >= (1 if self.seen < STEADY_STEPS else FIT_EVERY):
             self._fit()
-        return sum(w * f for w, f in zip(self._weights, _features(work), strict=True))
+        return sum(w * f for w, f in zip(self._weights, features, strict=True))
 
     def _fit(self) -> None:
-        """Weights of least squares, none of them negative: the worst one is dropped until none is."""
+        """Least squares; the worst weight is dropped until none is negative."""
         kept, solved = [0, 1, 2, 3], list[float]()
         while kept:
             solved = _solved([self._line(place, kept) for place in kept])
@@ -133,10 +197,10 @@ class StepPredictor:
 
     def _line(self, place: int, kept: Sequence[int]) -> list[float]:
         """One of the equations that the weights of `kept` solve."""
-        seen = self._seen
-        line = [seen[_PAIRS[place][other]] for other in kept]
-        line[kept.index(place)] += seen[_PAIRS[place][place]] * RIDGE + TINY
-        return [*line, seen[_PRODUCTS + place]]
+        sums = self._sums
+        line = [sums[_PAIRS[place][other]] for other in kept]
+        line[kept.index(place)] += sums[_PAIRS[place][place]] * RIDGE + TINY
+        return [*line, sums[_PRODUCTS + place]]
 
 
 _PRODUCTS = 10
@@ -161,10 +225,6 @@ def _solved(lines: list[list[float]]) -> list[float]:
         known = sum(line[column] * found[column] for column in range(place + 1, size))
         found[place] = (line[size] - known) / line[place]
     return found
-
-
-def _features(work: StepWork) -> tuple[float, float, float, float]:
-    return (1.0, work.rows, work.tokens, work.attended / 1024)
 
 
 def prompt_room(

@@ -30,9 +30,13 @@ Emission = tuple[int, Delta]
 LEAST_CHUNK_TOKENS = 8
 """A prompt gets on by so much in every step, whatever the latency of others is to be."""
 TARGET_ITL_MS = 50.0
-"""Without a configured target, a step may take this long, or twice what it takes without prompts, if that is more."""
+"""Without a configured target, a step may take this long, or so many times what it takes without prompts as follows, if
+that is more."""
+FEW_WAIT, AS_MANY_WAIT = 1.8, 2.0
+"""Where fewer sequences wait for their first token than write; and as many. Streams get longer meanwhile, and steps
+differ from what was predicted: what is left to two and a half times is for that."""
 MOST_PATIENCE = 8.0
-"""That is so many times as long at most, where more sequences wait for their first token than write."""
+"""That is so many times as long at most, where more sequences wait than write."""
 
 _by_key = attrgetter("key")
 _NOTHING_BARRED: frozenset[int] = frozenset()
@@ -331,7 +335,11 @@ class Scheduler:
             least = self.limits.least_chunk_tokens
             alone_ms = self.predictor.predict(decoding) or 0.0
             patience = (len(prompts) + len(self._waiting)) / decoding.rows
-            target_ms = max(TARGET_ITL_MS, 2 * alone_ms * min(max(patience, 1.0), MOST_PATIENCE))
+            target_ms = alone_ms * max(FEW_WAIT, AS_MANY_WAIT * min(patience, MOST_PATIENCE))
+            is_certain = 0 < target_ms <= TARGET_ITL_MS or not self.predictor.is_stale
+            if not is_certain and not decoding.prompt_tokens:
+                return 0  # a step for those who decode alone, to measure what it takes
+            target_ms = max(target_ms, TARGET_ITL_MS)
         room = prompt_room(
             self.predictor,
             decoding,

@@ -128,3 +128,35 @@ def test_chunks_grow_by_steps_that_were_measured() -> None:
         predictor.learn(DECODING.plus(0, room), 10.0 + 0.1 * room)
         rooms.append(room)
     assert rooms == [16, 32, 64, 128]
+
+
+@given(weights, st.integers(2, 64), st.integers(0, 4000))
+@settings(max_examples=30, deadline=None)
+def test_many_steps_with_one_size_of_chunk_do_not_change_what_one_without_is_predicted_to_take(
+    weights: tuple[float, float, float, float], chunk: int, start: int
+) -> None:
+    predictor = taught(weights)
+    for step in range(150):
+        work = DECODING.plus(start + step * chunk, chunk)
+        predictor.learn(work, cost(weights, work))
+    assert predictor.predict(DECODING) == pytest.approx(cost(weights, DECODING), rel=0.15)
+
+
+@given(st.floats(1, 50), st.floats(0.1, 2), st.floats(0, 1), st.floats(0, 20))
+@settings(max_examples=30, deadline=None)
+def test_what_a_chunk_takes_to_read_what_is_before_it_is_learned(
+    alone: float, token: float, attended: float, past: float
+) -> None:
+    def takes(start: int, chunk: int) -> float:
+        fed = token * chunk + attended * chunk * (start + chunk / 2) / 1024
+        return alone + fed + past * start / 1024
+
+    predictor, numbers = StepPredictor(), random.Random(5)
+    for _ in range(20):
+        predictor.learn(DECODING, alone)
+    for step in range(100):
+        chunk = numbers.choice((8, 16, 32))
+        predictor.learn(DECODING.plus(40 * step, chunk), takes(40 * step, chunk))
+    for chunk in (8, 12, 32):
+        predicted = predictor.predict(DECODING.plus(4000, chunk))
+        assert predicted == pytest.approx(takes(4000, chunk), rel=0.1)

@@ -7,7 +7,7 @@ from llmhost.core.errors import EngineFailed
 from llmhost.core.output import FinishReason
 from llmhost.core.step import Row, StepResult
 from llmhost.engines.fake import fake_answer
-from llmhost.schedule.predictor import StepPredictor, StepWork
+from llmhost.schedule.predictor import UNMEASURED_STEPS, StepPredictor, StepWork
 from llmhost.schedule.scheduler import Scheduler
 
 
@@ -243,7 +243,7 @@ def test_the_more_wait_for_their_first_token_the_longer_those_that_write_do(
     bench.add(a_spec(max_new_tokens=9))
     bench.step()
     predictor = bench.scheduler.predictor = StepPredictor()
-    for tokens in (1, 20, 300) * 10:  # 100 ms a step, and half a millisecond a token
+    for tokens in (1, 20, 100, 300) * 10:  # 100 ms a step, and half a millisecond a token
         work = StepWork().plus(0, 1).plus(0, tokens)
         predictor.learn(StepWork().plus(0, 1), 100.5)
         predictor.learn(work, 100.0 + 0.5 * work.tokens)
@@ -252,3 +252,22 @@ def test_the_more_wait_for_their_first_token_the_longer_those_that_write_do(
         bench.add(a_spec([1] * 990, max_new_tokens=1, tenant="a"))
 
     assert 0.85 * fed <= sum(len(row.tokens) for row in bench.scheduler.plan()) - 1 <= fed
+
+
+@pytest.mark.parametrize(
+    ("ago", "is_left_alone"), [(UNMEASURED_STEPS - 1, False), (UNMEASURED_STEPS, True)]
+)
+def test_amid_prompts_a_step_is_left_to_those_who_write_when_the_last_was_long_ago(
+    ago: int, is_left_alone: bool
+) -> None:
+    bench = Workbench(some_limits(max_tokens_per_batch=64, max_sequence_length=200, kv_blocks=60))
+    bench.add(a_spec(max_new_tokens=9))
+    bench.step()
+    predictor = bench.scheduler.predictor = StepPredictor()
+    alone = StepWork().plus(9, 1)
+    predictor.learn(alone, 100.0)
+    for _ in range(ago):
+        predictor.learn(alone.plus(0, 8), 120.0)
+    bench.add(a_spec([n % VOCAB for n in range(100)], max_new_tokens=1))
+
+    assert (len(bench.scheduler.plan()) == 1) is is_left_alone
