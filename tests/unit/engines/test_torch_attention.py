@@ -13,7 +13,7 @@ from tests.unit.engines.toy_scheduler import GREEDY
 from torch import Tensor
 
 from llmhost.core.step import Row
-from llmhost.engines.torch import backend_torch
+from llmhost.engines.torch import backend_torch, chunk_rows
 from llmhost.engines.torch.backend_torch import (
     GROUP_OVERHEAD_BLOCKS,
     Scores,
@@ -62,16 +62,21 @@ def cases(draw: st.DrawFn) -> tuple[list[tuple[int, int]], int, int]:
     ),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     worthwhile=st.sampled_from([0, 300, 2**14]),
+    tile=st.sampled_from([None, 3, 64, 512]),
 )
 def test_every_query_gets_what_it_would_get_alone(
     case: tuple[list[tuple[int, int]], int, int],
     scores: Scores,
     dtype: torch.dtype,
     worthwhile: int,
+    tile: int | None,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 1)
         patch.setattr(backend_torch, "WORTHWHILE_ELEMENTS", {2: worthwhile, 4: worthwhile})
+        patch.setattr(backend_torch, "lacks_arithmetic", lambda _: tile is not None)
+        patch.setattr(chunk_rows, "LEAST_POSITIONS", 8)
+        patch.setattr(chunk_rows, "TILE_POSITIONS", tile)
         out, expected = attended(case, scores, dtype)
     tolerance = 1e-5 if dtype is torch.float32 else 0.03
     torch.testing.assert_close(out.float(), expected, rtol=10 * tolerance, atol=tolerance)
@@ -85,8 +90,10 @@ def test_rows_that_several_threads_share_give_the_same(dtype: torch.dtype) -> No
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(backend_torch, "WORTHWHILE_ELEMENTS", {2: 0, 4: 0})
+            patch.setattr(backend_torch, "lacks_arithmetic", lambda _: True)
+            patch.setattr(chunk_rows, "LEAST_POSITIONS", 80)
             out, expected = attended(
-                ([(place, 1) for place in (3, 40, 41, 90, 500)], 4, 7),
+                ([(3, 1), (40, 1), (41, 1), (90, 1), (90, 5), (500, 1), (1100, 20)], 4, 7),
                 Scores(),
                 dtype,
                 lambda layout, size, kind: StepAttention(

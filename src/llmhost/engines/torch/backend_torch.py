@@ -1,8 +1,9 @@
 """Attention over block tables in plain torch, for every device that torch has.
 
 One-token rows of similar length are gathered together and attend in one call, but for long ones on the CPU
-(`decode_rows`); each longer chunk attends on its own, a first chunk directly over the fresh keys. Masks and block
-indices are made once per step and shared by all layers.
+(`decode_rows`); each longer chunk attends on its own, a first chunk directly over the fresh keys, a short one over a
+long past tile by tile on some CPUs (`chunk_rows`). Masks and block indices are made once per step and shared by all
+layers.
 A kernel backend replaces this file: it reads the same StepLayout and has the same `attend`.
 """
 
@@ -15,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmhost.engines.torch import chunk_rows
+from llmhost.engines.torch.chunk_rows import Chunk, ChunkAttention, tiled
+from llmhost.engines.torch.cpu_linear import lacks_arithmetic
 from llmhost.engines.torch.decode_rows import WORTHWHILE_ELEMENTS, Past, RowAttention, pasts
 from llmhost.engines.torch.kv import KeyValue, as_kept, bits
 from llmhost.engines.torch.layout import StepLayout
@@ -41,6 +45,8 @@ class Span:
     """Added to the scores, [rows, 1, tokens per row, length]; None where every position counts."""
     pasts: tuple[Past, ...] | None = None
     """What each row sees, where rows attend one by one."""
+    chunk: Chunk | None = None
+    """What a short chunk sees, where it attends tile by tile."""
 
 
 class Scores(NamedTuple):
@@ -71,6 +77,7 @@ class Scratch:
     def __init__(self) -> None:
         self._room = KeyValue(torch.empty(0), torch.empty(0))
         self.rows = RowAttention()
+        self.chunks = ChunkAttention()
 
     def close(self) -> None:
         self.rows.close()
@@ -124,11 +131,15 @@ class StepAttention:
         self, span: Span, query: Tensor, fresh: KeyValue, cache: KeyValue, scores: Scores
     ) -> Tensor:
         """The span's part of the result, [1, span.last - span.first, heads, head_dim]."""
+        scaling = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
+        asked = (scaling, scores.softcap, scores.sinks)
+        rows = self._scratch.rows
         if span.pasts is not None:
             alone = query[0, :, span.first : span.last].transpose(0, 1)
-            scaling = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
-            attend = self._scratch.rows.attend
-            return attend(alone, cache, span.pasts, scaling, scores.softcap, scores.sinks)[None]
+            return rows.attend(alone, cache, span.pasts, *asked)[None]
+        if span.chunk is not None:
+            part, attend = query[0, :, span.first : span.last], self._scratch.chunks.attend
+            return attend(part, cache, span.chunk, *asked, rows.run).transpose(0, 1)[None]
         q = _per_row(query, span)
         if span.blocks is None:
             key, value = _per_row(fresh.key, span), _per_row(fresh.value, span)
@@ -177,6 +188,11 @@ class StepAttention:
             if is_fresh and (window is None or tokens <= window):
                 last = self._equal_fresh_rows(row)
                 yield Span(layout.offsets[row], layout.offsets[last], last - row)
+            elif self._is_tiled(row, window):
+                last = row + 1
+                (past,) = pasts(layout, [row], self._block_tokens, None)
+                seen_in_tiles = tiled(past, chunk_rows.TILE_POSITIONS)
+                yield Span(layout.offsets[row], layout.offsets[last], 1, chunk=seen_in_tiles)
             else:
                 last = row + 1
                 yield self._gathered(row, last, first_blocks, counts[row], window)
@@ -194,6 +210,16 @@ class StepAttention:
         if layout.block_tables.device.type != "cpu" or (window is not None and window <= short):
             return layout.decode_rows
         return bisect_right(layout.ends, short, hi=layout.decode_rows)
+
+    def _is_tiled(self, row: int, window: int | None) -> bool:
+        layout, end = self._layout, self._layout.ends[row]
+        return (
+            layout.block_tables.device.type == "cpu"
+            and lacks_arithmetic(self._dtype)
+            and end - layout.starts[row] <= chunk_rows.MOST_TOKENS
+            and end >= chunk_rows.LEAST_POSITIONS
+            and (window is None or end <= window)
+        )
 
     def _first_block(self, start: int, window: int | None) -> int:
         """The block that holds the first position which a query at `start` or later can see."""

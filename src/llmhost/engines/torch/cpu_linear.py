@@ -9,6 +9,7 @@ are multiplied with it in float32. Memory is read in 16 bits, sums are at least 
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -148,10 +149,16 @@ def pack_beside(model: nn.Module) -> Packing:
 
 def is_slow_here(weight: Tensor) -> bool:
     """The weights are on an x86 CPU that has no instructions for their type."""
-    if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float16):
+    return weight.device.type == "cpu" and lacks_arithmetic(weight.dtype)
+
+
+@cache
+def lacks_arithmetic(dtype: torch.dtype) -> bool:
+    """This is an x86 CPU, and `dtype` a 16-bit type that it has no instructions for."""
+    if dtype not in (torch.bfloat16, torch.float16):
         return False
     can: Mapping[str, Any] = torch.cpu.get_capabilities()
     if can.get("architecture") != "x86_64":
         return False
-    kind = "bf16" if weight.dtype is torch.bfloat16 else "fp16"
+    kind = "bf16" if dtype is torch.bfloat16 else "fp16"
     return not (can.get(f"avx512_{kind}") or can.get(f"amx_{kind}"))

@@ -115,12 +115,11 @@ class RowAttention:
             weights = _weights(scores, softcap, sunk)
             torch.bmm(weights, self._rooms.laid_out(values, past).transpose(0, 1), out=answer)
 
-        self._run(
-            [partial(attend_one, *one) for one in zip(rows, grouped, out, strict=True)],
-        )
+        self.run([partial(attend_one, *one) for one in zip(rows, grouped, out, strict=True)])
         return out.view(count, heads, dim).to(query.dtype)
 
-    def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
+    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Run them all, at once where the process computes with several threads."""
         threads = torch.get_num_threads()
         if threads == 1:
             for job in jobs:
