@@ -330,26 +330,31 @@ class Scheduler:
                 decoding = decoding.plus(sequence.fed, sequence.todo)
         if not decoding.rows:
             return None
+        start = prompts[0].fed if prompts else 0
         target_ms, least = self.limits.target_itl_ms, LEAST_CHUNK_TOKENS
         if target_ms is None:
             least = self.limits.least_chunk_tokens
-            alone_ms = self.predictor.predict(decoding) or 0.0
-            patience = (len(prompts) + len(self._waiting)) / decoding.rows
-            target_ms = alone_ms * max(FEW_WAIT, AS_MANY_WAIT * min(patience, MOST_PATIENCE))
-            is_certain = 0 < target_ms <= TARGET_ITL_MS or not self.predictor.is_stale
-            if not is_certain and not decoding.prompt_tokens:
-                return 0  # a step for those who decode alone, to measure what it takes
-            target_ms = max(target_ms, TARGET_ITL_MS)
+            target_ms = self._bound_ms(decoding, len(prompts) + len(self._waiting))
+            if self.predictor.is_stale and not decoding.prompt_tokens:
+                expected_ms = self.predictor.predict(decoding.plus(start, least))
+                if expected_ms is not None and max(expected_ms, target_ms) > TARGET_ITL_MS:
+                    return 0  # a step for those who decode alone, to measure what it takes
         room = prompt_room(
             self.predictor,
             decoding,
-            start=prompts[0].fed if prompts else 0,
+            start=start,
             target_ms=target_ms,
             least=least,
             most=self.limits.max_tokens_per_batch,
         )
         size = self.limits.block_tokens
         return room - room % size if room > size else room
+
+    def _bound_ms(self, decoding: StepWork, prompts: int) -> float:
+        """What a step may take where no target is configured."""
+        alone_ms = self.predictor.predict(decoding) or 0.0
+        times = max(FEW_WAIT, AS_MANY_WAIT * min(prompts / decoding.rows, MOST_PATIENCE))
+        return max(TARGET_ITL_MS, alone_ms * times)
 
     def _freed(self, work: Work) -> int:
         return self.books.count_sole(self._sequences[work.seq_id].blocks)
