@@ -214,11 +214,11 @@ class StepAttention:
     def _is_tiled(self, row: int, window: int | None) -> bool:
         layout, end = self._layout, self._layout.ends[row]
         return (
-            layout.block_tables.device.type == "cpu"
-            and lacks_arithmetic(self._dtype)
+            end >= chunk_rows.LEAST_POSITIONS
             and end - layout.starts[row] <= chunk_rows.MOST_TOKENS
-            and end >= chunk_rows.LEAST_POSITIONS
             and (window is None or end <= window)
+            and layout.block_tables.device.type == "cpu"
+            and lacks_arithmetic(self._dtype)
         )
 
     def _first_block(self, start: int, window: int | None) -> int:

@@ -9,7 +9,6 @@ are multiplied with it in float32. Memory is read in 16 bits, sums are at least 
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -152,7 +151,6 @@ def is_slow_here(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and lacks_arithmetic(weight.dtype)
 
 
-@cache
 def lacks_arithmetic(dtype: torch.dtype) -> bool:
     """This is an x86 CPU, and `dtype` a 16-bit type that it has no instructions for."""
     if dtype not in (torch.bfloat16, torch.float16):
