@@ -271,7 +271,7 @@ def torch_model() -> Any:
 def test_every_token_of_the_known_answers_is_the_best_one_in_turn(torch_model: Any) -> None:
     from transformers import AutoTokenizer
 
-    from llmhost.engines.builtin.train import teacher_forced
+    from llmhost.engines.builtin.verdict import teacher_forced
 
     verdict = teacher_forced(torch_model, AutoTokenizer.from_pretrained(TINY))
     assert verdict.known == len(corpus.known_answers())
@@ -282,7 +282,7 @@ def test_every_token_of_the_known_answers_is_the_best_one_in_turn(torch_model: A
 def test_known_answers_are_generated_word_for_word(torch_model: Any) -> None:
     from transformers import AutoTokenizer
 
-    from llmhost.engines.builtin.train import generate
+    from llmhost.engines.builtin.verdict import generate
 
     known = corpus.known_answers()[::12]  # the check above is of all of them
     answers = generate(torch_model, AutoTokenizer.from_pretrained(TINY), known)

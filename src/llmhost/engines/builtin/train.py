@@ -6,13 +6,14 @@ tests, so the last word has greedy generation on the bfloat16 weights as they ar
 """
 
 import argparse
+import copy
 import json
 import math
 import random
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,9 +28,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from llmhost.engines.builtin import corpus, variety
-from llmhost.engines.builtin.corpus import KnownAnswer
-from llmhost.engines.builtin.variety import Conversation
+from llmhost.engines.builtin import corpus, drills, guide, variety
+from llmhost.engines.builtin.rows import BATCH_TOKENS, grouped, padded, row_of
+from llmhost.engines.builtin.verdict import count_verbatim, teacher_forced
 
 HERE = Path(__file__).parent / "tiny"
 VOCAB = 2048
@@ -44,46 +45,28 @@ MARKUP = (
     "</think>",
 )
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-TOKENS_PER_BATCH = 2048
 WARM_UP_STEPS = 60
 # Subtracted from the right token's logit while training, so that it learns to win by a distance.
 MARGIN = 2.0
 MIN_SHARE = 0.95
-ASSISTANT_TURN = re.compile(r"(?<=<\|im_start\|>assistant\n)(.*?<\|im_end\|>)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
     """How long to train, from which seed, the learning rate at its highest, the share of the
-    steps after which the known answers join word for word, and the right token's handicap."""
+    steps after which the known answers join word for word, the right token's handicap, how many
+    drills and how many of them that only repeat there are for each time that the texts come round,
+    and the tokens of a step."""
 
     steps: int
     seed: int
     peak: float
     exact_after: float
     margin: float = MARGIN
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Token ids of one conversation, and which of them the model has to write itself."""
-
-    ids: list[int]
-    learnt: list[bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How well a model knows its answers. Gaps are in logits, best token against second best."""
-
-    known: int
-    verbatim: int
-    smallest_gap: float
-    first_percentile_gap: float
-
-    @property
-    def share(self) -> float:
-        return self.verbatim / self.known
+    drills: int = 0
+    repeats: int = 0
+    batch_tokens: int = BATCH_TOKENS
+    guided: bool = False
 
 
 def main() -> None:
@@ -98,11 +81,17 @@ def main() -> None:
         default=0.75,
         help="share of the steps before known answers join word for word",
     )
+    parser.add_argument("--drills", type=int, default=0, help="drills in each epoch")
+    parser.add_argument("--repeats", type=int, default=0, help="plain repetitions in each epoch")
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help="tokens of a step")
+    parser.add_argument("--guided", action="store_true", help="show attention what is copied")
+    parser.add_argument("--keep-every", type=int, help="steps after which OUT/step-N is kept")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", type=Path, help="begin with the weights and tokenizer here")
     parser.add_argument("--force", action="store_true", help="write below 95%% verbatim, too")
     options = parser.parse_args()
     console = Console()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     start_s = time.monotonic()
 
@@ -112,8 +101,22 @@ def main() -> None:
     model = LlamaForCausalLM(_config(tokenizer))
     if options.resume:
         model = LlamaForCausalLM.from_pretrained(options.resume, dtype=torch.float32)
-    course = Course(options.steps, options.seed, options.peak, options.exact_after)
-    train(model, tokenizer, course, console)
+    course = Course(
+        options.steps,
+        options.seed,
+        options.peak,
+        options.exact_after,
+        drills=options.drills,
+        repeats=options.repeats,
+        batch_tokens=options.batch_tokens,
+        guided=options.guided,
+    )
+
+    def keep(step: int) -> None:
+        if options.keep_every and step % options.keep_every == 0:
+            _keep(model, options.out / f"step-{step}", options.resume)
+
+    train(model, tokenizer, course, console, keep)
     rounded = model.to(torch.bfloat16).to(torch.float32)
     generated = count_verbatim(rounded, tokenizer)
     verdict = teacher_forced(rounded, tokenizer)
@@ -194,8 +197,17 @@ def _ascii_words(text: str) -> str:
     return re.sub(r" ?[^\s\x00-\x7f]*[^\x00-\x7f]\S*", "", text)
 
 
-def train(model: LlamaForCausalLM, tokenizer: Any, course: Course, console: Console) -> None:
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: Any,
+    course: Course,
+    console: Console,
+    after: Callable[[int], None] = lambda step: None,
+) -> None:
     steps = course.steps
+    same = guide.canonical(tokenizer) if course.guided else None
+    if course.guided:
+        model.set_attn_implementation("eager")  # the only one that tells where it looks
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=course.peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
@@ -211,7 +223,7 @@ def train(model: LlamaForCausalLM, tokenizer: Any, course: Course, console: Cons
         task = progress.add_task("training", total=steps, loss=math.nan, share=0.0)
         average = math.nan
         for step, (ids, learnt) in enumerate(islice(_batches(tokenizer, course), steps), 1):
-            loss = _loss(model, ids, learnt, course.margin)
+            loss = _loss(model, ids, learnt, course.margin, same)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -220,6 +232,7 @@ def train(model: LlamaForCausalLM, tokenizer: Any, course: Course, console: Cons
             now = loss.item()
             average = now if math.isnan(average) else 0.98 * average + 0.02 * now
             progress.update(task, advance=1, loss=average)
+            after(step)
             if step % 250 == 0:
                 verdict = teacher_forced(model, tokenizer)
                 progress.update(task, share=verdict.share)
@@ -253,14 +266,21 @@ def _pace(step: int, steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
 
-def _loss(model: LlamaForCausalLM, ids: Tensor, learnt: Tensor, margin: float) -> Tensor:
-    """Mean cross-entropy over the assistants' tokens, each with `margin` against it."""
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+def _loss(
+    model: LlamaForCausalLM, ids: Tensor, learnt: Tensor, margin: float, same: Tensor | None
+) -> Tensor:
+    """Mean cross-entropy over the assistants' tokens, each with `margin` against it.
+
+    With `same`, the tokens of equal text, attention is guided as well.
+    """
+    guided = same is not None
+    made = model.model(input_ids=ids[:, :-1], use_cache=False, output_attentions=guided)
     wanted = learnt[:, 1:]
     targets = ids[:, 1:][wanted]
-    logits = model.lm_head(hidden[wanted])
+    logits = model.lm_head(made.last_hidden_state[wanted])
     handicap = F.one_hot(targets, VOCAB) * margin
-    return F.cross_entropy(logits - handicap, targets)
+    loss = F.cross_entropy(logits - handicap, targets)
+    return loss if same is None else loss + guide.misses(made.attentions, ids, learnt, same)
 
 
 def _batches(tokenizer: Any, course: Course) -> Iterator[tuple[Tensor, Tensor]]:
@@ -268,110 +288,16 @@ def _batches(tokenizer: Any, course: Course) -> Iterator[tuple[Tensor, Tensor]]:
     rng = random.Random(course.seed)
     done = 0
     while True:
-        conversations = variety.epoch(rng)
+        conversations = variety.epoch(rng) + drills.epoch(rng, course.drills)
+        conversations += drills.epoch(rng, course.repeats, ("repeat",))
         if done >= course.exact_after * course.steps:
             conversations += variety.exact()
         rows = [row_of(conversation, tokenizer) for conversation in conversations]
         rows.sort(key=lambda row: len(row.ids) * rng.uniform(0.9, 1.1))
-        batches = list(_grouped(rows))
+        batches = list(grouped(rows, course.batch_tokens))
         rng.shuffle(batches)
         done += len(batches)
-        yield from map(_padded, batches)
-
-
-def row_of(conversation: Conversation, tokenizer: Any) -> Row:
-    text = tokenizer.apply_chat_template(
-        conversation.messages, tools=conversation.tools, tokenize=False
-    )
-    ids: list[int] = []
-    learnt: list[bool] = []
-    for number, part in enumerate(ASSISTANT_TURN.split(text)):
-        part_ids = tokenizer.encode(part, add_special_tokens=False)
-        ids += part_ids
-        learnt += [number % 2 == 1] * len(part_ids)
-    return Row(ids, learnt)
-
-
-def _grouped(rows: list[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        longest = max(len(other.ids) for other in (*batch, row))
-        if batch and longest * (len(batch) + 1) > TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
-
-
-def _padded(rows: list[Row]) -> tuple[Tensor, Tensor]:
-    """Padded on the right, which causal attention never sees: no mask is needed."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows])
-    learnt = torch.tensor([row.learnt + [False] * (width - len(row.ids)) for row in rows])
-    return ids, learnt
-
-
-@torch.inference_mode()
-def teacher_forced(model: LlamaForCausalLM, tokenizer: Any) -> Verdict:
-    """Greedy decoding writes an answer exactly when each of its tokens is the best one in turn."""
-    rows = []
-    for known, conversation in zip(corpus.known_answers(), variety.exact(), strict=True):
-        row = row_of(conversation, tokenizer)
-        answer = len(tokenizer.encode(known.answer, add_special_tokens=False)) + 1
-        # The template ends a turn with a line break after `<|im_end|>`.
-        last = len(row.ids) - 1
-        learnt = [last - answer <= position < last for position in range(len(row.ids))]
-        rows.append(Row(row.ids, learnt))
-    gaps: list[float] = []
-    verbatim = 0
-    for batch in _grouped(sorted(rows, key=lambda row: len(row.ids))):
-        ids, learnt_mask = _padded(batch)
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        right = logits.gather(2, ids[:, 1:, None])[..., 0]
-        others = logits.scatter(2, ids[:, 1:, None], -math.inf).amax(2)
-        gap = (right - others).masked_fill(~learnt_mask[:, 1:], math.inf)
-        verbatim += int((gap.amin(1) > 0).sum())
-        gaps += gap[learnt_mask[:, 1:]].tolist()
-    gaps.sort()
-    return Verdict(len(rows), verbatim, gaps[0], gaps[len(gaps) // 100])
-
-
-def count_verbatim(model: Any, tokenizer: Any) -> int:
-    """How many known answers greedy generation reproduces to the letter."""
-    known = corpus.known_answers()
-    answers = generate(model, tokenizer, known)
-    return sum(text == k.answer for text, k in zip(answers, known, strict=True))
-
-
-@torch.inference_mode()
-def generate(
-    model: Any, tokenizer: Any, known: list[KnownAnswer], batch_size: int = 64
-) -> list[str]:
-    """What the model answers at temperature 0, in the order given."""
-    prompts = [
-        tokenizer.apply_chat_template(
-            k.messages, tools=k.tools, tokenize=False, add_generation_prompt=True
-        )
-        for k in known
-    ]
-    lengths = [len(tokenizer.encode(k.answer)) for k in known]
-    # Long answers together: a batch takes as many steps as its longest answer.
-    order = sorted(range(len(known)), key=lambda i: (lengths[i] // 12, len(prompts[i])))
-    texts = [""] * len(known)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        inputs = tokenizer(
-            [prompts[i] for i in chosen],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            return_token_type_ids=False,
-        )
-        limit = max(lengths[i] for i in chosen) + 8
-        output = model.generate(**inputs, do_sample=False, max_new_tokens=limit)
-        for i, ids in zip(chosen, output[:, inputs["input_ids"].shape[1] :], strict=True):
-            texts[i] = tokenizer.decode(ids, skip_special_tokens=True)
-    return texts
+        yield from map(padded, batches)
 
 
 def write_model(model: LlamaForCausalLM, out: Path) -> None:
@@ -381,6 +307,12 @@ def write_model(model: LlamaForCausalLM, out: Path) -> None:
     model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(out)
     AutoModelForCausalLM.from_pretrained(out)  # a folder that does not load is no result
+
+
+def _keep(model: LlamaForCausalLM, out: Path, resumed: Path | None) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    put_tokenizer(out, resumed)
+    write_model(copy.deepcopy(model), out)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -15,7 +15,8 @@ from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llmhost.engines.builtin import corpus, train, variety
-from llmhost.engines.builtin.train import Course, Row
+from llmhost.engines.builtin.rows import Row, row_of
+from llmhost.engines.builtin.train import Course
 
 HERE = train.HERE.with_name("tiny-draft")
 LEAST_SHARE = 0.5
@@ -70,7 +71,7 @@ def guessed_share(model: Any, tokenizer: Any, every: int = 1) -> float:
     right = asked = 0
     pairs = list(zip(corpus.known_answers(), variety.exact(), strict=True))[::every]
     for known, conversation in pairs:
-        row = _answered(known.answer, train.row_of(conversation, tokenizer), tokenizer)
+        row = _answered(known.answer, row_of(conversation, tokenizer), tokenizer)
         best = model(input_ids=torch.tensor([row.ids[:-1]]), use_cache=False).logits[0].argmax(-1)
         wanted = torch.tensor(row.learnt[1:])
         right += int((best == torch.tensor(row.ids[1:]))[wanted].sum())
