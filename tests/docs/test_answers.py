@@ -65,15 +65,11 @@ def test_a_flag_in_an_answer_belongs_to_a_command_that_it_names(answer: str):
     assert set(FLAG.findall(answer)) <= known
 
 
-NOT_TAUGHT_YET: set[str] = {"audit", "cache", "reviews", "safety"}
-"""Commands that are younger than the weights of `builtin:tiny`; whoever trains it next teaches it these."""
-
-
 def test_the_list_of_commands_is_complete():
     answer = next(p.answer for p in corpus.pairs() if p.questions[0].startswith("Which commands"))
     named = set(re.findall(r"[a-z]+(?:-[a-z]+)*", answer)) - {"and"}
 
-    assert named == set(COMMANDS) - NOT_TAUGHT_YET
+    assert named == set(COMMANDS)
 
 
 @pytest.mark.parametrize("answer", [a for a in ANSWERS if TABLE.search(a) or ASSIGNED.search(a)])

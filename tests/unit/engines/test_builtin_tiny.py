@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from llmhost.engines.builtin import corpus, variety
+from llmhost.engines.builtin import corpus, drills, variety
 
 TINY = Path(corpus.__file__).parent / "tiny"
 USER = {"role": "user", "content": "Hello"}
@@ -288,3 +288,12 @@ def test_known_answers_are_generated_word_for_word(torch_model: Any) -> None:
     answers = generate(torch_model, AutoTokenizer.from_pretrained(TINY), known)
     wrong = [k.answer for k, text in zip(known, answers, strict=True) if text != k.answer]
     assert len(wrong) <= 0.05 * len(known), wrong
+
+
+def test_values_that_training_never_saw_are_copied(torch_model: Any) -> None:
+    from transformers import AutoTokenizer
+
+    from llmhost.engines.builtin.copying import copied
+
+    shares = copied(torch_model, AutoTokenizer.from_pretrained(TINY), drills.measured(5, 40))
+    assert all(shares[kind].tokens > 0.75 for kind in ("number", "place", "name")), shares

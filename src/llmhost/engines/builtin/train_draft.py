@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--peak", type=float, default=6e-3, help="highest learning rate")
+    parser.add_argument("--resume", type=Path, help="begin with the weights here")
     options = parser.parse_args()
     console = Console()
     torch.set_num_threads(1)
@@ -37,6 +38,8 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(train.HERE)
     model = LlamaForCausalLM(shape())
+    if options.resume:
+        model = LlamaForCausalLM.from_pretrained(options.resume, dtype=torch.float32)
     course = Course(options.steps, options.seed, options.peak, exact_after=0.25, margin=0.0)
     train.train(model, tokenizer, course, console)
     rounded = model.to(torch.bfloat16).to(torch.float32)
