@@ -20,6 +20,8 @@ from llmhost.text.calls.thoughts import Thoughts
 
 END_OF_THOUGHTS = "</think>"
 CALLED = "tool_calls"
+HELD_TEXTS = frozenset(("json_schema", "json_object", "regex", "lark", "gbnf", "choice"))
+"""Grammars that have the whole of an answer, but for thoughts before it."""
 """Why an answer ended that is calls, and has all of them."""
 
 _encode = msgspec.json.encode
@@ -133,7 +135,9 @@ def calls_of(request: GenerationRequest, reading: Reading | None = None) -> "Cal
         return Calls(request, _held_to_calls(spec, reading), may_call=True, of_text=_of_text(spec))
     if reading is None:
         return None
-    return Calls(request, reading.reader, may_call=request.may_call, most=request.most_calls)
+    is_text = spec is not None and spec.kind in HELD_TEXTS and not request.may_call
+    make = reading.text_reader if is_text else reading.reader
+    return Calls(request, make, may_call=request.may_call, most=request.most_calls)
 
 
 def _of_text(spec: GrammarSpec) -> frozenset[str]:

@@ -10,7 +10,7 @@ from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.ports import Tokenizer
 from llmhost.core.request import GenerationRequest, GrammarSpec, TextGrammar
 from llmhost.core.thoughts import ThoughtIds
-from llmhost.text.calls.families import BY_NAME, Family, reader_of
+from llmhost.text.calls.families import BY_NAME, Family, reader_of, reader_of_text
 from llmhost.text.calls.pieces import Reader
 from llmhost.text.calls.response_template import (
     RESPONSE_TEMPLATE,
@@ -47,6 +47,12 @@ class Reading:
         """For one choice."""
         marks = () if self.thoughts is None else (self.thoughts,)
         return reader_of(self.family, self.schemas, thoughts=marks, begun=self.begun)
+
+    def text_reader(self) -> Reader:
+        """For one choice that is a text held to a grammar. Families that know thoughts have marks around it as well."""
+        if self.family is not None and self.family.knows_thoughts:
+            return self.reader()
+        return reader_of_text(self.thoughts, begun=self.begun)
 
 
 def reading_of(

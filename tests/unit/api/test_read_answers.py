@@ -12,7 +12,7 @@ from tests.unit.api.test_frames import request_for
 
 from llmhost.api.frames import frames_of, whole_answer
 from llmhost.core.output import Delta, FinishReason, Usage
-from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, GrammarSpec, Kind
 from llmhost.pipeline.reading import Reading
 from llmhost.text.calls.families import BY_NAME
 
@@ -102,3 +102,20 @@ def test_a_stream_is_the_whole_answer_in_pieces(
     whole = whole_answer(asks(most), 1, [*pieces, last], Usage(1, 0, 1), reading=reading)
 
     assert put_together(streamed) == of_whole(whole)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['{"a": "<think>b</think>"}', '{"a": "<tool_call>{}"}', '<think>b</think>\n\n{"a": "<think>"}'],
+)
+def test_marks_within_a_text_that_is_held_to_a_grammar_are_content(said: str) -> None:
+    grammar = GrammarSpec("json_object", "")
+    request = replace(asks(None), grammar=grammar, may_call=False)
+    reading = Reading(BY_NAME["hermes"], ("<think>", "</think>"), False, {})
+    for size in (1, 3, len(said)):
+        pieces = [Delta(0, said[at : at + size]) for at in range(0, len(said), size)]
+        last = Delta(0, finish_reason=FinishReason.STOP, usage=Usage(1, 0, 1))
+        whole = whole_answer(request, 1, [*pieces, last], Usage(1, 0, 1), reading=reading)
+        message = json.loads(whole)["choices"][0]["message"]
+        assert message["content"] == said[said.index("{") :]
+        assert not message.get("tool_calls")

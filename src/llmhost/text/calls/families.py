@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmhost.text.calls.harmony import Harmony
 from llmhost.text.calls.json_calls import Between, Llama, Mistral, Sectioned
-from llmhost.text.calls.pieces import Reader, Steps
+from llmhost.text.calls.pieces import Piece, Reader, Steps
 from llmhost.text.calls.pythonic import Pythonic
 from llmhost.text.calls.tagged import GLM, MINIMAX, QWEN, SEED, Schemas, Tagged
 from llmhost.text.calls.thoughts import Thoughts
@@ -200,8 +200,21 @@ def reader_of(
     return Thoughts(inner, marks[0], begun=begun)
 
 
+def reader_of_text(thoughts: tuple[str, str] | None, *, begun: bool = False) -> Reader:
+    """For a choice that is one text, held to a grammar, and thoughts before it."""
+    return Text() if thoughts is None else Thoughts(Text(), thoughts, begun=begun)
+
+
 class Plain(Reader):
     """All of it is content."""
 
     def read(self) -> Steps[None]:
         yield from self.say_rest()
+
+
+class Text(Plain):
+    """All of it is content, and once it has begun so are marks that come in it: a JSON string may hold any."""
+
+    def push(self, text: str) -> list[Piece]:
+        self.is_within_call = self.is_within_call or bool(text.strip())
+        return super().push(text)
