@@ -42,7 +42,8 @@ class Town:
     budget: str = ""
     file: str = ""
     batch: str = ""
-    """The other one's."""
+    row: str = ""
+    """The other one's; the last is of the audit log."""
     marks: set[str] = field(default_factory=set)
     """What nobody outside the other organisation may ever read."""
     operations: list[tuple[str, str]] = field(default_factory=list)
@@ -88,6 +89,7 @@ def _settled(town: Town) -> Town:
     town.marks |= {answer.headers["x-request-id"] for answer in requests}
     town.file, town.batch = _file_and_batch(node, town.foreign["key"])
     town.marks |= {town.file, town.batch}
+    town.row = node.admin("GET", "/audit", org=SECRET_ORG).json()["data"][0]["id"]
     for path, item in node.get("/admin/openapi/openapi.json").json()["paths"].items():
         if path.startswith("/admin/v1/"):
             town.operations += [(method.upper(), path) for method in item]
@@ -117,7 +119,7 @@ def _file_and_batch(node: Node, key: str) -> tuple[str, str]:
 
 PARTS = (
     *("org", "team", "key_id", "target", "version", "budget", "file_id", "batch_id"),
-    *("review_id",),
+    *("review_id", "row_id"),
 )
 QUERIES = ("org", "team", "after", "by", "limit", "model")
 names = st.sampled_from(["own", "foreign", "nobody"])
@@ -139,6 +141,7 @@ def _named(town: Town, part: str, whose: str) -> str:
         "file_id": {"own": "none", "foreign": town.file},
         "batch_id": {"own": "none", "foreign": town.batch},
         "review_id": {"own": "none", "foreign": "none"},
+        "row_id": {"own": "1", "foreign": town.row},
     }
     return known[part].get(whose, {"by": "day", "limit": "2"}.get(part, "zz-nobody"))
 

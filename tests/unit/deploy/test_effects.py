@@ -42,7 +42,7 @@ class Box:
             devices=self.devices,
             models_dir=models_dir,
             clock=SystemClock(),
-            observe_steps=lambda _: lambda result, load: None,
+            observe_steps=lambda _: lambda result: None,
         )
 
     @property
