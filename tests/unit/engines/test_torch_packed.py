@@ -117,3 +117,17 @@ def test_closing_waits_for_the_piece_at_hand_and_begins_no_other() -> None:
     packing.close()
 
     assert wishes == [False]
+
+
+def test_a_model_that_is_loaded_meanwhile_in_another_type_changes_nothing():
+    weight = torch.randn(48, 64).bfloat16()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(
+        torch.float16
+    )  # as transformers does for the whole process while it makes a model
+    try:
+        packed = PackedMatrix.of(weight)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(packed.unpacked(), weight)
+    assert packed.unscale.dtype == torch.float32

@@ -143,14 +143,14 @@ class _Rooms(threading.local):
     """Each thread has one."""
 
     def __init__(self) -> None:
-        self._room = torch.empty(0)
+        self._room = torch.empty(0, dtype=torch.float32)
 
     def widened(self, flat: Tensor, tile: Tile) -> Tensor:
         """[kv_heads, positions, head_dim] in float32 of `flat` [slots, kv_heads, head_dim], until the next call."""
         count = tile[-1].at + tile[-1].last - tile[-1].first
         elements = count * flat.shape[1] * flat.shape[2]
         if self._room.numel() < elements:
-            self._room = torch.empty(elements)
+            self._room = torch.empty(elements, dtype=torch.float32)
         room = self._room[:elements].view(count, *flat.shape[1:])
         for first, last, at in tile:
             room[at : at + last - first].copy_(flat[first:last])

@@ -36,11 +36,11 @@ class Room:
     """Where slices are widened. One model's layers share it: they run one after the other, in one thread."""
 
     def __init__(self) -> None:
-        self._elements = torch.empty(0)
+        self._elements = torch.empty(0, dtype=torch.float32)
 
     def take(self, rows: int, columns: int) -> Tensor:
         if self._elements.numel() < rows * columns:
-            self._elements = torch.empty(rows * columns)
+            self._elements = torch.empty(rows * columns, dtype=torch.float32)
         return self._elements[: rows * columns].view(rows, columns)
 
 

@@ -138,7 +138,7 @@ class _Rooms(threading.local):
     """Each thread has one."""
 
     def __init__(self) -> None:
-        self._room = torch.empty(0)
+        self._room = torch.empty(0, dtype=torch.float32)
 
     def laid_out(self, flat: Tensor, past: Past) -> Tensor:
         """[length, kv_heads, head_dim] in float32, valid until the next call."""
@@ -147,7 +147,7 @@ class _Rooms(threading.local):
             return flat[first:last]
         elements = past.length * flat.shape[1] * flat.shape[2]
         if self._room.numel() < elements:
-            self._room = torch.empty(elements)
+            self._room = torch.empty(elements, dtype=torch.float32)
         room = self._room[:elements].view(past.length, *flat.shape[1:])
         for first, last, at in past.pieces:
             room[at : at + last - first].copy_(flat[first:last])

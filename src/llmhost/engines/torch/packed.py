@@ -46,8 +46,10 @@ class PackedMatrix:
         largest = float(torch.stack([part.abs().max() for part in parts]).max())
         if not 0 < largest < float("inf"):
             raise CantPack("zeros, or numbers that are not finite")
-        scale = 2.0 ** (TOP_EXPONENT - int(torch.frexp(torch.tensor(largest)).exponent))
-        unscale = torch.tensor([1 / scale])
+        scale = 2.0 ** (
+            TOP_EXPONENT - int(torch.frexp(torch.tensor(largest, dtype=torch.float32)).exponent)
+        )
+        unscale = torch.tensor([1 / scale], dtype=torch.float32)
         pieces = []
         for part in parts:
             if not is_wanted():
@@ -71,7 +73,7 @@ class PackedMatrix:
     def _prove(self, weight: Tensor) -> None:
         if not torch.equal(self.unpacked(), weight):
             raise CantPack("numbers too small beside the largest")
-        asked = torch.linspace(-1, 1, 2 * weight.shape[1]).view(2, -1)
+        asked = torch.linspace(-1, 1, 2 * weight.shape[1], dtype=torch.float32).view(2, -1)
         exact = asked @ weight.float().t()
         # Written so that NaN is refused too.
         if not (self.product(asked) - exact).norm() <= TOLERANCE * exact.norm() + TOLERANCE:

@@ -270,7 +270,7 @@ def _edges(weights: Tensor, asked: Sequence[Sampling]) -> Tensor:
     narrow = [line for line, one in enumerate(asked) if _has_nucleus(one, weights.shape[1])]
     if not narrow:
         return shares[:, None]
-    edges = torch.zeros((len(asked), 1), device=weights.device)
+    edges = torch.zeros((len(asked), 1), dtype=weights.dtype, device=weights.device)
     some = weights if len(narrow) == len(asked) else weights[narrow]
     edges[narrow] = _nucleus_edges(some, [asked[line] for line in narrow])
     return torch.maximum(edges, shares[:, None])
@@ -281,7 +281,7 @@ def _nucleus_edges(weights: Tensor, asked: Sequence[Sampling]) -> Tensor:
     vocabulary = weights.shape[1]
     limits = [min(one.top_k or vocabulary, vocabulary) for one in asked]
     whole = weights.sum(-1).double()
-    edges = torch.empty((len(asked), 1), device=weights.device)
+    edges = torch.empty((len(asked), 1), dtype=weights.dtype, device=weights.device)
     open_lines = list(range(len(asked)))
     widest = max((limit for limit in limits if limit < vocabulary), default=0)
     for candidates in (*NUCLEUS_CANDIDATES, vocabulary):
