@@ -20,9 +20,9 @@ from llmhost.text.calls.thoughts import Thoughts
 
 END_OF_THOUGHTS = "</think>"
 CALLED = "tool_calls"
+"""Why an answer ended that is calls, and has all of them."""
 HELD_TEXTS = frozenset(("json_schema", "json_object", "regex", "lark", "gbnf", "choice"))
 """Grammars that have the whole of an answer, but for thoughts before it."""
-"""Why an answer ended that is calls, and has all of them."""
 
 _encode = msgspec.json.encode
 

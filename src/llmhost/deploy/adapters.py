@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from llmhost.core.errors import Conflict, DoesNotFit, Overloaded
 from llmhost.core.ports import AdapterHost
 from llmhost.deploy.off_loop import shutting_down
-from llmhost.deploy.sources import find_files, fingerprint
+from llmhost.deploy.sources import find_files, fingerprint, mark_of_read
 from llmhost.gpu.memory import DeviceMemory
 from llmhost.observe.logs import log_event
 
@@ -168,9 +168,10 @@ class AdapterShelf:
         await self._make_room()
         holder = f"{self._model}:{name}"
         await self._lease(holder, size_bytes)
-        key = adapter_key(name, mark)
         try:
             weights: Any = await self._off_thread(partial(self._host.read, folder))
+            now = await self._off_thread(partial(fingerprint, folder))
+            key = adapter_key(name, mark_of_read(mark, now))
             await self._call(partial(self._host.add, key, weights))
             if self._is_closed:
                 raise shutting_down()

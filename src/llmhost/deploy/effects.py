@@ -7,7 +7,6 @@ that can't fit is refused at once with the numbers and takes nothing else down.
 
 import asyncio
 import logging
-import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -37,7 +36,7 @@ from llmhost.deploy.off_loop import OffLoop
 from llmhost.deploy.registry import mark_of
 from llmhost.deploy.replica import Replica
 from llmhost.deploy.sleepers import HOST, Sleepers
-from llmhost.deploy.sources import find_files, presence
+from llmhost.deploy.sources import find_files, mark_of_read, presence
 from llmhost.engines.kinds import EngineKind
 from llmhost.gpu.devices import Devices
 from llmhost.observe.logs import log_event
@@ -172,10 +171,8 @@ class LoadEffects:
         )
 
     async def _mark_of_read(self, entry: ModelEntry, before: str) -> str:
-        """Of what was read: files that others took the place of meanwhile have a mark that nothing else has."""
         self.forget_marks(entry)
-        mark = await self.mark(Served(entry))
-        return mark if mark == before else f"{before} {secrets.token_hex(8)}"
+        return mark_of_read(before, await self.mark(Served(entry)))
 
     async def unload(self, replica: Replica, *, drain_s: float) -> None:
         await replica.engine.stop(drain_s=drain_s)

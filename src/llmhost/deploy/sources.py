@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,6 +84,11 @@ def fingerprint(place: Path) -> str:
                 file.seek(start)
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
+
+
+def mark_of_read(before: str, after: str) -> str:
+    """Of what was read in between: files that others took the place of meanwhile have a mark that nothing else has."""
+    return before if after == before else f"{before} {secrets.token_hex(8)}"
 
 
 def _files(place: Path) -> Sequence[Path]:

@@ -184,6 +184,29 @@ async def test_other_files_of_the_same_name_have_another_key(box: Shelf) -> None
     assert box.shelf.key("b") is None
 
 
+async def test_files_that_change_while_they_are_read_have_a_key_that_nothing_else_has(
+    box: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+    for text in ("old", "new"):  # which of both was read is not known
+        (box.folder / "a" / "weights").write_text(text)
+        held = await box.hold("a")
+        held.let_go()
+        keys.append(held.key)
+        assert await box.shelf.unload("a", drain_s=0)
+
+    def read_amid_a_change(folder: Path) -> Any:
+        weights = Host.read(box.host, folder)
+        (folder / "weights").write_text("new")
+        return weights
+
+    (box.folder / "a" / "weights").write_text("old")
+    monkeypatch.setattr(box.host, "read", read_amid_a_change)
+    held = await box.hold("a")
+    assert held.key not in keys
+    assert held.key in box.host.here
+
+
 async def test_an_unload_waits_for_answers_and_gives_up_in_time(box: Shelf) -> None:
     assert not await box.shelf.unload("a", drain_s=0)
     held = await box.hold("a")
