@@ -15,7 +15,7 @@ from llmhost.api.gatekeeper import Identify
 from llmhost.api.messages_frames import MessageFrames, whole_message
 from llmhost.api.messages_wire import parse_count, parse_messages
 from llmhost.api.openai import generation_route, shown_cost, stream_by
-from llmhost.api.reviews.held import hold_answer
+from llmhost.api.reviews.held import hold_answer, read_answer
 from llmhost.api.visit import Visit
 from llmhost.core.output import Delta
 from llmhost.core.request import Caller, GenerationRequest, Kind
@@ -74,8 +74,8 @@ async def _respond(
         )
         await stream_by(frames, visit, send, heartbeat_s, frames.beginning())
         return
-    deltas = await visit.exchange.read_whole()
-    if visit.is_gone:
+    deltas = await read_answer(visit)
+    if deltas is None:
         return
     body = _whole(context, deltas)
     if await hold_answer(holds, visit, send, body):

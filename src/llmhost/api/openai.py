@@ -36,7 +36,7 @@ from llmhost.api.known_bodies import KnownBodies
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Playback
 from llmhost.api.report import Report, report_of
-from llmhost.api.reviews.held import hold_answer, hold_call, say_held
+from llmhost.api.reviews.held import hold_answer, hold_call, read_answer, say_held
 from llmhost.api.visit import Visit
 from llmhost.api.wire import chat_request, completion_request
 from llmhost.core.errors import HeldForReview, LlmhostError, MethodNotAllowed
@@ -312,8 +312,8 @@ async def _answer(
 ) -> None:
     assert visit.exchange is not None
     exchange = visit.exchange
-    deltas = await exchange.read_whole()
-    if visit.is_gone:
+    deltas = await read_answer(visit)
+    if deltas is None:
         return
     context = exchange.context
     body = await _whole(context, deltas)

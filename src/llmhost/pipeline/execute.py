@@ -373,7 +373,8 @@ class ScreenPump:
 
     async def _last(self, delta: Delta, text: str) -> Delta:
         if not self._screen.is_refused:
-            text += await self._screen.finish()
+            is_cut = delta.finish_reason in (FinishReason.CANCELLED, FinishReason.ERROR)
+            text += await self._screen.finish(is_cut=is_cut)
         cuts = self._screen.take_cuts()
         if self._screen.is_refused:
             reason = FinishReason.CONTENT_FILTER

@@ -6,6 +6,7 @@ Each stage is one sentence here and one module beside. However a request ends, i
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from llmhost.cache.wish import HEADER, TAG_HEADER
@@ -70,6 +71,7 @@ class Exchange:
 
     def __init__(self, generation: Running, outbox: Outbox | None = None) -> None:
         self.context = generation.context
+        self._stream = generation.stream
         self._reader = generation.stream.reader(outbox=outbox)
 
     async def read(
@@ -84,6 +86,16 @@ class Exchange:
     async def read_whole(self) -> list[Delta]:
         """Everything, once the answer has ended. Raises the error that ended it."""
         return await self._reader.rest()
+
+    async def read_left(self) -> list[Delta] | None:
+        """Of a caller that has left: the whole answer where a reviewer is to let it out later; else None."""
+        if not self.context.can_wait:
+            return None
+        with suppress(LlmhostError):
+            said = await self._stream.reader().rest()
+            is_whole = self.context.outcome is Outcome.ANSWERED
+            return said if is_whole and self.context.held_by is not None else None
+        return None
 
     def told(self) -> list[Delta]:
         """Everything that the caller has been told so far."""

@@ -94,13 +94,18 @@ class OutputScreen:
             return ""
         return await self._let_out(self._window.push(text))
 
-    async def finish(self) -> str:
-        """The answer is complete: judge the rest; the text that may be sent last. Raises SafetyUnavailable."""
+    async def finish(self, *, is_cut: bool = False) -> str:
+        """The answer is complete: judge the rest; the text that may be sent last. Raises SafetyUnavailable.
+
+        With `is_cut` nobody gets it any more, so no reviewer is asked to let it out."""
         if self.is_refused:
             return ""
         last = await self._let_out(self._window.finish())
         if self._to_hold is not None and not self.is_refused:
-            await self._hold_whole(self._to_hold)
+            if is_cut:
+                self._record(self._to_hold)
+            else:
+                await self._hold_whole(self._to_hold)
         if not self._passed and not self._noted and self._count():
             return last
         if self._passed or not self._noted:

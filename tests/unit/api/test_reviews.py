@@ -240,6 +240,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
 
 
 def said_in(body: dict[str, Any]) -> str:
+    if "choices" in body:
+        return str(body["choices"][0]["message"]["content"])
     parts = body["content"] if "content" in body else body["output"][0]["content"]
     return str(parts[0]["text"])
 
@@ -471,17 +473,47 @@ async def test_a_held_call_has_its_wishes_for_the_cache_when_it_runs():
         assert again.status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", *ANSWERS])
+async def test_a_whole_answer_waits_for_its_reviewer_where_its_client_has_left(
+    path: str, monkeypatch: pytest.MonkeyPatch
+):
+    word = SAID.split()[1]
+    async with reviewed_node(HOLD, Direction.OUTPUT, words=(word,)) as node:
+        bodies = {"/v1/chat/completions": {**CALLS["/v1/chat/completions"], "max_tokens": 4}}
+        connection = connected(node, path, {"model": "fake", **{**bodies, **ANSWERS}[path]})
+        queue = node.host.host.holds.queue
+        refer = queue.refer
+
+        async def refer_and_lose_the_client(*facts: Any) -> Any:
+            connection.gone.set()
+            return await refer(*facts)
+
+        monkeypatch.setattr(queue, "refer", refer_and_lose_the_client)
+        await visit(app_of(node.host), connection)
+        [row] = await node.pending()
+        await node.decide(row["id"])
+        told = (await node.poll(row["id"])).json()
+
+        assert connection.sent == []
+        assert said_in(told["response"]["body"]) == SAID
+        assert [one[1] for one in entries(node)] == ["answered"]
+
+
+def connected(node: ReviewedNode, path: str, body: dict[str, Any]) -> WiredConnection:
+    connection = WiredConnection(json.dumps(body).encode())
+    connection.scope.update(path=path, raw_path=path.encode())
+    connection.scope["headers"] += [(b"authorization", f"Bearer {node.sender}".encode())]
+    return connection
+
+
 async def test_an_answer_that_may_wait_is_not_kept_where_its_client_left_before_its_end():
     slow = ModelSpec(engine="fake", options={"token_delay_ms": 2.0}, price=FAKE_MODEL.price)
     word = fake_chat_words([{"role": "user", "content": "hi"}], 200).split()[1]
     async with reviewed_node(HOLD, Direction.OUTPUT, words=(word,), models={"fake": slow}) as node:
         processor = node.host.host.processor
         body = {"model": "fake", "input": "hi", "max_output_tokens": 2_000}
-        connection = WiredConnection(json.dumps(body).encode())
+        connection = connected(node, "/v1/responses", body)
         bearer = {"authorization": f"Bearer {node.sender}"}
-        headers = [(name.encode(), value.encode()) for name, value in bearer.items()]
-        connection.scope.update(path="/v1/responses", raw_path=b"/v1/responses")
-        connection.scope["headers"] += headers
         call = visit(app_of(node.host), connection)
         await until(lambda: any(word in _text(live) for live in processor._live))
         [live] = processor._live
@@ -490,6 +522,7 @@ async def test_an_answer_that_may_wait_is_not_kept_where_its_client_left_before_
         await until(lambda: processor.in_flight == 0)
         name = live.context.request.request_id.replace("req_", "resp_")
         kept = await node.host.client.get(f"/v1/responses/{name}", headers=bearer)
+        assert await node.pending() == [], "nobody could fetch it"
 
     assert word not in kept.text, "no reviewer has let it out"
     assert kept.status_code == 404

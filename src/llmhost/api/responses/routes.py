@@ -141,10 +141,11 @@ class _Answer:
     async def _whole(self, visit: Visit, send: Send, order: Order) -> None:
         assert visit.exchange is not None
         context = visit.exchange.context
-        deltas = await visit.exchange.read_whole()
+        said = await visit.exchange.read_whole()
+        left = await visit.exchange.read_left() if visit.is_gone else None
         frames = ResponseFrames(order.asked, context, Silence(), order.sealer)
-        frames.take(deltas)
-        if visit.is_gone:
+        frames.take(said if left is None else left)
+        if visit.is_gone and left is None:
             if not context.can_wait:  # else nobody knows yet what a reviewer would have to let out
                 await self._desk.keep_cut(order, frames)
             return

@@ -12,6 +12,7 @@ from llmhost.api.reviews.caller_wire import review_object
 from llmhost.api.visit import Visit
 from llmhost.cache.wish import HEADERS as WISH_HEADERS
 from llmhost.core.errors import HeldForReview
+from llmhost.core.output import Delta
 from llmhost.core.request import Caller
 from llmhost.pipeline.authenticate import run_of
 from llmhost.pipeline.held import Call, Holds
@@ -34,15 +35,25 @@ async def hold_call(
     await holds.keep(held.review_id, call)
 
 
+async def read_answer(visit: Visit) -> list[Delta] | None:
+    """The whole answer; None where its client has left, and no reviewer is to let it out later. Raises what ended it."""
+    assert visit.exchange is not None
+    said = await visit.exchange.read_whole()
+    return await visit.exchange.read_left() if visit.is_gone else said
+
+
 async def hold_answer(holds: Holds | None, visit: Visit, send: Send, body: bytes) -> bool:
-    """Whether the answer waits for a reviewer: then it is kept, and what to ask for is said in its place."""
+    """Whether the answer waits for a reviewer: then it is kept, and what to ask for is said in its place.
+
+    So it is where its client has left: it is paid for, and webhooks tell of it."""
     assert visit.exchange is not None
     held_by = visit.exchange.context.held_by
     if held_by is None:
         return False
     assert holds is not None, "an answer is held where it can be"
     await holds.keep_answer(held_by, body)
-    await say_held(holds, visit, send, held_by)
+    if not visit.is_gone:
+        await say_held(holds, visit, send, held_by)
     return True
 
 
