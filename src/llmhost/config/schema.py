@@ -258,6 +258,8 @@ class SafetySettings(Section, frozen=True):
     """Prompts that the audit log keeps, encrypted: none, those in which something was found, or all."""
     prompt_days: Annotated[int, Meta(ge=1, le=3650)] = 30
     """Days until a kept prompt is erased."""
+    keep_fails_open: bool = False
+    """Let text pass whose prompt the disk takes too long for, with a row that says so; off, such text is refused."""
 
 
 class ReviewSettings(Section, frozen=True):

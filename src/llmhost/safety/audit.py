@@ -2,17 +2,17 @@
 
 Nothing is lost in silence. While the disk refuses, what operators do is refused before it is done, and what was
 screened waits in memory; when as much waits as may, texts that somebody objected to are refused as well. Text that
-nobody objected to is counted by the minute.
+nobody objected to is counted by the minute. Prompts that are to be kept wait for room, for a time.
 """
 
 import asyncio
 import logging
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from llmhost.config.schema import AuditSettings
@@ -21,7 +21,8 @@ from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
 from llmhost.observe.logs import log_event
 from llmhost.safety.defaults import LogJournal
-from llmhost.safety.kept_prompts import KeptPrompts
+from llmhost.safety.kept_prompts import KeptPrompts, most_bytes_of
+from llmhost.safety.room import Room
 from llmhost.safety.verdict import Action, Direction, Finding, Screening
 from llmhost.storage.audit import AuditRow, AuditTrail, Recorded, Wanted
 from llmhost.storage.audit_chain import Head, Verdict
@@ -31,7 +32,9 @@ log = logging.getLogger("llmhost.audit")
 MOST_WAITING = 10_000
 """Screenings that may wait in memory for a disk that refuses."""
 MOST_WAITING_BYTES = 64 * 2**20
-"""Of prompts that are to be kept and wait; beyond it rows wait without theirs, and say so."""
+"""Of prompts that are to be kept, from when they are taken until they are on disk."""
+PATIENCE_S = 2.0
+"""How long a request waits until there is room for its prompt."""
 RETRY_S = 1.0
 MINUTE_NS = 60 * 10**9
 DAY_NS = 86_400 * 10**9
@@ -55,11 +58,8 @@ class AuditLog:
         self._settings = settings
         self._clock = clock
         self._waiting: deque[AuditRow] = deque()
-        self._waiting_bytes = 0
-        """Of the prompts among them."""
-        self._counting = (
-            threading.Lock()
-        )  # the writer's thread gives back what the disk has refused
+        self._room = Room()
+        """For the prompts of those that are on their way to the disk, or wait for it."""
         self._minute_ns = 0
         self._allowed: Counter[tuple[str, str, str]] = Counter()
 
@@ -113,39 +113,42 @@ class AuditLog:
             log_event(log, "audit.row_waits", level=logging.ERROR, why=error, **facts)
             self._waiting.append(AuditRow(at_ns=self._clock.utc_ns(), **{"kind": "admin", **facts}))
 
+    async def make_room(self, size: int) -> None:
+        """Wait until the disk has taken so much that a prompt of `size` bytes may wait for it. Raises SafetyUnavailable
+        when that takes too long."""
+        if not await self._room.wait(size, MOST_WAITING_BYTES, PATIENCE_S):
+            raise SafetyUnavailable(
+                f"The prompt is to be kept, and {MOST_WAITING_BYTES >> 20} MiB of others wait for the disk, which is"
+                " the limit. Try again later.",
+                retry_after_s=RETRY_S,
+            )
+
     def record_soon(self, row: AuditRow) -> None:
-        """Take a row for nobody who waits. Raises SafetyUnavailable when no more can be held."""
+        """Take a row for nobody who waits; without its prompt, and it says so, where there is no room for that.
+
+        Raises SafetyUnavailable when no more can be held."""
         if not self.has_room:
             raise SafetyUnavailable(
                 "The audit log can't be written, and no more can be remembered. Try again later.",
                 retry_after_s=RETRY_S,
             )
+        if row.text is not None:
+            size = len(row.text.sealed)
+            if self._room.has(size, MOST_WAITING_BYTES):
+                self._room.take(size)
+            else:
+                lost = {**row.detail, "prompt": {"is_lost": True}}
+                row = replace(row, text=None, detail=lost)
         if self._waiting or self.trail.health is not None:
-            self._put_off(row)
+            self._waiting.append(row)
         else:
             self._tell(row)
-
-    def _put_off(self, row: AuditRow) -> None:
-        """Have a row wait, without its prompt where those that wait with others are too large already."""
-        size = 0 if row.text is None else len(row.text.sealed)
-        with self._counting:
-            if size and self._waiting_bytes + size > MOST_WAITING_BYTES:
-                lost = {**row.detail, "prompt": {"is_lost": True}}
-                row, size = replace(row, text=None, detail=lost), 0
-            self._waiting_bytes += size
-            self._waiting.append(row)
-
-    def _take_waiting(self) -> AuditRow:
-        with self._counting:
-            row = self._waiting.popleft()
-            self._waiting_bytes -= 0 if row.text is None else len(row.text.sealed)
-            return row
 
     def retry(self) -> None:
         """Give the disk what it has refused, once it takes rows again."""
         if self.trail.health is None:
             for _ in range(len(self._waiting)):
-                self._tell(self._take_waiting())
+                self._tell(self._waiting.popleft())
 
     async def keep_trying(self) -> None:
         """As long as the node runs: `retry`, and the counters of each minute that is over."""
@@ -236,10 +239,13 @@ class AuditLog:
             log_event(log, "audit.lost", level=logging.ERROR, rows=lost, why=self.trail.health)
 
     def _tell(self, row: AuditRow) -> None:
+        stored = None
+        if row.text is not None:
+            stored = partial(self._room.give_back, len(row.text.sealed))
         try:
-            self.trail.tell(row, lambda: self._put_off(row))
+            self.trail.tell(row, partial(self._waiting.append, row), stored)
         except Overloaded:
-            self._put_off(row)
+            self._waiting.append(row)
 
 
 class AuditJournal:
@@ -256,6 +262,10 @@ class AuditJournal:
             return False
         self._audit.count(caller.org, direction.value, policy, at_ns)
         return True
+
+    async def make_room(self, screening: Screening) -> None:
+        if screening.prompt is not None and self._audit.prompts is not None:
+            await self._audit.make_room(most_bytes_of(screening.prompt))
 
     def record(self, screening: Screening) -> None:
         """Raises SafetyUnavailable when it can't be written down, nor remembered until it can."""

@@ -40,7 +40,9 @@ class NodePolicy:
 
     def __init__(self, settings: SafetySettings | None = None) -> None:
         settings = settings or SafetySettings()
-        self.keep_prompts = KeepPrompts(settings.keep_prompts, settings.prompt_days)
+        self.keep_prompts = KeepPrompts(
+            settings.keep_prompts, settings.prompt_days, settings.keep_fails_open
+        )
         self._guards = _guards(settings)
         self._actions: dict[str, Action] = {}
         for action in (Action.WARN, Action.REDACT, Action.REVIEW, Action.BLOCK):
@@ -112,6 +114,9 @@ class LogJournal:
     def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
         return True
 
+    async def make_room(self, screening: Screening) -> None:
+        """No line has a prompt."""
+
     def record(self, screening: Screening) -> None:
         decision = screening.decision
         if decision.action is Action.ALLOW:
@@ -139,6 +144,9 @@ class CountedJournal:
             return False
         self._count(direction.value, "allow", "none")
         return True
+
+    async def make_room(self, screening: Screening) -> None:
+        await self._journal.make_room(screening)
 
     def record(self, screening: Screening) -> None:
         decision = screening.decision

@@ -7,7 +7,7 @@ text has been erased.
 import hashlib
 from collections.abc import Callable
 
-from llmhost.safety.sealed import Seal
+from llmhost.safety.sealed import OVERHEAD_BYTES, Seal
 from llmhost.safety.verdict import Screening
 from llmhost.storage.audit import SealedText
 
@@ -15,6 +15,11 @@ MOST_BYTES = 256 * 1024
 """Of a longer prompt the beginning is kept."""
 DAY_NS = 86_400 * 10**9
 _PART = "prompt"
+
+
+def most_bytes_of(prompt: str) -> int:
+    """What a prompt takes at most as it is kept."""
+    return min(len(prompt) * 4, MOST_BYTES) + OVERHEAD_BYTES
 
 
 class KeptPrompts:

@@ -65,6 +65,8 @@ class PolicyBody(
     """Prompts that the audit log keeps, encrypted; as the node says when absent."""
     prompt_days: Annotated[int, Meta(ge=1, le=3650)] | None = None
     """Days until a kept prompt is erased; as the node says when absent."""
+    keep_fails_open: bool | None = None
+    """Whether text passes whose prompt can't be kept; as the node says when absent."""
     audit_days: Annotated[int, Meta(ge=1, le=36_500)] | None = None
     """Days after which rows of the audit log are deleted; as the node says when absent."""
 
@@ -100,7 +102,12 @@ class OrgPolicy:
         self._looks_for = {way: self._named(way) for way in Direction}
         self._guards = {way: self._guard(way) for way in Direction}
         keeps = rest.keep_prompts
-        self._keeps = KeepPrompts(body.keep_prompts or keeps.which, body.prompt_days or keeps.days)
+        own = body.keep_fails_open
+        self._keeps = KeepPrompts(
+            body.keep_prompts or keeps.which,
+            body.prompt_days or keeps.days,
+            keeps.fails_open if own is None else own,
+        )
 
     @property
     def body(self) -> PolicyBody:

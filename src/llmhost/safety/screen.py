@@ -237,11 +237,23 @@ class Screen:
             screening = await self._reviewed(screening, judges, sent)
             if screening.decision.action is Action.WARN and case.request is not sent:
                 screening = _with(screening, Action.REDACT)
-        self._journal.record(_with_prompt(screening, judges.policy.keep_prompts, case.request))
+        await self._write_down(screening, judges.policy.keep_prompts, case.request)
         note(screening)
         if screening.decision.action > Action.REDACT:
             raise _refusal(case.request, screening, judges.policy.review_mode, judged.error)
         return screening
+
+    async def _write_down(
+        self, screening: Screening, keep: KeepPrompts, request: GenerationRequest
+    ) -> None:
+        """Raises SafetyUnavailable; so it does for a prompt that there is no room for, if the policy fails closed."""
+        written = _with_prompt(screening, keep, request)
+        try:
+            await self._journal.make_room(written)
+        except SafetyUnavailable:
+            if not keep.fails_open:
+                raise
+        self._journal.record(written)
 
     def watch_output(
         self,

@@ -7,6 +7,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 NONCE_BYTES = 12
+OVERHEAD_BYTES = NONCE_BYTES + 16
+"""By so much a sealed text is longer: its nonce and its tag."""
 
 
 class Seal:

@@ -63,6 +63,8 @@ class KeepPrompts:
 
     which: Literal["never", "found", "all"] = "never"
     days: int = 30
+    fails_open: bool = False
+    """Whether text passes whose prompt can't be kept."""
 
 
 NO_PROMPTS = KeepPrompts()
@@ -162,6 +164,10 @@ class Journal(Protocol):
     def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
         """Take it that a text passed in which nothing was found; False where that is for `record`, because somebody
         wants to read of each."""
+
+    async def make_room(self, screening: Screening) -> None:
+        """Come back when the prompt of a screening can be taken with it. Raises SafetyUnavailable when none can for
+        long; `record` takes the rest all the same."""
 
     def record(self, screening: Screening) -> None: ...
 

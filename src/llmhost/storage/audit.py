@@ -181,9 +181,12 @@ class AuditTrail:
         """As `add`, for the running event loop."""
         return self._writer.append_here(self._append, row)
 
-    def tell(self, row: AuditRow, complain: Callable[[], None]) -> None:
-        """As `add`, for nobody who waits; `complain` is called on another thread if it could not be stored."""
-        self._writer.tell(self._append, row, complain)
+    def tell(
+        self, row: AuditRow, complain: Callable[[], None], stored: Callable[[], None] | None = None
+    ) -> None:
+        """As `add`, for nobody who waits; `complain` is called on another thread if it could not be stored, and
+        `stored` if it could."""
+        self._writer.tell(self._append, row, complain, stored)
 
     async def together(self, act: Callable[[Connection], tuple[T, AuditRow]]) -> T:
         """Change other tables of this file and append the row that tells of it: both or neither."""

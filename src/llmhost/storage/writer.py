@@ -63,15 +63,19 @@ class _Task:
 
 
 class _Complaint:
-    """In place of a future that nobody looks at, but for a failure."""
+    """In place of a future whose value nobody wants."""
 
-    __slots__ = ("_complain",)
+    __slots__ = ("_complain", "_stored")
 
-    def __init__(self, complain: Callable[[], None]) -> None:
+    def __init__(
+        self, complain: Callable[[], None], stored: Callable[[], None] | None = None
+    ) -> None:
         self._complain = complain
+        self._stored = stored
 
     def set_result(self, value: Any) -> None:
-        pass
+        if self._stored is not None:
+            self._stored()
 
     def set_exception(self, error: BaseException) -> None:
         self._complain()
@@ -173,9 +177,16 @@ class Writer:
         self._enqueue(_Task(work, item, promise))
         return promise.waiter
 
-    def tell(self, work: Work[Item, T], item: Item, complain: Callable[[], None]) -> None:
-        """As `append`, for nobody who waits; `complain` is called on another thread if it could not be stored."""
-        self._enqueue(_Task(work, item, _Complaint(complain)))
+    def tell(
+        self,
+        work: Work[Item, T],
+        item: Item,
+        complain: Callable[[], None],
+        stored: Callable[[], None] | None = None,
+    ) -> None:
+        """As `append`, for nobody who waits; `complain` is called on another thread if it could not be stored, and
+        `stored` if it could."""
+        self._enqueue(_Task(work, item, _Complaint(complain, stored)))
 
     def _enqueue(self, task: "_Task") -> None:
         with self._changed:

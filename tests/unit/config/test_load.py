@@ -162,6 +162,7 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_SAFETY_GUARD": "tiny",
         "LLMHOST_SAFETY_GUARD_DIRECTIONS": "input",
         "LLMHOST_SAFETY_GUARD_FAILS_OPEN": "1",
+        "LLMHOST_SAFETY_KEEP_FAILS_OPEN": "1",
         "LLMHOST_SAFETY_GUARD_THRESHOLD": "0.3",
         "LLMHOST_SAFETY_KEEP_PROMPTS": "all",
         "LLMHOST_REVIEWS_SAMPLE_SHARE": "0.5",

@@ -304,7 +304,7 @@ def test_prompts_that_the_disk_refuses_again_and_again_are_bounded_all_the_same(
 ):
     log = keeping(open_trail(tmp_path), clock)
     with monkeypatch.context() as flapping:  # it says that it takes rows, and takes none
-        flapping.setattr(AuditTrail, "tell", lambda self, row, complain: complain())
+        flapping.setattr(AuditTrail, "tell", lambda self, row, complain, stored: complain())
         flapping.setattr(audit, "MOST_WAITING_BYTES", 100)
         for _ in range(5):
             AuditJournal(log, each=False).record(with_prompt(clock))
@@ -313,4 +313,43 @@ def test_prompts_that_the_disk_refuses_again_and_again_are_bounded_all_the_same(
         assert len(kept) == 2
         assert log.waiting == 5
     log.retry()
+    log.close()
+
+
+class Stuck:
+    """A disk that takes rows and is never done with them, until it is."""
+
+    def __init__(self) -> None:
+        self.done: list[Any] = []
+
+    def tell(self, row: Any, complain: Any, stored: Any) -> None:
+        self.done.append(stored)
+
+
+async def test_a_prompt_waits_until_those_before_it_are_on_disk(tmp_path, clock, monkeypatch):
+    log, disk = keeping(open_trail(tmp_path), clock), Stuck()
+    journal, one = AuditJournal(log, each=False), with_prompt(clock)
+    monkeypatch.setattr(audit, "MOST_WAITING_BYTES", 150)
+    monkeypatch.setattr(log.trail, "tell", disk.tell)
+    for _ in range(2):
+        journal.record(one)
+    waiting = [asyncio.create_task(journal.make_room(one)) for _ in range(2)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    await asyncio.to_thread(disk.done[0])
+    await asyncio.gather(*waiting)
+    log.close()
+
+
+async def test_a_prompt_that_the_disk_has_no_time_for_is_refused(tmp_path, clock, monkeypatch):
+    log, disk = keeping(open_trail(tmp_path), clock), Stuck()
+    journal, one = AuditJournal(log, each=False), with_prompt(clock)
+    monkeypatch.setattr(audit, "MOST_WAITING_BYTES", 100)
+    monkeypatch.setattr(audit, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(log.trail, "tell", disk.tell)
+    journal.record(one)
+    with pytest.raises(SafetyUnavailable, match="is the limit"):
+        await journal.make_room(one)
+    await journal.make_room(screening(clock, Action.WARN, FOUND))  # nothing of it is kept
     log.close()

@@ -66,6 +66,9 @@ class Journal:
     def count(self, caller, direction, policy, at_ns):
         return False
 
+    async def make_room(self, screening):
+        pass
+
     def record(self, screening):
         self.screenings.append(screening)
 

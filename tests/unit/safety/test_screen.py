@@ -311,9 +311,35 @@ def test_a_broken_rule_fails_start_up():
         screen(blocked_patterns=("(",))
 
 
+def journal_of(noted: list[Screening], failure: Exception | None = None) -> Any:
+    """Has no room for prompts where there is a failure."""
+
+    async def make_room(_: Screening) -> None:
+        if failure is not None:
+            raise failure
+
+    return SimpleNamespace(record=noted.append, count=lambda *_: False, make_room=make_room)
+
+
+@pytest.mark.parametrize("fails_open", [True, False])
+async def test_a_prompt_that_cant_be_kept_is_refused_unless_the_policy_says_otherwise(fails_open):
+    noted: list[Screening] = []
+    journal = journal_of(noted, SafetyUnavailable("full"))
+    settings = SafetySettings(keep_prompts="all", keep_fails_open=not fails_open)
+    body = PolicyBody(keep_fails_open=fails_open)
+    own = SamePolicy(OrgPolicy("acme", 1, body, NodePolicy(settings)))
+    judging = Screen(settings, Plugins(), policies=own, journal=journal)
+    if fails_open:
+        await judging.check_input(chat("hello"), LOCAL_CALLER)
+    else:
+        with pytest.raises(SafetyUnavailable):
+            await judging.check_input(chat("hello"), LOCAL_CALLER)
+    assert len(noted) == fails_open
+
+
 async def test_a_policy_has_prompts_kept_as_they_run_and_windows_of_its_own():
     noted: list[Screening] = []
-    journal: Any = SimpleNamespace(record=noted.append, count=lambda *_: False)
+    journal = journal_of(noted)
     settings = SafetySettings(redact=("pii.card",), keep_prompts="found", window_chars=64)
     judging = Screen(
         settings, Plugins(), policies=SamePolicy(NodePolicy(settings)), journal=journal
@@ -334,7 +360,7 @@ async def test_a_policy_has_prompts_kept_as_they_run_and_windows_of_its_own():
 
 async def test_all_prompts_are_kept_though_nothing_judges_them():
     noted: list[Screening] = []
-    journal: Any = SimpleNamespace(record=noted.append, count=lambda *_: False)
+    journal = journal_of(noted)
     settings = SafetySettings(keep_prompts="all")
     judging = Screen(settings, Plugins(), journal=journal)
     await judging.check_input(chat("hello"), LOCAL_CALLER)

@@ -36,7 +36,7 @@ async def hold_call(
 
 
 async def read_answer(visit: Visit) -> list[Delta] | None:
-    """The whole answer; None where its client has left, and no reviewer is to let it out later. Raises what ended it."""
+    """The whole answer; None where its client has left, and no reviewer lets it out later. Raises what ended it."""
     assert visit.exchange is not None
     said = await visit.exchange.read_whole()
     return await visit.exchange.read_left() if visit.is_gone else said
