@@ -17,8 +17,9 @@ from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import StepResult, split_exactly, work_units
 from llmhost.engines.llama import runner as runner_module
 from llmhost.engines.llama.context import KvLayout
-from llmhost.engines.llama.load import LoadSettings, load_runner
+from llmhost.engines.llama.load import load_runner
 from llmhost.engines.llama.runner import LlamaRunner
+from llmhost.engines.llama.settings import LoadSettings
 from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
 
 pytestmark = pytest.mark.bars

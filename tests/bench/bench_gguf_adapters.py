@@ -18,8 +18,9 @@ from llmhost.core.step import Row
 from llmhost.engines.llama.adapter_files import Pair
 from llmhost.engines.llama.adapters import Written
 from llmhost.engines.llama.header import Header, read_header
-from llmhost.engines.llama.load import LoadSettings, load_runner
+from llmhost.engines.llama.load import load_runner
 from llmhost.engines.llama.runner import LlamaRunner
+from llmhost.engines.llama.settings import LoadSettings
 
 RANK, STEPS, NAME = 16, 20, "random@1"
 

@@ -17,7 +17,8 @@ from tests.unit.engines.toy_scheduler import GREEDY
 
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Row
-from llmhost.engines.llama.load import LoadSettings, load_runner
+from llmhost.engines.llama.load import load_runner
+from llmhost.engines.llama.settings import LoadSettings
 
 SIZE, VOCABULARY, PROMPT_TOKENS = 16, 32_000, 40
 FACTS = RunnerFacts(

@@ -164,11 +164,10 @@ class TorchKind:
         return load_tokenizer(_present(folder))
 
 
-BUILT_IN: dict[str, EngineKind] = {
-    "torch": TorchKind(),
-    "llama": LlamaKind(),
-    "fake": FakeKind(),
-}
+def built_in(data_dir: Path | None = None) -> dict[str, EngineKind]:
+    """The engines of this package. What they find out about files is kept in a data dir."""
+    tried = None if data_dir is None else data_dir / "gguf-tried"
+    return {"torch": TorchKind(), "llama": LlamaKind(tried), "fake": FakeKind()}
 
 
 T = TypeVar("T")

@@ -41,7 +41,7 @@ from llmhost.deploy.catalogue import Catalogue, ModelEntry
 from llmhost.deploy.effects import LoadEffects
 from llmhost.deploy.manager import Deployments
 from llmhost.deploy.registry import Registry
-from llmhost.engines.kinds import BUILT_IN, EngineKind
+from llmhost.engines.kinds import EngineKind, built_in
 from llmhost.gpu.devices import Devices
 from llmhost.hooks.call import collect, shut_down, start_up
 from llmhost.hooks.registry import Plugins
@@ -351,7 +351,7 @@ class Host:
         registered = {
             found.item.name: found.item for found in collect(self.plugins, "register_engines")
         }
-        kinds = {**BUILT_IN, **registered}
+        kinds = {**built_in(self.data_dir.path), **registered}
         for name, spec in self.settings.models.items():
             if spec.engine not in kinds:
                 known = ", ".join(sorted(kinds))

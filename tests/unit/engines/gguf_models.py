@@ -19,20 +19,23 @@ def write_random_llama(
     seed: int = 0,
     pooling: int | None = None,
     sections: list[int] | None = None,
+    architecture: str = "llama",
+    rotated: int | None = None,
 ) -> Path:
     """A Llama in float32 without a tokenizer. Its answers vary: the output layer is far from flat.
 
-    With `sections` a model of texts and images, whose positions have several parts.
+    With `sections` a model of texts and images, whose positions have several parts. `rotated` numbers of a head turn,
+    all of them where it isn't said.
     """
     random = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "llama" if sections is None else "qwen2vl")
+    writer = gguf.GGUFWriter(path, architecture if sections is None else "qwen2vl")
     writer.add_block_count(layers)
     writer.add_context_length(context)
     writer.add_embedding_length(width)
     writer.add_feed_forward_length(feed_forward)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    writer.add_rope_dimension_count(width // heads)
+    writer.add_rope_dimension_count(rotated or width // heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocabulary)
     if sections is not None:

@@ -20,8 +20,9 @@ from llmhost.engines.llama import runner as runner_module
 from llmhost.engines.llama.adapter_files import Pair
 from llmhost.engines.llama.adapters import Written
 from llmhost.engines.llama.context import Context, ContextShape, Room
-from llmhost.engines.llama.load import LoadSettings, load_runner
+from llmhost.engines.llama.load import load_runner
 from llmhost.engines.llama.runner import LlamaRunner
+from llmhost.engines.llama.settings import LoadSettings
 
 FACTS = RunnerFacts(
     device="cpu:0",

@@ -4,13 +4,12 @@ It tells sizes in its log and nowhere else. Buffers of intermediate results depe
 way of attention, so that a formula for them would be wrong for every other model.
 """
 
-import os
 import re
 from pathlib import Path
 
-from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.llama.context import Context, ContextShape, Room, fitted
 from llmhost.engines.llama.library import listening, llama
+from llmhost.engines.llama.opening import open_model
 from llmhost.engines.llama.pooling import open_pooling
 
 _BUFFER = re.compile(r"(\S+) +(compute|output|model) buffer size = +([0-9.]+) MiB")
@@ -44,12 +43,8 @@ def step_bytes(
     params.no_alloc = True
     params.load_mode = library.LLAMA_LOAD_MODE_NONE
     params.n_gpu_layers = gpu_layers
+    model = open_model(library, path, params, found.hear)
     with listening(found.hear):
-        model = library.llama_model_load_from_file(os.fsencode(path), params)
-        if not model:
-            raise ModelUnavailable(
-                f"llama.cpp could not load {path}. It knows no such architecture, or the file is damaged."
-            )
         try:
             if pools:
                 library.llama_free(open_pooling(library, model, shape))

@@ -103,6 +103,8 @@ class Header:
     """Numbers, truth values and strings; lists of strings; arrays of numbers as numpy's."""
     tensors: tuple[TensorInfo, ...]
     files: tuple[Path, ...]
+    size_bytes: int
+    """Of the first file's header, up to where its weights begin."""
 
     @property
     def weights_bytes(self) -> int:
@@ -115,7 +117,7 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read the header of a model's only or first file, and of its other parts. Raises ModelUnavailable."""
     files = parts_of(path)
-    metadata, tensors = _read(files[0])
+    metadata, tensors, size_bytes = _read(files[0])
     told = metadata.get("split.count", 0)
     if type(told) is not int or (told not in (0, 1) and told != len(files)):
         raise ModelUnavailable(
@@ -127,7 +129,7 @@ def read_header(path: Path) -> Header:
     names = {tensor.name for tensor in tensors}
     if len(names) < len(tensors):
         raise ModelUnavailable(f"{path} lists a tensor twice, so it is not a whole model's file.")
-    return Header(files[0], metadata, tuple(tensors), files)
+    return Header(files[0], metadata, tuple(tensors), files, size_bytes)
 
 
 def parts_of(path: Path) -> tuple[Path, ...]:
@@ -152,7 +154,7 @@ def parts_of(path: Path) -> tuple[Path, ...]:
     return parts
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:
+def _read(path: Path) -> tuple[dict[str, Any], list[TensorInfo], int]:
     try:
         with (
             path.open("rb") as file,
@@ -174,7 +176,8 @@ class _Cursor:
         self._size = len(content)
         self._at = 0
 
-    def read(self) -> tuple[dict[str, Any], list[TensorInfo]]:
+    def read(self) -> tuple[dict[str, Any], list[TensorInfo], int]:
+        """Metadata, tensors, and how many bytes there are before the first of these."""
         if self._content[:4] != MAGIC:
             self._refuse("does not begin as a GGUF file does", "Is it one, and whole?")
         self._at = 4
@@ -192,7 +195,7 @@ class _Cursor:
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             self._refuse(f"has the alignment {alignment!r}, which is no power of two")
         begin = -(-self._at // alignment) * alignment
-        return metadata, [self._placed(tensor, begin, alignment) for tensor in found]
+        return metadata, [self._placed(tensor, begin, alignment) for tensor in found], begin
 
     def _metadata(self, count: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """The engine `llama`: GGUF files, from their headers to a loaded runner."""
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from llmhost.core.imports import long_import
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
 from llmhost.core.units import parse_bytes
 from llmhost.engines.llama.extra import require
-from llmhost.engines.llama.header import parts_of, read_header
+from llmhost.engines.llama.header import Header, parts_of, read_header
 from llmhost.engines.llama.library import llama
 from llmhost.engines.llama.sizes import KV_TYPE, Sizes, read_sizes
 from llmhost.engines.llama.tokenizer import load_gguf_tokenizer
@@ -22,14 +23,28 @@ TYPICAL_SEQUENCE_TOKENS = 1024
 POOLED_TOKENS = 2048
 """In the longest text that is embedded, where max_sequence_length doesn't say it: room for one is always there."""
 
+BUILT_IN = "builtin:"
+"""Sources whose files this package has made, and knows."""
+
 if TYPE_CHECKING:
-    from llmhost.engines.llama.load import KvType, LoadSettings
+    from llmhost.engines.llama.settings import KvType, LoadSettings
+    from llmhost.engines.llama.trials import Trials
 
 
 class LlamaKind:
     """GGUF files through llama.cpp. `llama_cpp` is imported on first use."""
 
     needs_files = True
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder` keeps what is known of files; without one it is known for as long as this lives."""
+        self._folder = folder
+
+    @cached_property
+    def _trials(self) -> "Trials":
+        from llmhost.engines.llama.trials import Trials
+
+        return Trials(self._folder)
 
     def require(self) -> None:
         """Raises ModelUnavailable where the extra is not installed, before files are fetched."""
@@ -38,7 +53,9 @@ class LlamaKind:
     def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
         require()
         path, options = model_file(folder), _options(spec)
-        sizes = read_sizes(read_header(path))
+        header = read_header(path)
+        sizes = read_sizes(header)
+        self._prove(spec, header, sizes)
         token_bytes = sizes.kv_token_bytes(_kv_type(options))
         if (task := _task(path, options, sizes)) != "generate":
             return self._pooling_facts(path, spec, sizes, task)
@@ -70,11 +87,26 @@ class LlamaKind:
             return load_pooling(model_file(folder), settings, predicted)
         return load_runner(model_file(folder), self._settings(spec), predicted)
 
+    def _prove(self, spec: ModelSpec, header: Header, sizes: Sizes) -> None:
+        """Raises ModelUnavailable for a file that llama.cpp ends its process over, which is tried in another one."""
+        if spec.source.startswith(BUILT_IN):
+            return
+        options = _options(spec)
+        if _task(header.path, options, sizes) != "generate":
+            longest = _longest_pooled(spec, sizes)
+            self._trials.prove(header, self._pooling_settings(spec, longest), ())
+            return
+        from llmhost.engines.llama.rooms import rooms_of
+        from llmhost.engines.llama.settings import shape_of
+
+        settings = self._settings(spec)
+        cells = _cells(spec, sizes, sizes.kv_token_bytes(_kv_type(options)))
+        self._trials.prove(header, settings, rooms_of(shape_of(llama(), settings), cells))
+
     def _step_bytes(self, path: Path, spec: ModelSpec, cells: int) -> int:
-        with long_import():
-            from llmhost.engines.llama.dry_load import step_bytes
-            from llmhost.engines.llama.load import shape_of
-            from llmhost.engines.llama.rooms import rooms_of
+        from llmhost.engines.llama.dry_load import step_bytes
+        from llmhost.engines.llama.rooms import rooms_of
+        from llmhost.engines.llama.settings import shape_of
 
         settings = self._settings(spec)
         shape = shape_of(llama(), settings)
@@ -87,12 +119,11 @@ class LlamaKind:
             raise ModelUnavailable(
                 f"{path} doesn't say how its model pools a text. Say it: options.pooling = 'mean', 'cls' or 'last'."
             )
-        with long_import():
-            from llmhost.engines.llama.context import Room
-            from llmhost.engines.llama.dry_load import step_bytes
-            from llmhost.engines.llama.load import shape_of
+        from llmhost.engines.llama.context import Room
+        from llmhost.engines.llama.dry_load import step_bytes
+        from llmhost.engines.llama.settings import shape_of
 
-        longest = min(sizes.context_length, spec.max_sequence_length or POOLED_TOKENS)
+        longest = _longest_pooled(spec, sizes)
         settings = self._pooling_settings(spec, longest)
         shape = shape_of(llama(), settings)
         room = settings.batch_tokens
@@ -122,7 +153,7 @@ class LlamaKind:
         )
 
     def _settings(self, spec: ModelSpec) -> "LoadSettings":
-        from llmhost.engines.llama.load import LoadSettings
+        from llmhost.engines.llama.settings import LoadSettings
 
         options = _options(spec)
         return LoadSettings(
@@ -140,7 +171,7 @@ class LlamaKind:
     def tokenizer(self, spec: ModelSpec, folder: Path | None) -> Tokenizer:
         require()
         header = read_header(model_file(folder))
-        read_sizes(header)  # refuses what llama.cpp must not be shown, which may be asked for ids
+        self._prove(spec, header, read_sizes(header))  # llama.cpp may be asked for ids
         return load_gguf_tokenizer(header)
 
     def device_bytes(self, device: str) -> int | None:
@@ -199,6 +230,10 @@ def _cells(spec: ModelSpec, sizes: Sizes, token_bytes: int) -> int:
     if spec.kv_memory is not None and token_bytes:
         return max(parse_bytes(spec.kv_memory) // token_bytes, 1)
     return max(spec.max_batch_size * min(longest, TYPICAL_SEQUENCE_TOKENS), longest)
+
+
+def _longest_pooled(spec: ModelSpec, sizes: Sizes) -> int:
+    return min(sizes.context_length, spec.max_sequence_length or POOLED_TOKENS)
 
 
 def _device(options: LlamaOptions) -> str:

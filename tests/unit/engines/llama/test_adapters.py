@@ -24,8 +24,9 @@ from llmhost.engines.llama.adapter_files import read_pairs
 from llmhost.engines.llama.export import export
 from llmhost.engines.llama.header import read_header
 from llmhost.engines.llama.kind import LlamaKind
-from llmhost.engines.llama.load import LoadSettings, load_runner
+from llmhost.engines.llama.load import load_runner
 from llmhost.engines.llama.runner import LlamaRunner
+from llmhost.engines.llama.settings import LoadSettings
 from llmhost.engines.torch.load import load_runner as load_torch
 
 FACTS = RunnerFacts(

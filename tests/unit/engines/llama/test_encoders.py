@@ -24,6 +24,8 @@ from llmhost.engines.torch.pooling_load import load_pooling
 from llmhost.testing import make_host
 
 XLM = "xlm-roberta"
+KIND = LlamaKind()
+"""Which knows files that it has loaded before."""
 
 
 def spec(path: Path, **options: object) -> ModelSpec:
@@ -32,8 +34,8 @@ def spec(path: Path, **options: object) -> ModelSpec:
 
 
 def load(path: Path, **options: object) -> Runner:
-    kind, asked = LlamaKind(), spec(path, **options)
-    return kind.load(asked, path, kind.footprint(asked, path))
+    asked = spec(path, **options)
+    return KIND.load(asked, path, KIND.footprint(asked, path))
 
 
 def by_torch(

@@ -23,7 +23,7 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spec(**keys: Any) -> ModelSpec:
-    return ModelSpec(**{"engine": "llama", "source": "m.gguf", **keys})
+    return ModelSpec(**{"engine": "llama", "source": "builtin:tiny-gguf", **keys})
 
 
 def test_the_footprint_is_the_headers_and_a_load_without_weights(tmp_path: Path) -> None:

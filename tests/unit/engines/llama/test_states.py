@@ -13,7 +13,7 @@ from tests.unit.engines.llama.library_calls import opened
 
 from llmhost.core.errors import EngineFailed
 from llmhost.engines.llama.context import Context, NoRoom, Room
-from llmhost.engines.llama.load import KvType, LoadSettings, shape_of
+from llmhost.engines.llama.settings import KvType, LoadSettings, shape_of
 from llmhost.engines.llama.states import joined, read_state
 
 COUNT = 90

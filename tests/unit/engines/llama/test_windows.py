@@ -16,8 +16,9 @@ from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Row
-from llmhost.engines.llama.load import LoadSettings, load_runner
+from llmhost.engines.llama.load import load_runner
 from llmhost.engines.llama.runner import LlamaRunner
+from llmhost.engines.llama.settings import LoadSettings
 from llmhost.engines.torch.load import load_runner as load_torch
 
 FACTS = RunnerFacts(
