@@ -5,7 +5,15 @@ from hypothesis import strategies as st
 
 from llmhost.core.request import Sampling
 from llmhost.core.step import Row
-from llmhost.engines.llama.passes import one_each, passes, takes_one_each
+from llmhost.engines.llama.passes import (
+    MOST_SURPLUS,
+    aligned,
+    alignment,
+    may_align,
+    one_each,
+    passes,
+    takes_one_each,
+)
 
 
 @st.composite
@@ -75,3 +83,55 @@ def test_a_step_of_decoders_is_the_call_that_it_would_be_otherwise(
     if takes_one_each(decoding, most):
         calls = passes(decoding, sequences, most_tokens=most, most_outputs=most)
         assert [one_each(decoding, sequences)] == [*calls]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=2, max_size=12), st.data()
+)
+@settings(max_examples=200, deadline=None)
+def test_prompts_that_are_brought_to_one_length_are_fed_once_and_what_is_too_much_is_cut(
+    some: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    lengths, sequences, at = [length for length, _ in some], list[int](), 0
+    for _, gap in some:
+        at += gap
+        sequences.append(at)
+    unsorted = [
+        Row(at, [*range(length)], 10, [], Sampling(), 0, data.draw(st.booleans()))
+        for at, length in enumerate(lengths)
+    ]
+    order = sorted(range(len(some)), key=lambda at: alignment(unsorted[at], sequences[at]))
+    rows, whose = [unsorted[at] for at in order], [sequences[at] for at in order]
+
+    calls = [*aligned(rows, whose, most_tokens=64, cells=75)]
+
+    fed = {(s, p) for call in calls for s, p in zip(call.sequences, call.positions, strict=True)}
+    wanted = {
+        (s, 10 + p) for s, row in zip(whose, rows, strict=True) for p in range(len(row.tokens))
+    }
+    surplus = {(s, p) for call in calls for s, end in call.surplus for p in range(end, 75)}
+    assert sum(len(call.tokens) for call in calls) == len(fed) and wanted <= fed
+    assert fed - wanted == fed & surplus and not wanted & surplus
+    assert len(fed - wanted) <= MOST_SURPLUS * len(rows)
+    drawn = []
+    for call in calls:
+        assert call.outputs == sum(call.wants)
+        places = [at for at, is_wanted in enumerate(call.wants) if is_wanted]
+        drawn += [(call.sequences[places[o]], call.positions[places[o]]) for o in call.drawn]
+    assert drawn == [
+        (s, 9 + len(row.tokens)) for s, row in zip(whose, rows, strict=True) if row.wants_token
+    ]
+
+
+def test_prompts_of_nearly_one_length_are_computed_together_and_others_are_not() -> None:
+    lengths = [60, 58, 57, 40, 39, 38]
+    rows = [Row(at, [7] * count, 0, [], Sampling(), 0, True) for at, count in enumerate(lengths)]
+
+    calls = [*aligned(rows, range(6), most_tokens=512, cells=512)]
+
+    assert [len(call.tokens) for call in calls] == [3 * 60, 3 * 40]
+    decoder = Row(9, [7], 30, [], Sampling(), 0, True)
+    first, *rest = aligned([decoder, *rows], [3, 0, 1, 2, 4, 5, 6], most_tokens=512, cells=512)
+    assert first.sequences == [*range(7)], "which is one step of llama.cpp's"
+    assert [len(call.tokens) for call in rest] == [3 * 59, 3 * 39]
+    assert may_align(rows, 512) and not may_align([decoder, rows[0]], 512)

@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from llmhost.core.step import Row
 from llmhost.engines.drawing import places_of, scored_of
 
+GROUP_TOKENS = 192
+"""Of prompts that are computed together: fewer read the weights more often, more overflow the caches."""
+MOST_SURPLUS = 6
+"""Tokens by which a row is made longer: to read the weights once more takes as long as five or so."""
+
 
 @dataclass(slots=True)
 class Pass:
@@ -25,6 +30,8 @@ class Pass:
     watched: list[tuple[int, int]] = field(default_factory=list)
     """(output, row) at the end of rows that draw nothing: to see that it is a number."""
     outputs: int = 0
+    surplus: list[tuple[int, int]] = field(default_factory=list)
+    """(sequence, position) from where on what it holds is to be cut: tokens that bring rows to one length."""
 
 
 def passes(
@@ -61,6 +68,90 @@ def passes(
             done = end
     if current.tokens:
         yield current
+
+
+def may_align(rows: Sequence[Row], most_tokens: int) -> bool:
+    """Whether a step is for `aligned`: it has prompts to bring to one length, and nothing out of the ordinary."""
+    prompts = [row for row in rows if len(row.tokens) > 1]
+    return len(prompts) > 1 and not any(
+        row.drafts or scored_of(row) or len(row.tokens) > most_tokens for row in rows
+    )
+
+
+def alignment(row: Row, sequence: int) -> tuple[bool, int]:
+    """By what `aligned` has rows sorted: those of a single token first."""
+    return len(row.tokens) > 1, sequence
+
+
+def aligned(
+    rows: Sequence[Row],
+    sequences: Sequence[int],
+    *,
+    most_tokens: int,
+    cells: int,
+    watches: bool = False,
+) -> Iterator[Pass]:
+    """A step where each sequence has a buffer of its own, with room for `cells`.
+
+    llama.cpp computes such sequences together as far as the shortest goes, and what is left of each length apart, with
+    all weights read once more. So prompts of nearly one length are brought to one by tokens at their ends, which are
+    cut off again; and not too many go together, for what is computed in between is to stay in the caches. Where others
+    decode the first token of each prompt is computed with theirs: their numbers have no gaps then.
+    """
+    is_mixed = len(rows[0].tokens) == 1
+    if is_mixed:
+        first = Pass()
+        for at in sorted(range(len(rows)), key=sequences.__getitem__):
+            _add(first, at, rows[at], sequences[at], 0, 1, _first_out(rows[at], watches), 0)
+        yield first
+    for group in _groups(rows, sequences, min(GROUP_TOKENS, most_tokens), cells):
+        current, longest = Pass(), max(len(rows[at].tokens) for at in group)
+        for at in group:
+            row, sequence, count = rows[at], sequences[at], len(rows[at].tokens)
+            start = int(is_mixed)
+            _add(current, at, row, sequence, start, count, _first_out(row, watches), 0)
+            if count < longest:
+                _fill(current, row, sequence, longest)
+        yield current
+
+
+def _first_out(row: Row, watches: bool) -> int:
+    return len(row.tokens) - max(places_of(row), watches)
+
+
+def _groups(
+    rows: Sequence[Row], sequences: Sequence[int], most_tokens: int, cells: int
+) -> Iterator[list[int]]:
+    """Prompts of nearly one length whose sequences follow one another."""
+    group: list[int] = []
+    shortest = longest = 0
+    for at, row in enumerate(rows):
+        count = len(row.tokens)
+        if count == 1:
+            continue
+        low, high = min(shortest, count), max(longest, count)
+        is_next = bool(group) and sequences[at] == sequences[group[-1]] + 1
+        fits = all(rows[one].start + high <= cells for one in (*group, at))
+        is_alike = high - low <= MOST_SURPLUS and high * (len(group) + 1) <= most_tokens
+        if group and not (is_next and fits and is_alike):
+            yield group
+            group = []
+        if not group:
+            low = high = count
+        group.append(at)
+        shortest, longest = low, high
+    if group:
+        yield group
+
+
+def _fill(into: Pass, row: Row, sequence: int, length: int) -> None:
+    """Let a row be as long as `length`, by tokens that nobody looks at."""
+    count = len(row.tokens)
+    into.tokens += [row.tokens[-1]] * (length - count)
+    into.positions += range(row.start + count, row.start + length)
+    into.sequences += [sequence] * (length - count)
+    into.wants += [0] * (length - count)
+    into.surplus.append((sequence, row.start + count))
 
 
 def takes_one_each(rows: Sequence[Row], most: int) -> bool:

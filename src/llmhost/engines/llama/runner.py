@@ -6,7 +6,6 @@ seed gives the same draw from the same logits in both.
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,23 @@ import torch
 from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
-from llmhost.engines.drawing import is_plain, places_of
+from llmhost.engines.drawing import is_plain
 from llmhost.engines.llama.adapters import LlamaAdapters
 from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom, Room, padded
-from llmhost.engines.llama.passes import Pass, one_each, passes, takes_one_each
+from llmhost.engines.llama.passes import (
+    Pass,
+    aligned,
+    alignment,
+    may_align,
+    one_each,
+    passes,
+    takes_one_each,
+)
 from llmhost.engines.llama.residents import Residents
+from llmhost.engines.llama.results import has_no_numbers, likeliest, lines_of, look_at
 from llmhost.engines.llama.rooms import TOO_FEW_ROWS, apart_for, suits
 from llmhost.engines.masks import MaskFiller, Masks
-from llmhost.engines.torch.logprobs import report
-from llmhost.engines.torch.sampler import Sampler, broken
+from llmhost.engines.torch.sampler import Sampler
 from llmhost.engines.torch.scoring import Scores, with_scores
 
 LEAST_CELLS = 2048
@@ -195,7 +202,7 @@ class LlamaRunner:
         if not any(isinstance(answer, EngineFailed) for answer in answers):
             return answers, True
         is_sound = not any(isinstance(scored, EngineFailed) for scored in scores.values())
-        return answers, is_sound and not _has_no_numbers(logits)
+        return answers, is_sound and not has_no_numbers(logits)
 
     def _apart(self, rows: Sequence[Row]) -> list[Drawn]:
         """A step in which numbers of one row may have spoilt those of others: without flash attention each is
@@ -228,7 +235,7 @@ class LlamaRunner:
         for row in rows:
             if row.sampling.temperature != 0.0 or not is_plain(row):
                 return self._sampler.sample(torch.from_numpy(logits), rows, masks)
-        return [_likeliest(line, row) for line, row in zip(logits, rows, strict=True)]
+        return [likeliest(line, row) for line, row in zip(logits, rows, strict=True)]
 
     def _compute_somehow(self, rows: Sequence[Row]) -> tuple[Logits, Mapping[int, Scores]]:
         """As `_compute`, making room as often as that helps."""
@@ -264,22 +271,36 @@ class LlamaRunner:
             parts.append(logits.copy())
             scores |= {places[at]: scored for at, scored in told.items()}
         order = [at for _, places in groups for at in places]
-        return np.concatenate(parts)[_places(rows, order)], scores
+        return np.concatenate(parts)[lines_of(rows, order)], scores
 
     def _compute_alike(
         self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
     ) -> tuple[Logits, Mapping[int, Scores]]:
         """The same for rows of one adapter."""
-        if context.room.buffers and any(one > other for one, other in pairwise(sequences)):
-            order = sorted(range(len(rows)), key=sequences.__getitem__)  # as llama.cpp batches
+        if not context.room.buffers:
+            return self._compute_in_order(context, rows, sequences)
+        # As llama.cpp batches.
+        keys: list[Any] = [*sequences]
+        if aligns := may_align(rows, context.batch.most):
+            keys = [*map(alignment, rows, sequences)]
+        if any(one > other for one, other in pairwise(keys)):
+            order = sorted(range(len(rows)), key=keys.__getitem__)
             logits, scores = self._compute_in_order(
-                context, [rows[at] for at in order], [sequences[at] for at in order]
+                context,
+                [rows[at] for at in order],
+                [sequences[at] for at in order],
+                aligns=aligns,
             )
-            return logits[_places(rows, order)], {order[at]: told for at, told in scores.items()}
-        return self._compute_in_order(context, rows, sequences)
+            return logits[lines_of(rows, order)], {order[at]: told for at, told in scores.items()}
+        return self._compute_in_order(context, rows, sequences, aligns=aligns)
 
     def _compute_in_order(
-        self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
+        self,
+        context: Context,
+        rows: Sequence[Row],
+        sequences: Sequence[int],
+        *,
+        aligns: bool = False,
     ) -> tuple[Logits, Mapping[int, Scores]]:
         batch, outputs = context.batch, self._shape.outputs
         if takes_one_each(rows, min(batch.most, outputs)):
@@ -288,27 +309,32 @@ class LlamaRunner:
             return context.logits(call.outputs), {}
         parts: list[Logits] = []
         scores: dict[int, Scores] = {}
-        most = batch.most
-        watches = self._spreads
-        calls = [*passes(rows, sequences, most_tokens=most, most_outputs=outputs, watches=watches)]
+        calls = self._calls(context, rows, sequences, aligns=aligns)
         for call in calls:
             context.decode(batch.fill(call.tokens, call.positions, call.sequences, call.wants))
-            if not call.outputs:
-                continue
-            found = context.logits(call.outputs)
-            if call.scored:
-                _score(rows, call, found, scores)
-            for line, at in call.watched:
-                if _has_no_numbers(found[line]):
-                    scores[at] = broken(rows[at])
-            if len(call.drawn) < call.outputs:
-                found = found[call.drawn]
-            elif len(calls) > 1:
-                found = found.copy()
-            parts.append(found)
+            for sequence, end in call.surplus:
+                context.cut(sequence, end)
+            if call.outputs:
+                found = context.logits(call.outputs)
+                look_at(rows, call, found, scores)
+                if len(call.drawn) < call.outputs:
+                    found = found[call.drawn]
+                elif len(calls) > 1:
+                    found = found.copy()
+                parts.append(found)
         if not parts:
             return np.empty((0, self.facts.vocab_size), np.float32), scores
         return parts[0] if len(parts) == 1 else np.concatenate(parts), scores
+
+    def _calls(
+        self, context: Context, rows: Sequence[Row], sequences: Sequence[int], *, aligns: bool
+    ) -> list[Pass]:
+        most, watches = context.batch.most, self._spreads
+        if aligns:
+            cells = context.room.cells
+            return [*aligned(rows, sequences, most_tokens=most, cells=cells, watches=watches)]
+        outputs = self._shape.outputs
+        return [*passes(rows, sequences, most_tokens=most, most_outputs=outputs, watches=watches)]
 
     @property
     def context_cells(self) -> int:
@@ -347,35 +373,3 @@ class LlamaRunner:
         if self._model is None:
             raise EngineFailed("This model was unloaded; it can't run another step.")
         return self._model
-
-
-def _likeliest(logits: "np.ndarray[tuple[int], np.dtype[np.float32]]", row: Row) -> Drawn:
-    token = int(logits.argmax())
-    best = logits.item(token)  # NaN or infinite when any number is
-    return token if isfinite(best) else broken(row)
-
-
-def _has_no_numbers(logits: Logits) -> bool:
-    return bool((np.isnan(logits) | np.isposinf(logits)).any())
-
-
-def _places(rows: Sequence[Row], order: Sequence[int]) -> list[int]:
-    """Where the logits of the rows' places are, one row after the other, when they were computed in that order."""
-    begins, at = [0] * len(rows), 0
-    for place in order:
-        begins[place] = at
-        at += places_of(rows[place])
-    return [begins[at] + n for at, row in enumerate(rows) for n in range(places_of(row))]
-
-
-def _score(rows: Sequence[Row], call: Pass, logits: Logits, scores: dict[int, Scores]) -> None:
-    """Add what a call tells of prompt tokens to `scores`, which has them by row."""
-    outputs, owners, tokens = zip(*call.scored, strict=True)
-    lines = torch.from_numpy(logits[[*outputs]])
-    is_sound = lines.amax(-1).isfinite().tolist()
-    tops = [rows[at].sampling.prompt_logprobs or 0 for at in owners]
-    for at, told, sound in zip(owners, report(lines, tokens, tops), is_sound, strict=True):
-        before = scores.get(at, ())
-        if isinstance(before, EngineFailed):
-            continue
-        scores[at] = (*before, told) if sound else broken(rows[at])
