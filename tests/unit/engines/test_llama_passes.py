@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from llmhost.core.request import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.llama.passes import (
+    AT_ONCE,
     MOST_SURPLUS,
     aligned,
     alignment,
+    even,
     may_align,
     one_each,
     passes,
@@ -112,7 +114,7 @@ def test_prompts_that_are_brought_to_one_length_are_fed_once_and_what_is_too_muc
     surplus = {(s, p) for call in calls for s, end in call.surplus for p in range(end, 75)}
     assert sum(len(call.tokens) for call in calls) == len(fed) and wanted <= fed
     assert fed - wanted == fed & surplus and not wanted & surplus
-    assert len(fed - wanted) <= MOST_SURPLUS * len(rows)
+    assert len(fed - wanted) <= (MOST_SURPLUS + AT_ONCE - 1) * len(rows)
     drawn = []
     for call in calls:
         assert call.outputs == sum(call.wants)
@@ -133,5 +135,28 @@ def test_prompts_of_nearly_one_length_are_computed_together_and_others_are_not()
     decoder = Row(9, [7], 30, [], Sampling(), 0, True)
     first, *rest = aligned([decoder, *rows], [3, 0, 1, 2, 4, 5, 6], most_tokens=512, cells=512)
     assert first.sequences == [*range(7)], "which is one step of llama.cpp's"
-    assert [len(call.tokens) for call in rest] == [3 * 59, 3 * 39]
+    assert [len(call.tokens) for call in rest] == [3 * 60, 3 * 40], "multiples of four"
     assert may_align(rows, 512) and not may_align([decoder, rows[0]], 512)
+
+
+@given(st.lists(rows(), min_size=1, max_size=6), st.integers(1, 40), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_call_that_is_made_even_says_the_same_and_cuts_what_it_added(
+    some: list[Row], most_tokens: int, watches: bool
+) -> None:
+    most = {"most_tokens": most_tokens, "most_outputs": 64}
+    plain = [*passes(some, range(len(some)), **most, watches=watches)]
+    evened = [*passes(some, range(len(some)), **most, watches=watches)]
+
+    for call in evened:
+        even(call, most_tokens)
+
+    for before, call in zip(plain, evened, strict=True):
+        count = len(before.tokens)
+        assert len(call.tokens) == len(call.wants) <= most_tokens and not any(call.wants[count:])
+        assert call.tokens[:count] == before.tokens and call.drawn == before.drawn
+        added = [*zip(call.sequences, call.positions, strict=True)][count:]
+        last = before.positions[-1]
+        assert added == [(before.sequences[-1], last + 1 + n) for n in range(len(added))]
+        assert call.surplus == ([(before.sequences[-1], last + 1)] if added else [])
+        assert not added or len(call.tokens) % AT_ONCE == 0

@@ -13,6 +13,8 @@ GROUP_TOKENS = 192
 """Of prompts that are computed together: fewer read the weights more often, more overflow the caches."""
 MOST_SURPLUS = 6
 """Tokens by which a row is made longer: to read the weights once more takes as long as five or so."""
+AT_ONCE = 4
+"""As many tokens as kernels for packed weights take at once; each that is left over takes as long as those."""
 
 
 @dataclass(slots=True)
@@ -70,6 +72,22 @@ def passes(
         yield current
 
 
+def even(call: Pass, most_tokens: int) -> None:
+    """Let a call with a prompt in it have a number of tokens that leaves nothing for slower kernels, where all
+    sequences share one buffer: by tokens at the end of its last row, which are cut off again."""
+    count, sequence = len(call.tokens), call.sequences[-1]
+    more = -count % AT_ONCE
+    if count < 2 * AT_ONCE or count + more > most_tokens or len({*call.sequences}) == count:
+        return
+    end = call.positions[-1] + 1
+    call.tokens += [call.tokens[-1]] * more
+    call.positions += range(end, end + more)
+    call.sequences += [sequence] * more
+    call.wants += [0] * more
+    if more:
+        call.surplus.append((sequence, end))
+
+
 def may_align(rows: Sequence[Row], most_tokens: int) -> bool:
     """Whether a step is for `aligned`: it has prompts to bring to one length, and nothing out of the ordinary."""
     prompts = [row for row in rows if len(row.tokens) > 1]
@@ -105,7 +123,7 @@ def aligned(
             _add(first, at, rows[at], sequences[at], 0, 1, _first_out(rows[at], watches), 0)
         yield first
     for group in _groups(rows, sequences, min(GROUP_TOKENS, most_tokens), cells):
-        current, longest = Pass(), max(len(rows[at].tokens) for at in group)
+        current, longest = Pass(), _length_of([rows[at] for at in group], int(is_mixed), cells)
         for at in group:
             row, sequence, count = rows[at], sequences[at], len(rows[at].tokens)
             start = int(is_mixed)
@@ -113,6 +131,17 @@ def aligned(
             if count < longest:
                 _fill(current, row, sequence, longest)
         yield current
+
+
+def _length_of(rows: Sequence[Row], begun: int, cells: int) -> int:
+    """Of all rows of a group, whose first `begun` tokens are computed already: together a number that leaves nothing
+    for slower kernels, where there are cells for it."""
+    longest = max(len(row.tokens) for row in rows)
+    further = next(
+        more for more in range(AT_ONCE) if (longest - begun + more) * len(rows) % AT_ONCE == 0
+    )
+    fits = all(row.start + longest + further <= cells for row in rows)
+    return longest + further if fits else longest
 
 
 def _first_out(row: Row, watches: bool) -> int:

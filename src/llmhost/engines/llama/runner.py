@@ -56,6 +56,8 @@ class LlamaRunner:
         self._blocks = self._steps = 0
         self._is_together = False
         """For a while, since buffers of their own did not suit what ran: to change back and forth would be dear."""
+        self._is_roomy = True
+        """There may be cells for a token or two that nobody looks at."""
         self._context: Context | None = None
         self._residents: Residents | None = None
         # Then NaN of one sequence may become another's, so each row of a step is looked at.
@@ -245,10 +247,14 @@ class LlamaRunner:
                 self._open()
                 raise EngineFailed("This model has no KV memory.")
             try:
-                return self._compute(context, rows, residents.take_in(rows))
+                found = self._compute(context, rows, residents.take_in(rows))
+                self._is_roomy = True
+                return found
             except NoRoom:
                 residents.undo(rows)
-                self._make_room(rows)
+                if not self._is_roomy:
+                    self._make_room(rows)
+                self._is_roomy = False
             except Exception:
                 residents.undo(rows)
                 raise
