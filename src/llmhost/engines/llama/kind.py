@@ -60,12 +60,18 @@ class LlamaKind:
         if (task := _task(path, options, sizes)) != "generate":
             return self._pooling_facts(path, spec, sizes, task)
         step_bytes = self._step_bytes(path, spec, _cells(spec, sizes, token_bytes))
+        block_bytes = spec.block_tokens * token_bytes
+        if not options.gpu_layers:
+            from llmhost.engines.llama.rooms import ROUNDED_CELLS, with_spare
+
+            step_bytes += ROUNDED_CELLS * token_bytes
+            block_bytes = with_spare(block_bytes)
         return RunnerFacts(
             device=_device(options),
             vocab_size=sizes.vocab_size,
             max_sequence_length=sizes.context_length,
             block_tokens=spec.block_tokens,
-            kv_block_bytes=spec.block_tokens * token_bytes,
+            kv_block_bytes=block_bytes,
             weights_bytes=sizes.weights_bytes,
             step_token_bytes=-(-step_bytes // spec.max_tokens_per_batch),
             step_row_bytes=4 * sizes.vocab_size,  # what draws from logits has a copy of them

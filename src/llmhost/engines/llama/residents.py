@@ -397,6 +397,17 @@ class Residents:
                 break
         return bool(resting)
 
+    @property
+    def saved_tokens(self) -> int:
+        """That wait in host memory, as many as their blocks have room for."""
+        return len(self._saved) * self._size
+
+    def waiting_tokens(self, rows: Iterable[Row]) -> int:
+        """That would wait there if only what `rows` name were held by sequences."""
+        named = {block for row in rows for block in row.blocks}
+        known = {*self._holders, *self._saved}
+        return len(known - named) * self._size
+
     def forget_from(self, block: int) -> None:
         """Blocks from this number on are no more."""
         for gone in [one for one in self._saved if one >= block]:

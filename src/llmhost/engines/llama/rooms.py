@@ -11,11 +11,40 @@ from collections.abc import Sequence
 from llmhost.core.step import Row
 from llmhost.engines.llama.context import MOST_SEQUENCES, PAD_CELLS, ContextShape, Room, padded
 
+SPARE_SHARE = 8
+"""One part in so many is leased beyond what blocks hold, so that a context that is as full as it may be isn't made
+anew for every text that comes."""
+
 ENOUGH_ROWS, TOO_FEW_ROWS = 6, 3
 """As many as are kept apart, and as few as aren't any more once that has lasted."""
 LEAST_BUFFERS = 8
 LITTLE_SHARED, MUCH_SHARED = 0.25, 0.5
 """Of the blocks of all: with more than little in common they aren't parted, and with much they are brought together."""
+
+
+ROUNDED_CELLS = 2 * PAD_CELLS
+
+
+def most_tokens(lease_tokens: int) -> int:
+    """Of a context and of what waits beside it in host memory, together, under a lease of blocks for so many."""
+    return padded(lease_tokens + max(lease_tokens // SPARE_SHARE, PAD_CELLS))
+
+
+def with_spare(size_bytes: int) -> int:
+    """What is leased for a block of so many bytes. What `most_tokens` rounds up is `ROUNDED_CELLS` at most."""
+    return size_bytes + -(-size_bytes // SPARE_SHARE)
+
+
+def spare_tokens(lease_tokens: int) -> int:
+    """Of that the part beyond the blocks' own."""
+    return most_tokens(lease_tokens) - lease_tokens
+
+
+def most_cells(lease_tokens: int, waiting_tokens: int) -> int:
+    """Of a context beside which so much waits. Since all blocks together hold no more than the lease, there is room in
+    it for whatever doesn't wait, and for the spare part."""
+    free = most_tokens(lease_tokens) - waiting_tokens
+    return max(free - free % PAD_CELLS, PAD_CELLS)
 
 
 def apart_for(rows: Sequence[Row], shape: ContextShape, lease_tokens: int) -> Room | None:

@@ -5,11 +5,9 @@ seed gives the same draw from the same logits in both.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from llmhost.core.errors import EngineFailed, OutOfMemory
@@ -17,26 +15,26 @@ from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
 from llmhost.engines.drawing import is_plain
 from llmhost.engines.llama.adapters import LlamaAdapters
+from llmhost.engines.llama.computing import Computing
 from llmhost.engines.llama.context import Context, ContextShape, Logits, NoRoom, Room, padded
-from llmhost.engines.llama.passes import (
-    Pass,
-    aligned,
-    alignment,
-    may_align,
-    one_each,
-    passes,
-    takes_one_each,
-)
 from llmhost.engines.llama.residents import Residents
-from llmhost.engines.llama.results import has_no_numbers, likeliest, lines_of, look_at
-from llmhost.engines.llama.rooms import TOO_FEW_ROWS, apart_for, suits
+from llmhost.engines.llama.results import has_no_numbers, likeliest
+from llmhost.engines.llama.rooms import (
+    TOO_FEW_ROWS,
+    apart_for,
+    most_cells,
+    most_tokens,
+    spare_tokens,
+    suits,
+)
 from llmhost.engines.masks import MaskFiller, Masks
 from llmhost.engines.torch.sampler import Sampler
 from llmhost.engines.torch.scoring import Scores, with_scores
 
 LEAST_CELLS = 2048
 """Of a context on the CPU. It grows with what runs: each step looks at all cells in use, whoever's they are, so what
-rests waits in host memory instead. Both together stay within the KV lease."""
+rests waits in host memory instead. Both together stay within what was leased, but for the moment in which a context is
+made anew."""
 SHRINK_EVERY = 256
 """Steps between two looks at whether the context has become too large."""
 
@@ -56,12 +54,16 @@ class LlamaRunner:
         self._blocks = self._steps = 0
         self._is_together = False
         """For a while, since buffers of their own did not suit what ran: to change back and forth would be dear."""
-        self._is_roomy = True
-        """There may be cells for a token or two that nobody looks at."""
         self._context: Context | None = None
         self._residents: Residents | None = None
         # Then NaN of one sequence may become another's, so each row of a step is looked at.
         self._spreads = shape.flash_attention != library.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        self._computing = Computing(
+            self.adapters,
+            vocab_size=facts.vocab_size,
+            outputs=shape.outputs,
+            watches=self._spreads,
+        )
         self._sampler = Sampler()
         self._masks = MaskFiller()
 
@@ -92,12 +94,28 @@ class LlamaRunner:
             whole if self._shape.offloads_kv else min(padded(max(room.cells, LEAST_CELLS)), whole)
         )
 
-    def _rebuild(self, room: Room) -> None:
-        """Another context. What the old one's blocks held waits in host memory until a row asks for it.
+    @property
+    def held_tokens(self) -> int:
+        """Room of the context, and what waits beside it in host memory. On a GPU that is not the lease's."""
+        waiting = 0 if self._residents is None else self._residents.saved_tokens
+        return self.context_cells + (0 if self._shape.offloads_kv else waiting)
+
+    def _within(self, room: Room, rows: Sequence[Row]) -> Room:
+        """A room, or the largest that the lease has room for beside all that is not of `rows`."""
+        room = self._room_for(room)
+        if self._residents is None or self._shape.offloads_kv:
+            return room
+        most = most_cells(self._lease_tokens, self._residents.waiting_tokens(rows))
+        return room if room.tokens <= most else Room(most)
+
+    def _rebuild(self, room: Room, rows: Sequence[Row] = ()) -> None:
+        """Another context, no larger than leaves room for all that is not of `rows`. What the old one's blocks held
+        waits in host memory until a row asks for it.
 
         Raises OutOfMemory; what was there before a failed growth is there again.
         """
         old = self._residents
+        room = self._within(room, rows)
         saved = {} if old is None else old.save_all(self._blocks)
         host = {} if old is None else old.host
         before = None if self._context is None else self._context.room
@@ -114,7 +132,7 @@ class LlamaRunner:
 
     def _start(self, room: Room) -> None:
         """An empty context. Raises OutOfMemory."""
-        self._context = Context(self._llama, self._open(), self._shape, self._room_for(room))
+        self._context = Context(self._llama, self._open(), self._shape, room)
         self._residents = Residents(
             self._context,
             block_tokens=self.facts.block_tokens,
@@ -128,15 +146,16 @@ class LlamaRunner:
         running = sum(row.start + len(row.tokens) for row in rows)
         if self._context.room.buffers:
             self._is_together = True
-            self._rebuild(Room(2 * running))
+            self._rebuild(Room(2 * running), rows)
             return
         cells = self._context.room.cells
-        is_whole = self._room_for(Room(2 * cells)).cells == cells
-        if (is_whole or 2 * running < cells) and self._residents.park(rows, cells // 4):
+        is_whole = self._within(Room(2 * cells), rows).cells <= cells
+        least = min(cells // 4, spare_tokens(self._lease_tokens))
+        if (is_whole or 2 * running < cells) and self._residents.park(rows, least):
             return
         if is_whole:
             raise OutOfMemory("llama.cpp has no cells left for this step.")
-        self._rebuild(Room(2 * cells))
+        self._rebuild(Room(2 * cells), rows)
 
     def _suit(self, rows: Sequence[Row]) -> None:
         """Have a buffer for each sequence or one for all, as it suits the rows."""
@@ -148,10 +167,12 @@ class LlamaRunner:
         wanted = apart_for(rows, self._shape, self._lease_tokens)
         try:
             if wanted is not None and not self._is_together:
-                self._rebuild(wanted)
+                self._is_together = self._within(wanted, rows) != wanted
+            if wanted is not None and not self._is_together:
+                self._rebuild(wanted, rows)
             elif room.buffers:
                 self._is_together = True
-                self._rebuild(Room(2 * sum(row.start + len(row.tokens) for row in rows)))
+                self._rebuild(Room(2 * sum(row.start + len(row.tokens) for row in rows)), rows)
         except OutOfMemory:  # it goes on as it was
             self._is_together = True
 
@@ -166,7 +187,7 @@ class LlamaRunner:
         room = self._context.room
         is_lull = len(rows) < TOO_FEW_ROWS and self._shape.layout != "partitioned"
         if is_lull if room.buffers else 8 * running < room.cells and smaller.cells < room.cells:
-            self._rebuild(smaller)
+            self._rebuild(smaller, rows)
 
     def set_host_blocks(self, count: int) -> None:
         """Host memory is taken block by block, as blocks are moved there."""
@@ -229,7 +250,7 @@ class LlamaRunner:
         """Another context, of which no cell holds what is no number, and what the rows fed is in none."""
         if self._context is not None and self._residents is not None:
             self._residents.undo(rows)
-            self._rebuild(self._context.room)
+            self._rebuild(self._context.room, rows)
 
     def _draw(self, logits: Logits, rows: Sequence[Row], masks: Masks) -> list[Drawn]:
         """As the torch engine draws. The likeliest tokens alone are found without going through it: in a small model's
@@ -242,105 +263,36 @@ class LlamaRunner:
     def _compute_somehow(self, rows: Sequence[Row]) -> tuple[Logits, Mapping[int, Scores]]:
         """As `_compute`, making room as often as that helps."""
         while True:
-            context, residents = self._context, self._residents
-            if context is None or residents is None:
-                self._open()
-                raise EngineFailed("This model has no KV memory.")
             try:
-                found = self._compute(context, rows, residents.take_in(rows))
-                self._is_roomy = True
+                context, sequences = self._take_in(rows)
+                found = self._computing.run(context, rows, sequences)
+                self._computing.is_roomy = True
                 return found
             except NoRoom:
-                residents.undo(rows)
-                if not self._is_roomy:
+                self._undo(rows)
+                if not self._computing.is_roomy:
                     self._make_room(rows)
-                self._is_roomy = False
+                self._computing.is_roomy = False
             except Exception:
-                residents.undo(rows)
+                self._undo(rows)
                 raise
 
-    def _compute(
-        self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
-    ) -> tuple[Logits, Mapping[int, Scores]]:
-        """Logits [places to draw at, vocabulary], and the scores of prompts by row."""
-        groups = self.adapters.groups(rows)
-        if len(groups) == 1:
-            context.adapt(groups[0][0])
-            return self._compute_alike(context, rows, sequences)
-        parts: list[Logits] = []
-        scores: dict[int, Scores] = {}
-        for adapter, places in groups:
-            context.adapt(adapter)
-            logits, told = self._compute_alike(
-                context, [rows[at] for at in places], [sequences[at] for at in places]
-            )
-            parts.append(logits.copy())
-            scores |= {places[at]: scored for at, scored in told.items()}
-        order = [at for _, places in groups for at in places]
-        return np.concatenate(parts)[lines_of(rows, order)], scores
+    def _take_in(self, rows: Sequence[Row]) -> tuple[Context, list[int]]:
+        """The rows' sequences. Where too much waits beside them in host memory the context is made smaller."""
+        if self._context is None or self._residents is None:
+            self._open()
+            raise EngineFailed("This model has no KV memory.")
+        sequences = self._residents.take_in(rows)
+        if self.held_tokens > most_tokens(self._lease_tokens) and not self._shape.offloads_kv:
+            self._undo(rows)
+            self._is_together = self._is_together or self.buffers > 0
+            self._rebuild(Room(self.context_cells), rows)
+            sequences = self._residents.take_in(rows)
+        return self._context, sequences
 
-    def _compute_alike(
-        self, context: Context, rows: Sequence[Row], sequences: Sequence[int]
-    ) -> tuple[Logits, Mapping[int, Scores]]:
-        """The same for rows of one adapter."""
-        if not context.room.buffers:
-            return self._compute_in_order(context, rows, sequences)
-        # As llama.cpp batches.
-        keys: list[Any] = [*sequences]
-        if aligns := may_align(rows, context.batch.most):
-            keys = [*map(alignment, rows, sequences)]
-        if any(one > other for one, other in pairwise(keys)):
-            order = sorted(range(len(rows)), key=keys.__getitem__)
-            logits, scores = self._compute_in_order(
-                context,
-                [rows[at] for at in order],
-                [sequences[at] for at in order],
-                aligns=aligns,
-            )
-            return logits[lines_of(rows, order)], {order[at]: told for at, told in scores.items()}
-        return self._compute_in_order(context, rows, sequences, aligns=aligns)
-
-    def _compute_in_order(
-        self,
-        context: Context,
-        rows: Sequence[Row],
-        sequences: Sequence[int],
-        *,
-        aligns: bool = False,
-    ) -> tuple[Logits, Mapping[int, Scores]]:
-        batch, outputs = context.batch, self._shape.outputs
-        if takes_one_each(rows, min(batch.most, outputs)):
-            call = one_each(rows, sequences)
-            context.decode(batch.fill(call.tokens, call.positions, call.sequences, call.wants))
-            return context.logits(call.outputs), {}
-        parts: list[Logits] = []
-        scores: dict[int, Scores] = {}
-        calls = self._calls(context, rows, sequences, aligns=aligns)
-        for call in calls:
-            context.decode(batch.fill(call.tokens, call.positions, call.sequences, call.wants))
-            for sequence, end in call.surplus:
-                context.cut(sequence, end)
-            if call.outputs:
-                found = context.logits(call.outputs)
-                look_at(rows, call, found, scores)
-                if len(call.drawn) < call.outputs:
-                    found = found[call.drawn]
-                elif len(calls) > 1:
-                    found = found.copy()
-                parts.append(found)
-        if not parts:
-            return np.empty((0, self.facts.vocab_size), np.float32), scores
-        return parts[0] if len(parts) == 1 else np.concatenate(parts), scores
-
-    def _calls(
-        self, context: Context, rows: Sequence[Row], sequences: Sequence[int], *, aligns: bool
-    ) -> list[Pass]:
-        most, watches = context.batch.most, self._spreads
-        if aligns:
-            cells = context.room.cells
-            return [*aligned(rows, sequences, most_tokens=most, cells=cells, watches=watches)]
-        outputs = self._shape.outputs
-        return [*passes(rows, sequences, most_tokens=most, most_outputs=outputs, watches=watches)]
+    def _undo(self, rows: Sequence[Row]) -> None:
+        if self._residents is not None:
+            self._residents.undo(rows)
 
     @property
     def context_cells(self) -> int:
