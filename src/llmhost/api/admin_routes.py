@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from litestar import Router, get, post
+from litestar import get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
@@ -25,6 +25,7 @@ from llmhost.api.model_wire import (
     model_page,
 )
 from llmhost.api.reports import ReportDesk, report_routes
+from llmhost.api.router import Router
 from llmhost.core.errors import NotFound
 from llmhost.tenants.roles import Access, Right
 

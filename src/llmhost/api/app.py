@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from litestar import Litestar, Request, Response, Router, asgi, get
+from litestar import Litestar, Request, Response, asgi, get
 from litestar.enums import ScopeType
 from litestar.openapi.config import OpenAPIConfig
 from litestar.params import FromPath
@@ -67,6 +67,7 @@ from llmhost.api.responses.state_routes import conversation_routes, item_routes,
 from llmhost.api.reviews.admin import review_admin_router
 from llmhost.api.reviews.desk import ReviewDesk
 from llmhost.api.reviews.routes import review_routes
+from llmhost.api.router import Router
 from llmhost.api.tokenize import tokenize_routes
 from llmhost.api.upgrade import with_sockets
 from llmhost.config.schema import ServerSettings

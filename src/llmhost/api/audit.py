@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from litestar import Router, get
+from litestar import get
 from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import Guard
@@ -14,6 +14,7 @@ from litestar.types import Guard
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import MOST_ROWS, PAGE_ROWS
 from llmhost.api.report_wire import time_ns
+from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue, NotFound
 from llmhost.safety.audit import AuditLog
 from llmhost.storage.audit import LARGEST, Recorded, Wanted

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from dataclasses import replace
 
-from litestar import Router, delete, get, patch, post
+from litestar import delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import Guard
 from msgspec import UNSET
@@ -30,6 +30,7 @@ from llmhost.api.budget_wire import (
     credit_row,
     time_ns,
 )
+from llmhost.api.router import Router
 from llmhost.core.errors import Forbidden, InvalidValue, MissingParameter
 from llmhost.observe.logs import log_event
 from llmhost.tenants.budget_store import BudgetStore

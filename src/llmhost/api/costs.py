@@ -5,12 +5,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-from litestar import Router, get
+from litestar import get
 from litestar.params import FromQuery
 from litestar.types import Guard
 
 from llmhost.api.admin_tenants import PAGE_ROWS, page_of
 from llmhost.api.report_wire import time_ns
+from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue
 from llmhost.cost.costbook import CostBook
 from llmhost.cost.query import LAST_NS

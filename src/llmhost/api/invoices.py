@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from litestar import Router, get
+from litestar import get
 from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import ControllerRouterHandler
@@ -13,6 +13,7 @@ from litestar.types import ControllerRouterHandler
 from llmhost.api.admin_access import Visitor
 from llmhost.api.invoice_wire import PublicKey, SignedStatement
 from llmhost.api.reports import ReportDesk, query_of
+from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue
 from llmhost.cost import periods
 from llmhost.cost.exports import export

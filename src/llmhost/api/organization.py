@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from litestar import Router, get
+from litestar import get
 from litestar.params import FromPath, FromQuery
 from litestar.types import Guard
 
@@ -30,6 +30,7 @@ from llmhost.api.organization_wire import (
     start_in,
 )
 from llmhost.api.reports import ReportDesk, seen_by
+from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue, MissingParameter, NotFound
 from llmhost.core.ports import Clock
 from llmhost.cost.costs_by_line import line_costs, whole_costs

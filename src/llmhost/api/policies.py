@@ -9,7 +9,7 @@ import re
 from typing import Annotated
 
 import msgspec
-from litestar import Router, get, post
+from litestar import get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import Guard
 from msgspec import Meta
@@ -17,6 +17,7 @@ from msgspec import Meta
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import PAGE_ROWS, page_of
 from llmhost.api.report_wire import time_ns
+from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue, NotFound
 from llmhost.safety.audit import AuditLog
 from llmhost.safety.dry_run import DryRun, dry_run

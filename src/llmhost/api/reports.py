@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from litestar import Router, get
+from litestar import get
 from litestar.params import FromQuery
 from litestar.types import ControllerRouterHandler, Guard
 
@@ -23,6 +23,7 @@ from llmhost.api.report_wire import (
     time_ns,
     used_row,
 )
+from llmhost.api.router import Router
 from llmhost.cost.query import Query
 from llmhost.cost.reports import Line, Reports
 from llmhost.tenants.roles import OPERATOR, Access, Right

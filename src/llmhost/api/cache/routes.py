@@ -1,6 +1,6 @@
 """/admin/v1/cache: for the operator alone."""
 
-from litestar import Router, get, post
+from litestar import get, post
 from litestar.params import FromQuery, JSONBody
 from litestar.types import ControllerRouterHandler, Guard
 
@@ -13,6 +13,7 @@ from llmhost.api.cache.desk import (
     NewPurge,
     Purged,
 )
+from llmhost.api.router import Router
 
 
 def cache_router(desk: CacheDesk, guard: Guard) -> Router:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from litestar import Response, Router, delete, get, post, route
+from litestar import Response, delete, get, post, route
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import ASGIApp
 
@@ -12,6 +12,7 @@ from llmhost.api.chats.wire import ChatPage, Deleted, Relabel
 from llmhost.api.door import bearer
 from llmhost.api.gatekeeper import Identify, vouch
 from llmhost.api.json_request import JsonRequest
+from llmhost.api.router import Router
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import Caller
 

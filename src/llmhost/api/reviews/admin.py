@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated
 
-from litestar import Router, get, post
+from litestar import get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.types import ControllerRouterHandler, Guard
 
@@ -21,6 +21,7 @@ from llmhost.api.reviews.wire import (
     StateFilter,
     WebhookFacts,
 )
+from llmhost.api.router import Router
 from llmhost.tenants.roles import Right
 
 
