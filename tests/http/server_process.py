@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from warm_start import Forked, WarmStart
+from warm_start import SERVING, TORCH, Forked, WarmStart
 
 import llmhost
 
@@ -43,14 +43,31 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **more}
 
 
-_warm: WarmStart | None = None
+class Warm:
+    """The processes that the others are forked from, each begun when it is first of use."""
+
+    def __init__(self) -> None:
+        self._begun: dict[bool, WarmStart] = {}
+
+    def of(self, has_torch: bool) -> WarmStart:
+        if has_torch not in self._begun:
+            modules = (*SERVING, *TORCH) if has_torch else SERVING
+            self._begun[has_torch] = WarmStart(environment(), modules)
+        return self._begun[has_torch]
+
+    def close(self) -> None:
+        for each in self._begun.values():
+            each.close()
+
+
+_warm: Warm | None = None
 
 
 @contextmanager
 def warm_starts() -> Iterator[None]:
-    """Within it servers and commands are forked from a process that has imported llmhost."""
+    """Within it servers and commands are forked from processes that have imported what they will need."""
     global _warm
-    _warm = WarmStart(environment())
+    _warm = Warm()
     try:
         yield
     finally:
@@ -79,8 +96,15 @@ class Node:
         flags = self.flags if "--port" in self.flags else (*self.flags, "--port", "0")
         command = ["serve", "--models", str(self.settings_path), "--data-dir", str(self.data_dir)]
         with self.log_path.open("ab") as log:
-            self.process = begin([*command, *flags], log.fileno(), log.fileno(), self.folder)
+            self.process = begin(
+                [*command, *flags], log.fileno(), log.fileno(), self.folder, self._has_torch()
+            )
         return self
+
+    def _has_torch(self) -> bool:
+        """Whether it will import torch anyway, to load a model. Fake ones have no source."""
+        settings = self.settings_path.read_text()
+        return "source = " in settings and ".gguf" not in settings
 
     def start(self) -> "Node":
         """Start the process and wait until it is ready."""
@@ -244,7 +268,7 @@ class Node:
 
 
 def begin(
-    words: Sequence[str], out: int, err: int, folder: Path, **more: str
+    words: Sequence[str], out: int, err: int, folder: Path, has_torch: bool = False, **more: str
 ) -> "subprocess.Popen[bytes] | Forked":
     """`llmhost WORDS` in the folder, in a session of its own, with more in its environment."""
     env = environment(**more)
@@ -252,7 +276,7 @@ def begin(
         signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     )  # which a fork would not inherit
     if _warm is not None and is_plain:
-        return _warm.start(words, out=out, err=err, cwd=str(folder), env=env)
+        return _warm.of(has_torch).start(words, out=out, err=err, cwd=str(folder), env=env)
     return subprocess.Popen(
         [sys.executable, "-m", "llmhost", *words],
         stdin=subprocess.DEVNULL,

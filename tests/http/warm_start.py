@@ -1,9 +1,10 @@
 """Servers and commands without the wait for imports: one process imports llmhost, and forks each that a test starts.
 
 A fork runs the program from its first line to the interpreter's end, with a session, signals and files of its own. All
-that it has not done itself is a second and a half of imports, which hundreds of starts would spend again and again.
+that it has not done itself is seconds of imports, which hundreds of starts would spend again and again.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -15,16 +16,33 @@ from typing import Any
 
 PATIENCE_S = 60.0
 MOST_BYTES = 1 << 17
+SERVING = (
+    "litestar.exceptions.responses",
+    "litestar.middleware.allowed_hosts",
+    "litestar.middleware.csrf",
+    "litestar.middleware.response_cache",
+    "litestar.plugins.attrs",
+    "litestar.plugins.pydantic",
+    "pydantic.networks",
+    "pydantic.v1",
+    "sqlite_utils.plugins",
+    "typer._adapters",
+    "uvicorn.lifespan.off",
+    "uvicorn.protocols.websockets.websockets_sansio_impl",
+)
+"""What a server imports on top of `llmhost.host` before it is ready."""
+TORCH = ("llmhost.engines.torch.load", "transformers.models.llama.modeling_llama")
+"""What it imports to load a model by the torch engine. Other servers are to show that they do without."""
 
 
 class WarmStart:
     """The process that forks, and the door to it. Close it when nothing is to be started any more."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], modules: Sequence[str] = SERVING) -> None:
         self._door, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with inner:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(inner.fileno())],
+                [sys.executable, __file__, str(inner.fileno()), *modules],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[inner.fileno()],
                 env=environ,
@@ -124,6 +142,9 @@ def main() -> None:
         import llmhost.host  # what `serve` imports
         from llmhost.__main__ import main as program
         from llmhost.cli import main  # noqa: F401
+
+        for name in sys.argv[2:]:
+            importlib.import_module(name)
 
     order = fork_for(socket.socket(fileno=int(sys.argv[1])))
     if order is None:
