@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import tests.unit.kernels.interpreting  # noqa: F401
 import torch
 from torch import Tensor
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import tests.unit.kernels.interpreting  # noqa: F401
 import torch
 import transformers
 from tests.unit.engines.checkpoints import config_of

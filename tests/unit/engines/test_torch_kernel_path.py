@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import tests.unit.kernels.interpreting  # noqa: F401
 import torch
+from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.runner_contract import PROMPTS, ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
+from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.request import Sampling
 from llmhost.core.step import PENDING, Row
 from llmhost.engines.torch.kv import KvShape
+from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.probe import layer_windows
 from llmhost.engines.torch.runner import TorchRunner
 
@@ -32,6 +35,19 @@ def load_with_kernels(load: Load, monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.setattr("llmhost.engines.torch.load.has_kernels", lambda device: True)
     monkeypatch.setattr("llmhost.engines.torch.load.check_against_eager", look)
     return lambda family: load(family, block_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that matters where the same kernels are launched in different orders."""
+    return save_checkpoint(tmp_path_factory.mktemp("one_layer"), "llama", num_hidden_layers=1)
+
+
+@pytest.fixture
+def runner(load_with_kernels: Load, one_layer: Path) -> TorchRunner:
+    runner = load_runner(one_layer, block_tokens=8, options=TorchOptions())
+    runner.set_kv_blocks(16)
+    return runner
 
 
 def rows_of(
@@ -58,9 +74,7 @@ def test_answers_are_those_of_the_plain_way(
     assert ToyScheduler(runner, chunk=20).answer(*ask(new_tokens=2)[1:3]) == expected
 
 
-def test_steps_launched_ahead_draw_what_steps_one_by_one_draw(load_with_kernels: Load) -> None:
-    runner = load_with_kernels("llama")
-    runner.set_kv_blocks(16)
+def test_steps_launched_ahead_draw_what_steps_one_by_one_draw(runner: TorchRunner) -> None:
     tables = [[5, 2], [9, 1], [4, 8]]
     one_by_one, tokens = [], [3, 4, 5]
     for start in range(3):
@@ -78,9 +92,7 @@ def test_steps_launched_ahead_draw_what_steps_one_by_one_draw(load_with_kernels:
     assert [ahead[0], *(landed[::-1] for landed in ahead[1:])] == one_by_one
 
 
-def test_a_prompt_joins_while_others_are_ahead(load_with_kernels: Load) -> None:
-    runner = load_with_kernels("llama")
-    runner.set_kv_blocks(16)
+def test_a_prompt_joins_while_others_are_ahead(runner: TorchRunner) -> None:
     prompt = list(PROMPTS[2])
 
     def prompt_row(chunk: slice) -> Row:
@@ -100,9 +112,7 @@ def test_a_prompt_joins_while_others_are_ahead(load_with_kernels: Load) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes with NaN by NumPy
-def test_a_row_without_numbers_fails_alone(load_with_kernels: Load) -> None:
-    runner = load_with_kernels("llama")
-    runner.set_kv_blocks(16)
+def test_a_row_without_numbers_fails_alone(runner: TorchRunner) -> None:
     assert runner._kv is not None
     runner.run(rows_of([[5], [9]], [3, 4], 0, GREEDY))
     for key, _ in runner._kv.layers:

@@ -1,14 +1,16 @@
 """Triton's real compiler on one kernel, for a GPU that need not be here.
 
-The interpreter accepts more than the compiler does. `python -m tests.unit.kernels.gpu_compiler MODULE` compiles what
-the function `launches` of that module says, in a process that doesn't interpret.
+The interpreter accepts more than the compiler does. `python -m tests.unit.kernels.gpu_compiler MODULE ...` compiles
+what the function `launches` of each module says, in one process that doesn't interpret.
 """
 
 import importlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 COMPUTE_CAPABILITY = 90
@@ -23,12 +25,13 @@ class Launch(NamedTuple):
     options: Mapping[str, Any]
 
 
-def compile_all(module: str) -> str:
-    """Compile the launches of `module` in another process; what it had to say if it failed, else nothing."""
+def compile_all(modules: Sequence[str]) -> dict[str, str]:
+    """Compile the launches of the modules in another process; what each had to say if it failed, else nothing."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "tests.unit.kernels.gpu_compiler", module]
+    command = [sys.executable, "-m", "tests.unit.kernels.gpu_compiler", *modules]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr if done.returncode else ""
+    told = dict(json.loads(line) for line in done.stdout.splitlines())
+    return {module: told.get(module, done.stderr or "nothing was told") for module in modules}
 
 
 def _compile(launch: Launch) -> str:
@@ -57,10 +60,14 @@ def _compile(launch: Launch) -> str:
 
 
 def main() -> None:
-    launches: Iterable[Launch] = importlib.import_module(sys.argv[1]).launches()
-    for launch in launches:
-        ptx = _compile(launch)
-        sys.stdout.write(f"{launch.kernel.__name__} {dict(launch.constants)}: {len(ptx)}\n")
+    for module in sys.argv[1:]:
+        failure = ""
+        try:
+            launches: Iterable[Launch] = importlib.import_module(module).launches()
+            assert all(_compile(launch) for launch in launches)
+        except Exception:  # noqa: BLE001 - told, so that the other modules are tried too
+            failure = traceback.format_exc()
+        sys.stdout.write(f"{json.dumps([module, failure])}\n")
 
 
 if __name__ == "__main__":
