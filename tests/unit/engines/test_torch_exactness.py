@@ -4,6 +4,7 @@ A few families with everything that attention can have; `make bars` does the sam
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,22 @@ from tests.unit.engines.checkpoints import VOCAB
 from tests.unit.engines.parity import NEAR_TIE, NEW_TOKENS, WAYS, prompts, reference
 from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
+from llmhost.config.schema import TorchOptions
+from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.runner import TorchRunner
 
 Load = Callable[..., TorchRunner]
 Checkpoint = Callable[[str], Path]
 
 FAMILIES = ["llama", "mistral_window", "gemma2", "gpt_oss"]
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Checkpoint) -> Callable[[str], TorchRunner]:
+    """Once for all ways of asking: each gives a runner new KV blocks."""
+    return cache(
+        lambda family: load_runner(checkpoint(family), block_tokens=16, options=TorchOptions())
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -29,9 +40,9 @@ def test_the_reference_is_worth_comparing_with(family: str, checkpoint: Checkpoi
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_of_generate(
-    family: str, way: str, load: Load, checkpoint: Checkpoint
+    family: str, way: str, loaded: Callable[[str], TorchRunner], checkpoint: Checkpoint
 ) -> None:
-    score = WAYS[way](load(family), reference(checkpoint(family)))
+    score = WAYS[way](loaded(family), reference(checkpoint(family)))
     assert score.wrong == []
     assert score.ties == 0
 

@@ -41,12 +41,15 @@ def teacher_forced(model: LlamaForCausalLM, tokenizer: Any) -> Verdict:
     verbatim = 0
     for batch in grouped(sorted(rows, key=lambda row: len(row.ids))):
         ids, learnt_mask = padded(batch)
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        right = logits.gather(2, ids[:, 1:, None])[..., 0]
-        others = logits.scatter(2, ids[:, 1:, None], -math.inf).amax(2)
-        gap = (right - others).masked_fill(~learnt_mask[:, 1:], math.inf)
-        verbatim += int((gap.amin(1) > 0).sum())
-        gaps += gap[learnt_mask[:, 1:]].tolist()
+        is_learnt = learnt_mask[:, 1:]
+        states = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        logits = model.lm_head(states[is_learnt])  # prompts are the most of it
+        wanted = ids[:, 1:][is_learnt][:, None]
+        right = logits.gather(1, wanted)[:, 0]
+        gap = right - logits.scatter(1, wanted, -math.inf).amax(1)
+        by_row = torch.full(is_learnt.shape, math.inf).masked_scatter(is_learnt, gap)
+        verbatim += int((by_row.amin(1) > 0).sum())
+        gaps += gap.tolist()
     gaps.sort()
     return Verdict(len(rows), verbatim, gaps[0], gaps[len(gaps) // 100])
 
