@@ -35,6 +35,7 @@ def shown() -> Iterator[tuple[str, str]]:
 
 
 SHOWN = sorted(set(shown()))
+PROGRAM = typer.main.get_command(app)
 
 
 def test_there_are_commands_to_check():
@@ -44,7 +45,7 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize(("page", "line"), SHOWN)
 def test_a_command_exists_and_takes_what_is_shown(page: str, line: str):
     words = shlex.split(re.split(r" (?:[<>|]|&&) ", line)[0])[1:]
-    command: Any = typer.main.get_command(app)
+    command: Any = PROGRAM
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     is_program = command.name == "llmhost"

@@ -99,9 +99,11 @@ import sys
 import llmhost
 assert not [name for name in sys.modules if name.startswith("llmhost.")]
 from llmhost.cli.main import app
+import typer.main
+command = typer.main.get_command(app)  # as `app` does on each call
 for args in {args!r}:
     try:
-        app([*args, "--help"], prog_name="llmhost")
+        command([*args, "--help"], prog_name="llmhost")
     except SystemExit as end:
         assert end.code == 0, args
 heavy = sorted({heavy!r} & set(sys.modules))

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +14,14 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
+import typer.main
+import typer.testing
 from typer.testing import CliRunner, Result
 
 from llmhost.cli.main import app
+
+# Ninety commands are made from their functions on each call otherwise, a tenth of a second before anything is run.
+typer.testing._get_command = cache(typer.main.get_command)
 
 TOKEN = "admin-secret"
 KEY = {"id": "k1", "org": "acme", "team": None, "name": None, "requests_per_minute": None}
