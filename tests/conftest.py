@@ -3,8 +3,10 @@
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +28,35 @@ if not HAS_GPU:
     # Without a GPU Triton's own interpreter runs the kernels, on the CPU. It has to know before they are defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Two workers keep two cores busy. Threads that wait for each other's part of a sum would only keep others from theirs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 sys.path.append(str(Path(__file__).parent / "http"))  # for server_process.py
 
 
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 4 << 30
+
+TESTS = Path(__file__).parent
+DEAREST = (
+    "house/test_tools.py",
+    "unit/engines/test_torch_exactness.py",
+    "http/test_tenants.py",
+    "unit/engines/test_builtin_tiny.py",
+    "http/test_adapters.py",
+    "unit/engines/test_torch_fused.py",
+    "http/test_invoices.py",
+    "unit/engines/test_torch_lora.py",
+    "http/test_gguf.py",
+    "unit/kernels/test_draw.py",
+    "unit/engines/test_torch_kernel_path.py",
+    "http/test_operators.py",
+    "unit/engines/test_llama_runner.py",
+    "unit/engines/llama/test_windows.py",
+    "http/test_packing.py",
+    "docs/test_models_doc.py",
+)
+"""Begun first, the one that takes longest foremost, so that no worker is left with one of them at the end."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,11 +64,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The long checks are to wait for a disk as a node does.
     """
+    config.option.loadscopereorder = False  # ours is better than xdist's, which counts tests alone
     if "bars" in config.option.markexpr or "TMPDIR" in os.environ or not MEMORY.is_dir():
         return
     if shutil.disk_usage(MEMORY).free > ROOM_BYTES:
         os.environ["TMPDIR"] = str(MEMORY)
         tempfile.tempdir = None  # asked for anew
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """What a shell or nohup told this run to ignore, the programs that tests start must not ignore."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # a handler is not inherited, and does as little
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_over() -> Iterator[None]:
+    """What the tests of a file left open is found before those of another file, which would be blamed for it."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +117,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     apart = [mark for mark in ("bars", "gpu") if mark not in config.option.markexpr]
     if HAS_GPU and "gpu" in apart:
         apart.remove("gpu")
-    kept = [item for item in items if not any(item.get_closest_marker(mark) for mark in apart)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    kept, left = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        (left if any(map(item.get_closest_marker, apart)) else kept).append(item)
+    config.hook.pytest_deselected(items=left)
+    counts = Counter(item.path for item in kept)
+    places = {TESTS / name: place for place, name in enumerate(DEAREST)}
+    items[:] = sorted(
+        kept, key=lambda item: (places.get(item.path, len(places)), -counts[item.path], item.path)
+    )
