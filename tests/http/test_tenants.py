@@ -159,7 +159,7 @@ BODIES: tuple[dict[str, Any], ...] = (
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=16, deadline=None)  # of a hundred requests each
 @given(
     role=st.sampled_from([*ROLES, "admin", "admin"]),
     whose=st.fixed_dictionaries(dict.fromkeys((*PARTS, *QUERIES), names)),

@@ -60,7 +60,7 @@ async def made(host: TestHost) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=8,
+    max_examples=4,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],  # to make a failure smaller would take minutes
@@ -71,10 +71,10 @@ async def made(host: TestHost) -> dict[str, Any]:
             st.sampled_from(PLACES),
             st.dictionaries(st.sampled_from(FIELDS), NASTY, max_size=4),
         ),
-        min_size=40,
-        max_size=40,
+        min_size=80,
+        max_size=80,
     ),
-    words=st.lists(st.text(max_size=60), min_size=10, max_size=10),
+    words=st.lists(st.text(max_size=60), min_size=20, max_size=20),
 )
 async def test_no_hostile_body_name_or_query_is_our_mistake(
     bodies: list[tuple[tuple[str, str], dict[str, Any]]], words: list[str]
