@@ -183,7 +183,7 @@ async def async_client(open_node: Node) -> Any:
         base_url=f"{open_node.url}/v1",
         api_key="any",
         max_retries=0,
-        timeout=30,
+        timeout=60,
         http_client=DefaultAsyncHttpxClient(verify=False),
     ) as ready:
         yield ready
@@ -208,7 +208,7 @@ def _client(node: Node, key: str = "any") -> OpenAI:
         base_url=f"{node.url}/v1",
         api_key=key,
         max_retries=0,
-        timeout=30,
+        timeout=60,
         http_client=DefaultHttpxClient(
             verify=False
         ),  # reading the CA bundle takes longer than most tests

@@ -21,7 +21,7 @@ from warm_start import SERVING, TORCH, Forked, WarmStart
 import llmhost
 
 SOURCE = Path(llmhost.__file__).parents[1]
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """How long anything may take before a test gives up on it. Nothing is judged by how much sooner it comes."""
 
 T = TypeVar("T")

@@ -96,7 +96,7 @@ def test_a_stream_outlives_the_revocation_of_its_key(new_node: NewNode) -> None:
     ) as response:
         pieces = events(response)
         next(pieces)
-        with httpx.Client(timeout=30, verify=False) as operator:
+        with httpx.Client(timeout=60, verify=False) as operator:
             operator.delete(
                 f"{node.url}/admin/v1/keys/{made['id']}",
                 headers={"authorization": f"Bearer {node.admin_token}"},
@@ -303,7 +303,7 @@ def test_an_unload_lets_a_stream_finish_and_a_request_meanwhile_gets_a_fresh_loa
 
 
 def own_node_row(node: Node) -> dict[str, Any]:
-    with httpx.Client(timeout=30, verify=False) as another:
+    with httpx.Client(timeout=60, verify=False) as another:
         rows = another.get(
             f"{node.url}/admin/v1/ps", headers={"authorization": f"Bearer {node.admin_token}"}
         ).json()["data"]
@@ -311,7 +311,7 @@ def own_node_row(node: Node) -> dict[str, Any]:
 
 
 def _state(node: Node, model: str) -> str:
-    with httpx.Client(timeout=30, verify=False) as another:
+    with httpx.Client(timeout=60, verify=False) as another:
         rows = another.get(
             f"{node.url}/admin/v1/models", headers={"authorization": f"Bearer {node.admin_token}"}
         ).json()["data"]
@@ -319,7 +319,7 @@ def _state(node: Node, model: str) -> str:
 
 
 def _unload(node: Node) -> httpx.Response:
-    with httpx.Client(timeout=30, verify=False) as another:
+    with httpx.Client(timeout=60, verify=False) as another:
         return another.post(
             f"{node.url}/admin/v1/models/slow/unload",
             headers={"authorization": f"Bearer {node.admin_token}"},
@@ -327,7 +327,7 @@ def _unload(node: Node) -> httpx.Response:
 
 
 def _complete(node: Node, model: str = "slow") -> httpx.Response:
-    with httpx.Client(timeout=30, verify=False) as another:
+    with httpx.Client(timeout=60, verify=False) as another:
         body = {"model": model, "prompt": "late", "max_tokens": 2}
         return another.post(f"{node.url}/v1/completions", json=body)
 
@@ -350,7 +350,7 @@ def test_loads_and_unloads_amid_traffic_lose_no_request(own_node: Node) -> None:
     statuses: list[int] = []
 
     def ask() -> None:
-        with httpx.Client(timeout=30, verify=False) as client:
+        with httpx.Client(timeout=60, verify=False) as client:
             for _ in range(15):
                 answer = client.post(
                     f"{own_node.url}/v1/chat/completions",

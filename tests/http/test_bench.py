@@ -81,7 +81,7 @@ def test_ctrl_c_prints_what_was_measured_so_far(open_node: Node) -> None:
     try:
         eventually(lambda: len(open_node.entries()) > before + 4, "no request was answered")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
 

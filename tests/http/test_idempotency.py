@@ -60,7 +60,7 @@ def text_of(response: httpx.Response) -> str:
 @contextmanager
 def begun(node: Node, headers: dict[str, str], **changes: Any) -> Iterator[str]:
     """A client that has read the first piece of its answer, and leaves at the end of the block; its request's id."""
-    with httpx.Client(timeout=30, verify=False) as http:
+    with httpx.Client(timeout=60, verify=False) as http:
         url = f"{node.url}/v1/completions"
         with http.stream("POST", url, json=body(**changes), headers=headers) as response:
             assert response.status_code == 200

@@ -44,7 +44,7 @@ def client_at() -> Iterator[Callable[..., Anthropic]]:
         made.append(
             Anthropic(
                 base_url=node.url,
-                timeout=30,
+                timeout=60,
                 http_client=DefaultHttpxClient(verify=False),
                 _strict_response_validation=True,
                 **chosen,

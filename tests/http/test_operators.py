@@ -46,7 +46,7 @@ class Listener(threading.Thread):
     def run(self) -> None:
         try:
             with (
-                httpx.Client(timeout=30, verify=False) as client,
+                httpx.Client(timeout=60, verify=False) as client,
                 client.stream("POST", self.url, json=self.body) as response,
             ):
                 self.request_id = response.headers["x-request-id"]
@@ -323,7 +323,7 @@ def test_what_outlasts_the_drain_is_cut_told_so_and_not_billed(new_node: NewNode
 
 
 def _long_answer(node: Node) -> httpx.Response:
-    with httpx.Client(timeout=30, verify=False) as client:
+    with httpx.Client(timeout=60, verify=False) as client:
         body = {"model": "slow", "prompt": "x", "max_tokens": 50_000}
         return client.post(f"{node.url}/v1/completions", json=body)
 

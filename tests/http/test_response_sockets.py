@@ -24,7 +24,7 @@ def ask(socket: ClientConnection, **body: Any) -> list[dict[str, Any]]:
     socket.send(json.dumps({"type": "response.create", **BODY, **body}))
     told: list[dict[str, Any]] = []
     while not told or told[-1]["type"] not in ENDS:
-        told.append(json.loads(socket.recv(timeout=30)))
+        told.append(json.loads(socket.recv(timeout=60)))
         if "status" in told[-1]:
             return told
     return told
@@ -115,7 +115,7 @@ def test_what_is_wrong_is_told_and_the_socket_goes_on(
 ) -> None:
     with socket_at(open_node) as socket:
         socket.send(message)
-        told = json.loads(socket.recv(timeout=30))
+        told = json.loads(socket.recv(timeout=60))
         assert told["type"] == "error"
         assert told["status"] in (400, 404)
         assert (told["error"]["code"], told["error"]["param"]) == (code, param)
@@ -179,7 +179,7 @@ def test_a_client_that_leaves_stops_its_response_which_is_billed(open_node: Node
                 {"type": "response.create", **BODY, "model": "slow", "max_output_tokens": 5000}
             )
         )
-        begun = json.loads(socket.recv(timeout=30))
+        begun = json.loads(socket.recv(timeout=60))
 
     name = begun["response"]["id"]
     entry = open_node.entry(name.replace("resp_", "req_"))
@@ -198,13 +198,13 @@ def test_a_drain_lets_the_response_end_and_closes_the_socket(
     with socket_at(node) as socket, socket_at(node) as idle:
         body = {**BODY, "model": "slow", "max_output_tokens": 30}
         socket.send(json.dumps({"type": "response.create", **body}))
-        told = [json.loads(socket.recv(timeout=30))]
+        told = [json.loads(socket.recv(timeout=60))]
         node.signal(15)
         while told[-1]["type"] not in ENDS:
-            told.append(json.loads(socket.recv(timeout=30)))
+            told.append(json.loads(socket.recv(timeout=60)))
         assert told[-1]["response"]["usage"]["output_tokens"] == 30
         for each in (socket, idle):
             with pytest.raises(ConnectionClosed):
-                each.recv(timeout=30)
+                each.recv(timeout=60)
         assert node.wait() == 0
     assert "Traceback" not in node.log()

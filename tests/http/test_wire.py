@@ -149,7 +149,7 @@ def test_curl_sees_the_pieces_as_they_come(open_node: Node) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
 
@@ -377,7 +377,7 @@ def test_a_reader_that_gets_up_late_gets_everything(open_node: Node) -> None:
 
 
 def _entries_elsewhere(node: Node) -> list[dict[str, Any]]:
-    with httpx.Client(timeout=30, verify=False) as another:
+    with httpx.Client(timeout=60, verify=False) as another:
         headers = {"authorization": f"Bearer {node.admin_token}"}
         text = another.get(f"{node.url}/admin/v1/ledger/export", headers=headers).text
     return [json.loads(line) for line in text.splitlines()]

@@ -56,7 +56,7 @@ def test_a_stream_that_was_cut_and_asked_for_again_is_charged_once(
     body = {"model": "slow", "prompt": "a b c", "max_tokens": TOKENS, "stream": True}
     for _ in range(3):
         with (
-            httpx.Client(timeout=30, verify=False) as http,
+            httpx.Client(timeout=60, verify=False) as http,
             http.stream("POST", f"{node.url}/v1/completions", json=body, headers=headers) as cut,
         ):
             assert next(cut.iter_lines()).startswith("data: ")

@@ -27,7 +27,7 @@ class Crowd:
     def add(self, act: Callable[[httpx.Client], None]) -> None:
         def run() -> None:
             try:
-                with httpx.Client(timeout=30, verify=False) as client:
+                with httpx.Client(timeout=60, verify=False) as client:
                     while not self.is_over.is_set():
                         act(client)
             except BaseException as trouble:  # noqa: BLE001 - told by the test

@@ -150,7 +150,7 @@ class ExchangeThatIsLeft:
         self.context = SimpleNamespace(request=SimpleNamespace(stream=False))
 
     async def read(self, timeout_s: float | None = None, take: object = None) -> list[Any]:
-        await asyncio.wait_for(self.left.wait(), 5)
+        await asyncio.wait_for(self.left.wait(), 60)
         return []
 
     async def read_whole(self) -> list[Any]:

@@ -53,7 +53,7 @@ def test_turns_of_several_threads_never_overlap(threads: int) -> None:
     inside = []
 
     def take_turns() -> list[tuple[int, int]]:
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         turns = []
         for _ in range(200):
             with lane.turn() as turn:
@@ -65,7 +65,7 @@ def test_turns_of_several_threads_never_overlap(threads: int) -> None:
 
     with ThreadPoolExecutor(threads) as pool:
         jobs = [pool.submit(take_turns) for _ in range(threads)]
-        turns = sorted(turn for job in jobs for turn in job.result(timeout=30))
+        turns = sorted(turn for job in jobs for turn in job.result(timeout=60))
     assert len(turns) == threads * 200
     assert all(ended < started for (_, ended), (started, _) in itertools.pairwise(turns))
     busy_ns, idle_ns = lane.totals()
@@ -91,7 +91,7 @@ def test_the_totals_can_be_read_while_a_step_runs() -> None:
         clock.now_ns += 5
         reading = pool.submit(lane.totals)
         try:
-            totals = reading.result(timeout=5)
+            totals = reading.result(timeout=60)
         except TimeoutError:
             totals = None
     assert totals == (0, 0)

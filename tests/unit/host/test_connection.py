@@ -290,12 +290,12 @@ def test_a_client_whose_large_body_paused_the_reading_is_seen_to_leave(
             pass
         wire(scope)._flow.pause_reading()  # type: ignore[attr-defined] - as a last piece of 64 KiB does
         assert wire(scope).on_gone(heard.set)
-        await asyncio.wait_for(heard.wait(), 10)
+        await asyncio.wait_for(heard.wait(), 60)
 
     async def client(connection: socket.socket) -> None:
         await asyncio.sleep(0)
         connection.close()
-        await asyncio.wait_for(heard.wait(), 10)
+        await asyncio.wait_for(heard.wait(), 60)
 
     serve(client_socket, app, client, first=ASK_MORE)
 
@@ -538,7 +538,7 @@ def test_a_socket_does_not_begin_amid_an_answer(
     async def client(connection: socket.socket) -> None:
         await begun.wait()
         await asyncio.get_running_loop().sock_sendall(connection, HANDSHAKE)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await heard.wait()
 
     first = ASK.replace(b"connection: close\r\n", b"")

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmhost.testing import TestHost
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 """Longer than anything here takes, on a busy machine too."""
 CHAT = "/v1/chat/completions"
 

@@ -35,7 +35,7 @@ class Taker:
 
     async def until(self, count: int, *, tries: bool = False) -> None:
         """So many were taken, or tried."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (self.seen if tries else len(self.taken)) < count:
                 self.news.clear()
                 await self.news.wait()

@@ -18,7 +18,7 @@ from llmhost.hooks.spec import hookimpl
 from llmhost.pipeline.processor import Exchange
 from llmhost.testing import FAKE_MODEL, TestHost
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 """Longer than anything here takes, on a busy machine too."""
 
 

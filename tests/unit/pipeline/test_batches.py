@@ -427,7 +427,7 @@ async def test_killed_at_any_step_of_a_line_the_next_process_ends_it_once(
             await host.host.books.budgets.create(budget, who="operator")
             batch = await begin(host, [line(n) for n in range(1, 7)], key)
             runner = host.host.deferred.runner
-            await asyncio.wait_for(reached.wait(), 20)
+            await asyncio.wait_for(reached.wait(), 60)
             await until(lambda: _completed(host, batch["id"]) == 5)
             shutil.copytree(tmp_path / "before", tmp_path / "after")  # as a kill leaves it
             for task in list(runner._tasks):

@@ -21,7 +21,7 @@ from llmhost.schedule.engine_loop import EngineLoop
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @pytest.fixture(autouse=True)

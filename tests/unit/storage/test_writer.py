@@ -405,7 +405,7 @@ async def test_a_reader_sees_commits_and_can_not_write(writer: Writer, path: Pat
 
 
 async def test_reads_run_at_the_same_time(writer: Writer, path: Path) -> None:
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
     with Reader(path, threads=2) as reader:
         await asyncio.gather(reader.read(lambda _: both.wait()), reader.read(lambda _: both.wait()))
 
