@@ -4,14 +4,18 @@ import gc
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from llmhost.storage.schema import Schema
 
 # The default run looks at the same examples each time, so that it fails for a change and not by chance. A busy machine
 # is not a failure either. `make bars` searches at random.
@@ -78,6 +82,34 @@ def interruptible() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)  # a handler is not inherited, and does as little
+
+
+@pytest.fixture(scope="session", autouse=True)
+def new_files_are_copies() -> Iterator[None]:
+    """A new database is a copy of the first one of its kind: to make its tables step by step is half of what it takes a
+    whole node to start and to end. Servers in processes of their own take every step."""
+    from llmhost.storage import writer
+
+    migrate, lock = writer.migrate, threading.Lock()
+    kinds: dict[tuple[tuple[str, ...], ...], sqlite3.Connection] = {}
+
+    def make_or_copy(connection: sqlite3.Connection, schemas: Iterable[Schema]) -> None:
+        kind = tuple((schema.name, *schema.steps) for schema in schemas)
+        is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        with lock:
+            if is_new and kind in kinds:
+                kinds[kind].backup(connection)
+                return
+            migrate(connection, schemas)
+            if is_new:
+                kinds[kind] = sqlite3.connect(":memory:", check_same_thread=False)
+                connection.backup(kinds[kind])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "migrate", make_or_copy)
+        yield
+    for connection in kinds.values():
+        connection.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
