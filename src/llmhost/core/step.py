@@ -5,7 +5,7 @@ position `start`, and wants a token drawn after the last of them, or not.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
@@ -71,6 +71,18 @@ class Row(NamedTuple):
     """Set where the row's whole text is fed at once and a vector is wanted, not a token."""
 
 
+class DecodeRows(list[Row]):
+    """The rows of a step in which each sequence is fed the one token that it said last, and nothing but one more is
+    wanted of it: most steps. Whoever goes through rows may go through these without looking at what each is."""
+
+    __slots__ = ("owners",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owners: list[Any] = []
+        """Whose rows they are, in their order: the scheduler's own business."""
+
+
 class Draw(NamedTuple):
     """What a runner has to say of one row when it is more than one token."""
 
@@ -124,7 +136,12 @@ class StepResult(NamedTuple):
     @property
     def work_units(self) -> list[int]:
         """Relative work of each row, by which `shares_ns` were made."""
-        return [work_units(row) for row in self.rows]
+        return units_of(self.rows)
+
+    @property
+    def fed_tokens(self) -> int:
+        rows = self.rows
+        return len(rows) if type(rows) is DecodeRows else sum([len(row.tokens) for row in rows])
 
     @property
     def busy_ns(self) -> int:
@@ -148,6 +165,13 @@ def split_exactly(total: int, weights: Sequence[int]) -> list[int]:
         for i in sorted(range(len(weights)), key=remainders.__getitem__, reverse=True)[:left]:
             shares[i] += 1
     return shares
+
+
+def units_of(rows: Sequence[Row]) -> list[int]:
+    """`work_units` of each row."""
+    if type(rows) is DecodeRows:
+        return [row.start + 1025 for row in rows]
+    return [work_units(row) for row in rows]
 
 
 def work_units(row: Row) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from llmhost.core.errors import EngineFailed
-from llmhost.core.step import StepResult, confirmed_drafts
+from llmhost.core.step import DecodeRows, StepResult, confirmed_drafts
 
 MEMORY = 0.99
 """What each step with guesses keeps of the weight of those before it, in the rate of right ones."""
@@ -56,7 +56,7 @@ class GuessMetrics:
 
         def observe(result: StepResult) -> None:
             nonlocal recent, recent_right
-            if not sum([row.drafts for row in result.rows]):
+            if type(result.rows) is DecodeRows or not sum([r.drafts for r in result.rows]):
                 return
             checked = [
                 (row.drafts, confirmed_drafts(row, drawn))

@@ -133,7 +133,7 @@ class Metrics:
 
         def observe(result: StepResult) -> None:
             seconds(result.busy_ns / 1e9)
-            tokens.add(sum([len(row.tokens) for row in result.rows]), model)
+            tokens.add(result.fed_tokens, model)
             guesses(result)
             thread()
 

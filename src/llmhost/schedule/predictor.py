@@ -11,7 +11,7 @@ apart: its mean is corrected for, and its spread is left as a margin when a prom
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from llmhost.core.step import Row
+from llmhost.core.step import DecodeRows, Row
 
 FORGET, FORGET_DECODING = 0.98, 0.95
 """What each step keeps of the weight of those before it, with prompts and without: amid prompts these are few."""
@@ -60,6 +60,8 @@ class StepWork(NamedTuple):
 
 def work_of(rows: Iterable[Row]) -> StepWork:
     """The work of a step's rows: `plus` for each of them, in plain numbers."""
+    if type(rows) is DecodeRows:
+        return StepWork(len(rows), len(rows), sum([row.start for row in rows]) + len(rows))
     count = fed = attended = prompts = prompt_rows = prompts_attended = past = 0
     for row in rows:
         tokens = len(row.tokens)

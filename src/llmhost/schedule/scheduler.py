@@ -16,12 +16,22 @@ from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DraftAsk, EngineLoad, TextWatch
 from llmhost.core.request import Purpose, SequenceSpec
-from llmhost.core.step import PENDING, Draw, Drawn, GrammarState, KvMove, Row, StepResult
+from llmhost.core.step import (
+    PENDING,
+    DecodeRows,
+    Draw,
+    Drawn,
+    GrammarState,
+    KvMove,
+    Row,
+    StepResult,
+)
 from llmhost.schedule.kv_books import KvBooks
 from llmhost.schedule.plan import Budget, Hit, StepPlan, Work, plan_step
 from llmhost.schedule.predictor import StepPredictor, StepWork, prompt_room, work_of
 from llmhost.schedule.sequence import Sequence
 from llmhost.schedule.sequence_kv import SequenceKv
+from llmhost.schedule.steady import decode_rows, row_end, take_decoded
 from llmhost.schedule.waiting import FairShares, WaitingQueue
 
 Emission = tuple[int, Delta]
@@ -85,6 +95,8 @@ class Scheduler:
         self._ns_per_token = 0.0
         self._intricate = 0
         """Sequences whose next step can't be made before their last token is known."""
+        self._has_drafts = False
+        """The next step checks guesses."""
         self.is_held_up = False
         """The last plan came to nothing, and the next one will, until something is added, allowed or ended: whoever
         is here waits for payment, or for the room of somebody who does."""
@@ -176,8 +188,10 @@ class Scheduler:
         late = []
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             late.append(heappop(self._deadlines)[1])
+        if not late:
+            return []
         error = DeadlineExceeded("The answer was not complete before its deadline.")
-        return self._end_all(late, FinishReason.ERROR, error) if late else []
+        return self._end_all(late, FinishReason.ERROR, error)
 
     def fail(self, seq_ids: Iterable[int], error: LlmhostError) -> list[Emission]:
         """End sequences with an error, giving back what they hold."""
@@ -240,6 +254,7 @@ class Scheduler:
             if sequence.grammar is not None:
                 count = min(count, sequence.grammar.valid_prefix(tokens))
             sequence.draft = list(tokens[:count])
+        self._has_drafts = True
 
     # ------------------------------------------------------------ plan
 
@@ -269,6 +284,8 @@ class Scheduler:
                 sequence.owed -= row.wants_token
 
     def _plan(self, now_ns: int, *, is_ahead: bool = False) -> list[Row]:
+        if (steady := self._steady()) is not None:
+            return steady
         hits: dict[int, Hit] = {}
         about_to: set[int] = set()
 
@@ -296,7 +313,17 @@ class Scheduler:
         for sequence in self._running:
             if sequence.draft:
                 sequence.draft = []
+        self._has_drafts = False
         return rows
+
+    def _steady(self) -> DecodeRows | None:
+        """The next step's rows, where everybody who runs decodes and nobody can be let in."""
+        count, limits = len(self._running), self.limits
+        if self._has_drafts or not 0 < count <= limits.max_tokens_per_batch:
+            return None
+        if self._waiting and count < limits.max_batch_size:
+            return None
+        return decode_rows(self._running, self.kv)
 
     def take_moves(self) -> list[KvMove]:
         """What the runner must move between device and host before it runs the rows of the last plan."""
@@ -379,6 +406,7 @@ class Scheduler:
         if start >= len(sequence.blocks) * self.limits.block_tokens:
             self.kv.grow(sequence, known)
         spec = sequence.spec
+        sequence.row_end = row_end(sequence)
         sequence.fed = known
         sequence.owed = owed + 1
         prompt_tokens = len(spec.prompt)
@@ -440,11 +468,33 @@ class Scheduler:
         """
         self.steps += 1
         self._learn(result)
-        longest = self.longest_tokens
-        emissions: list[Emission] = []
         shares_nano: Iterable[int] = result.shares_nano() if result.nano else repeat(0)
         shares = zip(result.shares_ns, shares_nano, strict=False)
-        for row, drawn, share in zip(result.rows, result.drawn, shares, strict=True):
+        if type(result.rows) is DecodeRows:
+            return self._absorb_decoded(result.rows, result.drawn, shares)
+        return self._absorb(result.rows, result.drawn, shares)
+
+    def _absorb_decoded(
+        self, rows: DecodeRows, drawn: Seq[Drawn], shares: Iterable[tuple[int, int]]
+    ) -> list[Emission]:
+        tenant = self._shares.only
+        emissions, ns, nano = take_decoded(
+            *(rows, drawn, shares, self.kv),
+            longest=self.longest_tokens,
+            otherwise=lambda row, token, *share: self._absorb([row], [token], [share]),
+            serve=self._shares.serve if tenant is None else None,
+        )
+        self.callers_nano += nano
+        if tenant is not None:
+            self._shares.serve(tenant, ns)
+        return emissions
+
+    def _absorb(
+        self, rows: Seq[Row], all_drawn: Seq[Drawn], shares: Iterable[tuple[int, int]]
+    ) -> list[Emission]:
+        longest = self.longest_tokens
+        emissions: list[Emission] = []
+        for row, drawn, share in zip(rows, all_drawn, shares, strict=True):
             sequence = self._sequences.get(row.seq_id)
             if sequence is None:
                 self.pay(*share)
@@ -628,6 +678,7 @@ class Scheduler:
         self._running.remove(sequence)
         self.kv.let_go(sequence)
         sequence.computed = sequence.fed = sequence.owed = 0
+        sequence.row_end = None
         sequence.was_preempted = True
         self._waiting.add(sequence)
         self.preemptions += 1

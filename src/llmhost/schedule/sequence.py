@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.ports import TextWatch
@@ -61,6 +62,11 @@ class Sequence:
     """Of the prompt's full blocks; see `chain_hashes`."""
     promised: int = 0
     """Blocks up to here, of those with hashes, are computed or somebody else's to compute."""
+    row_end: tuple[Any, ...] | None = None
+    """What all rows of its answer have; None where they may differ, and while it is not there yet."""
+    index: int = 0
+    ends: frozenset[int] = frozenset()
+    """Two that are asked for with every token, of `spec`: which choice this is, and the ids that end it."""
     prompt_told: int = 0
     """Prompt tokens whose log probabilities have been reported."""
 
@@ -86,6 +92,8 @@ class Sequence:
             is_atomic=spec.pooling is not None,
             barred=spec.stop_token_ids if spec.min_new_tokens else frozenset(),
             is_plain=_is_plain(spec, grammar),
+            index=spec.index,
+            ends=spec.stop_token_ids,
             high_water=spec.high_water,
             engine_ns=spec.engine_ns,
             cost_nano=spec.cost_nano,

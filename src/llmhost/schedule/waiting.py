@@ -38,6 +38,11 @@ class FairShares:
     def of(self, tenant: str) -> int:
         return self._served_ns.get(tenant, 0)
 
+    @property
+    def only(self) -> str | None:
+        """The tenant that is here, where there is but one."""
+        return next(iter(self._live)) if len(self._live) == 1 else None
+
     def join(self, tenant: str) -> None:
         """A sequence has come. A tenant that had none gets no credit for the time that it was away."""
         if not self._live.get(tenant):

@@ -37,7 +37,7 @@ from llmhost.text.grammar import Grammars, Thinking, Vocabulary
 from llmhost.text.guards import guard_of
 from llmhost.text.pairs import fit
 from llmhost.text.template import ChatTemplate, load_chat_template
-from llmhost.text.watch import Watch
+from llmhost.text.watch import watch_for
 
 log = logging.getLogger("llmhost.tokenizer")
 
@@ -135,7 +135,7 @@ class FileTokenizer:
             for text in shown
             if text in self._special and (token := self._tokenizer.token_to_id(text)) is not None
         }
-        return Watch(ShowingDetokeniser(detokeniser, special) if special else detokeniser, stop)
+        return watch_for(ShowingDetokeniser(detokeniser, special) if special else detokeniser, stop)
 
     @property
     def marks(self) -> Marks:

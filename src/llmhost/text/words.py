@@ -12,7 +12,7 @@ from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.grammar import Grammars, Vocabulary
 from llmhost.text.pairs import fit
-from llmhost.text.watch import Watch
+from llmhost.text.watch import watch_for
 
 KEPT_WORDS, KEPT_CHARS = 4096, 64
 """So many foreign words are remembered, if they are no longer than that."""
@@ -71,7 +71,7 @@ class WordTokenizer:
         return "\n".join([*lines, "assistant:"] if add_generation_prompt else lines)
 
     def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> TextWatch:
-        return Watch(_WordDetokeniser(self._words), stop)
+        return watch_for(_WordDetokeniser(self._words), stop)
 
     def begins_with_thoughts(self, prompt: Sequence[int]) -> bool:
         return False

@@ -1,0 +1,127 @@
+"""The one pass over those that only decode says, charges and keeps what the general way does."""
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.schedule.kit import SpelledWatch
+
+from llmhost.core.errors import EngineFailed
+from llmhost.core.output import Delta
+from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.core.step import DecodeRows, Drawn, StepResult, split_exactly, units_of
+from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+
+BLOCK_TOKENS = 4
+BLOCKS = 24
+ENDS = frozenset({9})
+STEP_NS, STEP_NANO = 1_000_003, 7_001
+
+act = st.one_of(
+    st.tuples(st.just("add"), st.integers(1, 9), st.integers(1, 12)),
+    st.tuples(st.just("cancel"), st.integers(0, 5), st.just(0)),
+    st.tuples(st.just("allow"), st.integers(0, 5), st.integers(1, 6)),
+    st.tuples(st.just("step"), st.integers(0, 11), st.integers(0, 11)),
+    st.tuples(st.just("step"), st.integers(0, 8), st.integers(0, 8)),
+)
+
+
+class Run:
+    """One scheduler that is told what happens, and what all of it said."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler(
+            SchedulerLimits(
+                max_batch_size=3,
+                max_tokens_per_batch=32,
+                max_sequence_length=40,
+                kv_blocks=BLOCKS,
+                block_tokens=BLOCK_TOKENS,
+            )
+        )
+        self.said: list[tuple[int, Delta]] = []
+        self.decoded_steps = 0
+        self._ids = 0
+
+    def do(self, name: str, one: int, other: int) -> None:
+        if name == "add":
+            self._ids += 1
+            self._hear(self.scheduler.add(self._ids, spec(self._ids, one, other), SpelledWatch()))
+        elif name == "cancel":
+            self._hear(self.scheduler.cancel(one))
+        elif name == "allow":
+            self._hear(self.scheduler.allow(one, one + other, is_final=other % 2 == 0))
+        else:
+            self._step(one, other)
+
+    def _step(self, token: int, failing: int) -> None:
+        rows = self.scheduler.plan()
+        if not rows:
+            return
+        self.decoded_steps += type(rows) is DecodeRows
+        if token == 11:  # it ends while the step runs
+            self._hear(self.scheduler.cancel(rows[0].seq_id))
+        shares = split_exactly(STEP_NS, units_of(rows))
+        drawn: list[Drawn] = [
+            EngineFailed("as told") if failing == place + 9 else token if row.wants_token else None
+            for place, row in enumerate(rows)
+        ]
+        self.said += self.scheduler.absorb(StepResult(rows, drawn, 0, STEP_NS, shares, STEP_NANO))
+        self.scheduler.check()
+
+    def _hear(self, emission: tuple[int, Delta] | None) -> None:
+        self.said += [] if emission is None else [emission]
+
+    def state(self) -> dict[str, Any]:
+        load = self.scheduler.load()
+        books = (load.callers_nano, load.operator_nano, load.operator_ns, load.kv_blocks_used)
+        told = [(seq_id, repr(delta)) for seq_id, delta in self.said]
+        return {"said": told, "books": books, "left": self.scheduler.export()}
+
+
+def spec(seq_id: int, prompt: int, answer: int) -> SequenceSpec:
+    return SequenceSpec(
+        request_id=f"req_{seq_id}",
+        index=0,
+        model=ModelRef("m", 1),
+        prompt=tuple(range(10, 10 + prompt)),
+        sampling=Sampling(),
+        seed=seq_id,
+        max_new_tokens=answer,
+        held_tokens=answer // 2 + 1,
+        stop_token_ids=ENDS,
+        arrival_ns=seq_id,
+        tenant="acme" if seq_id % 3 else "globex",
+    )
+
+
+@given(st.lists(act, max_size=60))
+def test_both_ways_have_the_same_outcome(acts: list[tuple[str, int, int]]) -> None:
+    quick, general = Run(), Run()
+    general.scheduler._steady = lambda: None  # type: ignore[method-assign]
+    for each in acts:
+        quick.do(*each)
+        general.do(*each)
+    assert quick.state() == general.state()
+    assert general.decoded_steps == 0
+
+
+def test_an_answer_that_is_alone_is_decoded_in_one_pass() -> None:
+    run = Run()
+    run.do("add", 3, 12)
+    for _ in range(8):
+        run.do("step", 1, 0)
+        run.do("allow", 1, 11)
+    assert (
+        run.decoded_steps == 6
+    )  # all but the prompt's, and the answer's first, by which it shows what it is
+
+
+def test_what_is_not_plain_shows_in_no_row_of_such_a_step() -> None:
+    run = Run()
+    sampling = Sampling(logprobs=2)
+    run.scheduler.add(1, replace(spec(1, 3, 12), sampling=sampling), SpelledWatch())
+    for _ in range(4):
+        run.do("step", 1, 0)
+    assert run.decoded_steps == 0
