@@ -38,6 +38,9 @@ class Wire(Protocol):
     def write(self, body: bytes) -> None:
         """One piece of the body, when `is_free`."""
 
+    def offer(self, body: bytes) -> bool:
+        """`write` if `is_free`, in one call: this is done for every token. False, and nothing is written, if not."""
+
 
 class Line(Wire, Protocol):
     """A whole connection, past ASGI's messages."""
@@ -77,10 +80,11 @@ def add_by_sending(scope: Scope) -> None:
 class _PiecesOnly:
     """A line by which no answer may begin."""
 
-    __slots__ = ("is_free", "on_gone", "peek_body", "take_body", "write")
+    __slots__ = ("is_free", "offer", "on_gone", "peek_body", "take_body", "write")
 
     def __init__(self, line: Line) -> None:
         self.is_free, self.write, self.peek_body = line.is_free, line.write, line.peek_body
+        self.offer = line.offer
         self.take_body, self.on_gone = line.take_body, line.on_gone
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
@@ -146,10 +150,11 @@ class Outflow:
 class _CountedLine:
     """A line whose bytes are counted."""
 
-    __slots__ = ("_line", "_outflow", "is_free", "on_gone", "peek_body", "take_body")
+    __slots__ = ("_line", "_offer", "_outflow", "is_free", "on_gone", "peek_body", "take_body")
 
     def __init__(self, line: Line, outflow: Outflow) -> None:
         self._line = line
+        self._offer = line.offer
         self._outflow = outflow
         self.is_free, self.take_body, self.on_gone = line.is_free, line.take_body, line.on_gone
         self.peek_body = line.peek_body
@@ -157,6 +162,12 @@ class _CountedLine:
     def write(self, body: bytes) -> None:
         self._outflow.sent_bytes += len(body)
         self._line.write(body)
+
+    def offer(self, body: bytes) -> bool:
+        is_written = self._offer(body)
+        if is_written:
+            self._outflow.sent_bytes += len(body)
+        return is_written
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         is_written = self._line.answer(status, headers, body)

@@ -11,11 +11,13 @@ import msgspec
 
 from llmhost.api.bill_facts import bill_comment
 from llmhost.api.calls import calls_of
+from llmhost.api.door import Wire
 from llmhost.api.report import Report
 from llmhost.api.tokens import Placed
 from llmhost.core.output import Delta, Usage
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.reading import Reading
+from llmhost.pipeline.stream import Take
 
 DONE = b"data: [DONE]\n\n"
 
@@ -169,13 +171,22 @@ class Frames:
         """Writing the events of these takes so long that others should not wait for it."""
         return False
 
+    def taking(self, wire: Wire, otherwise: Take) -> Take:
+        """What writes to `wire` as `otherwise` does, and a piece of text alone, which is nearly all, in fewer calls."""
+        around_of, offer, encode, join = self._around.get, wire.offer, _encode, b"".join
+
+        def take(deltas: list[Delta]) -> bool:
+            if len(deltas) == 1:
+                only = deltas[0]
+                if only.finish_reason is None and (around := around_of(only.index)) is not None:
+                    text = only.text
+                    return offer(join((around[0], encode(text), around[1]))) if text else True
+            return otherwise(deltas)
+
+        return take
+
     def events(self, deltas: Sequence[Delta]) -> bytes:
         """What came since the last write; pieces of one choice that piled up become one event."""
-        if len(deltas) == 1:  # by far the most common
-            only = deltas[0]
-            around = self._around.get(only.index)
-            if around is not None and only.finish_reason is None:
-                return around[0] + _encode(only.text) + around[1] if only.text else b""
         if self._so_far is not None:
             self._count(self._so_far, deltas)
         out: list[bytes] = []

@@ -252,6 +252,11 @@ class _Stage:
     def write(self, body: bytes) -> None:
         self.recording.write(body)
 
+    def offer(self, body: bytes) -> bool:
+        if is_free := self.is_free():
+            self.recording.write(body)
+        return is_free
+
 
 def start_of(playback: Playback, call: Call, own: Mapping[str, str]) -> HTTPResponseStartEvent:
     """The beginning of the answer to this call. `own` are its own headers, for one that was not run itself."""

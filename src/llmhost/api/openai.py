@@ -28,7 +28,7 @@ from llmhost.api.door import (
     start,
 )
 from llmhost.api.errors import forget_frames
-from llmhost.api.frames import frames_of, whole_answer
+from llmhost.api.frames import Frames, frames_of, whole_answer
 from llmhost.api.gatekeeper import vouch
 from llmhost.api.idempotency import HEADER as IDEMPOTENCY_KEY
 from llmhost.api.idempotency import Call, Idempotency, call_of, looked_at, pour, start_of
@@ -47,6 +47,7 @@ from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.held import Holds
 from llmhost.pipeline.processor import Exchange, Processor
+from llmhost.pipeline.stream import Take
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -384,7 +385,7 @@ async def stream_by(
     visit.has_started = True
     if beginning:
         await send({"type": "http.response.body", "body": beginning, "more_body": True})
-    take = None if visit.wire is None else partial(_write, visit.wire, frames)
+    take = None if visit.wire is None else _taking(visit.wire, frames)
     while (deltas := await exchange.read(heartbeat_s, take)) != []:
         if deltas is None:
             body = visit.dialect.heartbeat
@@ -399,6 +400,12 @@ async def stream_by(
             await before_last()
         last = frames.last(context.usage, shown_cost(context), bill_facts(context))
         await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _taking(wire: Wire, frames: Framing) -> Take:
+    """What writes events to a wire as they come."""
+    write = partial(_write, wire, frames)
+    return frames.taking(wire, write) if type(frames) is Frames else write
 
 
 def _write(wire: Wire, frames: Framing, deltas: list[Delta]) -> bool:

@@ -32,6 +32,7 @@ LEAST_BODY_BYTES = 16 * 1024
 """So much of a body that is not complete has to come in that time, or the rest is not waited for."""
 
 GOODBYE_S = 0.1
+_CHUNK_HEADS = tuple(b"%x\r\n" % size for size in range(1024))
 
 
 class Line:
@@ -58,6 +59,22 @@ class Line:
 
     def write(self, body: bytes) -> None:
         self._write(b"%x\r\n%b\r\n" % (len(body), body))
+
+    def offer(self, body: bytes) -> bool:
+        cycle = self._cycle()
+        if (
+            cycle is None
+            or self._flow.write_paused
+            or cycle.disconnected
+            or cycle.response_complete
+            or not cycle.response_started
+            or not cycle.chunked_encoding
+        ):
+            return False
+        size = len(body)
+        head = _CHUNK_HEADS[size] if size < len(_CHUNK_HEADS) else b"%x\r\n" % size
+        self._write(b"".join((head, body, b"\r\n")))
+        return True
 
     def take_body(self) -> bytes | None:
         cycle = self._cycle()

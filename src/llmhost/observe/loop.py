@@ -4,10 +4,10 @@ thread, the HTTP loop or a model's engine.
 So no lock is taken, and prometheus_client's own checks are not made each time.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -36,6 +36,24 @@ class LoopCounter(Collector):
         yield family
 
 
+class Gaps(list[int]):
+    """Nanoseconds that are noted with every token, and counted many at once, which is quicker."""
+
+    def __init__(
+        self, bounds_s: Sequence[float], count: Callable[[list[int], float], None]
+    ) -> None:
+        super().__init__()
+        self._bounds_ns = [bound_s * 1e9 for bound_s in bounds_s]
+        self._count = count
+
+    def fold(self) -> None:
+        """Count what was noted, and forget it."""
+        self.sort()
+        reached = [0, *(bisect_right(self, bound_ns) for bound_ns in self._bounds_ns), len(self)]
+        self._count([b - a for a, b in pairwise(reached)], sum(self) / 1e9)
+        self.clear()
+
+
 class LoopHistogram(Collector):
     """Times by model, in seconds."""
 
@@ -48,6 +66,7 @@ class LoopHistogram(Collector):
         self._counts: dict[str, list[int]] = defaultdict(lambda: [0] * (len(bounds_s) + 1))
         self._sums: dict[str, float] = defaultdict(float)
         self._observers: dict[str, Callable[[float], None]] = {}
+        self._gaps: dict[str, Gaps] = {}
         registry.register(self)
 
     def observe(self, seconds: float, model: str) -> None:
@@ -55,19 +74,37 @@ class LoopHistogram(Collector):
         self._sums[model] += seconds
 
     def observer(self, model: str) -> Callable[[float], None]:
-        """Takes seconds of one model, for what is observed with every token."""
+        """Takes seconds of one model, for what is observed with every step."""
         known = self._observers.get(model)
         if known is None:
             known = self._observers[model] = self._observer(model)
         return known
 
+    def gaps(self, model: str) -> Gaps:
+        """Where times of one model are noted that come with every token."""
+        known = self._gaps.get(model)
+        if known is None:
+            known = self._gaps[model] = Gaps(self._bounds_s, self._adder(model))
+        return known
+
     def collect(self) -> Iterator[HistogramMetricFamily]:
+        for noted in list(self._gaps.values()):
+            noted.fold()
         family = HistogramMetricFamily(self._name, self._text, labels=["model_name"])
         bounds = [*(str(float(bound)) for bound in self._bounds_s), "+Inf"]
         for model, counts in list(self._counts.items()):
             buckets = list(zip(bounds, accumulate(counts), strict=True))
             family.add_metric([model], buckets, self._sums[model])
         yield family
+
+    def _adder(self, model: str) -> Callable[[list[int], float], None]:
+        counts, sums = self._counts[model], self._sums
+
+        def add(fresh: list[int], seconds: float) -> None:
+            counts[:] = [old + new for old, new in zip(counts, fresh, strict=True)]
+            sums[model] += seconds
+
+        return add
 
     def _observer(self, model: str) -> Callable[[float], None]:
         counts, sums, bounds_s = self._counts[model], self._sums, self._bounds_s

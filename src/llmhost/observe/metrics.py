@@ -18,7 +18,7 @@ from llmhost.observe.budgets import BudgetMetrics
 from llmhost.observe.cache import CacheMetrics
 from llmhost.observe.guesses import GuessMetrics
 from llmhost.observe.limits import LimitMetrics
-from llmhost.observe.loop import LoopCounter, LoopHistogram
+from llmhost.observe.loop import Gaps, LoopCounter, LoopHistogram
 from llmhost.observe.reviews import ReviewMetrics
 from llmhost.observe.safety import SafetyMetrics
 from llmhost.observe.threads import ThreadMetrics
@@ -122,9 +122,9 @@ class Metrics:
         """Count a request that was not run: `attached` to one that runs, or `replayed` from the file."""
         self._replays.labels(how).inc()
 
-    def gap_observer(self, model: str) -> Callable[[float], None]:
-        """Takes the seconds between two pieces of an answer of `model`."""
-        return self._itl.observer(model)
+    def gaps(self, model: str) -> Gaps:
+        """Where the times between two pieces of an answer of `model` are noted."""
+        return self._itl.gaps(model)
 
     def step_observer(self, model: str) -> Callable[[StepResult], None]:
         """Takes each step of `model`, on its engine thread."""

@@ -16,7 +16,8 @@ from llmhost.core.ids import new_seed
 from llmhost.core.output import Delta, FinishReason, Outcome, Usage
 from llmhost.core.ports import Clock
 from llmhost.core.request import Sampling, SequenceSpec
-from llmhost.cost.under_way import INPUT, OUTPUT
+from llmhost.cost.under_way import INPUT
+from llmhost.observe.loop import Gaps
 from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.best_of import BestOf
 from llmhost.pipeline.context import RequestContext
@@ -25,6 +26,7 @@ from llmhost.pipeline.pool import pooled_specs
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.stream import ReplayStream
+from llmhost.pipeline.voice import Said, Voice
 from llmhost.safety.output import OutputScreen
 from llmhost.safety.verdict import Screening
 
@@ -53,26 +55,23 @@ class Generation:
         context: RequestContext,
         clock: Clock,
         settle: Settle,
-        observe_gap: Callable[[float], None],
+        gaps: Gaps,
         bear: Bear = _nobody,
     ) -> None:
         self.context = context
         self.stream = ReplayStream(on_abandoned=self.cancel)
         self.ended = asyncio.get_running_loop().create_future()
         self._clock = clock
-        self._now_ns = clock.monotonic_ns
         self._settle = settle
-        self._observe_gap = observe_gap
+        self._gaps = gaps
         self._bear = bear
-        self._last_ns: dict[int, int] = {}  # choice -> when it last said something
         self._sequences: dict[int, int] = {}  # choice -> sequence id
         self._open: set[int] = set()  # choices that have not ended
         self._usage: dict[int, Usage] = {}
-        self._said_tokens = 0
+        self._said = Said()
         self._pumps: list[ScreenPump] = []
         request = context.request
         self._contest = None if request.best_of is None else BestOf(n=request.n, runs=request.runs)
-        self._is_detached = False
         self._is_refused = False
         self._held_end: Delta | None = None
         """The last delta, of an answer that was whole before it was known whether it may be given."""
@@ -86,15 +85,20 @@ class Generation:
 
     def submit(self, index: int, spec: SequenceSpec, screen: OutputScreen | None) -> None:
         """Start one choice. Raises Overloaded; then nothing of it runs."""
-        sink: Callable[[Delta], None] = self._publish
+        voice = self._voice(index)
+        sink: Callable[[Delta], None] = voice.hear
         pump = None
         if screen is not None:
             stop = partial(self._cancel_choice, index)
-            pump = ScreenPump(index, screen, self._publish, stop, self._lose)
+            pump = ScreenPump(index, screen, voice.hear, stop, self._lose)
             sink = pump.push
         assert self.context.replica is not None
-        if self.context.spending is not None and not self.context.spending.is_final:
-            sink = partial(self._spend, self.context.spending, sink)
+        spending = self.context.spending
+        if spending is not None and not spending.is_final:
+            if pump is None:
+                voice.spend(spending, self._allow)
+            else:
+                sink = partial(self._spend, spending, sink)
         self._open.add(index)
         try:
             self._sequences[index] = self.context.replica.engine.submit(spec, sink)
@@ -133,7 +137,7 @@ class Generation:
 
     def detach(self) -> None:
         """Stop what was submitted of a request that could not be submitted whole; nobody is told."""
-        self._is_detached = True
+        self._said.is_detached = True
         self.cancel()
 
     def _hear(self, verdict: "asyncio.Task[Screening]") -> None:
@@ -172,28 +176,15 @@ class Generation:
         assert self.context.replica is not None
         self.context.replica.engine.allow(self._sequences[index], tokens, is_final=is_final)
 
-    def _publish(self, delta: Delta) -> None:
-        """Take what a choice said. This runs for every token."""
-        if self._is_detached:
-            self._lose(delta)
-            return
-        if delta.tokens:
-            now_ns, index = self._now_ns(), delta.index
-            last_ns = self._last_ns.get(index)
-            if last_ns is not None:
-                self._observe_gap((now_ns - last_ns) / 1e9)
-            elif self.context.first_token_ns is None:
-                self.context.first_token_ns = now_ns
-            self._last_ns[index] = now_ns
-            if (slot := self.context.slot) is not None:
-                self._said_tokens += len(delta.tokens)
-                slot.count(OUTPUT, self._said_tokens)
-        if delta.finish_reason is not None:
-            self._end_choice(delta)
-        elif self._contest is None:
-            self.stream.push(delta)
-        else:
-            self._contest.push(delta)
+    def _voice(self, index: int) -> Voice:
+        return Voice(
+            *(self.context, self._said, index),
+            now_ns=self._clock.monotonic_ns,
+            gaps=self._gaps,
+            push=self.stream.push if self._contest is None else self._contest.push,
+            end=self._end_choice,
+            lose=self._lose,
+        )
 
     def _end_choice(self, delta: Delta) -> None:
         self._open.discard(delta.index)
@@ -394,8 +385,8 @@ class Execute:
         self._bear = bear
 
     def __call__(self, context: RequestContext, settle: Settle) -> Generation:
-        observe_gap = self._metrics.gap_observer(context.model)
-        generation = Generation(context, self._clock, settle, observe_gap, self._bear)
+        gaps = self._metrics.gaps(context.model)
+        generation = Generation(context, self._clock, settle, gaps, self._bear)
         context.submitted_ns = self._clock.monotonic_ns()
         if context.slot is not None:
             context.slot.count(INPUT, context.prompt_tokens)

@@ -66,6 +66,15 @@ class Spending:
         """What must be held before a request may run."""
         return ceiling_nano(price, prompt_tokens, choices * min(slice_tokens, most_tokens))
 
+    def until_raise(self, index: int) -> int:
+        """As many tokens of a choice may come before `made` has anything to do."""
+        choice = self._choices[index]
+        return choice.held_tokens - choice.made_tokens - self._slice_tokens // 2
+
+    def is_over(self, index: int) -> bool:
+        """There is nothing to raise any more."""
+        return self._choices[index].is_final
+
     def made(self, index: int, tokens: int, allow: Allow) -> None:
         """A choice has said so many more tokens: raise its ceiling if it comes near."""
         choice = self._choices[index]

@@ -45,11 +45,6 @@ class Outbox:
         """CPU time of this round."""
         self._pause_ends_s = 0.0
 
-    def put(self, reader: "StreamReader") -> None:
-        self._due.append(reader)
-        if not self._is_called:
-            self._call()
-
     def _call(self) -> None:
         self._is_called = True
         loop, pause_s = asyncio.get_running_loop(), self._pause_ends_s - time.monotonic()
@@ -65,7 +60,22 @@ class Outbox:
         end_s = now_s + SLICE_S
         while self._left:
             self._left -= 1
-            due.popleft()._offer(now_s)
+            reader = due.popleft()
+            reader._is_due = False
+            waiter, take = reader._waiter, reader._take
+            # Whoever reads has been woken else, and finds it there.
+            if waiter is not None and take is not None and not waiter.done():
+                fresh = reader._stream._deltas[reader._cursor :]
+                try:
+                    if not fresh:
+                        pass
+                    elif take(fresh):
+                        reader._cursor += len(fresh)
+                        reader._taken_s = now_s
+                    else:
+                        waiter.set_result(True)
+                except Exception as error:  # noqa: BLE001 - boundary: raised by the read, which is whose bug it is
+                    waiter.set_exception(error)
             if time.monotonic() >= end_s:
                 break
         self._spent_s += time.thread_time() - cpu_s
@@ -109,7 +119,8 @@ class ReplayStream:
         if not self.is_ended:
             self._deltas.append(delta)
             for reader in self._waiting:
-                reader._hear()
+                if not reader._is_due:
+                    reader._hear()
 
     def close(self) -> None:
         if not self.is_ended:
@@ -277,29 +288,12 @@ class StreamReader:
             return
         if self._take is None or not self._cursor:
             self._wake()
-        elif not self._is_due:
-            self._is_due = True
-            assert self._outbox is not None
-            self._outbox.put(self)
-
-    def _offer(self, now_s: float) -> None:
-        """The outbox has come to this reader."""
-        self._is_due = False
-        waiter, take = self._waiter, self._take
-        if waiter is None or take is None or waiter.done():
-            return  # whoever reads has been woken, and finds it there
-        if not (fresh := self._stream._deltas[self._cursor :]):
-            return
-        try:
-            is_taken = take(fresh)
-        except Exception as error:  # noqa: BLE001 - boundary: raised by the read, which is whose bug it is
-            waiter.set_exception(error)
-            return
-        if is_taken:
-            self._cursor += len(fresh)
-            self._taken_s = now_s
         else:
-            waiter.set_result(True)
+            self._is_due, outbox = True, self._outbox
+            assert outbox is not None
+            outbox._due.append(self)
+            if not outbox._is_called:
+                outbox._call()
 
 
 def _leave_it(_: list[Delta]) -> bool:

@@ -56,18 +56,23 @@ class DrainForecast:
         """From a full house to the end of everybody who was in it, when all begin anew."""
         self._made_s = float("-inf")
 
-    def came(self, seq_id: int, most_tokens: int, now_s: float) -> None:
+    def came(self, seq_id: int, most_tokens: int, now_s: float) -> Speaker:
         """A sequence was let in. It may be one that was told to come at this time."""
         if self._promised:
             self._promised.popleft()
         began_s = now_s if len(self._live) < self._batch else None
-        self._live[seq_id] = Speaker(max(most_tokens, 1), began_s)
+        speaker = self._live[seq_id] = Speaker(max(most_tokens, 1), began_s)
+        return speaker
 
     def said(self, seq_id: int, tokens: int, now_s: float) -> None:
         speaker = self._live.get(seq_id)
-        if speaker is None or not tokens:
-            return
-        speaker.said += tokens
+        if speaker is not None and tokens:
+            speaker.said += tokens
+            self.heard(speaker, now_s)
+
+    def heard(self, speaker: Speaker, now_s: float) -> bool:
+        """One has said more, which is noted already. Whether others that do so at this moment tell nothing new, but
+        for who says its first."""
         if speaker.first_s is None:
             speaker.first_s = now_s
             if speaker.began_s is not None:
@@ -76,6 +81,8 @@ class DrainForecast:
             self._measured_s = now_s
             each = (now_s - speaker.first_s) / (speaker.said - 1)
             self._token_s = each if self._token_s is None else self._toward(self._token_s, each)
+            return True
+        return False
 
     def ended(self, seq_id: int, *, is_whole: bool) -> None:
         """`is_whole`: it said all that it wanted to, and was not cut off."""

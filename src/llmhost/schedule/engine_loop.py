@@ -27,7 +27,7 @@ from llmhost.core.ports import (
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Row
 from llmhost.schedule.bed import Bed
-from llmhost.schedule.drain import DrainForecast
+from llmhost.schedule.drain import DrainForecast, Speaker
 from llmhost.schedule.flights import Flights, GuessRhythm
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.inbox import Command, Inbox
@@ -90,7 +90,7 @@ class EngineLoop:
         self._guesser = guesser
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._sinks: dict[int, tuple[int, DeltaSink]] = {}  # with the choice's index
+        self._sinks: dict[int, tuple[int, DeltaSink, Speaker]] = {}  # with the choice's index
         self._drain = DrainForecast(batch=scheduler.limits.max_batch_size, most_live=self._max_live)
         self._calls: set[asyncio.Future[None]] = set()
         self._inbox = Inbox(self._loop)
@@ -137,9 +137,9 @@ class EngineLoop:
                 retry_after_s=self._drain.wait_s(time.monotonic()),
             )
         seq_id = next(self._ids)
-        self._sinks[seq_id] = (spec.index, sink)
         left = spec.max_new_tokens - len(spec.generated)
-        self._drain.came(seq_id, left, time.monotonic())
+        speaker = self._drain.came(seq_id, left, time.monotonic())
+        self._sinks[seq_id] = (spec.index, sink, speaker)
         self._post(lambda: self._add(seq_id, spec))
         return seq_id
 
@@ -214,19 +214,22 @@ class EngineLoop:
 
     def _deliver(self, emissions: list[Emission]) -> None:
         now_s = time.monotonic()
-        sinks, said = self._sinks, self._drain.said
+        sinks, is_measured = self._sinks, False
         for seq_id, delta in emissions:
+            if (entry := sinks.get(seq_id)) is None:
+                continue
+            _, sink, speaker = entry
             if delta.tokens:
-                said(seq_id, len(delta.tokens), now_s)
-            entry = sinks.get(seq_id)
+                speaker.said += len(delta.tokens)
+                if not is_measured or speaker.first_s is None:
+                    is_measured |= self._drain.heard(speaker, now_s)
             if delta.finish_reason is not None:
-                sinks.pop(seq_id, None)
+                del sinks[seq_id]
                 self._drain.ended(seq_id, is_whole=delta.finish_reason in WHOLE)
-            if entry is not None:
-                try:  # as `_tell`, without a call for every token
-                    entry[1](delta)
-                except Exception:
-                    log.exception("sink.failed model=%s", self.name)
+            try:  # as `_tell`, without a call for every token
+                sink(delta)
+            except Exception:
+                log.exception("sink.failed model=%s", self.name)
 
     def _tell(self, sink: DeltaSink, delta: Delta) -> None:
         try:
@@ -239,7 +242,7 @@ class EngineLoop:
     def _ended(self) -> None:
         """The thread's last word. Streams that it knew nothing of, or lost in a crash, end here."""
         error = self._cut_short()
-        for index, sink in list(self._sinks.values()):
+        for index, sink, _ in list(self._sinks.values()):
             self._tell(sink, Delta(index, finish_reason=FinishReason.ERROR, error=error))
         self._sinks.clear()
         for done in self._calls:

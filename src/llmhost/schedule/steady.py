@@ -49,7 +49,7 @@ def decode_rows(running: Iterable[Live], kv: SequenceKv) -> DecodeRows | None:
         if end is None or known != len(tokens) + owed or known >= sequence.halts_at:
             break
         blocks = sequence.blocks
-        if start >= len(blocks) * size:
+        if not start % size and start >= len(blocks) * size:
             if not kv.books.free:
                 break
             kv.grow(sequence, known)
@@ -83,11 +83,12 @@ def take_decoded(
     size, all_ns, all_nano = kv.books.block_tokens, 0, 0
     for sequence, row, token, (ns, nano) in zip(rows.owners, rows, drawn, shares, strict=True):
         tokens, end = sequence.tokens, row.start + 1
+        count = len(tokens) + 1
         if (
             type(token) is not int
             or not sequence.blocks  # it ended or was preempted while the step ran
-            or len(tokens) + 1 >= longest
-            or len(tokens) + 1 >= sequence.most_tokens
+            or count >= longest
+            or count >= sequence.most_tokens
             or token in sequence.ends
         ):
             emissions += otherwise(row, token, ns, nano)

@@ -153,6 +153,47 @@ def test_pieces_that_piled_up_become_one_event() -> None:
     assert frames.events([Delta(0, "b"), Delta(0, "c")]).count(b"data: ") == 1
 
 
+class Wire:
+    """Keeps what it is offered, while it is free."""
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+        self.is_busy = False
+
+    def is_free(self) -> bool:
+        return not self.is_busy
+
+    def write(self, body: bytes) -> None:
+        self.said.append(body)
+
+    def offer(self, body: bytes) -> bool:
+        if not self.is_busy:
+            self.said.append(body)
+        return not self.is_busy
+
+
+@given(answers(), st.sampled_from([Kind.CHAT, Kind.COMPLETION]), st.data())
+def test_what_is_taken_is_what_would_be_framed(
+    answer: tuple[list[list[Delta]], dict[int, str]], kind: Kind, data: st.DataObject
+) -> None:
+    wire, request = Wire(), request_for(kind)
+    taking, plain = (Frames(request, 1, include_usage=False) for _ in "ab")
+    otherwise: list[bytes] = []
+
+    def write(deltas: list[Delta]) -> bool:
+        otherwise.append(taking.events(deltas))
+        wire.said.append(otherwise[-1])
+        return True
+
+    take = taking.taking(wire, write)
+    for batch in answer[0]:
+        wire.is_busy = data.draw(st.booleans())
+        if not take(batch):
+            assert wire.is_busy
+            wire.said.append(taking.events(batch))
+    assert b"".join(wire.said) == b"".join(plain.events(batch) for batch in answer[0])
+
+
 def test_deltas_without_text_make_no_event() -> None:
     frames = Frames(request_for(Kind.CHAT), 1, include_usage=False)
 

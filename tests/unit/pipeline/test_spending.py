@@ -154,3 +154,25 @@ def test_no_token_is_made_that_is_not_held(
     for index, said in enumerate(run.said):
         assert said == most_tokens or index in run.finals, "nobody waits for ever"
     assert run.spending.was_cut == any(said < most_tokens for said in run.said)
+
+
+@given(
+    st.integers(0, 60_000),
+    st.integers(1, 20),
+    st.integers(1, 60),
+    st.lists(st.integers(1, 3), min_size=1, max_size=80),
+)
+def test_nothing_is_missed_by_who_tells_only_when_a_raise_is_due(
+    left_nano: int, slice_tokens: int, most_tokens: int, said: list[int]
+) -> None:
+    each, late = (Run(left_nano, slice_tokens=slice_tokens, most_tokens=most_tokens) for _ in "ab")
+    unheard = 0
+    for tokens in said:
+        each.spending.made(0, tokens, each.allow)
+        unheard += tokens
+        if unheard >= late.spending.until_raise(0):
+            late.spending.made(0, unheard, late.allow)
+            unheard = 0
+        assert late.ceilings == each.ceilings
+    assert (late.finals, late.account) == (each.finals, each.account)
+    assert not late.spending.is_over(0) or late.spending.is_final
