@@ -70,6 +70,7 @@ class Generation:
         self._usage: dict[int, Usage] = {}
         self._said = Said()
         self._pumps: list[ScreenPump] = []
+        self._is_screened = False
         request = context.request
         self._contest = None if request.best_of is None else BestOf(n=request.n, runs=request.runs)
         self._is_refused = False
@@ -81,7 +82,7 @@ class Generation:
     @property
     def is_screened(self) -> bool:
         """Something judges its answer on the way."""
-        return bool(self._pumps)
+        return self._is_screened
 
     def submit(self, index: int, spec: SequenceSpec, screen: OutputScreen | None) -> None:
         """Start one choice. Raises Overloaded; then nothing of it runs."""
@@ -107,6 +108,7 @@ class Generation:
             raise
         if pump is not None:
             self._pumps.append(pump)
+            self._is_screened = True
 
     def end_at_once(self) -> None:
         """Of a request that asks for nothing but its model: all of it has been done."""
@@ -222,6 +224,8 @@ class Generation:
             context.outcome, context.finish_reason = Outcome.REFUSED, FinishReason.ERROR
         context.usage = self._merged_usage()
         context.held_by = next((p.held_by for p in self._pumps if p.held_by is not None), None)
+        # They refer to it: kept, all of a request would stay in memory until somebody looks for garbage.
+        self._pumps.clear()
         if context.spending is not None and context.spending.was_cut:
             context.stop = "budget"
         context.ended_ns = self._clock.monotonic_ns()
