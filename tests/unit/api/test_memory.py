@@ -13,7 +13,7 @@ from tests.unit.pipeline.node import settled, until
 from llmhost.api.idempotency import HEADER
 from llmhost.api.recording import Playback, Recording
 from llmhost.api.visit import Visit
-from llmhost.config.schema import IdempotencySettings, ModelSpec, Settings
+from llmhost.config.schema import IdempotencySettings, ModelSpec, SafetySettings, Settings
 from llmhost.core.output import Delta
 from llmhost.core.request import GenerationRequest
 from llmhost.pipeline.context import RequestContext
@@ -69,6 +69,21 @@ async def test_nothing_of_a_request_that_has_ended_is_left(
         before = len(left())
         connection = WiredConnection(raw)
         await visit(app_of(host), with_key(connection) if has_key else connection)
+        await settled(host)
+        await until(lambda: len(left()) <= before)
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("pattern", ["[A-Z]", "[a-z]"], ids=["passed", "refused"])
+@pytest.mark.parametrize("body", [{}, {"stream": True, "n": 2}], ids=str)
+async def test_nothing_of_a_request_whose_answer_was_judged_is_left(
+    body: dict[str, Any], pattern: str
+) -> None:
+    raw = json.dumps({"model": "m", "prompt": "123", "max_tokens": 9, **body}).encode()
+    judging = Settings(safety=SafetySettings(blocked_patterns=(pattern,)))
+    async with make_host(models={"m": FAKE_MODEL}, settings=judging) as host:
+        before = len(left())
+        await visit(app_of(host), WiredConnection(raw))
         await settled(host)
         await until(lambda: len(left()) <= before)
 

@@ -27,6 +27,11 @@ class Free:
     def write(self, body: bytes) -> None:
         self.got += body
 
+    def offer(self, body: bytes) -> bool:
+        if self.is_open:
+            self.write(body)
+        return self.is_open
+
 
 def recording(
     *, most_bytes: int = 1000, grace_s: float = 0.0, **facts: Any

@@ -70,6 +70,9 @@ class Line:
     def is_free(self) -> bool:
         return False
 
+    def offer(self, body: bytes) -> bool:
+        return False
+
     def peek_body(self) -> bytes:
         return self._body
 

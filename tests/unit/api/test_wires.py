@@ -46,6 +46,11 @@ class WiredConnection(Connection):
         self.written.append(body)
         self.sent.append({"type": "http.response.body", "body": body, "more_body": True})
 
+    def offer(self, body: bytes) -> bool:
+        if is_free := self.is_free():
+            self.write(body)
+        return is_free
+
     def peek_body(self) -> bytes | None:
         return None
 
