@@ -15,9 +15,10 @@ _seeds = random.Random(secrets.randbits(256))  # repeats nothing, and guards not
 def new_request_id() -> str:
     """Ours alone: a client's own id is echoed and never used as a key.
 
-    It begins with the time, so that what is kept by it is near what was kept before it, and not all over a file.
+    It begins with the time, in parts of 65,536 of a second, so that what is kept by it comes after what was kept before
+    it: within a second ids without order would have a commit write a page of each index for every row.
     """
-    return f"req_{int(time.time()):08x}{_digits()[:16]}"
+    return f"req_{time.time_ns() * 65_536 // 10**9:012x}{_digits()[:12]}"
 
 
 def new_id(prefix: str) -> str:

@@ -22,7 +22,9 @@ def test_a_forked_process_gives_other_names_and_seeds() -> None:
     assert int(seed) != new_seed()
 
 
-def test_requests_are_named_in_the_order_of_their_seconds() -> None:
-    before, name, after = time.time(), new_request_id(), time.time()
-    assert int(before) <= int(name[4:12], 16) <= int(after)
+def test_requests_are_named_in_their_order_within_a_second_too() -> None:
+    before, name, after = (time.time_ns(), new_request_id(), time.time_ns())
+    assert int(name[4:12], 16) == int(name[4:16], 16) // 65_536
+    assert before * 65_536 // 10**9 <= int(name[4:16], 16) <= after * 65_536 // 10**9
+    assert len(name) == len("req_") + 24
     assert len({new_request_id() for _ in range(1000)}) == 1000
