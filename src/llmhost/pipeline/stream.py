@@ -119,7 +119,7 @@ class ReplayStream:
         if not self.is_ended:
             self._deltas.append(delta)
             for reader in self._waiting:
-                if not reader._is_due:
+                if not reader._is_due or reader._take is None:
                     reader._hear()
 
     def close(self) -> None:
