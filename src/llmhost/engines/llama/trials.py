@@ -74,14 +74,15 @@ class Trials:
     def prove(self, header: Header, settings: LoadSettings, rooms: Sequence[Room]) -> None:
         """Raises ModelUnavailable for a file that llama.cpp should not be shown in this process."""
         mark = mark_of(header, settings)
-        with self._lock:
-            if mark not in self._known:
-                if not self._is_kept(mark):
+        if mark not in self._known and self._is_kept(mark):
+            self._known[mark] = None
+        if mark not in self._known:  # what is known doesn't wait for what is being tried
+            with self._lock:
+                if mark not in self._known:
                     self._known[mark] = self._try(header, settings, rooms)
-                if self._known.setdefault(mark, None) is None:
                     self._keep(mark, header)
-            if (why := self._known[mark]) is not None:
-                raise ModelUnavailable(why)
+        if (why := self._known[mark]) is not None:
+            raise ModelUnavailable(why)
 
     def _try(self, header: Header, settings: LoadSettings, rooms: Sequence[Room]) -> str | None:
         asked = Asked(
@@ -103,7 +104,7 @@ class Trials:
 
     def _keep(self, mark: str, header: Header) -> None:
         """A disk that is full costs another trial after the next start, and nothing now."""
-        if self._folder is not None and not self._is_kept(mark):
+        if self._folder is not None and self._known[mark] is None:
             with suppress(OSError):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 (self._folder / mark).write_text(f"{header.path}\n")
