@@ -14,6 +14,7 @@ import msgspec
 from llmhost.api.batches.wire import NewBatch
 from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.decision_wire import DecisionBody, parse_decision
+from llmhost.api.message_batches.wire import NewMessageBatch
 from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.messages_wire import parse_messages
 from llmhost.api.moderation_wire import MODERATIONS_PATH, ModerationBody, parse_moderation
@@ -332,6 +333,7 @@ ROUTES = (
 FORMS: dict[str, set[str]] = {
     "Files": {*NewFile.__struct_fields__},
     "Batches": {*NewBatch.__struct_fields__},
+    "Batches of messages": {*NewMessageBatch.__struct_fields__},
     "Ollama's show": {*OllamaShow.__struct_fields__},
 }
 """Of the routes that ask no model, and need more than a body: their own tests send each parameter."""

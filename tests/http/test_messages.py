@@ -357,7 +357,8 @@ def test_other_methods_and_routes_have_anthropics_errors(open_node: Node) -> Non
     for answer, status, kind in (
         (open_node.get("/v1/messages"), 405, "invalid_request_error"),
         (open_node.get("/v1/messages/count_tokens"), 405, "invalid_request_error"),
-        (open_node.post("/v1/messages/batches", {}), 404, "not_found_error"),
+        (open_node.post("/v1/messages/batches", {}), 400, "invalid_request_error"),
+        (open_node.get("/v1/messages/files"), 404, "not_found_error"),
     ):
         body = answer.json()
         assert (answer.status_code, body["type"], body["error"]["type"]) == (status, "error", kind)

@@ -43,6 +43,7 @@ from llmhost.api.json_request import JsonRequest
 from llmhost.api.late import LateRoutes
 from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
+from llmhost.api.message_batches.routes import MessageBatchDesk, message_batch_routes
 from llmhost.api.messages import COUNT_PATH, count_route, messages_route
 from llmhost.api.moderation_wire import MODERATIONS_PATH
 from llmhost.api.moderations import moderation_routes, with_guard
@@ -99,6 +100,7 @@ class Surface:
     repeats: Repeats
     files: FileDesk
     batches: BatchDesk
+    message_batches: MessageBatchDesk
     batch_admin: BatchAdmin
     reviews: ReviewDesk
     cache: CacheDesk
@@ -177,6 +179,7 @@ def _framework(surface: Surface, generation: Mapping[str, ASGIApp]) -> Litestar:
             chat_router(surface.chats, surface.identify, generation[CHATS]),
             *file_routes(surface.files, _caller_of(surface)),
             *batch_routes(surface.batches, _caller_of(surface)),
+            *message_batch_routes(surface.message_batches, _caller_of(surface), settings.root_path),
             *review_routes(surface.holds, _caller_of(surface)),
             *_kept_routes(surface),
             *_operation_routes(surface),

@@ -8,7 +8,7 @@ from litestar.types import ASGIApp, Send
 
 from llmhost.api.bill_facts import bill_headers
 from llmhost.api.calls import calls_of
-from llmhost.api.dialect import ANTHROPIC_PATH
+from llmhost.api.dialect import ANTHROPIC, ANTHROPIC_PATH
 from llmhost.api.door import send_whole
 from llmhost.api.estimate import counting_route
 from llmhost.api.gatekeeper import Identify
@@ -58,8 +58,8 @@ async def message_body(exchange: Exchange, _: None) -> bytes:
     return _whole(exchange.context, await exchange.read_whole())
 
 
-MESSAGES = LineRoute(Kind.CHAT, parse_messages, message_body)
-"""For calls that wait for a reviewer."""
+MESSAGES = LineRoute(Kind.CHAT, parse_messages, message_body, error_body=ANTHROPIC.error_body)
+"""For calls that wait for a reviewer, and for lines of batches."""
 
 
 async def _respond(

@@ -10,6 +10,7 @@ from llmhost.api.batches.admin import BatchAdmin
 from llmhost.api.batches.routes import BatchDesk
 from llmhost.api.errors import error_body
 from llmhost.api.files.routes import FileDesk
+from llmhost.api.message_batches.routes import MessageBatchDesk
 from llmhost.config.schema import Settings
 from llmhost.core.errors import LlmhostError, Unauthenticated
 from llmhost.core.ports import Clock
@@ -40,6 +41,7 @@ class Deferred:
 
     files: FileDesk
     batches: BatchDesk
+    message_batches: MessageBatchDesk
     admin: BatchAdmin
     runner: BatchRunner
 
@@ -112,7 +114,16 @@ def open_deferred(
     metrics.read_from(runner.states, lambda: pace.running)
     desk = BatchDesk(store, runner, clock, settings.files.batch_days)
     admin = BatchAdmin(store, files, clock, runner)
-    return Deferred(FileDesk(files, settings.files), desk, admin, runner)
+    shelf = FileDesk(files, settings.files)
+    messages = MessageBatchDesk(
+        store,
+        runner,
+        shelf,
+        clock,
+        most_requests=settings.batches.max_lines,
+        longest_bytes=settings.server.max_body_bytes,
+    )
+    return Deferred(shelf, desk, messages, admin, runner)
 
 
 def offline_admin(data_dir: DataDir, state: State, clock: Clock) -> BatchAdmin:

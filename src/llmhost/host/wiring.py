@@ -469,6 +469,7 @@ class Host:
                 repeats=self.repeats,
                 files=self.deferred.files,
                 batches=self.deferred.batches,
+                message_batches=self.deferred.message_batches,
                 batch_admin=self.deferred.admin,
                 holds=self.holds,
                 reviews=ReviewDesk(self.reviews, self.clock, lambda: self.data_dir.webhook_secret),

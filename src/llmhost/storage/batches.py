@@ -179,15 +179,19 @@ class Batches:
         *,
         org: str | None = None,
         after: str | None = None,
+        before: str | None = None,
         limit: int,
+        mark: str = "",
     ) -> list[bytes]:
-        """Records of batches older than `after`, the newest first: of an owner, an organisation, or everybody.
+        """Records of batches, the newest first: of an owner, an organisation, or everybody; of those whose ids begin
+        with `mark`. Those that are older than `after`, or the ones just newer than `before`.
 
         Raises InvalidValue.
         """
-        return await self._state.read(
-            partial(_page, owner=owner, org=org, after=after, limit=limit)
+        page = partial(
+            _page, owner=owner, org=org, after=after, before=before, limit=limit, mark=mark
         )
+        return await self._state.read(page)
 
     async def live(self) -> list[bytes]:
         """Records of those that have not ended, the oldest first."""
@@ -196,6 +200,10 @@ class Batches:
     async def settle_down(self) -> None:
         """Until all that was begun to be written is there for readers, whoever waits for it no longer."""
         await self._state.write(lambda _: None)
+
+    async def delete(self, batch_id: str, owner: Owner) -> bool:
+        """Forget one that has ended, and what is left of its lines; whether it was there."""
+        return await self._state.write_through(partial(_delete, batch_id=batch_id, owner=owner))
 
     async def forget(self, before_ns: int) -> int:
         """Delete records of batches that were made before and have ended, a few at a time; returns how many."""
@@ -324,17 +332,31 @@ def _page(
     owner: Owner | None,
     org: str | None,
     after: str | None,
+    before: str | None,
     limit: int,
+    mark: str,
 ) -> list[bytes]:
-    before = 2**63 - 1
+    older_than, newer_than = 2**63 - 1, 0
     if after is not None:
-        found = _find(connection, batch_id=after, owner=owner)
-        if found is None:
-            raise InvalidValue(f"No batch has the id {after[:80]!r}.", param="after")
-        before = found[0]
+        older_than = _place(connection, after, owner, "after")
+    if before is not None:
+        newer_than = _place(connection, before, owner, "before")
     where, values = ("", ()) if owner is None else (f" AND {_OWNED}", owner)
-    query = f"{_SELECT} WHERE seq < ? AND org = coalesce(?, org){where} ORDER BY seq DESC LIMIT ?"
-    return [row[1] for row in connection.execute(query, (before, org, *values, limit))]
+    order = "DESC" if before is None else "ASC"
+    query = (
+        f"{_SELECT} WHERE seq < ? AND seq > ? AND org = coalesce(?, org) AND substr(id, 1, ?) = ?{where}"
+        f" ORDER BY seq {order} LIMIT ?"
+    )
+    bounds = (older_than, newer_than, org, len(mark), mark)
+    rows = connection.execute(query, (*bounds, *values, limit)).fetchall()
+    return [row[1] for row in (rows if before is None else reversed(rows))]
+
+
+def _place(connection: Connection, batch_id: str, owner: Owner | None, param: str) -> int:
+    found = _find(connection, batch_id=batch_id, owner=owner)
+    if found is None:
+        raise InvalidValue(f"No batch has the id {batch_id[:80]!r}.", param=param)
+    return found[0]
 
 
 def _live(connection: Connection) -> list[bytes]:
@@ -376,6 +398,16 @@ def _texts(connection: Connection, *, batch_id: str, after: int) -> list[tuple[i
         (batch_id, after),
     )
     return [(line, bool(is_error), text) for line, is_error, text in rows]
+
+
+def _delete(connection: Connection, *, batch_id: str, owner: Owner) -> bool:
+    gone = connection.execute(
+        f"DELETE FROM batches WHERE NOT is_live AND id = ? AND {_OWNED}", (batch_id, *owner)
+    )
+    if is_gone := gone.rowcount > 0:
+        # A line with an entry is still to be booked.
+        connection.execute("DELETE FROM batch_lines WHERE batch = ? AND entry IS NULL", (batch_id,))
+    return is_gone
 
 
 def _forget_old(connection: Connection, *, before_ns: int) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from functools import partial
 
+from llmhost.api.dialect import ANTHROPIC_PATH
+from llmhost.api.messages import MESSAGES
 from llmhost.api.moderation_wire import MODERATIONS_PATH, parse_moderation
 from llmhost.api.moderations import moderation_body, with_guard
 from llmhost.api.openai import parse_chat, parse_completion, whole_body
@@ -32,4 +34,5 @@ def line_routes(
         "/v1/responses": LineRoute(
             Kind.RESPONSE, parse_line, line_body, partial(prepare, processor, responses)
         ),
+        ANTHROPIC_PATH: MESSAGES,
     }

@@ -7,6 +7,7 @@ from litestar.params import FromPath, FromQuery
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.batches.wire import (
+    MARK,
     BatchObject,
     BatchPage,
     NewBatch,
@@ -55,12 +56,12 @@ class BatchDesk:
         """Raises InvalidValue."""
         if not 1 <= limit <= MOST_ROWS:
             raise InvalidValue(f"'limit' may be 1 to {MOST_ROWS}.", param="limit")
-        records = await self.store.page(owner, after=after, limit=limit + 1)
+        records = await self.store.page(owner, after=after, limit=limit + 1, mark=MARK)
         return batch_page([self.runner.now(from_record(record)) for record in records], limit)
 
     async def find(self, batch_id: str, owner: Owner | None) -> Batch:
         """Raises NotFound."""
-        record = await self.store.find(batch_id, owner)
+        record = await self.store.find(batch_id, owner) if batch_id.startswith(MARK) else None
         if record is None:
             raise NotFound(f"There is no batch {batch_id[:80]!r}. GET /v1/batches lists yours.")
         return self.runner.now(from_record(record))

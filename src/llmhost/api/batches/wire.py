@@ -12,6 +12,8 @@ from llmhost.core.request import Caller
 from llmhost.pipeline.batches.lines import LONGEST_WINDOW_S, window_s
 from llmhost.pipeline.batches.record import Batch, BatchStatus
 
+MARK = "batch_"
+"""How the ids of these batches begin; Anthropic's are no objects of this API."""
 MOST_PAIRS, LONGEST_NAME, LONGEST_VALUE = 16, 64, 512
 
 
@@ -169,7 +171,7 @@ def batch_of(
             param="completion_window",
         )
     output = new.output_expires_after
-    batch_id = f"batch_{secrets.token_hex(12)}"
+    batch_id = f"{MARK}{secrets.token_hex(12)}"
     return Batch(
         id=batch_id,
         caller=caller,

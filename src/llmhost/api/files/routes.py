@@ -68,7 +68,7 @@ class FileDesk:
                 lasts_s=lasts_s_of(upload.fields) or self._usual_s(purpose),
             )
             await asyncio.to_thread(draft.finish)
-            return file_object(await self.files.add(file, self._room))
+            return file_object(await self.files.add(file, self.room))
         except BaseException:
             if upload.draft is not None:
                 upload.draft.discard()
@@ -101,7 +101,7 @@ class FileDesk:
         return FileDeleted(id=file_id)
 
     @property
-    def _room(self) -> Room:
+    def room(self) -> Room:
         return Room(self.settings.max_files_per_team, self.settings.max_bytes_per_team)
 
     def _usual_s(self, purpose: str) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from llmhost.api.dialect import OLLAMA_PATH
+from llmhost.api.dialect import ANTHROPIC_PATH, OLLAMA_PATH
 from llmhost.api.openapi.answers import ErrorAnswer
 from llmhost.api.openapi.meant import MEANT, NAMES, REQUIRED
 from llmhost.api.openapi.message_answers import MessageError
@@ -178,7 +178,8 @@ def _refusals() -> Json:
 def _refusing(path: str, item: Json) -> Json:
     """Litestar's operations with our errors and who may ask."""
     made: Json = {}
-    kind = "Ollama" if path.startswith(OLLAMA_PATH) else "Error"
+    is_anthropic = path.startswith(f"{ANTHROPIC_PATH}/")
+    kind = "Ollama" if path.startswith(OLLAMA_PATH) else "Message" if is_anthropic else "Error"
     for method, operation in item.items():
         succeeding = {s: r for s, r in operation["responses"].items() if s.startswith("2")}
         refusing = {

@@ -9,6 +9,8 @@ from typing import Any
 from llmhost.api.batches.wire import NewBatch
 from llmhost.api.bodies import ChatBody, CompletionBody
 from llmhost.api.decision_wire import DECISIONS_PATH, DecisionBody
+from llmhost.api.message_batches.wire import PATH as BATCHES_PATH
+from llmhost.api.message_batches.wire import NewMessageBatch
 from llmhost.api.messages_bodies import MessagesBody
 from llmhost.api.moderation_wire import MODERATIONS_PATH, ModerationBody
 from llmhost.api.openapi.answers import (
@@ -287,6 +289,7 @@ TOLD: Mapping[str, Any] = {
 
 TAKEN: Mapping[str, tuple[str, Any]] = {
     "post /v1/batches": ("application/json", NewBatch),
+    f"post {BATCHES_PATH}": ("application/json", NewMessageBatch),
     "post /v1/conversations": ("application/json", NewConversation),
     f"post {_CONVERSATION}/items": ("application/json", NewItems),
     "post /v1/files": ("multipart/form-data", NewFile),

@@ -58,6 +58,8 @@ class LineRoute:
     prepare: (
         Callable[[GenerationRequest, Any, Caller], Awaitable[tuple[GenerationRequest, Any]]] | None
     ) = None
+    error_body: Callable[[LlmhostError, str], bytes] | None = None
+    """How it tells an error of the request with this id; None where it does as OpenAI does."""
 
 
 class Run(Protocol):
@@ -146,11 +148,16 @@ class LineRunner:
             finally:
                 exchange.leave()
         except LlmhostError as error:
-            return Ended(error.status, self._error_body(error), error=error)
+            return Ended(error.status, self._told(error, route, request), error=error)
         except Exception:  # boundary: one line's bug is that line's end
             log.exception("batch.line_bug batch=%s line=%d", batch.id, line.number)
             deferral.waive()
-            return Ended(500, self._error_body(INTERNAL), error=INTERNAL)
+            return Ended(500, self._told(INTERNAL, route, request), error=INTERNAL)
+
+    def _told(self, error: LlmhostError, route: LineRoute, request: GenerationRequest) -> bytes:
+        if route.error_body is None:
+            return self._error_body(error)
+        return route.error_body(error, request.request_id)
 
     async def _parsed(
         self, route: LineRoute, batch: Batch, line: Line, caller: Caller

@@ -157,7 +157,7 @@ def numbered(raws: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 def request_id_of(batch_id: str, line: int) -> str:
     """The id of a line's request: the same whenever it is run, so that it can be billed once only."""
-    return f"req_{batch_id.removeprefix('batch_')}_{line}"
+    return f"req_{batch_id.rpartition('_')[2]}_{line}"
 
 
 def answered(batch_id: str, line: Line, status: int, body: bytes) -> bytes:

@@ -1,0 +1,1 @@
+"""Anthropic's batches of messages."""
