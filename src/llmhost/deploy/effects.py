@@ -44,6 +44,7 @@ from llmhost.schedule.draft_model import ModelDrafter
 from llmhost.schedule.drafting import PromptLookup
 from llmhost.schedule.engine_loop import EngineLoop
 from llmhost.schedule.guesser import Guesser
+from llmhost.schedule.predicted import PredictedFirst
 from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
 from llmhost.schedule.speculation import Speculation
 
@@ -339,7 +340,7 @@ class LoadEffects:
         await self._off_loop.run(partial(check_same_words, entry.spec, tokenizer, words))
         facts = await self.predict(draft)
         plan = self._lease(draft, facts, 0)
-        return ModelDrafter(
+        small = ModelDrafter(
             str(draft.ref),
             await self._read_weights(draft, facts, plan),
             lane=self._devices.lane(facts.device),
@@ -348,6 +349,7 @@ class LoadEffects:
             end_ids=tokenizer.eos_ids,
             most_tokens=entry.spec.max_tokens_per_batch,
         )
+        return PredictedFirst(small)
 
     async def _read_weights(
         self, entry: ModelEntry, facts: RunnerFacts, plan: MemoryPlan

@@ -15,6 +15,7 @@ from llmhost.core.step import Drawn, Row
 from llmhost.engines.fake import FakeRunner, fake_answer
 from llmhost.gpu.lane import FreeLane
 from llmhost.schedule.draft_model import FAILURES_IN_A_ROW, ModelDrafter
+from llmhost.schedule.predicted import PredictedFirst
 from llmhost.testing import at
 
 GREEDY = Sampling(temperature=0.0)
@@ -228,5 +229,24 @@ def test_its_time_on_the_device_is_counted():
 
 def test_closing_closes_the_runner():
     drafter, runner = a_drafter()
+    drafter.close()
+    assert runner.is_closed
+
+
+def test_what_a_caller_predicted_goes_before_what_the_small_model_says() -> None:
+    small, runner = a_drafter()
+    drafter = PredictedFirst(small)
+    told = DraftAsk(1, [1, 2], 3, GREEDY, 0, prompt_tokens=2, predicted=[7, 8, 9])
+    strayed = DraftAsk(1, [1, 2, 5, 5], 3, GREEDY, 0, prompt_tokens=2, predicted=[7, 8, 9])
+
+    assert drafter.propose([told]) == [[7, 8, 9]]
+    assert not runner.fed
+    assert drafter.propose([strayed, ask([3, 4], seq_id=2)]) == a_drafter()[0].propose(
+        [ask([1, 2, 5, 5]), ask([3, 4], seq_id=2)]
+    )
+    assert drafter.device_ns == small.device_ns
+    drafter.forget(1)
+    drafter.sleep()
+    drafter.wake()
     drafter.close()
     assert runner.is_closed
