@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
-from llmhost.core.errors import BadRequest, InvalidValue, UnsupportedParameter
+from llmhost.core.errors import BadRequest, InvalidValue, MissingParameter, UnsupportedParameter
 
 Raw = msgspec.Raw
 """A field that is looked at as text: objects made of it would take many times its size."""
@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 _NOTHING = frozenset({b"null", b"[]", b"{}", b'""', b"false", b"0"})
 _AT = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
+_MISSING = re.compile(r"Object missing required field `(.*?)`")
 
 
 def read_body(raw: bytes, shape: type[B]) -> B:
@@ -33,6 +34,8 @@ def read_body(raw: bytes, shape: type[B]) -> B:
 def _refusal(message: str) -> BadRequest:
     at = _AT.search(message)
     param = at[1].replace("[...]", "") if at and at[1] else None
+    if (missing := _MISSING.match(message)) is not None:
+        return MissingParameter(".".join(filter(None, (param, missing[1]))))
     text = _AT.sub("", message).replace("`", "'")
     return InvalidValue(f"{param}: {text}" if param else text, param=param)
 
@@ -59,7 +62,10 @@ def loose(raw: Raw, shape: type[T], param: str) -> T | None:
         text = _AT.sub(" as a key" if "`key` in" in str(error) else "", str(error)).replace(
             "`", "'"
         )
-        place = param + (at[1].replace("[...]", "") if at and at[1].startswith("[") else "")
+        within = at[1].replace("[...]", "") if at else ""
+        place = f"{param}{within}" if within.startswith("[") else f"{param}.{within}".rstrip(".")
+        if (missing := _MISSING.match(str(error))) is not None:
+            raise MissingParameter(f"{place}.{missing[1]}") from None
         raise InvalidValue(f"{place}: {text}", param=place) from None
     except (
         msgspec.DecodeError,

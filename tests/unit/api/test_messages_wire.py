@@ -225,7 +225,7 @@ def model(*blocks: Any) -> dict[str, Any]:
     ("turn", "code", "at"),
     [
         (user({"type": "image", "source": {}}), UNSUPPORTED, "content[0].type"),
-        (user(text("a"), {"type": "document", "source": {}}), INVALID, "content[1].source"),
+        (user(text("a"), {"type": "document", "source": {}}), MISSING, "content[1].source.type"),
         (user({"type": "server_tool_use", "name": "w"}), UNSUPPORTED, "content[0].type"),
         (user(result([{"type": "image"}])), UNSUPPORTED, "content[0].content[0].type"),
         (user({"type": "text"}), INVALID, "content[0].text"),

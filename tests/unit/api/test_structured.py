@@ -165,10 +165,10 @@ MISSING = "missing_required_parameter"
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"response_format": {}}, INVALID, "response_format"),
+        ({"response_format": {}}, MISSING, "response_format.type"),
         ({"response_format": {"type": "grammar"}}, UNSUPPORTED, "response_format.type"),
         ({"response_format": json_schema()}, MISSING, "response_format.json_schema.schema"),
-        ({"structured_outputs": {"regex": 5}}, INVALID, "structured_outputs"),
+        ({"structured_outputs": {"regex": 5}}, INVALID, "structured_outputs.regex"),
         ({"structured_outputs": {"regex": "a", "json": {}}}, INVALID, "structured_outputs.regex"),
         ({"structured_outputs": {"regex": "a"}, "guided_regex": "a"}, INVALID, "guided_regex"),
         (
@@ -193,7 +193,7 @@ MISSING = "missing_required_parameter"
         ({"guided_whitespace_pattern": " "}, UNSUPPORTED, "guided_whitespace_pattern"),
         ({"guided_choice": "a"}, INVALID, "guided_choice"),
         ({"guided_json": {"x": "x" * MAX_FORM_BYTES}}, INVALID, "guided_json"),
-        ({"tools": [{}]}, INVALID, "tools[0]"),
+        ({"tools": [{}]}, MISSING, "tools[0].type"),
         ({"tools": [NOW, {"type": "web_search"}]}, UNSUPPORTED, "tools[1].type"),
         ({"tools": [{"type": "function"}]}, MISSING, "tools[0].function"),
         ({"tools": [NOW, named("a b")]}, INVALID, "tools[1].function.name"),

@@ -20,7 +20,7 @@ from llmhost.api.sampling import (
     MAX_STOPS,
 )
 from llmhost.api.wire import FLEX_PRIORITY
-from llmhost.core.errors import BadRequest
+from llmhost.core.errors import BadRequest, MissingParameter
 from llmhost.core.request import GenerationRequest, Kind
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -142,6 +142,21 @@ def test_what_must_be_there_is_missed_by_name(route: str, field: str) -> None:
     missed = refusal(route, **{field: None})
 
     assert (missed.code, missed.param) == ("missing_required_parameter", field)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": [{"content": "hi"}]}, "messages[0].role"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    ],
+)
+def test_what_must_be_there_within_a_field_is_missed_by_name(
+    body: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(MissingParameter) as refused:
+        parse_chat(json.dumps({**CHAT, **body}).encode(), "req_1", None)
+    assert refused.value.param == param
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -468,7 +483,7 @@ def test_other_prompts_are_refused_with_their_place(prompt: Any, param: str) -> 
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text"),
         ({"role": "user", "content": ["x"]}, "messages[0].content[0]"),
         ({"role": "king", "content": "x"}, "messages[0].role"),
-        ({"content": "x"}, "messages[0]"),
+        ({"content": "x"}, "messages[0].role"),
         ("text", "messages[0]"),
     ],
 )
