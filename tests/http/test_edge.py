@@ -111,6 +111,29 @@ def test_strange_targets_are_answered_and_harm_nobody(open_node: Node, target: b
     assert open_node.get("/health").status_code == 200
 
 
+def test_who_wants_a_tunnel_is_refused_in_words_also_behind_another_request(
+    open_node: Node,
+) -> None:
+    tunnel = b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    before = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with open_node.raw() as connection:
+        connection.sendall(before)
+        assert status(connection.recv(4096)) == 200
+        connection.sendall(tunnel)
+        assert status(connection.recv(4096)) == 400
+
+    assert error(raw(open_node, tunnel))["type"] == "invalid_request_error"
+    assert "Traceback" not in open_node.log()
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
+def test_a_query_that_can_not_be_read_is_refused_by_its_name(open_node: Node, path: str) -> None:
+    found = error(raw(open_node, get(f"{path}?limit=x")))
+
+    assert (found["param"], found["code"]) == ("limit", "invalid_value")
+    assert found["message"] == "limit: Expected 'int', got 'str'"
+
+
 def test_an_older_client_gets_a_whole_answer_and_the_end_of_its_connection(open_node: Node) -> None:
     body = json.dumps(ONE).encode()
     head = b"POST /v1/completions HTTP/1.0\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"

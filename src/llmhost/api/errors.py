@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 import msgspec
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 
 from llmhost.api.bill_facts import BUDGET, REVIEW, remaining_usd
 from llmhost.core.errors import (
     BadRequest,
     ContentRefused,
     HeldForReview,
+    InvalidValue,
     LlmhostError,
     MethodNotAllowed,
     NotFound,
@@ -49,6 +50,8 @@ def known_error(error: BaseException, asked: str = "this") -> LlmhostError:
             return _not_allowed(asked, error)
         if error.status_code in _BY_STATUS:
             return _BY_STATUS[error.status_code](_sentence(error))
+        if isinstance(error, ValidationException) and (found := _wrong_parameter(error)):
+            return found
         if error.status_code < 500 or error.detail == _LEFT_EARLY:
             return BadRequest(_sentence(error))
     return INTERNAL
@@ -115,6 +118,15 @@ def _not_allowed(asked: str, error: HTTPException) -> MethodNotAllowed:
         f"{asked.partition(' ')[0]} is not allowed here; use {' or '.join(m for m in methods if m != 'OPTIONS')}.",
         allowed=methods,
     )
+
+
+def _wrong_parameter(error: ValidationException) -> InvalidValue | None:
+    """What the framework says of the first parameter of a query or path that it can't read."""
+    extra: Any = error.extra
+    if not isinstance(extra, list) or not extra or "key" not in extra[0]:
+        return None
+    name, why = extra[0]["key"], str(extra[0].get("message", "")).replace("`", "'")
+    return InvalidValue(f"{name}: {why}", param=name)
 
 
 def _sentence(error: HTTPException) -> str:

@@ -197,12 +197,12 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade() and not self._may_upgrade():
             self._fault = _NO_UPGRADE
             raise ValueError("no upgrade")
-        self._is_in_head, self._is_in_body = False, True
         self._stop_alarm()
         if self.url.startswith(b"//"):  # else its first part would be taken for a host
             self.url = b"/" + self.url.lstrip(b"/")
         before = self.cycle
-        super().on_headers_complete()
+        super().on_headers_complete()  # which raises for a target that is none, and it is a head then still
+        self._is_in_head, self._is_in_body = False, True
         if self.cycle is before:
             self._is_upgraded = True
             return
