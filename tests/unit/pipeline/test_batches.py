@@ -198,7 +198,7 @@ async def test_another_teams_files_and_batches_are_not_there() -> None:
 
 WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"endpoint": None}, "endpoint"),
-    ({"endpoint": "/v1/messages"}, "endpoint"),
+    ({"endpoint": "/v1/audio/speech"}, "endpoint"),
     ({"completion_window": "1y"}, "completion_window"),
     ({"completion_window": None}, "completion_window"),
     ({"input_file_id": None}, "input_file_id"),
