@@ -15,7 +15,7 @@ from llmhost.cli.options import DataDir, Url, examples
 from llmhost.core.errors import LlmhostError
 
 if TYPE_CHECKING:
-    from llmhost.cli.client import ChatClient
+    from llmhost.cli.caller import ChatClient
 
 HELP = "/reset forgets the conversation, /model NAME changes the model, /quit or Ctrl-D leaves."
 INTERRUPTED = "interrupted"
@@ -194,7 +194,7 @@ def _write(text: str) -> None:
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "ChatClient":
     """A client of a node, with the key that was given or that the environment has."""
-    from llmhost.cli.client import ChatClient
+    from llmhost.cli.caller import ChatClient
     from llmhost.config.environment import process_environment, read_variables
 
     variables = read_variables(process_environment())

@@ -1,36 +1,22 @@
-"""A running node over HTTP: its admin API, and chat as any OpenAI client would do it."""
+"""A running node's admin API over HTTP."""
 
-import json
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO, Any, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
 
-from llmhost.cli.connect import reach
-from llmhost.cli.node import Node, NoNode
-from llmhost.core.errors import LlmhostError
+from llmhost.cli.http import Asked, Http, Refused, Row, message_of, parsed
+from llmhost.cli.node import Node
 
-Row = dict[str, Any]
-Asked = str | list[str] | None
-"""One value of a query, or the same name several times."""
-
-_CONNECT_S = 5.0
-_READ_S = 60.0
-_ADMIN_CURE = "Set LLMHOST_ADMIN_TOKEN to the admin token in server.json of the node's data dir."
-_CHAT_CURE = "Give --api-key or set LLMHOST_API_KEY; `llmhost keys create` makes a key."
-
-
-class Refused(LlmhostError):
-    """The node said no. The message is its own."""
+_CURE = "Set LLMHOST_ADMIN_TOKEN to the admin token in server.json of the node's data dir."
 
 
 class HttpAdmin:
     """The admin API of one node, and what only a running node can tell."""
 
     def __init__(self, node: Node, transport: httpx.BaseTransport | None = None) -> None:
-        self._http = _Http(node, node.admin_token, _ADMIN_CURE, transport)
+        self._http = Http(node, node.admin_token, _CURE, transport)
 
     def create_org(self, name: str, **facts: Any) -> Row:
         return self._http.one("POST", "/admin/v1/orgs", json={"name": name, **facts})
@@ -145,7 +131,7 @@ class HttpAdmin:
         with self._http.open("GET", path, query=query) as answer:
             for line in answer.iter_lines():
                 if line:
-                    yield _parse(line)
+                    yield parsed(line)
 
     def device_costs(self, *, since: str | None = None, until: str | None = None) -> list[Row]:
         return self._http.all("/admin/v1/costs/devices", since=since, until=until)
@@ -169,7 +155,7 @@ class HttpAdmin:
         with self._http.open("GET", "/admin/v1/ledger/export") as answer:
             for line in answer.iter_lines():
                 if line:
-                    yield _parse(line)
+                    yield parsed(line)
 
     def audit_rows(self, *, limit: int, **wanted: str) -> list[Row]:
         return self._http.many("/admin/v1/audit", limit=str(limit), **wanted)
@@ -203,9 +189,9 @@ class HttpAdmin:
     def backup(self, path: str) -> Iterator[Row]:
         with self._http.open("POST", "/admin/v1/backup", json={"path": path}) as answer:
             for line in answer.iter_lines():
-                row = _parse(line)
+                row = parsed(line)
                 if "error" in row:
-                    raise Refused(_message(row) or "The backup failed.")
+                    raise Refused(message_of(row) or "The backup failed.")
                 yield row
 
     def cache(self) -> Row:
@@ -317,200 +303,6 @@ class HttpAdmin:
         )
 
 
-class ChatClient:
-    """Chat completions of one node."""
-
-    def __init__(
-        self, node: Node, api_key: str | None, transport: httpx.BaseTransport | None = None
-    ) -> None:
-        """The node's admin token is not sent."""
-        self._http = _Http(node, api_key, _CHAT_CURE, transport)
-
-    def models(self) -> list[str]:
-        return [row["id"] for row in self._http.many("/v1/models")]
-
-    def complete(self, body: Row) -> Row:
-        return self._http.one("POST", "/v1/chat/completions", json=body, read_s=None)
-
-    def stream(self, body: Row) -> Generator[Row, None, None]:
-        """The chunks of a streamed answer. Closing the iterator hangs up, which stops the model."""
-        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        with self._http.open("POST", "/v1/chat/completions", json=body) as answer:
-            for text in server_sent_data(answer.iter_lines()):
-                if text == "[DONE]":
-                    return
-                chunk = _parse(text)
-                if "error" in chunk:
-                    raise Refused(_message(chunk) or "The answer failed.")
-                yield chunk
-            raise Refused("The answer broke off: the server closed the connection.")
-
-    def upload(self, name: str, content: IO[bytes], purpose: str) -> Row:
-        return self._http.one(
-            "POST",
-            "/v1/files",
-            read_s=None,
-            files={"file": (name, content)},
-            data={"purpose": purpose},
-        )
-
-    def download(self, file_id: str) -> Iterator[bytes]:
-        path = f"/v1/files/{quote(file_id, safe='')}/content"
-        with self._http.open("GET", path) as answer:
-            yield from answer.iter_bytes()
-
-    def create_batch(self, body: Row) -> Row:
-        return self._http.one("POST", "/v1/batches", json=body)
-
-    def close(self) -> None:
-        self._http.close()
-
-
-def server_sent_data(lines: Iterable[str]) -> Iterator[str]:
-    """The `data` of each event in a text/event-stream. Comments and other fields are skipped."""
-    parts: list[str] = []
-    for line in lines:
-        if line.startswith("data:"):
-            parts.append(line[5:].removeprefix(" "))
-        elif not line and parts:
-            yield "\n".join(parts)
-            parts = []
-
-
-class _Http:
-    """httpx with our errors: every failure is a sentence about this node."""
-
-    def __init__(
-        self, node: Node, token: str | None, cure: str, transport: httpx.BaseTransport | None
-    ) -> None:
-        if token is not None and not token.isascii():
-            raise Refused("A key or token has ASCII characters only.")
-        self._url = node.url
-        self._cure = cure  # what to do when the token is missing or wrong
-        self._client = reach(node.url, node.tls_cert).client(
-            transport,
-            headers={"authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx.Timeout(_READ_S, connect=_CONNECT_S),
-        )
-
-    def one(
-        self,
-        method: str,
-        path: str,
-        *,
-        json: Any = None,
-        query: Mapping[str, Asked] | None = None,
-        read_s: float | None = _READ_S,
-        **form: Any,
-    ) -> Row:
-        with self._errors():
-            answer = self._client.request(
-                method,
-                path,
-                json=json,
-                **form,
-                params=_given(query or {}),
-                timeout=httpx.Timeout(read_s, connect=_CONNECT_S),
-            )
-        self._check(answer)
-        return self._object(answer)
-
-    def many(self, path: str, **query: Asked) -> list[Row]:
-        return self._page(path, query)[0]
-
-    def all(self, path: str, **query: Asked) -> list[Row]:
-        """All pages of a list."""
-        found, after = self._page(path, query)
-        while after is not None:
-            more, after = self._page(path, {**query, "after": after})
-            found += more
-        return found
-
-    def _page(self, path: str, query: Mapping[str, Asked]) -> tuple[list[Row], str | None]:
-        """A list, and what the next page comes after."""
-        with self._errors():
-            answer = self._client.get(path, params=_given(query))
-        self._check(answer)
-        content = self._object(answer)
-        data = content.get("data")
-        if not isinstance(data, list):
-            raise self._stranger()
-        return data, content.get("last_id") if content.get("has_more") else None
-
-    @contextmanager
-    def open(
-        self, method: str, path: str, *, json: Any = None, query: Mapping[str, Asked] | None = None
-    ) -> Iterator[httpx.Response]:
-        timeout = httpx.Timeout(None, connect=_CONNECT_S)
-        with (
-            self._errors(),
-            self._client.stream(method, path, json=json, timeout=timeout, params=query) as answer,
-        ):
-            if answer.is_error:
-                answer.read()
-            self._check(answer)
-            yield answer
-
-    def close(self) -> None:
-        self._client.close()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.ConnectError:
-            raise NoNode(
-                f"No llmhost server answers at {self._url}. Start one with `llmhost serve`."
-            ) from None
-        except httpx.TimeoutException:
-            raise NoNode(f"{self._url} did not answer in time.") from None
-        except httpx.HTTPError as error:
-            raise NoNode(f"The connection to {self._url} broke: {error}.") from None
-
-    def _check(self, answer: httpx.Response) -> None:
-        if not answer.is_error:
-            return
-        try:
-            message = _message(answer.json())
-        except ValueError:
-            message = None
-        message = message or f"{self._url} answered {answer.status_code} {answer.reason_phrase}."
-        raise Refused(f"{message} {self._cure}" if answer.status_code == 401 else message)
-
-    def _object(self, answer: httpx.Response) -> Row:
-        try:
-            content = answer.json()
-        except ValueError:
-            raise self._stranger() from None
-        if not isinstance(content, dict):
-            raise self._stranger()
-        return content
-
-    def _stranger(self) -> NoNode:
-        return NoNode(f"What answers at {self._url} is not an llmhost server.")
-
-
 def _path(*parts: str) -> str:
     """Below /admin/v1; a slash in a name stays part of the name."""
     return "/".join(("/admin/v1", *(quote(part, safe="") for part in parts)))
-
-
-def _given(query: Mapping[str, Asked]) -> dict[str, str | list[str]]:
-    return {key: text for key, text in query.items() if text is not None}
-
-
-def _parse(text: str) -> Row:
-    try:
-        content = json.loads(text)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise Refused("The answer broke off or is not what an llmhost server sends.")
-    return content
-
-
-def _message(content: Any) -> str | None:
-    """From OpenAI's form of an error."""
-    error = content.get("error") if isinstance(content, dict) else None
-    message = error.get("message") if isinstance(error, dict) else None
-    return message if isinstance(message, str) else None

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from llmhost.cli.caller import server_sent_data
 from llmhost.cli.chat import Chat, converse
-from llmhost.cli.client import Refused, server_sent_data
+from llmhost.cli.http import Refused
 
 
 def chunk(text: str | None = None, finish: str | None = None) -> dict[str, Any]:

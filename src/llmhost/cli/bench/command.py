@@ -256,7 +256,7 @@ def _address(
 
 
 def _first_model(node: Node, key: str | None) -> str:
-    from llmhost.cli.client import ChatClient
+    from llmhost.cli.caller import ChatClient
 
     with closing(ChatClient(node, key)) as api:
         names = api.models()
