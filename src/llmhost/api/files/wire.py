@@ -1,6 +1,6 @@
 """Files as OpenAI tells them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -77,11 +77,27 @@ def purpose_of(fields: dict[str, str]) -> str:
 
 
 def lasts_s_of(fields: dict[str, str]) -> int | None:
-    """Seconds of `expires_after`, as a form sends it; None where it is absent. Raises InvalidValue."""
-    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    """Seconds of `expires_after`, as a form sends it: in two fields, or as JSON. None where it is absent.
+
+    Raises InvalidValue.
+    """
+    anchor: object = fields.get("expires_after[anchor]")
+    seconds: object = fields.get("expires_after[seconds]")
+    if (whole := fields.get("expires_after")) is not None:
+        anchor, seconds = _read_expiry(whole)
     if anchor is None and seconds is None:
         return None
     return checked_lasts_s(anchor, seconds, "expires_after")
+
+
+def _read_expiry(text: str) -> tuple[object, object]:
+    try:
+        said = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        raise InvalidValue(
+            "'expires_after' must be an object with 'anchor' and 'seconds'.", param="expires_after"
+        ) from None
+    return said.get("anchor"), said.get("seconds")
 
 
 def checked_lasts_s(anchor: object, seconds: object, param: str) -> int:
