@@ -32,9 +32,6 @@ if not HAS_GPU:
     # Without a GPU Triton's own interpreter runs the kernels, on the CPU. It has to know before they are defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Two workers keep two cores busy. Threads that wait for each other's part of a sum would only keep others from theirs.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 sys.path.append(str(Path(__file__).parent / "http"))  # for server_process.py
 
 
@@ -66,10 +63,14 @@ DEAREST = (
 def pytest_configure(config: pytest.Config) -> None:
     """Files are kept in memory where there is room: every database syncs what it is told, and a disk makes it wait.
 
-    The long checks are to wait for a disk as a node does.
+    The long checks are to wait for a disk as a node does, and to compute with as many threads.
     """
     config.option.loadscopereorder = False  # ours is better than xdist's, which counts tests alone
-    if "bars" in config.option.markexpr or "TMPDIR" in os.environ or not MEMORY.is_dir():
+    if any(mark in config.option.markexpr for mark in ("bars", "gpu")):
+        return
+    # Two workers keep two cores busy: threads that wait for each other's part of a sum would keep others from theirs.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if "TMPDIR" in os.environ or not MEMORY.is_dir():
         return
     if shutil.disk_usage(MEMORY).free > ROOM_BYTES:
         os.environ["TMPDIR"] = str(MEMORY)
