@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Protocol
 
 from litestar.enums import ScopeType
@@ -21,6 +22,8 @@ SMALL_BYTES = 64 * 1024
 """What is left of a body this small is not worth a connection."""
 
 Headers = list[tuple[bytes, bytes]]
+Begun = blake2b
+"""A hash that more is added to."""
 
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -57,6 +60,23 @@ class Line(Wire, Protocol):
     def on_gone(self, leave: Callable[[], None] | None) -> bool:
         """Have `leave` called when the client closes the connection, until this is called with None. False when it
         has done so already."""
+
+
+class Shortcut(Protocol):
+    """Answers requests that come again byte for byte, before anything of them is read. A server that has a request
+    whole, as it came, asks with a key of its bytes; whatever is not answered goes on to the application."""
+
+    def begun(self, client: str | None, *, is_unix: bool) -> Begun:
+        """What the keys of all requests of a connection have in common."""
+
+    def key(self, begun: Begun, data: bytes) -> bytes | None:
+        """Of a request; None for one that is never answered."""
+
+    def answer_of(self, key: bytes, defaults: Headers) -> bytes | None:
+        """All of the answer's bytes, with the headers that each answer of the server has."""
+
+    def note(self, scope: Scope, key: bytes) -> None:
+        """The request goes on as this scope, and may be learnt from."""
 
 
 def line_of(scope: Scope) -> Line | None:

@@ -1,8 +1,9 @@
-"""Requests that come again word for word, and are answered from the cache, past all routes: the outermost of the app.
+"""Requests that come again word for word, and are answered from the cache, past all routes.
 
-What a request is made of (its connection's address, path, headers and body) is one hash, keyed by this process. It
-finds what `pipeline/short_way.py` remembers and the answer's bytes, in which a new id and a new time are put. Whatever
-else would be answered takes its usual way, and is learnt from there if it had a kept answer.
+What a request is made of is one hash, keyed by this process: its connection's address and its bytes, where these came
+at once and alone (`Shortcut`); and else, as the outermost of the application, path, headers and body. It finds what
+`pipeline/short_way.py` remembers and the answer's bytes, in which a new id and a new time are put. Whatever else would
+be answered takes its usual way, and is learnt from there if it had a kept answer.
 """
 
 import os
@@ -17,7 +18,7 @@ from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from llmhost.api.bill_facts import bill_headers
 from llmhost.api.cache_headers import cache_headers
-from llmhost.api.door import JSON, Line, Outflow, header, line_of, send_whole
+from llmhost.api.door import JSON, Begun, Headers, Outflow, header, line_of, send_whole
 from llmhost.api.frames import answer_id
 from llmhost.api.gatekeeper import Gatekeeper, Mark
 from llmhost.api.limit_headers import limit_headers
@@ -27,8 +28,10 @@ from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.short_way import Known, ShortWay
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+LINES = tuple(f"POST {path} HTTP/1.1\r\n".encode() for path in PATHS)
 LARGEST_BYTES = 32 * 1024
-"""Of a body: hashing a larger one would cost those who never come again too much."""
+"""Of a body, or of all that came at once: hashing more would cost those who never come again too much."""
+OK = b"HTTP/1.1 200 OK\r\n"
 MOST_BYTES = 32 * 2**20
 """Of all that is remembered, about."""
 ENTRY_BYTES = 6_000
@@ -63,6 +66,9 @@ class Repeats:
         self._hash = blake2b(key=os.urandom(32), digest_size=16)
         self._kept: OrderedDict[bytes, _Repeat] = OrderedDict()
         self._generation = short_way.generation
+        self._defaults: Headers | None = None
+        self._begin = b""
+        """Of each answer that is told in bytes: as far as it is the same while a server's own headers are."""
         self.is_on = True
         self.bytes = 0
         self.answered = 0
@@ -87,25 +93,59 @@ class Repeats:
     async def _answers(self, scope: HTTPScope, send: Send) -> bool:
         began_s = time.perf_counter()
         line = line_of(scope)
+        if KEY in scope.get("state", ()):
+            return False  # its connection has looked
         raw = None if line is None else line.peek_body()
         if line is None or raw is None or len(raw) > LARGEST_BYTES:
             return False
         key = self._key(scope, raw)
-        repeat = self._kept.get(key)
-        if repeat is None or not self._gatekeeper.still_lets_in(repeat.mark):
-            self._note(scope, key)
+        found = self._found(key)
+        if found is None:
+            self.note(scope, key)
             return False
-        request_id = new_request_id()
-        context = self._short_way.answer(repeat.known, request_id)
-        if context is None:
-            self._drop(key)  # it is learnt anew, if it is a kept answer again
-            self._note(scope, key)
-            return False
-        self._kept.move_to_end(key)
-        await self._send(repeat, context, line, send, began_s)
+        headers, body = self._said(*found, began_s)
+        await send_whole(send, 200, body, headers, JSON, line)
         return True
 
-    def _note(self, scope: HTTPScope, key: bytes) -> None:
+    def begun(self, client: str | None, *, is_unix: bool) -> Begun:
+        begun = self._hash.copy()
+        begun.update(_encode((client, is_unix)))
+        return begun
+
+    def key(self, begun: Begun, data: bytes) -> bytes | None:
+        if not self.is_on or len(data) > LARGEST_BYTES or not data.startswith(LINES):
+            return None
+        made = begun.copy()
+        made.update(data)
+        return made.digest()
+
+    def answer_of(self, key: bytes, defaults: Headers) -> bytes | None:
+        began_s = time.perf_counter()
+        found = self._found(key)
+        if found is None:
+            return None
+        headers, body = self._said(*found, began_s)
+        if defaults is not self._defaults:
+            self._defaults = defaults
+            lines = [b"%b: %b\r\n" % each for each in defaults]
+            self._begin = b"".join((OK, *lines, b"content-type: application/json\r\n"))
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        head = f"content-length: {len(body)}\r\n{''.join(lines)}\r\n"
+        return b"%b%b%b" % (self._begin, head.encode("latin-1", "replace"), body)
+
+    def _found(self, key: bytes) -> tuple[_Repeat, RequestContext] | None:
+        """An answer that is kept for a request, once it is paid for and counted."""
+        repeat = self._kept.get(key)
+        if repeat is None or not self._gatekeeper.still_lets_in(repeat.mark):
+            return None
+        context = self._short_way.answer(repeat.known, new_request_id())
+        if context is None:
+            self._drop(key)  # it is learnt anew, if it is a kept answer again
+            return None
+        self._kept.move_to_end(key)
+        return repeat, context
+
+    def note(self, scope: Scope, key: bytes) -> None:
         """It takes its usual way, on which it may be learnt."""
         scope.setdefault("state", {})[KEY] = key, self._short_way.generation
 
@@ -152,21 +192,16 @@ class Repeats:
         made.update(_encode(parts))
         return made.digest()
 
-    async def _send(
-        self,
-        repeat: _Repeat,
-        context: RequestContext,
-        line: Line,
-        send: Send,
-        began_s: float,
-    ) -> None:
+    def _said(
+        self, repeat: _Repeat, context: RequestContext, began_s: float
+    ) -> tuple[dict[str, str], bytes]:
+        """Headers and body of an answer."""
         request_id = context.request.request_id
-        created_s = context.arrived_utc_ns // 1_000_000_000
         body = b"%b%b%b%d%b" % (
             repeat.head,
             request_id.removeprefix("req_").encode(),
             repeat.middle,
-            created_s,
+            context.arrived_utc_ns // 1_000_000_000,
             repeat.tail,
         )
         took_ms = int((time.perf_counter() - began_s) * 1000)
@@ -179,7 +214,7 @@ class Repeats:
         self.answered += 1
         if self._outflow is not None:
             self._outflow.sent_bytes += len(body)
-        await send_whole(send, 200, body, headers, JSON, line)
+        return headers, body
 
     def _drop(self, key: bytes) -> None:
         gone = self._kept.pop(key, None)

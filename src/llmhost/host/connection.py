@@ -3,9 +3,13 @@
 Pipelined requests all hear that their client is gone (uvicorn tells the newest only, so that the one before would go
 on for nobody). A head has a size, a number of headers, and a time in which it must come; a body may not trickle. What
 isn't HTTP is refused in OpenAI's form.
+
+A request that came at once and alone is shown to a `Shortcut` before it is read. What a parser made of its bytes once
+it makes of them each time, as long as nothing of another request is under way: so what that answers is never read.
 """
 
 import asyncio
+import logging
 import re
 import weakref
 from collections.abc import Callable
@@ -18,10 +22,12 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from llmhost.api.door import WIRE
-from llmhost.api.errors import error_body
+from llmhost.api.door import WIRE, Begun, Shortcut
+from llmhost.api.errors import INTERNAL, error_body
 from llmhost.core.errors import BadRequest, HeadersTooLarge, LlmhostError, RequestTimeout
 from llmhost.core.ids import new_request_id
+
+log = logging.getLogger("llmhost.api")
 
 MAX_HEAD_BYTES = 128 * 1024
 MAX_HEADERS = 256
@@ -122,6 +128,8 @@ class Line:
 class Connection(HttpToolsProtocol):
     """A protocol class for uvicorn's `http` setting."""
 
+    shortcut: Shortcut | None = None
+
     _cycles: tuple[tuple[RequestResponseCycle, Line], ...] = ()
     _head_bytes = 0
     _body_bytes = 0
@@ -133,10 +141,17 @@ class Connection(HttpToolsProtocol):
     _fault: LlmhostError | None = None
     _alarm: asyncio.TimerHandle | None = None
     """While a head or a body is incomplete."""
+    _begun: Begun | None = None
+    _answered_s = float("-inf")
+    """When the shortcut has answered, on the loop's clock."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._set_alarm(HEAD_TIMEOUT_S, self._give_up_on_head)
+        if self.shortcut is not None:
+            is_unix = self.server is not None and self.server[1] is None
+            client = None if self.client is None else self.client[0]
+            self._begun = self.shortcut.begun(client, is_unix=is_unix)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._silence()
@@ -146,6 +161,16 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        key = self._key(data)
+        if key is None:
+            self._read(data)
+        elif not self._is_answered(key):
+            before = self.cycle
+            self._read(data)
+            if self.cycle is not before:
+                self._note(key)
+
+    def _read(self, data: bytes) -> None:
         if not self._is_in_body and b"pgrade:" in data:
             data = _without_upgrade(data)
         self._parse(data)
@@ -163,9 +188,59 @@ class Connection(HttpToolsProtocol):
                 self._set_alarm(BODY_CHECK_S, self._look_at_body)
         elif self._is_idle() and self.timeout_keep_alive_task is None:
             # It sent an empty line, which is no request.
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._wait_for_next(self.timeout_keep_alive)
+
+    def _key(self, data: bytes) -> bytes | None:
+        """Of what may be one whole request, where nothing of another one is under way."""
+        if (
+            self.shortcut is None
+            or self._begun is None
+            or self._is_in_body
+            or (self._is_in_head and self._head_bytes)
+            or not self._is_idle()
+            or self.flow.write_paused
+        ):
+            return None
+        return self.shortcut.key(self._begun, data)
+
+    def _is_answered(self, key: bytes) -> bool:
+        assert self.shortcut is not None
+        try:
+            answer = self.shortcut.answer_of(key, self.server_state.default_headers)
+        except Exception as error:  # boundary: the API edge, as around a route
+            log.error("api.failed why=shortcut", exc_info=error)
+            self._refuse(INTERNAL)
+            return True
+        if answer is None:
+            return False
+        self.transport.write(answer)
+        self.server_state.total_requests += 1
+        self._answered_s = self.loop.time()
+        self._is_in_head = False
+        if self._alarm is not None:
+            self._stop_alarm()
+        if self.timeout_keep_alive_task is None:
+            self._wait_for_next(self.timeout_keep_alive)
+        return True
+
+    def _note(self, key: bytes) -> None:
+        """What came was one whole request, and no more: it may be learnt from what is answered."""
+        cycle = self.cycle
+        is_whole = not (self._is_in_head or self._is_in_body or self.pipeline or cycle.more_body)
+        if is_whole and cycle.keep_alive and self.shortcut is not None:
+            self.shortcut.note(self.scope, key)
+
+    def _wait_for_next(self, for_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(for_s, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Setting it anew for each answer would cost as much as the answer's writing, so it looks when it rings."""
+        self.timeout_keep_alive_task = None
+        left_s = self._answered_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._wait_for_next(left_s)
+        else:
+            super().timeout_keep_alive_handler()
 
     def _parse(self, data: bytes) -> None:
         """As uvicorn does it, but that behind an offer of another protocol that was not taken there are requests."""
@@ -285,7 +360,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(_BODY_TOO_SLOW)
 
     def _is_idle(self) -> bool:
-        return bool(self._cycles) and self.cycle.response_complete
+        return self.cycle is None or self.cycle.response_complete
 
     def _set_alarm(self, after_s: float, ring: Callable[[], None]) -> None:
         self._alarm = self.loop.call_later(after_s, ring)
@@ -297,6 +372,11 @@ class Connection(HttpToolsProtocol):
 
 
 _UPGRADE = re.compile(rb"\r\nupgrade:(?![ \t]*websocket)", re.IGNORECASE)
+
+
+def connection_with(shortcut: Shortcut) -> type[Connection]:
+    """Connections that show their requests to a shortcut."""
+    return type("Connection", (Connection,), {"shortcut": shortcut})
 
 
 def _without_upgrade(data: bytes) -> bytes:

@@ -23,7 +23,7 @@ from llmhost.config.environment import keep_kernels, process_environment, read_v
 from llmhost.config.load import LoadedSettings
 from llmhost.hooks.registry import Plugins
 from llmhost.host.banner import print_ready, print_start
-from llmhost.host.connection import Connection
+from llmhost.host.connection import connection_with
 from llmhost.host.garbage import Garbage
 from llmhost.host.listening import BACKLOG, bound_socket, url_of
 from llmhost.host.tls import Certificate, certificate_of
@@ -180,7 +180,7 @@ class Stop:
 def _uvicorn_config(host: Host, certificate: Certificate | None) -> uvicorn.Config:
     return uvicorn.Config(
         host.app.asgi,
-        http=Connection,
+        http=connection_with(host.repeats),
         ws="websockets-sansio",
         ws_max_size=host.settings.server.max_body_bytes,
         ws_per_message_deflate=False,

@@ -146,8 +146,16 @@ class ShortWay:
             return None
         if stages.limit.is_draining or not self._is_there(known) or not _is_of_now(known):
             return None
-        named.set(request_id)
-        context = self._context(known, request_id, arrived_ns, utc_ns)
+        token = named.set(request_id)
+        try:
+            context = self._context(known, request_id, arrived_ns, utc_ns)
+            return context if self._goes_on(known, context) else None
+        finally:
+            named.reset(token)  # where a connection asks, its next request is none of this one
+
+    def _goes_on(self, known: Known, context: RequestContext) -> bool:
+        """Hold, book and count it, unless somebody has anything against it."""
+        stages = self._stages
         try:
             is_plain = (
                 self._is_routed_here(known, context)
@@ -155,17 +163,17 @@ class ShortWay:
                 and self._passes(known, context)
             )
         except NotNow:
-            return None
+            return False
         if not (is_plain and stages.bill.has_room(context)):
-            return None
+            return False
         slot = stages.bill.slot_of_hit()
         if slot is None:
-            return None
+            return False
         if not stages.limit.pass_through(context, known.size, known.usage):
             slot.close()
-            return None
+            return False
         self._settle(known, context, slot)
-        return context
+        return True
 
     def _is_there(self, known: Known) -> bool:
         """Whether the answer is still kept, and young enough."""
