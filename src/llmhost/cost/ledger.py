@@ -97,6 +97,10 @@ class Ledger:
         """As `record`, for the running event loop. Cancelling the wait does not cancel the entry."""
         return self._writer.append_here(self._append, entry)
 
+    def settle_all(self, entries: Sequence[Entry]) -> "asyncio.Future[None]":
+        """As `settle`, of several at once; fails where any of them does, though others may be recorded."""
+        return self._writer.append_all_here(self._append, entries)
+
     def known(self, request_ids: Sequence[str]) -> set[str]:
         """Which of these requests have their entry on disk, once all that was given before is. Raises StorageFailed."""
         self._writer.submit(lambda _: None).result()

@@ -9,6 +9,7 @@ take now stays in its slot and is tried again.
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -27,7 +28,7 @@ CRASHED = "process_ended"
 INPUT, OUTPUT = 0, 1
 """Counters of a slot: tokens that were given to the engine, and tokens that the caller was given."""
 RETRY_S = 1.0
-LINGER_S = 0.02
+LINGER_S = 0.035
 """So long entries gather that nobody waits for: each would cost a commit, and all of a moment cost the same."""
 FLUSH_S = 2.0
 """A power cut may take from the journal what is younger. A killed process takes nothing."""
@@ -111,6 +112,25 @@ class Settlements:
     def hand_over(self) -> None:
         """Give the ledger what was to be settled soon."""
         soon, self._soon = self._soon, []
+        if not soon:
+            return
+        try:
+            recorded = self._ledger.settle_all([entry for entry, _ in soon])
+        except LlmhostError:
+            self._settle_each(soon)
+            return
+        recorded.add_done_callback(partial(self._all_recorded, soon))
+
+    def _all_recorded(
+        self, soon: list[tuple[Entry, Slot]], recorded: "asyncio.Future[None]"
+    ) -> None:
+        if recorded.exception() is None:
+            for _, slot in soon:
+                slot.close()
+        else:
+            self._settle_each(soon)  # those that were recorded are found to be so
+
+    def _settle_each(self, soon: list[tuple[Entry, Slot]]) -> None:
         for entry, slot in soon:
             self.settle(entry, slot).add_done_callback(_look_at)
 

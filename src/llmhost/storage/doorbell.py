@@ -23,6 +23,10 @@ class Doorbell:
         """For a result that is meant for the loop alone; called on it."""
         return Promise(self, self.loop.create_future())
 
+    def tally(self, count: int) -> "Tally":
+        """For the end of so many things; called on the loop."""
+        return Tally(self, self.loop.create_future(), count)
+
     def wait(self, future: Future[T]) -> asyncio.Future[T]:
         """The same result for the loop; called on it. Cancelling this leaves `future` as it is."""
         promise = self.promise()
@@ -71,3 +75,28 @@ class Promise(Generic[T]):
         """Say what a future says."""
         error = done.exception()
         self._bell.ring(self.waiter, None if error else done.result(), error)
+
+
+class Tally:
+    """What a thread resolves once for each of several things, and a loop hears of at the end: the first failure, if
+    there was one. For one thread."""
+
+    __slots__ = ("_bell", "_error", "_left", "waiter")
+
+    def __init__(self, bell: Doorbell, waiter: asyncio.Future[None], count: int) -> None:
+        self._bell = bell
+        self._left = count
+        self._error: BaseException | None = None
+        self.waiter = waiter
+
+    def set_result(self, value: object) -> None:
+        self._count()
+
+    def set_exception(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._count()
+
+    def _count(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._bell.ring(self.waiter, None, self._error)

@@ -83,13 +83,16 @@ class Journal:
         return len(self._all_slots()) - len(self._free)
 
     def open(self, note: bytes) -> Slot:
-        """A slot of its own, with counters at 0. Raises StorageFailed when the disk has no room for more slots."""
+        """A slot of its own, with counters at 0. One without a note has left nothing behind until it is written.
+
+        Raises StorageFailed when the disk has no room for more slots."""
         _check(note)
         if not self._free:
             self._grow()
         at = self._free.pop()
         self._words[at + _COUNTERS : at + _NOTE] = _NO_COUNTS
-        self._write(at, note)
+        if note:
+            self._write(at, note)
         return Slot(self, at)
 
     def left_open(self) -> Iterator[tuple[Slot, bytes, tuple[int, ...]]]:

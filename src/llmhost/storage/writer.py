@@ -33,7 +33,7 @@ from llmhost.storage.connect import (
     open_for_writing,
     storage_error,
 )
-from llmhost.storage.doorbell import Doorbell, Promise
+from llmhost.storage.doorbell import Doorbell, Promise, Tally
 from llmhost.storage.schema import Schema, migrate
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 class _Task:
     work: Work[Any, Any]
     item: Any
-    future: "Future[Any] | Promise[Any] | _Complaint"
+    future: "Future[Any] | Promise[Any] | Tally | _Complaint"
 
 
 class _Complaint:
@@ -117,7 +117,10 @@ class Writer:
         """When the next group may begin."""
         self._on_commit = on_commit
         self._waiting: deque[_Task] = deque()
-        self._changed = threading.Condition()
+        self._turn = (
+            threading.RLock()
+        )  # taken by itself, since a condition's own way to it is in Python
+        self._changed = threading.Condition(self._turn)
         self._is_closing = False
         self._health: Exception | None = None
         self._doorbell: Doorbell | None = None
@@ -177,6 +180,13 @@ class Writer:
         self._enqueue(_Task(work, item, promise))
         return promise.waiter
 
+    def append_all_here(self, work: Work[Item, T], items: Sequence[Item]) -> asyncio.Future[None]:
+        """As `append_here` of each item, and one future for the end of all. There is at least one. Raises Overloaded,
+        with none of them accepted."""
+        tally = self._bell().tally(len(items))
+        self._enqueue(*[_Task(work, item, tally) for item in items])
+        return tally.waiter
+
     def tell(
         self,
         work: Work[Item, T],
@@ -188,18 +198,20 @@ class Writer:
         `stored` if it could."""
         self._enqueue(_Task(work, item, _Complaint(complain, stored)))
 
-    def _enqueue(self, task: "_Task") -> None:
-        with self._changed:
+    def _enqueue(self, *tasks: "_Task") -> None:
+        with self._turn:
             if self._is_closing:
                 raise Overloaded("The server is stopping and records nothing more.")
-            if len(self._waiting) >= self._max_queue:
+            waiting = len(self._waiting)
+            if waiting + len(tasks) > self._max_queue:
                 raise Overloaded(
                     f"{self._max_queue} records are waiting to be written to {self.path.name}, which is the limit."
                     " Try again in a second.",
                     retry_after_s=1.0,
                 )
-            self._waiting.append(task)
-            if len(self._waiting) in (1, MAX_GROUP):  # whoever gathers need not hear of each
+            self._waiting.extend(tasks)
+            # Whoever gathers need not hear of each.
+            if not waiting or waiting < MAX_GROUP <= waiting + len(tasks):
                 self._changed.notify()
 
     async def run(self, job: Job[T]) -> T:

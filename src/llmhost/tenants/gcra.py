@@ -4,6 +4,8 @@ Time is counted in nanoseconds times the rate, so that the space between two uni
 at every rate and nothing is ever rounded in anybody's favour.
 """
 
+from collections.abc import Iterable
+
 UNIT = 60 * 10**9
 """What one unit adds to a debt, at every rate."""
 _NEVER = -(10**60)
@@ -143,6 +145,44 @@ class Bucket:
         """What the theoretical arrival time is ahead by."""
         debt = self.tat - now_ns * self.per_minute
         return debt if debt > 0 else 0
+
+
+Standing = tuple[int, int, int]
+"""Units that are left, nanoseconds until all are there, and units per minute."""
+
+
+def tightest(
+    buckets: Iterable[Bucket], units: int, now_ns: int, *, most: int = 0
+) -> Standing | None:
+    """How the tightest of some buckets stands once units are taken from each, of each as many as it ever has; None
+    where one has no room for them, or never has `most`. Of two with as little left, that which fills up later."""
+    best: Standing | None = None
+    for bucket in buckets:
+        burst, rate = bucket.burst, bucket.per_minute
+        debt = bucket.tat - now_ns * rate  # as `debt` says, which would be a call for each limit
+        if debt < 0:
+            debt = 0
+        debt += (units if units < burst else burst) * UNIT
+        if most > burst or debt > burst * UNIT:
+            return None
+        left = burst + -debt // UNIT
+        if best is None or left <= best[0]:
+            found = (left, -(-debt // rate), rate)
+            if best is None or left < best[0] or found > best:
+                best = found
+    return best
+
+
+def take_each(buckets: Iterable[Bucket], units: int, now_ns: int) -> None:
+    """As `take` of each, without a call for each."""
+    cost = units * UNIT
+    for bucket in buckets:
+        now, tat = now_ns * bucket.per_minute, bucket.tat
+        peak = now - bucket._added
+        if peak > bucket._last:
+            bucket._last = peak
+        bucket._added += cost
+        bucket.tat = (tat if tat > now else now) + cost
 
 
 def _up(scaled: int, rate: int) -> int:

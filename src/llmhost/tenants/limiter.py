@@ -1,7 +1,7 @@
 """All limits of a request as one gate: a place on every level and its requests and tokens, or nothing of it."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
@@ -125,7 +125,7 @@ class Limiter:
     def check(self, caller: Caller, model: str, run: str | None, size: Size) -> None:
         """Raises what would refuse a request that was counted, as `admit` does, but that it waits for no place."""
         if levels := self._levels.of(caller, model, run):
-            wish = replace(self._wish((model, key_of(caller)), size), requests=0)
+            wish = self._wish((model, key_of(caller)), size)._replace(requests=0)
             self._rates.check(levels, wish, self._clock.monotonic_ns())
 
     def glance(self, caller: Caller, model: str, run: str | None) -> None:

@@ -5,22 +5,24 @@ Tokens are held when a request is admitted and settled when it has ended; what i
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmhost.core.errors import ExceedsLimit
 from llmhost.core.units import show_duration
-from llmhost.tenants.gcra import UNIT, Bucket, Hold
+from llmhost.tenants.gcra import UNIT, Bucket, Hold, Standing, take_each, tightest
 from llmhost.tenants.levels import INPUT, OUTPUT, REQUESTS, Level, Rate
 from llmhost.tenants.refusals import Allowance, Allowances, LimitReached
 
 _NS = 10**9
+KEPT_LEVELS = 1_000
 KEPT_BUCKETS = 64
 """So many are kept whatever they owe: they would be made again in a moment."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+_Found = tuple[list[Bucket], list[Bucket], list[Bucket]]
+
+
+class Wish(NamedTuple):
     """What a request is expected to use."""
 
     input_tokens: int
@@ -73,6 +75,10 @@ class Rates:
         self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
         self._new = 0
         """Buckets that were made and have not had others looked at in turn."""
+        self._changes = 0
+        """Of which buckets there are, and of their rates."""
+        self._known: dict[int, tuple[Sequence[Level], int, _Found]] = {}
+        """What was looked up for levels, by the id of their list, which is kept alive here, and `_changes`."""
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -116,22 +122,49 @@ class Rates:
         return Taken(holds, _allowances(shares))
 
     def spend(
-        self, levels: Iterable[Level], wish: Wish, used: "Used", now_ns: int
+        self, levels: Sequence[Level], wish: Wish, used: "Used", now_ns: int
     ) -> tuple[Allowances, bool]:
         """As `take` and at once `settle`: how limits stood, and whether output tokens are limited on any level."""
-        shares, has_output = self.check(levels, wish, now_ns), False
-        for _, kind, bucket, units, _ in shares:
-            if kind == REQUESTS:
-                bucket.take(units, now_ns)
-            elif kind == INPUT:
-                bucket.take(used.input_tokens, now_ns)
-            else:
-                has_output = True
-                bucket.take(used.output_tokens, now_ns)
-        return _allowances(shares), has_output
+        requests, fed, said = self._buckets_of(levels, now_ns)
+        most = wish.most_output_tokens or 0
+        stood = tightest(requests, wish.requests, now_ns)
+        stood_fed = tightest(fed, wish.input_tokens, now_ns, most=wish.input_tokens)
+        stood_said = tightest(said, wish.output_tokens, now_ns, most=most)
+        if (
+            (requests and stood is None)
+            or (fed and stood_fed is None)
+            or (said and stood_said is None)
+        ):
+            self.check(levels, wish, now_ns)
+            raise AssertionError("it is refused, and why was found")
+        take_each(requests, wish.requests, now_ns)
+        take_each(fed, used.input_tokens, now_ns)
+        take_each(said, used.output_tokens, now_ns)
+        return _told(stood, stood_fed, stood_said), bool(said)
+
+    def _buckets_of(self, levels: Sequence[Level], now_ns: int) -> "_Found":
+        """Those of requests, of input and of output tokens; looked up once for as long as none is made or changed."""
+        if self._new:
+            self._forget_idle(now_ns)
+        known = self._known.get(id(levels))
+        if known is not None and known[0] is levels and known[1] == self._changes:
+            return known[2]
+        found: dict[str, list[Bucket]] = {REQUESTS: [], INPUT: [], OUTPUT: []}
+        for level in levels:
+            for rate in level.rates:
+                bucket = self._buckets.get(rate.whose)
+                if bucket is None or (bucket.per_minute, bucket.burst) != rate[2:]:
+                    bucket = self._bucket(rate, now_ns)
+                found[rate.kind].append(bucket)
+        buckets = (found[REQUESTS], found[INPUT], found[OUTPUT])
+        if len(self._known) >= KEPT_LEVELS:
+            self._known.clear()
+        self._known[id(levels)] = (levels, self._changes, buckets)
+        return buckets
 
     def _bucket(self, rate: Rate, now_ns: int) -> Bucket:
         """One that is to be made, or goes on at another rate."""
+        self._changes += 1
         bucket = self._buckets.get(rate.whose)
         if bucket is None:
             bucket = self._buckets[rate.whose] = Bucket(rate.per_minute, rate.burst)
@@ -148,7 +181,9 @@ class Rates:
             return
         for _ in range(min(looks, len(self._buckets))):
             who, bucket = self._buckets.popitem(last=False)
-            if not bucket.is_idle(now_ns):
+            if bucket.is_idle(now_ns):
+                self._changes += 1
+            else:
                 self._buckets[who] = bucket
 
 
@@ -211,9 +246,9 @@ def _untaken(shares: Iterable[_Share]) -> list[_Share]:
 
 def _allowances(shares: Iterable[_Share]) -> Allowances:
     """How limits stand once all of this is taken."""
-    requests: _Standing | None = None
-    fed: _Standing | None = None
-    said: _Standing | None = None
+    requests: Standing | None = None
+    fed: Standing | None = None
+    said: Standing | None = None
     for _, kind, bucket, units, before in shares:
         debt = before + units * UNIT
         left = bucket.burst + -debt // UNIT
@@ -227,6 +262,10 @@ def _allowances(shares: Iterable[_Share]) -> Allowances:
                 fed = _tighter(fed, left, debt, bucket)
         elif said is None or left <= said[0]:
             said = _tighter(said, left, debt, bucket)
+    return _told(requests, fed, said)
+
+
+def _told(requests: Standing | None, fed: Standing | None, said: Standing | None) -> Allowances:
     of_input, of_output = _allowance(fed), _allowance(said)
     return Allowances(
         _allowance(requests),
@@ -236,22 +275,18 @@ def _allowances(shares: Iterable[_Share]) -> Allowances:
     )
 
 
-def _is_tighter(one: "_Standing | None", other: "_Standing | None") -> bool:
+def _is_tighter(one: Standing | None, other: Standing | None) -> bool:
     """Whether less is left of the one; of two with as much, it takes longer to fill up."""
     if one is None or other is None:
         return other is None
     return one[0] < other[0] or (one[0] == other[0] and one > other)
 
 
-_Standing = tuple[int, int, int]
-"""Units that are left, nanoseconds until all are there, and units per minute."""
-
-
-def _tighter(known: _Standing | None, left: int, debt: int, bucket: Bucket) -> _Standing:
+def _tighter(known: Standing | None, left: int, debt: int, bucket: Bucket) -> Standing:
     """Where the least is left, which is not `known` unless as much is; of two, the one that takes longer to fill up."""
     found = (left, -(-debt // bucket.per_minute), bucket.per_minute)
     return found if known is None or left < known[0] or found > known else known
 
 
-def _allowance(standing: _Standing | None) -> Allowance | None:
+def _allowance(standing: Standing | None) -> Allowance | None:
     return None if standing is None else Allowance(standing[2], standing[0], standing[1])
