@@ -12,7 +12,7 @@ def cache_headers(use: CacheUse | None) -> dict[str, str]:
         return {}
     if use.answer is None:
         return {HEADER: use.status.value}
-    headers = {HEADER: use.status.value, "age": str(use.age_s)}
+    headers = {HEADER: str(use.status), "age": str(use.age_s)}
     if use.status is Status.SEMANTIC and use.meaning is not None:
         headers[SIMILARITY_HEADER] = f"{use.meaning.similarity:.4f}"
     return headers

@@ -386,6 +386,14 @@ class GenerationRequest:
         object.__setattr__(request, "client_request_id", client_request_id)
         return request
 
+    def repeated(self, request_id: str) -> "GenerationRequest":
+        """The same for those who hardly look at it: all but the id is read from here when somebody asks."""
+        request = object.__new__(_Repeated)
+        put = object.__setattr__
+        put(request, "_first", self)
+        put(request, "request_id", request_id)
+        return request
+
     @property
     def runs(self) -> int:
         """Sequences for each prompt."""
@@ -435,6 +443,15 @@ class GenerationRequest:
         if self.template_kwargs and (text := "\n".join(_leaves(self.template_kwargs))):
             texts.append(text)
         return texts
+
+
+class _Repeated(GenerationRequest):
+    """A request that is as another one. What is not set here is its."""
+
+    __slots__ = ("_first",)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_first"), name)
 
 
 _NAMES = tuple(field.name for field in fields(GenerationRequest))

@@ -38,6 +38,8 @@ class SharedPool:
         return abs(self.meter.nano - whose) + abs(self.meter.error_nano) + twice_nano
 
     def use(self, units: int) -> None:
+        if not units and self.rest < self.heads:
+            return
         nano = self.meter.take(units) + self.rest
         if self.heads:
             share, self.rest = divmod(nano, self.heads)

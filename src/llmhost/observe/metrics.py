@@ -107,7 +107,7 @@ class Metrics:
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""
         model = event.model if is_resolved else "unknown"
-        self._requests.add(1, model, event.outcome.value, event.code or "")
+        self._requests.add(1, model, str(event.outcome), event.code or "")
         if event.outcome is Outcome.ANSWERED:
             self._success.add(1, model, event.finish_reason or "")
         self._prompt.add(event.usage.prompt_tokens, model)

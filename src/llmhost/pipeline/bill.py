@@ -410,4 +410,4 @@ def _done() -> "asyncio.Future[None]":
 def _from_cache(context: RequestContext) -> str | None:
     """How it had another request's answer."""
     use = context.cache
-    return use.status.value if use is not None and use.is_hit else None
+    return str(use.status) if use is not None and use.is_hit else None

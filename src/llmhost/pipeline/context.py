@@ -219,7 +219,7 @@ class RequestContext:
             request_id=request.request_id,
             client_request_id=request.client_request_id,
             utc_ns=self.arrived_utc_ns,
-            kind=request.kind.value,
+            kind=str(request.kind),
             model=self.model,
             caller=self.caller,
             outcome=self.outcome,

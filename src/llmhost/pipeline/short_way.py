@@ -9,6 +9,7 @@ long way, and hears there why; nothing has been taken for him by then. Plugins t
 twice on that occasion. Where plugins identify callers, admit requests or decide on the cache, there is no short way.
 """
 
+import asyncio
 import logging
 from dataclasses import dataclass, replace
 
@@ -79,6 +80,7 @@ class ShortWay:
         self._plugins = plugins
         self._clock = clock
         self._world = world
+        self._untold: list[tuple[Known, RequestContext]] = []
         self._is_open = not any(map(plugins.has, STATEFUL))
 
     @property
@@ -149,9 +151,14 @@ class ShortWay:
         token = named.set(request_id)
         try:
             context = self._context(known, request_id, arrived_ns, utc_ns)
-            return context if self._goes_on(known, context) else None
+            if not self._goes_on(known, context):
+                return None
         finally:
             named.reset(token)  # where a connection asks, its next request is none of this one
+        self._untold.append((known, context))
+        if len(self._untold) == 1:
+            asyncio.get_running_loop().call_soon(self._tell)
+        return context
 
     def _goes_on(self, known: Known, context: RequestContext) -> bool:
         """Hold, book and count it, unless somebody has anything against it."""
@@ -194,7 +201,7 @@ class ShortWay:
         use = before.cache
         assert use is not None
         return RequestContext(
-            before.request.again(request_id, before.request.client_request_id),
+            before.request.repeated(request_id),
             None,
             before.headers,
             arrived_ns,
@@ -233,7 +240,7 @@ class ShortWay:
         return not any(ask_now(plugins, "check_output", text=t, **facts) for t in known.windows)
 
     def _settle(self, known: Known, context: RequestContext, slot: Slot) -> None:
-        """Do all that the stages do of an answer that ends."""
+        """Do all that the stages do of an answer that ends, but for what `_tell` does."""
         stages, now_ns = self._stages, self._clock.monotonic_ns
         self._processor.heard_ns = context.arrived_ns
         stages.bill.take_part(context)
@@ -241,9 +248,15 @@ class ShortWay:
         context.outcome, context.finish_reason = Outcome.ANSWERED, known.answer.finish_reason
         context.submitted_ns = context.first_token_ns = context.ended_ns = now_ns()
         stages.bill.settle_hit(context, slot)
-        self._note_judged(known, context)
-        stages.store.count(context)
-        stages.log(context)
+
+    def _tell(self) -> None:
+        """Have all counted and written down that nobody's answer waits for: while clients read theirs, and before
+        anything else that they send is looked at."""
+        untold, self._untold = self._untold, []
+        for known, context in untold:
+            self._note_judged(known, context)
+            self._stages.store.count(context)
+            self._stages.log(context)
 
     def _note_judged(self, known: Known, context: RequestContext) -> None:
         screen = self._stages.screen

@@ -260,7 +260,7 @@ class AuditJournal:
     def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
         if self._each and self._audit.has_room:
             return False
-        self._audit.count(caller.org, direction.value, policy, at_ns)
+        self._audit.count(caller.org, str(direction), policy, at_ns)
         return True
 
     async def make_room(self, screening: Screening) -> None:

@@ -142,7 +142,7 @@ class CountedJournal:
     def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
         if not self._journal.count(caller, direction, policy, at_ns):
             return False
-        self._count(direction.value, "allow", "none")
+        self._count(str(direction), "allow", "none")
         return True
 
     async def make_room(self, screening: Screening) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from tests.unit.cost.test_ledger import NOON_NS, Books, entry
+from tests.unit.pipeline.node import until
 
+from llmhost.core.errors import Overloaded
 from llmhost.cost.pricing import Price, Rates
 from llmhost.cost.under_way import CRASHED, INPUT, OUTPUT, Settlements, UnderWay, Unsettled, _encode
 from llmhost.storage.connect import StorageFailed
@@ -168,6 +170,37 @@ async def test_an_entry_that_was_secured_before_it_was_given_to_the_ledger_is_th
     assert till.restart() == 1
     assert till.restart() == 0
     assert [row["request_id"] for row in till.rows] == ["req_1"]
+
+
+async def test_entries_that_nobody_waits_for_are_settled_together(till: Till) -> None:
+    for number in range(3):
+        slot = till.settlements.reserve()
+        till.settlements.secure(entry(number), slot)
+        till.settlements.settle_soon(entry(number), slot)
+    till.settlements.hand_over()
+    await until(lambda: not till.settlements.under_way)
+    assert [row["request_id"] for row in till.rows] == ["req_0", "req_1", "req_2"]
+    till.settlements.hand_over()
+    assert till.restart() == 0
+
+
+@pytest.mark.parametrize("is_refused_at_once", [False, True])
+async def test_entries_that_can_not_be_settled_together_are_settled_each(
+    till: Till, monkeypatch: pytest.MonkeyPatch, is_refused_at_once: bool
+) -> None:
+    def failing(entries: Any) -> Any:
+        if is_refused_at_once:
+            raise Overloaded("full")
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        failed.set_exception(disk_full())
+        return failed
+
+    monkeypatch.setattr(till.books.ledger, "settle_all", failing)
+    for number in range(2):
+        till.settlements.settle_soon(entry(number), till.settlements.reserve())
+    till.settlements.hand_over()
+    await until(lambda: len(till.rows) == 2)
+    await until(lambda: not till.settlements.under_way)
 
 
 async def test_without_a_slot_what_the_disk_refuses_is_told(

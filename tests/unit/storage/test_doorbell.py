@@ -94,3 +94,18 @@ async def test_a_promise_that_is_broken_says_why(bell: Doorbell) -> None:
     await asyncio.to_thread(promise.set_exception, ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         await promise.waiter
+
+
+async def test_the_end_of_several_things_is_told_once_and_the_first_failure_with_it(
+    bell: Doorbell,
+) -> None:
+    good, bad = bell.tally(3), bell.tally(3)
+    for number in range(3):
+        good.set_result(number)
+    bad.set_exception(ValueError("first"))
+    bad.set_exception(ValueError("second"))
+    assert not bad.waiter.done()
+    bad.set_result(None)
+    await good.waiter
+    with pytest.raises(ValueError, match="first"):
+        await bad.waiter

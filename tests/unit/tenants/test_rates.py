@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from llmhost.core.errors import ExceedsLimit, LlmhostError, RateLimited
 from llmhost.core.request import Limits
 from llmhost.tenants.levels import Level
-from llmhost.tenants.rates import Rates, Wish
+from llmhost.tenants.rates import Rates, Used, Wish
 from llmhost.tenants.refusals import Allowance, Allowances, LimitReached
 
 SECOND = 10**9
@@ -189,3 +189,46 @@ def test_idle_keys_are_forgotten_and_busy_ones_never() -> None:
     assert len(rates) < 1_000
     held.settle(10, 0, now_ns)
     refusal(rates, [key(who="busy", input_tokens_per_minute=10)], Wish(6), now_ns)
+
+
+small = st.integers(1, 40)
+limits = st.builds(
+    Limits,
+    requests_per_minute=st.none() | small,
+    input_tokens_per_minute=st.none() | small,
+    output_tokens_per_minute=st.none() | small,
+)
+wishes = st.builds(Wish, small, st.integers(0, 40), st.none() | small)
+
+
+@given(
+    st.lists(limits, min_size=1, max_size=3),
+    st.lists(st.tuples(wishes, small, small, st.integers(0, 90 * SECOND)), max_size=12),
+)
+def test_what_is_spent_at_once_is_taken_and_settled(
+    of_levels: list[Limits], asked: list[tuple[Wish, int, int, int]]
+) -> None:
+    levels = [Level.of("key", at, "This key", each) for at, each in enumerate(of_levels)]
+    quick, slow, now_ns = Rates(), Rates(), 10**12
+    for wish, used_in, used_out, later_ns in asked:
+        now_ns += later_ns
+        try:
+            taken = slow.take(levels, wish, now_ns)
+        except LlmhostError as refused:
+            with pytest.raises(type(refused)) as refusal:
+                quick.spend(levels, wish, Used(used_in, used_out), now_ns)
+            assert refusal.value.message == refused.message
+            continue
+        taken.settle(used_in, used_out, now_ns)
+        spent = quick.spend(levels, wish, Used(used_in, used_out), now_ns)
+        assert spent == (taken.allowances, any(each.output_tokens_per_minute for each in of_levels))
+
+
+def test_rates_that_change_hold_at_once_for_what_is_spent_at_once() -> None:
+    rates, before, after = Rates(), [key(requests_per_minute=60)], [key(requests_per_minute=2)]
+    assert rates.spend(before, ONE, Used(1, 0), 0)[0].requests == Allowance(60, 59, SECOND)
+    assert rates.spend(after, ONE, Used(1, 0), 0)[0].requests == Allowance(2, 0, 60 * SECOND)
+    with pytest.raises(LimitReached):
+        rates.spend(after, ONE, Used(1, 0), 0)
+    allowances, _ = rates.spend(before, ONE, Used(1, 0), 0)
+    assert allowances.requests == Allowance(60, 57, 3 * SECOND)
