@@ -75,8 +75,8 @@ class Shortcut(Protocol):
     def answer_of(self, key: bytes, defaults: Headers) -> bytes | None:
         """All of the answer's bytes, with the headers that each answer of the server has."""
 
-    def note(self, scope: Scope, key: bytes) -> None:
-        """The request goes on as this scope, and may be learnt from."""
+    def note(self, state: dict[str, Any], key: bytes) -> None:
+        """The request goes on as a scope with this state, and may be learnt from."""
 
 
 def line_of(scope: Scope) -> Line | None:

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import msgspec
 from litestar.enums import ScopeType
@@ -101,7 +102,8 @@ class Repeats:
         key = self._key(scope, raw)
         found = self._found(key)
         if found is None:
-            self.note(scope, key)
+            state: dict[str, Any] = scope.setdefault("state", {})
+            self.note(state, key)
             return False
         headers, body = self._said(*found, began_s)
         await send_whole(send, 200, body, headers, JSON, line)
@@ -127,8 +129,8 @@ class Repeats:
         headers, body = self._said(*found, began_s)
         if defaults is not self._defaults:
             self._defaults = defaults
-            lines = [b"%b: %b\r\n" % each for each in defaults]
-            self._begin = b"".join((OK, *lines, b"content-type: application/json\r\n"))
+            first = [b"%b: %b\r\n" % each for each in defaults]
+            self._begin = b"".join((OK, *first, b"content-type: application/json\r\n"))
         lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
         head = f"content-length: {len(body)}\r\n{''.join(lines)}\r\n"
         return b"%b%b%b" % (self._begin, head.encode("latin-1", "replace"), body)
@@ -145,9 +147,9 @@ class Repeats:
         self._kept.move_to_end(key)
         return repeat, context
 
-    def note(self, scope: Scope, key: bytes) -> None:
+    def note(self, state: dict[str, Any], key: bytes) -> None:
         """It takes its usual way, on which it may be learnt."""
-        scope.setdefault("state", {})[KEY] = key, self._short_way.generation
+        state[KEY] = key, self._short_way.generation
 
     def learn(self, visit: Visit, body: bytes) -> None:
         """A route has answered with these bytes, whole."""

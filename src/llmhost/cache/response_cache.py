@@ -138,18 +138,19 @@ class ResponseCache:
 
     def keep(self, key: str, answer: Answer, *, keeps_s: float, began_ns: int) -> bool:
         """Have it for those who ask again; False where it is too large, or was to be forgotten meanwhile."""
-        if len(answer.parts) == 0 or _size(answer) > self.settings.max_answer_bytes:
+        if len(answer.parts) == 0 or answer_bytes(answer) > self.settings.max_answer_bytes:
             return False
         return self.store.put(key, answer, expires_s=keeps_s, began_ns=began_ns) > 0
 
-    def note(self, kind: Kind, key: str, answer: Answer) -> None:
-        """A request of this kind has had this answer, made or kept: what making it cost is what keeping it saves."""
+    def note(self, kind: Kind, key: str, answer: Answer, size_bytes: int | None = None) -> None:
+        """A request of this kind has had this answer, made or kept: what making it cost is what keeping it saves.
+        `size_bytes` is `answer_bytes` of it where that is known."""
         self.learner.note(
             kind,
             at_s=self._clock.utc_ns() / 1e9,
             key=key,
             value=answer.cost_nano or answer.engine_ns or answer.completion_tokens,
-            size_bytes=_size(answer),
+            size_bytes=answer_bytes(answer) if size_bytes is None else size_bytes,
         )
 
     async def learn(self) -> None:
@@ -188,7 +189,7 @@ def rules_of(settings: CacheSettings, spec: ModelSpec) -> Rules:
     )
 
 
-def _size(answer: Answer) -> int:
+def answer_bytes(answer: Answer) -> int:
     """About what it takes, in bytes, without writing it down."""
     return sum(
         len(part.text) + 4 * len(part.tokens) + _thoughts(part.logprobs + part.prompt_logprobs)

@@ -228,7 +228,7 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         is_whole = not (self._is_in_head or self._is_in_body or self.pipeline or cycle.more_body)
         if is_whole and cycle.keep_alive and self.shortcut is not None:
-            self.shortcut.note(self.scope, key)
+            self.shortcut.note(self.scope["state"], key)
 
     def _wait_for_next(self, for_s: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(for_s, self.timeout_keep_alive_handler)
@@ -360,7 +360,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(_BODY_TOO_SLOW)
 
     def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        # uvicorn's begins as None, whatever it says of it.
+        return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]
 
     def _set_alarm(self, after_s: float, ring: Callable[[], None]) -> None:
         self._alarm = self.loop.call_later(after_s, ring)

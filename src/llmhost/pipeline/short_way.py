@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from llmhost.cache.answer import Answer
 from llmhost.cache.policy import Policy
-from llmhost.cache.response_cache import ResponseCache, Sought
+from llmhost.cache.response_cache import ResponseCache, Sought, answer_bytes
 from llmhost.core.errors import SafetyUnavailable
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.ports import Clock
@@ -52,6 +52,7 @@ class Known:
     sought: Sought
     policy: Policy | None
     """What was learnt of requests of its kind."""
+    answer_bytes: int
     size: Size
     candidates: tuple[str, ...]
     judged_in: str | None
@@ -113,6 +114,7 @@ class ShortWay:
             usage=use.answer.usage(),
             sought=stages.cached.sought(context),
             policy=self._cache.learner.policy(_signature(use)),
+            answer_bytes=answer_bytes(use.answer),
             size=size_of(context),
             candidates=stages.resolve.candidates(caller),
             judged_in=judged_in,
@@ -255,7 +257,7 @@ class ShortWay:
         untold, self._untold = self._untold, []
         for known, context in untold:
             self._note_judged(known, context)
-            self._stages.store.count(context)
+            self._stages.store.count(context, known.answer_bytes)
             self._stages.log(context)
 
     def _note_judged(self, known: Known, context: RequestContext) -> None:

@@ -32,8 +32,8 @@ class Store:
             context.said = None
             self._cached.landed(context)
 
-    def count(self, context: RequestContext) -> None:
-        """Once its amount is known."""
+    def count(self, context: RequestContext, size_bytes: int | None = None) -> None:
+        """Once its amount is known; `size_bytes` is its kept answer's, where that is known."""
         if (use := context.cache) is None or context.outcome is not Outcome.ANSWERED:
             return
         counts = self._cache.stats.of(context.known_caller.org, context.model)
@@ -52,7 +52,7 @@ class Store:
                 counts.saved_engine_ns += use.answer.engine_ns
                 counts.saved_cost_nano += use.answer.cost_nano
                 if use.kind is not None and use.status is not Status.SEMANTIC:
-                    self._cache.note(use.kind, use.key, use.answer)
+                    self._cache.note(use.kind, use.key, use.answer, size_bytes)
 
     def _keep(self, context: RequestContext, use: CacheUse) -> None:
         parts, usage = parts_of(context.said or ()), context.usage

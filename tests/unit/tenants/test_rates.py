@@ -198,7 +198,7 @@ limits = st.builds(
     input_tokens_per_minute=st.none() | small,
     output_tokens_per_minute=st.none() | small,
 )
-wishes = st.builds(Wish, small, st.integers(0, 40), st.none() | small)
+wishes = st.builds(Wish, small, st.integers(0, 40), st.none() | small, st.just(1))
 
 
 @given(
