@@ -85,6 +85,11 @@ class Ledger:
         """Why the ledger can't be written now; None while it can."""
         return self._writer.health
 
+    @property
+    def waiting(self) -> int:
+        """Entries that the disk has not been given yet."""
+        return self._writer.waiting
+
     def record(self, entry: Entry) -> Future[Recorded]:
         """Append an entry; the future resolves when it is on disk.
 

@@ -50,6 +50,9 @@ FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
 """The list price of a model without one, as plugins see it."""
 ALL = Fraction(1)
 KEPT_OFFERS = 1_000
+MOST_BEHIND = 5_000
+"""Entries that may wait for a disk that is slow, or hangs: for those of free hits nobody waits, so they would be any
+number."""
 
 
 class Bill:
@@ -160,7 +163,7 @@ class Bill:
 
         Raises QuotaExhausted, ModelNotPriced, or Overloaded while the ledger can't be written.
         """
-        if self._ledger.health is not None:
+        if not self._takes_entries:
             raise Overloaded(
                 "The server can't write its ledger now, so it takes no requests. Try again.",
                 retry_after_s=1.0,
@@ -174,6 +177,10 @@ class Bill:
             context.slot = self._settlements.begin(under_way(context))
         except StorageFailed as error:
             raise Overloaded(error.message, retry_after_s=1.0) from error
+
+    @property
+    def _takes_entries(self) -> bool:
+        return self._ledger.health is None and self._ledger.waiting < MOST_BEHIND
 
     def hold_anew(self, context: RequestContext) -> None:
         """The prompt is another one than was held for. Raises QuotaExhausted."""
@@ -223,7 +230,7 @@ class Bill:
     def has_room(self, context: RequestContext) -> bool:
         """Whether budgets have what `hold` would hold, and the ledger can be written."""
         caller, price = context.known_caller, context.price
-        if self._ledger.health is not None:
+        if not self._takes_entries:
             return False
         if (
             not self._hits_cost

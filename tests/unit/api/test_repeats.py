@@ -24,8 +24,10 @@ from llmhost.config.schema import (
     Settings,
 )
 from llmhost.core.request import Limits
+from llmhost.cost.ledger import Ledger
 from llmhost.cost.pricing import Rates
 from llmhost.hooks.spec import Price, Refusal, hookimpl
+from llmhost.pipeline.bill import MOST_BEHIND
 from llmhost.safety.policy import PolicyBody
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
@@ -480,6 +482,21 @@ async def test_a_full_disk_refuses_on_the_long_way_and_nothing_was_counted_befor
         monkeypatch.undo()
         after = await asked.of(host)
         assert (after.status, after.headers["x-ratelimit-remaining-requests"]) == (200, "56")
+
+
+async def test_a_ledger_that_is_far_behind_refuses_free_hits_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with node() as host:
+        asked = Asked(chat())
+        await warmed(host, asked)
+        monkeypatch.setattr(Ledger, "waiting", MOST_BEHIND)
+        behind = await asked.of(host)
+        monkeypatch.setattr(Ledger, "waiting", MOST_BEHIND - 1)
+        after = [await asked.of(host) for _ in range(2)]
+        assert (behind.status, behind.headers["retry-after"]) == (503, "1")
+        assert [one.status for one in after] == [200, 200]
+        assert short(host) == 1
 
 
 # ------------------------------------------------------------ who has no short way
