@@ -1,5 +1,6 @@
 """Random traffic through the GGUF engine with too little of everything: no wrong answer, no hang, no leak."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -37,6 +38,7 @@ def test_random_traffic_over_a_full_cache(
     blocks: int,
     kv_layout: KvLayout,
     has_window: bool,
+    bar: Callable[[str], None],
 ) -> None:
     """With little memory for one buffer, for buffers that are made and left, and for those of all."""
     monkeypatch.setattr(runner_module, "LEAST_CELLS", 256)
@@ -75,6 +77,11 @@ def test_random_traffic_over_a_full_cache(
             wrong += ToyScheduler(judge).answer(alone)[0] != said
             checked += 1
 
+    bar(
+        f"GGUF, {blocks} blocks, {kv_layout}{', with windows' if has_window else ''}: {STEPS} steps,"
+        f" {len(traffic.ended)} answers, {traffic.scheduler.preemptions} preemptions, {wrong} of {checked} differ,"
+        f" memory {grown - 1:+.1%}"
+    )
     if kv_layout == "unified":
         assert traffic.scheduler.preemptions > 1
         assert runner.context_cells > 256

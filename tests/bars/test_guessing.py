@@ -1,6 +1,7 @@
 """Guessed or not, tokens are drawn as the model says: thousands of draws against the distribution itself."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def pair_shares(folder: Path) -> dict[tuple[int, int], float]:
 
 @pytest.mark.parametrize("guess", [(20, 90, 33), (7, 201)], ids=str)
 def test_tokens_drawn_behind_guesses_have_the_models_own_distribution(
-    tmp_path: Path, guess: tuple[int, ...]
+    tmp_path: Path, guess: tuple[int, ...], bar: Callable[[str], None]
 ):
     folder = save_checkpoint(tmp_path, "llama")
     runner = load_runner(folder, block_tokens=16, options=TorchOptions())
@@ -56,6 +57,10 @@ def test_tokens_drawn_behind_guesses_have_the_models_own_distribution(
 
     expected = {pair: share * SEEDS for pair, share in pair_shares(folder).items()}
     chi_square = sum((counts[pair] - e) ** 2 / e for pair, e in expected.items())
+    bar(
+        f"behind guesses of {guess}: chi square {chi_square:.1f} over {len(expected)} pairs of {SEEDS}"
+        f" (at most {LARGEST_CHI_SQUARE:.0f})"
+    )
     assert sum(counts.values()) == SEEDS
     assert min(expected.values()) > 5
     assert chi_square < LARGEST_CHI_SQUARE, chi_square

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,13 @@ def said(client: OpenAI, model: str, dialogue: Any, *, is_stream: bool) -> tuple
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_it_says_what_its_twin_says(node: Node, is_stream: bool) -> None:
+def test_it_says_what_its_twin_says(
+    node: Node, is_stream: bool, bar: Callable[[str], None]
+) -> None:
     with OpenAI(base_url=f"{node.url}/v1", api_key="none", max_retries=0) as client:
         for dialogue in DIALOGUES:
             told = said(client, "told", dialogue, is_stream=is_stream)
             assert told == said(client, "known", dialogue, is_stream=False)
             assert told[2] == "tool_calls"
+    how = "streamed" if is_stream else "whole"
+    bar(f"an answer template of a model's own: {len(DIALOGUES)} dialogues, {how}, 0 differ")
