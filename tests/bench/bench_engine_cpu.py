@@ -39,7 +39,8 @@ from llmhost.engines.torch.bench import measure_ceilings, model_work
 from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.random_model import RandomShape, write_random
 from llmhost.engines.torch.runner import TorchRunner
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 
 BLOCK_TOKENS = 16
 STREAMS = 8

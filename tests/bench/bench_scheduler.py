@@ -9,7 +9,8 @@ import time
 
 from llmhost.core.request import ModelRef, Sampling, SequenceSpec
 from llmhost.core.step import Row, StepResult, split_exactly, work_units
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 
 STEPS = 300
 PROMPT_TOKENS = 200

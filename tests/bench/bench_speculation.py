@@ -24,7 +24,8 @@ from llmhost.observe.clock import SystemClock
 from llmhost.schedule.draft_model import ModelDrafter
 from llmhost.schedule.drafting import PromptLookup
 from llmhost.schedule.guesser import Guesser
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 from llmhost.schedule.speculation import Speculation
 from llmhost.text.tokenizer import load_tokenizer
 

@@ -21,7 +21,8 @@ from llmhost.engines.torch.runner import TorchRunner
 from llmhost.gpu.lane import DeviceLane
 from llmhost.observe.clock import SystemClock
 from llmhost.schedule.engine_loop import EngineLoop
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 
 GREEDY = Sampling(temperature=0.0)
 WARM_STEPS = 10

@@ -44,8 +44,9 @@ from llmhost.schedule.draft_model import ModelDrafter
 from llmhost.schedule.drafting import PromptLookup
 from llmhost.schedule.engine_loop import EngineLoop
 from llmhost.schedule.guesser import Guesser
+from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.predicted import PredictedFirst
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 from llmhost.schedule.speculation import Speculation
 
 log = logging.getLogger("llmhost.deploy")

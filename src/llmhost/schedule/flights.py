@@ -131,7 +131,7 @@ class Flights:
     def _pay(self) -> None:
         """Nobody got anything for the last turn."""
         turn = self._turn
-        self._scheduler.pay(turn.ended_ns - turn.started_ns, turn.nano)
+        self._scheduler.accounts.pay(turn.ended_ns - turn.started_ns, turn.nano)
 
     def _stumble(self, rows: list[Row], error: Exception) -> None:
         log.warning("flight.failed rows=%d", len(rows), exc_info=error)

@@ -41,7 +41,7 @@ class Guesser:
         device_ns, device_nano = drafter.device_ns, drafter.device_nano
         found = drafter.propose(chosen)
         self._took_ns = self._clock_ns() - started_ns
-        scheduler.pay(drafter.device_ns - device_ns, drafter.device_nano - device_nano)
+        scheduler.accounts.pay(drafter.device_ns - device_ns, drafter.device_nano - device_nano)
         drafts = {
             ask.seq_id: list(tokens) for ask, tokens in zip(chosen, found, strict=True) if tokens
         }

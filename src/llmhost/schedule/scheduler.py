@@ -7,7 +7,7 @@ resize or export. Every sequence that was added ends in exactly one last delta. 
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import repeat
 from operator import attrgetter
@@ -16,61 +16,24 @@ from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DraftAsk, EngineLoad, TextWatch
 from llmhost.core.request import Purpose, SequenceSpec
-from llmhost.core.step import (
-    PENDING,
-    DecodeRows,
-    Draw,
-    Drawn,
-    GrammarState,
-    KvMove,
-    Row,
-    StepResult,
-)
+from llmhost.core.step import DecodeRows, Drawn, GrammarState, KvMove, Row, StepResult
+from llmhost.schedule.accounts import Accounts
 from llmhost.schedule.kv_books import KvBooks
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.patience import prompt_budget
 from llmhost.schedule.plan import Budget, Hit, StepPlan, Work, plan_step
-from llmhost.schedule.predictor import StepPredictor, StepWork, prompt_room, work_of
+from llmhost.schedule.predictor import StepPredictor, work_of
+from llmhost.schedule.rows import next_row, row_of
+from llmhost.schedule.saying import has_no_room, say, say_next
 from llmhost.schedule.sequence import Sequence
 from llmhost.schedule.sequence_kv import SequenceKv
-from llmhost.schedule.steady import decode_rows, row_end, take_decoded
+from llmhost.schedule.steady import decode_rows, take_decoded
 from llmhost.schedule.waiting import FairShares, WaitingQueue
 
 Emission = tuple[int, Delta]
 """A sequence's id and what it has to say."""
 
-LEAST_CHUNK_TOKENS = 8
-"""A prompt gets on by so much in every step, whatever the latency of others is to be."""
-TARGET_ITL_MS = 50.0
-"""Without a configured target, a step may take this long, or so many times what it takes without prompts as follows, if
-that is more."""
-FEW_WAIT, AS_MANY_WAIT = 1.8, 2.0
-"""Where fewer sequences wait for their first token than write; and as many. Streams get longer meanwhile, and steps
-differ from what was predicted: what is left to two and a half times is for that."""
-MOST_PATIENCE = 8.0
-"""That is so many times as long at most, where more sequences wait than write."""
-
 _by_key = attrgetter("key")
-_NOTHING_BARRED: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLimits:
-    """Limits of one model's steps; `kv_blocks` comes from the memory lease."""
-
-    max_batch_size: int
-    max_tokens_per_batch: int
-    max_sequence_length: int
-    kv_blocks: int
-    block_tokens: int
-    watermark_share: float = 0.02
-    """Part of the KV blocks that admission leaves free for growth."""
-    target_itl_ms: float | None = None
-    """What a step with prompts in it may take while others decode."""
-    least_chunk_tokens: int = LEAST_CHUNK_TOKENS
-    """Of prompts, in a step where others decode and no target is set."""
-    prefix_cache: bool = True
-    """Keep computed blocks for later prompts. Choices of one request share theirs in any case."""
-    host_kv_blocks: int = 0
-    """Blocks in host memory for what has to leave the device."""
 
 
 class Scheduler:
@@ -81,10 +44,7 @@ class Scheduler:
         self.books = KvBooks(limits.kv_blocks, limits.block_tokens, limits.host_kv_blocks)
         self.kv = SequenceKv(self.books, is_kept=limits.prefix_cache)
         self.predictor = StepPredictor()
-        self.operator_ns = 0
-        """Device time that no caller pays for: recomputed prefill after preemptions, rejected guesses."""
-        self.operator_nano = self.callers_nano = self.probe_nano = 0
-        """What device time cost, by whose it is: together all that the device did."""
+        self.accounts = Accounts()
         self.preemptions = 0
         self.steps = 0
         self._sequences: dict[int, Sequence] = {}
@@ -128,10 +88,10 @@ class Scheduler:
             kv_blocks_total=self.books.total,
             steps=self.steps,
             preemptions=self.preemptions,
-            operator_ns=self.operator_ns,
-            callers_nano=self.callers_nano,
-            operator_nano=self.operator_nano,
-            probe_nano=self.probe_nano,
+            operator_ns=self.accounts.operator_ns,
+            callers_nano=self.accounts.callers_nano,
+            operator_nano=self.accounts.operator_nano,
+            probe_nano=self.accounts.probe_nano,
             prefix_query_tokens=self.kv.query_tokens,
             prefix_hit_tokens=self.kv.hit_tokens,
             prefix_known_blocks=self.books.known,
@@ -161,7 +121,7 @@ class Scheduler:
         self._intricate += not sequence.is_plain
         self._shares.join(spec.tenant)
         self._waiting.add(sequence)
-        if self._has_no_room(sequence):
+        if self._is_full(sequence):
             return self._end(seq_id, FinishReason.LENGTH)
         self.kv.join(sequence)
         if spec.deadline_ns is not None:
@@ -174,7 +134,7 @@ class Scheduler:
         if sequence is None:
             return None
         sequence.allow(held_tokens, is_final=is_final)
-        if self._has_no_room(sequence):
+        if self._is_full(sequence):
             return self._end(seq_id, FinishReason.LENGTH)
         sequence.halt(self.longest_tokens)
         return None
@@ -220,40 +180,21 @@ class Scheduler:
         self.limits = replace(self.limits, kv_blocks=blocks)
         for sequence in self._sequences.values():
             sequence.halt(self.longest_tokens)
-        too_long = [s.seq_id for s in self._sequences.values() if self._has_no_room(s)]
+        too_long = [s.seq_id for s in self._sequences.values() if self._is_full(s)]
         return self._end_all(too_long, FinishReason.LENGTH)
 
     # ------------------------------------------------------------ guesses
 
     def draft_asks(self, most: int) -> list[DraftAsk]:
         """Guesses that the next step could check: at most `most` after each sequence that decodes."""
-        asks = []
-        for sequence in self._running:
-            room = _draft_room(sequence)
-            if sequence.computed == len(sequence.tokens) - 1 and room > 0:
-                spec = sequence.spec
-                asks.append(
-                    DraftAsk(
-                        sequence.seq_id,
-                        sequence.tokens,
-                        min(most, room),
-                        spec.sampling,
-                        spec.seed,
-                        len(spec.prompt),
-                        spec.predicted,
-                    )
-                )
-        return asks
+        asks = (sequence.draft_ask(most) for sequence in self._running)
+        return [ask for ask in asks if ask is not None]
 
     def set_drafts(self, drafts: Mapping[int, Seq[int]]) -> None:
         """Have the next step check these guesses, as far as their tokens may be said; of those for a grammar, only
         what it would take."""
         for seq_id, tokens in drafts.items():
-            sequence = self._sequences[seq_id]
-            count = max(min(len(tokens), _draft_room(sequence)), 0)
-            if sequence.grammar is not None:
-                count = min(count, sequence.grammar.valid_prefix(tokens))
-            sequence.draft = list(tokens[:count])
+            self._sequences[seq_id].guess(tokens)
         self._has_drafts = True
 
     # ------------------------------------------------------------ plan
@@ -305,9 +246,9 @@ class Scheduler:
         self._requeue(plan, hits)
         sequences = self._sequences
         rows = [
-            self._next_row(sequence)
+            next_row(sequence, self.kv)
             if share == 1 and (sequence := sequences[seq_id]).is_plain
-            else self._row(sequences[seq_id], share)
+            else row_of(sequences[seq_id], share, self.kv)
             for seq_id, share in plan.grants
         ]
         for sequence in self._running:
@@ -340,48 +281,10 @@ class Scheduler:
             free_blocks=self.books.free,
             block_tokens=self.limits.block_tokens,
             watermark_blocks=int(self.books.total * self.limits.watermark_share),
-            prompt_tokens=self._prompt_room(),
+            prompt_tokens=prompt_budget(
+                self.predictor, self._running, len(self._waiting), self.limits
+            ),
         )
-
-    def _prompt_room(self) -> int | None:
-        """Prompt tokens for which those that decode can wait; None when nobody decodes or no prompt is there."""
-        # As `todo - drafts > 1`, which takes three times as long: this is asked for every token.
-        prompts = [
-            s for s in self._running if len(s.tokens) + s.owed - s.fed > 1 and not s.is_held_up
-        ]
-        if len(prompts) == len(self._running) or not (prompts or self._waiting):
-            return None
-        decoding = StepWork()
-        for sequence in self._running:
-            if sequence.todo - sequence.drafts == 1:
-                decoding = decoding.plus(sequence.fed, sequence.todo)
-        if not decoding.rows:
-            return None
-        start = prompts[0].fed if prompts else 0
-        target_ms, least = self.limits.target_itl_ms, LEAST_CHUNK_TOKENS
-        if target_ms is None:
-            least = self.limits.least_chunk_tokens
-            target_ms = self._bound_ms(decoding, len(prompts) + len(self._waiting))
-            if self.predictor.is_stale and not decoding.prompt_tokens:
-                expected_ms = self.predictor.predict(decoding.plus(start, least))
-                if expected_ms is not None and max(expected_ms, target_ms) > TARGET_ITL_MS:
-                    return 0  # a step for those who decode alone, to measure what it takes
-        room = prompt_room(
-            self.predictor,
-            decoding,
-            start=start,
-            target_ms=target_ms,
-            least=least,
-            most=self.limits.max_tokens_per_batch,
-        )
-        size = self.limits.block_tokens
-        return room - room % size if room > size else room
-
-    def _bound_ms(self, decoding: StepWork, prompts: int) -> float:
-        """What a step may take where no target is configured."""
-        alone_ms = self.predictor.predict(decoding) or 0.0
-        times = max(FEW_WAIT, AS_MANY_WAIT * min(prompts / decoding.rows, MOST_PATIENCE))
-        return max(TARGET_ITL_MS, alone_ms * times)
 
     def _freed(self, work: Work) -> int:
         return self.books.count_sole(self._sequences[work.seq_id].blocks)
@@ -394,72 +297,7 @@ class Scheduler:
             insort(self._running, self._sequences[seq_id], key=_by_key)
         self.kv.begin((self._sequences[seq_id], hits[seq_id]) for seq_id in plan.admitted)
 
-    def _next_row(self, sequence: Sequence) -> Row:
-        """`_row` for one token of a sequence that wants nothing special: by far the most common.
-
-        The tuple is made without the class's own `__new__`, which is written in Python.
-        """
-        start, tokens, owed = sequence.fed, sequence.tokens, sequence.owed
-        known = len(tokens) + owed
-        if start != known - 1 or sequence.draft:
-            return self._row(sequence, 1)
-        if start >= len(sequence.blocks) * self.limits.block_tokens:
-            self.kv.grow(sequence, known)
-        spec = sequence.spec
-        sequence.row_end = row_end(sequence)
-        sequence.fed = known
-        sequence.owed = owed + 1
-        prompt_tokens = len(spec.prompt)
-        return tuple.__new__(
-            Row,
-            (
-                *(sequence.seq_id, [PENDING if owed else tokens[start]], start, sequence.blocks),
-                *(spec.sampling, spec.seed, True, spec.purpose, prompt_tokens, tokens),
-                *(0, _NOTHING_BARRED, prompt_tokens, None, None, None),
-            ),
-        )
-
-    def _row(self, sequence: Sequence, share: int) -> Row:
-        """The grant as a row, with the blocks that it needs taken."""
-        start, known = sequence.fed, len(sequence.tokens) + sequence.owed
-        end = start + share
-        if not sequence.is_atomic:
-            self.kv.grow(sequence, end)
-        spec, drafts, prompt_tokens = sequence.spec, 0, len(sequence.spec.prompt)
-        tokens = sequence.tokens[start:end]
-        if sequence.owed:
-            tokens.append(PENDING)
-        elif end > known:
-            drafts = end - known
-            tokens += sequence.draft[:drafts]
-        wants_token = end >= known and not (spec.max_new_tokens == 0 and sequence.is_scored_only)
-        sequence.fed = end
-        sequence.owed += wants_token
-        return Row(
-            sequence.seq_id,
-            tokens,
-            start,
-            sequence.blocks,
-            spec.sampling,
-            spec.seed,
-            wants_token,
-            spec.purpose,
-            prompt_tokens,
-            sequence.tokens,
-            drafts,
-            sequence.barred,
-            prompt_tokens + spec.min_new_tokens,
-            sequence.holding,
-            spec.adapter,
-            spec.pooling,
-        )
-
     # ------------------------------------------------------------ absorb
-
-    def pay(self, busy_ns: int, nano: int) -> None:
-        """Book device time, and what it cost, to the operator."""
-        self.operator_ns += busy_ns
-        self.operator_nano += nano
 
     def absorb(self, result: StepResult) -> list[Emission]:
         """Take a step's tokens into their sequences; what each of them has to say, in row order.
@@ -484,7 +322,7 @@ class Scheduler:
             otherwise=lambda row, token, *share: self._absorb([row], [token], [share]),
             serve=self._shares.serve if tenant is None else None,
         )
-        self.callers_nano += nano
+        self.accounts.callers_nano += nano
         if tenant is not None:
             self._shares.serve(tenant, ns)
         return emissions
@@ -497,19 +335,22 @@ class Scheduler:
         for row, drawn, share in zip(rows, all_drawn, shares, strict=True):
             sequence = self._sequences.get(row.seq_id)
             if sequence is None:
-                self.pay(*share)
+                self.accounts.pay(*share)
                 continue
             if type(drawn) is int and sequence.is_plain and self._is_next(sequence, row):
                 said = self._take_next(sequence, row.start + 1, drawn, longest, *share)
                 emissions.append((row.seq_id, said))
                 continue
-            self._charge(sequence, row, drawn, *share)
+            self.accounts.charge(sequence, row, drawn, *share)
+            self._shares.serve(sequence.spec.tenant, share[0])
             if isinstance(drawn, EngineFailed):
                 emissions += self.fail([row.seq_id], drawn)
                 continue
             if sequence.computed >= (sequence.recorded + 1) * self.limits.block_tokens:
                 self.kv.record(sequence)
-            delta = self._take(sequence, row, drawn, longest)
+            delta = say(sequence, row, drawn, longest)
+            if delta is not None and delta.finish_reason is not None:
+                self._remove(sequence)
             if sequence.grammar is not None and row.seq_id in self._sequences:
                 self._intricate += sequence.is_plain
                 sequence.look_again()
@@ -534,21 +375,18 @@ class Scheduler:
     def _take_next(
         self, sequence: Sequence, end: int, token: int, longest: int, share_ns: int, share_nano: int
     ) -> Delta:
-        """`_charge` and `_take` for the most common of rows, of which there are thousands a second."""
+        """The same for the most common of rows, of which there are thousands a second."""
         sequence.computed = sequence.high_water = end
         if sequence.owed:
             sequence.owed -= 1
-        sequence.engine_ns += share_ns
-        if share_nano:
-            sequence.cost_nano += share_nano
-            self.callers_nano += share_nano
+        self.accounts.charge_next(sequence, share_ns, share_nano)
         self._shares.serve(sequence.spec.tenant, share_ns)
         if end >= (sequence.recorded + 1) * self.limits.block_tokens:
             self.kv.record(sequence)
-        delta = sequence.accept(token)
-        if delta.finish_reason is None and len(sequence.tokens) < longest:
-            return delta
-        return self._last_if_full(sequence, delta, longest) or delta
+        delta = say_next(sequence, token, longest)
+        if delta.finish_reason is not None:
+            self._remove(sequence)
+        return delta
 
     def check(self) -> None:
         """Audit: the KV books balance and every sequence is in exactly one queue."""
@@ -568,85 +406,10 @@ class Scheduler:
             rate = result.busy_ns / work.tokens
             self._ns_per_token += 0.05 * (rate - self._ns_per_token)
 
-    def _charge(
-        self, sequence: Sequence, row: Row, drawn: Drawn, share_ns: int, share_nano: int
-    ) -> None:
-        """Note what is computed, and whose the time is: rejected guesses and repeated work are the operator's."""
-        fed, start = len(row.tokens), row.start
-        rejected = row.drafts - _confirmed(drawn) if row.drafts else 0
-        if row.drafts and sequence.spec.predicted:
-            sequence.right_guesses += row.drafts - rejected
-            sequence.wrong_guesses += rejected
-        end = start + fed - rejected
-        if sequence.blocks:  # else it was preempted while the step ran: nothing of it is kept
-            sequence.computed = end
-            sequence.fed -= rejected
-        if row.wants_token and sequence.owed:
-            sequence.owed -= 1
-        operator_ns = share_ns if start < sequence.high_water else share_ns * rejected // fed
-        if end > sequence.high_water:
-            sequence.high_water = end
-        operator_nano = 0
-        if operator_ns:
-            operator_nano = share_nano * operator_ns // share_ns
-            self.pay(operator_ns, operator_nano)
-        sequence.engine_ns += share_ns - operator_ns
-        if share_nano:
-            self._bill(sequence, row, share_nano - operator_nano)
-        self._shares.serve(sequence.spec.tenant, share_ns)
-
-    def _bill(self, sequence: Sequence, row: Row, nano: int) -> None:
-        if row.purpose is Purpose.PROBE:
-            self.probe_nano += nano
-            return
-        self.callers_nano += nano
-        sequence.cost_nano += nano
-        if row.start < row.prompt_tokens:
-            sequence.input_cost_nano += nano
-
-    def _take(
-        self, sequence: Sequence, row: Row, drawn: int | Draw | None, longest: int
-    ) -> Delta | None:
-        """The sequence's delta for what was drawn; None when it has nothing to say."""
-        if isinstance(drawn, int):  # by far the most common
-            assert row.wants_token, "a token where none was wanted"
-            delta = sequence.accept(drawn)
-            if delta.finish_reason is None and len(sequence.tokens) < longest:
-                return delta
-            return self._last_if_full(sequence, delta, longest)
-        if sequence.is_atomic:
-            assert isinstance(drawn, Draw) and drawn.pooled is not None, "a vector was wanted"
-            self._remove(sequence)
-            return sequence.end(FinishReason.STOP).but(pooled=drawn.pooled)
-        has_token = drawn is not None and bool(drawn.tokens)
-        assert has_token is row.wants_token, "a token where none was wanted, or none"
-        if drawn is None:
-            return self._last_if_full(sequence, None, longest)
-        if drawn.prompt_logprobs:
-            fresh = sequence.fresh_logprobs(row.start, drawn.prompt_logprobs)
-            drawn = drawn._replace(prompt_logprobs=fresh)
-        return self._last_if_full(sequence, sequence.take(drawn), longest)
-
-    def _last_if_full(self, sequence: Sequence, delta: Delta | None, longest: int) -> Delta | None:
-        if delta is None or delta.finish_reason is None:
-            is_full = len(sequence.tokens) >= longest and delta is not None and bool(delta.tokens)
-            is_scored = sequence.is_scored_only and sequence.computed >= len(sequence.tokens)
-            if is_full or is_scored:
-                last = delta or Delta(sequence.spec.index)
-                ended = sequence.end(FinishReason.LENGTH, text=last.text, tokens=last.tokens)
-                delta = ended.but(logprobs=last.logprobs, prompt_logprobs=last.prompt_logprobs)
-        if delta is not None and delta.finish_reason is not None:
-            self._remove(sequence)
-        return delta
-
     # ------------------------------------------------------------ ends
 
-    def _has_no_room(self, sequence: Sequence) -> bool:
-        if sequence.is_atomic:
-            return len(sequence.tokens) > self.limits.max_sequence_length
-        if sequence.is_scored_only:
-            return len(sequence.tokens) > self.longest_tokens
-        return len(sequence.tokens) >= min(self.longest_tokens, sequence.most_tokens)
+    def _is_full(self, sequence: Sequence) -> bool:
+        return has_no_room(sequence, self.longest_tokens, self.limits.max_sequence_length)
 
     def _end_all(
         self, seq_ids: Iterable[int], reason: FinishReason, error: LlmhostError | None = None
@@ -682,12 +445,3 @@ class Scheduler:
         sequence.was_preempted = True
         self._waiting.add(sequence)
         self.preemptions += 1
-
-
-def _draft_room(sequence: Sequence) -> int:
-    """Guesses that it could use: one token comes without."""
-    return min(sequence.most_tokens, sequence.halts_at) - len(sequence.tokens) - 1
-
-
-def _confirmed(drawn: Drawn) -> int:
-    return len(drawn.tokens) - 1 if isinstance(drawn, Draw) and drawn.tokens else 0

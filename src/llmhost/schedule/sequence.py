@@ -1,11 +1,12 @@
 """One generation's state while a scheduler owns it."""
 
 import sys
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
-from llmhost.core.ports import TextWatch
+from llmhost.core.ports import DraftAsk, TextWatch
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Draw, GrammarState
 from llmhost.schedule.prefix import Parent
@@ -164,6 +165,34 @@ class Sequence:
             input_cost_nano=self.input_cost_nano,
             cached_tokens=self.cached_tokens,
         )
+
+    def draft_ask(self, most: int) -> DraftAsk | None:
+        """Guesses that its next step could check, at most `most`; None where it doesn't decode or could use none."""
+        room = self._draft_room
+        if self.computed != len(self.tokens) - 1 or room <= 0:
+            return None
+        spec = self.spec
+        return DraftAsk(
+            self.seq_id,
+            self.tokens,
+            min(most, room),
+            spec.sampling,
+            spec.seed,
+            len(spec.prompt),
+            spec.predicted,
+        )
+
+    def guess(self, tokens: Seq[int]) -> None:
+        """Have the next step check these, as far as they may be said; for a grammar, only what it would take."""
+        count = max(min(len(tokens), self._draft_room), 0)
+        if self.grammar is not None:
+            count = min(count, self.grammar.valid_prefix(tokens))
+        self.draft = list(tokens[:count])
+
+    @property
+    def _draft_room(self) -> int:
+        """Guesses that it could use: one token comes without."""
+        return min(self.most_tokens, self.halts_at) - len(self.tokens) - 1
 
     def take(self, draw: Draw) -> Delta:
         """Take what was drawn, up to the token that ends the sequence; the rest of it is surplus."""

@@ -122,7 +122,7 @@ class Stepper:
             self._scheduler.forget_texts()
             return error
         finally:
-            self._scheduler.pay(turn.ended_ns - turn.started_ns, turn.nano)
+            self._scheduler.accounts.pay(turn.ended_ns - turn.started_ns, turn.nano)
         return None
 
     def _run(self, rows: list[Row]) -> StepResult | Exception:
@@ -139,7 +139,7 @@ class Stepper:
             self._lane.give(turn)
         self.steps += 1
         if error is not None:
-            self._scheduler.pay(turn.ended_ns - turn.started_ns, turn.nano)
+            self._scheduler.accounts.pay(turn.ended_ns - turn.started_ns, turn.nano)
             return error
         shares = split_exactly(turn.ended_ns - turn.started_ns, units_of(rows))
         return StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares, turn.nano)

@@ -7,7 +7,8 @@ from tests.unit.schedule.kit import SpelledWatch, a_spec
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import StepResult, split_exactly, work_units
 from llmhost.engines.llama.runner import LlamaRunner
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 
 SIZE, HOST_BLOCKS = 16, 30
 FACTS = RunnerFacts(

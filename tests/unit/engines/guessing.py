@@ -10,7 +10,8 @@ from llmhost.core.ports import DraftAsk, Drafter, Runner
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import StepResult, confirmed_drafts, split_exactly, work_units
 from llmhost.schedule.guesser import Guesser
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 from llmhost.schedule.speculation import Speculation
 
 BLOCKS = 256

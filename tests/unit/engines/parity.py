@@ -20,7 +20,8 @@ from tests.unit.schedule.kit import SpelledWatch, a_spec
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Row, StepResult, split_exactly, work_units
 from llmhost.engines.torch.runner import TorchRunner
-from llmhost.schedule.scheduler import Emission, Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Emission, Scheduler
 
 NEW_TOKENS = 24
 NEAR_TIE = 1e-4

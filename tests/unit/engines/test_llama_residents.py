@@ -14,7 +14,7 @@ from llmhost.core.errors import EngineFailed
 from llmhost.core.request import Sampling
 from llmhost.core.step import KvMove, Row
 from llmhost.engines.llama.residents import Residents
-from llmhost.schedule.scheduler import SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
 
 SIZE = 4
 

@@ -11,7 +11,8 @@ from llmhost.core.output import Delta, FinishReason
 from llmhost.core.request import ModelRef, Sampling, SequenceSpec
 from llmhost.core.step import Row, StepResult, split_exactly, work_units
 from llmhost.engines.fake import FakeRunner, fake_answer
-from llmhost.schedule.scheduler import Emission, Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Emission, Scheduler
 from llmhost.schedule.sequence import Sequence
 
 VOCAB = 16
@@ -158,8 +159,8 @@ class Workbench:
         assert {seq_id for seq_id, _ in exported} == {i for i in callers if callers[i].last is None}
         keys = [(spec.priority, spec.arrival_ns, seq_id) for seq_id, spec in exported]
         assert keys == sorted(keys)
-        self.operator_ns += self.scheduler.operator_ns
-        self.operator_nano += self.scheduler.operator_nano
+        self.operator_ns += self.scheduler.accounts.operator_ns
+        self.operator_nano += self.scheduler.accounts.operator_nano
         self.moving_ns = sum(spec.engine_ns for _, spec in exported)
         self.moving_nano = sum(spec.cost_nano for _, spec in exported)
         self._settle_in(limits)
@@ -281,10 +282,10 @@ class Workbench:
         assert all(len(s.tokens) < scheduler.longest_tokens for s in live)
         ended_ns = sum(h.last.usage.engine_ns for h in self.heard.values() if h.last)  # type: ignore[union-attr]
         charged = ended_ns + sum(s.engine_ns for s in live) + self.moving_ns
-        assert charged + self.operator_ns + scheduler.operator_ns == self.busy_ns
+        assert charged + self.operator_ns + scheduler.accounts.operator_ns == self.busy_ns
         ended_nano = sum(h.last.usage.cost_nano for h in self.heard.values() if h.last)  # type: ignore[union-attr]
         charged = ended_nano + sum(s.cost_nano for s in live) + self.moving_nano
-        assert charged + self.operator_nano + scheduler.operator_nano == self.meter.nano
+        assert charged + self.operator_nano + scheduler.accounts.operator_nano == self.meter.nano
 
     def _hear(self, emissions: list[Emission]) -> None:
         for seq_id, delta in emissions:

@@ -128,7 +128,7 @@ def test_steps_that_overlap_make_no_token_that_is_not_paid_for(
     field.run_to_the_end()
     for seq_id, paid in payers.items():
         assert field.heard[seq_id].tokens == right_answer(specs[seq_id], paid)
-    assert field.usage().engine_ns + field.scheduler.operator_ns == field.lane.totals()[0]
+    assert field.usage().engine_ns + field.scheduler.accounts.operator_ns == field.lane.totals()[0]
 
 
 # ---------------------------------------------------------------- one by one
@@ -160,7 +160,7 @@ def test_a_sequence_goes_on_where_it_was_when_more_is_paid() -> None:
     assert not bench.scheduler.is_held_up
     bench.run_to_the_end()
     assert bench.heard[seq_id].tokens == fake_answer((1, 2, 3), 9, VOCAB)
-    assert bench.scheduler.operator_ns == 0, "nothing was computed twice"
+    assert bench.scheduler.accounts.operator_ns == 0, "nothing was computed twice"
 
 
 def test_fewer_tokens_than_before_and_those_who_are_gone_change_nothing() -> None:

@@ -35,7 +35,7 @@ def test_rejected_guesses_are_the_operators_time() -> None:
     seq_id = decoding(bench)
     bench.guess([False, False, False])
     bench.step(4000)
-    assert bench.scheduler.operator_ns == 3000
+    assert bench.scheduler.accounts.operator_ns == 3000
     bench.run_to_the_end()
     assert bench.heard[seq_id].tokens == fake_answer(range(5), 12, VOCAB)
 

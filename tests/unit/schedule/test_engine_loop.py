@@ -19,7 +19,8 @@ from llmhost.gpu.lane import FreeLane
 from llmhost.observe.clock import SystemClock
 from llmhost.schedule.engine_loop import EngineLoop
 from llmhost.schedule.guesser import Guesser
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 
 PATIENCE_S = 60
 
@@ -351,7 +352,7 @@ async def test_the_time_of_a_failed_step_is_the_operators() -> None:
         last = await reader.end()
     assert last.usage is not None
     assert last.usage.engine_ns == 0
-    assert scheduler.operator_ns > 0
+    assert scheduler.accounts.operator_ns > 0
 
 
 async def test_three_failures_in_a_row_end_the_loop_and_every_stream_hears_of_it() -> None:

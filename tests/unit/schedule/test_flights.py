@@ -24,7 +24,8 @@ from llmhost.core.step import PENDING, Drawn, KvMove, Row, StepResult
 from llmhost.engines.fake import FakeFlight, FakeRunner, fake_answer
 from llmhost.gpu.lane import DeviceLane
 from llmhost.schedule.flights import LEAST_AHEAD, MOST_AHEAD, STEPS_ON_FOOT, Flights, GuessRhythm
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 from llmhost.schedule.stepping import Stepper
 
 
@@ -204,10 +205,10 @@ def test_answers_and_books_are_right_whatever_happens_in_the_air(
     assert busy_ns + idle_ns <= field.clock.now_ns
     shares_ns = sum(sum(result.shares_ns) for result in field.results)
     usage = field.usage()
-    assert usage.engine_ns + field.scheduler.operator_ns == busy_ns
+    assert usage.engine_ns + field.scheduler.accounts.operator_ns == busy_ns
     assert shares_ns <= busy_ns
-    assert usage.cost_nano == field.scheduler.callers_nano
-    assert usage.cost_nano + field.scheduler.operator_nano == rate.whole(busy_ns)
+    assert usage.cost_nano == field.scheduler.accounts.callers_nano
+    assert usage.cost_nano + field.scheduler.accounts.operator_nano == rate.whole(busy_ns)
     assert 0 <= usage.input_cost_nano <= usage.cost_nano
 
 
@@ -233,7 +234,7 @@ def test_what_is_in_the_air_counts_against_what_is_paid_for() -> None:
     field.allow(1, 6, is_final=True)
     field.run_to_the_end()
     assert field.scheduler.steps == 6
-    assert field.scheduler.operator_ns == 0
+    assert field.scheduler.accounts.operator_ns == 0
 
 
 def test_an_answer_that_ends_by_surprise_costs_the_operator_a_row() -> None:
@@ -246,7 +247,7 @@ def test_an_answer_that_ends_by_surprise_costs_the_operator_a_row() -> None:
     assert field.heard[1].last is not None
     assert field.heard[1].last.finish_reason is FinishReason.STOP
     assert field.scheduler.steps == 4
-    assert field.scheduler.operator_ns == sum(field.results[-1].shares_ns)
+    assert field.scheduler.accounts.operator_ns == sum(field.results[-1].shares_ns)
 
 
 def test_busy_intervals_of_overlapping_steps_lie_one_after_the_other() -> None:
@@ -311,7 +312,7 @@ def test_a_launch_ahead_that_fails_leaves_the_step_before_it_alone() -> None:
 
     assert (sequence.computed, sequence.fed, sequence.owed) == (3, 3, 0)
     field.run_to_the_end()
-    assert field.scheduler.operator_ns == 0, "nothing was computed twice"
+    assert field.scheduler.accounts.operator_ns == 0, "nothing was computed twice"
 
 
 def test_what_could_not_be_fetched_is_computed() -> None:

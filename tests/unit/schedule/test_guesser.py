@@ -83,8 +83,8 @@ async def test_right_guesses_save_steps_and_wrong_ones_are_the_operators():
     _, many = await answers(Scripted(wrong), dear := Scheduler(some_limits()), count=1)
 
     assert len(few) < len(many) / 2
-    assert cheap.operator_ns == 0
-    assert dear.operator_ns > 0
+    assert cheap.accounts.operator_ns == 0
+    assert dear.accounts.operator_ns > 0
 
 
 async def test_guesses_at_an_answer_that_was_predicted_are_counted_with_it():
@@ -115,7 +115,7 @@ async def test_guesses_at_an_answer_that_was_predicted_are_counted_with_it():
 async def test_a_draft_models_time_is_the_operators():
     drafter = Noted(right)
     await answers(drafter, scheduler := Scheduler(some_limits()), count=1)
-    assert scheduler.operator_ns == drafter.device_ns > 0
+    assert scheduler.accounts.operator_ns == drafter.device_ns > 0
 
 
 async def test_sequences_that_have_ended_are_forgotten_and_a_drafter_is_closed():

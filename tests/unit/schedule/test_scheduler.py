@@ -131,7 +131,7 @@ def test_the_largest_key_is_preempted_and_its_answer_does_not_change() -> None:
     assert bench.heard[first].last is None
     bench.run_to_the_end()
     assert bench.heard[second].tokens == fake_answer((4, 5, 6), 9, VOCAB)
-    assert bench.scheduler.operator_ns > 0, "what is computed twice is the operator's"
+    assert bench.scheduler.accounts.operator_ns > 0, "what is computed twice is the operator's"
 
 
 def test_a_stop_token_ends_with_stop_and_is_counted() -> None:
@@ -170,7 +170,7 @@ def test_a_token_of_a_sequence_that_left_meanwhile_is_the_operators() -> None:
     seq_id = bench.add(a_spec())
     bench.step(500, amid=lambda b: b.cancel(seq_id))
     assert bench.heard[seq_id].tokens == []
-    assert bench.scheduler.operator_ns == 500
+    assert bench.scheduler.accounts.operator_ns == 500
 
 
 def test_a_failed_row_takes_nobody_else_along() -> None:

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
 from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, Workbench, a_spec
 
 from llmhost.core.request import SequenceSpec
-from llmhost.schedule.scheduler import SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
 
 limits = st.builds(
     SchedulerLimits,

@@ -11,7 +11,8 @@ from llmhost.core.errors import EngineFailed
 from llmhost.core.output import Delta
 from llmhost.core.request import ModelRef, Sampling, SequenceSpec
 from llmhost.core.step import DecodeRows, Drawn, StepResult, split_exactly, units_of
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 
 BLOCK_TOKENS = 4
 BLOCKS = 24

@@ -167,7 +167,7 @@ def test_lost_time_is_the_operators_and_the_rest_is_shared_out():
     bench.run()
     charged = sum(end.usage.engine_ns for end in bench.ends.values() if end.usage)
     assert charged == sum(result.busy_ns for result in bench.results)
-    assert bench.scheduler.operator_ns > 0
+    assert bench.scheduler.accounts.operator_ns > 0
 
 
 def test_keys_and_values_that_could_not_be_moved_fail_their_step():

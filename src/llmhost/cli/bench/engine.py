@@ -18,7 +18,8 @@ from llmhost.config.schema import TorchOptions
 from llmhost.core.ports import TextWatch
 from llmhost.core.request import ModelRef, Sampling, SequenceSpec
 from llmhost.core.step import StepResult, split_exactly, work_units
-from llmhost.schedule.scheduler import Scheduler, SchedulerLimits
+from llmhost.schedule.limits import SchedulerLimits
+from llmhost.schedule.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from llmhost.engines.torch.bench import Ceilings, ModelWork, Phases
