@@ -98,6 +98,8 @@ class Ours:
                 max_sequence_length=runner.facts.max_sequence_length,
                 kv_blocks=blocks,
                 block_tokens=BLOCK_TOKENS,
+                least_chunk_tokens=runner.facts.least_chunk_tokens,
+                rows_at_once=runner.facts.rows_at_once,
                 **limits,
             )
         )

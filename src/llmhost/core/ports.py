@@ -116,6 +116,9 @@ class RunnerFacts:
     least_chunk_tokens: int = 8
     """A prompt gets on by so much in every step, whatever that does to those who decode, unless the operator has set
     a target. More where small steps are dear."""
+    rows_at_once: int = 1
+    """Tokens of a step that it computes together: one more than a multiple of this costs about as much as all the next
+    ones."""
     gather_s: float = 0.0
     """How long a step that ends idleness waits for more prompts, counted anew as each comes: for runners to which one
     large step is cheaper than two."""

@@ -386,6 +386,7 @@ class LoadEffects:
             block_tokens=runner.facts.block_tokens,
             target_itl_ms=entry.spec.target_itl_ms,
             least_chunk_tokens=runner.facts.least_chunk_tokens,
+            rows_at_once=runner.facts.rows_at_once,
             prefix_cache=entry.spec.prefix_cache,
             host_kv_blocks=plan.host_kv_blocks,
         )

@@ -21,6 +21,8 @@ class SchedulerLimits:
     """What a step with prompts in it may take while others decode."""
     least_chunk_tokens: int = LEAST_CHUNK_TOKENS
     """Of prompts, in a step where others decode and no target is set."""
+    rows_at_once: int = 1
+    """Tokens that the runner computes together: chunks of prompts are cut so that steps are multiples of it."""
     prefix_cache: bool = True
     """Keep computed blocks for later prompts. Choices of one request share theirs in any case."""
     host_kv_blocks: int = 0

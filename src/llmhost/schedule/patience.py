@@ -12,6 +12,8 @@ that is more."""
 FEW_WAIT, AS_MANY_WAIT = 1.8, 2.0
 """Where fewer sequences wait for their first token than write; and as many. Streams get longer meanwhile, and steps
 differ from what was predicted: what is left to two and a half times is for that."""
+FEW_AT_ONCE = 4
+"""With more than so many times what a runner takes at once it matters little how the last of them is filled."""
 MOST_PATIENCE = 8.0
 """That is so many times as long at most, where more sequences wait than write."""
 
@@ -47,8 +49,18 @@ def prompt_budget(
         least=least,
         most=limits.max_tokens_per_batch,
     )
-    size = limits.block_tokens
-    return room - room % size if room > size else room
+    return even_chunk(room, decoding.rows, limits)
+
+
+def even_chunk(room: int, decoders: int, limits: SchedulerLimits) -> int:
+    """A chunk that the runner computes well: with those who decode a multiple of what it takes at once, or else whole
+    blocks."""
+    at_once, block = limits.rows_at_once, limits.block_tokens
+    if at_once > 1 and room < FEW_AT_ONCE * at_once:
+        even = (decoders + room) // at_once * at_once - decoders
+        if even > room / 2:
+            return even
+    return room - room % block if room > block else room
 
 
 def _decoding(running: Seq[Sequence]) -> StepWork:

@@ -82,8 +82,17 @@ def test_every_query_gets_what_it_would_get_alone(
     torch.testing.assert_close(out.float(), expected, rtol=10 * tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_that_several_threads_share_give_the_same(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tile", "scores"),
+    [
+        (torch.float32, 64, Scores()),
+        (torch.float32, 8192, Scores(softcap=3.0, sinks=torch.tensor([-1.0, 0.0, 1.0, 3.0]))),
+        (torch.bfloat16, 8192, Scores()),
+    ],
+)
+def test_rows_that_several_threads_share_give_the_same(
+    dtype: torch.dtype, tile: int, scores: Scores
+) -> None:
     scratch = Scratch()
     usual = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -92,9 +101,10 @@ def test_rows_that_several_threads_share_give_the_same(dtype: torch.dtype) -> No
             patch.setattr(backend_torch, "WORTHWHILE_ELEMENTS", {2: 0, 4: 0})
             patch.setattr(backend_torch, "lacks_arithmetic", lambda _: True)
             patch.setattr(chunk_rows, "LEAST_POSITIONS", 80)
+            patch.setattr(chunk_rows, "LARGE_TILE", tile)
             out, expected = attended(
-                ([(3, 1), (40, 1), (41, 1), (90, 1), (90, 5), (500, 1), (1100, 20)], 4, 7),
-                Scores(),
+                ([(3, 1), (40, 1), (41, 1), (90, 1), (90, 5), (500, 1), (1100, 12)], 4, 7),
+                scores,
                 dtype,
                 lambda layout, size, kind: StepAttention(
                     layout, scratch, block_tokens=size, dtype=kind

@@ -139,7 +139,7 @@ class StepAttention:
             return rows.attend(alone, cache, span.pasts, *asked)[None]
         if span.chunk is not None:
             part, attend = query[0, :, span.first : span.last], self._scratch.chunks.attend
-            return attend(part, cache, span.chunk, *asked, rows.run).transpose(0, 1)[None]
+            return attend(part, cache, span.chunk, *asked).transpose(0, 1)[None]
         q = _per_row(query, span)
         if span.blocks is None:
             key, value = _per_row(fresh.key, span), _per_row(fresh.value, span)
@@ -191,8 +191,8 @@ class StepAttention:
             elif self._is_tiled(row, window):
                 last = row + 1
                 (past,) = pasts(layout, [row], self._block_tokens, None)
-                seen_in_tiles = tiled(past, chunk_rows.TILE_POSITIONS)
-                yield Span(layout.offsets[row], layout.offsets[last], 1, chunk=seen_in_tiles)
+                size = chunk_rows.LARGE_TILE if _several_threads() else chunk_rows.TILE_POSITIONS
+                yield Span(layout.offsets[row], layout.offsets[last], 1, chunk=tiled(past, size))
             else:
                 last = row + 1
                 yield self._gathered(row, last, first_blocks, counts[row], window)
@@ -213,9 +213,10 @@ class StepAttention:
 
     def _is_tiled(self, row: int, window: int | None) -> bool:
         layout, end = self._layout, self._layout.ends[row]
+        most = chunk_rows.MOST_AT_ONCE if _several_threads() else chunk_rows.MOST_TOKENS
         return (
             end >= chunk_rows.LEAST_POSITIONS
-            and end - layout.starts[row] <= chunk_rows.MOST_TOKENS
+            and end - layout.starts[row] <= most
             and (window is None or end <= window)
             and layout.block_tables.device.type == "cpu"
             and lacks_arithmetic(self._dtype)
@@ -263,6 +264,10 @@ class StepAttention:
             mask = torch.zeros(hidden.shape, dtype=self._dtype, device=hidden.device)
             mask = mask.masked_fill_(hidden, float("-inf"))[:, None]
         return Span(begin, end, rows, tables.reshape(-1), length, mask)
+
+
+def _several_threads() -> bool:
+    return torch.get_num_threads() > 1
 
 
 def split_by_length(counts: Sequence[int]) -> list[tuple[int, int]]:

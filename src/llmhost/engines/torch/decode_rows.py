@@ -2,7 +2,8 @@
 
 A row's keys and values are copied into a room that stays in the cache, widened on the way if they have 16 bits, and
 not copied at all where they are float32 and lie in one piece. Nothing is padded or masked, so a row's result depends
-on that row alone. Where the process computes with several threads, each takes a row after the other.
+on that row alone. Where the process computes with several threads, each takes a row after the other; with fewer rows
+than threads, torch shares each row's computations.
 """
 
 import threading
@@ -115,13 +116,13 @@ class RowAttention:
             weights = _weights(scores, softcap, sunk)
             torch.bmm(weights, self._rooms.laid_out(values, past).transpose(0, 1), out=answer)
 
-        self.run([partial(attend_one, *one) for one in zip(rows, grouped, out, strict=True)])
+        self._run([partial(attend_one, *one) for one in zip(rows, grouped, out, strict=True)])
         return out.view(count, heads, dim).to(query.dtype)
 
-    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Run them all, at once where the process computes with several threads."""
+    def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Run them all, at once where there are enough for several threads; a few share the threads one by one."""
         threads = torch.get_num_threads()
-        if threads == 1:
+        if len(jobs) < threads or threads == 1:
             for job in jobs:
                 job()
             return

@@ -28,6 +28,7 @@ from llmhost.engines.torch.cpu_linear import pack_beside, widen_where_it_helps
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kernel_path import has_kernels
 from llmhost.engines.torch.kv import KvShape
+from llmhost.engines.torch.packed import rows_at_once
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.engines.torch.selfcheck import check_against_eager
 from llmhost.engines.torch.threads import threads_for
@@ -156,6 +157,8 @@ def proved_runner(
         runner.keep_kv_as(torch.float8_e4m3fn)
     if runner.path is None:
         runner.packing = pack_beside(model)
+        if runner.packing.layers:
+            runner.facts = replace(runner.facts, rows_at_once=rows_at_once())
     return runner
 
 

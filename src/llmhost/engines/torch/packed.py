@@ -85,6 +85,11 @@ def can_pack() -> bool:
     return torch.backends.quantized.engine in ("x86", "fbgemm")
 
 
+def rows_at_once() -> int:
+    """Of the input, that read the matrix together: as many as FBGEMM's loops have registers for."""
+    return 14 if torch.cpu.get_capabilities().get("avx512_f") else 6
+
+
 class Packs(Protocol):
     """A layer that can go over to a packed matrix at any time."""
 
@@ -96,6 +101,7 @@ class Packing:
 
     def __init__(self, layers: Iterable[Packs], threads: int) -> None:
         self._left = deque(layers)
+        self.layers = len(self._left)
         self._is_closed = False
         self._threads = [
             threading.Thread(target=self._run, name="packing", daemon=True)
