@@ -392,6 +392,8 @@ class GenerationRequest:
         put = object.__setattr__
         put(request, "_first", self)
         put(request, "request_id", request_id)
+        for name in _ALWAYS_READ:
+            put(request, name, getattr(self, name))
         return request
 
     @property
@@ -446,7 +448,7 @@ class GenerationRequest:
 
 
 class _Repeated(GenerationRequest):
-    """A request that is as another one. What is not set here is its."""
+    """A request that is as another one. What is not set here is its, and takes a call to read."""
 
     __slots__ = ("_first",)
 
@@ -454,6 +456,7 @@ class _Repeated(GenerationRequest):
         return getattr(object.__getattribute__(self, "_first"), name)
 
 
+_ALWAYS_READ = ("kind", "model", "client_request_id", "stream")
 _NAMES = tuple(field.name for field in fields(GenerationRequest))
 _read_all = attrgetter(*_NAMES)
 _PUT_EACH = tuple(getattr(GenerationRequest, name).__set__ for name in _NAMES)

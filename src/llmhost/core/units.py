@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 NANO_PLACES = 9
 NANO: int = 10**NANO_PLACES
@@ -24,6 +25,7 @@ def dollars_to_nano(text: str) -> int:
     return -nano if match[1] else nano
 
 
+@lru_cache(1_000)
 def nano_to_dollars(nano: int) -> str:
     """100,000,000 to `"0.10"`: exact, at least two places, no trailing zeros beyond them."""
     sign = "-" if nano < 0 else ""
