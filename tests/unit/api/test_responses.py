@@ -92,7 +92,8 @@ async def test_a_chain_without_one_of_its_links_is_broken(host: TestHost) -> Non
 LARK = {"type": "grammar", "syntax": "lark", "definition": 'start: "a"'}
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"model": None}, "missing_required_parameter", "model"),
-    ({"input": None}, "invalid_value", "input"),
+    ({"input": None}, "missing_required_parameter", "input"),
+    ({"input": []}, "invalid_value", "input"),
     ({"input": []}, "invalid_value", "input"),
     ({"input": 7}, "invalid_value", "input"),
     ({"input": [USER, {"role": "nobody"}]}, "invalid_value", "input[1].role"),

@@ -106,6 +106,8 @@ class Asked:
 
     def with_messages(self, messages: tuple[Message, ...]) -> GenerationRequest:
         if not messages:
+            if said(self.body.input) == b"null":
+                raise MissingParameter("input")
             raise InvalidValue("There is nothing to answer: 'input' is empty.", param="input")
         return replace(self.request, messages=messages)
 
