@@ -45,7 +45,7 @@ from llmhost.schedule.drafting import PromptLookup
 from llmhost.schedule.engine_loop import EngineLoop
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.limits import SchedulerLimits
-from llmhost.schedule.predicted import PredictedFirst
+from llmhost.schedule.predicted import WithPredictions
 from llmhost.schedule.scheduler import Scheduler
 from llmhost.schedule.speculation import Speculation
 
@@ -350,7 +350,7 @@ class LoadEffects:
             end_ids=tokenizer.eos_ids,
             most_tokens=entry.spec.max_tokens_per_batch,
         )
-        return PredictedFirst(small)
+        return WithPredictions(small)
 
     async def _read_weights(
         self, entry: ModelEntry, facts: RunnerFacts, plan: MemoryPlan

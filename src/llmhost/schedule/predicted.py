@@ -1,4 +1,4 @@
-"""What callers predict of their answers goes before what a small model guesses: it is there, and costs nothing."""
+"""What callers predict of their answers is taken in place of what a small model guesses: it is there, and is free."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,9 @@ from llmhost.core.ports import DraftAsk, Drafter
 from llmhost.schedule.drafting import PromptLookup
 
 
-class PredictedFirst:
-    """Looks in what was predicted, and has another guess where that has nothing to say. Implements the Drafter port."""
+class WithPredictions:
+    """Looks in what was predicted of an answer, and has another guess for those of which nothing was. Usage tells how
+    often predictions were right, so nobody else guesses for them. Implements the Drafter port."""
 
     def __init__(self, other: Drafter) -> None:
         self._other = other
@@ -22,17 +23,10 @@ class PredictedFirst:
         return self._other.device_nano
 
     def propose(self, asks: Sequence[DraftAsk]) -> list[Sequence[int]]:
-        predicted = [ask for ask in asks if ask.predicted]
-        found = {
-            ask.seq_id: guess
-            for ask, guess in zip(predicted, self._lookup.propose(predicted), strict=True)
-            if guess
-        }
-        open_asks = [ask for ask in asks if ask.seq_id not in found]
-        if open_asks:
-            guesses = self._other.propose(open_asks)
-            found |= {ask.seq_id: each for ask, each in zip(open_asks, guesses, strict=True)}
-        return [found[ask.seq_id] for ask in asks]
+        found = iter(self._lookup.propose([ask for ask in asks if ask.predicted]))
+        untold = [ask for ask in asks if not ask.predicted]
+        others = iter(self._other.propose(untold) if untold else ())
+        return [next(found if ask.predicted else others) for ask in asks]
 
     def forget(self, seq_id: int) -> None:
         self._lookup.forget(seq_id)

@@ -15,7 +15,7 @@ from llmhost.core.step import Drawn, Row
 from llmhost.engines.fake import FakeRunner, fake_answer
 from llmhost.gpu.lane import FreeLane
 from llmhost.schedule.draft_model import FAILURES_IN_A_ROW, ModelDrafter
-from llmhost.schedule.predicted import PredictedFirst
+from llmhost.schedule.predicted import WithPredictions
 from llmhost.testing import at
 
 GREEDY = Sampling(temperature=0.0)
@@ -233,17 +233,17 @@ def test_closing_closes_the_runner():
     assert runner.is_closed
 
 
-def test_what_a_caller_predicted_goes_before_what_the_small_model_says() -> None:
+def test_what_a_caller_predicted_is_taken_in_place_of_what_the_small_model_says() -> None:
     small, runner = a_drafter()
-    drafter = PredictedFirst(small)
+    drafter = WithPredictions(small)
     told = DraftAsk(1, [1, 2], 3, GREEDY, 0, prompt_tokens=2, predicted=[7, 8, 9])
     strayed = DraftAsk(1, [1, 2, 5, 5], 3, GREEDY, 0, prompt_tokens=2, predicted=[7, 8, 9])
+    untold = ask([3, 4], seq_id=2)
 
     assert drafter.propose([told]) == [[7, 8, 9]]
     assert not runner.fed
-    assert drafter.propose([strayed, ask([3, 4], seq_id=2)]) == a_drafter()[0].propose(
-        [ask([1, 2, 5, 5]), ask([3, 4], seq_id=2)]
-    )
+    [guess] = a_drafter()[0].propose([untold])
+    assert drafter.propose([strayed, untold, told._replace(seq_id=3)]) == [[], guess, [7, 8, 9]]
     assert drafter.device_ns == small.device_ns
     drafter.forget(1)
     drafter.sleep()
