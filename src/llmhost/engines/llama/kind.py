@@ -88,10 +88,24 @@ class LlamaKind:
         with long_import():  # draws by torch, as the torch engine does
             from llmhost.engines.llama.load import load_pooling, load_runner
 
+        self._prove_again(spec, folder, predicted)
         if predicted.task != "generate":
             settings = self._pooling_settings(spec, predicted.max_sequence_length)
             return load_pooling(model_file(folder), settings, predicted)
         return load_runner(model_file(folder), self._settings(spec), predicted)
+
+    def _prove_again(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> None:
+        """What was predicted is kept for long, and another file may lie there by now. Raises ModelUnavailable."""
+        header = read_header(model_file(folder))
+        sizes = read_sizes(header)
+        if (sizes.weights_bytes, sizes.vocab_size) != (
+            predicted.weights_bytes,
+            predicted.vocab_size,
+        ):
+            raise ModelUnavailable(
+                f"{header.path} holds another model than when its memory was planned. Ask again."
+            )
+        self._prove(spec, header, sizes)
 
     def _prove(self, spec: ModelSpec, header: Header, sizes: Sizes) -> None:
         """Raises ModelUnavailable for a file that llama.cpp ends its process over, which is tried in another one."""

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,21 @@ def test_files_and_ways_to_compute_are_told_apart(tmp_path: Path) -> None:
 
     assert len({*marks}) == len(marks)
     assert mark_of(read_header(path), LoadSettings(batch_tokens=9, rows=8)) == marks[-1]
+
+
+def test_a_file_that_was_replaced_since_its_memory_was_planned_is_tried_before_it_is_loaded(
+    tmp_path: Path,
+) -> None:
+    path = write_random_llama(tmp_path / "m.gguf", layers=1)
+    kind, spec = LlamaKind(), ModelSpec(engine="llama", source=str(path))
+    facts = kind.footprint(spec, path)
+    larger = replace(facts, weights_bytes=facts.weights_bytes + 1)
+
+    with pytest.raises(ModelUnavailable, match="another model"):
+        kind.load(spec, path, larger)
+    deadly(path)
+    with pytest.raises(ModelUnavailable, match="ended the process"):
+        kind.load(spec, path, facts)
 
 
 def test_a_trial_that_takes_too_long_or_too_much_is_ended(tmp_path: Path) -> None:
