@@ -36,6 +36,8 @@ LEAST_S, BYTES_PER_S = 120.0, 20 * 2**20
 MORE_BYTES = 2 * 2**30
 """That a trial may take beyond the weights."""
 WHY_LETTERS = 200
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""What no file does to its process: memory ran out, or somebody ends the node."""
 _TELLING = re.compile(r"GGML_ASSERT.*|GGML_ABORT.*|what\(\):.*|^\w*Error.*", re.MULTILINE)
 """Lines that say why a process ends."""
 
@@ -139,7 +141,7 @@ def _library_version() -> str:
 
 
 def _run(asked: Asked, within_s: float) -> str | None:
-    """Why the file isn't to be loaded, None if it may be."""
+    """Why the file isn't to be loaded, None if it may be. Raises ModelUnavailable where that isn't known."""
     ours = process_environment()
     paths = (str(Path(llmhost.__file__).parents[1]), ours.get("PYTHONPATH"))
     environment = {
@@ -165,6 +167,11 @@ def _run(asked: Asked, within_s: float) -> str | None:
         return (
             f"{name} is not loaded: llama.cpp was not done with trying it in {within_s:.0f} s. If the machine was busy,"
             " touch the file, and it is tried again."
+        )
+    if -done.returncode in _FROM_OUTSIDE:
+        raise ModelUnavailable(  # and nothing is remembered
+            f"{name} is not loaded: the process in which llama.cpp tried it was ended from outside"
+            f" ({_end_of(done.returncode, b'')}), perhaps because memory ran out. Ask again."
         )
     if done.returncode:
         return (

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,23 @@ def test_a_trial_that_takes_too_long_or_too_much_is_ended(tmp_path: Path) -> Non
     why = trials._run(small, 60.0)
 
     assert why is not None and "ended the process" in why
+
+
+def test_a_trial_that_somebody_ends_says_nothing_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = read_header(write_random_llama(tmp_path / "m.gguf", layers=1))
+    tried = Trials()
+
+    with monkeypatch.context() as patched:
+        script = tmp_path / "python"
+        script.write_text("#!/bin/sh\nkill -9 $$\n")
+        script.chmod(0o755)
+        patched.setattr(sys, "executable", str(script))
+        with pytest.raises(ModelUnavailable, match=r"ended from outside \(SIGKILL\)"):
+            tried.prove(header, SETTINGS, ROOMS)
+
+    tried.prove(header, SETTINGS, ROOMS)
 
 
 @pytest.mark.usefixtures("no_process")
