@@ -261,6 +261,13 @@ class Connection(HttpToolsProtocol):
             else:
                 return
 
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        spoken = getattr(self.transport.get_protocol(), "conn", None)
+        if getattr(spoken, "handshake_exc", None) is not None and not self.transport.is_closing():
+            # Whoever has the connection now says nothing of it, and would wait for ever.
+            self._refuse(_NO_HANDSHAKE)
+
     def on_message_begin(self) -> None:
         self._is_in_head, self._head_bytes = True, 0
         super().on_message_begin()
@@ -395,6 +402,9 @@ _TOO_MANY_HEADERS = HeadersTooLarge(
 _NO_UPGRADE = BadRequest(
     "A request that offers another protocol has no body here, and a WebSocket begins when the answers before it have"
     " ended. Leave out 'Upgrade', or use a connection of its own."
+)
+_NO_HANDSHAKE = BadRequest(
+    "A WebSocket begins with a GET that has no body, and at most 128 headers, each of at most 8,190 bytes."
 )
 _HEAD_TOO_SLOW = RequestTimeout(
     f"The request's headers were not complete after {HEAD_TIMEOUT_S:.0f} seconds. Send it again."

@@ -551,3 +551,32 @@ HANDSHAKE = (
     b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
     b"sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
 )
+
+
+@pytest.mark.parametrize(
+    "handshake",
+    [
+        HANDSHAKE.replace(b"\r\n\r\n", b"\r\ncontent-length: 2\r\n\r\n{}"),
+        HANDSHAKE.replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+        HANDSHAKE.replace(b"\r\n\r\n", b"\r\n" + b"x-a: b\r\n" * 200 + b"\r\n"),
+        HANDSHAKE.replace(b"\r\n\r\n", b"\r\nx-a: " + b"b" * 9_000 + b"\r\n\r\n"),
+    ],
+    ids=["body", "chunks", "headers", "long"],
+)
+def test_a_handshake_that_cannot_be_read_is_refused_and_not_waited_for(
+    client_socket: tuple[socket.socket, socket.socket], handshake: bytes
+) -> None:
+    answer = b""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("nobody asked")
+
+    async def client(connection: socket.socket) -> None:
+        nonlocal answer
+        async with asyncio.timeout(60):
+            answer = await read_all(connection)
+
+    serve(client_socket, app, client, handshake, ws="websockets-sansio")
+
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+    assert b"WebSocket" in answer
