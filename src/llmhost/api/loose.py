@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
+from llmhost.api.choices import choices
 from llmhost.core.errors import BadRequest, InvalidValue, MissingParameter, UnsupportedParameter
 
 Raw = msgspec.Raw
@@ -16,6 +17,7 @@ T = TypeVar("T")
 
 _NOTHING = frozenset({b"null", b"[]", b"{}", b'""', b"false", b"0"})
 _AT = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
+_INDEX = re.compile(r"\[[^\]]*\]")
 _MISSING = re.compile(r"Object missing required field `(.*?)`")
 
 
@@ -24,20 +26,28 @@ def read_body(raw: bytes, shape: type[B]) -> B:
     try:
         return msgspec.json.decode(raw, type=shape)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        raise _refusal(str(error), shape) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"The body is not valid JSON: {error}") from None
     except RecursionError:
         raise BadRequest("The body is nested too deeply.") from None
 
 
-def _refusal(message: str) -> BadRequest:
+def _refusal(message: str, shape: type[msgspec.Struct]) -> BadRequest:
     at = _AT.search(message)
     param = at[1].replace("[...]", "") if at and at[1] else None
     if (missing := _MISSING.match(message)) is not None:
         return MissingParameter(".".join(filter(None, (param, missing[1]))))
-    text = _AT.sub("", message).replace("`", "'")
+    text = _AT.sub("", message).replace("`", "'") + _instead(message, at, shape)
     return InvalidValue(f"{param}: {text}" if param else text, param=param)
+
+
+def _instead(message: str, at: re.Match[str] | None, shape: object) -> str:
+    """What a field may be that is not one of its words."""
+    if not message.startswith("Invalid enum value"):
+        return ""
+    words = choices(shape, _INDEX.sub("[]", at[1]) if at else "")
+    return f"; it may be {', '.join(words)}" if words else ""
 
 
 def said(raw: Raw) -> bytes:
@@ -63,6 +73,7 @@ def loose(raw: Raw, shape: type[T], param: str) -> T | None:
             "`", "'"
         )
         within = at[1].replace("[...]", "") if at else ""
+        text += _instead(str(error), at, shape)
         place = f"{param}{within}" if within.startswith("[") else f"{param}.{within}".rstrip(".")
         if (missing := _MISSING.match(str(error))) is not None:
             raise MissingParameter(f"{place}.{missing[1]}") from None
