@@ -14,8 +14,16 @@ def test_an_expiry_is_two_fields_of_a_form_or_one_of_json() -> None:
     assert lasts_s_of({"purpose": "batch"}) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "3600", '["created_at", 3600]', '{"seconds": 3600}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "3600", '["created_at", 3600]', '{"seconds": 3600}']
+)
 def test_an_expiry_that_can_not_be_read_is_not_passed_over(text: str) -> None:
     with pytest.raises(InvalidValue) as refused:
         lasts_s_of({"expires_after": text})
     assert (refused.value.param or "").startswith("expires_after")
+
+
+def test_an_expiry_that_only_begins_like_one_is_refused() -> None:
+    fields = {"expires_after[anchor]": "created_at"}
+    with pytest.raises(InvalidValue):
+        lasts_s_of({**fields, "expires_after[seconds]": "000000086400" + 20 * "9"})

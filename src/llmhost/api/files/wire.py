@@ -83,9 +83,10 @@ def lasts_s_of(fields: dict[str, str]) -> int | None:
     """
     anchor: object = fields.get("expires_after[anchor]")
     seconds: object = fields.get("expires_after[seconds]")
-    if (whole := fields.get("expires_after")) is not None:
+    whole = fields.get("expires_after")
+    if whole is not None:
         anchor, seconds = _read_expiry(whole)
-    if anchor is None and seconds is None:
+    elif anchor is None and seconds is None:
         return None
     return checked_lasts_s(anchor, seconds, "expires_after")
 
@@ -105,7 +106,8 @@ def checked_lasts_s(anchor: object, seconds: object, param: str) -> int:
     if anchor != "created_at":
         raise InvalidValue(f"'{param}.anchor' must be 'created_at'.", param=f"{param}.anchor")
     text = str(seconds)
-    if not (text.isascii() and text.isdecimal() and SHORTEST_S <= int(text[:12]) <= LONGEST_S):
+    is_number = len(text) < 12 and text.isascii() and text.isdecimal()
+    if not (is_number and SHORTEST_S <= int(text) <= LONGEST_S):
         raise InvalidValue(
             f"'{param}.seconds' must be a whole number from {SHORTEST_S} to {LONGEST_S}.",
             param=f"{param}.seconds",
