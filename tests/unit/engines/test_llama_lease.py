@@ -63,3 +63,24 @@ def test_the_lease_is_kept_after_every_step_however_full_it_is(
         assert ToyScheduler(judge).answer(alone) == [traffic.said[seq_id]]
     runner.close()
     judge.close()
+
+
+def test_a_lease_that_shrinks_while_nothing_runs_is_kept_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "LEAST_CELLS", 256)
+    settings = LoadSettings(batch_tokens=128, rows=12, threads=1, kv_layout="partitioned")
+    path = write_random_llama(tmp_path / "random.gguf", layers=1)
+    runner = load_runner(path, settings, FACTS)
+    runner.set_kv_blocks(300)
+    traffic = Traffic(runner, 300)
+    for step in range(120):
+        if step < 60:
+            traffic.arrive(step)
+        traffic.step()
+
+    for blocks in range(300, 100, -20):
+        traffic.scheduler.resize_kv(blocks)
+        runner.set_kv_blocks(blocks)
+        assert runner.held_tokens <= most_tokens(blocks * SIZE)
+    runner.close()

@@ -80,6 +80,8 @@ class LlamaRunner:
             self._rebuild(Room(max(self._context.room.tokens, LEAST_CELLS)))
         elif self._residents is not None:
             self._residents.forget_from(count)
+            if self._holds_too_much:
+                self._rebuild(Room(self.context_cells))
 
     @property
     def _lease_tokens(self) -> int:
@@ -99,6 +101,11 @@ class LlamaRunner:
         """Room of the context, and what waits beside it in host memory. On a GPU that is not the lease's."""
         waiting = 0 if self._residents is None else self._residents.saved_tokens
         return self.context_cells + (0 if self._shape.offloads_kv else waiting)
+
+    @property
+    def _holds_too_much(self) -> bool:
+        most = most_tokens(self._lease_tokens)
+        return self.held_tokens > most and not self._shape.offloads_kv
 
     def _within(self, room: Room, rows: Sequence[Row]) -> Room:
         """A room, or the largest that the lease has room for beside all that is not of `rows`."""
@@ -283,7 +290,7 @@ class LlamaRunner:
             self._open()
             raise EngineFailed("This model has no KV memory.")
         sequences = self._residents.take_in(rows)
-        if self.held_tokens > most_tokens(self._lease_tokens) and not self._shape.offloads_kv:
+        if self._holds_too_much:
             self._undo(rows)
             self._is_together = self._is_together or self.buffers > 0
             self._rebuild(Room(self.context_cells), rows)
