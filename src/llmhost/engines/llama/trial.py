@@ -55,8 +55,14 @@ def _keep_small(asked: Asked) -> None:
         os._exit(1)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    resource.setrlimit(resource.RLIMIT_DATA, (asked.memory_bytes, asked.memory_bytes))
+    most = allowed(asked.memory_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def allowed(wanted_bytes: int, hard_bytes: int) -> int:
+    """No more than the node has been given, which only root may raise."""
+    return wanted_bytes if hard_bytes == resource.RLIM_INFINITY else min(wanted_bytes, hard_bytes)
 
 
 def _try(asked: Asked) -> None:

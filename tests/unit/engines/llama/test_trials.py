@@ -1,6 +1,7 @@
 """Files that llama.cpp ends its process over: another process meets them first, and the node says what came of it."""
 
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from llmhost.engines.llama.context import Room
 from llmhost.engines.llama.header import read_header
 from llmhost.engines.llama.kind import LlamaKind
 from llmhost.engines.llama.settings import LoadSettings
+from llmhost.engines.llama.trial import allowed
 from llmhost.engines.llama.trials import Asked, Trials, mark_of
 from llmhost.testing import make_host
 
@@ -141,6 +143,12 @@ def test_a_trial_that_somebody_ends_says_nothing_of_the_file(
             tried.prove(header, SETTINGS, ROOMS)
 
     tried.prove(header, SETTINGS, ROOMS)
+
+
+def test_a_trial_is_content_with_the_memory_that_the_node_was_given() -> None:
+    assert allowed(2**31, resource.RLIM_INFINITY) == 2**31
+    assert allowed(2**31, 2**30) == 2**30
+    assert allowed(2**31, 2**40) == 2**31
 
 
 @pytest.mark.usefixtures("no_process")
