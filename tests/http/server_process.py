@@ -102,9 +102,10 @@ class Node:
         return self
 
     def _has_torch(self) -> bool:
-        """Whether it will import torch anyway, to load a model. Fake ones have no source."""
+        """Whether it will import torch anyway, to load a model. Fake ones have no source, and what asks a hub reads the
+        environment when it is imported."""
         settings = self.settings_path.read_text()
-        return "source = " in settings and ".gguf" not in settings
+        return "source = " in settings and not any(of in settings for of in (".gguf", '"hf:'))
 
     def start(self) -> "Node":
         """Start the process and wait until it is ready."""

@@ -11,13 +11,13 @@ MODELS = '[models.echo]\nengine = "fake"\nprice = { output = "1" }\n'
 
 
 def test_keys_and_ledger_of_a_lost_node_go_on_from_its_backup(
-    new_node: Callable[..., Node], tmp_path: Path
+    new_node: Callable[..., Node], client_of: Callable[[Node, str], OpenAI], tmp_path: Path
 ) -> None:
     node = new_node(MODELS).start()
     key = node.create_key("acme")["key"]
     bearer = {"authorization": f"Bearer {key}"}
     target = tmp_path / "backup"
-    client = OpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0)
+    client = client_of(node, key)
     line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": chat_body()}
     content = json.dumps(line).encode()
     kept = client.files.create(file=("lines.jsonl", content), purpose="batch")
@@ -43,8 +43,7 @@ def test_keys_and_ledger_of_a_lost_node_go_on_from_its_backup(
     assert "not empty" in other.cli("restore", str(target)).stderr
     other.start()
     assert other.post(path, chat_body(max_tokens=2), headers=bearer).status_code == 200
-    client = OpenAI(base_url=f"{other.url}/v1", api_key=key, max_retries=0)
-    assert client.files.content(kept.id).content == content
+    assert client_of(other, key).files.content(kept.id).content == content
     assert "Stop it" in other.cli("restore", str(target)).stderr
     entries = other.entries()
     assert [row["seq"] for row in entries] == list(range(1, manifest["entries"] + 2))
