@@ -27,6 +27,7 @@ from llmhost.host.connection import connection_with
 from llmhost.host.garbage import Garbage
 from llmhost.host.listening import BACKLOG, bound_socket, url_of
 from llmhost.host.tls import Certificate, certificate_of
+from llmhost.host.web_socket import WebSocket
 from llmhost.host.wiring import Host
 from llmhost.observe.logs import log_event, start_logging
 from llmhost.storage.node import DataDir
@@ -181,7 +182,7 @@ def _uvicorn_config(host: Host, certificate: Certificate | None) -> uvicorn.Conf
     return uvicorn.Config(
         host.app.asgi,
         http=connection_with(host.repeats),
-        ws="websockets-sansio",
+        ws=WebSocket,
         ws_max_size=host.settings.server.max_body_bytes,
         ws_per_message_deflate=False,
         lifespan="off",

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from llmhost.api.door import Line, line_of
 from llmhost.host.connection import Connection
 from llmhost.host.serving import Server
+from llmhost.host.web_socket import WebSocket
 
 ASK = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 START = {"type": "http.response.start", "status": 200}
@@ -42,7 +43,7 @@ def serve(
     client: Client,
     first: bytes = ASK,
     *,
-    ws: Literal["none", "websockets-sansio"] = "none",
+    ws: Literal["none"] | type[WebSocket] = "none",
 ) -> None:
     """Serve `app` until `client` is done."""
     listener, connection = sockets
@@ -542,7 +543,7 @@ def test_a_socket_does_not_begin_amid_an_answer(
             await heard.wait()
 
     first = ASK.replace(b"connection: close\r\n", b"")
-    serve(client_socket, app, client, first, ws="websockets-sansio")
+    serve(client_socket, app, client, first, ws=WebSocket)
 
     assert kinds == ["http"]
 
@@ -576,7 +577,27 @@ def test_a_handshake_that_cannot_be_read_is_refused_and_not_waited_for(
         async with asyncio.timeout(60):
             answer = await read_all(connection)
 
-    serve(client_socket, app, client, handshake, ws="websockets-sansio")
+    serve(client_socket, app, client, handshake, ws=WebSocket)
 
     assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
     assert b"WebSocket" in answer
+
+
+def test_a_handshake_that_is_refused_is_no_error(
+    client_socket: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = b""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        told = "websocket.http.response"
+        await send({"type": f"{told}.start", "status": 404, "headers": []})
+        await send({"type": f"{told}.body", "body": b"no", "more_body": False})
+
+    async def client(connection: socket.socket) -> None:
+        nonlocal answer
+        answer = await read_all(connection)
+
+    serve(client_socket, app, client, HANDSHAKE, ws=WebSocket)
+
+    assert answer.startswith(b"HTTP/1.1 404 ") and answer.endswith(b"no")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
