@@ -8,7 +8,9 @@ import msgspec
 from tests.unit.pipeline.batch_node import WAIT_S, bearing, begin
 from tests.unit.pipeline.node import HELD_MODEL, Held, until
 
+from llmhost.api.message_batches.wire import read_lines
 from llmhost.config.schema import BatchSettings, PriceSettings, ServerSettings, Settings
+from llmhost.pipeline.batches.lines import Check
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
 
 PATH = "/v1/messages/batches"
@@ -94,6 +96,16 @@ async def test_what_can_not_be_a_batch_is_refused_at_once() -> None:
     assert {error["type"] for error in errors} == {"invalid_request_error"}
     assert [error["details"]["param"] for error in errors] == [param for _, param in REFUSED]
     assert left == (0, 0)
+
+
+def test_a_request_as_long_as_one_may_be_is_a_line_that_can_run() -> None:
+    body = msgspec.json.encode({"requests": [request(1)]})
+    (line,) = read_lines(body, most=1, longest_bytes=2**20)
+
+    assert read_lines(body, most=1, longest_bytes=len(line)) == [line]
+    check = Check("/v1/messages", most_lines=1, longest_bytes=len(line))
+    check.look(line + b"\n", 1)
+    assert check.faults == []
 
 
 async def test_a_canceled_batch_says_of_each_request_what_became_of_it_and_can_be_deleted() -> None:

@@ -123,7 +123,7 @@ class Check:
             self.faults.append(found)
 
     def _read(self, raw: bytes, number: int) -> Line | Fault:
-        if len(raw) <= self._longest_bytes:
+        if len(raw) - raw.endswith(b"\n") <= self._longest_bytes:
             return read_line(raw, number, self._endpoint)
         return Fault(
             code="line_too_long",
