@@ -67,6 +67,8 @@ EXEMPT = {
     *("/v1/chat/completions/{chat}", "/v1/chat/completions/{chat}/messages"),
     *("/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/content"),
     *("/v1/batches", "/v1/batches/{batch_id}", "/v1/batches/{batch_id}/cancel"),
+    "/v1/messages/batches",
+    *(f"/v1/messages/batches/{{batch_id}}{part}" for part in ("", "/cancel", "/results")),
     "/v1/responses/input_tokens",
     *(f"/v1/responses/{{response_id}}{part}" for part in ("", "/cancel", "/input_items")),
     "/v1/conversations",

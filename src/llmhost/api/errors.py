@@ -1,6 +1,7 @@
 """Errors on the wire: OpenAI's body, always with all four keys, whoever raised."""
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -34,6 +35,10 @@ _WITHOUT_V1 = ("/chat/", "/completions", "/embeddings", "/responses", "/models",
 
 LONGEST_MESSAGE = 4000
 """In characters: what was sent is repeated in messages, and may have been megabytes."""
+
+_BODY = "data"
+"""litestar's name for a body, where the fault is not in the value of one field."""
+_FIELD = re.compile(r"field `(.+?)`")
 
 _LEFT_EARLY = "client disconnected prematurely"
 """litestar's words for a body that its client did not send to the end: no fault of ours, and nobody is left to hear."""
@@ -121,12 +126,16 @@ def _not_allowed(asked: str, error: HTTPException) -> MethodNotAllowed:
 
 
 def _wrong_parameter(error: ValidationException) -> InvalidValue | None:
-    """What the framework says of the first parameter of a query or path that it can't read."""
+    """What the framework says of the first parameter of a query or path, or field of a body, that it can't read."""
     extra: Any = error.extra
     if not isinstance(extra, list) or not extra or "key" not in extra[0]:
         return None
-    name, why = extra[0]["key"], str(extra[0].get("message", "")).replace("`", "'")
-    return InvalidValue(f"{name}: {why}", param=name)
+    name, why = extra[0]["key"], str(extra[0].get("message", ""))
+    if name == _BODY:
+        field = _FIELD.search(why)
+        name = field[1] if field else None
+    why = why.replace("`", "'")
+    return InvalidValue(f"{name}: {why}" if name else why, param=name)
 
 
 def _sentence(error: HTTPException) -> str:

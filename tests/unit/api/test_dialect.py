@@ -98,7 +98,7 @@ async def test_refusals_before_a_route_is_reached_have_the_dialect_too() -> None
     settings = Settings(server=ServerSettings(drain_timeout_s=5.0))
     async with make_host(settings=settings) as host:
         elsewhere = await host.client.post("/v1/messages", headers={"host": "evil.example"})
-        unknown = await host.client.post("/v1/messages/batches", json={})
+        unknown = await host.client.post("/v1/messages/unheard/of", json={})
 
     for answer, kind in ((elsewhere, "permission_error"), (unknown, "not_found_error")):
         assert answer.json()["error"]["type"] == kind

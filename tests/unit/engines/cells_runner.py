@@ -102,7 +102,7 @@ class CellsRunner(FakeRunner):
         if not self._shares:
             assert sorted(taken) == [*range(len(rows))], "they do not follow one another"
         self._sequence_of = {row.seq_id: one for row, one in zip(rows, taken, strict=True)}
-        return super().run(rows)
+        return super().run(list(rows))  # its quick way through decoding rows looks into blocks
 
     def _feed(self, row: Row) -> list[int]:
         sequence = self._sequence_of[row.seq_id]
