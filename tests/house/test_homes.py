@@ -25,6 +25,7 @@ HOMES = {
     "sqlite_utils": {"storage"},
     "diskcache": {"cache"},
     "llguidance": {"text"},
+    "llvmlite": {"engines"},
     "tokenizers": {"text", "engines"},
     "jinja2": {"text"},
     "prometheus_client": {"observe"},

@@ -34,7 +34,7 @@ def by_hand(query: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Tens
         keys, values = keys[-scores.window :], values[-scores.window :]
     keys = keys.repeat_interleave(HEADS // KV_HEADS, 1)
     values = values.repeat_interleave(HEADS // KV_HEADS, 1)
-    products = torch.einsum("hd,lhd->hl", query, keys) * (scores.scaling or DIM**-0.5)
+    products = torch.einsum("hd,lhd->hl", query, keys) * (scores.scaling or query.shape[-1] ** -0.5)
     if scores.softcap is not None:
         products = scores.softcap * torch.tanh(products / scores.softcap)
     if scores.sinks is not None:
@@ -127,15 +127,16 @@ def attended(
     scores: Scores,
     dtype: torch.dtype,
     backend: Callable[[StepLayout, int, torch.dtype], Any] = in_torch,
+    dim: int = DIM,
 ) -> tuple[Tensor, Tensor]:
     """What attention gives for every query of a step, and what it should."""
     spans, size, seed = case
     numbers = torch.Generator().manual_seed(seed)
     known = [
-        torch.randn(2, start + count, KV_HEADS, DIM, generator=numbers).to(dtype)
+        torch.randn(2, start + count, KV_HEADS, dim, generator=numbers).to(dtype)
         for start, count in spans
     ]
-    queries = [torch.randn(count, HEADS, DIM, generator=numbers).to(dtype) for _, count in spans]
+    queries = [torch.randn(count, HEADS, dim, generator=numbers).to(dtype) for _, count in spans]
 
     pool = list(range(sum(-(-one.shape[1] // size) for one in known) + 3))
     random.Random(seed).shuffle(pool)
@@ -146,7 +147,7 @@ def attended(
     for i, (start, count) in enumerate(spans):
         blocks = [pool.pop() for _ in range(-(-(start + count) // size))]
         rows.append(Row(i, [0] * count, start, blocks, GREEDY, 0, True))
-    shape = KvShape(layers=1, kv_heads=KV_HEADS, head_dim=DIM, block_tokens=size, dtype=dtype)
+    shape = KvShape(layers=1, kv_heads=KV_HEADS, head_dim=dim, block_tokens=size, dtype=dtype)
     kv = PagedKv(shape, CPU)
     kv.resize(sum(len(row.blocks) for row in rows) + 3)
     for part in kv.layers[0]:

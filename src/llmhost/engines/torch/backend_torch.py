@@ -1,16 +1,16 @@
 """Attention over block tables in plain torch, for every device that torch has.
 
-One-token rows of similar length are gathered together and attend in one call, but for long ones on the CPU
-(`decode_rows`); each longer chunk attends on its own, a first chunk directly over the fresh keys, a short one over a
-long past tile by tile on some CPUs (`chunk_rows`). Masks and block indices are made once per step and shared by all
-layers.
+One-token rows of 16 bits on the CPU have machine code of our own (`native`). Others of similar length are gathered
+together and attend in one call, but for long ones on the CPU (`decode_rows`). Each longer chunk attends on its own, a
+first chunk directly over the fresh keys, a short one over a long past tile by tile on some CPUs (`chunk_rows`).
+Masks and block indices are made once per step and shared by all layers.
 A kernel backend replaces this file: it reads the same StepLayout and has the same `attend`.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,10 @@ from llmhost.engines.torch.cpu_linear import lacks_arithmetic
 from llmhost.engines.torch.decode_rows import WORTHWHILE_ELEMENTS, Past, RowAttention, pasts
 from llmhost.engines.torch.kv import KeyValue, as_kept, bits
 from llmhost.engines.torch.layout import StepLayout
+from llmhost.engines.torch.native.choice import RowsShape, Seen, code_for
+
+if TYPE_CHECKING:
+    from llmhost.engines.torch.native.rows import NativeRows
 
 GROUP_OVERHEAD_BLOCKS = 32
 """Padding, in blocks, that costs about as much as one more group of rows."""
@@ -45,6 +49,8 @@ class Span:
     """Added to the scores, [rows, 1, tokens per row, length]; None where every position counts."""
     pasts: tuple[Past, ...] | None = None
     """What each row sees, where rows attend one by one."""
+    seen: Seen | None = None
+    """The same, where they do so in code of our own."""
     chunk: Chunk | None = None
     """What a short chunk sees, where it attends tile by tile."""
 
@@ -110,7 +116,7 @@ class StepAttention:
         self._scratch = scratch
         self._block_tokens = block_tokens
         self._dtype = dtype
-        self._spans: dict[tuple[int | None, bool], list[Span]] = {}
+        self._spans: dict[tuple[int | None, bool, bool], list[Span]] = {}
 
     def attend(self, query: Tensor, fresh: KeyValue, cache: KeyValue, scores: Scores) -> Tensor:
         """Attend with `query` [1, heads, T, head_dim] in one layer; returns [1, T, heads, head_dim].
@@ -121,21 +127,46 @@ class StepAttention:
         """
         position_elements = cache.key.shape[2] * cache.key.shape[3]
         fresh = as_kept(fresh, cache.key.dtype)
-        outs = [
-            self._attend_span(span, query, fresh, cache, scores)
-            for span in self._spans_for(scores.window, scores.is_plain, position_elements)
-        ]
+        code = self._code(query, cache, scores)
+        spans = self._spans_for(scores.window, scores.is_plain, code is not None, position_elements)
+        outs = [self._attend_span(span, query, fresh, cache, scores, code) for span in spans]
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
+    def _code(self, query: Tensor, cache: KeyValue, scores: Scores) -> "NativeRows | None":
+        """For the step's one-token rows."""
+        if cache.key.device.type != "cpu" or not self._layout.decode_rows:
+            return None
+        kv_heads, head_dim = cache.key.shape[2:]
+        shape = RowsShape(
+            kv_heads=kv_heads,
+            queries=query.shape[1] // kv_heads,
+            head_dim=head_dim,
+            block_tokens=self._block_tokens,
+            dtype=cache.key.dtype,
+            softcap=scores.softcap,
+            has_sinks=scores.sinks is not None,
+        )
+        return code_for(shape)
+
     def _attend_span(
-        self, span: Span, query: Tensor, fresh: KeyValue, cache: KeyValue, scores: Scores
+        self,
+        span: Span,
+        query: Tensor,
+        fresh: KeyValue,
+        cache: KeyValue,
+        scores: Scores,
+        code: "NativeRows | None",
     ) -> Tensor:
         """The span's part of the result, [1, span.last - span.first, heads, head_dim]."""
         scaling = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
         asked = (scaling, scores.softcap, scores.sinks)
         rows = self._scratch.rows
-        if span.pasts is not None:
+        if span.seen is not None or span.pasts is not None:
             alone = query[0, :, span.first : span.last].transpose(0, 1)
+            if span.seen is not None:
+                assert code is not None
+                return code.attend(alone, cache, span.seen, scaling, scores.sinks)[None]
+            assert span.pasts is not None
             return rows.attend(alone, cache, span.pasts, *asked)[None]
         if span.chunk is not None:
             part, attend = query[0, :, span.first : span.last], self._scratch.chunks.attend
@@ -160,27 +191,37 @@ class StepAttention:
             out = _step_by_step(q, key, value, span.mask, scores)
         return out.transpose(1, 2).flatten(0, 1)[None]
 
-    def _spans_for(self, window: int | None, is_plain: bool, position_elements: int) -> list[Span]:
-        spans = self._spans.get((window, is_plain))
+    def _spans_for(
+        self, window: int | None, is_plain: bool, has_code: bool, position_elements: int
+    ) -> list[Span]:
+        spans = self._spans.get((window, is_plain, has_code))
         if spans is None:
-            spans = list(self._plan(window, is_plain, position_elements))
-            self._spans[window, is_plain] = spans
+            rows = (
+                self._rows_by_code(window)
+                if has_code
+                else self._rows_by_torch(window, position_elements)
+            )
+            spans = [*rows, *self._chunks(window, is_plain)]
+            self._spans[window, is_plain, has_code] = spans
         return spans
 
-    def _plan(self, window: int | None, is_plain: bool, position_elements: int) -> Iterator[Span]:
+    def _rows_by_code(self, window: int | None) -> Iterator[Span]:
+        rows = self._layout.decode_rows
+        yield Span(0, rows, rows, seen=Seen(self._layout, rows, window))
+
+    def _rows_by_torch(self, window: int | None, position_elements: int) -> Iterator[Span]:
         layout = self._layout
-        first_blocks = [self._first_block(start, window) for start in layout.starts]
-        counts = [
-            -(-end // self._block_tokens) - first
-            for end, first in zip(layout.ends, first_blocks, strict=True)
-        ]
         together = self._rows_together(window, position_elements)
-        for first, last in split_by_length(counts[:together]):
-            yield self._gathered(first, last, first_blocks, max(counts[first:last]), window)
+        _, counts = self._blocks(0, together, window)
+        for first, last in split_by_length(counts):
+            yield self._gathered(first, last, window)
         if together < layout.decode_rows:
             rows = range(together, layout.decode_rows)
             seen = tuple(pasts(layout, rows, self._block_tokens, window))
             yield Span(together, layout.decode_rows, len(rows), pasts=seen)
+
+    def _chunks(self, window: int | None, is_plain: bool) -> Iterator[Span]:
+        layout = self._layout
         row = layout.decode_rows
         while row < len(layout.starts):
             tokens = layout.ends[row] - layout.starts[row]
@@ -195,7 +236,7 @@ class StepAttention:
                 yield Span(layout.offsets[row], layout.offsets[last], 1, chunk=tiled(past, size))
             else:
                 last = row + 1
-                yield self._gathered(row, last, first_blocks, counts[row], window)
+                yield self._gathered(row, last, window)
             row = last
 
     def _rows_together(self, window: int | None, position_elements: int) -> int:
@@ -222,9 +263,16 @@ class StepAttention:
             and lacks_arithmetic(self._dtype)
         )
 
-    def _first_block(self, start: int, window: int | None) -> int:
-        """The block that holds the first position which a query at `start` or later can see."""
-        return 0 if window is None else max(start + 1 - window, 0) // self._block_tokens
+    def _blocks(self, first: int, last: int, window: int | None) -> tuple[list[int], list[int]]:
+        """Of rows `first` to `last`, exclusive: the block with the first position that each sees, and how many it
+        reads from there on."""
+        size, layout = self._block_tokens, self._layout
+        firsts = [
+            0 if window is None else max(start + 1 - window, 0) // size
+            for start in layout.starts[first:last]
+        ]
+        ends = layout.ends[first:last]
+        return firsts, [-(-end // size) - at for end, at in zip(ends, firsts, strict=True)]
 
     def _equal_fresh_rows(self, row: int) -> int:
         """Rows from `row` on that start at 0 and have as many tokens: the place after the last of them."""
@@ -235,13 +283,12 @@ class StepAttention:
             last += 1
         return last
 
-    def _gathered(
-        self, first: int, last: int, first_blocks: Sequence[int], count: int, window: int | None
-    ) -> Span:
-        """Rows `first` to `last`, exclusive, that read `count` blocks each from the cache."""
+    def _gathered(self, first: int, last: int, window: int | None) -> Span:
+        """Rows `first` to `last`, exclusive, that read as many blocks each from the cache as the longest of them."""
         layout, size, rows = self._layout, self._block_tokens, last - first
         begin, end = layout.offsets[first], layout.offsets[last]
-        bases = first_blocks[first:last]
+        bases, counts = self._blocks(first, last, window)
+        count = max(counts)
         tables = layout.block_tables[first:last]
         width = tables.shape[1]
         columns = torch.tensor(bases, device=tables.device)[:, None] + torch.arange(
