@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,6 +45,10 @@ class Wire(Protocol):
         """`write` if `is_free`, in one call: this is done for every token. False, and nothing is written, if not."""
 
 
+Pen = Callable[[bytes], bool]
+"""`Wire.offer` for pieces that have the same around them; takes what is between."""
+
+
 class Line(Wire, Protocol):
     """A whole connection, past ASGI's messages."""
 
@@ -56,6 +60,10 @@ class Line(Wire, Protocol):
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         """A whole answer in one write; False, and nothing is written, where it has to be sent."""
+
+    def pen(self, before: bytes, behind: bytes, tally: "Outflow | None" = None) -> Pen | None:
+        """For pieces that have this before and behind them, which `tally` counts. None while the answer has not begun,
+        and where it is not sent in pieces."""
 
     def on_gone(self, leave: Callable[[], None] | None) -> bool:
         """Have `leave` called when the client closes the connection, until this is called with None. False when it
@@ -100,15 +108,23 @@ def add_by_sending(scope: Scope) -> None:
 class _PiecesOnly:
     """A line by which no answer may begin."""
 
-    __slots__ = ("is_free", "offer", "on_gone", "peek_body", "take_body", "write")
+    __slots__ = ("is_free", "offer", "on_gone", "peek_body", "pen", "take_body", "write")
 
     def __init__(self, line: Line) -> None:
         self.is_free, self.write, self.peek_body = line.is_free, line.write, line.peek_body
-        self.offer = line.offer
+        self.offer, self.pen = line.offer, line.pen
         self.take_body, self.on_gone = line.take_body, line.on_gone
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         return False
+
+
+def pen_of(wire: Wire, before: bytes, behind: bytes) -> Pen:
+    """The quickest that a wire has."""
+    make = getattr(wire, "pen", None)
+    if make is not None and (pen := cast(Pen | None, make(before, behind))) is not None:
+        return pen
+    return lambda text: wire.offer(b"".join((before, text, behind)))
 
 
 class SentHeaders(Mapping[str, str]):
@@ -188,6 +204,10 @@ class _CountedLine:
         if is_written:
             self._outflow.sent_bytes += len(body)
         return is_written
+
+    def pen(self, before: bytes, behind: bytes, tally: Outflow | None = None) -> Pen | None:
+        assert tally is None, "counted twice"
+        return self._line.pen(before, behind, self._outflow)
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         is_written = self._line.answer(status, headers, body)

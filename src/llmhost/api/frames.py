@@ -4,14 +4,14 @@ A stream's envelope is the same for every piece of one answer, so it is encoded 
 Requests that want more than text are framed with their `Report`, and others pay nothing for it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from llmhost.api.bill_facts import bill_comment
 from llmhost.api.calls import calls_of
-from llmhost.api.door import Wire
+from llmhost.api.door import Pen, Wire, pen_of
 from llmhost.api.report import Report
 from llmhost.api.tokens import Placed
 from llmhost.core.output import Delta, Usage
@@ -173,14 +173,16 @@ class Frames:
 
     def taking(self, wire: Wire, otherwise: Take) -> Take:
         """What writes to `wire` as `otherwise` does, and a piece of text alone, which is nearly all, in fewer calls."""
-        around_of, offer, encode, join = self._around.get, wire.offer, _encode, b"".join
+        pens = _Pens(wire, self._around)
+        encode, pen_of = _encode, pens.get
 
         def take(deltas: list[Delta]) -> bool:
             if len(deltas) == 1:
                 only = deltas[0]
-                if only.finish_reason is None and (around := around_of(only.index)) is not None:
-                    text = only.text
-                    return offer(join((around[0], encode(text), around[1]))) if text else True
+                if only.finish_reason is None:
+                    pen = pen_of(only.index) or pens.made(only.index)
+                    if pen is not None:
+                        return pen(encode(only.text)) if only.text else True
             return otherwise(deltas)
 
         return take
@@ -267,6 +269,22 @@ class Frames:
     ) -> None:
         choice = b'{"index":%d,%s,"logprobs":%s,"finish_reason":%s}]'
         out.append(self._head + choice % (index, body, logprobs, reason) + self._tail)
+
+
+class _Pens(dict[int, Pen]):
+    """By choice, what writes a piece of text alone."""
+
+    def __init__(self, wire: Wire, around: Mapping[int, tuple[bytes, bytes]]) -> None:
+        super().__init__()
+        self._wire = wire
+        self._around = around
+
+    def made(self, index: int) -> Pen | None:
+        """A new one, as soon as it is known what stands around such pieces."""
+        if (around := self._around.get(index)) is None:
+            return None
+        self[index] = pen = pen_of(self._wire, *around)
+        return pen
 
 
 class ReportingFrames(Frames):

@@ -401,6 +401,28 @@ DeltaSink = Callable[[Delta], None]
 """Called on the HTTP loop with each delta of one sequence, in order."""
 
 
+class Joint(Protocol):
+    """Sinks of one kind that are told together what each step brings them, a token each, until they part."""
+
+    def hear(self, texts: Sequence[str], tokens: Sequence[int]) -> bool:
+        """What a step has brought each. False, and nothing is heard, where each has to be told alone."""
+        ...
+
+    def part(self) -> None:
+        """They are told alone from now on."""
+        ...
+
+
+class JointSink(Protocol):
+    """A DeltaSink that can be told together with others that have the same `together`."""
+
+    def __call__(self, delta: Delta) -> None: ...
+
+    def together(self, sinks: Sequence[Any]) -> Joint:
+        """These, itself among them."""
+        ...
+
+
 class EngineLoad(msgspec.Struct, frozen=True):
     """How busy an engine is, as advice: acting on it is the engine's own business."""
 

@@ -4,8 +4,8 @@ Decode, chunked prefill, prefix hits and speculation are one case: a row feeds `
 position `start`, and wants a token drawn after the last of them, or not.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, overload
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
@@ -71,16 +71,55 @@ class Row(NamedTuple):
     """Set where the row's whole text is fed at once and a vector is wanted, not a token."""
 
 
-class DecodeRows(list[Row]):
+class DecodeRows(Sequence[Row]):
     """The rows of a step in which each sequence is fed the one token that it said last, and nothing but one more is
-    wanted of it: most steps. Whoever goes through rows may go through these without looking at what each is."""
+    wanted of it: most steps. Whoever goes through rows may go through these without looking at what each is, and whom
+    the columns are enough never has a row made."""
 
-    __slots__ = ("owners",)
+    __slots__ = ("_rows", "ends", "fed", "owners", "seq_ids", "starts", "tables")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.owners: list[Any] = []
-        """Whose rows they are, in their order: the scheduler's own business."""
+    def __init__(
+        self,
+        owners: Sequence[Any],
+        seq_ids: Sequence[int],
+        fed: Sequence[int],
+        starts: Sequence[int],
+        tables: Sequence[Sequence[int]],
+        ends: Sequence[tuple[Any, ...]],
+    ) -> None:
+        self.owners = owners
+        """Whose rows they are, in their order: the scheduler's own business, as is what all rows have in `ends`."""
+        self.seq_ids = seq_ids
+        self.fed = fed
+        self.starts = starts
+        self.tables = tables
+        self.ends = ends
+        """What comes after the blocks of each."""
+        self._rows: list[Row] | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._made())
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        return self._made()[place]
+
+    def _made(self) -> list[Row]:
+        """The tuples are made without the class's own `__new__`, which is written in Python."""
+        if self._rows is None:
+            new = tuple.__new__
+            columns = zip(self.seq_ids, self.fed, self.starts, self.tables, self.ends, strict=True)
+            self._rows = [
+                new(Row, (seq_id, (token,), start, blocks, *end))
+                for seq_id, token, start, blocks, end in columns
+            ]
+        return self._rows
 
 
 class Draw(NamedTuple):
@@ -170,7 +209,7 @@ def split_exactly(total: int, weights: Sequence[int]) -> list[int]:
 def units_of(rows: Sequence[Row]) -> list[int]:
     """`work_units` of each row."""
     if type(rows) is DecodeRows:
-        return [row.start + 1025 for row in rows]
+        return [start + 1025 for start in rows.starts]
     return [work_units(row) for row in rows]
 
 

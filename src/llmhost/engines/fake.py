@@ -173,13 +173,11 @@ class FakeRunner:
         """`_run_row` for many rows that want nothing special."""
         size, states, vocab = self._block_tokens, self._states, self._options.vocab
         drawn: list[Drawn] = []
-        for row in rows:
-            _, (token,), start, blocks, *_ = row
-            before = start - 1
-            state = crc32(
-                token.to_bytes(4, "little"), states[blocks[before // size] * size + before % size]
-            )
-            states[blocks[start // size] * size + start % size] = state
+        for token, start, blocks in zip(rows.fed, rows.starts, rows.tables, strict=True):
+            offset = start % size
+            at = blocks[start // size] * size + offset
+            before = at - 1 if offset else (blocks[start // size - 1] + 1) * size - 1
+            states[at] = state = crc32(token.to_bytes(4, "little"), states[before])
             drawn.append(state % vocab)
         return drawn
 

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from llmhost.api.door import WIRE, Begun, Shortcut
+from llmhost.api.door import WIRE, Begun, Outflow, Pen, Shortcut
 from llmhost.api.errors import INTERNAL, error_body
 from llmhost.core.errors import BadRequest, HeadersTooLarge, LlmhostError, RequestTimeout
 from llmhost.core.ids import new_request_id
@@ -44,13 +44,15 @@ _CHUNK_HEADS = tuple(b"%x\r\n" % size for size in range(1024))
 class Line:
     """The shortcut of `door.Line` past ASGI's `send` and `receive`, which make messages and await for every piece."""
 
-    __slots__ = ("_cycle", "_flow", "_leave", "_write")
+    __slots__ = ("_cycle", "_flow", "_leave", "_write", "is_over")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = weakref.ref(cycle)  # it has the scope that has this
         self._flow = cycle.flow
         self._write = cycle.transport.write
         self._leave: Callable[[], None] | None = None
+        self.is_over = False
+        """The answer is complete, or its client has left."""
 
     def is_free(self) -> bool:
         cycle = self._cycle()
@@ -81,6 +83,25 @@ class Line:
         head = _CHUNK_HEADS[size] if size < len(_CHUNK_HEADS) else b"%x\r\n" % size
         self._write(b"".join((head, body, b"\r\n")))
         return True
+
+    def pen(self, before: bytes, behind: bytes, tally: Outflow | None = None) -> Pen | None:
+        cycle = self._cycle()
+        if cycle is None or not cycle.response_started or not cycle.chunked_encoding:
+            return None
+        flow, write, join, heads = self._flow, self._write, b"".join, _CHUNK_HEADS
+        tally = tally or Outflow()
+        around, behind = len(before) + len(behind), behind + b"\r\n"
+
+        def piece(text: bytes) -> bool:
+            if flow.write_paused or self.is_over:
+                return False
+            size = around + len(text)
+            head = heads[size] if size < len(heads) else b"%x\r\n" % size
+            write(join((head, before, text, behind)))
+            tally.sent_bytes += size
+            return True
+
+        return piece
 
     def take_body(self) -> bytes | None:
         cycle = self._cycle()
@@ -121,6 +142,7 @@ class Line:
         return cycle is not None and not cycle.disconnected
 
     def tell_gone(self) -> None:
+        self.is_over = True
         if self._leave is not None:
             self._leave()
 
@@ -305,6 +327,11 @@ class Connection(HttpToolsProtocol):
             and (name != b"content-length" or value.strip(b"0 ") == b"")
             for name, value in self.headers
         )
+
+    def on_response_complete(self) -> None:
+        for cycle, line in self._cycles:
+            line.is_over = line.is_over or cycle.response_complete
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
         self._is_in_body, self._body_bytes = False, 0

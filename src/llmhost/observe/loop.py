@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+MANY_GAPS = 1024
+
 
 class LoopCounter(Collector):
     """Sums by the values of labels."""
@@ -45,6 +47,10 @@ class Gaps(list[int]):
         super().__init__()
         self._bounds_ns = [bound_s * 1e9 for bound_s in bounds_s]
         self._count = count
+
+    def fold_if_many(self) -> None:
+        if len(self) >= MANY_GAPS:
+            self.fold()
 
     def fold(self) -> None:
         """Count what was noted, and forget it."""

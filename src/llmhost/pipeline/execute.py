@@ -87,7 +87,7 @@ class Generation:
     def submit(self, index: int, spec: SequenceSpec, screen: OutputScreen | None) -> None:
         """Start one choice. Raises Overloaded; then nothing of it runs."""
         voice = self._voice(index)
-        sink: Callable[[Delta], None] = voice.hear
+        sink: Callable[[Delta], None] = voice if self._contest is None else voice.hear
         pump = None
         if screen is not None:
             stop = partial(self._cancel_choice, index)
@@ -183,7 +183,8 @@ class Generation:
             *(self.context, self._said, index),
             now_ns=self._clock.monotonic_ns,
             gaps=self._gaps,
-            push=self.stream.push if self._contest is None else self._contest.push,
+            stream=self.stream,
+            push=None if self._contest is None else self._contest.push,
             end=self._end_choice,
             lose=self._lose,
         )

@@ -11,7 +11,7 @@ waits, what comes is given to that, from one callback for all readers, and the t
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from llmhost.core.errors import LlmhostError
@@ -54,7 +54,8 @@ class Outbox:
             loop.call_later(pause_s, self._serve)
 
     def _serve(self) -> None:
-        due, now_s, cpu_s = self._due, time.monotonic(), time.thread_time()
+        due, monotonic = self._due, time.monotonic
+        now_s, cpu_s = monotonic(), time.thread_time()
         if not self._left:
             self._left, self._began_s, self._spent_s = len(due), now_s, 0.0
         end_s = now_s + SLICE_S
@@ -76,7 +77,7 @@ class Outbox:
                         waiter.set_result(True)
                 except Exception as error:  # noqa: BLE001 - boundary: raised by the read, which is whose bug it is
                     waiter.set_exception(error)
-            if time.monotonic() >= end_s:
+            if monotonic() >= end_s:
                 break
         self._spent_s += time.thread_time() - cpu_s
         self._pause_ends_s = 0.0 if self._left else self._began_s + self._spent_s / self._share
@@ -150,6 +151,23 @@ class ReplayStream:
         self.is_abandoned = True
         if self._on_abandoned is not None:
             self._on_abandoned()
+
+
+def push_all(streams: Sequence[ReplayStream], deltas: Sequence[Delta]) -> None:
+    """`push` to each stream what is for it, in one loop: this is done for every token of every answer."""
+    for stream, delta in zip(streams, deltas, strict=True):
+        if stream.is_ended:
+            continue
+        stream._deltas.append(delta)
+        for reader in stream._waiting:
+            take, outbox = reader._take, reader._outbox
+            if take is None or outbox is None or not reader._cursor:
+                reader._hear()
+            elif not reader._is_due and take is not _leave_it:
+                reader._is_due = True
+                outbox._due.append(reader)
+                if not outbox._is_called:
+                    outbox._call()
 
 
 class StreamReader:

@@ -1,10 +1,11 @@
 """What one choice of a request says, on its way from its engine into the request's stream.
 
-`hear` runs for every token of every answer, so it asks others only where something comes of it: budgets when a raise
-is due, histograms when there is much to count.
+`hear` runs for every token of answers that are heard alone, so it asks others only where something comes of it: budgets
+when a raise is due, histograms when there is much to count. Most are heard together: a `Choir` does the same for all
+that a step brings in a few short loops, and leaves to `hear` whatever is not the same for all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmhost.core.output import Delta
@@ -12,15 +13,16 @@ from llmhost.cost.under_way import OUTPUT
 from llmhost.observe.loop import Gaps
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.spending import Allow, Spending
+from llmhost.pipeline.stream import ReplayStream, push_all
+from llmhost.storage.journal import Slot, count_one_more
 
-MANY_GAPS = 1024
+NEVER = 2**62
 
 
 @dataclass(slots=True)
 class Said:
     """By all choices of one request."""
 
-    tokens: int = 0
     is_detached: bool = False
     """Nobody is told any more."""
 
@@ -29,8 +31,8 @@ class Voice:
     """The sink of one choice."""
 
     __slots__ = (
-        *("_allow", "_context", "_end", "_gaps", "_index", "_last_ns", "_lose", "_now_ns", "_push"),
-        *("_said", "_spending", "_unheard", "_until_raise"),
+        *("_allow", "_context", "_end", "_gaps", "_last_ns", "_lose", "_now_ns", "_push"),
+        *("_said", "_spending", "_unheard", "_until_raise", "index", "stream"),
     )
 
     def __init__(
@@ -41,17 +43,20 @@ class Voice:
         *,
         now_ns: Callable[[], int],
         gaps: Gaps,
-        push: Callable[[Delta], None],
+        stream: ReplayStream,
         end: Callable[[Delta], None],
         lose: Callable[[Delta], None],
+        push: Callable[[Delta], None] | None = None,
     ) -> None:
-        """`push` takes what it says, `end` its last words, `lose` what comes once nobody is told any more."""
+        """What it says goes to `push` instead of the stream, if there is one, its last words to `end`, and to `lose`
+        what comes once nobody is told any more."""
+        self.index = index
+        self.stream = stream
         self._context = context
         self._said = said
-        self._index = index
         self._now_ns = now_ns
         self._gaps = gaps
-        self._push = push
+        self._push = push or stream.push
         self._end = end
         self._lose = lose
         self._last_ns = 0
@@ -62,12 +67,14 @@ class Voice:
     def spend(self, spending: Spending, allow: Allow) -> None:
         """Keep the budgets' ceiling ahead of it."""
         self._spending, self._allow = spending, allow
-        self._until_raise = spending.until_raise(self._index)
+        self._until_raise = spending.until_raise(self.index)
+
+    def __call__(self, delta: Delta) -> None:
+        self.hear(delta)
 
     def hear(self, delta: Delta) -> None:
         """Take what it said."""
-        said = self._said
-        if said.is_detached:
+        if self._said.is_detached:
             self._lose(delta)
             return
         is_last = delta.finish_reason is not None
@@ -81,22 +88,74 @@ class Voice:
             self._last_ns = now_ns
             if last_ns:
                 self._gaps.append(now_ns - last_ns)
-                if len(self._gaps) >= MANY_GAPS:
-                    self._gaps.fold()
+                self._gaps.fold_if_many()
             elif self._context.first_token_ns is None:
                 self._context.first_token_ns = now_ns
             if (slot := self._context.slot) is not None:
-                said.tokens += count
-                slot.count(OUTPUT, said.tokens)
+                slot.add(OUTPUT, count)
         if is_last:
             self._end(delta)
         else:
             self._push(delta)
 
+    @staticmethod
+    def together(voices: Sequence["Voice"]) -> "Choir":
+        """Of those whose words go to their streams, and who have said something. The JointSink port."""
+        return Choir(voices)
+
     def _raise(self, spending: Spending) -> None:
         assert self._allow is not None
         unheard, self._unheard = self._unheard, 0
-        spending.made(self._index, unheard, self._allow)
-        self._until_raise = spending.until_raise(self._index)
-        if spending.is_over(self._index):
+        spending.made(self.index, unheard, self._allow)
+        self._until_raise = spending.until_raise(self.index)
+        if spending.is_over(self.index):
             self._spending = None
+
+
+class Choir:
+    """Voices of one model that say a token each, step for step, until they part. Implements the Joint port."""
+
+    def __init__(self, voices: Sequence[Voice]) -> None:
+        contexts = [voice._context for voice in voices]
+        self._voices = voices
+        self._now_ns, self._gaps = voices[0]._now_ns, voices[0]._gaps
+        self._indexes = [voice.index for voice in voices]
+        self._streams = [voice.stream for voice in voices]
+        self._slots: list[Slot] = [one.slot for one in contexts if one.slot is not None]
+        self._last_ns = 0
+        """When they were last heard together."""
+        self._heard = 0
+        """Steps, and how many it takes until a budget has to be raised."""
+        are_alike = all(voice._gaps is self._gaps for voice in voices)
+        self._until_raise = min([_until_raise(voice) for voice in voices]) if are_alike else 0
+
+    def hear(self, texts: Sequence[str], tokens: Sequence[int]) -> bool:
+        """What a step has brought each. False, and nothing is heard, where each has to be told alone."""
+        if self._heard + 1 >= self._until_raise:
+            return False
+        self._heard += 1
+        self._note_time()
+        count_one_more(self._slots, OUTPUT)
+        columns = zip(self._indexes, texts, tokens, strict=True)
+        push_all(self._streams, [Delta(index, text, (token,)) for index, text, token in columns])
+        return True
+
+    def part(self) -> None:
+        """Let each know what it has said."""
+        heard, self._heard = self._heard, 0
+        for voice in self._voices:
+            voice._unheard += heard
+            voice._last_ns = self._last_ns or voice._last_ns
+
+    def _note_time(self) -> None:
+        now_ns, last_ns, gaps = self._now_ns(), self._last_ns, self._gaps
+        self._last_ns = now_ns
+        if last_ns:
+            gaps += [now_ns - last_ns] * len(self._voices)
+        else:
+            gaps += [now_ns - voice._last_ns for voice in self._voices]
+        gaps.fold_if_many()
+
+
+def _until_raise(voice: Voice) -> int:
+    return NEVER if voice._spending is None else voice._until_raise - voice._unheard

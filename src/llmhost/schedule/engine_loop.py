@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import cast
 
 from msgspec import structs
@@ -27,12 +28,14 @@ from llmhost.core.ports import (
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Row
 from llmhost.schedule.bed import Bed
-from llmhost.schedule.drain import DrainForecast, Speaker
+from llmhost.schedule.drain import DrainForecast
+from llmhost.schedule.ears import Ears, Entry
 from llmhost.schedule.flights import Flights, GuessRhythm
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.inbox import Command, Inbox
 from llmhost.schedule.scheduler import Emission, Scheduler
-from llmhost.schedule.stepping import StepObserver, Stepper
+from llmhost.schedule.steady import Chorus
+from llmhost.schedule.stepping import StepObserver, Stepper, joined
 from llmhost.schedule.watchdog import Watchdog
 
 log = logging.getLogger("llmhost.schedule")
@@ -90,8 +93,9 @@ class EngineLoop:
         self._guesser = guesser
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._sinks: dict[int, tuple[int, DeltaSink, Speaker]] = {}  # with the choice's index
+        self._sinks: dict[int, Entry] = {}
         self._drain = DrainForecast(batch=scheduler.limits.max_batch_size, most_live=self._max_live)
+        self._ears: Ears | None = None
         self._calls: set[asyncio.Future[None]] = set()
         self._inbox = Inbox(self._loop)
         self._is_stopping = False
@@ -212,8 +216,15 @@ class EngineLoop:
         while self._sinks and time.monotonic() < deadline:  # noqa: ASYNC110 - ends are rare here
             await asyncio.sleep(0.02)
 
-    def _deliver(self, emissions: list[Emission]) -> None:
+    def _deliver(self, emissions: Seq[Emission]) -> None:
         now_s = time.monotonic()
+        if type(emissions) is Chorus:
+            if self._ears is None or not self._ears.are_of(emissions):
+                self._part()
+                self._ears = Ears(emissions, self._sinks)
+            if self._ears.hear(emissions, self._drain, now_s, self._tell):
+                return
+        self._part()
         sinks, is_measured = self._sinks, False
         for seq_id, delta in emissions:
             if (entry := sinks.get(seq_id)) is None:
@@ -231,6 +242,11 @@ class EngineLoop:
             except Exception:
                 log.exception("sink.failed model=%s", self.name)
 
+    def _part(self) -> None:
+        if self._ears is not None:
+            self._ears.part()
+            self._ears = None
+
     def _tell(self, sink: DeltaSink, delta: Delta) -> None:
         try:
             sink(delta)
@@ -242,6 +258,7 @@ class EngineLoop:
     def _ended(self) -> None:
         """The thread's last word. Streams that it knew nothing of, or lost in a crash, end here."""
         error = self._cut_short()
+        self._part()
         for index, sink, _ in list(self._sinks.values()):
             self._tell(sink, Delta(index, finish_reason=FinishReason.ERROR, error=error))
         self._sinks.clear()
@@ -306,16 +323,16 @@ class EngineLoop:
         return min(max((deadline_ns - self._now_ns()) / 1e9, 0.0), QUIET_S)
 
     def _turn(self) -> None:
-        emissions = self._take_inbox()
+        ended = self._take_inbox()
         now_ns = self._now_ns()
-        emissions += self._scheduler.expire(now_ns)
-        emissions += self._go_on(now_ns)
+        ended += self._scheduler.expire(now_ns)
+        emissions = joined(ended, self._go_on(now_ns))
         self._load = self._scheduler.load()
         if self._guesser is not None:
             self._guesser.forget_ended(emissions)
         self._emit(emissions)
 
-    def _go_on(self, now_ns: int) -> list[Emission]:
+    def _go_on(self, now_ns: int) -> Seq[Emission]:
         """Have the device do a step. Where it can, the one behind it is begun before this one is looked at."""
         if not self._flights.is_up:
             self._guess()
@@ -347,7 +364,7 @@ class EngineLoop:
         emissions = self._flights.land_all() if is_rest_needed else []
         return emissions + [emission for command in commands for emission in command()]
 
-    def _step(self, rows: list[Row]) -> list[Emission]:
+    def _step(self, rows: Seq[Row]) -> Seq[Emission]:
         """A model of whose steps nothing can be computed any more gives up."""
         emissions = self._stepper.step(rows)
         if self._stepper.failures >= FAILURES_IN_A_ROW:
@@ -422,7 +439,7 @@ class EngineLoop:
         except Exception:  # boundary: the thread is ending and its streams still have to be told
             log.exception("engine.end_failed model=%s", self.name)
 
-    def _emit(self, emissions: list[Emission]) -> None:
+    def _emit(self, emissions: Seq[Emission]) -> None:
         if emissions:
             self._call_back(lambda: self._deliver(emissions))
 

@@ -9,6 +9,7 @@ which rows it can't be done with. It runs on the engine's thread.
 import logging
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from llmhost.core.ports import AheadRunner, Flight, Lane, Runner, Turn
@@ -25,7 +26,7 @@ LEAST_AHEAD, MOST_AHEAD = 4, 64
 
 
 class _InTheAir(NamedTuple):
-    rows: list[Row]
+    rows: Sequence[Row]
     flight: Flight
 
 
@@ -50,7 +51,7 @@ class Flights:
         """A step is on the device."""
         return bool(self._up)
 
-    def may_launch(self, rows: list[Row]) -> bool:
+    def may_launch(self, rows: Sequence[Row]) -> bool:
         if self._runner is None:
             return False
         if self._on_foot:
@@ -58,7 +59,7 @@ class Flights:
             return False
         return all(_flies(row) for row in rows)
 
-    def launch(self, rows: list[Row]) -> bool:
+    def launch(self, rows: Sequence[Row]) -> bool:
         """Hand a step to the device. False when that fails: it is to be run another way, or planned again."""
         assert self._runner is not None, "this runner can't be given a step ahead"
         is_first = not self._up
@@ -82,7 +83,7 @@ class Flights:
         self._up.append(_InTheAir(rows, flight))
         return True
 
-    def land(self) -> list[Emission]:
+    def land(self) -> Sequence[Emission]:
         """Wait for the step that was launched first, and take in what came of it."""
         rows, flight = self._up.popleft()
         error: Exception | None = None
@@ -114,7 +115,7 @@ class Flights:
             emissions += self.land()
         return emissions
 
-    def _crash(self, rows: list[Row], error: Exception) -> list[Emission]:
+    def _crash(self, rows: Sequence[Row], error: Exception) -> list[Emission]:
         """Nothing of the step is known, and the one behind it went on from there."""
         for later, flight in self._up:
             try:
@@ -133,7 +134,7 @@ class Flights:
         turn = self._turn
         self._scheduler.accounts.pay(turn.ended_ns - turn.started_ns, turn.nano)
 
-    def _stumble(self, rows: list[Row], error: Exception) -> None:
+    def _stumble(self, rows: Sequence[Row], error: Exception) -> None:
         log.warning("flight.failed rows=%d", len(rows), exc_info=error)
         self._scheduler.unplan(rows)
         self.wasted_steps += 1

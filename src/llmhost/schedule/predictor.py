@@ -61,7 +61,7 @@ class StepWork(NamedTuple):
 def work_of(rows: Iterable[Row]) -> StepWork:
     """The work of a step's rows: `plus` for each of them, in plain numbers."""
     if type(rows) is DecodeRows:
-        return StepWork(len(rows), len(rows), sum([row.start for row in rows]) + len(rows))
+        return StepWork(len(rows), len(rows), sum(rows.starts) + len(rows))
     count = fed = attended = prompts = prompt_rows = prompts_attended = past = 0
     for row in rows:
         tokens = len(row.tokens)

@@ -27,7 +27,7 @@ from llmhost.schedule.rows import next_row, row_of
 from llmhost.schedule.saying import has_no_room, say, say_next
 from llmhost.schedule.sequence import Sequence
 from llmhost.schedule.sequence_kv import SequenceKv
-from llmhost.schedule.steady import decode_rows, take_decoded
+from llmhost.schedule.steady import Chorus, Convoy, decode_rows, depart, may_be_convoy, take_decoded
 from llmhost.schedule.waiting import FairShares, WaitingQueue
 
 Emission = tuple[int, Delta]
@@ -55,6 +55,7 @@ class Scheduler:
         self._ns_per_token = 0.0
         self._intricate = 0
         """Sequences whose next step can't be made before their last token is known."""
+        self._convoy: Convoy | None = None
         self._has_drafts = False
         """The next step checks guesses."""
         self.is_held_up = False
@@ -115,6 +116,7 @@ class Scheduler:
         """
         assert spec.prompt, "a sequence without a prompt has nothing to draw from"
         assert spec.held_tokens is None or spec.held_tokens > 0, "a token at least is paid for"
+        self._part()
         sequence = Sequence.start(seq_id, spec, watch, grammar)
         sequence.halt(self.longest_tokens)
         self._sequences[seq_id] = sequence
@@ -133,6 +135,7 @@ class Scheduler:
         sequence = self._sequences.get(seq_id)
         if sequence is None:
             return None
+        self._part()
         sequence.allow(held_tokens, is_final=is_final)
         if self._is_full(sequence):
             return self._end(seq_id, FinishReason.LENGTH)
@@ -159,6 +162,7 @@ class Scheduler:
 
     def export(self) -> list[tuple[int, SequenceSpec]]:
         """Every sequence as data, in the order in which they would run."""
+        self._part()
         everyone = sorted(self._sequences.values(), key=_by_key)
         return [(s.seq_id, s.export()) for s in everyone]
 
@@ -167,6 +171,7 @@ class Scheduler:
 
     def preempt(self, seq_ids: Iterable[int]) -> None:
         """Have running sequences wait again. What they hold stays to be found, for as long as there is room."""
+        self._part()
         for seq_id in list(seq_ids):
             sequence = self._sequences.get(seq_id)
             if sequence is not None and sequence in self._running:
@@ -174,6 +179,7 @@ class Scheduler:
 
     def resize_kv(self, blocks: int) -> list[Emission]:
         """Change the KV lease. Who holds a block that goes is preempted; who can never fit again ends here."""
+        self._part()
         for sequence in [s for s in self._running if any(b >= blocks for b in s.blocks)]:
             self._preempt(sequence)
         self.books.resize(blocks)
@@ -187,26 +193,28 @@ class Scheduler:
 
     def draft_asks(self, most: int) -> list[DraftAsk]:
         """Guesses that the next step could check: at most `most` after each sequence that decodes."""
+        self._part()
         asks = (sequence.draft_ask(most) for sequence in self._running)
         return [ask for ask in asks if ask is not None]
 
     def set_drafts(self, drafts: Mapping[int, Seq[int]]) -> None:
         """Have the next step check these guesses, as far as their tokens may be said; of those for a grammar, only
         what it would take."""
+        self._part()
         for seq_id, tokens in drafts.items():
             self._sequences[seq_id].guess(tokens)
         self._has_drafts = True
 
     # ------------------------------------------------------------ plan
 
-    def plan(self, now_ns: int = 0) -> list[Row]:
+    def plan(self, now_ns: int = 0) -> Seq[Row]:
         """The next step's rows, with their blocks taken; empty when nothing can run."""
         preemptions = self.preemptions
         rows = self._plan(now_ns)
         self.is_held_up = not rows and self.preemptions == preemptions
         return rows
 
-    def plan_ahead(self, now_ns: int = 0) -> list[Row]:
+    def plan_ahead(self, now_ns: int = 0) -> Seq[Row]:
         """The rows of the step after one that still runs. Their first token may be `PENDING`: what that one draws.
 
         Empty when nothing can run, or when there is more to know first: what was drawn, or who gives way to whom.
@@ -218,15 +226,17 @@ class Scheduler:
 
         Of several plans for one sequence the last one is given back first.
         """
+        self._part()
         for row in rows:
             sequence = self._sequences.get(row.seq_id)
             if sequence is not None and sequence.fed == row.start + len(row.tokens):
                 sequence.fed = row.start
                 sequence.owed -= row.wants_token
 
-    def _plan(self, now_ns: int, *, is_ahead: bool = False) -> list[Row]:
+    def _plan(self, now_ns: int, *, is_ahead: bool = False) -> Seq[Row]:
         if (steady := self._steady()) is not None:
             return steady
+        self._part()
         hits: dict[int, Hit] = {}
         about_to: set[int] = set()
 
@@ -264,7 +274,22 @@ class Scheduler:
             return None
         if self._waiting and count < limits.max_batch_size:
             return None
-        return decode_rows(self._running, self.kv)
+        if self._convoy is not None:
+            return self._convoy.plan(self.kv)
+        rows = decode_rows(self._running, self.kv)
+        if rows is None:
+            return None
+        if may_be_convoy(rows, self.limits.block_tokens):
+            self._convoy = Convoy(rows, self.longest_tokens, self.limits.block_tokens)
+        else:
+            depart(rows)
+        return rows
+
+    def _part(self) -> None:
+        """Have each sequence know what has become of it: somebody is about to look, or to change one."""
+        if self._convoy is not None:
+            self._convoy.part(self._shares.serve)
+            self._convoy = None
 
     def take_moves(self) -> list[KvMove]:
         """What the runner must move between device and host before it runs the rows of the last plan."""
@@ -272,6 +297,7 @@ class Scheduler:
 
     def forget_texts(self) -> None:
         """Have nothing found that was computed until now: what blocks hold is not certain any more."""
+        self._part()
         self.kv.forget_texts(self._running)
 
     def _budget(self) -> Budget:
@@ -299,18 +325,29 @@ class Scheduler:
 
     # ------------------------------------------------------------ absorb
 
-    def absorb(self, result: StepResult) -> list[Emission]:
+    def absorb(self, result: StepResult) -> Seq[Emission]:
         """Take a step's tokens into their sequences; what each of them has to say, in row order.
 
         A sequence that ended while the step ran is skipped: its token is surplus and belongs to nobody.
         """
         self.steps += 1
         self._learn(result)
-        shares_nano: Iterable[int] = result.shares_nano() if result.nano else repeat(0)
-        shares = zip(result.shares_ns, shares_nano, strict=False)
+        shares_nano = result.shares_nano() if result.nano else None
+        if (chorus := self._absorb_convoy(result, shares_nano)) is not None:
+            return chorus
+        self._part()
+        shares = zip(result.shares_ns, shares_nano or repeat(0), strict=False)
         if type(result.rows) is DecodeRows:
             return self._absorb_decoded(result.rows, result.drawn, shares)
         return self._absorb(result.rows, result.drawn, shares)
+
+    def _absorb_convoy(self, result: StepResult, shares_nano: Seq[int] | None) -> Chorus | None:
+        if self._convoy is None or not self._convoy.has_made(result.rows):
+            return None
+        chorus = self._convoy.take(result.drawn, result.shares_ns, shares_nano, self.kv)
+        if chorus is not None:
+            self.accounts.callers_nano += result.nano
+        return chorus
 
     def _absorb_decoded(
         self, rows: DecodeRows, drawn: Seq[Drawn], shares: Iterable[tuple[int, int]]
@@ -390,6 +427,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Audit: the KV books balance and every sequence is in exactly one queue."""
+        self._part()
         self.books.check(s.blocks for s in self._sequences.values())
         queued = [*self._running, *self._waiting]
         assert {s.seq_id for s in queued} == set(self._sequences), "a sequence is in no queue"
@@ -423,6 +461,7 @@ class Scheduler:
         sequence = self._sequences.get(seq_id)
         if sequence is None:
             return None
+        self._part()
         self._remove(sequence)
         return seq_id, sequence.end(reason).but(error=error)
 

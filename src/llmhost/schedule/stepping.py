@@ -7,7 +7,7 @@ needed too much memory is planned again with fewer tokens. It runs on the engine
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llmhost.core.errors import EngineFailed, OutOfMemory
@@ -82,11 +82,11 @@ class Stepper:
         self._on_step = on_step
         self._budget = TokenBudget(scheduler.limits.max_tokens_per_batch)
 
-    def step(self, rows: list[Row]) -> list[Emission]:
+    def step(self, rows: Sequence[Row]) -> Sequence[Emission]:
         """Run `rows` and take in what came of them."""
         if (error := self._move()) is not None:
             return self._fail(rows, error, is_whole=True)
-        emissions: list[Emission] = []
+        emissions: Sequence[Emission] = []
         parts = deque([rows])
         effort = 4 * len(rows).bit_length() + 4  # two culprits are found with less
         is_first, has_computed = True, False
@@ -95,17 +95,17 @@ class Stepper:
             outcome = self._run(part)
             if isinstance(outcome, StepResult):
                 has_computed = True
-                emissions += self.absorb(outcome)
+                emissions = joined(emissions, self.absorb(outcome))
             elif isinstance(outcome, OutOfMemory):
                 has_computed = True  # nobody failed, and the next step is smaller
-                emissions += self._cut(part, outcome)
+                emissions = joined(emissions, self._cut(part, outcome))
             elif effort > 0 and (len(part) > 1 or is_first):
                 effort -= 1
                 self.retries += 1
                 log.warning("step.split model=%s rows=%d", self._name, len(part), exc_info=outcome)
                 parts.extend(halves(part))
             else:
-                emissions += self._fail(part, outcome)
+                emissions = joined(emissions, self._fail(part, outcome))
             is_first = False
         self.failures = 0 if has_computed else self.failures + 1
         return emissions
@@ -125,7 +125,7 @@ class Stepper:
             self._scheduler.accounts.pay(turn.ended_ns - turn.started_ns, turn.nano)
         return None
 
-    def _run(self, rows: list[Row]) -> StepResult | Exception:
+    def _run(self, rows: Sequence[Row]) -> StepResult | Exception:
         error: Exception | None = None
         drawn: list[Drawn] = []
         turn = self._lane.take()  # and not `turn`: a context manager costs as much as ten rows
@@ -144,7 +144,7 @@ class Stepper:
         shares = split_exactly(turn.ended_ns - turn.started_ns, units_of(rows))
         return StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares, turn.nano)
 
-    def absorb(self, result: StepResult) -> list[Emission]:
+    def absorb(self, result: StepResult) -> Sequence[Emission]:
         """Take a step's tokens into their sequences, and tell whoever learns from it."""
         emissions = self._scheduler.absorb(result)
         if self._guesser is not None:
@@ -155,7 +155,7 @@ class Stepper:
             self._limit()
         return emissions
 
-    def _cut(self, rows: list[Row], error: OutOfMemory) -> list[Emission]:
+    def _cut(self, rows: Sequence[Row], error: OutOfMemory) -> list[Emission]:
         """Those who find no place in a smaller step wait again; all are planned anew. One alone can't be cut further
         when it feeds a single token, or a text that must be fed at once."""
         self.retries += 1
@@ -181,7 +181,9 @@ class Stepper:
             self._scheduler.limits, max_tokens_per_batch=self._budget.now
         )
 
-    def _fail(self, rows: list[Row], error: Exception, *, is_whole: bool = False) -> list[Emission]:
+    def _fail(
+        self, rows: Sequence[Row], error: Exception, *, is_whole: bool = False
+    ) -> list[Emission]:
         log.error("step.failed model=%s rows=%d", self._name, len(rows), exc_info=error)
         failure = (
             error
@@ -194,7 +196,12 @@ class Stepper:
         return self._scheduler.fail((row.seq_id for row in rows), failure)
 
 
-def halves(rows: list[Row]) -> list[list[Row]]:
+def joined(before: Sequence[Emission], after: Sequence[Emission]) -> Sequence[Emission]:
+    """All of them in this order. What is alone stays what it is: a step may say all that it says at once."""
+    return [*before, *after] if before and after else before or after
+
+
+def halves(rows: Sequence[Row]) -> list[Sequence[Row]]:
     """Two parts of nearly one size; of a single row itself, which gets one more chance."""
     if len(rows) == 1:
         return [rows]

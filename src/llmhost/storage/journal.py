@@ -10,7 +10,7 @@ A slot's state is written last, in one aligned word, so a slot that is cut off i
 import mmap
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmhost.storage.connect import StorageFailed
@@ -41,6 +41,11 @@ class Slot:
         if self._journal is not None:
             self._journal._words[self._at + _COUNTERS + counter] = value
 
+    def add(self, counter: int, more: int) -> None:
+        """Count so many more. Nothing after `close`."""
+        if self._journal is not None:
+            self._journal._words[self._at + _COUNTERS + counter] += more
+
     def write(self, note: bytes) -> None:
         """Say something else. Cut off in between, the slot says nothing any more."""
         _check(note)
@@ -53,6 +58,14 @@ class Slot:
         if journal is not None and journal._fd >= 0:
             journal._words[self._at + _STATE] = _FREE
             journal._free.append(self._at)
+
+
+def count_one_more(slots: Iterable[Slot], counter: int) -> None:
+    """One more in a counter of each: for what is counted with every token. Of those that are closed nothing."""
+    place = _COUNTERS + counter
+    for slot in slots:
+        if (journal := slot._journal) is not None:
+            journal._words[slot._at + place] += 1
 
 
 class Journal:

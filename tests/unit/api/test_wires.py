@@ -11,7 +11,7 @@ from tests.unit.api.test_visits import LONG, Connection, app_of, visit
 from tests.unit.pipeline.node import HELD_MODEL, Held, settled, slow_ledger, until
 from tests.unit.pipeline.scripted import scripted_node
 
-from llmhost.api.door import WIRE
+from llmhost.api.door import WIRE, Outflow
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import FinishReason
 from llmhost.testing import FAKE_MODEL, TestHost, fake_words, make_host
@@ -50,6 +50,9 @@ class WiredConnection(Connection):
         if is_free := self.is_free():
             self.write(body)
         return is_free
+
+    def pen(self, before: bytes, behind: bytes, tally: Outflow | None = None) -> None:
+        return None
 
     def peek_body(self) -> bytes | None:
         return None

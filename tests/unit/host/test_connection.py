@@ -12,7 +12,7 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from llmhost.api.door import Line, line_of
+from llmhost.api.door import Line, Outflow, line_of
 from llmhost.host.connection import Connection
 from llmhost.host.serving import Server
 from llmhost.host.web_socket import WebSocket
@@ -114,6 +114,35 @@ def test_a_wire_is_free_between_the_beginning_and_the_end(
     serve(client_socket, app, client)
 
     assert free == [False, True, False]
+
+
+def test_a_pen_writes_what_is_between_and_counts_it_until_the_answer_ends(
+    client_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    got: list[bytes] = []
+    wrote: list[bool] = []
+    outflow = Outflow()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert wire(scope).pen(b"<", b">") is None
+        await send(START)
+        pen = wire(scope).pen(b"<", b">", outflow)
+        assert pen is not None
+        wrote.append(pen(b"one"))
+        wrote.append(pen(b"x" * 2000))
+        await send(END)
+        wrote.append(pen(b"late"))
+
+    async def client(connection: socket.socket) -> None:
+        got.append(await read_all(connection))
+
+    serve(client_socket, app, client)
+
+    body = got[0].partition(b"\r\n\r\n")[2]
+    large = b"7d2\r\n<" + b"x" * 2000 + b">\r\n"
+    assert body == b"5\r\n<one>\r\n" + large + b"3\r\nend\r\n0\r\n\r\n"
+    assert wrote == [True, True, False]
+    assert outflow.sent_bytes == 5 + 2002
 
 
 def test_a_wire_is_not_free_for_an_answer_of_known_length(

@@ -25,13 +25,16 @@ act = st.one_of(
     st.tuples(st.just("allow"), st.integers(0, 5), st.integers(1, 6)),
     st.tuples(st.just("step"), st.integers(0, 11), st.integers(0, 11)),
     st.tuples(st.just("step"), st.integers(0, 8), st.integers(0, 8)),
+    st.tuples(st.just("steps"), st.integers(0, 8), st.integers(1, 8)),
 )
 
 
 class Run:
     """One scheduler that is told what happens, and what all of it said."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_looked_at: bool = True) -> None:
+        """`is_looked_at`: after each step, by whoever wants to know of each what has become of it."""
+        self._is_looked_at = is_looked_at
         self.scheduler = Scheduler(
             SchedulerLimits(
                 max_batch_size=3,
@@ -54,7 +57,8 @@ class Run:
         elif name == "allow":
             self._hear(self.scheduler.allow(one, one + other, is_final=other % 2 == 0))
         else:
-            self._step(one, other)
+            for _ in range(other if name == "steps" else 1):
+                self._step(one, 0 if name == "steps" else other)
 
     def _step(self, token: int, failing: int) -> None:
         rows = self.scheduler.plan()
@@ -69,7 +73,8 @@ class Run:
             for place, row in enumerate(rows)
         ]
         self.said += self.scheduler.absorb(StepResult(rows, drawn, 0, STEP_NS, shares, STEP_NANO))
-        self.scheduler.check()
+        if self._is_looked_at:
+            self.scheduler.check()
 
     def _hear(self, emission: tuple[int, Delta] | None) -> None:
         self.said += [] if emission is None else [emission]
@@ -97,13 +102,16 @@ def spec(seq_id: int, prompt: int, answer: int) -> SequenceSpec:
     )
 
 
-@given(st.lists(act, max_size=60))
-def test_both_ways_have_the_same_outcome(acts: list[tuple[str, int, int]]) -> None:
-    quick, general = Run(), Run()
+@given(st.lists(act, max_size=60), st.booleans())
+def test_both_ways_have_the_same_outcome(
+    acts: list[tuple[str, int, int]], is_looked_at: bool
+) -> None:
+    quick, general = Run(is_looked_at=is_looked_at), Run()
     general.scheduler._steady = lambda: None  # type: ignore[method-assign]
     for each in acts:
         quick.do(*each)
         general.do(*each)
+    quick.scheduler.check()
     assert quick.state() == general.state()
     assert general.decoded_steps == 0
 
@@ -117,6 +125,19 @@ def test_an_answer_that_is_alone_is_decoded_in_one_pass() -> None:
     assert (
         run.decoded_steps == 6
     )  # all but the prompt's, and the answer's first, by which it shows what it is
+
+
+def test_what_many_say_together_is_told_to_each_when_somebody_comes() -> None:
+    run = Run(is_looked_at=False)
+    run.do("add", 3, 30)
+    run.do("allow", 1, 30)
+    for _ in range(6):
+        run.do("step", 1, 0)
+    assert run.scheduler._convoy is not None
+    run.do("add", 2, 2)
+    assert run.scheduler._convoy is None
+    [(_, first), _] = run.scheduler.export()
+    assert (len(first.generated), first.high_water) == (6, 8)
 
 
 def test_what_is_not_plain_shows_in_no_row_of_such_a_step() -> None:

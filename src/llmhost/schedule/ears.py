@@ -1,0 +1,69 @@
+"""Who hears what a convoy says: one call for each step, where their sinks can be told together. On the HTTP loop."""
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from llmhost.core.output import Delta
+from llmhost.core.ports import DeltaSink, Joint, JointSink
+from llmhost.schedule.drain import DrainForecast, Speaker
+from llmhost.schedule.steady import Chorus
+
+Entry = tuple[int, DeltaSink, Speaker]
+"""Of a sequence: the choice's index, who hears it, and what the forecast of waits notes of it."""
+Tell = Callable[[DeltaSink, Delta], None]
+
+
+class Ears:
+    """Those of one convoy, which is known by its list of ids."""
+
+    def __init__(self, chorus: Chorus, sinks: Mapping[int, Entry]) -> None:
+        self._seq_ids = chorus.seq_ids
+        entries = [sinks.get(seq_id) for seq_id in chorus.seq_ids]
+        self._speakers = [entry[2] for entry in entries if entry is not None]
+        self._places: list[int] | None = None
+        """Whom `_joint` speaks for; None for all."""
+        self._others: list[tuple[int, int, DeltaSink]] = []
+        self._joint = self._joined(entries)
+
+    def are_of(self, chorus: Chorus) -> bool:
+        return self._seq_ids is chorus.seq_ids
+
+    def hear(self, chorus: Chorus, drain: DrainForecast, now_s: float, tell: Tell) -> bool:
+        """False, and nobody has heard anything, where each has to be told alone."""
+        if self._joint is None:
+            return False
+        texts, tokens, places = chorus.texts, chorus.tokens, self._places
+        if places is not None:
+            texts, tokens = [texts[at] for at in places], [tokens[at] for at in places]
+        if not self._joint.hear(texts, tokens):
+            return False
+        for speaker in self._speakers:
+            speaker.said += 1
+        drain.heard(self._speakers[0], now_s)
+        for place, index, sink in self._others:
+            tell(sink, Delta(index, chorus.texts[place], (chorus.tokens[place],)))
+        return True
+
+    def part(self) -> None:
+        """They are told alone from now on."""
+        if self._joint is not None:
+            self._joint.part()
+
+    def _joined(self, entries: list[Entry | None]) -> Joint | None:
+        """Those that can be told together, if nobody is heard for the first time."""
+        joint: list[JointSink] = []
+        places: list[int] = []
+        for place, entry in enumerate(entries):
+            if entry is None:
+                continue
+            index, sink, speaker = entry
+            if speaker.first_s is None:
+                return None
+            if hasattr(sink, "together") and (not joint or type(sink) is type(joint[0])):
+                joint.append(cast(JointSink, sink))
+                places.append(place)
+            else:
+                self._others.append((place, index, sink))
+        if len(places) < len(entries):
+            self._places = places
+        return joint[0].together(joint) if joint else None
