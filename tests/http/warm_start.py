@@ -35,7 +35,11 @@ SERVING = (
     "uvicorn.protocols.websockets.websockets_sansio_impl",
 )
 """What a server imports on top of `llmhost.host` before it is ready."""
-TORCH = ("llmhost.engines.torch.load", "transformers.models.llama.modeling_llama")
+TORCH = (
+    "llmhost.engines.torch.late",
+    "llmhost.engines.torch.load",
+    "transformers.models.llama.modeling_llama",
+)
 """What it imports to load a model by the torch engine. Other servers are to show that they do without."""
 
 
@@ -160,7 +164,9 @@ def main() -> None:
         typer.main.get_command = cache(typer.main.get_command)
         typer.main.get_command(app)  # from ninety functions, which takes a tenth of a second
         for name in sys.argv[2:]:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
+            if name == TORCH[0]:
+                module.import_transformers()
 
     order = fork_for(socket.socket(fileno=int(sys.argv[1])))
     if order is None:

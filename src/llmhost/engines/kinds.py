@@ -1,7 +1,6 @@
 """The kinds of engine: what a deployment asks of each before, while and after it loads a model."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -64,9 +63,15 @@ class FakeKind:
 
 
 class TorchKind:
-    """transformers checkpoints through our own runner. torch is imported on first use."""
+    """transformers checkpoints through our own runner. torch is imported on first use.
+
+    `names` is a file in which to keep what transformers would find out about itself at each start.
+    """
 
     needs_files = True
+
+    def __init__(self, names: Path | None = None) -> None:
+        self._names = names
 
     def footprint(self, spec: ModelSpec, folder: Path | None) -> RunnerFacts:
         from llmhost.engines.torch.footprint import read_footprint
@@ -126,15 +131,32 @@ class TorchKind:
     def _device(self, options: TorchOptions) -> str:
         if options.device == "cpu":
             return "cpu:0"
-        with _import_once("llmhost.engines.torch.load"):
-            from llmhost.engines.torch.load import pick_device
+        self._import()
+        from llmhost.engines.torch.load import pick_device
 
         device = pick_device(options.device)
         return f"{device.type}:{device.index or 0}"
 
+    def _import(self) -> None:
+        """Seconds, the first time."""
+        if "llmhost.engines.torch.load" in sys.modules:
+            return
+        with long_import():
+            from llmhost.engines.torch.late import import_transformers, late_imports
+
+            import_transformers(self._names)
+            with late_imports():
+                import llmhost.engines.torch.load  # noqa: F401
+
     def load(self, spec: ModelSpec, folder: Path | None, predicted: RunnerFacts) -> Runner:
-        with _import_once("llmhost.engines.torch.load"):
-            from llmhost.engines.torch.load import load_runner
+        self._import()
+        from llmhost.engines.torch.late import late_imports
+
+        with late_imports():  # the model's own modules
+            return self._load(spec, folder)
+
+    def _load(self, spec: ModelSpec, folder: Path | None) -> Runner:
+        from llmhost.engines.torch.load import load_runner
 
         options = _options(spec, TorchOptions)
         if (task := self._task(spec, folder)) != "generate":
@@ -167,7 +189,8 @@ class TorchKind:
 def built_in(data_dir: Path | None = None) -> dict[str, EngineKind]:
     """The engines of this package. What they find out about files is kept in a data dir."""
     tried = None if data_dir is None else data_dir / "gguf-tried"
-    return {"torch": TorchKind(), "llama": LlamaKind(tried), "fake": FakeKind()}
+    names = None if data_dir is None else data_dir / "transformers-names.json"
+    return {"torch": TorchKind(names), "llama": LlamaKind(tried), "fake": FakeKind()}
 
 
 T = TypeVar("T")
@@ -175,11 +198,6 @@ T = TypeVar("T")
 
 def _options(spec: ModelSpec, kind: type[T]) -> T:
     return msgspec.convert(spec.options, kind)
-
-
-def _import_once(module: str) -> AbstractContextManager[None]:
-    """Around an import that takes seconds the first time."""
-    return nullcontext() if module in sys.modules else long_import()
 
 
 def _present(folder: Path | None) -> Path:
