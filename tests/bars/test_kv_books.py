@@ -3,9 +3,9 @@
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from tests.unit.schedule.kit import VOCAB, Workbench, a_spec, some_limits
 
 from llmhost.core.request import SequenceSpec
@@ -77,7 +77,7 @@ class Life:
     def add(self, choices: int) -> None:
         spec = self.spec()
         for index in range(choices):
-            self.bench.add(replace(spec, index=index))
+            self.bench.add(structs.replace(spec, index=index))
 
     def step(self) -> None:
         if self.random.random() < 0.3:

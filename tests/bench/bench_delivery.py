@@ -13,12 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import uvloop
+from msgspec import structs
 
 sys.path.append(str(Path(__file__).parents[1] / "http"))  # for server_process.py
 
@@ -152,7 +152,7 @@ async def in_process(args: argparse.Namespace) -> float:
             told += 1
 
         for index in range(args.streams):
-            engine.submit(replace(spec, arrival_ns=index), count)
+            engine.submit(structs.replace(spec, arrival_ns=index), count)
         await asyncio.sleep(1)
         before, began = told, time.perf_counter()
         await asyncio.sleep(args.seconds / 2)

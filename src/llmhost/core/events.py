@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.request import Caller
 
@@ -16,8 +18,7 @@ class SafetyNote(NamedTuple):
     review_id: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestEnded:
+class RequestEnded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request, however it ended."""
 
     request_id: str

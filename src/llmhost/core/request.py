@@ -3,12 +3,14 @@
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
 from itertools import repeat
 from operator import attrgetter, call
 from typing import Any
+
+import msgspec
 
 from llmhost.core.thoughts import ThoughtIds
 
@@ -501,8 +503,7 @@ def _arguments(value: Any) -> Any:
     return read if isinstance(read, dict) else value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceSpec:
+class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One sequence as data: everything that a runner elsewhere needs to go on with it.
 
     `generated` is empty at first; an exported sequence (preemption, migration, restart) carries what it
@@ -565,4 +566,4 @@ class SequenceSpec:
             return self
         held_tokens = max(held_tokens, self.held_tokens)
         most = min(self.max_new_tokens, held_tokens) if is_final else self.max_new_tokens
-        return replace(self, held_tokens=held_tokens, max_new_tokens=most)
+        return msgspec.structs.replace(self, held_tokens=held_tokens, max_new_tokens=most)

@@ -1,9 +1,11 @@
 """What one request has cost, by pool, and how that is told. Pure."""
 
 import hashlib
-from dataclasses import dataclass, field
 from fractions import Fraction
+from operator import attrgetter
 from typing import Any
+
+import msgspec
 
 from llmhost.core.ids import new_salt
 from llmhost.core.output import Usage
@@ -13,8 +15,7 @@ PLACES = 15
 """Decimal places of what a token costs: far below a nano-dollar, because a token can cost less than one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Breakdown:
+class Breakdown(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     """Nano-dollars of each pool. What is said of loading is provisional until the model is unloaded."""
 
     gpu_compute_nano: int = 0
@@ -28,7 +29,13 @@ class Breakdown:
     """The load that `model_loading_nano` is a part of."""
     load_ns: int = 0
     """The time of that part; a quantity of the entry's."""
-    salt: str = field(default_factory=new_salt, compare=False)
+    salt: str = msgspec.field(default_factory=new_salt)
+    """Of two that say the same it is another."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Breakdown) and _said(self) == _said(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def total_nano(self) -> int:
@@ -52,6 +59,17 @@ class Breakdown:
             f"/{self.model_loading_nano}/{self.safety_moderation_nano}"
         )
         return pools if self.load_id is None else f"{pools}/{self.load_id}"
+
+
+_said = attrgetter(
+    "gpu_compute_nano",
+    "input_nano",
+    "infrastructure_nano",
+    "model_loading_nano",
+    "safety_moderation_nano",
+    "load_id",
+    "load_ns",
+)
 
 
 def cost_digest(salt: str, pools_text: str) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from llmhost.core.meter import Meter, Rate
 from llmhost.core.ports import Clock
 from llmhost.cost.rates import NodeRates
@@ -62,8 +64,7 @@ class SharedPool:
         return self.level - level
 
 
-@dataclass(slots=True)
-class Ticket:
+class Ticket(msgspec.Struct, gc=False):
     """A request's stay in flight."""
 
     levels: tuple[int, int]

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+import msgspec
+
 from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import UnknownModel
 from llmhost.core.request import Caller, ModelRef
@@ -29,8 +31,7 @@ class ModelEntry:
         return any(caller.may_use(name) for name in (self.name, *self.spec.aliases))
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(msgspec.Struct, frozen=True):
     """What a request can name: a model, or a model with one of its LoRA adapters."""
 
     entry: ModelEntry

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
+from msgspec import structs
+
 from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError, SafetyUnavailable
 from llmhost.core.ids import new_seed
 from llmhost.core.output import Delta, FinishReason, Outcome, Usage
@@ -267,7 +269,7 @@ class Generation:
             if shared:
                 usage = _without(usage, shared[index])
             elif index % runs:
-                usage = replace(usage, prompt_tokens=0, cached_tokens=0)
+                usage = structs.replace(usage, prompt_tokens=0, cached_tokens=0)
             merged += usage
         return merged
 
@@ -458,7 +460,7 @@ def _silent(context: RequestContext) -> Iterator[SequenceSpec] | None:
 
 def _without(usage: Usage, shared: int) -> Usage:
     """Without the tokens that another prompt of the request has, too."""
-    return replace(
+    return structs.replace(
         usage,
         prompt_tokens=max(usage.prompt_tokens - shared, 0),
         cached_tokens=max(usage.cached_tokens - shared, 0),

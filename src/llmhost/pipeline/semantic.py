@@ -13,6 +13,8 @@ import logging
 import random
 from dataclasses import replace
 
+from msgspec import structs
+
 from llmhost.cache.alike import Kept
 from llmhost.cache.keys import Asked, Place
 from llmhost.cache.response_cache import ResponseCache, Rules, Sought
@@ -205,7 +207,7 @@ class Semantic:
                 spending=None,
                 longest_tokens=longest,
             )
-            spec = replace(
+            spec = structs.replace(
                 spec_of(shadow, 0),
                 priority=LAST_PRIORITY,
                 deadline_ns=None,

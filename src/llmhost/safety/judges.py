@@ -5,8 +5,9 @@ They only find. A later one is not asked about what the policy blocks already.
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from llmhost.core.errors import ContentRefused, LlmhostError
 from llmhost.core.request import Caller, GenerationRequest
@@ -34,8 +35,7 @@ TEXTS_A_TURN = 64
 """So many texts are judged before other requests get their turn, however short they are."""
 
 
-@dataclass(slots=True)
-class Judged:
+class Judged(msgspec.Struct):
     """What was found in one text, what was decided of it, and what a guard took for it."""
 
     decision: Decision
@@ -50,8 +50,7 @@ class Judged:
         return self.decision.action is Action.ALLOW and not self.findings
 
 
-@dataclass(frozen=True, slots=True)
-class Judges:
+class Judges(msgspec.Struct, frozen=True):
     """Of one caller."""
 
     rules: Rules

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from msgspec import structs
+
 from llmhost.core.errors import SafetyUnavailable
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.safety.judges import Judged, Judges
@@ -174,10 +176,10 @@ class OutputScreen:
             action = await self._reviewed(judged, piece)
             if action is Action.WARN and self._judges.redacts(judged.findings, Direction.OUTPUT):
                 action = Action.REDACT  # released, and all else that is found counts as well
-            judged.decision = replace(judged.decision, action=action)
+            judged.decision = structs.replace(judged.decision, action=action)
         action = judged.decision.action
         if action is Action.REDACT and not self._redact(judged.findings, piece):
-            judged.decision = replace(judged.decision, action=Action.BLOCK)
+            judged.decision = structs.replace(judged.decision, action=Action.BLOCK)
         if judged.decision.action > Action.REDACT:
             self.refused_by = rule
             judged.findings += self._passed.values()  # no other row will tell of them
@@ -211,7 +213,7 @@ class OutputScreen:
         """Reviewers see all of an answer, and it goes out as it is or not at all."""
         assert self._reviews is not None
         if self._reviews.approved(self._caller, self._said):
-            judged.decision = replace(judged.decision, action=Action.ALLOW)
+            judged.decision = structs.replace(judged.decision, action=Action.ALLOW)
             self._record(judged)
             return
         shown = self._said

@@ -6,10 +6,11 @@ Runs on the HTTP loop; long text is judged in pieces, and other requests get the
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace as replace_of
 
 from llmhost.config.schema import SafetySettings
@@ -58,8 +59,7 @@ def _nobody(screening: Screening) -> None:
     """Where nobody wants to know what was decided."""
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(msgspec.Struct, frozen=True):
     """A prompt that may run: as it is to run, and what was found all the same."""
 
     request: GenerationRequest
@@ -186,7 +186,7 @@ class Screen:
             changed = await judges.redact_input(readable, is_released=is_released)
             passed = Passed(changed or request)
             if changed is None:
-                judged.decision = replace(judged.decision, action=Action.BLOCK)
+                judged.decision = replace_of(judged.decision, action=Action.BLOCK)
         asked = readable if passed.request is request else passed.request
         case = Case(request=asked, caller=caller, direction=Direction.INPUT)
         shown = readable if is_released else asked
@@ -194,12 +194,12 @@ class Screen:
         is_decided = judged.decision.action > Action.REDACT
         is_held = is_decided and not (is_released and judged.decision.action is Action.REVIEW)
         if judges.guard is None or is_held:
-            return replace(passed, screening=await concluded(judged))
+            return replace_of(passed, screening=await concluded(judged))
 
         async def guarded() -> Screening:
             return await concluded(await judges.with_guard(judged, case))
 
-        return replace(passed, guarded=guarded())
+        return replace_of(passed, guarded=guarded())
 
     def _is_released(
         self, judges: Judges, judged: Judged, request: GenerationRequest, caller: Caller
@@ -362,7 +362,7 @@ def _with_prompt(screening: Screening, keep: KeepPrompts, request: GenerationReq
 
 
 def _with(screening: Screening, action: Action) -> Screening:
-    return replace(screening, decision=replace(screening.decision, action=action))
+    return replace(screening, decision=replace_of(screening.decision, action=action))
 
 
 def _refusal(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Literal, Protocol
 
+import msgspec
+
 from llmhost.core.output import Usage
 from llmhost.core.request import Caller, GenerationRequest
 
@@ -70,8 +72,7 @@ class KeepPrompts:
 NO_PROMPTS = KeepPrompts()
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What a policy made of findings."""
 
     action: Action
@@ -189,8 +190,7 @@ class Reviews(Protocol):
         """Whether a reviewer let exactly this text of this organisation pass before. In memory; no I/O."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class Case(msgspec.Struct, frozen=True, kw_only=True):
     """What a guard is asked about: a conversation and, of an answer, what has been said of it so far."""
 
     request: GenerationRequest

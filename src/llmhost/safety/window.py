@@ -6,8 +6,9 @@ before its first character leaves: nothing up to `overlap_chars` long gets out i
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 CONTEXT = 64
 """Characters before a piece that a rule may look back at."""
@@ -18,8 +19,7 @@ TAIL_CHARS = 64
 """A line of dashes that closes something is no longer than this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """A stretch of text to judge. What is before `start` is context: it was judged before."""
 
     text: str

@@ -6,8 +6,9 @@ forward, that gives the moments at which places come free. Callers that were tol
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+
+import msgspec
 
 FIRST_S = 1.0
 """What is told while nothing has been measured."""
@@ -22,8 +23,7 @@ CHANGE = 0.1
 """Part of each new measurement that enters an average."""
 
 
-@dataclass(slots=True)
-class Speaker:
+class Speaker(msgspec.Struct, gc=False):
     """One sequence that has not ended, as the door sees it."""
 
     most_tokens: int

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import structs
 
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.ports import DraftAsk, TextWatch
@@ -156,7 +158,7 @@ class Sequence:
 
     def export(self) -> SequenceSpec:
         """This sequence as data, to be started again here or elsewhere."""
-        return replace(
+        return structs.replace(
             self.spec,
             generated=tuple(self.tokens[len(self.spec.prompt) :]),
             high_water=self.high_water,

@@ -19,11 +19,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+import msgspec
 
 from llmhost.core.errors import Overloaded
 from llmhost.storage.connect import (
@@ -53,10 +54,7 @@ ROOM_BYTES = 1 << 20
 log = logging.getLogger(__name__)
 
 
-@dataclass(
-    slots=True
-)  # not frozen: one is made for every row, and a frozen one takes three times as long
-class _Task:
+class _Task(msgspec.Struct):  # one is made for every row
     work: Work[Any, Any]
     item: Any
     future: "Future[Any] | Promise[Any] | Tally | _Complaint"

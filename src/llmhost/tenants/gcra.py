@@ -4,7 +4,7 @@ Time is counted in nanoseconds times the rate, so that the space between two uni
 at every rate and nothing is ever rounded in anybody's favour.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 UNIT = 60 * 10**9
 """What one unit adds to a debt, at every rate."""
@@ -89,35 +89,7 @@ class Bucket:
 
     def settle(self, hold: Hold, used: int, now_ns: int) -> None:
         """Give back what was not used; take what was used beyond it."""
-        if used > hold.units:
-            self.take(used - hold.units, now_ns)
-        peaks = self._peaks
-        if len(peaks) == 1:  # as below, of the only one there is
-            self._settle_only(hold, used)
-            return
-        place = self._holds.index(hold)
-        if used < hold.units:
-            back = (hold.units - used) * UNIT
-            peaks[: place + 1] = [peak - back for peak in peaks[: place + 1]]
-        del self._holds[place]
-        peak = peaks.pop(place)
-        if place == len(peaks):
-            self._last = max(self._last, peak)
-        elif peak > peaks[place]:
-            peaks[place] = peak
-        if used < hold.units:
-            self.tat = self._added + max(self._last, max(peaks, default=_NEVER))
-
-    def _settle_only(self, hold: Hold, used: int) -> None:
-        last = self._holds.pop()
-        assert last is hold, "it is settled once"
-        peak = self._peaks.pop()
-        if used < hold.units:
-            peak -= (hold.units - used) * UNIT
-        if peak > self._last:
-            self._last = peak
-        if used < hold.units:
-            self.tat = self._added + self._last
+        settle_each((self,), (hold,), used, now_ns)
 
     def remaining(self, now_ns: int) -> int:
         """Units that could be taken right now."""
@@ -183,6 +155,47 @@ def take_each(buckets: Iterable[Bucket], units: int, now_ns: int) -> None:
             bucket._last = peak
         bucket._added += cost
         bucket.tat = (tat if tat > now else now) + cost
+
+
+def hold_each(buckets: Sequence[Bucket], units: int, now_ns: int) -> list[Hold]:
+    """As `hold` of each, as many as each ever has, without a call for each: settle them all by `settle_each`."""
+    same = Hold(units)
+    holds = [same] * len(buckets)
+    for place, bucket in enumerate(buckets):
+        now, tat, cost = now_ns * bucket.per_minute, bucket.tat, units * UNIT
+        if units > bucket.burst:
+            holds[place] = Hold(bucket.burst)
+            cost = bucket.burst * UNIT
+        bucket._holds.append(holds[place])
+        peak = now - bucket._added
+        bucket._peaks.append(peak if peak > bucket._last else bucket._last)
+        bucket._last = _NEVER
+        bucket._added += cost
+        bucket.tat = (tat if tat > now else now) + cost
+    return holds
+
+
+def settle_each(buckets: Sequence[Bucket], holds: Sequence[Hold], used: int, now_ns: int) -> None:
+    """As `settle` of each."""
+    for bucket, hold in zip(buckets, holds, strict=True):
+        unused, peaks = hold.units - used, bucket._peaks
+        if unused < 0:
+            bucket.take(-unused, now_ns)
+        place = bucket._holds.index(hold)
+        del bucket._holds[place]
+        if unused > 0:
+            back = unused * UNIT
+            for before in range(place + 1):
+                peaks[before] -= back
+        peak = peaks.pop(place)
+        if place == len(peaks):
+            if peak > bucket._last:
+                bucket._last = peak
+        elif peak > peaks[place]:
+            peaks[place] = peak
+        if unused > 0:
+            latest = max(peaks) if peaks else _NEVER
+            bucket.tat = bucket._added + (latest if latest > bucket._last else bucket._last)
 
 
 def _up(scaled: int, rate: int) -> int:

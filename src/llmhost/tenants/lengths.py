@@ -20,7 +20,7 @@ class AnswerLengths:
     def p90(self, who: Hashable) -> int | None:
         """Tokens that nine of ten past answers did not exceed; None while there were too few."""
         seen = self._seen.get(who)
-        return None if seen is None or len(seen) < FEWEST_ANSWERS else seen.p90()
+        return None if seen is None else seen.p90
 
     def note(self, who: Hashable, tokens: int) -> None:
         """Remember one whole answer."""
@@ -34,21 +34,18 @@ class AnswerLengths:
 
 
 class _Seen:
-    __slots__ = ("_in_order", "_sorted")
+    __slots__ = ("_in_order", "_sorted", "p90")
 
     def __init__(self) -> None:
         self._in_order: deque[int] = deque()
         self._sorted: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._sorted)
+        self.p90: int | None = None
+        """By the nearest rank; None while there are too few."""
 
     def note(self, tokens: int) -> None:
         if len(self._in_order) == KEPT_ANSWERS:
             del self._sorted[bisect_left(self._sorted, self._in_order.popleft())]
         self._in_order.append(tokens)
         insort(self._sorted, tokens)
-
-    def p90(self) -> int:
-        """By the nearest rank."""
-        return self._sorted[-(-9 * len(self._sorted) // 10) - 1]
+        if (count := len(self._sorted)) >= FEWEST_ANSWERS:
+            self.p90 = self._sorted[-(-9 * count // 10) - 1]

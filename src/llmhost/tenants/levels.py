@@ -62,6 +62,19 @@ class Level:
         return cls(dimension, unique, name, limits, rates)
 
 
+class Over(NamedTuple):
+    """All that limits a caller's requests for one model."""
+
+    levels: list[Level]
+    """Those that have a limit, the narrowest first."""
+    places: list[Level]
+    """Those of them that limit how many run at once."""
+    key: Hashable
+    """Tells keys apart."""
+    who: Hashable
+    """Tells keys and models apart."""
+
+
 class Levels:
     """Joins what keys, teams and organisations carry with what models.toml says."""
 
@@ -84,21 +97,27 @@ class Levels:
             name: Level.of("model", name, f"The model {name!r}", _of_model(spec))
             for name, spec in models.items()
         }
-        self._known: dict[Hashable, tuple[Caller, list[Level]]] = {}
+        self._known: dict[Hashable, tuple[Caller, Over]] = {}
 
     def of(self, caller: Caller, model: str, run: str | None = None) -> list[Level]:
         """The levels that have a limit, the narrowest first. `model` is a name of models.toml."""
+        return self.over(caller, model, run).levels
+
+    def over(self, caller: Caller, model: str, run: str | None = None) -> Over:
+        """The same, and what each request asks of them."""
         if not self._has_runs:
             run = None
-        who = (key_of(caller), model, run)
+        who = (caller.key_id, caller.org, caller.team, model, run)
         known = self._known.get(who)
         if known is not None and (known[0] is caller or known[0] == caller):
             return known[1]
         if len(self._known) >= KEPT_CALLERS:
             self._known.clear()
-        levels = self._found(caller, model, run)
-        self._known[who] = (caller, levels)
-        return levels
+        key, levels = key_of(caller), self._found(caller, model, run)
+        places = [level for level in levels if level.limits.max_concurrency is not None]
+        over = Over(levels, places, key, (model, key))
+        self._known[who] = (caller, over)
+        return over
 
     def _found(self, caller: Caller, model: str, run: str | None) -> list[Level]:
         key, levels = key_of(caller), []

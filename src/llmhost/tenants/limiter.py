@@ -1,13 +1,15 @@
 """All limits of a request as one gate: a place on every level and its requests and tokens, or nothing of it."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+
+import msgspec
+from msgspec import structs
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
 from llmhost.tenants.lengths import AnswerLengths
-from llmhost.tenants.levels import Level, Levels, key_of
+from llmhost.tenants.levels import Level, Levels
 from llmhost.tenants.places import Places
 from llmhost.tenants.rates import Rates, Taken, Used, Wish
 from llmhost.tenants.refusals import NO_ALLOWANCES, Allowances
@@ -16,8 +18,7 @@ FIRST_GUESS_TOKENS = 256
 """Of an answer to a key that has had few of the model yet, where the request doesn't say how long it may be."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
+class Size(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request as limits see it."""
 
     input_tokens: int
@@ -77,11 +78,9 @@ class Limiter:
         Raises LimitReached, which says when to try again, or ExceedsLimit. Then, and when the caller leaves while he
         waits, nothing has been counted.
         """
-        levels = self._levels.of(caller, model, run)
+        levels, places, key, who = self._levels.over(caller, model, run)
         if not levels:
             return None
-        key, who = key_of(caller), (model, key_of(caller))
-        places = [level for level in levels if level.limits.max_concurrency is not None]
         if not self.places.enter(places):
             self._rates.check(levels, self._wish(who, size), self._clock.monotonic_ns())
             await self.places.wait(key, places)
@@ -100,11 +99,10 @@ class Limiter:
 
         Raises as `admit` does, and NoPlace where it would have to wait. Then nothing has been counted.
         """
-        levels = self._levels.of(caller, model, run)
+        levels, places, _, who = self._levels.over(caller, model, run)
         if not levels:
             return NO_ALLOWANCES
-        who = (model, key_of(caller))
-        if not self.places.has_room(levels):
+        if not self.places.has_room(places):
             raise NoPlace
         wish, now_ns = self._wish(who, size), self._clock.monotonic_ns()
         allowances, has_output = self._rates.spend(levels, wish, used, now_ns)
@@ -114,18 +112,19 @@ class Limiter:
 
     def count(self, caller: Caller, model: str, run: str | None) -> Pass | None:
         """Count a request that will not run: no tokens and no place. Raises as `admit` does for too many requests."""
-        levels = self._levels.of(caller, model, run)
+        levels, _, _, who = self._levels.over(caller, model, run)
         if not levels:
             return None
         now_ns = self._clock.monotonic_ns()
         taken = self._rates.take(levels, Wish(0), now_ns)
         taken.settle(0, 0, now_ns)
-        return Pass(self, (model, key_of(caller)), Size(input_tokens=0), (), taken)
+        return Pass(self, who, Size(input_tokens=0), (), taken)
 
     def check(self, caller: Caller, model: str, run: str | None, size: Size) -> None:
         """Raises what would refuse a request that was counted, as `admit` does, but that it waits for no place."""
-        if levels := self._levels.of(caller, model, run):
-            wish = self._wish((model, key_of(caller)), size)._replace(requests=0)
+        levels, _, _, who = self._levels.over(caller, model, run)
+        if levels:
+            wish = structs.replace(self._wish(who, size), requests=0)
             self._rates.check(levels, wish, self._clock.monotonic_ns())
 
     def glance(self, caller: Caller, model: str, run: str | None) -> None:
@@ -139,13 +138,9 @@ class Limiter:
     def _wish(self, who: Hashable, size: Size) -> Wish:
         if not size.choices:
             return Wish(size.input_tokens)
-        asked, usual = size.asked_tokens, self.lengths.p90(who)
+        asked, usual, choices = size.asked_tokens, self.lengths.p90(who), size.choices
         if asked is not None:
-            each = asked if usual is None else min(asked, usual)
-        else:
-            each = min(size.longest_tokens, FIRST_GUESS_TOKENS if usual is None else usual)
-        return Wish(
-            size.input_tokens,
-            size.choices * each,
-            None if size.asked_tokens is None else size.choices * size.asked_tokens,
-        )
+            each = asked if usual is None or asked < usual else usual
+            return Wish(size.input_tokens, choices * each, choices * asked)
+        each = min(size.longest_tokens, FIRST_GUESS_TOKENS if usual is None else usual)
+        return Wish(size.input_tokens, choices * each)

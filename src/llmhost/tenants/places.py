@@ -54,8 +54,11 @@ class Places:
 
     def enter(self, levels: Sequence[Level]) -> bool:
         """Take a place on each level, if each has one."""
-        if self._full(levels) is not None:
-            return False
+        running = self._running
+        for level in levels:  # as `_full`, without a call
+            most = level.limits.max_concurrency
+            if most is not None and running.get(level.who, 0) >= most:
+                return False
         self._take(levels)
         return True
 
@@ -92,8 +95,14 @@ class Places:
 
     def leave(self, levels: Sequence[Level]) -> None:
         """Give the places back; those who wait for them go on."""
-        for level in levels:
-            _drop(self._running, level.who)
+        running = self._running
+        for level in levels:  # as `_drop`, without a call
+            who = level.who
+            left = running[who] - 1
+            if left > 0:
+                running[who] = left
+            else:
+                dict.__delitem__(running, who)
         if self._queues:
             for level in levels:
                 self._call_next(level)
@@ -114,8 +123,10 @@ class Places:
         return None
 
     def _take(self, levels: Sequence[Level]) -> None:
+        running = self._running
         for level in levels:
-            self._running[level.who] = self._running.get(level.who, 0) + 1
+            who = level.who
+            running[who] = running.get(who, 0) + 1
 
     def _call_next(self, level: Level) -> None:
         """Let in whom this level has room for; who has to wait for another one goes there."""

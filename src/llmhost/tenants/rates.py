@@ -5,11 +5,21 @@ Tokens are held when a request is admitted and settled when it has ended; what i
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from llmhost.core.errors import ExceedsLimit
 from llmhost.core.units import show_duration
-from llmhost.tenants.gcra import UNIT, Bucket, Hold, Standing, take_each, tightest
+from llmhost.tenants.gcra import (
+    UNIT,
+    Bucket,
+    Hold,
+    Standing,
+    hold_each,
+    settle_each,
+    take_each,
+    tightest,
+)
 from llmhost.tenants.levels import INPUT, OUTPUT, REQUESTS, Level, Rate
 from llmhost.tenants.refusals import Allowance, Allowances, LimitReached
 
@@ -20,9 +30,10 @@ KEPT_BUCKETS = 64
 
 
 _Found = tuple[list[Bucket], list[Bucket], list[Bucket]]
+_Held = tuple[list[Bucket], list[Hold]]
 
 
-class Wish(NamedTuple):
+class Wish(msgspec.Struct, frozen=True, gc=False):
     """What a request is expected to use."""
 
     input_tokens: int
@@ -35,7 +46,7 @@ class Wish(NamedTuple):
     """0 where it was counted before."""
 
 
-class Used(NamedTuple):
+class Used(msgspec.Struct, frozen=True, gc=False):
     """What a request has used."""
 
     input_tokens: int
@@ -50,22 +61,22 @@ because each request has one for each of its limits."""
 class Taken:
     """What was taken for one request, until it is settled."""
 
-    __slots__ = ("_holds", "allowances")
+    __slots__ = ("_fed", "_is_settled", "_said", "allowances", "has_output")
 
-    def __init__(self, holds: list[tuple[str, Bucket, Hold]], allowances: Allowances) -> None:
-        self._holds = holds
+    def __init__(self, fed: _Held, said: _Held, allowances: Allowances) -> None:
+        self._fed = fed
+        self._said = said
+        self._is_settled = False
         self.allowances = allowances
-
-    @property
-    def has_output(self) -> bool:
+        self.has_output = bool(said[0])
         """Whether output tokens are limited on any level."""
-        return any(kind == OUTPUT for kind, _, _ in self._holds)
 
     def settle(self, input_tokens: int, output_tokens: int, now_ns: int) -> None:
         """Count what was used instead of what was held. Idempotent: the first call counts."""
-        holds, self._holds = self._holds, []
-        for kind, bucket, hold in holds:
-            bucket.settle(hold, input_tokens if kind == INPUT else output_tokens, now_ns)
+        if not self._is_settled:
+            self._is_settled = True
+            settle_each(*self._fed, input_tokens, now_ns)
+            settle_each(*self._said, output_tokens, now_ns)
 
 
 class Rates:
@@ -111,21 +122,37 @@ class Rates:
             raise _refusal(tightest, longest_ns, shares, now_ns)
         return shares
 
-    def take(self, levels: Iterable[Level], wish: Wish, now_ns: int) -> Taken:
+    def take(self, levels: Sequence[Level], wish: Wish, now_ns: int) -> Taken:
         """Take from every level, or raise as `check` does and take from none. `now_ns` is monotonic."""
-        shares, holds = self.check(levels, wish, now_ns), []
-        for _, kind, bucket, units, _ in shares:
-            if kind == REQUESTS:
-                bucket.take(1, now_ns)
-            else:
-                holds.append((kind, bucket, bucket.hold(units, now_ns)))
-        return Taken(holds, _allowances(shares))
+        if id(levels) not in self._known:
+            self.check(levels, wish, now_ns)  # nothing is made for what is refused for good
+        buckets = self._buckets_of(levels, now_ns)
+        allowances = self._stand(buckets, levels, wish, now_ns)
+        requests, fed, said = buckets
+        take_each(requests, wish.requests, now_ns)
+        return Taken(
+            (fed, hold_each(fed, wish.input_tokens, now_ns)),
+            (said, hold_each(said, wish.output_tokens, now_ns)),
+            allowances,
+        )
 
     def spend(
         self, levels: Sequence[Level], wish: Wish, used: "Used", now_ns: int
     ) -> tuple[Allowances, bool]:
         """As `take` and at once `settle`: how limits stood, and whether output tokens are limited on any level."""
-        requests, fed, said = self._buckets_of(levels, now_ns)
+        buckets = self._buckets_of(levels, now_ns)
+        allowances = self._stand(buckets, levels, wish, now_ns)
+        requests, fed, said = buckets
+        take_each(requests, wish.requests, now_ns)
+        take_each(fed, used.input_tokens, now_ns)
+        take_each(said, used.output_tokens, now_ns)
+        return allowances, bool(said)
+
+    def _stand(
+        self, buckets: "_Found", levels: Sequence[Level], wish: Wish, now_ns: int
+    ) -> Allowances:
+        """How limits stand once a wish is taken, which fits. Raises as `check` does."""
+        requests, fed, said = buckets
         most = wish.most_output_tokens or 0
         stood = tightest(requests, wish.requests, now_ns)
         stood_fed = tightest(fed, wish.input_tokens, now_ns, most=wish.input_tokens)
@@ -137,10 +164,7 @@ class Rates:
         ):
             self.check(levels, wish, now_ns)
             raise AssertionError("it is refused, and why was found")
-        take_each(requests, wish.requests, now_ns)
-        take_each(fed, used.input_tokens, now_ns)
-        take_each(said, used.output_tokens, now_ns)
-        return _told(stood, stood_fed, stood_said), bool(said)
+        return _told(stood, stood_fed, stood_said)
 
     def _buckets_of(self, levels: Sequence[Level], now_ns: int) -> "_Found":
         """Those of requests, of input and of output tokens; looked up once for as long as none is made or changed."""

@@ -1,11 +1,11 @@
 """What a limit says when it is reached, and what it says of itself on every answer."""
 
-from typing import NamedTuple
+import msgspec
 
 from llmhost.core.errors import RateLimited
 
 
-class Allowance(NamedTuple):  # a request has up to four, and a dataclass takes three times as long
+class Allowance(msgspec.Struct, frozen=True, gc=False):  # a request has up to four
     """One limit at one moment, as the `x-ratelimit-*` headers say it."""
 
     limit: int
@@ -16,7 +16,7 @@ class Allowance(NamedTuple):  # a request has up to four, and a dataclass takes 
     """Until all of the burst is there again."""
 
 
-class Allowances(NamedTuple):
+class Allowances(msgspec.Struct, frozen=True, gc=False):
     """The tightest limit of each kind; None where there is none."""
 
     requests: Allowance | None = None

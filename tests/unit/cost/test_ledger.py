@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import os
 import signal
@@ -189,10 +188,10 @@ def test_what_a_request_used_is_taken_from_its_event() -> None:
         outcome="cancelled",
         code="client_closed",
     )
-    local = Entry.of(dataclasses.replace(event, caller=LOCAL_CALLER), price_version=None)
+    local = Entry.of(replace(event, caller=LOCAL_CALLER), price_version=None)
     assert (local.org, local.key_id, local.price_version) == ("local", None, None)
     with pytest.raises(AssertionError):
-        Entry.of(dataclasses.replace(event, caller=None), price_version=None)
+        Entry.of(replace(event, caller=None), price_version=None)
 
 
 def test_a_made_up_model_name_can_always_be_recorded(books: Books) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 from tests.unit.pipeline.node import Held, settled, until
 from tests.unit.pipeline.scripted import MarkedWords, scripted_node
 
@@ -129,7 +130,7 @@ async def test_every_text_of_a_prompt_is_judged_once_and_remembered_for_its_orga
         ward = Ward(host)
         first = await ward.guard.judge(case("one", "two", "three"), use())
         again = await ward.guard.judge(case("one", "two", "three", "four", "five"), use())
-        other = replace(case("one"), caller=replace(LOCAL_CALLER, org="other"))
+        other = structs.replace(case("one"), caller=replace(LOCAL_CALLER, org="other"))
         elsewhere = await ward.guard.judge(other, use())
 
     assert (first.texts, again.texts, elsewhere.texts) == (3, 2, 1)

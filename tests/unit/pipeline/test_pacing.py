@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from llmhost.core.errors import Overloaded
 from llmhost.core.output import Delta, FinishReason
@@ -77,7 +77,7 @@ class Reader:
 
 
 def submit(paced: PacedEngine, reader: Reader, count: int) -> list[int]:
-    return [paced.submit(replace(SPEC, index=i), reader) for i in range(count)]
+    return [paced.submit(structs.replace(SPEC, index=i), reader) for i in range(count)]
 
 
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 30), st.randoms(use_true_random=False))
@@ -104,7 +104,7 @@ def test_an_engine_that_takes_nothing_refuses_the_request() -> None:
 def test_what_is_paid_for_reaches_those_that_run_and_those_that_wait() -> None:
     engine, reader = Engine(9), Reader()
     paced = PacedEngine(engine, 1)
-    spec = replace(SPEC, max_new_tokens=40, held_tokens=5)
+    spec = structs.replace(SPEC, max_new_tokens=40, held_tokens=5)
     first, second = paced.submit(spec, reader), paced.submit(spec, reader)
 
     paced.allow(first, 7)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.meter import Meter, Rate
@@ -51,7 +53,7 @@ def a_spec(prompt: Iterable[int] = (1, 2, 3), **changes: object) -> SequenceSpec
         seed=0,
         max_new_tokens=4,
     )
-    return replace(spec, **changes)  # type: ignore[arg-type]
+    return structs.replace(spec, **changes)  # type: ignore[arg-type]
 
 
 def some_limits(**changes: object) -> SchedulerLimits:

@@ -1,10 +1,11 @@
 """Tokens that are paid for as they are made: none is made beyond, and what waits for its payment costs nothing."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tests.unit.schedule.kit import VOCAB, Workbench, a_spec, some_limits
 from tests.unit.schedule.test_flights import Airfield, Stormy
 
@@ -321,7 +322,7 @@ def test_who_only_wants_its_prompt_scored_needs_no_payment() -> None:
     sampling = Sampling(temperature=0.0, prompt_logprobs=1)
     bench = Workbench(some_limits())
     bench.scheduler.add(
-        1, replace(a_spec(), max_new_tokens=0, held_tokens=1, sampling=sampling), _Silent()
+        1, structs.replace(a_spec(), max_new_tokens=0, held_tokens=1, sampling=sampling), _Silent()
     )
     rows = bench.scheduler.plan()
 

@@ -1,11 +1,11 @@
 """Computed beginnings are found by their text, within their scope, and never taken for another's."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tests.unit.schedule.kit import (
     BLOCK_TOKENS,
     VOCAB,
@@ -151,7 +151,7 @@ def test_nothing_is_found_across_scopes_or_adapters(changes: dict[str, str]) -> 
 def test_choices_of_one_request_compute_their_prompt_once_even_without_the_cache() -> None:
     bench = Workbench(some_limits(kv_blocks=24, max_tokens_per_batch=64, prefix_cache=False))
     spec = a_spec(range(13), request_id="req_1", max_new_tokens=6)
-    choices = [bench.add(replace(spec, index=i, seed=i)) for i in range(4)]
+    choices = [bench.add(structs.replace(spec, index=i, seed=i)) for i in range(4)]
     fed = 0
     while bench.scheduler.has_work:
         rows = bench.step()
@@ -159,7 +159,7 @@ def test_choices_of_one_request_compute_their_prompt_once_even_without_the_cache
     assert fed == 13 + 3 * 1
     for seq_id in choices:
         assert bench.heard[seq_id].tokens == fake_answer(range(13), 6, VOCAB)
-    later = bench.add(replace(spec, request_id="req_2"))
+    later = bench.add(structs.replace(spec, request_id="req_2"))
     bench.run_to_the_end()
     assert usage_of(bench, later) == (13, 0)
 
@@ -168,7 +168,7 @@ def test_choices_share_the_blocks_of_their_prompt() -> None:
     bench = Workbench(some_limits(kv_blocks=24, max_tokens_per_batch=64))
     spec = a_spec(range(13), max_new_tokens=3)
     for index in range(4):
-        bench.add(replace(spec, index=index))
+        bench.add(structs.replace(spec, index=index))
     bench.step()
     bench.step()
     blocks = [row.blocks for row in bench.plan()]

@@ -1,10 +1,10 @@
 """The one pass over those that only decode says, charges and keeps what the general way does."""
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from tests.unit.schedule.kit import SpelledWatch
 
 from llmhost.core.errors import EngineFailed
@@ -143,7 +143,7 @@ def test_what_many_say_together_is_told_to_each_when_somebody_comes() -> None:
 def test_what_is_not_plain_shows_in_no_row_of_such_a_step() -> None:
     run = Run()
     sampling = Sampling(logprobs=2)
-    run.scheduler.add(1, replace(spec(1, 3, 12), sampling=sampling), SpelledWatch())
+    run.scheduler.add(1, structs.replace(spec(1, 3, 12), sampling=sampling), SpelledWatch())
     for _ in range(4):
         run.do("step", 1, 0)
     assert run.decoded_steps == 0

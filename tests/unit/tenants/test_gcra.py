@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.tenants.gcra import Bucket, Hold
+from llmhost.tenants.gcra import Bucket, Hold, hold_each, settle_each
 
 SECOND = 10**9
 MINUTE = 60 * SECOND
@@ -210,3 +210,28 @@ def test_a_changed_rate_keeps_what_is_owed_and_what_is_held() -> None:
     assert bucket.remaining(MINUTE) == 10
     bucket.settle(hold, 1, MINUTE)
     assert bucket.remaining(MINUTE) == 13
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5000), bursts), min_size=1, max_size=4),
+    starts,
+    steps,
+)
+def test_many_limits_at_once_are_as_each_by_itself(
+    limits: list[tuple[int, int]], start: int, steps: list[tuple[int, int, int, int]]
+) -> None:
+    alone, together = ([Bucket(*limit) for limit in limits] for _ in range(2))
+    held: list[tuple[list[Hold], list[Hold]]] = []
+    now_ns = start
+    for wait, units, which, used in steps:
+        now_ns += wait
+        if which % 2:
+            each = [bucket.hold(min(units, bucket.burst), now_ns) for bucket in alone]
+            held.append((each, hold_each(together, units, now_ns)))
+        elif held:
+            ours, theirs = held.pop(which // 2 % len(held))
+            for bucket, hold in zip(alone, ours, strict=True):
+                bucket.settle(hold, used, now_ns)
+            settle_each(together, theirs, used, now_ns)
+        assert [b.standing(now_ns) for b in alone] == [b.standing(now_ns) for b in together]
+        assert [b.tat for b in alone] == [b.tat for b in together]
