@@ -44,7 +44,7 @@ NO_WISH = Wish()
 
 def wish_of(headers: Mapping[str, str]) -> Wish:
     """Raises InvalidValue for words of our own header that there are not; of HTTP's, those are ignored."""
-    word, control, tag = (headers.get(name) for name in (HEADER, "cache-control", TAG_HEADER))
+    word, control, tag = headers.get(HEADER), headers.get("cache-control"), headers.get(TAG_HEADER)
     if word is None and control is None and tag is None:
         return NO_WISH
     said = _directives(control or "")

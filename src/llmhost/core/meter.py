@@ -47,7 +47,10 @@ class Meter:
         self.units += units
         if not self.rate.nano:
             return 0
-        nano, self.rest = divmod(self.rest + units * self.rate.nano, self.rate.per)
+        per = self.rate.per
+        total = self.rest + units * self.rate.nano
+        nano = total // per
+        self.rest = total - nano * per
         self.nano += nano
         return nano
 

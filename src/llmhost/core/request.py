@@ -381,6 +381,8 @@ class GenerationRequest:
 
     def again(self, request_id: str, client_request_id: str | None) -> "GenerationRequest":
         """The same once more, under ids of its own."""
+        if self._texts is None and self._notes is not None:
+            object.__setattr__(self, "_texts", self._all_texts())  # once, for all that come again
         request = object.__new__(GenerationRequest)
         # Without a turn of the interpreter for each field: a tenth of what making one from its fields costs.
         deque(map(call, _PUT_EACH, repeat(request), _read_all(self)), maxlen=0)

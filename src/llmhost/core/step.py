@@ -192,8 +192,8 @@ def split_exactly(total: int, weights: Sequence[int]) -> list[int]:
 
     Largest remainder; ties go to the earlier place. With all weights zero the shares are as even as they can be.
     """
-    if not weights:
-        return []
+    if len(weights) < 2:
+        return [total] if weights else []
     whole = sum(weights)
     if whole == 0:
         weights, whole = [1] * len(weights), len(weights)

@@ -40,11 +40,13 @@ class SharedPool:
         return abs(self.meter.nano - whose) + abs(self.meter.error_nano) + twice_nano
 
     def use(self, units: int) -> None:
-        if not units and self.rest < self.heads:
+        heads = self.heads
+        if not units and self.rest < heads:
             return
         nano = self.meter.take(units) + self.rest
-        if self.heads:
-            share, self.rest = divmod(nano, self.heads)
+        if heads:
+            share = nano // heads
+            self.rest = nano - share * heads
             self.level += share
         else:
             self.unowned_nano += nano

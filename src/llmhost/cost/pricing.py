@@ -105,8 +105,8 @@ def rated_nano(
         fresh_input * price.input_nano
         + cached_input * price.cached_input_nano
         + output * price.output_nano
-        + reasoning * _or(price.reasoning_nano, price.output_nano)
-        + embedding * _or(price.embedding_nano, price.input_nano)
+        + (reasoning and reasoning * _or(price.reasoning_nano, price.output_nano))
+        + (embedding and embedding * _or(price.embedding_nano, price.input_nano))
         + requests * price.request_nano * PER_MILLION
     )
 
@@ -115,10 +115,13 @@ def ceiling_nano(price: Rates | None, prompt_tokens: int, output_tokens: int) ->
     """The most that so many tokens can cost, however many of them are cached or thoughts: rounded up."""
     if price is None or not (prompt_tokens or output_tokens):
         return 0
-    dearest_input = max(
-        price.input_nano, price.cached_input_nano, _or(price.embedding_nano, price.input_nano)
-    )
-    dearest_output = max(price.output_nano, _or(price.reasoning_nano, price.output_nano))
+    dearest_input, dearest_output = price.input_nano, price.output_nano
+    if price.cached_input_nano > dearest_input:
+        dearest_input = price.cached_input_nano
+    if price.embedding_nano is not None and price.embedding_nano > dearest_input:
+        dearest_input = price.embedding_nano
+    if price.reasoning_nano is not None and price.reasoning_nano > dearest_output:
+        dearest_output = price.reasoning_nano
     total = prompt_tokens * dearest_input + output_tokens * dearest_output
     return price.request_nano - (-total // PER_MILLION)
 

@@ -1,7 +1,7 @@
 """The models that this node offers, by name and alias. It knows what is declared, not what is loaded."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 import msgspec
@@ -21,14 +21,19 @@ class ModelEntry:
     ref: ModelRef
     spec: ModelSpec
     created_s: int
+    name: str = field(init=False)
+    label: str = field(init=False)
+    """`name@version`."""
 
-    @property
-    def name(self) -> str:
-        return self.ref.name
+    def __post_init__(self) -> None:  # each request asks for them some ten times
+        object.__setattr__(self, "name", self.ref.name)
+        object.__setattr__(self, "label", str(self.ref))
 
     def may_be_used_by(self, caller: Caller) -> bool:
         """A key's allow-list may name a model by any of its names."""
-        return any(caller.may_use(name) for name in (self.name, *self.spec.aliases))
+        if caller.models is None or self.name in caller.models:
+            return True
+        return any(map(caller.may_use, self.spec.aliases))
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -68,6 +73,9 @@ class Catalogue:
             for entry in self._entries.values()
             for name, source in entry.spec.adapters.items()
         }
+        self._models = {
+            name: Served(entry) for name, entry in (self._aliases | self._entries).items()
+        }
         self._names: dict[tuple[str, ...] | None, tuple[str, ...]] = {}
         """By allow-list, what its keys may use."""
 
@@ -85,8 +93,8 @@ class Catalogue:
 
         Raises UnknownModel with the nearest name.
         """
-        if (entry := self._model(name)) is not None:
-            return Served(entry)
+        if (served := self._models.get(name)) is not None:
+            return served
         model, _, adapter = name.rpartition(":")
         if (entry := self._model(model)) is not None and (entry.name, adapter) in self._adapters:
             return self._adapters[entry.name, adapter]

@@ -53,7 +53,13 @@ async def ask(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
     rule = RULES[hook]
     for implementation in plugins.implementations(hook):
         try:
-            opinion = await attempt(plugins, implementation, facts)
+            if implementation.is_async or implementation.workers is not None or plugins.trace:
+                opinion = await attempt(plugins, implementation, facts)
+            else:
+                opinion = _called_here(plugins, implementation, facts)
+                if opinion is None:
+                    continue
+                opinion = await _heard(plugins, implementation, facts, opinion)
         except HookFailed as failure:
             if rule.raises is not None:
                 raise _refusal(rule.raises, implementation) from failure
@@ -168,6 +174,46 @@ async def attempt(
             took_s * 1000,
             _SHORT.repr(opinion),
         )
+    return opinion
+
+
+def _called_here(
+    plugins: Plugins, implementation: Implementation, facts: Mapping[str, object]
+) -> Any:
+    """What a plain function returns at once: `attempt` without what most calls need nothing of. Raises HookFailed."""
+    timer, opinion = plugins.timer, None
+    started = timer()
+    try:
+        opinion = implementation.function(*map(facts.__getitem__, implementation.argnames))
+    except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
+        _note_failure(implementation, error)
+        raise HookFailed(f"{implementation.hook} of {implementation.plugin}") from error
+    finally:
+        took_s = timer() - started
+        if implementation.stats.took_is_slow(took_s, SLOW_S):
+            _move_away(implementation, took_s)
+    return opinion
+
+
+async def _heard(
+    plugins: Plugins, implementation: Implementation, facts: Mapping[str, object], opinion: Any
+) -> Any:
+    """An opinion that is one, though it may have to be waited for. Raises HookFailed."""
+    try:
+        if inspect.isawaitable(opinion):
+            started = plugins.timer()
+            try:
+                timeout_s = implementation.rule.timeout_s or plugins.timeout_s
+                opinion = await _within(opinion, timeout_s)
+            finally:
+                implementation.stats.took_longer(plugins.timer() - started)
+        if opinion is not None and implementation.rule.kind is Kind.ASK:
+            complaint = implementation.rule.complaint(opinion, facts)
+            if complaint is not None:
+                raise TypeError(complaint)
+    except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
+        _note_failure(implementation, error)
+        raise HookFailed(f"{implementation.hook} of {implementation.plugin}") from error
     return opinion
 
 

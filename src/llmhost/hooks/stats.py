@@ -43,6 +43,10 @@ class CallStats:
         self._mean_s = mean_s
         return mean_s > limit_s
 
+    def took_longer(self, seconds: float) -> None:
+        """The call that was noted last was not over then."""
+        self._durations[-1] += seconds
+
     def percentile_ms(self, share: float) -> float | None:
         """Nearest rank over the last calls; None before the first."""
         if not self._durations:

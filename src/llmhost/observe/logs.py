@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import sys
+import time
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -21,9 +22,27 @@ def log_event(
     logger: logging.Logger, name: str, *, level: int = logging.INFO, **facts: Any
 ) -> None:
     """One line: a `noun.verb` and its facts. Facts that are None are left out."""
-    if logger.isEnabledFor(level):
-        known = {key: value for key, value in facts.items() if value is not None}
+    if not logger.isEnabledFor(level):
+        return
+    known = {key: value for key, value in facts.items() if value is not None}
+    alone = _alone_for(logger)
+    if alone is None:
         logger.log(level, name, extra={"facts": known})
+    else:
+        alone.say(level, name, known)
+
+
+def _alone_for(logger: logging.Logger) -> "Gatherer | None":
+    """The only one that hears what a logger says, if it writes text for people: then no record need be made."""
+    if logger.filters:
+        return None
+    above: logging.Logger | None = logger
+    while above is not None and not above.handlers:
+        above = above.parent if above.propagate else None
+    if above is None or above.parent is not None or len(above.handlers) != 1:
+        return None
+    alone = above.handlers[0]
+    return alone if type(alone) is Gatherer and alone.writes_text else None
 
 
 def start_logging(level: str, form: Literal["text", "json"]) -> None:
@@ -48,17 +67,34 @@ class Gatherer(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._lines: list[str] = []
 
+    @property
+    def writes_text(self) -> bool:
+        """It takes every line, and writes it as `TextLines` does."""
+        return type(self.formatter) is TextLines and not self.filters and not self.level
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.append(self.format(record))
-            if record.levelno >= logging.WARNING:
+            self._take(record.levelno, self.format(record))
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
+
+    def say(self, level: int, name: str, facts: dict[str, Any]) -> None:
+        """As `emit` of a record that says this."""
+        if "request" not in facts and (current := request_id.get()) is not None:
+            facts["request"] = current
+        line = _text_line(time.time(), logging.getLevelName(level), name, facts)
+        with self.lock or nullcontext():
+            self._take(level, line)
+
+    def _take(self, level: int, line: str) -> None:
+        try:
+            self._lines.append(line)
+            if level >= logging.WARNING:
                 self.flush()
             elif len(self._lines) == 1:
                 asyncio.get_running_loop().call_soon(self.flush)
         except RuntimeError:  # no loop runs here
             self.flush()
-        except Exception:  # noqa: BLE001 - as logging's own handlers do
-            self.handleError(record)
 
     def flush(self) -> None:
         with self.lock or nullcontext():
@@ -129,14 +165,24 @@ def _clock(utc_s: int) -> str:
     return datetime.fromtimestamp(utc_s, UTC).strftime("%H:%M:%S")
 
 
+def _text_line(created: float, level: str, event: str, facts: dict[str, Any]) -> str:
+    seconds, part = divmod(created, 1)
+    at = f"{_clock(int(seconds))}.{int(part * 1000):03d}"
+    told = f"{at} {level.lower():7} {event}"
+    for key, value in facts.items():
+        kind = type(value)
+        # Most are numbers, ids and names of one word: a call for each is half of it all.
+        if kind is not int and not (kind is str and value.isidentifier() and value.isascii()):
+            value = _quoted(value)
+        told += f" {key}={value}"
+    return told
+
+
 class TextLines(logging.Formatter):
     """For people: time, level, event, facts."""
 
     def format(self, record: logging.LogRecord) -> str:
-        seconds, part = divmod(record.created, 1)
-        at = f"{_clock(int(seconds))}.{int(part * 1000):03d}"
-        facts = "".join(f" {key}={_quoted(value)}" for key, value in _facts(record).items())
-        line = f"{at} {record.levelname.lower():7} {_event(record)}{facts}"
+        line = _text_line(record.created, record.levelname, _event(record), _facts(record))
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -25,15 +25,16 @@ class LoopCounter(Collector):
         self._name = name
         self._text = text
         self._labels = labels
-        self._sums: dict[tuple[str, ...], float] = defaultdict(int)
+        self.sums: dict[tuple[str, ...], float] = defaultdict(int)
+        """By labels. Whoever counts in several at once adds to them here, without a call for each."""
         registry.register(self)
 
     def add(self, count: float, *labels: str) -> None:
-        self._sums[labels] += count
+        self.sums[labels] += count
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, count in list(self._sums.items()):
+        for labels, count in list(self.sums.items()):
             family.add_metric(labels, count)
         yield family
 

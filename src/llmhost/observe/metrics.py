@@ -95,6 +95,8 @@ class Metrics:
         )
         for how in ("attached", "replayed"):
             self._replays.labels(how)  # there from the start, at 0
+        self._of_models: dict[str, tuple[tuple[str], Callable[[float], None]]] = {}
+        """Labels of each model, and what takes its latencies."""
         self._guesses = GuessMetrics(self.registry)
         self.threads = ThreadMetrics(self.registry)
         self.limits = LimitMetrics(self.registry)
@@ -106,17 +108,21 @@ class Metrics:
 
     def request_ended(self, event: RequestEnded, *, is_resolved: bool) -> None:
         """Count one request. Unless it was resolved, its model's name is the caller's invention and makes no label."""
-        model = event.model if is_resolved else "unknown"
-        self._requests.add(1, model, str(event.outcome), event.code or "")
+        model, usage = event.model if is_resolved else "unknown", event.usage
+        of_model = self._of_models.get(model)
+        if of_model is None:
+            of_model = self._of_models[model] = (model,), self._e2e.observer(model)
+        labels, e2e = of_model
+        self._requests.sums[model, str(event.outcome), event.code or ""] += 1
         if event.outcome is Outcome.ANSWERED:
-            self._success.add(1, model, event.finish_reason or "")
-        self._prompt.add(event.usage.prompt_tokens, model)
-        self._output.add(event.usage.completion_tokens, model)
-        self._amount.add(event.amount_nano, model)
+            self._success.sums[model, event.finish_reason or ""] += 1
+        self._prompt.sums[labels] += usage.prompt_tokens
+        self._output.sums[labels] += usage.completion_tokens
+        self._amount.sums[labels] += event.amount_nano
         if event.ttft_ms is not None:
-            self._ttft.observe(event.ttft_ms / 1000, model)
-            self._queue.observe(event.queue_ms / 1000, model)
-        self._e2e.observe(event.total_ms / 1000, model)
+            self._ttft.observer(model)(event.ttft_ms / 1000)
+            self._queue.observer(model)(event.queue_ms / 1000)
+        e2e(event.total_ms / 1000)
 
     def answer_repeated(self, how: str) -> None:
         """Count a request that was not run: `attached` to one that runs, or `replayed` from the file."""
@@ -128,12 +134,12 @@ class Metrics:
 
     def step_observer(self, model: str) -> Callable[[StepResult], None]:
         """Takes each step of `model`, on its engine thread."""
-        seconds, tokens = self._step.observer(model), self._step_tokens
+        seconds, tokens, labels = self._step.observer(model), self._step_tokens.sums, (model,)
         guesses, thread = self._guesses.observer(model), self.threads.engine_observer(model)
 
         def observe(result: StepResult) -> None:
             seconds(result.busy_ns / 1e9)
-            tokens.add(result.fed_tokens, model)
+            tokens[labels] += result.fed_tokens
             guesses(result)
             thread()
 

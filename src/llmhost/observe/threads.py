@@ -45,12 +45,12 @@ class ThreadMetrics:
 
     def engine_observer(self, model: str) -> Callable[[], None]:
         """To be called on the engine's thread, after each step."""
-        spent, last_s = self._engine, 0.0
+        spent, labels, last_s = self._engine.sums, (model,), 0.0
 
         def observe() -> None:
             nonlocal last_s
             now_s = time.thread_time()
-            spent.add(now_s - last_s, model)
+            spent[labels] += now_s - last_s
             last_s = now_s
 
         return observe

@@ -124,10 +124,15 @@ class Bill:
         self.hold(context)
 
     async def _find_price(self, context: RequestContext) -> None:
-        await self._find_full_price(context)
+        name = context.known_deployment.entry.name
+        listed = self._prices.list.of(name, context.known_caller.org, context.arrived_utc_ns)
+        if listed is not None and context.request.batch is not None:
+            listed = await self._batch_price(name, listed)
+        context.price = listed
+        if self._plugins.has("quote_price"):
+            context.price = await self._quoted(context, listed or FREE)
         if context.cache is not None and context.cache.is_hit and context.price is not None:
             context.full_price = context.price
-            name = context.known_deployment.entry.name
             context.price = await self._hit_price(name, context.price)
 
     async def _hit_price(self, model: str, full: Price) -> Price:
@@ -138,16 +143,6 @@ class Bill:
             rates = scaled(full, self._hit_factor)
             self._hit_prices[full.version] = await self._prices.for_hits(model, rates)
         return self._hit_prices[full.version]
-
-    async def _find_full_price(self, context: RequestContext) -> None:
-        context.price = self._prices.list.of(
-            context.known_deployment.entry.name, context.known_caller.org, context.arrived_utc_ns
-        )
-        if context.request.batch is not None and context.price is not None:
-            name = context.known_deployment.entry.name
-            context.price = await self._batch_price(name, context.price)
-        if self._plugins.has("quote_price"):
-            context.price = await self._quoted(context, context.price or FREE)
 
     async def _batch_price(self, model: str, listed: Price) -> Price:
         """What a line of a batch pays: a version of its own, so that ledger and bills tell it apart."""

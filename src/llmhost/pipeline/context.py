@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import RequestEnded, SafetyNote
@@ -25,6 +25,8 @@ from llmhost.safety.verdict import Action, Screening
 from llmhost.storage.journal import Slot
 from llmhost.tenants.limiter import Pass
 from llmhost.tenants.refusals import NO_ALLOWANCES, Allowances
+
+NOTHING_USED = Usage()
 
 
 @dataclass(slots=True)
@@ -83,7 +85,7 @@ class RequestContext:
     outcome: Outcome | None = None
     error: LlmhostError | None = None
     finish_reason: FinishReason | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = NOTHING_USED
     amount_nano: int = 0
     full_price: Price | None = None
     """What would hold if the answer were no kept one."""
@@ -137,7 +139,7 @@ class RequestContext:
         """`name@version` once resolved; before, the name as asked."""
         if self.deployment is None:
             return self.request.model
-        return str(self.deployment.entry.ref)
+        return self.deployment.entry.label
 
     @property
     def ran_from(self) -> str | None:
@@ -159,8 +161,9 @@ class RequestContext:
 
     @property
     def known_terms(self) -> Terms:
-        assert self.terms is not None, "this stage runs after resolution"
-        return self.terms
+        terms = self.terms
+        assert terms is not None, "this stage runs after resolution"
+        return terms
 
     @property
     def allowances(self) -> Allowances:
@@ -178,14 +181,13 @@ class RequestContext:
     @property
     def prompt_tokens(self) -> int:
         """Of all prompts together; what they share counts once."""
-        return sum(map(len, self.prompts)) - sum(self.known_terms.shared)
+        return self.known_terms.prompt_tokens
 
     @property
     def choices(self) -> int:
         """Answers in all; none where no text is asked for."""
-        return (
-            0 if self.poolings or self.request.questions else len(self.prompts) * self.request.runs
-        )
+        terms, request = self.known_terms, self.request
+        return 0 if terms.poolings or request.questions else len(terms.prompts) * request.runs
 
     @property
     def deadline_ns(self) -> int | None:

@@ -130,13 +130,13 @@ def _wish(context: RequestContext) -> tuple[Caller, str, str | None, Size]:
 
 def size_of(context: RequestContext) -> Size:
     """A request as limits see it, once its prompt is known."""
-    most = context.request.max_tokens
-    input_tokens = context.prompt_tokens
-    if context.poolings or context.request.questions:
-        return Size(input_tokens=input_tokens)
+    request, terms, longest = context.request, context.known_terms, context.max_new_tokens
+    if terms.poolings or request.questions:
+        return Size(input_tokens=terms.prompt_tokens)
+    most = request.max_tokens
     return Size(
-        input_tokens=input_tokens,
-        choices=len(context.prompts) * context.request.runs,
-        longest_tokens=context.max_new_tokens,
-        asked_tokens=None if most is None else min(most, context.max_new_tokens),
+        input_tokens=terms.prompt_tokens,
+        choices=len(terms.prompts) * request.runs,
+        longest_tokens=longest,
+        asked_tokens=most if most is None or most < longest else longest,
     )

@@ -4,7 +4,7 @@ Pure but for the tokenizer. Long requests are read in a thread (`is_short`), so 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from llmhost.core.errors import InvalidValue, UnsupportedParameter
 from llmhost.core.ports import FillMarks, Tokenizer
@@ -41,6 +41,12 @@ class Terms:
     """What is asked about which text, in a request for moderation."""
     moment: str = ""
     """What the template told of the time, in a chat with a model whose template does."""
+    prompt_tokens: int = field(init=False, compare=False)
+    """Of all prompts together; what they share counts once."""
+
+    def __post_init__(self) -> None:  # it is asked for several times, and terms are kept
+        tokens = sum(map(len, self.prompts)) - sum(self.shared)
+        object.__setattr__(self, "prompt_tokens", tokens)
 
     def still_hold(self, tokenizer: Tokenizer) -> bool:
         """Whether the same request would be the same tokens now: a template may tell the date."""

@@ -52,9 +52,10 @@ class NodePolicy:
                 self._actions[name] = action
         self._names = tuple(self._actions)
         self._names_out = self._names if settings.check_output else ()
+        self._allowed = Decision(Action.ALLOW, self.name)
 
     def decide(self, findings: Sequence[Finding], direction: Direction) -> Decision:
-        decided = Decision(Action.ALLOW, self.name)
+        decided = self._allowed
         for finding in findings:
             action = self._action(finding)
             if action > decided.action:

@@ -50,19 +50,23 @@ class Judged(msgspec.Struct):
         return self.decision.action is Action.ALLOW and not self.findings
 
 
-class Judges(msgspec.Struct, frozen=True):
-    """Of one caller."""
+class Judges:
+    """Of all callers under one policy, in one direction."""
 
-    rules: Rules
-    plugins: Plugins
-    guard: Guard | None
-    policy: Policy
+    def __init__(self, rules: Rules, plugins: Plugins, guard: Guard | None, policy: Policy) -> None:
+        self.rules = rules
+        self.plugins = plugins
+        self.guard = guard
+        self.policy = policy
+        self._has_rules = bool(rules)
+        self._asks_input = plugins.has("check_input")
+        self._asks_output = plugins.has("check_output")
 
     async def judge_input(self, request: GenerationRequest, caller: Caller) -> Judged:
         """By rules and plugins: the guard is asked for itself. Raises SafetyUnavailable when a plugin failed."""
         findings = await self._in_request(request)
         judged = self._decided(findings, Direction.INPUT)
-        if judged.decision.action is Action.BLOCK or not self.plugins.has("check_input"):
+        if judged.decision.action is Action.BLOCK or not self._asks_input:
             return judged
         answer = await ask(self.plugins, "check_input", request=request, caller=caller)
         if answer is not None:
@@ -114,11 +118,11 @@ class Judges(msgspec.Struct, frozen=True):
 
     async def judge_output(self, piece: Piece, case: Case) -> Judged:
         """One window of an answer. Raises SafetyUnavailable as `judge_input` does, but not for a plugin."""
-        findings = await _in_piece(self.rules, piece) if self.rules else []
+        findings = await _in_piece(self.rules, piece) if self._has_rules else []
         judged = self._decided(findings, Direction.OUTPUT)
         if judged.decision.action is Action.BLOCK:
             return judged
-        if self.plugins.has("check_output"):
+        if self._asks_output:
             answer = await ask(
                 self.plugins,
                 "check_output",
@@ -129,7 +133,7 @@ class Judges(msgspec.Struct, frozen=True):
             if answer is not None:
                 findings.append(_of_plugin(answer))
                 judged = self._decided(findings, Direction.OUTPUT)
-        return await self.with_guard(judged, case)
+        return judged if self.guard is None else await self.with_guard(judged, case)
 
     async def with_guard(self, judged: Judged, case: Case) -> Judged:
         """With what the guard finds besides; a policy that fails closed blocks what it could not judge."""
@@ -152,7 +156,7 @@ class Judges(msgspec.Struct, frozen=True):
 
     async def _in_request(self, request: GenerationRequest) -> list[Finding]:
         found: list[Finding] = []
-        if not self.rules or request.noted(self.rules):
+        if not self._has_rules or request.noted(self.rules):
             return found
         for number, text in enumerate(request.texts):
             if number % TEXTS_A_TURN == TEXTS_A_TURN - 1:
@@ -183,7 +187,10 @@ def _of_strangers(findings: list[Finding], text: str, request: GenerationRequest
 
 
 async def _in_piece(rules: Rules, piece: Piece) -> list[Finding]:
-    found: list[Finding] = []
+    if rules.takes_whole(piece):
+        found = rules.judge_piece(piece)
+        return list(dict.fromkeys(found)) if found else found
+    found = []
     for number, part in enumerate(rules.pieces(piece)):
         if number > 0:
             await asyncio.sleep(0)  # others' turn, before the next few thousand characters

@@ -64,6 +64,7 @@ class OutputScreen:
         """What was found and let pass, by rule and category: written down when the answer has ended."""
         self.refused_by: str | None = None
         """`blocked_words[0]`, or `plugin:name`."""
+        self.is_refused = False
         self.review_id: str | None = None
         self.held_by: str | None = None
         """The review that the whole answer waits for, once it is complete."""
@@ -72,10 +73,6 @@ class OutputScreen:
         """Why the answer is to wait, when all of it is there."""
         self._found: set[tuple[str, str]] = set()
         """What reviewers see a mark of in place of it, if it is to wait."""
-
-    @property
-    def is_refused(self) -> bool:
-        return self.refused_by is not None
 
     @property
     def can_wait(self) -> bool:
@@ -181,7 +178,7 @@ class OutputScreen:
         if action is Action.REDACT and not self._redact(judged.findings, piece):
             judged.decision = structs.replace(judged.decision, action=Action.BLOCK)
         if judged.decision.action > Action.REDACT:
-            self.refused_by = rule
+            self.refused_by, self.is_refused = rule, True
             judged.findings += self._passed.values()  # no other row will tell of them
             self._passed.clear()
         if isinstance(judged.error, SafetyUnavailable):

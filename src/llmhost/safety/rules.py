@@ -16,7 +16,7 @@ from llmhost.safety.escapes import unescaped
 from llmhost.safety.pack.pack import Pack
 from llmhost.safety.phrases import pattern_of
 from llmhost.safety.verdict import Finding, Tier
-from llmhost.safety.window import Piece, split
+from llmhost.safety.window import CONTEXT, Piece, split
 
 PIECE_CHARS = 4096
 """Most text that is matched in one go, context aside; more only where `window_chars` asks for it."""
@@ -52,6 +52,7 @@ class Rules:
         self.overlap_chars = max([settings.window_chars // 2, recognised, *map(len, words)])
         """What is at most this long is found wherever a window ends."""
         self.window_chars = max(settings.window_chars, 2 * self.overlap_chars)
+        self._piece_chars = max(PIECE_CHARS, self.window_chars)
 
     def __bool__(self) -> bool:
         return bool(self._plain or self._other or self._patterns or self._pack)
@@ -64,8 +65,11 @@ class Rules:
 
     def pieces(self, piece: Piece) -> Iterator[Piece]:
         """A piece of any length as pieces that are short enough to judge."""
-        size = max(PIECE_CHARS, self.window_chars)
-        return split(piece, size_chars=size, overlap_chars=self.overlap_chars)
+        return split(piece, size_chars=self._piece_chars, overlap_chars=self.overlap_chars)
+
+    def takes_whole(self, piece: Piece) -> bool:
+        """Whether `pieces` would be the piece itself."""
+        return piece.start <= CONTEXT and len(piece.text) - piece.start <= self._piece_chars
 
     def judge_piece(self, piece: Piece) -> list[Finding]:
         """Places are those in the text that the piece is of. What JSON's escapes hide is found, too."""
@@ -80,14 +84,16 @@ class Rules:
         return found
 
     def _judge_as_is(self, piece: Piece) -> list[Finding]:
-        found = [*self._judge_words(piece), *self._judge_patterns(piece)]
+        found: list[Finding] = []
+        if self._plain or self._other:
+            found += self._judge_words(piece)
+        if self._patterns:
+            found += self._judge_patterns(piece)
         if self._pack is not None:
             found += self._pack.judge_piece(piece, self.overlap_chars)
         return found
 
     def _judge_words(self, piece: Piece) -> Iterator[Finding]:
-        if not (self._plain or self._other):
-            return
         folded = _folded(piece)
         # Most text has none of the words, which sets find out faster than looking at one run after the other.
         if self._plain and not self._plain.keys().isdisjoint(_runs(folded)):

@@ -94,6 +94,8 @@ class Screen:
         self._utc_ns = utc_ns
         self._rules: dict[RulesKey, Rules] = {}
         self._compiled = threading.Lock()  # policies are prepared in threads
+        self._known: dict[tuple[int, Direction], tuple[Policy, Judges | None]] = {}
+        """Who judges under a policy, which never changes, by its id and kept alive by it."""
         Rules(settings)  # a rule that is none fails the start
 
     def prepare(self, policy: Policy) -> None:
@@ -292,6 +294,16 @@ class Screen:
 
     def _judges(self, policy: Policy, direction: Direction) -> Judges | None:
         """Those who judge under a policy; None when nobody does."""
+        known = self._known.get((id(policy), direction))
+        if known is not None and known[0] is policy:
+            return known[1]
+        judges = self._made(policy, direction)
+        if len(self._known) >= MOST_RULES:
+            self._known.clear()
+        self._known[id(policy), direction] = policy, judges
+        return judges
+
+    def _made(self, policy: Policy, direction: Direction) -> Judges | None:
         rules = self._rules_of(policy, direction)
         guard = None if policy.guard(direction) is None else self._guard
         hook = "check_input" if direction is Direction.INPUT else "check_output"

@@ -101,7 +101,8 @@ class EngineLoop:
         self._is_stopping = False
         self._is_draining = False
         self._stopped = asyncio.Event()
-        self._load = scheduler.load()
+        self._load: EngineLoad | None = None
+        """Of an engine that has ended."""
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._watchdog = Watchdog(
             name, self._stepper, self._thread, timeout_s=step_timeout_s, now_ns=now_ns
@@ -119,13 +120,15 @@ class EngineLoop:
         return len(self._sinks)
 
     def load(self) -> EngineLoad:
+        # Counts that the engine's thread goes on changing: each is right for itself, and all are advice. To note them
+        # after every step would cost more than half of what the scheduler takes for one token.
+        load = self._load or self._scheduler.load()
         hung_s = self._watchdog.running_s
-        if hung_s is None:
-            return self._load
-        return structs.replace(self._load, hung_s=hung_s)
+        return load if hung_s is None else structs.replace(load, hung_s=hung_s)
 
     def submit(self, spec: SequenceSpec, sink: DeltaSink) -> int:
-        if self._is_stopping or self._is_draining or not self._thread.is_alive():
+        # A thread that has ended says first that it is stopping, and `is_alive` takes as long as all the rest.
+        if self._is_stopping or self._is_draining or self._thread.ident is None:
             raise Overloaded(
                 f"The model {spec.model} is being unloaded or put to sleep.", retry_after_s=1
             )
@@ -134,7 +137,7 @@ class EngineLoop:
                 f"The model {spec.model} hangs in a step. Its operator knows; try again later.",
                 retry_after_s=HUNG_RETRY_S,
             )
-        if self.live >= self._max_live:
+        if len(self._sinks) >= self._max_live:
             raise Overloaded(
                 f"{self.live} sequences are running or waiting for {spec.model}, which is all it takes."
                 " Try again later.",
@@ -327,7 +330,6 @@ class EngineLoop:
         now_ns = self._now_ns()
         ended += self._scheduler.expire(now_ns)
         emissions = joined(ended, self._go_on(now_ns))
-        self._load = self._scheduler.load()
         if self._guesser is not None:
             self._guesser.forget_ended(emissions)
         self._emit(emissions)

@@ -1,10 +1,10 @@
 """What the HTTP loop wants an engine's thread to do, and where that thread sleeps meanwhile."""
 
 import asyncio
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 from llmhost.schedule.scheduler import Emission
 
@@ -20,9 +20,12 @@ class Inbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._wake = threading.Condition()
+        self._bell: SimpleQueue[None] = SimpleQueue()  # a condition's own way is in Python
+        self._is_ringing = False
+        """The bell has rung, and nobody has heard it yet."""
         self._commands: deque[tuple[Command, bool]] = deque()
         self._has_rung = False
+        """It will, in this turn of the loop."""
 
     def post(self, command: Command, *, between_steps: bool = False) -> None:
         """Have `command` run before the next step; `between_steps`: while none is on the device."""
@@ -35,27 +38,49 @@ class Inbox:
 
     def take(self) -> tuple[list[Command], bool]:
         """All that came, in order, and whether no step may be on the device for it."""
-        taken = [self._commands.popleft() for _ in range(len(self._commands))]
-        return [command for command, _ in taken], any(between for _, between in taken)
+        commands, is_rest_needed = list[Command](), False
+        for _ in range(len(self._commands)):
+            command, between = self._commands.popleft()
+            commands.append(command)
+            is_rest_needed |= between
+        return commands, is_rest_needed
 
     def wait(self, is_awake: Callable[[], bool], timeout_s: float | None) -> bool:
         """Sleep until a command comes. False after so long without one, and nothing else to do."""
-        with self._wake:
-            return self._wake.wait_for(lambda: bool(self._commands) or is_awake(), timeout_s)
+        if self._commands or is_awake():
+            return True
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._sleep(until_s):
+            if self._commands or is_awake():
+                return True
+        return bool(self._commands) or is_awake()
 
     def gather(self, pause_s: float, most_s: float) -> None:
         """Sleep until nothing more comes for `pause_s`, or for `most_s` in all."""
-        with self._wake:
-            deadline_s = time.monotonic() + most_s
-            while self._commands and time.monotonic() < deadline_s:
-                if not self._wake.wait_for(self._grown_from(len(self._commands)), pause_s):
-                    return
+        deadline_s = time.monotonic() + most_s
+        while self._commands and (now_s := time.monotonic()) < deadline_s:
+            count = len(self._commands)
+            while len(self._commands) <= count:
+                if not self._sleep(now_s + pause_s):
+                    break
+            if len(self._commands) <= count:
+                return
 
-    def _grown_from(self, count: int) -> Callable[[], bool]:
-        return lambda: len(self._commands) > count
+    def _sleep(self, until_s: float | None) -> bool:
+        """Until the bell rings, which may be for what has been taken since. False when that took too long."""
+        try:
+            if until_s is None:
+                self._bell.get()
+            else:
+                self._bell.get(timeout=max(until_s - time.monotonic(), 0.0))
+        except Empty:
+            return False
+        self._is_ringing = False  # before it is looked what came: whoever comes then rings again
+        return True
 
     def _ring(self) -> None:
-        """Without the lock a thread that is about to sleep would miss it."""
+        """What is put into the bell is kept for a thread that is only about to sleep."""
         self._has_rung = False
-        with self._wake:
-            self._wake.notify()
+        if not self._is_ringing:
+            self._is_ringing = True
+            self._bell.put(None)

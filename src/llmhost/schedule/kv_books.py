@@ -55,13 +55,14 @@ class KvBooks:
 
         Asking for more than are free is a scheduler's bug.
         """
-        assert 0 <= count <= self.free, (count, self.free)
         if count == 0:
             return []
-        while len(self._blank) < count:
+        blank = self._blank
+        assert 0 < count <= len(blank) + len(self._kept), (count, self.free)
+        while len(blank) < count:
             self._evict(next(iter(self._kept)))
-        taken = self._blank[-count:]
-        del self._blank[-count:]
+        taken = blank[-count:]
+        del blank[-count:]
         taken.reverse()
         for block in taken:
             self._holders[block] = 1

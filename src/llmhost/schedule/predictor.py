@@ -106,18 +106,18 @@ class StepPredictor:
         if ms <= 0:
             return
         self.seen += 1
+        of_decoding = _decoding_features(work)
         if not work.prompt_tokens:
-            self._decoding.learn(_decoding_features(work), ms, 1 / ms)
+            self._decoding.learn(of_decoding, ms, 1 / ms)
             return
+        of_prompts, decoding_ms = _prompt_features(work), self._decoding.value(of_decoding)
         if self.seen > ENOUGH_STEPS and self.seen_prompts:
-            self._correct(work, ms)
-        on_top = max(ms - self._decoding.value(_decoding_features(work)), 0.0)
-        self._prompts.learn(_prompt_features(work), on_top, 1 / ms)
+            self._correct(decoding_ms + self._prompts.value(of_prompts), ms)
+        self._prompts.learn(of_prompts, max(ms - decoding_ms, 0.0), 1 / ms)
         if is_beside:
             self.tried_tokens = max(self.tried_tokens, work.prompt_tokens)
 
-    def _correct(self, work: StepWork, ms: float) -> None:
-        expected = self._model(work)
+    def _correct(self, expected: float, ms: float) -> None:
         if expected > 0:
             error = min(max(ms / expected, 0.25), 4.0)
             self._spread += CORRECTION_SHARE * (abs(error - self._correction) - self._spread)
@@ -168,19 +168,23 @@ class _Fit:
 
     def learn(self, features: Features, target: float, each: float) -> None:
         """An error of one in `target` counts as much as `each`."""
-        a, b, c, d = (each * feature for feature in features)
-        aim = each * target
-        fresh = (
-            *(a * a, a * b, a * c, a * d, b * b, b * c, b * d, c * c, c * d, d * d),
-            *(aim * a, aim * b, aim * c, aim * d),
-        )
-        self._sums = [self._forget * old + new for old, new in zip(self._sums, fresh, strict=True)]
+        a, b, c, d = features
+        a, b, c, d, aim = each * a, each * b, each * c, each * d, each * target
+        keep = self._forget
+        aa, ab, ac, ad, bb, bc, bd, cc, cd, dd, at, bt, ct, dt = self._sums
+        self._sums = [  # one by one: after every step, a loop over them is a good part of it
+            *(keep * aa + a * a, keep * ab + a * b, keep * ac + a * c, keep * ad + a * d),
+            *(keep * bb + b * b, keep * bc + b * c, keep * bd + b * d),
+            *(keep * cc + c * c, keep * cd + c * d, keep * dd + d * d),
+            *(keep * at + aim * a, keep * bt + aim * b, keep * ct + aim * c, keep * dt + aim * d),
+        ]
         self.seen += 1
 
     def value(self, features: Features) -> float:
         if self.seen - self._fitted >= (1 if self.seen < STEADY_STEPS else FIT_EVERY):
             self._fit()
-        return sum(w * f for w, f in zip(self._weights, features, strict=True))
+        (w, x, y, z), (a, b, c, d) = self._weights, features  # asked for three times a step
+        return w * a + x * b + y * c + z * d
 
     def _fit(self) -> None:
         """Least squares; the worst weight is dropped until none is negative."""

@@ -43,6 +43,8 @@ class Scheduler:
         self.limits = limits
         self.books = KvBooks(limits.kv_blocks, limits.block_tokens, limits.host_kv_blocks)
         self.kv = SequenceKv(self.books, is_kept=limits.prefix_cache)
+        self.longest_tokens = min(limits.max_sequence_length, self.books.capacity_tokens)
+        """Most tokens that one sequence can have, by the model's limit and by KV room."""
         self.predictor = StepPredictor()
         self.accounts = Accounts()
         self.preemptions = 0
@@ -70,11 +72,6 @@ class Scheduler:
     def running(self) -> int:
         """Sequences that have been admitted."""
         return len(self._running)
-
-    @property
-    def longest_tokens(self) -> int:
-        """Most tokens that one sequence can have, by the model's limit and by KV room."""
-        return min(self.limits.max_sequence_length, self.books.capacity_tokens)
 
     @property
     def next_deadline_ns(self) -> int | None:
@@ -184,6 +181,7 @@ class Scheduler:
             self._preempt(sequence)
         self.books.resize(blocks)
         self.limits = replace(self.limits, kv_blocks=blocks)
+        self.longest_tokens = min(self.limits.max_sequence_length, self.books.capacity_tokens)
         for sequence in self._sequences.values():
             sequence.halt(self.longest_tokens)
         too_long = [s.seq_id for s in self._sequences.values() if self._is_full(s)]

@@ -2,20 +2,18 @@
 
 import sys
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 from typing import Any
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.ports import DraftAsk, TextWatch
 from llmhost.core.request import SequenceSpec
 from llmhost.core.step import Draw, GrammarState
-from llmhost.schedule.prefix import Parent
+from llmhost.schedule.prefix import Parent, Place
 
 
-@dataclass(slots=True, eq=False)
-class Sequence:
+class Sequence(Struct, eq=False):
     """Known tokens, how many of them are in the KV cache, and the blocks that hold them.
 
     A step tops `computed` up towards `len(tokens)`: prefill, chunks of it and decode are one case.
@@ -43,8 +41,8 @@ class Sequence:
     is_plain: bool = False
     """What it says next depends on nothing that the runner does not know: its next step can be run before the token
     of the last one has been looked at."""
-    blocks: list[int] = field(default_factory=list)
-    draft: list[int] = field(default_factory=list)
+    blocks: list[int] = []
+    draft: list[int] = []
     """Guesses at what comes after `tokens`, for the next step."""
     high_water: int = 0
     """Most positions ever computed: work below it, after a preemption, is the operator's, not the caller's."""
@@ -61,7 +59,7 @@ class Sequence:
     """So many of `blocks` can be found by their text."""
     parent: Parent = ""
     """What the block after those is found by."""
-    hashes: list[int] = field(default_factory=list)
+    hashes: list[int] = []
     """Of the prompt's full blocks; see `chain_hashes`."""
     promised: int = 0
     """Blocks up to here, of those with hashes, are computed or somebody else's to compute."""
@@ -72,6 +70,10 @@ class Sequence:
     """Two that are asked for with every token, of `spec`: which choice this is, and the ids that end it."""
     prompt_told: int = 0
     """Prompt tokens whose log probabilities have been reported."""
+    salt: str = ""
+    """Whose texts it may share."""
+    found: list[Place] = []
+    """Of a waiting one, the blocks with the beginning of its text, from when it was looked up until it is let in."""
 
     @classmethod
     def start(

@@ -32,7 +32,7 @@ class SequenceKv:
 
     def join(self, sequence: Sequence) -> None:
         """A sequence has come; it holds nothing yet."""
-        sequence.parent = salt = self._salt(sequence.spec)
+        sequence.parent = sequence.salt = salt = self._salt(sequence.spec)
         if _may_hit(sequence):
             size = self.books.block_tokens
             sequence.hashes = chain_hashes(salt, sequence.spec.prompt, size)
@@ -44,7 +44,8 @@ class SequenceKv:
         """
         if not _may_hit(sequence):
             return NO_HIT
-        places = self.books.match(self._salt(sequence.spec), sequence.tokens, _most_hit(sequence))
+        places = self.books.match(sequence.salt, sequence.tokens, _most_hit(sequence))
+        sequence.found = places
         count = len(places)
         coming = sequence.hashes[count:]
         fetched = [-place.serial for place in places if place.is_on_host]
@@ -60,8 +61,8 @@ class SequenceKv:
         """Have admitted sequences go on after what is known of them."""
         found = []
         for sequence, hit in admitted:  # all of them before any block is taken: that may evict
-            salt = self._salt(sequence.spec)
-            places = self.books.match(salt, sequence.tokens, hit.tokens)
+            places, sequence.found = sequence.found, []
+            assert len(places) * self.books.block_tokens == hit.tokens, "it was found before"
             found.append((sequence, places, self.books.claim(places)))
         for sequence, places, claims in found:
             self._begin(sequence, places, self.books.fetch(places, claims))
@@ -70,10 +71,12 @@ class SequenceKv:
         """Go on after the blocks that are known, and promise to compute the others."""
         size = self.books.block_tokens
         sequence.blocks = blocks
-        sequence.parent = places[-1].serial if places else self._salt(sequence.spec)
+        sequence.parent = places[-1].serial if places else sequence.salt
         sequence.recorded = sequence.promised = len(places)
         sequence.computed = sequence.fed = len(places) * size
-        self._promised.update(sequence.hashes[sequence.promised :])
+        promised = self._promised
+        for coming in sequence.hashes[sequence.promised :]:  # `update` would be five calls
+            promised[coming] = promised.get(coming, 0) + 1
         if sequence.high_water == 0 and _may_hit(sequence):  # not again after a preemption
             sequence.cached_tokens = sequence.computed
             self.query_tokens += len(sequence.spec.prompt)
@@ -82,7 +85,7 @@ class SequenceKv:
 
     def grow(self, sequence: Sequence, tokens: int) -> None:
         """Take blocks until the sequence has room for `tokens`."""
-        needed = self.books.blocks_for(tokens) - sequence.held
+        needed = -(-tokens // self.books.block_tokens) - len(sequence.blocks)
         if needed > 0:
             sequence.blocks += self.books.take(needed)
 

@@ -86,13 +86,22 @@ class Stepper:
         """Run `rows` and take in what came of them."""
         if (error := self._move()) is not None:
             return self._fail(rows, error, is_whole=True)
+        outcome = self._run(rows)
+        if type(outcome) is StepResult:
+            self.failures = 0
+            return self.absorb(outcome)
+        return self._find_out(rows, outcome)
+
+    def _find_out(self, rows: Sequence[Row], outcome: StepResult | Exception) -> Sequence[Emission]:
+        """Which rows a step can't be done with that went wrong."""
         emissions: Sequence[Emission] = []
         parts = deque([rows])
         effort = 4 * len(rows).bit_length() + 4  # two culprits are found with less
         is_first, has_computed = True, False
         while parts:
             part = parts.popleft()
-            outcome = self._run(part)
+            if not is_first:
+                outcome = self._run(part)
             if isinstance(outcome, StepResult):
                 has_computed = True
                 emissions = joined(emissions, self.absorb(outcome))

@@ -6,10 +6,9 @@ Nothing here is money: a row that can't be taken is dropped and counted, and a p
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import add
 from typing import Any
 
 from llmhost.core.errors import Overloaded
@@ -303,89 +302,85 @@ def _record(
     connection: Connection, events: Sequence[RequestEnded], *, node_id: str
 ) -> Sequence[None]:
     """All rows, and one addition to each minute and bucket that they touch."""
-    minutes: dict[_Key, _Sums] = {}
-    rows: list[tuple[Any, ...]] = []
+    minutes: dict[_Key, list[_Row]] = {}
+    rows: list[_Row] = []
     for event in events:
-        caller = event.caller
+        caller, usage, ttft_ms = event.caller, event.usage, event.ttft_ms
         org, team, key_id = (
             ("-", "", None) if caller is None else (caller.org, caller.team or "", caller.key_id)
         )
-        queue_us, total_us = _micro(event.queue_ms), _micro(event.total_ms)
-        ttft_us = None if event.ttft_ms is None else _micro(event.ttft_ms)
-        rows.append(
-            (
-                *(node_id, event.utc_ns, event.request_id, event.client_request_id, event.kind),
-                *(event.model, key_id, org, team, *_said(event)),
-                *(queue_us, ttft_us, total_us, event.stream, event.run_id, event.cost_nano),
-                *(event.safety or _NO_SAFETY),
-            )
+        row = (
+            node_id,
+            event.utc_ns,
+            event.request_id,
+            event.client_request_id,
+            event.kind,
+            event.model,
+            key_id,
+            org,
+            team,
+            str(event.outcome),
+            event.status,
+            event.code,
+            event.finish_reason and str(event.finish_reason),  # of another type it would be adapted
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
+            usage.engine_ns,
+            event.amount_nano,
+            round(event.queue_ms * 1000),
+            None if ttft_ms is None else round(ttft_ms * 1000),
+            round(event.total_ms * 1000),
+            int(event.stream),
+            event.run_id,
+            event.cost_nano,
+            *(event.safety or _NO_SAFETY),
         )
+        rows.append(row)
         key = (event.utc_ns - event.utc_ns % MINUTE_NS, _known_model(event), org, team, node_id)
-        sums = minutes.get(key)
-        if sums is None:
-            sums = minutes[key] = _Sums()
-        sums.add(event, queue_us, ttft_us, total_us)
+        of_minute = minutes.get(key)
+        if of_minute is None:
+            of_minute = minutes[key] = []
+        of_minute.append(row)
     insert_rows(connection, "requests", _REQUEST_COLUMNS, rows)
-    of_minutes = [(*key, *sums.counts, *sums.largest) for key, sums in minutes.items()]
+    of_minutes, of_buckets = list[_Row](), list[_Row]()
+    for key, of_minute in minutes.items():
+        columns = tuple(zip(*of_minute, strict=True))
+        of_minutes.append((*key, *_sums(columns)))
+        of_buckets += [(*key, *place, count) for place, count in _buckets(columns)]
     insert_rows(
         connection, "minutes", (*_KEY, *_SUMS, *_LARGEST_OF), of_minutes, or_else=_ADD_TO_MINUTE
     )
-    of_buckets = [
-        (*key, *place, count)
-        for key, sums in minutes.items()
-        for place, count in sums.buckets.items()
-    ]
     names = (*_KEY, "measure", "bucket", "requests")
     insert_rows(connection, "latencies", names, of_buckets, or_else=_ADD_TO_BUCKET)
     return [None] * len(events)
 
 
 _NO_SAFETY = (None, None, None)
-
-
-def _said(event: RequestEnded) -> tuple[str | int | None, ...]:
-    usage = event.usage
-    return (
-        event.outcome.value,
-        event.status,
-        event.code,
-        event.finish_reason,
-        usage.prompt_tokens,
-        usage.cached_tokens,
-        usage.completion_tokens,
-        usage.engine_ns,
-        event.amount_nano,
-    )
-
-
-class _Sums:
-    """What is added to one minute: `counts` in the order of _SUMS, `largest` in that of _LARGEST_OF."""
-
-    __slots__ = ("buckets", "counts", "largest")
-
-    def __init__(self) -> None:
-        self.counts = [0] * len(_SUMS)
-        self.largest = [0] * len(_LARGEST_OF)
-        self.buckets: Counter[tuple[str, int]] = Counter()
-        """Requests by measure and bucket."""
-
-    def add(self, event: RequestEnded, queue_us: int, ttft_us: int | None, total_us: int) -> None:
-        usage, known_us = event.usage, ttft_us or 0
-        fresh = (
-            *_AS_COUNTS[event.outcome.value],
-            *(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.engine_ns),
-            *(event.amount_nano, event.cost_nano),
-            *(queue_us, ttft_us is not None, known_us, total_us),
-        )
-        self.counts = list(map(add, self.counts, fresh))
-        self.largest = list(map(max, self.largest, (queue_us, known_us, total_us)))
-        self.buckets["total", bucket_of(total_us)] += 1
-        if ttft_us is not None:
-            self.buckets["ttft", bucket_of(ttft_us)] += 1
-
-
+_Row = tuple[Any, ...]
+_PLACES = {name: place for place, name in enumerate(_REQUEST_COLUMNS)}
+_OUTCOME, _QUEUE, _TTFT, _TOTAL = map(
+    _PLACES.__getitem__, ("outcome", "queue_us", "ttft_us", "total_us")
+)
 _OUTCOMES = _SUMS[:4]
-_AS_COUNTS = {name: tuple(int(name == other) for other in _OUTCOMES) for name in _OUTCOMES}
+_QUANTITIES = tuple(map(_PLACES.__getitem__, _SUMS[4:10]))
+
+
+def _sums(columns: Sequence[_Row]) -> Iterator[int]:
+    """What the rows of one minute add to it, from their columns: _SUMS, and then _LARGEST_OF."""
+    outcomes, queue_us, total_us = columns[_OUTCOME], columns[_QUEUE], columns[_TOTAL]
+    ttft_us = [us for us in columns[_TTFT] if us is not None]
+    yield from map(outcomes.count, _OUTCOMES)
+    yield from (sum(columns[place]) for place in _QUANTITIES)
+    yield from (sum(queue_us), len(ttft_us), sum(ttft_us), sum(total_us))
+    yield from (max(0, *queue_us), max(0, 0, *ttft_us), max(0, *total_us))
+
+
+def _buckets(columns: Sequence[_Row]) -> Iterator[tuple[tuple[str, int], int]]:
+    """Requests by measure and bucket."""
+    for measure, place in (("total", _TOTAL), ("ttft", _TTFT)):
+        found = Counter(bucket_of(us) for us in columns[place] if us is not None)
+        yield from (((measure, bucket), count) for bucket, count in found.items())
 
 
 def _known_model(event: RequestEnded) -> str:
@@ -396,7 +391,3 @@ def _known_model(event: RequestEnded) -> str:
 
 def _delete(connection: Connection, *, statement: str, before_ns: int) -> int:
     return connection.execute(statement, (before_ns,)).rowcount
-
-
-def _micro(milliseconds: float) -> int:
-    return round(milliseconds * 1000)

@@ -46,6 +46,9 @@ MAX_GROUP = 1_000
 """Items in one commit: more would make the first of them wait for the last."""
 PACE_S = 0.006
 """From one commit to the next, where several wait for each: what a commit costs is shared by more of them."""
+BUSY_GROUP, FULL_GROUP = 4, 24
+"""After a group of so many items the next one gathers three times as long, unless it has so many by then: a commit
+costs as much as a dozen items, and what is under way all the time finds as many."""
 PROBE_S = 1.0
 """How often a file that could not be written is tried again, while nobody else does."""
 ROOM_BYTES = 1 << 20
@@ -113,6 +116,10 @@ class Writer:
         self._pace_s = pace_s
         self._due_s = 0.0
         """When the next group may begin."""
+        self._is_busy = False
+        """The last group was not small."""
+        self._is_pausing = False
+        """Whoever comes need wake nobody: it is looked at in a moment."""
         self._on_commit = on_commit
         self._waiting: deque[_Task] = deque()
         self._turn = (
@@ -209,7 +216,8 @@ class Writer:
                 )
             self._waiting.extend(tasks)
             # Whoever gathers need not hear of each.
-            if not waiting or waiting < MAX_GROUP <= waiting + len(tasks):
+            is_first = not waiting and not self._is_pausing
+            if is_first or waiting < MAX_GROUP <= waiting + len(tasks):
                 self._changed.notify()
 
     async def run(self, job: Job[T]) -> T:
@@ -256,17 +264,29 @@ class Writer:
     def _next_group(self) -> list[_Task]:
         """Wait for work; empty when the writer is closing and nothing is left."""
         with self._changed:
+            if self._pace_s:
+                self._pause()
             timeout = None if self._health is None else PROBE_S
             if not self._changed.wait_for(lambda: self._waiting or self._is_closing, timeout):
                 return [_Task(self._probe, None, Future())]
             if self._linger_s:
                 self._changed.wait_for(self._is_due, self._linger_s)
-            if self._pace_s and (early_s := self._due_s - time.monotonic()) > 0:
-                self._changed.wait_for(self._is_due, early_s)
             count = min(len(self._waiting), MAX_GROUP)
+            self._is_busy = count >= BUSY_GROUP
             if self._pace_s and count > 1:
                 self._due_s = time.monotonic() + self._pace_s
             return [self._waiting.popleft() for _ in range(count)]
+
+    def _pause(self) -> None:
+        """Let the next group gather."""
+        early_s = self._due_s - time.monotonic()
+        if early_s <= 0:
+            return
+        self._is_pausing = True
+        self._changed.wait_for(self._is_due, early_s)
+        if self._is_busy and 0 < len(self._waiting) < FULL_GROUP:
+            self._changed.wait_for(self._is_due, 2 * self._pace_s)
+        self._is_pausing = False
 
     def _is_due(self) -> bool:
         return self._is_closing or len(self._waiting) >= MAX_GROUP

@@ -92,8 +92,11 @@ class BudgetHold:
         held_nano = self.held_nano
         self._end()
         for pot in self.pots:
-            pot.spend(nano, self.utc_ns)
-            self._accounts.forget_if_idle(pot)
+            if pot.is_plain:
+                pot.spent += nano
+            else:
+                pot.spend(nano, self.utc_ns)
+                self._accounts.forget_if_idle(pot)
         assert 0 <= nano <= held_nano, f"{nano} nano-dollars were used, and {held_nano} were held"
 
     def void(self) -> None:
@@ -123,8 +126,12 @@ class BudgetHold:
         """Of the tightest budget, beside what this and others hold; None where all its budgets have ended."""
         least: int | None = None
         for pot in self.pots:
-            if not pot.account.is_counting:
-                room = pot.room(self.utc_ns)
+            account = pot.account
+            if not account.is_counting:
+                if pot.is_plain and self.utc_ns < account.until_ns:
+                    room = account.limit_nano - pot.spent - pot.held  # as `room`, without a call
+                else:
+                    room = pot.room(self.utc_ns)
                 if least is None or room < least:
                     least = room
         return least if least is None or least > 0 else 0
@@ -139,7 +146,10 @@ class BudgetHold:
         self._is_live = False
         for pot in self.pots:
             pot.users -= 1
-            pot.hold(-self.held_nano, self.utc_ns)
+            if pot.is_plain:
+                pot.held -= self.held_nano
+            else:
+                pot.hold(-self.held_nano, self.utc_ns)
         self.held_nano = 0
         self._accounts.drop(self)
 
@@ -181,13 +191,21 @@ class Accounts:
         run = run_of(caller, run_id)
         pots = [account.pot(run, utc_ns) for account in accounts]
         for pot in pots:
-            if pot.room(utc_ns) < nano:
+            account = pot.account
+            if pot.is_plain and not account.is_counting and utc_ns < account.until_ns:
+                room = account.limit_nano - pot.spent - pot.held  # as `room`, without a call
+            else:
+                room = pot.room(utc_ns)
+            if room < nano:
                 self.refusals[pot.account.budget.level] += 1
                 raise refusal(pot, nano, utc_ns)
         hold = BudgetHold(self, caller, run_id, nano, utc_ns, request_id)
         for pot in pots:
             pot.users += 1
-            pot.hold(nano, utc_ns)
+            if pot.is_plain:
+                pot.held += nano
+            else:
+                pot.hold(nano, utc_ns)
         hold.pots = tuple(pots)
         self._holds[hold] = None
         return hold

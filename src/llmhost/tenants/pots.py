@@ -26,7 +26,7 @@ Run = tuple[str | None, str | None, str]
 class Pot:
     """What can be used up: a budget's, or one run's of it, in one span. Times are requests' arrivals."""
 
-    __slots__ = ("account", "held", "run", "span", "spent", "users")
+    __slots__ = ("account", "held", "is_plain", "run", "span", "spent", "users")
 
     def __init__(self, account: "Account", span: Span, run: Run | None = None) -> None:
         self.account = account
@@ -36,6 +36,8 @@ class Pot:
         self.held = 0
         self.users = 0
         """Requests that hold something of it, be it nothing yet."""
+        self.is_plain = run is None
+        """To hold and to spend is to add: whoever has several of them does so without a call for each."""
 
     @property
     def limit(self) -> int:
@@ -74,6 +76,7 @@ class BalancePot(Pot):
     def __init__(self, account: "Account") -> None:
         self.balance = Balance(account.budget.created_ns)
         super().__init__(account, EVER)
+        self.is_plain = False
 
     @property
     def limit(self) -> int:

@@ -266,3 +266,15 @@ async def test_a_log_that_nobody_reads_any_more_breaks_nothing() -> None:
     logger.info("one")
     await asyncio.sleep(0)
     logger.warning("two")
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+def test_a_line_is_the_same_whether_one_hears_it_or_two(written: io.StringIO, level: int) -> None:
+    facts = {"model": "a model", "kept": True, "gone": None, "share": 0.25, "request": "req_1"}
+    log_event(log, "a.b", level=level, **facts)
+    logging.getLogger().addHandler(logging.NullHandler())
+    log_event(log, "a.b", level=level, **facts)
+
+    first, second = written.getvalue().splitlines()
+    assert first.split(" ", 1)[1] == second.split(" ", 1)[1]
+    assert first.endswith(' a.b model="a model" kept=True share=0.25 request=req_1')

@@ -434,3 +434,13 @@ def test_callers_are_told_the_file_and_the_operator_the_path(tmp_path: Path) -> 
     assert str(tmp_path) in str(failure)
     assert str(tmp_path) not in failure.message
     assert "money.db: database or disk is full" in failure.message
+
+
+def test_after_a_busy_group_the_next_one_still_comes(path: Path) -> None:
+    with Writer(path, migrations=[NOTES], pace_s=0.001) as writer:
+        for busy in ("abcdef", "ghijkl"):
+            with held(writer):
+                futures = [writer.submit(note(text)) for text in busy]
+            assert [future.result(10) for future in futures] == [*busy]
+        assert writer.submit(note("alone")).result(10) == "alone"
+    assert len(texts(path)) == 13
