@@ -43,7 +43,15 @@ class SharedPool:
         heads = self.heads
         if not units and self.rest < heads:
             return
-        nano = self.meter.take(units) + self.rest
+        meter = self.meter
+        meter.units += units  # as `Meter.take`, without a call
+        nano, rate = self.rest, meter.rate
+        if rate.nano:
+            total = meter.rest + units * rate.nano
+            fresh = total // rate.per
+            meter.rest = total - fresh * rate.per
+            meter.nano += fresh
+            nano += fresh
         if heads:
             share = nano // heads
             self.rest = nano - share * heads

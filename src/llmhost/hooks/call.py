@@ -8,7 +8,7 @@ import asyncio
 import inspect
 import logging
 import reprlib
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,12 @@ class HookFailed(Exception):
 async def ask(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
     """The first opinion that any plugin has. Raises what the hook's rule says when a plugin fails closed."""
     rule = RULES[hook]
-    for implementation in plugins.implementations(hook):
+    for implementation in plugins.lists.get(hook, ()):
         try:
             if implementation.is_async or implementation.workers is not None or plugins.trace:
                 opinion = await attempt(plugins, implementation, facts)
             else:
-                opinion = _called_here(plugins, implementation, facts)
+                opinion = _called_here(plugins.timer, implementation, facts)
                 if opinion is None:
                     continue
                 opinion = await _heard(plugins, implementation, facts, opinion)
@@ -178,11 +178,10 @@ async def attempt(
 
 
 def _called_here(
-    plugins: Plugins, implementation: Implementation, facts: Mapping[str, object]
+    timer: Callable[[], float], implementation: Implementation, facts: Mapping[str, object]
 ) -> Any:
     """What a plain function returns at once: `attempt` without what most calls need nothing of. Raises HookFailed."""
-    timer, opinion = plugins.timer, None
-    started = timer()
+    opinion, started = None, timer()
     try:
         opinion = implementation.function(*map(facts.__getitem__, implementation.argnames))
     except (Exception, SystemExit) as error:  # boundary: plugins may raise anything

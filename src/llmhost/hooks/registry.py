@@ -84,7 +84,7 @@ class Plugins:
         self.timer = timer
         self._found = tuple(found)
         manager = _registered(self._found)
-        self._lists = {
+        self.lists = {
             hook: tuple(Implementation(hook, impl) for impl in reversed(impls))
             for hook in spec.RULES
             if (impls := getattr(manager.hook, hook).get_hookimpls())
@@ -126,11 +126,11 @@ class Plugins:
 
     def has(self, hook: str) -> bool:
         """Whether any plugin implements the hook: one lookup, so that what nobody asked for costs nothing."""
-        return hook in self._lists
+        return hook in self.lists
 
     def implementations(self, hook: str) -> tuple[Implementation, ...]:
         """In the order in which they are asked."""
-        return self._lists.get(hook, ())
+        return self.lists.get(hook, ())
 
     def report(self) -> tuple[PluginReport, ...]:
         return tuple(
@@ -140,7 +140,7 @@ class Plugins:
 
     def close(self) -> None:
         """Let the threads of sync implementations end."""
-        for implementations in self._lists.values():
+        for implementations in self.lists.values():
             for implementation in implementations:
                 if implementation.workers is not None:
                     implementation.workers.close()
@@ -148,7 +148,7 @@ class Plugins:
     def _hooks_of(self, plugin: str) -> tuple[HookReport, ...]:
         return tuple(
             _hook_report(implementation)
-            for implementations in self._lists.values()
+            for implementations in self.lists.values()
             for implementation in implementations
             if implementation.plugin == plugin
         )

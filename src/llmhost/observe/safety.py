@@ -19,4 +19,4 @@ class SafetyMetrics:
             self._decisions.add(0, direction, "allow", "none")  # there from the start, at 0
 
     def decided(self, direction: str, action: str, category: str) -> None:
-        self._decisions.add(1, direction, action, category)
+        self._decisions.sums[direction, action, category] += 1

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import RequestEnded, SafetyNote
@@ -149,21 +150,18 @@ class RequestContext:
         hold = self.adapter_hold
         return together(self.replica.mark, None if hold is None else hold.key)
 
-    @property
-    def known_caller(self) -> Caller:
-        assert self.caller is not None, "this stage runs after authentication"
-        return self.caller
+    if TYPE_CHECKING:  # what they are is said below the class
 
-    @property
-    def known_deployment(self) -> Deployment:
-        assert self.deployment is not None, "this stage runs after resolution"
-        return self.deployment
+        @property
+        def known_caller(self) -> Caller:
+            """In stages after authentication."""
 
-    @property
-    def known_terms(self) -> Terms:
-        terms = self.terms
-        assert terms is not None, "this stage runs after resolution"
-        return terms
+        @property
+        def known_deployment(self) -> Deployment:
+            """In stages after resolution, as the next."""
+
+        @property
+        def known_terms(self) -> Terms: ...
 
     @property
     def allowances(self) -> Allowances:
@@ -239,6 +237,11 @@ class RequestContext:
             cost_nano=0 if self.costs is None else self.costs.total_nano,
             safety=_safety_of(self.screening),
         )
+
+
+for _name in ("caller", "deployment", "terms"):
+    # The slots themselves: they are read some thirty times for each request, and a property is a call.
+    setattr(RequestContext, f"known_{_name}", vars(RequestContext)[_name])
 
 
 def _safety_of(screening: Screening | None) -> SafetyNote | None:

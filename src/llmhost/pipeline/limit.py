@@ -125,7 +125,8 @@ def _who(context: RequestContext) -> tuple[Caller, str, str | None]:
 
 
 def _wish(context: RequestContext) -> tuple[Caller, str, str | None, Size]:
-    return *_who(context), size_of(context)
+    name = context.known_deployment.entry.name
+    return context.known_caller, name, context.run_id, size_of(context)
 
 
 def size_of(context: RequestContext) -> Size:

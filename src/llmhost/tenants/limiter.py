@@ -57,7 +57,7 @@ class Pass:
         """The request has ended, and used so much; `is_whole` when it was answered to the end. Idempotent."""
         if is_whole and self._size.choices and self._taken.has_output:
             self._limiter.lengths.note(self._who, -(-output_tokens // self._size.choices))
-        self._limiter.settle(self._taken, input_tokens, output_tokens)
+        self._taken.settle(input_tokens, output_tokens, self._limiter.clock.monotonic_ns())
         places, self._places = self._places, ()
         self._limiter.places.leave(places)
 
@@ -70,7 +70,7 @@ class Limiter:
         self.lengths = AnswerLengths()
         self._levels = levels
         self._rates = Rates()
-        self._clock = clock
+        self.clock = clock
 
     async def admit(self, caller: Caller, model: str, run: str | None, size: Size) -> Pass | None:
         """Let a request in, perhaps after a wait for a place. None when nothing limits it.
@@ -82,11 +82,11 @@ class Limiter:
         if not levels:
             return None
         if not self.places.enter(places):
-            self._rates.check(levels, self._wish(who, size), self._clock.monotonic_ns())
+            self._rates.check(levels, self._wish(who, size), self.clock.monotonic_ns())
             await self.places.wait(key, places)
         try:
             wish = self._wish(who, size)
-            taken = self._rates.take(levels, wish, self._clock.monotonic_ns())
+            taken = self._rates.take(levels, wish, self.clock.monotonic_ns())
         except LlmhostError:
             self.places.leave(places)
             raise
@@ -104,7 +104,7 @@ class Limiter:
             return NO_ALLOWANCES
         if not self.places.has_room(places):
             raise NoPlace
-        wish, now_ns = self._wish(who, size), self._clock.monotonic_ns()
+        wish, now_ns = self._wish(who, size), self.clock.monotonic_ns()
         allowances, has_output = self._rates.spend(levels, wish, used, now_ns)
         if has_output and size.choices:
             self.lengths.note(who, -(-used.output_tokens // size.choices))
@@ -115,7 +115,7 @@ class Limiter:
         levels, _, _, who = self._levels.over(caller, model, run)
         if not levels:
             return None
-        now_ns = self._clock.monotonic_ns()
+        now_ns = self.clock.monotonic_ns()
         taken = self._rates.take(levels, Wish(0), now_ns)
         taken.settle(0, 0, now_ns)
         return Pass(self, who, Size(input_tokens=0), (), taken)
@@ -125,15 +125,12 @@ class Limiter:
         levels, _, _, who = self._levels.over(caller, model, run)
         if levels:
             wish = structs.replace(self._wish(who, size), requests=0)
-            self._rates.check(levels, wish, self._clock.monotonic_ns())
+            self._rates.check(levels, wish, self.clock.monotonic_ns())
 
     def glance(self, caller: Caller, model: str, run: str | None) -> None:
         """Raises LimitReached where not even a request without a token would be let in now. Nothing is taken."""
         if levels := self._levels.of(caller, model, run):
-            self._rates.check(levels, Wish(0), self._clock.monotonic_ns())
-
-    def settle(self, taken: Taken, input_tokens: int, output_tokens: int) -> None:
-        taken.settle(input_tokens, output_tokens, self._clock.monotonic_ns())
+            self._rates.check(levels, Wish(0), self.clock.monotonic_ns())
 
     def _wish(self, who: Hashable, size: Size) -> Wish:
         if not size.choices:
