@@ -52,6 +52,8 @@ class Rules:
         self.overlap_chars = max([settings.window_chars // 2, recognised, *map(len, words)])
         """What is at most this long is found wherever a window ends."""
         self.window_chars = max(settings.window_chars, 2 * self.overlap_chars)
+        self.was_used = False
+        """Since somebody last looked for a set to give up."""
         self._piece_chars = max(PIECE_CHARS, self.window_chars)
 
     def __bool__(self) -> bool:

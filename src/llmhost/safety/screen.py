@@ -296,7 +296,10 @@ class Screen:
         """Those who judge under a policy; None when nobody does."""
         known = self._known.get((id(policy), direction))
         if known is not None and known[0] is policy:
-            return known[1]
+            judges = known[1]
+            if judges is not None:
+                judges.rules.was_used = True
+            return judges
         judges = self._made(policy, direction)
         if len(self._known) >= MOST_RULES:
             self._known.clear()
@@ -317,8 +320,8 @@ class Screen:
         window_chars = policy.window_chars or self._settings.window_chars
         key = (policy.words, policy.looks_for(direction), direction, window_chars)
         with self._compiled:
-            if (rules := self._rules.pop(key, None)) is not None:
-                self._rules[key] = rules  # the last to go: what requests meet is not compiled again
+            if (rules := self._rules.get(key)) is not None:
+                rules.was_used = True
                 return rules
         settings = replace_of(self._settings, window_chars=window_chars)
         if direction is Direction.OUTPUT and not settings.check_output:
@@ -327,8 +330,19 @@ class Screen:
         with self._compiled:
             self._rules[key] = rules
             while len(self._rules) > MOST_RULES:
-                self._rules.pop(next(iter(self._rules)))
+                self._give_up_one(rules)
         return rules
+
+    def _give_up_one(self, newest: Rules) -> None:
+        """The oldest set of rules that was not used since this last came by: what requests meet is not compiled
+        again."""
+        while True:
+            key = next(iter(self._rules))
+            oldest = self._rules.pop(key)
+            if not (oldest.was_used or oldest is newest):
+                return
+            oldest.was_used = False
+            self._rules[key] = oldest
 
     def _screening(
         self,

@@ -93,8 +93,8 @@ class WaitingQueue:
     def in_order(self, now_ns: int, shares: FairShares, ns_per_token: float) -> Iterator[Sequence]:
         """Who is next, one after the other, as if each were admitted when it is named."""
         if len(self._lines) == 1:
-            for line in self._lines.values():
-                yield from line
+            for only in self._lines.values():
+                yield from only
             return
         at = dict.fromkeys(self._lines, 0)
         served = {line.tenant: float(shares.of(line.tenant)) for line in at}

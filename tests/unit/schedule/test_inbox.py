@@ -1,32 +1,28 @@
 """Commands for an engine's thread, and how it waits for those that come together."""
 
 import asyncio
-from collections.abc import Callable
+from queue import Empty
 
 from llmhost.schedule.inbox import Inbox
 
 
 class Arrivals:
-    """In place of the condition: each wait sees one more command, until none is left."""
+    """In place of the bell: each wait sees one more command, until none is left."""
 
     def __init__(self, inbox: Inbox, count: int) -> None:
         self.inbox, self.left = inbox, count
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def wait_for(self, is_awake: Callable[[], bool], _: float) -> bool:
-        if self.left:
-            self.left -= 1
-            self.inbox._commands.append((list, False))
-        return is_awake()
+    def get(self, *, timeout: float) -> None:
+        if not self.left:
+            raise Empty
+        self.left -= 1
+        self.inbox._commands.append((list, False))
 
 
 async def test_what_comes_without_a_pause_is_taken_together() -> None:
     inbox = Inbox(asyncio.get_running_loop())
     inbox.post(list)
-    inbox._wake = Arrivals(inbox, 5)  # type: ignore[assignment]
+    inbox._bell = Arrivals(inbox, 5)  # type: ignore[assignment]
 
     inbox.gather(0.002, 60.0)
 
@@ -36,7 +32,7 @@ async def test_what_comes_without_a_pause_is_taken_together() -> None:
 async def test_a_steady_stream_is_not_waited_for_longer_than_allowed() -> None:
     inbox = Inbox(asyncio.get_running_loop())
     inbox.post(list)
-    inbox._wake = Arrivals(inbox, 5)  # type: ignore[assignment]
+    inbox._bell = Arrivals(inbox, 5)  # type: ignore[assignment]
 
     inbox.gather(0.002, 0.0)
 
