@@ -5,6 +5,7 @@ Pure but for the tokenizer. Long requests are read in a thread (`is_short`), so 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from llmhost.core.errors import InvalidValue, UnsupportedParameter
 from llmhost.core.ports import FillMarks, Tokenizer
@@ -167,11 +168,22 @@ def _behind(suffix: str, marks: FillMarks, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(suffix, add_special_tokens=False)
 
 
+def _told(tools: tuple[dict[str, Any], ...] | None) -> tuple[dict[str, Any], ...] | None:
+    """Tools as templates hear of them: `strict` says how a call is held and is nothing for a model to read, or the
+    routes, whose defaults for it differ, would make different prompts of the same tools."""
+    if tools is None or not any("strict" in tool["function"] for tool in tools):
+        return tools
+    return tuple(
+        {**tool, "function": {k: v for k, v in tool["function"].items() if k != "strict"}}
+        for tool in tools
+    )
+
+
 def rendered(request: GenerationRequest, tokenizer: Tokenizer) -> str:
     """A chat as its model's template writes it. Raises BadRequest."""
     text = tokenizer.render_chat(
         request.messages,
-        tools=request.tools,
+        tools=_told(request.tools),
         **{"add_generation_prompt": request.add_generation_prompt, **request.template_kwargs},
     )
     if not request.continue_final_message:
