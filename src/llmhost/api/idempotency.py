@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import msgspec
@@ -37,6 +36,7 @@ from llmhost.core.errors import (
 from llmhost.core.request import Caller
 from llmhost.observe.logs import log_event
 from llmhost.storage.answers import Answer, Answers, Headers
+from llmhost.storage.keyed_calls import Call
 
 log = logging.getLogger("llmhost.idempotency")
 
@@ -55,17 +55,6 @@ _OF_ONE_CALL = re.compile(
     re.DOTALL,
 )
 """Headers that say something of the call that was run, and not of its answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What makes two calls the same."""
-
-    name: bytes
-    """Whose it is, its route, and its key."""
-    body_hash: bytes
-    request_id: str
-    """Of this very one."""
 
 
 Perform = Callable[[Receive, Send, Wire], Awaitable[bool]]

@@ -31,7 +31,7 @@ from llmhost.api.errors import forget_frames
 from llmhost.api.frames import Frames, frames_of, whole_answer
 from llmhost.api.gatekeeper import vouch
 from llmhost.api.idempotency import HEADER as IDEMPOTENCY_KEY
-from llmhost.api.idempotency import Call, Idempotency, call_of, looked_at, pour, start_of
+from llmhost.api.idempotency import Idempotency, call_of, looked_at, pour, start_of
 from llmhost.api.known_bodies import KnownBodies
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Playback
@@ -48,6 +48,7 @@ from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.held import Holds
 from llmhost.pipeline.processor import Exchange, Processor
 from llmhost.pipeline.stream import Take
+from llmhost.storage.keyed_calls import Call
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmhost.api.batches.admin import BatchAdmin
 from llmhost.api.batches.routes import BatchDesk
+from llmhost.api.creating import Creation
 from llmhost.api.errors import error_body
 from llmhost.api.files.routes import FileDesk
 from llmhost.api.message_batches.routes import MessageBatchDesk
@@ -16,7 +17,7 @@ from llmhost.core.errors import LlmhostError, Unauthenticated
 from llmhost.core.ports import Clock
 from llmhost.core.request import Caller
 from llmhost.host.books import Books
-from llmhost.observe.batches import BatchMetrics
+from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.batches.attempt import LineRoute, LineRunner
 from llmhost.pipeline.batches.booking import Booking
 from llmhost.pipeline.batches.pace import Pace
@@ -25,6 +26,7 @@ from llmhost.pipeline.bill import Bill
 from llmhost.pipeline.processor import Processor
 from llmhost.storage.batches import Batches
 from llmhost.storage.files import Files
+from llmhost.storage.keyed_calls import KeyedCalls
 from llmhost.storage.node import DataDir
 from llmhost.storage.state import State
 from llmhost.tenants.keys import KeyStore
@@ -82,7 +84,7 @@ def open_deferred(
     routes: Mapping[str, LineRoute],
     bill: Bill,
     books: Books,
-    metrics: BatchMetrics,
+    metrics: Metrics,
 ) -> Deferred:
     """`routes` are what lines may ask. Nothing runs before `runner.start`."""
     store = Batches(state, node_id=files.node_id, clock=clock)
@@ -108,13 +110,16 @@ def open_deferred(
         Booking(store, bill.book_late, books.ledger.known),
         pace,
         clock,
-        metrics,
+        metrics.batches,
         longest_line_bytes=settings.server.max_body_bytes,
     )
-    metrics.read_from(runner.states, lambda: pace.running)
-    desk = BatchDesk(store, runner, clock, settings.files.batch_days)
+    metrics.batches.read_from(runner.states, lambda: pace.running)
+    kept_s = settings.idempotency.kept_s
+    calls = KeyedCalls(state, node_id=files.node_id, clock=clock, kept_s=kept_s)
+    creation = Creation(calls, metrics.answer_repeated)
+    desk = BatchDesk(store, runner, clock, settings.files.batch_days, creation)
     admin = BatchAdmin(store, files, clock, runner)
-    shelf = FileDesk(files, settings.files)
+    shelf = FileDesk(files, settings.files, creation)
     messages = MessageBatchDesk(
         store,
         runner,

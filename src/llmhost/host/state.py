@@ -5,7 +5,7 @@ from typing import Protocol
 
 from llmhost.api.responses.desk import Desk, lost
 from llmhost.core.ports import Clock
-from llmhost.storage import batches, files, responses, stored_chats
+from llmhost.storage import batches, files, keyed_calls, responses, stored_chats
 from llmhost.storage.conversations import ConversationStore
 from llmhost.storage.node import DataDir
 from llmhost.storage.responses import ResponseStore
@@ -17,6 +17,7 @@ SCHEMAS: tuple[Schema, ...] = (
     stored_chats.SCHEMA,
     files.SCHEMA,
     batches.SCHEMA,
+    keyed_calls.SCHEMA,
 )
 """Of all who keep something in `state.db`."""
 

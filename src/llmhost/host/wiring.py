@@ -435,7 +435,7 @@ class Host:
             routes=line_routes(self.processor, self.responses, self.deployments.catalogue),
             bill=self.bill,
             books=self.books,
-            metrics=self.metrics.batches,
+            metrics=self.metrics,
         )
 
     def _limiter(self) -> Limiter:

@@ -14,6 +14,7 @@ from llmhost.core.errors import InvalidValue, RateLimited
 from llmhost.core.ports import Clock
 from llmhost.storage.connect import Connection, StorageFailed
 from llmhost.storage.files import Owner, StoredFile, hold_file, insert_file, let_go_of_file
+from llmhost.storage.keyed_calls import Note, unmake
 from llmhost.storage.schema import Schema
 from llmhost.storage.state import State
 
@@ -119,11 +120,19 @@ class Batches:
         self._clock = clock
 
     async def add(
-        self, batch_id: str, owner: Owner, record: bytes, *, input_file_id: str, most_live: int
+        self,
+        batch_id: str,
+        owner: Owner,
+        record: bytes,
+        *,
+        input_file_id: str,
+        most_live: int,
+        note: Note | None = None,
     ) -> None:
         """Done when it will outlive this process. Its input can't be deleted from then on.
 
-        Raises InvalidValue where the owner has no such file, RateLimited where it has `most_live` that have not ended.
+        Raises InvalidValue where the owner has no such file, RateLimited where it has `most_live` that have not ended,
+        and what `note` does.
         What it raised for is not there: the next process must not run what its caller was told is not taken.
         """
         await self._state.write(
@@ -134,12 +143,20 @@ class Batches:
                 input_file_id=input_file_id,
                 most_live=most_live,
                 now_ns=self._clock.utc_ns(),
+                note=note,
             )
         )
         try:
             await self._state.force()
         except StorageFailed:
-            await self._state.write(partial(_undo, batch_id=batch_id, input_file_id=input_file_id))
+            await self._state.write(
+                partial(
+                    _undo,
+                    batch_id=batch_id,
+                    input_file_id=input_file_id,
+                    is_noted=note is not None,
+                )
+            )
             raise
 
     async def update(self, batch_id: str, record: bytes) -> None:
@@ -269,7 +286,10 @@ def _add(
     input_file_id: str,
     most_live: int,
     now_ns: int,
+    note: Note | None,
 ) -> None:
+    if note is not None:
+        note(connection, row[2])
     (live,) = connection.execute(
         f"SELECT count(*) FROM batches WHERE is_live AND {_OWNED}", owner
     ).fetchone()
@@ -289,9 +309,11 @@ def _add(
     )
 
 
-def _undo(connection: Connection, *, batch_id: str, input_file_id: str) -> None:
+def _undo(connection: Connection, *, batch_id: str, input_file_id: str, is_noted: bool) -> None:
     if connection.execute("DELETE FROM batches WHERE id = ?", (batch_id,)).rowcount:
         let_go_of_file(connection, input_file_id)
+    if is_noted:
+        unmake(connection, batch_id)
 
 
 def _update(connection: Connection, *, batch_id: str, record: bytes) -> None:

@@ -4,11 +4,7 @@ A file is whole or not there: contents are written under another name, forced to
 row. What a process that was killed left without a row is swept at the next start. What is in a file is not known here.
 """
 
-import os
-import secrets
-import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,6 +13,8 @@ from typing import Any, NamedTuple
 from llmhost.core.errors import FileInUse, FilesFull, InvalidValue
 from llmhost.core.ports import Clock
 from llmhost.storage.connect import Connection, StorageFailed
+from llmhost.storage.draft import Draft, new_file_id
+from llmhost.storage.keyed_calls import Note, unmake
 from llmhost.storage.schema import Schema
 from llmhost.storage.state import State
 
@@ -45,7 +43,6 @@ SCHEMA = Schema(
 )
 """`holds` counts who reads a file and may not lose it."""
 
-_PART = ".part"
 _FORGOTTEN_AT_ONCE = 500
 _OWNED = "org = ? AND team IS ?"
 _ALIVE = "(expires_ns IS NULL OR expires_ns > ? OR holds > 0)"
@@ -86,67 +83,6 @@ _INSERT = (
     "INSERT INTO files (node_id, id, org, team, purpose, filename, bytes, utc_ns, expires_ns)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq"
 )
-
-
-def new_file_id() -> str:
-    return f"file-{secrets.token_hex(12)}"
-
-
-class Draft:
-    """A file that is being written. Its methods block."""
-
-    def __init__(self, folder: Path, file_id: str, *, keep_free_bytes: int) -> None:
-        """`keep_free_bytes` of the disk are left to others. Raises StorageFailed."""
-        self.id = file_id
-        self.bytes = 0
-        self.path = folder / f".{file_id}{_PART}"
-        self._folder = folder
-        self._keep_free_bytes = keep_free_bytes
-        self._checked_bytes = -1
-        try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StorageFailed(self.path, error) from error
-        self._file = os.fdopen(fd, "wb")
-
-    def write(self, piece: bytes) -> None:
-        """Raises StorageFailed when the disk is full, or as full as it may be."""
-        try:
-            self._check_room()
-            self._file.write(piece)
-        except OSError as error:
-            raise StorageFailed(self._folder, error) from error
-        self.bytes += len(piece)
-
-    def finish(self) -> Path:
-        """Force it to disk under its name. Without a row it is still nobody's. Raises StorageFailed."""
-        target = self._folder / self.id
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self.path.rename(target)
-            _force(self._folder)
-        except OSError as error:
-            raise StorageFailed(self._folder, error) from error
-        return target
-
-    def discard(self) -> None:
-        """It is not wanted, or was not finished. Idempotent."""
-        with suppress(OSError):  # what could not be written is not wanted
-            self._file.close()
-        for path in (self.path, self._folder / self.id):
-            path.unlink(missing_ok=True)
-
-    def _check_room(self) -> None:
-        """Every 16 MiB: asking costs a system call."""
-        if 0 <= self.bytes < self._checked_bytes:
-            return
-        self._checked_bytes = self.bytes + (16 << 20)
-        if shutil.disk_usage(self._folder).free < self._keep_free_bytes:
-            raise OSError(
-                f"less than {self._keep_free_bytes} bytes are free, which files may not take"
-            )
 
 
 class Files:
@@ -191,11 +127,20 @@ class Files:
             expires_ns=None if lasts_s is None else now_ns + lasts_s * 10**9,
         )
 
-    async def add(self, file: StoredFile, room: Room | None = None) -> StoredFile:
-        """A row for a finished draft. Raises FilesFull where its owner has no `room` for it, StorageFailed."""
-        return await self._state.write_through(
-            partial(insert_file, file=file, node_id=self.node_id, room=room)
-        )
+    async def add(
+        self, file: StoredFile, room: Room | None = None, note: Note | None = None
+    ) -> StoredFile:
+        """A row for a finished draft. Raises FilesFull where its owner has no `room` for it, StorageFailed, and what
+        `note` does. What it raised for is not there."""
+        job = partial(_add, file=file, node_id=self.node_id, room=room, note=note)
+        stored = await self._state.write(job)
+        try:
+            await self._state.force()
+        except StorageFailed:
+            undo = partial(_undo, file_id=file.id, is_noted=note is not None)
+            await self._state.write(undo)
+            raise
+        return stored
 
     async def find(self, file_id: str, owner: Owner | None = None) -> StoredFile | None:
         """None for one of another owner, and for one that is over."""
@@ -264,6 +209,25 @@ class Files:
         if lost:
             self._state.write_now(partial(_drop, ids=lost))
         return sorted(there - known) + lost
+
+
+def _add(
+    connection: Connection,
+    *,
+    file: StoredFile,
+    node_id: str,
+    room: Room | None,
+    note: Note | None,
+) -> StoredFile:
+    if note is not None:
+        note(connection, file.id)
+    return insert_file(connection, file=file, node_id=node_id, room=room)
+
+
+def _undo(connection: Connection, *, file_id: str, is_noted: bool) -> None:
+    connection.execute("DELETE FROM files WHERE id = ?", (file_id,))
+    if is_noted:
+        unmake(connection, file_id)
 
 
 def insert_file(
@@ -394,11 +358,3 @@ def _drop(connection: Connection, *, ids: Sequence[str]) -> None:
 
 def _file(row: Sequence[Any]) -> StoredFile:
     return StoredFile(**dict(zip(_COLUMNS, row, strict=True)))
-
-
-def _force(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

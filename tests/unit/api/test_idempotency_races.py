@@ -8,11 +8,12 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmhost.api.idempotency import Call, Idempotency
+from llmhost.api.idempotency import Idempotency
 from llmhost.api.recording import Playback
 from llmhost.config.schema import IdempotencySettings
 from llmhost.core.errors import IdempotencyKeyReused
 from llmhost.storage.answers import Answer, Answers
+from llmhost.storage.keyed_calls import Call
 
 OPTIONS = IdempotencySettings(grace_s=0.0)
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from llmhost.core.errors import FileInUse, FilesFull, InvalidValue
-from llmhost.storage import files as module
+from llmhost.storage import draft as module
+from llmhost.storage import keyed_calls
 from llmhost.storage.connect import StorageFailed
+from llmhost.storage.draft import Draft
 from llmhost.storage.files import (
     SCHEMA,
-    Draft,
     Files,
     Owner,
     Room,
@@ -20,6 +21,7 @@ from llmhost.storage.files import (
     hold_file,
     let_go_of_file,
 )
+from llmhost.storage.keyed_calls import AlreadyMade, Call, KeyedCalls, Note
 from llmhost.storage.state import State
 from llmhost.testing import ManualClock, at
 
@@ -39,7 +41,7 @@ def open_files(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., Fil
     def make(keep_free_bytes: int = 0) -> Files:
         while opened:
             opened.pop().close()
-        opened.append(state := State(tmp_path / "state.db", [SCHEMA]))
+        opened.append(state := State(tmp_path / "state.db", [SCHEMA, keyed_calls.SCHEMA]))
         files = Files(
             state,
             tmp_path / "files",
@@ -56,7 +58,12 @@ def open_files(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., Fil
 
 
 async def add(
-    files: Files, content: bytes, owner: Owner = RED, room: Room | None = None, **facts: Any
+    files: Files,
+    content: bytes,
+    owner: Owner = RED,
+    room: Room | None = None,
+    note: Note | None = None,
+    **facts: Any,
 ) -> StoredFile:
     draft = files.draft()
     draft.write(content)
@@ -64,7 +71,7 @@ async def add(
     file = files.facts(draft, owner, **known | facts)
     draft.finish()
     try:
-        return await files.add(file, room)
+        return await files.add(file, room, note)
     except BaseException:
         draft.discard()
         raise
@@ -139,6 +146,32 @@ async def test_a_full_disk_is_told_and_leaves_no_half_of_a_file(
         draft.finish()
     draft.discard()
     assert names(files) == set()
+
+
+async def test_a_row_that_the_disk_does_not_take_is_not_there_and_nor_is_its_call(
+    open_files: Callable[..., Files], clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = open_files()
+    calls = KeyedCalls(files._state, node_id="n", clock=clock, kept_s=60)
+    call = Call(b"name", b"hash", "req_1")
+
+    async def refuse(_: State) -> None:
+        raise StorageFailed(Path("state.db"), OSError(28, "No space left on device"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "force", refuse)
+        with pytest.raises(StorageFailed, match="No space"):
+            await add(files, b"text", note=calls.note(call))
+    assert await files.page(RED, limit=9) == []
+    assert await calls.find(b"name") is None
+
+    file = await add(files, b"text", note=calls.note(call))
+    with pytest.raises(AlreadyMade, match=file.id):
+        await add(files, b"text", note=calls.note(call))
+    assert await files.page(RED, limit=9) == [await files.find(file.id)]
+    clock.advance(60)
+    assert await calls.find(b"name") is None
+    await add(files, b"text", note=calls.note(call))
 
 
 async def test_a_file_that_is_held_is_neither_deleted_nor_forgotten(

@@ -15,16 +15,18 @@ from llmhost.api.batches.wire import (
     batch_of,
     batch_page,
 )
-from llmhost.api.files.routes import DAY_S, AnyRequest, CallerOf, owner_of, stamped
+from llmhost.api.creating import AnyRequest, Creation, Sent, sent, told
+from llmhost.api.files.routes import DAY_S, CallerOf, owner_of, stamped
+from llmhost.api.idempotency import digest
 from llmhost.api.loose import read_body
 from llmhost.core.errors import Conflict, InvalidValue, NotFound
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.pipeline.authenticate import check_run, run_of
 from llmhost.pipeline.batches.record import Batch, from_record
 from llmhost.pipeline.batches.runner import BatchRunner
 from llmhost.storage.batches import Batches
 from llmhost.storage.files import Owner
+from llmhost.storage.keyed_calls import Made, Note
 
 MOST_ROWS, USUAL_ROWS = 100, 20
 
@@ -37,9 +39,14 @@ class BatchDesk:
     runner: BatchRunner
     clock: Clock
     file_days: int
+    creation: Creation
 
-    async def create(self, caller: Caller, headers: dict[str, str], raw: bytes) -> BatchObject:
-        """Raises BadRequest, RateLimited, StorageFailed."""
+    async def create(
+        self, sent: Sent, headers: dict[str, str], raw: bytes
+    ) -> tuple[BatchObject, Made | None]:
+        """Raises BadRequest, RateLimited, StorageFailed; NotFound where the batch of such a call is gone."""
+        caller = sent.caller
+        owner = owner_of(caller)
         check_run(headers)
         batch = batch_of(
             read_body(raw, NewBatch),
@@ -49,8 +56,15 @@ class BatchDesk:
             now_s=self.clock.utc_ns() // 10**9,
             usual_lasts_s=self.file_days * DAY_S,
         )
-        await self.runner.add(batch, owner_of(caller))
-        return batch_object(batch)
+
+        async def make(note: Note | None) -> BatchObject:
+            await self.runner.add(batch, owner, note)
+            return batch_object(batch)
+
+        async def find(batch_id: str) -> BatchObject:
+            return batch_object(await self.find(batch_id, owner))
+
+        return await self.creation.once(sent.call(digest(raw)), make, find)
 
     async def listed(self, owner: Owner | None, after: str | None, limit: int) -> BatchPage:
         """Raises InvalidValue."""
@@ -80,9 +94,10 @@ def batch_routes(desk: BatchDesk, caller_of: CallerOf) -> list[ControllerRouterH
     @post("/v1/batches", tags=["batches"], status_code=200)
     async def create_batch(request: AnyRequest) -> Response[BatchObject]:
         """Run the requests of a file when there is room for them."""
-        caller = await caller_of(request)
+        call = sent(request, await caller_of(request))
         raw = await request.body()
-        return stamped(await desk.create(caller, dict(request.headers), raw))
+        batch, made = await desk.create(call, dict(request.headers), raw)
+        return told(batch, call, made)
 
     @get("/v1/batches", tags=["batches"])
     async def list_batches(

@@ -8,11 +8,12 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from litestar import Request, Response, delete, get, post
+from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import ControllerRouterHandler
 
+from llmhost.api.creating import AnyRequest, Creation, Sent, sent, told
 from llmhost.api.files.upload import FORM_BYTES, Upload
 from llmhost.api.files.wire import (
     FileDeleted,
@@ -29,8 +30,8 @@ from llmhost.core.ids import new_request_id
 from llmhost.core.request import Caller
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.files import Files, Owner, Room, StoredFile
+from llmhost.storage.keyed_calls import Made, Note
 
-AnyRequest = Request[Any, Any, Any]
 CallerOf = Callable[[AnyRequest], Awaitable[Caller]]
 MOST_ROWS = 10_000
 PIECE_BYTES = 1 << 18
@@ -52,27 +53,41 @@ class FileDesk:
 
     files: Files
     settings: FileSettings
+    creation: Creation
 
-    async def upload(self, caller: Caller, request: AnyRequest) -> FileObject:
-        """Raises BadRequest, RequestTooLarge, FilesFull, StorageFailed."""
+    async def upload(self, sent: Sent, request: AnyRequest) -> tuple[FileObject, Made | None]:
+        """Raises BadRequest, RequestTooLarge, FilesFull, StorageFailed; NotFound where what a call made is gone."""
         self._check_length(request.headers.get("content-length"))
-        upload = Upload(self.files, self.settings.max_file_bytes)
-        try:
-            kind = request.headers.get("content-type", "")
-            draft = await upload.read(kind, request.stream())
+        sent.call(b"")  # a key that can't be one is refused before anything is read
+        upload = Upload(self.files, self.settings.max_file_bytes, is_hashed=sent.has_key)
+        owner = owner_of(sent.caller)
+        is_kept = False
+
+        async def make(note: Note | None) -> FileObject:
+            nonlocal is_kept
             file = self.files.facts(
                 draft,
-                owner_of(caller),
+                owner,
                 purpose=(purpose := purpose_of(upload.fields)),
                 filename=upload.filename,
                 lasts_s=lasts_s_of(upload.fields) or self._usual_s(purpose),
             )
             await asyncio.to_thread(draft.finish)
-            return file_object(await self.files.add(file, self.room))
-        except BaseException:
-            if upload.draft is not None:
+            stored = await self.files.add(file, self.room, note)
+            is_kept = True
+            return file_object(stored)
+
+        async def find(file_id: str) -> FileObject:
+            return file_object(await self.find(file_id, owner))
+
+        try:
+            kind = request.headers.get("content-type", "")
+            draft = await upload.read(kind, request.stream())
+            call = sent.call(upload.digest()) if sent.has_key else None
+            return await self.creation.once(call, make, find)
+        finally:
+            if upload.draft is not None and not is_kept:
                 upload.draft.discard()
-            raise
 
     async def listed(
         self, owner: Owner | None, after: str | None, limit: int, order: str, purpose: str | None
@@ -125,7 +140,9 @@ def file_routes(desk: FileDesk, caller_of: CallerOf) -> list[ControllerRouterHan
     @post("/v1/files", tags=["files"], status_code=200, request_max_body_size=None)
     async def upload_file(request: AnyRequest) -> Response[FileObject]:
         """Upload a file: multipart/form-data with `file` and `purpose`, and `expires_after` if it shall not stay."""
-        return stamped(await desk.upload(await caller_of(request), request))
+        call = sent(request, await caller_of(request))
+        file, made = await desk.upload(call, request)
+        return told(file, call, made)
 
     @get("/v1/files", tags=["files"])
     async def list_files(

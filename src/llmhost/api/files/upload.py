@@ -5,13 +5,15 @@ The parser is fed on the event loop, which is a search for a few bytes in each p
 
 import asyncio
 from collections.abc import AsyncIterator
+from hashlib import blake2b
 
 from litestar.exceptions import ClientException
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from llmhost.api.files.wire import LONGEST_NAME
 from llmhost.core.errors import BadRequest, MissingParameter, RequestTimeout, RequestTooLarge
-from llmhost.storage.files import Draft, Files
+from llmhost.storage.draft import Draft
+from llmhost.storage.files import Files
 
 PIECE_BYTES = 1 << 20
 SILENCE_S = 60.0
@@ -22,14 +24,18 @@ FORM_BYTES = 1 << 20
 
 
 class Upload:
-    """One upload that is read. `draft` is the file, which whoever reads keeps or discards."""
+    """One upload that is read. `draft` is the file, which whoever reads keeps or discards.
 
-    def __init__(self, files: Files, most_bytes: int) -> None:
+    Two forms say the same when their fields, names and contents are: what stands between them is drawn at random.
+    """
+
+    def __init__(self, files: Files, most_bytes: int, *, is_hashed: bool = False) -> None:
         self.fields: dict[str, str] = {}
         self.filename = ""
         self.draft: Draft | None = None
         self._files = files
         self._most_bytes = most_bytes
+        self._hash = blake2b(digest_size=32) if is_hashed else None
         self._piece = bytearray()
         self._size = 0
         self._field: bytearray | None = None
@@ -60,6 +66,17 @@ class Upload:
         if self.draft is None:
             raise MissingParameter("file")
         return self.draft
+
+    def digest(self) -> bytes:
+        """Of what was sent. Only of one that is hashed."""
+        assert self._hash is not None
+        facts = self._hash.copy()
+        for fact in (
+            self.filename,
+            *(text for field in sorted(self.fields.items()) for text in field),
+        ):
+            facts.update(b"\0" + fact.encode("utf-8", "surrogatepass"))
+        return facts.digest()
 
     async def _take(self, event: MultipartSegment | bytearray | bytes | None) -> None:
         if isinstance(event, MultipartSegment):
@@ -98,7 +115,12 @@ class Upload:
         if self.draft.bytes + len(self._piece) > self._most_bytes:
             raise self._too_large()
         piece, self._piece = bytes(self._piece), bytearray()
-        await asyncio.to_thread(self.draft.write, piece)
+        await asyncio.to_thread(self._write, self.draft, piece)
+
+    def _write(self, draft: Draft, piece: bytes) -> None:
+        draft.write(piece)
+        if self._hash is not None:
+            self._hash.update(piece)
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(

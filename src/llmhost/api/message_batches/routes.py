@@ -14,8 +14,10 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import ControllerRouterHandler
 
+from llmhost.api.creating import AnyRequest, Sent, sent, told
 from llmhost.api.dialect import ANTHROPIC_PATH
-from llmhost.api.files.routes import AnyRequest, CallerOf, FileDesk, owner_of, stamped
+from llmhost.api.files.routes import CallerOf, FileDesk, owner_of, stamped
+from llmhost.api.idempotency import digest
 from llmhost.api.message_batches.wire import (
     MARK,
     PATH,
@@ -38,7 +40,9 @@ from llmhost.pipeline.batches.record import Batch, from_record
 from llmhost.pipeline.batches.runner import BatchRunner
 from llmhost.storage.batches import Batches
 from llmhost.storage.connect import StorageFailed
-from llmhost.storage.files import Draft, Owner
+from llmhost.storage.draft import Draft
+from llmhost.storage.files import Owner
+from llmhost.storage.keyed_calls import Made, Note
 
 MOST_ROWS, USUAL_ROWS = 1_000, 20
 WINDOW, WINDOW_S = "24h", 86_400
@@ -59,9 +63,23 @@ class MessageBatchDesk:
     longest_bytes: int
     """Of one request."""
 
-    async def create(self, caller: Caller, headers: dict[str, str], raw: bytes) -> Batch:
-        """Raises BadRequest, RequestTooLarge, FilesFull, RateLimited, StorageFailed."""
+    async def create(
+        self, sent: Sent, headers: dict[str, str], raw: bytes
+    ) -> tuple[Batch, Made | None]:
+        """Raises BadRequest, RequestTooLarge, FilesFull, RateLimited, StorageFailed; NotFound where the batch of such a
+        call is gone."""
         check_run(headers)
+        owner = owner_of(sent.caller)
+        call = sent.call(await asyncio.to_thread(digest, raw)) if sent.has_key else None
+        return await self.files.creation.once(
+            call,
+            lambda note: self._make(sent.caller, headers, raw, note),
+            lambda batch_id: self.find(batch_id, owner),
+        )
+
+    async def _make(
+        self, caller: Caller, headers: dict[str, str], raw: bytes, note: Note | None
+    ) -> Batch:
         batch_id = f"{MARK}{secrets.token_hex(12)}"
         draft, count = await asyncio.to_thread(self._written, raw)
         owner = owner_of(caller)
@@ -89,7 +107,7 @@ class MessageBatchDesk:
             total=count,
         )
         try:
-            await self.runner.add(batch, owner)
+            await self.runner.add(batch, owner, note)
         except BaseException:
             await self.files.files.delete(file.id, owner)
             raise
@@ -169,15 +187,16 @@ class MessageBatchDesk:
 def message_batch_routes(
     desk: MessageBatchDesk, caller_of: CallerOf, root_path: str
 ) -> list[ControllerRouterHandler]:
-    def told(request: AnyRequest, batch: Batch) -> Response[MessageBatchObject]:
-        return stamped(message_batch(batch, desk.now_s, base_url(request, root_path)))
+    def shown(request: AnyRequest, batch: Batch) -> MessageBatchObject:
+        return message_batch(batch, desk.now_s, base_url(request, root_path))
 
     @post(PATH, tags=["messages"], status_code=200)
     async def create_message_batch(request: AnyRequest) -> Response[MessageBatchObject]:
         """Answer many conversations when there is room for them."""
-        caller = await caller_of(request)
+        call = sent(request, await caller_of(request))
         raw = await request.body()
-        return told(request, await desk.create(caller, dict(request.headers), raw))
+        batch, made = await desk.create(call, dict(request.headers), raw)
+        return told(shown(request, batch), call, made)
 
     @get(PATH, tags=["messages"])
     async def list_message_batches(
@@ -198,7 +217,7 @@ def message_batch_routes(
     ) -> Response[MessageBatchObject]:
         """One of them, and how far it is."""
         owner = owner_of(await caller_of(request))
-        return told(request, await desk.find(batch_id, owner))
+        return stamped(shown(request, await desk.find(batch_id, owner)))
 
     @post(f"{PATH}/{{batch_id:str}}/cancel", tags=["messages"], status_code=200)
     async def cancel_message_batch(
@@ -206,7 +225,7 @@ def message_batch_routes(
     ) -> Response[MessageBatchObject]:
         """Begin no more of its requests. Those that run go on to their ends."""
         owner = owner_of(await caller_of(request))
-        return told(request, await desk.cancel(batch_id, owner))
+        return stamped(shown(request, await desk.cancel(batch_id, owner)))
 
     @delete(f"{PATH}/{{batch_id:str}}", tags=["messages"], status_code=200)
     async def delete_message_batch(

@@ -10,8 +10,8 @@ from llmhost.api.openapi.answers import ErrorAnswer
 from llmhost.api.openapi.meant import MEANT, NAMES, REQUIRED
 from llmhost.api.openapi.message_answers import MessageError
 from llmhost.api.openapi.ollama_answers import OllamaError
-from llmhost.api.openapi.operation import JSON, Operation, Parameter
-from llmhost.api.openapi.operations import BARE, TAKEN, TOLD
+from llmhost.api.openapi.operation import IDEMPOTENCY, JSON, Operation, Parameter
+from llmhost.api.openapi.operations import BARE, KEYED, TAKEN, TOLD
 from llmhost.api.openapi.queries import QUERIES
 from llmhost.api.openapi.shapes import Shapes
 
@@ -187,7 +187,8 @@ def _refusing(path: str, item: Json) -> Json:
             for status in (400, *ADMINISTRATORS)
         }
         security = [] if path in OPEN else [{"bearer": []}] if ADMIN.match(path) else HOLDER
-        if more := QUERIES.get(path):
+        is_keyed = f"{method} {path}" in KEYED
+        if more := (*QUERIES.get(path, ()), *((IDEMPOTENCY,) if is_keyed else ())):
             known = operation.get("parameters", [])
             operation = {**operation, "parameters": [*known, *map(_parameter, more)]}
         made[method] = {

@@ -296,5 +296,8 @@ TAKEN: Mapping[str, tuple[str, Any]] = {
 }
 """Bodies that handlers read themselves: type and struct."""
 
+KEYED = frozenset({"post /v1/batches", f"post {BATCHES_PATH}", "post /v1/files"})
+"""Those of litestar's routes that take an idempotency key."""
+
 BARE = frozenset({"post /v1/conversations"})
 """Of these, those that do without."""

@@ -8,7 +8,8 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 
-from llmhost.api.files.routes import AnyRequest, CallerOf
+from llmhost.api.creating import AnyRequest
+from llmhost.api.files.routes import CallerOf
 from llmhost.api.reviews.caller_wire import HeldResponse, ReviewObject, review_object
 from llmhost.api.reviews.held import PATH, waiting_headers
 from llmhost.core.ids import new_request_id

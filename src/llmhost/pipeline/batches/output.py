@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from llmhost.pipeline.batches.lines import Line, not_run
 from llmhost.pipeline.batches.record import BatchStatus
-from llmhost.storage.files import Draft, Files
+from llmhost.storage.draft import Draft
+from llmhost.storage.files import Files
 
 NOT_RUN = {
     BatchStatus.EXPIRED: (

@@ -28,6 +28,7 @@ from llmhost.pipeline.batches.record import Batch, BatchStatus, Fault, Tally, fr
 from llmhost.pipeline.batches.source import Source, check_input, lines_left
 from llmhost.storage.batches import Batches, LineResult
 from llmhost.storage.files import Files, Owner, StoredFile
+from llmhost.storage.keyed_calls import Note
 
 log = logging.getLogger("llmhost.batches")
 
@@ -84,14 +85,16 @@ class BatchRunner:
             tally = await self._tally(batch.id)
             self._launch(Job(msgspec.structs.replace(batch, tally=tally)))
 
-    async def add(self, batch: Batch, owner: Owner) -> None:
-        """Take a batch in; done when it will outlive this process. Raises InvalidValue, RateLimited."""
+    async def add(self, batch: Batch, owner: Owner, note: Note | None = None) -> None:
+        """Take a batch in; done when it will outlive this process. Raises InvalidValue, RateLimited, and what `note`
+        does."""
         await self._store.add(
             batch.id,
             owner,
             to_record(batch),
             input_file_id=batch.input_file_id,
             most_live=self._settings.max_live_per_team,
+            note=note,
         )
         log_event(
             log, "batch.created", batch=batch.id, org=batch.caller.org, endpoint=batch.endpoint
