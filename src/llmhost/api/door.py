@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmhost.core.errors import RequestTimeout, RequestTooLarge
+from llmhost.pipeline.stream import Piece
 
 JSON = "application/json"
 BODY_TIMEOUT_S = 120.0
@@ -45,10 +46,6 @@ class Wire(Protocol):
         """`write` if `is_free`, in one call: this is done for every token. False, and nothing is written, if not."""
 
 
-Pen = Callable[[bytes], bool]
-"""`Wire.offer` for pieces that have the same around them; takes what is between."""
-
-
 class Line(Wire, Protocol):
     """A whole connection, past ASGI's messages."""
 
@@ -61,8 +58,17 @@ class Line(Wire, Protocol):
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         """A whole answer in one write; False, and nothing is written, where it has to be sent."""
 
-    def pen(self, before: bytes, behind: bytes, tally: "Outflow | None" = None) -> Pen | None:
-        """For pieces that have this before and behind them, which `tally` counts. None while the answer has not begun,
+    write_raw: Callable[[bytes], None]
+    """Takes what a pen has made, at once: it is counted as sent."""
+
+    def pen(
+        self,
+        before: bytes,
+        behind: bytes,
+        encode: Callable[[str], bytes],
+        tally: "Outflow | None" = None,
+    ) -> Piece | None:
+        """Makes the bytes of pieces that have this before and behind their text. None while the answer has not begun,
         and where it is not sent in pieces."""
 
     def on_gone(self, leave: Callable[[], None] | None) -> bool:
@@ -108,23 +114,18 @@ def add_by_sending(scope: Scope) -> None:
 class _PiecesOnly:
     """A line by which no answer may begin."""
 
-    __slots__ = ("is_free", "offer", "on_gone", "peek_body", "pen", "take_body", "write")
+    __slots__ = (
+        *("is_free", "offer", "on_gone", "peek_body", "pen"),
+        *("take_body", "write", "write_raw"),
+    )
 
     def __init__(self, line: Line) -> None:
         self.is_free, self.write, self.peek_body = line.is_free, line.write, line.peek_body
-        self.offer, self.pen = line.offer, line.pen
+        self.offer, self.pen, self.write_raw = line.offer, line.pen, line.write_raw
         self.take_body, self.on_gone = line.take_body, line.on_gone
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         return False
-
-
-def pen_of(wire: Wire, before: bytes, behind: bytes) -> Pen:
-    """The quickest that a wire has."""
-    make = getattr(wire, "pen", None)
-    if make is not None and (pen := cast(Pen | None, make(before, behind))) is not None:
-        return pen
-    return lambda text: wire.offer(b"".join((before, text, behind)))
 
 
 class SentHeaders(Mapping[str, str]):
@@ -186,14 +187,17 @@ class Outflow:
 class _CountedLine:
     """A line whose bytes are counted."""
 
-    __slots__ = ("_line", "_offer", "_outflow", "is_free", "on_gone", "peek_body", "take_body")
+    __slots__ = (
+        *("_line", "_offer", "_outflow", "is_free", "on_gone"),
+        *("peek_body", "take_body", "write_raw"),
+    )
 
     def __init__(self, line: Line, outflow: Outflow) -> None:
         self._line = line
         self._offer = line.offer
         self._outflow = outflow
         self.is_free, self.take_body, self.on_gone = line.is_free, line.take_body, line.on_gone
-        self.peek_body = line.peek_body
+        self.peek_body, self.write_raw = line.peek_body, line.write_raw
 
     def write(self, body: bytes) -> None:
         self._outflow.sent_bytes += len(body)
@@ -205,9 +209,15 @@ class _CountedLine:
             self._outflow.sent_bytes += len(body)
         return is_written
 
-    def pen(self, before: bytes, behind: bytes, tally: Outflow | None = None) -> Pen | None:
+    def pen(
+        self,
+        before: bytes,
+        behind: bytes,
+        encode: Callable[[str], bytes],
+        tally: Outflow | None = None,
+    ) -> Piece | None:
         assert tally is None, "counted twice"
-        return self._line.pen(before, behind, self._outflow)
+        return self._line.pen(before, behind, encode, self._outflow)
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         is_written = self._line.answer(status, headers, body)

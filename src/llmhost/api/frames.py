@@ -4,20 +4,20 @@ A stream's envelope is the same for every piece of one answer, so it is encoded 
 Requests that want more than text are framed with their `Report`, and others pay nothing for it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from llmhost.api.bill_facts import bill_comment
 from llmhost.api.calls import calls_of
-from llmhost.api.door import Pen, Wire, pen_of
+from llmhost.api.door import Line
 from llmhost.api.report import Report
 from llmhost.api.tokens import Placed
 from llmhost.core.output import Delta, Usage
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.reading import Reading
-from llmhost.pipeline.stream import Take
+from llmhost.pipeline.stream import Piece, Take, Writing
 
 DONE = b"data: [DONE]\n\n"
 
@@ -171,21 +171,19 @@ class Frames:
         """Writing the events of these takes so long that others should not wait for it."""
         return False
 
-    def taking(self, wire: Wire, otherwise: Take) -> Take:
-        """What writes to `wire` as `otherwise` does, and a piece of text alone, which is nearly all, in fewer calls."""
-        pens = _Pens(wire, self._around)
-        encode, pen_of = _encode, pens.get
+    def taking(self, line: Line, otherwise: Take) -> Take:
+        """What writes to `line` as `otherwise` does, and a piece of text alone, which is nearly all, in fewer calls."""
+        pens: dict[int, Piece] = {}
 
         def take(deltas: list[Delta]) -> bool:
-            if len(deltas) == 1:
-                only = deltas[0]
-                if only.finish_reason is None:
-                    pen = pen_of(only.index) or pens.made(only.index)
-                    if pen is not None:
-                        return pen(encode(only.text)) if only.text else True
-            return otherwise(deltas)
+            is_taken = otherwise(deltas)
+            if len(pens) < len(self._around):
+                for index, (before, behind) in self._around.items():
+                    if (pen := line.pen(before, behind, _encode)) is not None:
+                        pens[index] = pen
+            return is_taken
 
-        return take
+        return Writing(pens, line.write_raw, take)
 
     def events(self, deltas: Sequence[Delta]) -> bytes:
         """What came since the last write; pieces of one choice that piled up become one event."""
@@ -269,22 +267,6 @@ class Frames:
     ) -> None:
         choice = b'{"index":%d,%s,"logprobs":%s,"finish_reason":%s}]'
         out.append(self._head + choice % (index, body, logprobs, reason) + self._tail)
-
-
-class _Pens(dict[int, Pen]):
-    """By choice, what writes a piece of text alone."""
-
-    def __init__(self, wire: Wire, around: Mapping[int, tuple[bytes, bytes]]) -> None:
-        super().__init__()
-        self._wire = wire
-        self._around = around
-
-    def made(self, index: int) -> Pen | None:
-        """A new one, as soon as it is known what stands around such pieces."""
-        if (around := self._around.get(index)) is None:
-            return None
-        self[index] = pen = pen_of(self._wire, *around)
-        return pen
 
 
 class ReportingFrames(Frames):

@@ -20,6 +20,7 @@ from llmhost.api.chats.wire import NOTHING_BESIDE, ChatBeside, Wish, beside_of
 from llmhost.api.door import (
     ClientGone,
     DisconnectWatch,
+    Line,
     SentHeaders,
     Wire,
     is_small,
@@ -386,7 +387,7 @@ async def stream_by(
     visit.has_started = True
     if beginning:
         await send({"type": "http.response.body", "body": beginning, "more_body": True})
-    take = None if visit.wire is None else _taking(visit.wire, frames)
+    take = None if visit.wire is None else _taking(visit.wire, visit.line, frames)
     while (deltas := await exchange.read(heartbeat_s, take)) != []:
         if deltas is None:
             body = visit.dialect.heartbeat
@@ -403,10 +404,10 @@ async def stream_by(
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-def _taking(wire: Wire, frames: Framing) -> Take:
-    """What writes events to a wire as they come."""
+def _taking(wire: Wire, line: Line | None, frames: Framing) -> Take:
+    """What writes events to a wire as they come, past what a whole line can do without."""
     write = partial(_write, wire, frames)
-    return frames.taking(wire, write) if type(frames) is Frames else write
+    return write if line is None or type(frames) is not Frames else frames.taking(line, write)
 
 
 def _write(wire: Wire, frames: Framing, deltas: list[Delta]) -> bool:

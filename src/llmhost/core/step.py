@@ -153,6 +153,35 @@ def confirmed_drafts(row: Row, drawn: Drawn) -> int:
     return len(drawn.tokens) - 1 if row.drafts and isinstance(drawn, Draw) and drawn.tokens else 0
 
 
+class Shares(Sequence[int]):
+    """`split_exactly` of a total by the work of a step's rows, which is made when somebody looks."""
+
+    __slots__ = ("_made", "rows", "total")
+
+    def __init__(self, total: int, rows: Sequence[Row]) -> None:
+        self.total = total
+        self.rows = rows
+        self._made: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._all())
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        return self._all()[place]
+
+    def _all(self) -> list[int]:
+        if self._made is None:
+            self._made = split_exactly(self.total, units_of(self.rows))
+        return self._made
+
+
 class StepResult(NamedTuple):
     """What one step did and what it cost: cost, latency prediction and capacity all read this one event.
 

@@ -22,10 +22,11 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from llmhost.api.door import WIRE, Begun, Outflow, Pen, Shortcut
+from llmhost.api.door import WIRE, Begun, Outflow, Shortcut
 from llmhost.api.errors import INTERNAL, error_body
 from llmhost.core.errors import BadRequest, HeadersTooLarge, LlmhostError, RequestTimeout
 from llmhost.core.ids import new_request_id
+from llmhost.pipeline.stream import Piece
 
 log = logging.getLogger("llmhost.api")
 
@@ -44,12 +45,12 @@ _CHUNK_HEADS = tuple(b"%x\r\n" % size for size in range(1024))
 class Line:
     """The shortcut of `door.Line` past ASGI's `send` and `receive`, which make messages and await for every piece."""
 
-    __slots__ = ("_cycle", "_flow", "_leave", "_write", "is_over")
+    __slots__ = ("_cycle", "_flow", "_leave", "_write", "is_over", "write_raw")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = weakref.ref(cycle)  # it has the scope that has this
         self._flow = cycle.flow
-        self._write = cycle.transport.write
+        self._write = self.write_raw = cycle.transport.write
         self._leave: Callable[[], None] | None = None
         self.is_over = False
         """The answer is complete, or its client has left."""
@@ -84,22 +85,30 @@ class Line:
         self._write(b"".join((head, body, b"\r\n")))
         return True
 
-    def pen(self, before: bytes, behind: bytes, tally: Outflow | None = None) -> Pen | None:
+    def pen(
+        self,
+        before: bytes,
+        behind: bytes,
+        encode: Callable[[str], bytes],
+        tally: Outflow | None = None,
+    ) -> Piece | None:
         cycle = self._cycle()
         if cycle is None or not cycle.response_started or not cycle.chunked_encoding:
             return None
-        flow, write, join, heads = self._flow, self._write, b"".join, _CHUNK_HEADS
+        flow, join, heads = self._flow, b"".join, _CHUNK_HEADS
         tally = tally or Outflow()
         around, behind = len(before) + len(behind), behind + b"\r\n"
 
-        def piece(text: bytes) -> bool:
+        def piece(text: str) -> bytes | None:
             if flow.write_paused or self.is_over:
-                return False
-            size = around + len(text)
-            head = heads[size] if size < len(heads) else b"%x\r\n" % size
-            write(join((head, before, text, behind)))
+                return None
+            if not text:
+                return b""
+            body = encode(text)
+            size = around + len(body)
             tally.sent_bytes += size
-            return True
+            head = heads[size] if size < len(heads) else b"%x\r\n" % size
+            return join((head, before, body, behind))
 
         return piece
 

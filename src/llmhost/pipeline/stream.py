@@ -11,7 +11,7 @@ waits, what comes is given to that, from one callback for all readers, and the t
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from llmhost.core.errors import LlmhostError
@@ -19,11 +19,34 @@ from llmhost.core.output import Delta
 
 SLICE_S = 0.001
 """How long readers are served before the loop may do something else."""
+WRITTEN_TOGETHER = 32
 LEAST_PAUSE_S = 0.001
 """The loop's timers know no shorter time."""
 
 Take = Callable[[list[Delta]], bool]
 """Takes what came since the last call, or says that it can't now; then the read that brought it returns it."""
+
+
+Piece = Callable[[str], bytes | None]
+"""The bytes of a piece of text; None where it can't be written now."""
+
+
+class Writing:
+    """A take in two parts: the pieces of many readers are made, and then written one after the other. Either goes
+    quicker where the other does not come in between."""
+
+    __slots__ = ("otherwise", "pieces", "write")
+
+    def __init__(
+        self, pieces: Mapping[int, Piece], write: Callable[[bytes], None], otherwise: Take
+    ) -> None:
+        """`pieces` is by choice, and may become more; `otherwise` takes what is more than one piece of text."""
+        self.pieces = pieces
+        self.write = write
+        self.otherwise = otherwise
+
+    def __call__(self, deltas: list[Delta]) -> bool:
+        return self.otherwise(deltas)
 
 
 class Outbox:
@@ -54,37 +77,48 @@ class Outbox:
             loop.call_later(pause_s, self._serve)
 
     def _serve(self) -> None:
-        due, monotonic = self._due, time.monotonic
-        now_s, cpu_s = monotonic(), time.thread_time()
+        now_s, cpu_s = time.monotonic(), time.thread_time()
         if not self._left:
-            self._left, self._began_s, self._spent_s = len(due), now_s, 0.0
+            self._left, self._began_s, self._spent_s = len(self._due), now_s, 0.0
         end_s = now_s + SLICE_S
         while self._left:
-            self._left -= 1
-            reader = due.popleft()
-            reader._is_due = False
-            waiter, take = reader._waiter, reader._take
-            # Whoever reads has been woken else, and finds it there.
-            if waiter is not None and take is not None and not waiter.done():
-                fresh = reader._stream._deltas[reader._cursor :]
-                try:
-                    if not fresh:
-                        pass
-                    elif take(fresh):
-                        reader._cursor += len(fresh)
-                        reader._taken_s = now_s
-                    else:
-                        waiter.set_result(True)
-                except Exception as error:  # noqa: BLE001 - boundary: raised by the read, which is whose bug it is
-                    waiter.set_exception(error)
-            if monotonic() >= end_s:
+            self._serve_some(now_s)
+            if time.monotonic() >= end_s:
                 break
         self._spent_s += time.thread_time() - cpu_s
         self._pause_ends_s = 0.0 if self._left else self._began_s + self._spent_s / self._share
-        if due:
+        if self._due:
             self._call()
         else:
             self._is_called = False
+
+    def _serve_some(self, now_s: float) -> None:
+        """The next readers: a few whose pieces are made first and then written, until one comes that takes itself."""
+        due, made = self._due, list[tuple[StreamReader, Writing, bytes]]()
+        for _ in range(min(self._left, WRITTEN_TOGETHER)):
+            self._left -= 1
+            reader = due.popleft()
+            reader._is_due = False
+            writing, deltas, cursor = reader._writing, reader._stream._deltas, reader._cursor
+            # Whoever reads has been woken else, and finds it there.
+            if writing is not None and len(deltas) == cursor + 1 and not reader._waiter.done():  # type: ignore[union-attr]
+                delta = deltas[cursor]
+                piece_of = writing.pieces.get(delta.index)
+                if delta.finish_reason is None and piece_of is not None:
+                    piece = piece_of(delta.text)
+                    if piece is not None:
+                        reader._cursor = cursor + 1
+                        reader._taken_s = now_s
+                        made.append((reader, writing, piece))
+                        continue
+            reader._offer(now_s)
+            break
+        for reader, writing, piece in made:
+            try:
+                if piece:
+                    writing.write(piece)
+            except Exception as error:  # noqa: BLE001 - boundary: raised by the read
+                reader._fail(error)
 
 
 class ReplayStream:
@@ -178,7 +212,7 @@ class StreamReader:
 
     __slots__ = (
         *("_cursor", "_is_closed", "_is_due", "_outbox", "_stream"),
-        *("_take", "_taken_s", "_timer", "_waiter"),
+        *("_take", "_taken_s", "_timer", "_waiter", "_writing"),
     )
 
     def __init__(self, stream: ReplayStream, cursor: int, outbox: Outbox | None = None) -> None:
@@ -188,6 +222,8 @@ class StreamReader:
         self._waiter: asyncio.Future[bool] | None = None
         self._is_closed = False
         self._take: Take | None = None
+        self._writing: Writing | None = None
+        """The same, while it is one of that kind."""
         self._taken_s = 0.0
         """When `_take` last took something."""
         self._timer: asyncio.TimerHandle | None = None
@@ -273,6 +309,7 @@ class StreamReader:
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiter = waiter
         self._take, self._taken_s = take, time.monotonic()
+        self._writing = take if type(take) is Writing else None
         # A bare timer: this may run once per token and reader, and asyncio.timeout costs several times as much.
         if timeout_s is not None:
             self._timer = loop.call_later(timeout_s, self._look, waiter, timeout_s)
@@ -281,7 +318,7 @@ class StreamReader:
             return await waiter
         finally:
             self._stream._waiting.discard(self)
-            self._waiter = self._take = None
+            self._waiter = self._take = self._writing = None
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -294,6 +331,27 @@ class StreamReader:
         else:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(left_s, self._look, waiter, timeout_s)
+
+    def _offer(self, now_s: float) -> None:
+        """Have `_take` take what came, or end the read."""
+        waiter, take = self._waiter, self._take
+        if waiter is None or take is None or waiter.done():
+            return
+        fresh = self._stream._deltas[self._cursor :]
+        try:
+            if not fresh:
+                pass
+            elif take(fresh):
+                self._cursor += len(fresh)
+                self._taken_s = now_s
+            else:
+                waiter.set_result(True)
+        except Exception as error:  # noqa: BLE001 - boundary: raised by the read, which is whose bug it is
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
 
     def _wake(self) -> None:
         """Something came, or nothing comes any more."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from llmhost.core.ports import AheadRunner, Flight, Lane, Runner, Turn
-from llmhost.core.step import Drawn, Row, StepResult, split_exactly, units_of
+from llmhost.core.step import Drawn, Row, Shares, StepResult
 from llmhost.schedule.scheduler import Emission, Scheduler
 from llmhost.schedule.stepping import Stepper
 
@@ -103,7 +103,7 @@ class Flights:
             self._stepper.began_ns = self._turn.started_ns
         else:
             self._give()
-        shares = split_exactly(turn.ended_ns - turn.started_ns, units_of(rows))
+        shares = Shares(turn.ended_ns - turn.started_ns, rows)
         self._stepper.failures = 0
         return self._stepper.absorb(
             StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares, turn.nano)

@@ -10,9 +10,10 @@ from typing import Any, overload
 
 from llmhost.core.output import Delta
 from llmhost.core.request import Purpose
-from llmhost.core.step import PENDING, DecodeRows, Drawn, Row
+from llmhost.core.step import PENDING, DecodeRows, Drawn, Row, Shares, StepResult, units_of
 from llmhost.schedule.sequence import Sequence as Live
 from llmhost.schedule.sequence_kv import SequenceKv
+from llmhost.schedule.shares import TimeOfStep, shares_of
 
 Said = list[tuple[int, Delta]]
 """Sequences' ids and what they have to say."""
@@ -21,6 +22,8 @@ Otherwise = Callable[[Row, Drawn, int, int], Said]
 
 _NOTHING_BARRED: frozenset[int] = frozenset()
 _ONLY_TOKENS = {int}
+SPLIT_TOGETHER = 64
+"""Steps of a convoy whose time is split in one go."""
 
 
 class Chorus(Sequence[tuple[int, Delta]]):
@@ -90,6 +93,9 @@ class Convoy:
         )
         self._most_taken = min([min(s.most_tokens, longest) - len(s.tokens) - 1 for s in sequences])
         self._ns = self._nano = [0] * len(sequences)
+        self._units = units_of(rows)
+        self._times: list[TimeOfStep] = []
+        """Of steps whose time nobody has been told of."""
         self._drawn: Sequence[int] = ()
         self._indexes = [s.index for s in sequences]
         self._appends = [s.tokens.append for s in sequences]
@@ -120,16 +126,13 @@ class Convoy:
         self._starts = [start + 1 for start in starts]
         return DecodeRows(first.owners, first.seq_ids, fed, starts, first.tables, first.ends)
 
-    def take(
-        self, drawn: Sequence[Any], ns: Sequence[int], nano: Sequence[int] | None, kv: SequenceKv
-    ) -> Chorus | None:
-        """Take in what its next step has drawn. None, and nothing is taken in, where more is to be looked at."""
+    def take(self, result: StepResult, kv: SequenceKv) -> Chorus | None:
+        """Take in its next step. None, and nothing is taken in, where more is to be looked at."""
+        drawn: Sequence[Any] = result.drawn
         is_more = self._taken >= self._most_taken or set(map(type, drawn)) != _ONLY_TOKENS
         if is_more or not self._stops.isdisjoint(drawn):
             return None
-        self._ns = list(map(add, self._ns, ns))
-        if nano is not None:
-            self._nano = list(map(add, self._nano, nano))
+        self._note_time(result)
         self._taken += 1
         self._record(kv)
         for append, token in zip(self._appends, drawn, strict=True):
@@ -140,6 +143,7 @@ class Convoy:
 
     def part(self, serve: Callable[[str, int], None]) -> None:
         """Tell each what has become of it, and `serve` whose the time was."""
+        self._split_times()
         columns = zip(self._first.owners, self._ns, self._nano, strict=True)
         owed = self._planned - self._taken
         for sequence, ns, nano in columns:
@@ -150,6 +154,23 @@ class Convoy:
                 serve(sequence.spec.tenant, ns)
             sequence.fed += self._planned
             sequence.owed += owed
+
+    def _note_time(self, result: StepResult) -> None:
+        if type(result.shares_ns) is Shares:
+            self._times.append(TimeOfStep(self._taken, result.shares_ns.total, result.nano))
+            if len(self._times) >= SPLIT_TOGETHER:
+                self._split_times()
+            return
+        self._add(result.shares_ns, result.shares_nano())
+
+    def _split_times(self) -> None:
+        if self._times:
+            self._add(*shares_of(self._units, self._times))
+            self._times.clear()
+
+    def _add(self, ns: Sequence[int], nano: Sequence[int]) -> None:
+        self._ns = list(map(add, self._ns, ns))
+        self._nano = list(map(add, self._nano, nano))
 
     def _record(self, kv: SequenceKv) -> None:
         """The blocks that the step has filled: of those who begin one in the step behind it."""

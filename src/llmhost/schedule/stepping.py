@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.core.ports import Lane, Runner
-from llmhost.core.step import Drawn, Row, StepResult, split_exactly, units_of
+from llmhost.core.step import Drawn, Row, Shares, StepResult
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.scheduler import Emission, Scheduler
 
@@ -150,7 +150,7 @@ class Stepper:
         if error is not None:
             self._scheduler.accounts.pay(turn.ended_ns - turn.started_ns, turn.nano)
             return error
-        shares = split_exactly(turn.ended_ns - turn.started_ns, units_of(rows))
+        shares = Shares(turn.ended_ns - turn.started_ns, rows)
         return StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares, turn.nano)
 
     def absorb(self, result: StepResult) -> Sequence[Emission]:

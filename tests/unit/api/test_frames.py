@@ -1,19 +1,21 @@
 """Answer shapes: however the pieces arrive, what a client puts together is the answer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.pipeline.node import asks
 
+from llmhost.api.door import Line
 from llmhost.api.frames import DONE, Frames, frames_of, whole_answer
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.request import GenerationRequest, Kind
+from llmhost.pipeline.stream import Piece, Writing
 
 USAGE = Usage(prompt_tokens=7, cached_tokens=2, completion_tokens=5)
 ENDS = st.sampled_from([FinishReason.STOP, FinishReason.LENGTH, FinishReason.CONTENT_FILTER])
@@ -166,10 +168,14 @@ class Wire:
     def write(self, body: bytes) -> None:
         self.said.append(body)
 
-    def offer(self, body: bytes) -> bool:
-        if not self.is_busy:
-            self.said.append(body)
-        return not self.is_busy
+    def write_raw(self, piece: bytes) -> None:
+        self.said.append(piece)
+
+    def pen(self, before: bytes, behind: bytes, encode: Callable[[str], bytes]) -> Piece:
+        def piece(text: str) -> bytes | None:
+            return None if self.is_busy else before + encode(text) + behind if text else b""
+
+        return piece
 
 
 @given(answers(), st.sampled_from([Kind.CHAT, Kind.COMPLETION]), st.data())
@@ -181,13 +187,21 @@ def test_what_is_taken_is_what_would_be_framed(
     otherwise: list[bytes] = []
 
     def write(deltas: list[Delta]) -> bool:
+        if wire.is_busy:
+            return False
         otherwise.append(taking.events(deltas))
         wire.said.append(otherwise[-1])
         return True
 
-    take = taking.taking(wire, write)
+    take = taking.taking(cast(Line, wire), write)
+    assert isinstance(take, Writing)
     for batch in answer[0]:
         wire.is_busy = data.draw(st.booleans())
+        is_piece = len(batch) == 1 and not batch[0].finish_reason
+        piece_of = take.pieces.get(batch[0].index) if is_piece else None
+        if piece_of is not None and (piece := piece_of(batch[0].text)) is not None:
+            take.write(piece)
+            continue
         if not take(batch):
             assert wire.is_busy
             wire.said.append(taking.events(batch))

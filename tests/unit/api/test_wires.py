@@ -14,6 +14,7 @@ from tests.unit.pipeline.scripted import scripted_node
 from llmhost.api.door import WIRE, Outflow
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import FinishReason
+from llmhost.pipeline.stream import Piece
 from llmhost.testing import FAKE_MODEL, TestHost, fake_words, make_host
 
 
@@ -35,7 +36,7 @@ class WiredConnection(Connection):
         super().__init__(*parts)
         self.gone: Gone = Gone()
         self.is_blocked = False
-        self.answers = 0
+        self.answers = self.penned = 0
         self.written: list[bytes] = []
         self.scope["extensions"] = {WIRE: self}
 
@@ -51,8 +52,21 @@ class WiredConnection(Connection):
             self.write(body)
         return is_free
 
-    def pen(self, before: bytes, behind: bytes, tally: Outflow | None = None) -> None:
-        return None
+    def pen(
+        self,
+        before: bytes,
+        behind: bytes,
+        encode: Callable[[str], bytes],
+        tally: Outflow | None = None,
+    ) -> Piece:
+        def piece(text: str) -> bytes | None:
+            return before + encode(text) + behind if self.is_free() else None
+
+        return piece
+
+    def write_raw(self, piece: bytes) -> None:
+        self.penned += 1
+        self.write(piece)
 
     def peek_body(self) -> bytes | None:
         return None

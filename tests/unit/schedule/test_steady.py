@@ -10,7 +10,7 @@ from tests.unit.schedule.kit import SpelledWatch
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import Delta
 from llmhost.core.request import ModelRef, Sampling, SequenceSpec
-from llmhost.core.step import DecodeRows, Drawn, StepResult, split_exactly, units_of
+from llmhost.core.step import DecodeRows, Drawn, Shares, StepResult
 from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.scheduler import Scheduler
 
@@ -67,7 +67,7 @@ class Run:
         self.decoded_steps += type(rows) is DecodeRows
         if token == 11:  # it ends while the step runs
             self._hear(self.scheduler.cancel(rows[0].seq_id))
-        shares = split_exactly(STEP_NS, units_of(rows))
+        shares = Shares(STEP_NS, rows)
         drawn: list[Drawn] = [
             EngineFailed("as told") if failing == place + 9 else token if row.wants_token else None
             for place, row in enumerate(rows)
