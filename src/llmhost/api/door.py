@@ -76,6 +76,12 @@ class Line(Wire, Protocol):
         has done so already."""
 
 
+Told = tuple[int, dict[str, str], bytes]
+"""A whole answer: status, headers, body."""
+Leave = Callable[[], None]
+"""Called when a client is gone: nothing more is done for it."""
+
+
 class Shortcut(Protocol):
     """Answers requests that come again byte for byte, before anything of them is read. A server that has a request
     whole, as it came, asks with a key of its bytes; whatever is not answered goes on to the application."""
@@ -86,8 +92,14 @@ class Shortcut(Protocol):
     def key(self, begun: Begun, data: bytes) -> bytes | None:
         """Of a request; None for one that is never answered."""
 
-    def answer_of(self, key: bytes, defaults: Headers) -> bytes | None:
-        """All of the answer's bytes, with the headers that each answer of the server has."""
+    def answer_of(
+        self, key: bytes, defaults: Headers, tell: Callable[[Told], None]
+    ) -> bytes | Leave | None:
+        """All of the answer's bytes, with the headers that each answer of the server has. Or what ends a request that
+        runs: its answer is given to `tell`, later and once, whether or not it was ended."""
+
+    def bytes_of(self, told: Told, defaults: Headers) -> bytes:
+        """All of such an answer's bytes."""
 
     def note(self, state: dict[str, Any], key: bytes) -> None:
         """The request goes on as a scope with this state, and may be learnt from."""

@@ -326,7 +326,7 @@ async def _answer(
         await keep(context, body)
     headers = {**visit.headers(), **bill_headers(context)}
     await send_whole(send, 200, body, headers, line=visit.line)
-    if learn is not None and keep is None and context.cache is not None:
+    if learn is not None and keep is None:
         learn(visit, body)
 
 

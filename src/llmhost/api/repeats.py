@@ -1,16 +1,20 @@
-"""Requests that come again word for word, and are answered from the cache, past all routes.
+"""Requests that come again word for word, and are answered from the cache, or run, past all routes.
 
 What a request is made of is one hash, keyed by this process: its connection's address and its bytes, where these came
 at once and alone (`Shortcut`); and else, as the outermost of the application, path, headers and body. It finds what
-`pipeline/short_way.py` remembers and the answer's bytes, in which a new id and a new time are put. Whatever else would
-be answered takes its usual way, and is learnt from there if it had a kept answer.
+`pipeline/short_way.py` remembers and the answer's bytes, in which a new id and a new time are put; or what
+`pipeline/short_run.py` remembers. Whatever else would be answered takes its usual way, and is learnt from there: at
+once if it had a kept answer, and else when it came for the second time.
 """
 
+import asyncio
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -19,20 +23,35 @@ from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from llmhost.api.bill_facts import bill_headers
 from llmhost.api.cache_headers import cache_headers
-from llmhost.api.door import JSON, Begun, Headers, Outflow, header, line_of, send_whole
+from llmhost.api.door import (
+    JSON,
+    Begun,
+    Headers,
+    Leave,
+    Line,
+    Outflow,
+    Told,
+    header,
+    line_of,
+    send_whole,
+)
 from llmhost.api.frames import answer_id
 from llmhost.api.gatekeeper import Gatekeeper, Mark
 from llmhost.api.limit_headers import limit_headers
+from llmhost.api.repeated_run import RepeatedRun, names
+from llmhost.api.report import report_of
 from llmhost.api.visit import Visit
 from llmhost.core.ids import new_request_id
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.short_run import ShortRuns
 from llmhost.pipeline.short_way import Known, ShortWay
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 LINES = tuple(f"POST {path} HTTP/1.1\r\n".encode() for path in PATHS)
 LARGEST_BYTES = 32 * 1024
 """Of a body, or of all that came at once: hashing more would cost those who never come again too much."""
-OK = b"HTTP/1.1 200 OK\r\n"
+MOST_SEEN = 4_096
+"""Requests that ran once."""
 MOST_BYTES = 32 * 2**20
 """Of all that is remembered, about."""
 ENTRY_BYTES = 6_000
@@ -59,13 +78,19 @@ class Repeats:
     """One per host. `before` puts it before an application, and a route says what it has answered."""
 
     def __init__(
-        self, short_way: ShortWay, gatekeeper: Gatekeeper, outflow: Outflow | None
+        self,
+        short_way: ShortWay,
+        short_runs: ShortRuns,
+        gatekeeper: Gatekeeper,
+        outflow: Outflow | None,
     ) -> None:
         self._short_way = short_way
+        self._short_runs = short_runs
         self._gatekeeper = gatekeeper
         self._outflow = outflow
         self._hash = blake2b(key=os.urandom(32), digest_size=16)
-        self._kept: OrderedDict[bytes, _Repeat] = OrderedDict()
+        self._kept: OrderedDict[bytes, _Repeat | RepeatedRun] = OrderedDict()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._generation = short_way.generation
         self._defaults: Headers | None = None
         self._begin = b""
@@ -73,7 +98,9 @@ class Repeats:
         self.is_on = True
         self.bytes = 0
         self.answered = 0
-        """Requests that took the short way."""
+        """Requests that took the short way to a kept answer."""
+        self.ran = 0
+        """Requests that ran by the short way."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -101,13 +128,31 @@ class Repeats:
             return False
         key = self._key(scope, raw)
         found = self._found(key)
-        if found is None:
-            state: dict[str, Any] = scope.setdefault("state", {})
-            self.note(state, key)
-            return False
-        headers, body = self._said(*found, began_s)
-        await send_whole(send, 200, body, headers, JSON, line)
-        return True
+        if found is not None:
+            headers, body = self._said(*found, began_s)
+            await send_whole(send, 200, body, headers, JSON, line)
+            return True
+        told = await self._ran(key, line)
+        if told is not None:
+            await send_whole(send, told[0], told[2], told[1], JSON, line)
+            return True
+        state: dict[str, Any] = scope.setdefault("state", {})
+        self.note(state, key)
+        return False
+
+    async def _ran(self, key: bytes, line: Line) -> Told | None:
+        """The answer of one that runs, once it has ended."""
+        telling: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        running = self._runs(key, lambda told: _resolve(telling, told))
+        if running is None or isinstance(running, tuple):
+            return running
+        try:
+            if not line.on_gone(running):
+                running()
+            return await telling
+        finally:
+            line.on_gone(None)
+            running()
 
     def begun(self, client: str | None, *, is_unix: bool) -> Begun:
         begun = self._hash.copy()
@@ -121,24 +166,52 @@ class Repeats:
         made.update(data)
         return made.digest()
 
-    def answer_of(self, key: bytes, defaults: Headers) -> bytes | None:
+    def answer_of(
+        self, key: bytes, defaults: Headers, tell: Callable[[Told], None]
+    ) -> bytes | Leave | None:
         began_s = time.perf_counter()
         found = self._found(key)
-        if found is None:
-            return None
-        headers, body = self._said(*found, began_s)
+        if found is not None:
+            headers, body = self._said(*found, began_s)
+            return self.bytes_of((200, headers, body), defaults)
+        running = self._runs(key, tell)
+        return self.bytes_of(running, defaults) if isinstance(running, tuple) else running
+
+    def bytes_of(self, told: Told, defaults: Headers) -> bytes:
+        status, headers, body = told
         if defaults is not self._defaults:
             self._defaults = defaults
             first = [b"%b: %b\r\n" % each for each in defaults]
-            self._begin = b"".join((OK, *first, b"content-type: application/json\r\n"))
+            self._begin = b"".join((*first, b"content-type: application/json\r\n"))
         lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
         head = f"content-length: {len(body)}\r\n{''.join(lines)}\r\n"
-        return b"%b%b%b" % (self._begin, head.encode("latin-1", "replace"), body)
+        begin = _LINES[status]
+        return b"%b%b%b%b" % (begin, self._begin, head.encode("latin-1", "replace"), body)
+
+    def _runs(self, key: bytes, tell: Callable[[Told], None]) -> Leave | Told | None:
+        """Have one run that ran before: what ends it, or why it is refused."""
+        run = self._kept.get(key)
+        if not isinstance(run, RepeatedRun):
+            return None
+        if not self._short_runs.holds(run.known):
+            self._drop(key)
+            return None
+        if not self._gatekeeper.still_lets_in(run.mark):
+            return None
+        running = run.begin(self._short_runs, new_request_id(), tell, self._count)
+        if running is not None:
+            self.ran += 1
+            self._kept.move_to_end(key)
+        return running
+
+    def _count(self, sent_bytes: int) -> None:
+        if self._outflow is not None:
+            self._outflow.sent_bytes += sent_bytes
 
     def _found(self, key: bytes) -> tuple[_Repeat, RequestContext] | None:
         """An answer that is kept for a request, once it is paid for and counted."""
         repeat = self._kept.get(key)
-        if repeat is None or not self._gatekeeper.still_lets_in(repeat.mark):
+        if not isinstance(repeat, _Repeat) or not self._gatekeeper.still_lets_in(repeat.mark):
             return None
         context = self._short_way.answer(repeat.known, new_request_id())
         if context is None:
@@ -160,22 +233,47 @@ class Repeats:
         if came_in != self._short_way.generation:
             return  # while it was answered its key may have ended: what was found out is old news
         context = visit.exchange.context
-        parts = _parts(context, body)
-        if parts is None or header(visit.scope, b"origin") is not None:
+        if header(visit.scope, b"origin") is not None:
             return
-        known = self._short_way.learn(context, visit.secret)
-        if known is None:
+        is_hit = context.cache is not None and context.cache.is_hit
+        learnt = self._repeat(visit, context, body) if is_hit else self._run(visit, context, key)
+        if learnt is None:
             return
-        if self._generation != known.generation:
+        if self._generation != came_in:
             self._kept.clear()
-            self.bytes, self._generation = 0, known.generation
-        size_bytes = ENTRY_BYTES + len(body) + 4 * context.request.size
-        mark = self._gatekeeper.mark_of(visit.scope)
+            self.bytes, self._generation = 0, came_in
         self._drop(key)
-        self._kept[key] = _Repeat(known, mark, visit.client_id, *parts, size_bytes)
-        self.bytes += size_bytes
+        self._kept[key] = learnt
+        self.bytes += learnt.size_bytes
         while self.bytes > MOST_BYTES:
             self._drop(next(iter(self._kept)))
+
+    def _repeat(self, visit: Visit, context: RequestContext, body: bytes) -> _Repeat | None:
+        """What there is to know of one that had a kept answer."""
+        parts = _parts(context, body)
+        known = None if parts is None else self._short_way.learn(context, visit.secret)
+        if parts is None or known is None:
+            return None
+        size_bytes = ENTRY_BYTES + len(body) + 4 * context.request.size
+        mark = self._gatekeeper.mark_of(visit.scope)
+        return _Repeat(known, mark, visit.client_id, *parts, size_bytes)
+
+    def _run(self, visit: Visit, context: RequestContext, key: bytes) -> RepeatedRun | None:
+        """The same of one that ran. The first time it is only remembered that it came."""
+        if key not in self._seen:
+            self._seen[key] = None
+            if len(self._seen) > MOST_SEEN:
+                self._seen.popitem(last=False)
+            return None
+        tokenizer = context.tokenizer
+        if tokenizer is None or report_of(context.request, context.known_terms, tokenizer):
+            return None
+        known = self._short_runs.learn(context, visit.secret)
+        if known is None:
+            return None
+        size_bytes = ENTRY_BYTES + 4 * context.request.size + 40 * context.prompt_tokens
+        mark = self._gatekeeper.mark_of(visit.scope)
+        return RepeatedRun(known, mark, visit.client_id, size_bytes)
 
     def _key(self, scope: HTTPScope, raw: bytes) -> bytes:
         """Of all that a request is made of, in a form that tells its parts apart."""
@@ -206,22 +304,28 @@ class Repeats:
             context.arrived_utc_ns // 1_000_000_000,
             repeat.tail,
         )
-        took_ms = int((time.perf_counter() - began_s) * 1000)
-        headers = {"x-request-id": request_id, "openai-processing-ms": str(took_ms)}
-        if repeat.client_id is not None:
-            headers["x-client-request-id"] = repeat.client_id
+        headers = names(request_id, repeat.client_id, began_s)
         headers.update(limit_headers(context.allowances))
         headers.update(cache_headers(context.cache))
         headers.update(bill_headers(context))
         self.answered += 1
-        if self._outflow is not None:
-            self._outflow.sent_bytes += len(body)
+        self._count(len(body))
         return headers, body
 
     def _drop(self, key: bytes) -> None:
         gone = self._kept.pop(key, None)
         if gone is not None:
             self.bytes -= gone.size_bytes
+
+
+def _resolve(telling: "asyncio.Future[Told]", told: Told) -> None:
+    if not telling.done():  # else whoever waited was cancelled
+        telling.set_result(told)
+
+
+_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
 
 
 def _parts(context: RequestContext, body: bytes) -> tuple[bytes, bytes, bytes] | None:

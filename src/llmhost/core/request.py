@@ -569,3 +569,11 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         held_tokens = max(held_tokens, self.held_tokens)
         most = min(self.max_new_tokens, held_tokens) if is_final else self.max_new_tokens
         return msgspec.structs.replace(self, held_tokens=held_tokens, max_new_tokens=most)
+
+    def anew(
+        self, request_id: str, *, seed: int, arrival_ns: int, held_tokens: int | None
+    ) -> "SequenceSpec":
+        """The same for a request that is as the one before it."""
+        return msgspec.structs.replace(
+            self, request_id=request_id, seed=seed, arrival_ns=arrival_ns, held_tokens=held_tokens
+        )

@@ -6,6 +6,7 @@ isn't HTTP is refused in OpenAI's form.
 
 A request that came at once and alone is shown to a `Shortcut` before it is read. What a parser made of its bytes once
 it makes of them each time, as long as nothing of another request is under way: so what that answers is never read.
+Where it has the request run, what comes meanwhile waits for its answer.
 """
 
 import asyncio
@@ -16,13 +17,14 @@ from collections.abc import Callable
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
-from llmhost.api.door import WIRE, Begun, Outflow, Shortcut
+from llmhost.api.door import WIRE, Begun, Leave, Outflow, Shortcut, Told
 from llmhost.api.errors import INTERNAL, error_body
 from llmhost.core.errors import BadRequest, HeadersTooLarge, LlmhostError, RequestTimeout
 from llmhost.core.ids import new_request_id
@@ -175,6 +177,12 @@ class Connection(HttpToolsProtocol):
     _begun: Begun | None = None
     _answered_s = float("-inf")
     """When the shortcut has answered, on the loop's clock."""
+    _leave: Leave | None = None
+    """Of a request that the shortcut has run."""
+    _early = b""
+    """What has come since that."""
+    _is_last = False
+    """Nothing is read behind it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -191,6 +199,11 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
+            return
+        if self._leave is not None:
+            self._early += data
+            if len(self._early) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
             return
         key = self._key(data)
         if key is None:
@@ -237,22 +250,45 @@ class Connection(HttpToolsProtocol):
     def _is_answered(self, key: bytes) -> bool:
         assert self.shortcut is not None
         try:
-            answer = self.shortcut.answer_of(key, self.server_state.default_headers)
+            answer = self.shortcut.answer_of(key, self.server_state.default_headers, self._tell)
         except Exception as error:  # boundary: the API edge, as around a route
             log.error("api.failed why=shortcut", exc_info=error)
             self._refuse(INTERNAL)
             return True
         if answer is None:
             return False
-        self.transport.write(answer)
-        self.server_state.total_requests += 1
-        self._answered_s = self.loop.time()
+        if isinstance(answer, bytes):
+            self._write(answer)
+        else:
+            self._leave = answer
         self._is_in_head = False
         if self._alarm is not None:
             self._stop_alarm()
         if self.timeout_keep_alive_task is None:
             self._wait_for_next(self.timeout_keep_alive)
         return True
+
+    def _write(self, answer: bytes) -> None:
+        """Of the shortcut."""
+        self.transport.write(answer)
+        self.server_state.total_requests += 1
+        self._answered_s = self.loop.time()
+
+    def _tell(self, told: Told) -> None:
+        """What ran has ended; then what came meanwhile is looked at."""
+        self._leave = None
+        if self.transport.is_closing():
+            return
+        assert self.shortcut is not None
+        if self._is_last:
+            told[1]["connection"] = "close"
+        self._write(self.shortcut.bytes_of(told, self.server_state.default_headers))
+        if self._is_last:
+            self.transport.close()
+        elif self._early:
+            early, self._early = self._early, b""
+            self.flow.resume_reading()
+            self.data_received(early)
 
     def _note(self, key: bytes) -> None:
         """What came was one whole request, and no more: it may be learnt from what is answered."""
@@ -268,7 +304,9 @@ class Connection(HttpToolsProtocol):
         """Setting it anew for each answer would cost as much as the answer's writing, so it looks when it rings."""
         self.timeout_keep_alive_task = None
         left_s = self._answered_s + self.timeout_keep_alive - self.loop.time()
-        if left_s > 0:
+        if self._leave is not None:
+            self._wait_for_next(self.timeout_keep_alive)
+        elif left_s > 0:
             self._wait_for_next(left_s)
         else:
             super().timeout_keep_alive_handler()
@@ -348,6 +386,9 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def shutdown(self) -> None:
+        if self._leave is not None:
+            self._is_last = True
+            return
         super().shutdown()
         if self.transport.is_closing() and not self.transport.get_write_buffer_size():
             # All is said. Over TLS a client that reads nothing more would be waited for.
@@ -371,6 +412,9 @@ class Connection(HttpToolsProtocol):
 
     def _silence(self) -> None:
         """Nothing may be written from here on, and whoever runs for this client hears that it is gone."""
+        if self._leave is not None:
+            leave, self._leave = self._leave, None
+            leave()
         for cycle, line in self._cycles:
             if not cycle.response_complete:
                 cycle.disconnected = True

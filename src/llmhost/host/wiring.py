@@ -76,6 +76,7 @@ from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.semantic import Semantic
+from llmhost.pipeline.short_run import ShortRuns
 from llmhost.pipeline.short_way import ShortWay
 from llmhost.pipeline.store import Store
 from llmhost.pipeline.tabs import Tabs
@@ -448,7 +449,10 @@ class Host:
         short_way = ShortWay(
             self.processor, self.stages, self.cache, self.plugins, self.clock, self.books.world
         )
-        return Repeats(short_way, gatekeeper, outflow)
+        short_runs = ShortRuns(
+            self.processor, self.stages, self.plugins, self.clock, self.books.world
+        )
+        return Repeats(short_way, short_runs, gatekeeper, outflow)
 
     def _app(self) -> App:
         prices = self._price_admin()

@@ -202,8 +202,8 @@ class Bill:
         context.budget_remaining_nano = hold.remaining_nano
         return Spending(hold, price, **size)
 
-    def quote_hit_now(self, context: RequestContext) -> bool:
-        """As `quote`, of a kept answer whose price has been made before; False where it has to be waited for."""
+    def price_now(self, context: RequestContext) -> bool:
+        """Find the price of one that runs; False where it has to be waited for. Raises NotNow."""
         name = context.known_deployment.entry.name
         full = self._prices.list.of(name, context.known_caller.org, context.arrived_utc_ns)
         if self._plugins.has("quote_price"):
@@ -212,7 +212,14 @@ class Bill:
                 key = (name, answer.plugin, answer.opinion)
                 if (full := self._quotes.get(key)) is None:
                     return False
-        if full is None:
+        context.price = full
+        return True
+
+    def quote_hit_now(self, context: RequestContext) -> bool:
+        """As `quote`, of a kept answer whose price has been made before; False where it has to be waited for."""
+        if not self.price_now(context):
+            return False
+        if (full := context.price) is None:
             return not self._accounts.is_budgeted(context.known_caller, context.run_id)
         price = full if self._hits_cost_all else self._hit_prices.get(full.version)
         context.full_price, context.price = full, price

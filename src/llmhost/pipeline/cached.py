@@ -209,12 +209,18 @@ class Cached:
             use.leads.end()
             use.leads = None
 
+    def is_outside(self, context: RequestContext) -> bool:
+        """Whether a request has nothing to do with the cache, where no plugin decides on that."""
+        wish = wish_of(context.headers)
+        rules = self._cache.rules(context.known_deployment.entry.name)
+        return not (
+            wish.is_only or (_may_take_part(wish, rules) and _is_repeatable(context, rules))
+        )
+
     async def _takes_part(self, context: RequestContext, wish: Wish, rules: Rules) -> bool:
-        if rules.use == "off" or not (wish.reads or wish.stores):
+        if not _may_take_part(wish, rules):
             return False
-        if rules.use == "asked" and not wish.is_asked:
-            return False
-        may = rules.use == "all" or is_deterministic(context.known_terms.sampling)
+        may = _is_repeatable(context, rules)
         if self._plugins.has("may_cache"):
             answer = await ask(self._plugins, "may_cache", request=context.request)
             return may if answer is None else bool(answer.opinion)
@@ -302,6 +308,17 @@ class Cached:
         use.follows, use.reader = flight, flight.stream.reader(outbox=outbox)
         use.status = Status.JOINED
         return True
+
+
+def _may_take_part(wish: Wish, rules: Rules) -> bool:
+    if rules.use == "off" or not (wish.reads or wish.stores):
+        return False
+    return rules.use != "asked" or wish.is_asked
+
+
+def _is_repeatable(context: RequestContext, rules: Rules) -> bool:
+    """Whether another one's answer will do, unless a plugin says otherwise."""
+    return rules.use == "all" or is_deterministic(context.known_terms.sampling)
 
 
 def _is_answered_in_text(context: RequestContext) -> bool:

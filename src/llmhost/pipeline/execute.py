@@ -21,6 +21,7 @@ from llmhost.core.request import Sampling, SequenceSpec
 from llmhost.cost.under_way import INPUT
 from llmhost.observe.loop import Gaps
 from llmhost.observe.metrics import Metrics
+from llmhost.pipeline.begin import begin
 from llmhost.pipeline.best_of import BestOf
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.decide import decided_specs
@@ -337,9 +338,16 @@ class ScreenPump:
                 self._publish(delta.but(text=""))
             return
         self._waiting.append(delta)
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-            self._task.add_done_callback(self._check_end)
+        if self._task is not None:
+            return
+        running = self._run()
+        if self._screen.has_guard:
+            self._task = asyncio.create_task(running)
+        elif (left := begin(running)) is None:
+            return
+        else:
+            self._task = left
+        self._task.add_done_callback(self._check_end)
 
     async def _run(self) -> None:
         """Until nothing waits."""
@@ -391,12 +399,34 @@ class Execute:
         self._metrics = metrics
         self._bear = bear
 
-    def __call__(self, context: RequestContext, settle: Settle) -> Generation:
+    def again(
+        self, context: RequestContext, settle: Settle, spec: SequenceSpec, prompt_tokens: int
+    ) -> Generation:
+        """As calling it, of a request with one choice that is as one before it, whose sequence was `spec`."""
+        generation = self._begun(context, settle, prompt_tokens)
+        seed, spending = context.request.sampling.seed, context.spending
+        mine = spec.anew(
+            context.request.request_id,
+            seed=spec.seed if seed is not None else new_seed() & SEED_MASK,
+            arrival_ns=context.arrived_ns,
+            held_tokens=None if spending is None else spending.first_tokens or None,
+        )
+        try:
+            generation.submit(0, mine, self._screen.output(context))
+        except BaseException:
+            generation.detach()
+            raise
+        return generation
+
+    def _begun(self, context: RequestContext, settle: Settle, prompt_tokens: int) -> Generation:
         gaps = self._metrics.gaps(context.model)
-        generation = Generation(context, self._clock, settle, gaps, self._bear)
         context.submitted_ns = self._clock.monotonic_ns()
         if context.slot is not None:
-            context.slot.count(INPUT, context.prompt_tokens)
+            context.slot.count(INPUT, prompt_tokens)
+        return Generation(context, self._clock, settle, gaps, self._bear)
+
+    def __call__(self, context: RequestContext, settle: Settle) -> Generation:
+        generation = self._begun(context, settle, context.prompt_tokens)
         if context.request.only_loads:
             generation.end_at_once()
             return generation

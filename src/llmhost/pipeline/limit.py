@@ -52,6 +52,14 @@ class Limit:
             return False
         return True
 
+    def enter(self, context: RequestContext, size: Size) -> bool:
+        """Let a request in that runs; False, and nothing is counted, for one that has to wait or is refused."""
+        try:
+            context.limits_pass = self._limiter.admit_now(*_who(context), size)
+        except (NoPlace, LlmhostError):
+            return False
+        return True
+
     async def count(self, context: RequestContext) -> None:
         """Of a request that will not run: it counts as a request, and takes no tokens and no place.
 

@@ -21,7 +21,7 @@ from llmhost.core.errors import (
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta, FinishReason, Outcome
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import Caller, GenerationRequest, SequenceSpec
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.authenticate import RUN_HEADER, Authenticate, check_run, run_of
 from llmhost.pipeline.bill import Bill
@@ -38,7 +38,7 @@ from llmhost.pipeline.route import Route
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.store import Store
 from llmhost.pipeline.stream import Outbox, Take
-from llmhost.safety.verdict import Screening
+from llmhost.safety.verdict import Direction, Screening
 
 log = logging.getLogger("llmhost.request")
 
@@ -72,6 +72,7 @@ class Exchange:
     def __init__(self, generation: Running, outbox: Outbox | None = None) -> None:
         self.context = generation.context
         self._stream = generation.stream
+        self._ended = generation.ended
         self._reader = generation.stream.reader(outbox=outbox)
 
     async def read(
@@ -96,6 +97,14 @@ class Exchange:
             is_whole = self.context.outcome is Outcome.ANSWERED
             return said if is_whole and self.context.held_by is not None else None
         return None
+
+    def whole(self) -> list[Delta]:
+        """Everything, once the answer is known to have ended. Raises the error that ended it."""
+        return self._stream.whole()
+
+    def on_end(self, then: Callable[[], object]) -> None:
+        """Have `then` called once the answer has ended, for those who read it `whole`."""
+        self._ended.add_done_callback(lambda _: then())
 
     def told(self) -> list[Delta]:
         """Everything that the caller has been told so far."""
@@ -185,12 +194,33 @@ class Processor:
         context.deferral = deferral
         with self._metered(context):
             generation = await self._admit_in_time(context, fault)
-        self._live.add(generation)
-        generation.ended.add_done_callback(lambda _: self._ended(generation))
-        exchange = Exchange(generation, self._outbox)
+        exchange = self._exchange(generation)
         if context.verdict is not None:
             await self._hear(exchange, generation, context.verdict)
         return exchange
+
+    def _exchange(self, generation: Running) -> Exchange:
+        self._live.add(generation)
+        generation.ended.add_done_callback(lambda _: self._ended(generation))
+        return Exchange(generation, self._outbox)
+
+    def run_again(
+        self, context: RequestContext, spec: SequenceSpec, prompt_tokens: int, policy: str | None
+    ) -> Exchange:
+        """What is left of `open` for a request that is as one before it, once limits have let it in and its price is
+        known: hold for it, and run it. `policy` is what its prompt passes by.
+
+        Raises why it is refused, after that has been metered.
+        """
+        stages = self._stages
+        self.heard_ns = context.arrived_ns
+        with self._metered(context):
+            stages.bill.take_part(context)
+            stages.bill.hold(context)
+            if policy is not None:
+                stages.screen.note_passed(context, Direction.INPUT, policy)
+            generation = stages.execute.again(context, self._settle, spec, prompt_tokens)
+        return self._exchange(generation)
 
     async def _hear(
         self, exchange: Exchange, running: Running, verdict: "asyncio.Task[Screening]"

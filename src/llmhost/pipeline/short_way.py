@@ -95,20 +95,16 @@ class ShortWay:
         if not self._is_open or use is None or not self._is_plain(context, use):
             return None
         assert use.answer is not None
-        caller, name = context.known_caller, context.known_deployment.entry.name
+        caller = context.known_caller
         judged_in = stages.screen.judged_by(caller, Direction.INPUT)
         judged_out, windows = None, list[str]()
         if self._plugins.has("check_output"):
             judged_out = stages.screen.judged_by(caller, Direction.OUTPUT)
             for part in use.answer.parts:
                 windows += stages.screen.windows(caller, part.text)
-        ends_ns = (
-            stages.authenticate.ends_ns(bearer),
-            stages.bill.next_price_ns(name, caller.org, context.arrived_utc_ns),
-        )
         return Known(
             generation=self._world.generation,
-            until_ns=min((end for end in ends_ns if end is not None), default=EVER_NS),
+            until_ns=until_ns(stages, context, bearer),
             context=replace(context, bearer=None, headers={}, limits_pass=None, ended=None),
             answer=use.answer,
             usage=use.answer.usage(),
@@ -148,7 +144,7 @@ class ShortWay:
         arrived_ns, utc_ns = clock.monotonic_ns(), clock.utc_ns()
         if known.generation != self._world.generation or utc_ns >= known.until_ns:
             return None
-        if stages.limit.is_draining or not self._is_there(known) or not _is_of_now(known):
+        if stages.limit.is_draining or not self._is_there(known) or not is_of_now(known.context):
             return None
         token = named.set(request_id)
         try:
@@ -167,7 +163,7 @@ class ShortWay:
         stages = self._stages
         try:
             is_plain = (
-                self._is_routed_here(known, context)
+                is_routed_here(self._plugins, known.candidates, context)
                 and stages.bill.quote_hit_now(context)
                 and self._passes(known, context)
             )
@@ -199,39 +195,16 @@ class ShortWay:
     def _context(
         self, known: Known, request_id: str, arrived_ns: int, utc_ns: int
     ) -> RequestContext:
-        before = known.context
-        use = before.cache
+        use = known.context.cache
         assert use is not None
-        return RequestContext(
-            before.request.repeated(request_id),
-            None,
-            before.headers,
-            arrived_ns,
-            utc_ns,
-            caller=before.caller,
-            run_id=before.run_id,
-            deployment=before.deployment,
-            tokenizer=before.tokenizer,
-            terms=before.terms,
-            max_new_tokens=before.max_new_tokens,
-            longest_tokens=before.longest_tokens,
-            adapter=before.adapter,
-            cache=CacheUse(
-                Status.HIT,
-                key=use.key,
-                kind=use.kind,
-                answer=known.answer,
-                age_s=int(known.answer.age_s(utc_ns)),
-            ),
+        mine = CacheUse(
+            Status.HIT,
+            key=use.key,
+            kind=use.kind,
+            answer=known.answer,
+            age_s=int(known.answer.age_s(utc_ns)),
         )
-
-    def _is_routed_here(self, known: Known, context: RequestContext) -> bool:
-        """Whether plugins leave the request the model that it names. Raises NotNow."""
-        if not self._plugins.has("route_request"):
-            return True
-        facts = {"request": context.request, "candidates": known.candidates}
-        said = ask_now(self._plugins, "route_request", **facts)
-        return said is None or said.opinion == context.request.model
+        return again(known.context, request_id, arrived_ns, utc_ns, mine)
 
     def _passes(self, known: Known, context: RequestContext) -> bool:
         """Whether plugins have nothing against the prompt and the answer. Raises NotNow."""
@@ -272,10 +245,51 @@ class ShortWay:
             log.error("audit.not_noted request=%s why=%s", context.request.request_id, error)
 
 
-def _is_of_now(known: Known) -> bool:
+def until_ns(stages: Stages, context: RequestContext, bearer: str | None) -> int:
+    """UTC: the key, its secret or the price may be another one from then on."""
+    name, org = context.known_deployment.entry.name, context.known_caller.org
+    ends_ns = (
+        stages.authenticate.ends_ns(bearer),
+        stages.bill.next_price_ns(name, org, context.arrived_utc_ns),
+    )
+    return min((end for end in ends_ns if end is not None), default=EVER_NS)
+
+
+def again(
+    before: RequestContext, request_id: str, arrived_ns: int, utc_ns: int, use: CacheUse | None
+) -> RequestContext:
+    """What is known of a request that is the same, once it has come."""
+    return RequestContext(
+        before.request.repeated(request_id),
+        None,
+        before.headers,
+        arrived_ns,
+        utc_ns,
+        caller=before.caller,
+        run_id=before.run_id,
+        deployment=before.deployment,
+        tokenizer=before.tokenizer,
+        terms=before.terms,
+        max_new_tokens=before.max_new_tokens,
+        longest_tokens=before.longest_tokens,
+        adapter=before.adapter,
+        cache=use,
+    )
+
+
+def is_routed_here(plugins: Plugins, candidates: tuple[str, ...], context: RequestContext) -> bool:
+    """Whether plugins leave a request the model that it names. Raises NotNow."""
+    if not plugins.has("route_request"):
+        return True
+    facts = {"request": context.request, "candidates": candidates}
+    said = ask_now(plugins, "route_request", **facts)
+    return said is None or said.opinion == context.request.model
+
+
+def is_of_now(before: RequestContext) -> bool:
     """Whether its prompt would be the same tokens now."""
-    terms, tokenizer = known.context.known_terms, known.context.tokenizer
-    return tokenizer is not None and terms.still_hold(tokenizer)
+    tokenizer = before.tokenizer
+    return tokenizer is not None and before.known_terms.still_hold(tokenizer)
 
 
 def _signature(use: CacheUse) -> str:

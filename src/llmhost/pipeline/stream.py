@@ -149,6 +149,12 @@ class ReplayStream:
         """Everything that was pushed until now."""
         return list(self._deltas)
 
+    def whole(self) -> list[Delta]:
+        """Everything, of a stream that has ended. Raises its error."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return self._deltas
+
     def push(self, delta: Delta) -> None:
         """Never blocks."""
         if not self.is_ended:

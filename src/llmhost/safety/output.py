@@ -75,6 +75,11 @@ class OutputScreen:
         """What reviewers see a mark of in place of it, if it is to wait."""
 
     @property
+    def has_guard(self) -> bool:
+        """A model is asked about it."""
+        return self._judges.guard is not None
+
+    @property
     def can_wait(self) -> bool:
         """It is one answer that nobody has begun to read, and that may be held."""
         asked, mode = self._request, self._judges.policy.review_mode

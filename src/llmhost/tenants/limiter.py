@@ -84,6 +84,21 @@ class Limiter:
         if not self.places.enter(places):
             self._rates.check(levels, self._wish(who, size), self.clock.monotonic_ns())
             await self.places.wait(key, places)
+        return self._enter(levels, who, size, places)
+
+    def admit_now(self, caller: Caller, model: str, run: str | None, size: Size) -> Pass | None:
+        """As `admit`, but raises NoPlace where it would wait."""
+        levels, places, _, who = self._levels.over(caller, model, run)
+        if not levels:
+            return None
+        if not self.places.enter(places):
+            raise NoPlace
+        return self._enter(levels, who, size, places)
+
+    def _enter(
+        self, levels: Sequence[Level], who: Hashable, size: Size, places: Sequence[Level]
+    ) -> Pass:
+        """Of one that has its places, which it leaves again where its rates refuse it."""
         try:
             wish = self._wish(who, size)
             taken = self._rates.take(levels, wish, self.clock.monotonic_ns())
