@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import uvicorn
+from tests.unit.api import test_repeated_runs as runs
 from tests.unit.api.test_repeats import (
     SETTINGS,
     Answer,
@@ -19,7 +20,7 @@ from tests.unit.api.test_repeats import (
     rows,
     short,
 )
-from tests.unit.pipeline.node import until
+from tests.unit.pipeline.node import Held, until
 from uvicorn.server import ServerState
 
 from llmhost.config.schema import CacheSettings
@@ -270,3 +271,107 @@ async def test_a_shortcut_that_fails_is_told_as_any_failure_is(
         client.connection.data_received(data)
         assert client.pipe.written.startswith(b"HTTP/1.1 500 ")
         assert client.pipe.is_closed and "broken" in caplog.text
+
+
+# ------------------------------------------------------------ requests that run
+
+
+async def test_what_runs_past_the_parser_says_and_writes_down_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    for is_on in (True, False):
+        async with node(runs.Judge(), settings=runs.CHECKED) as host:
+            host.host.repeats.is_on = is_on
+            client, read = Client(host), list[bytes]()
+
+            async def of(asked: Asked, _: TestHost, client: Client = client) -> Answer:
+                return await client.ask(raw(asked))
+
+            def parse(data: bytes, client: Client = client, read: list[bytes] = read) -> None:
+                read.append(data)
+                Connection._parse(client.connection, data)
+
+            monkeypatch.setattr(Asked, "of", of)
+            monkeypatch.setattr(client.connection, "_parse", parse)
+            answers = await runs.mix(host)
+            said = [each.said for each in answers]
+            seen.append((said, rows(host), await audited(host), len(answers) - len(read)))
+            assert runs.short(host) + short(host) == seen[-1][-1]
+    (said, written, audit, unread), (said_long, written_long, audit_long, none) = seen
+
+    assert unread > 15 and none == 0
+    for one, other in zip(said, said_long, strict=True):
+        assert one == other
+    for name, found in written.items():
+        assert found == written_long[name], name
+    assert audit == audit_long
+
+
+async def held_client(held: Held, host: TestHost) -> tuple[Client, bytes]:
+    """A connection whose next request of these bytes runs past the parser, when steps are let go."""
+    client, data = Client(host), raw(runs.run())
+    held.go()
+    for _ in range(2):
+        await client.ask(data)
+    await runs.settled(host)
+    held.stop()
+    client.pipe.written = b""
+    return client, data
+
+
+async def test_what_comes_while_one_runs_is_answered_behind_it() -> None:
+    held = Held()
+    async with node(held, spec=runs.HELD) as host:
+        client, data = await held_client(held, host)
+        client.connection.data_received(data)
+        assert runs.short(host) == 1 and client.connection.timeout_keep_alive_task is not None
+        client.connection.timeout_keep_alive_handler()
+        assert not client.pipe.is_closed
+        client.connection.data_received(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" + data)
+        assert client.pipe.written == b""
+        held.go()
+        await until(lambda: client.pipe.written.count(b"HTTP/1.1 200 OK") == 3)
+        first, second, third = client.pipe.written.split(b"HTTP/1.1 200 OK")[1:]
+        assert b"chatcmpl" in first and b"chatcmpl" not in second and b"chatcmpl" in third
+        assert runs.short(host) == 1
+
+
+async def test_a_client_that_sends_much_meanwhile_is_not_read() -> None:
+    held = Held()
+    async with node(held, spec=runs.HELD) as host:
+        client, data = await held_client(held, host)
+        client.connection.data_received(data)
+        client.connection.data_received(b"\r\n" * 40_000)
+        assert client.connection.flow.read_paused
+        held.go()
+        await until(lambda: b"HTTP/1.1 200 OK" in client.pipe.written)
+        assert not client.connection.flow.read_paused
+
+
+async def test_a_client_that_hangs_up_ends_what_runs_for_it() -> None:
+    held = Held()
+    async with node(held, spec=runs.HELD) as host:
+        client, data = await held_client(held, host)
+        client.connection.data_received(data)
+        client.pipe.is_closed = True
+        client.connection.connection_lost(None)
+        await asyncio.sleep(0)
+        held.go()
+        await runs.settled(host)
+        assert client.pipe.written == b""
+        assert host.entries()[-1]["outcome"] == "cancelled"
+
+
+async def test_a_server_that_stops_lets_it_end_and_closes_behind_it() -> None:
+    held = Held()
+    async with node(held, spec=runs.HELD) as host:
+        client, data = await held_client(held, host)
+        client.connection.data_received(data)
+        client.connection.shutdown()
+        assert not client.pipe.is_closed
+        held.go()
+        await until(lambda: client.pipe.is_closed)
+        answer = client.answer()
+        assert answer is not None and answer.status == 200
+        assert answer.headers["connection"] == "close"

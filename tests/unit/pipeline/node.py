@@ -64,6 +64,12 @@ class Held:
             self.is_free, steps = True, 1000
         self.steps.release(steps)
 
+    def stop(self) -> None:
+        """Hold all that come from now on."""
+        self.is_free = False
+        while self.steps.acquire(blocking=False):
+            pass
+
 
 class HeldRunner(FakeRunner):
     def __init__(self, held: Held, block_tokens: int) -> None:

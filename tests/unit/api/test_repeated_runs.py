@@ -1,0 +1,328 @@
+"""Requests that repeat word for word and run: the short way says and writes down what the long one does."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from errno import ENOSPC
+from typing import Any
+
+import msgspec
+import pytest
+from tests.unit.api.test_repeats import SETTINGS, Answer, Asked, Plugin, audited, chat, node, rows
+from tests.unit.pipeline.node import Held, until
+
+from llmhost.config.schema import ModelSpec, SafetySettings
+from llmhost.core.errors import EngineFailed
+from llmhost.core.request import Limits, SequenceSpec
+from llmhost.hooks.spec import Refusal, hookimpl
+from llmhost.storage.connect import StorageFailed
+from llmhost.storage.journal import Slot
+from llmhost.tenants.budgets import Budget
+from llmhost.tenants.periods import Period
+from llmhost.testing import FAKE_MODEL, TestHost, fake_chat_words
+
+CHECKED = msgspec.structs.replace(
+    SETTINGS,
+    safety=SafetySettings(
+        blocked_words=("forbidden",), redact=("pii.email",), warn=("pii.iban",), check_output=True
+    ),
+)
+
+
+def plain(text: str = "hello world", **body: Any) -> dict[str, Any]:
+    return {**chat(text), "temperature": 1, "seed": 7, **body}
+
+
+def run(body: dict[str, Any] | None = None, key: str | None = None, **headers: str) -> Asked:
+    """A call that has nothing to do with the cache."""
+    return Asked(body or plain(), key, {name.replace("_", "-"): v for name, v in headers.items()})
+
+
+def short(host: TestHost) -> int:
+    return host.host.repeats.ran
+
+
+async def settled(host: TestHost) -> None:
+    await until(lambda: not host.host.processor.in_flight)
+    await until(lambda: not host.host.books.settlements.under_way)
+    for _ in range(5):  # the last of them is logged some turns after its entry is on disk
+        await asyncio.sleep(0)
+
+
+async def warmed(host: TestHost, asked: Asked) -> Answer:
+    """Have the request known."""
+    await asked.of(host)
+    known = await asked.of(host)
+    assert short(host) == 0
+    await settled(host)
+    return known
+
+
+async def mix(host: TestHost) -> list[Answer]:
+    """Of each kind of request several, in one order."""
+    books = host.host.books
+    key = await host.make_key(team="t", limits=Limits(requests_per_minute=64, max_concurrency=9))
+    poor, gone = await host.make_key(org="poor"), await host.make_key(org="gone")
+    few = await host.make_key(limits=Limits(requests_per_minute=5, output_tokens_per_minute=60))
+    budget = Budget(id="bud_1", org="poor", period=Period.MONTH, limit_nano=14_000)
+    await books.budgets.create(budget, who="test")
+    answers = []
+    for asked in (
+        run(key=key),
+        run(plain(max_tokens=300), key),
+        run(plain(n=2), key),
+        run(plain(stop=["zzz"], user="u", metadata={"a": "b"}), key),
+        run(plain("a@b.example writes"), key),
+        run(plain("DE89370400440532013000 is it"), key),
+        run(plain("a forbidden word"), key),
+        run(plain("an unwanted word"), key),
+        run(plain(stream=True), key),
+        run(plain(logprobs=True, top_logprobs=2), key),
+        run(plain(include_cost=True), key),
+        run(plain(timeout_ms=60_000), key),
+        run(plain(tools=[{"type": "function", "function": {"name": "f"}}]), key),
+        run(plain(), key, x_request_id="mine", x_llmhost_run="r1", x_vllm_priority="3"),
+        run(plain(), key, x_llmhost_cache="on"),
+        run(plain(temperature=0), key, x_llmhost_cache="off"),
+        run(plain(temperature=0), key, x_llmhost_cache="refresh"),
+        run(plain("refused in the answer"), key),
+        Asked({"model": "other", "prompt": "a", "max_tokens": 5}, key, {}, "/v1/completions"),
+        Asked({"model": "fake", "prompt": ["a", "b"]}, key, {}, "/v1/completions"),
+        run(plain("limits"), few),
+        run(plain("money", max_tokens=16), poor),
+    ):
+        for _ in range(5 if asked.key in (few, poor) else 4):
+            answers.append(await asked.of(host))
+            await settled(host)
+    leaving = run(plain("leaving"), gone)
+    answers += [await leaving.of(host) for _ in range(3)]
+    await books.keys.revoke(gone.split("-")[2])
+    answers += [await leaving.of(host) for _ in range(2)]
+    await settled(host)
+    return answers
+
+
+class Judge(Plugin):
+    """Lets nobody hear one answer."""
+
+    said = fake_chat_words([{"role": "user", "content": "refused in the answer"}], 6)
+
+    @hookimpl
+    def check_output(self, request, text):
+        return Refusal("no") if "refused in the answer" in request.text else None
+
+
+async def test_both_ways_say_and_write_down_the_same() -> None:
+    seen = []
+    for is_on in (True, False):
+        async with node(Judge(), settings=CHECKED) as host:
+            host.host.repeats.is_on = is_on
+            answers = await mix(host)
+            said = [each.said for each in answers]
+            seen.append((said, rows(host), await audited(host), short(host)))
+    (said, written, audit, count), (said_long, written_long, audit_long, none) = seen
+
+    assert count > 15 and none == 0
+    for one, other in zip(said, said_long, strict=True):
+        assert one == other
+    for name, found in written.items():
+        assert found == written_long[name], name
+    assert audit == audit_long
+
+
+async def test_the_third_of_the_same_requests_takes_the_short_way() -> None:
+    async with node() as host:
+        second = await warmed(host, run())
+        third = await run().of(host)
+        assert short(host) == 1
+        assert third.said == second.said
+        digits = third.headers["x-request-id"].removeprefix("req_").encode()
+        assert digits in third.body and third.body != second.body
+
+
+async def test_without_a_seed_each_draws_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with node() as host:
+        (replica,) = host.host.deployments.find("fake").replicas
+        engine: Any = replica.engine
+        submit, seeds = engine.submit, list[int]()
+
+        def seen(spec: SequenceSpec, sink: Any) -> int:
+            seeds.append(spec.seed)
+            return int(submit(spec, sink))
+
+        monkeypatch.setattr(engine, "submit", seen)
+        for asked in (run(), run({**chat(), "temperature": 1})):
+            for _ in range(4):
+                await asked.of(host)
+        assert short(host) == 4
+        assert len(set(seeds[:4])) == 1 and len(set(seeds[4:])) == 4
+
+
+# ------------------------------------------------------------ what holds it up, and what ends it
+
+
+HELD = ModelSpec(engine="held", price=FAKE_MODEL.price)
+
+
+class Running:
+    """A call that runs in a task, on a node whose steps are held."""
+
+    def __init__(self, host: TestHost, asked: Asked) -> None:
+        self.task = asyncio.create_task(asked.of(host))
+        self._host = host
+
+    async def begun(self) -> "Running":
+        await until(lambda: self._host.host.processor.in_flight == 1)
+        return self
+
+
+async def held_node(held: Held, test: Callable[[TestHost], Awaitable[None]], **facts: Any) -> None:
+    async with node(held, spec=HELD, **facts) as host:
+        held.go()
+        await warmed(host, run())
+        held.stop()
+        await test(host)
+        held.go()
+
+
+async def test_a_drain_waits_for_it_and_a_stop_cuts_it() -> None:
+    held = Held()
+
+    async def test(host: TestHost) -> None:
+        running = await Running(host, run()).begun()
+        (live,) = host.host.processor._live
+        cut = asyncio.create_task(host.host.drain(0.0))
+        await until(lambda: live.context.error is not None)
+        held.go()
+        answer = await running.task
+        assert (answer.status, short(host)) == (503, 1)
+        assert b"shutting down" in answer.body
+        assert await cut == 1
+        await settled(host)
+        assert [entry["outcome"] for entry in host.entries()] == ["answered", "answered", "failed"]
+
+    await held_node(held, test)
+
+
+async def test_whoever_is_cancelled_leaves_and_pays_for_what_was_made() -> None:
+    held = Held()
+
+    async def test(host: TestHost) -> None:
+        running = await Running(host, run()).begun()
+        (live,) = host.host.processor._live
+        held.steps.release(2)
+        await until(lambda: len(live.stream) > 0)
+        running.task.cancel()
+        await asyncio.gather(running.task, return_exceptions=True)
+        await asyncio.sleep(0)  # the engine hears of it
+        held.go()
+        await settled(host)
+        last = host.entries()[-1]
+        assert last["outcome"] == "cancelled" and last["amount_nano"] > 0
+        assert host.host.processor.in_flight == 0
+
+    await held_node(held, test)
+
+
+async def test_an_engine_that_fails_is_told_as_on_the_long_way() -> None:
+    held = Held()
+
+    async def test(host: TestHost) -> None:
+        held.fails = lambda *_: EngineFailed("broken")
+        held.go()
+        short_one = await run().of(host)
+        host.host.repeats.is_on = False
+        long_one = await run().of(host)
+        assert short(host) == 1 and short_one.status == 500
+        assert short_one.said == long_one.said
+
+    await held_node(held, test)
+
+
+async def test_an_engine_that_is_full_refuses_and_nothing_stays_held() -> None:
+    held = Held()
+    spec = msgspec.structs.replace(HELD, max_queue=1, max_batch_size=1)
+    async with node(held, spec=spec) as host:
+        held.go()
+        await warmed(host, run())
+        held.stop()
+        running = [Running(host, run()) for _ in range(2)]
+        await until(lambda: host.host.processor.in_flight == 2)
+        refused = await run().of(host)
+        assert (refused.status, short(host)) == (503, 3)
+        assert "retry-after" in refused.headers
+        held.go()
+        assert [(await each.task).status for each in running] == [200, 200]
+        await settled(host)
+        outcomes = [entry["outcome"] for entry in host.entries()]
+        assert outcomes.count("refused") == 1 and outcomes.count("answered") == 4
+
+
+async def test_whoever_has_to_wait_for_a_place_takes_the_long_way() -> None:
+    held = Held()
+    async with node(held, spec=HELD) as host:
+        asked = run(key=await host.make_key(limits=Limits(max_concurrency=1)))
+        held.go()
+        await warmed(host, asked)
+        held.stop()
+        first = await Running(host, asked).begun()
+        second = asyncio.create_task(asked.of(host))
+        await until(lambda: host.host.processor.in_flight == 2)
+        assert short(host) == 1
+        held.go()
+        assert [(await first.task).status, (await second).status] == [200, 200]
+        assert (await asked.of(host)).status == 200
+        assert short(host) == 2
+
+
+async def test_a_model_that_sleeps_or_is_gone_is_loaded_on_the_long_way() -> None:
+    async with node() as host:
+        await warmed(host, run())
+        await host.host.deployments.find("fake").unload(drain_s=0.0, reason="test")
+        for _ in range(2):  # while it was loaded the world changed, so the first taught nothing
+            assert (await run().of(host)).status == 200
+        assert short(host) == 0
+        await run().of(host)
+        assert short(host) == 1
+
+
+async def test_a_full_journal_refuses_and_limits_get_their_tokens_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(note: bytes) -> Slot:
+        raise StorageFailed(journal.path, OSError(ENOSPC, "full"))
+
+    async with node() as host:
+        limits = Limits(output_tokens_per_minute=600, max_concurrency=1)
+        asked = run(key=await host.make_key(limits=limits))
+        await warmed(host, asked)
+        journal = host.host.books.settlements._journal
+        monkeypatch.setattr(journal, "open", full)
+        assert (await asked.of(host)).status == 503
+        monkeypatch.undo()
+        after = await asked.of(host)
+        assert (after.status, short(host)) == (200, 2)
+        assert after.headers["x-ratelimit-remaining-tokens"] == "582"
+
+
+async def test_a_plugin_that_has_to_be_awaited_for_the_answer_is() -> None:
+    class Slow:
+        asked = 0
+
+        @hookimpl
+        async def check_output(self, text):
+            await asyncio.sleep(0)
+            self.asked += 1
+            return Refusal("no") if self.asked == 3 else None
+
+    async with node(Slow()) as host:
+        second = await warmed(host, run())
+        third, fourth = await run().of(host), await run().of(host)
+        assert short(host) == 2 and fourth.said == second.said
+        assert b"content_filter" in third.body
+
+
+async def test_a_body_that_came_once_is_not_kept() -> None:
+    async with node() as host:
+        for text in ("one", "two", "three"):
+            await run(plain(text)).of(host)
+        assert len(host.host.repeats) == 0
