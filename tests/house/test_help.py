@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import typer.main
 
+from llmhost.cli import serve
 from llmhost.cli.main import app
+from llmhost.cli.program import make_program
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -92,6 +94,20 @@ LISTINGS = (
 @pytest.mark.parametrize("name", LISTINGS)
 def test_every_listing_has_json(name: str):
     assert any("--json" in parameter.opts for parameter in ALL[f"llmhost {name}"].params)
+
+
+def test_the_program_that_only_serves_takes_the_same_words():
+    alone = typer.main.get_command(make_program([serve]))
+    whole = typer.main.get_command(app)
+
+    for command in (alone, whole):
+        command.name = "llmhost"
+    said = [one.make_context("llmhost", ["--debug", "serve"]) for one in (alone, whole)]
+    helps = [
+        one.commands["serve"].get_help(ctx) for one, ctx in zip((alone, whole), said, strict=True)
+    ]
+    assert helps[0] == helps[1]
+    assert alone.get_params(said[0])[0].opts == whole.get_params(said[1])[0].opts
 
 
 PROBE = """

@@ -11,6 +11,8 @@ from litestar import Litestar, Request, Response, asgi, get
 from litestar.enums import ScopeType
 from litestar.openapi.config import OpenAPIConfig
 from litestar.params import FromPath
+from litestar.plugins import PluginProtocol
+from litestar.plugins.core import MsgspecDIPlugin
 from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
 
 from llmhost import __version__
@@ -158,11 +160,20 @@ def build_app(surface: Surface) -> App:
     return App(surface.repeats.before(with_sockets(counted)), routes)
 
 
+class Framework(Litestar):
+    """Knows the one kind of structs that our routes have. Plugins may have those of pydantic and attrs, which cost."""
+
+    @staticmethod
+    def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
+        return [*plugins, MsgspecDIPlugin()]
+
+
 def _framework(surface: Surface, generation: Mapping[str, ASGIApp]) -> Litestar:
     settings = surface.settings
     guard = guard_by(surface.admin_token, surface.admin.tenants.access_of)
     document = Document()
-    return Litestar(
+    kind = Litestar if surface.plugin_routes else Framework
+    return kind(
         route_handlers=[
             *(
                 asgi(path, copy_scope=False)(route)

@@ -7,7 +7,7 @@ plain where the parts of it end. Each function gives None where nothing is escap
 import json
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from llmhost.text.grammar_tagged import Unspeakable
@@ -117,7 +117,7 @@ class _Set(NamedTuple):
     def meets(self, other: "_Set") -> bool:
         """Whether a character that is not escaped is in both."""
         first, second = re.compile(self.said), re.compile(other.said)
-        return any(second.match(found[0]) for found in first.finditer(_OTHERS))
+        return any(second.match(found[0]) for found in first.finditer(_others()))
 
 
 _ATOMS = re.compile(
@@ -215,7 +215,7 @@ def _members(said: str) -> _Set:
     except re.error as error:
         raise Unspeakable(f"the pattern {said} is wrong: {error}") from None
     members = tuple(char for char in ESCAPED if one.fullmatch(char))
-    return _Set(said, members, bool(one.search(_OTHERS + said)))
+    return _Set(said, members, bool(one.search(_others() + said)))
 
 
 def _escape(char: str) -> str:
@@ -226,7 +226,8 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-_OTHERS = "".join(
-    chr(code) for code in (*range(32, 0xD800), *range(0xE000, 0x10000), 0x10000, 0x1F600, 0x10FFFF)
-    if chr(code) not in ESCAPED
-)  # fmt: skip
+@cache
+def _others() -> str:
+    """All characters that need not be escaped, or some where there are planes of them. Takes milliseconds."""
+    codes = (*range(32, 0xD800), *range(0xE000, 0x10000), 0x10000, 0x1F600, 0x10FFFF)
+    return "".join(char for char in map(chr, codes) if char not in ESCAPED)
