@@ -208,10 +208,17 @@ class FakeRunner:
         before = row.start - 1
         state = states[blocks[before // size] * size + before % size] if row.start else 0
         fed = []
-        for position, token in enumerate(row.tokens, row.start):
+        for token in row.tokens:
             state = crc32(token.to_bytes(4, "little"), state)  # as `_advance`, without a call
-            states[blocks[position // size] * size + position % size] = state
             fed.append(state)
+        at, end = row.start, row.start + len(fed)
+        while at < end:  # block by block
+            upto = min(at - at % size + size, end)
+            place = blocks[at // size] * size + at % size
+            if place + upto - at > len(states):
+                raise IndexError("there is no such block")
+            states[place : place + upto - at] = array("I", fed[at - row.start : upto - row.start])
+            at = upto
         return fed
 
     def _pick(self, place: Place, state: int, masks: Masks | None) -> Picked:

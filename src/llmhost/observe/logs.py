@@ -22,14 +22,18 @@ def log_event(
     logger: logging.Logger, name: str, *, level: int = logging.INFO, **facts: Any
 ) -> None:
     """One line: a `noun.verb` and its facts. Facts that are None are left out."""
-    if not logger.isEnabledFor(level):
+    if logger.isEnabledFor(level):
+        log_facts(logger, name, facts, level=level)
+
+
+def log_facts(logger: logging.Logger, name: str, facts: dict[str, Any], *, level: int) -> None:
+    """The same of a level that is heard."""
+    alone = _alone_for(logger)
+    if alone is not None:
+        alone.say(level, name, facts)
         return
     known = {key: value for key, value in facts.items() if value is not None}
-    alone = _alone_for(logger)
-    if alone is None:
-        logger.log(level, name, extra={"facts": known})
-    else:
-        alone.say(level, name, known)
+    logger.log(level, name, extra={"facts": known})
 
 
 def _alone_for(logger: logging.Logger) -> "Gatherer | None":
@@ -79,10 +83,10 @@ class Gatherer(logging.StreamHandler[TextIO]):
             self.handleError(record)
 
     def say(self, level: int, name: str, facts: dict[str, Any]) -> None:
-        """As `emit` of a record that says this."""
-        if "request" not in facts and (current := request_id.get()) is not None:
-            facts["request"] = current
-        line = _text_line(time.time(), logging.getLevelName(level), name, facts)
+        """As `emit` of a record that says this. Facts that are None are left out."""
+        line = _text_line(time.time(), logging.getLevelName(level), name, facts, has_none=True)
+        if facts.get("request") is None and (current := request_id.get()) is not None:
+            line += f" request={_quoted(current)}"
         with self.lock or nullcontext():
             self._take(level, line)
 
@@ -165,11 +169,16 @@ def _clock(utc_s: int) -> str:
     return datetime.fromtimestamp(utc_s, UTC).strftime("%H:%M:%S")
 
 
-def _text_line(created: float, level: str, event: str, facts: dict[str, Any]) -> str:
+def _text_line(
+    created: float, level: str, event: str, facts: dict[str, Any], *, has_none: bool = False
+) -> str:
+    """With `has_none` facts that are None are left out."""
     seconds, part = divmod(created, 1)
     at = f"{_clock(int(seconds))}.{int(part * 1000):03d}"
     told = f"{at} {level.lower():7} {event}"
     for key, value in facts.items():
+        if value is None and has_none:
+            continue
         kind = type(value)
         # Most are numbers, ids and names of one word: a call for each is half of it all.
         if kind is not int and not (kind is str and value.isidentifier() and value.isascii()):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from llmhost.core.events import RequestEnded
 from llmhost.core.output import Outcome
-from llmhost.observe.logs import log_event
+from llmhost.observe.logs import log_facts
 from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.context import RequestContext
 
@@ -33,24 +33,23 @@ def _write(event: RequestEnded) -> None:
     level = logging.WARNING if event.outcome is Outcome.FAILED else logging.INFO
     if not log.isEnabledFor(level):
         return
-    log_event(
-        log,
-        f"request.{event.outcome.value}",
-        level=level,
-        request=event.request_id,
-        client_request=event.client_request_id,
-        kind=event.kind,
-        model=event.model,
-        adapter=event.adapter,
-        org=event.caller.org if event.caller else None,
-        key=event.caller.key_id if event.caller else None,
-        run=event.run_id,
-        status=event.status,
-        code=event.code,
-        finish=event.finish_reason,
-        prompt_tokens=event.usage.prompt_tokens,
-        output_tokens=event.usage.completion_tokens,
-        ttft_ms=event.ttft_ms and round(event.ttft_ms, 1),
-        total_ms=round(event.total_ms, 1),
-        amount_nano=event.amount_nano,
-    )
+    caller, usage = event.caller, event.usage
+    facts = {
+        "request": event.request_id,
+        "client_request": event.client_request_id,
+        "kind": event.kind,
+        "model": event.model,
+        "adapter": event.adapter,
+        "org": caller.org if caller else None,
+        "key": caller.key_id if caller else None,
+        "run": event.run_id,
+        "status": event.status,
+        "code": event.code,
+        "finish": event.finish_reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "output_tokens": usage.completion_tokens,
+        "ttft_ms": event.ttft_ms and round(event.ttft_ms, 1),
+        "total_ms": round(event.total_ms, 1),
+        "amount_nano": event.amount_nano,
+    }
+    log_facts(log, f"request.{event.outcome}", facts, level=level)

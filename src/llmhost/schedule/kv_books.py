@@ -95,11 +95,20 @@ class KvBooks:
     def claim(self, places: Sequence[Place]) -> list[tuple[Text, int]]:
         """One holder more for each block of a match, and for what of it is on the host a hold on its slot, so that
         nothing of it is evicted before `fetch`."""
-        self.share(place.block for place in places if not place.is_on_host)
-        return [self.host.claim(place.block) for place in places if place.is_on_host]
+        holders, claims = self._holders, list[tuple[Text, int]]()
+        for block, _, is_on_host in places:
+            if is_on_host:
+                claims.append(self.host.claim(block))
+                continue
+            if holders[block] == 0:  # as `share`
+                del self._kept[block]
+            holders[block] += 1
+        return claims
 
     def fetch(self, places: Sequence[Place], claims: Sequence[tuple[Text, int]]) -> list[int]:
         """The blocks of a claimed match. What is on the host gets a free block, and a move into it."""
+        if not claims:
+            return [place.block for place in places]
         slots = [place.block for place in places if place.is_on_host]
         fresh = self.take(len(slots))
         for slot, block, (text, serial) in zip(slots, fresh, claims, strict=True):

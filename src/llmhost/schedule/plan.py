@@ -9,6 +9,8 @@ only growth does, and the last of the running gives way.
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from msgspec import Struct
+
 
 class Work(Protocol):
     """What the plan must know of a sequence."""
@@ -38,7 +40,7 @@ class Work(Protocol):
         ...
 
 
-class Hit(NamedTuple):
+class Hit(Struct, frozen=True, gc=False):
     """The part of a waiting sequence that need not be computed."""
 
     tokens: int = 0

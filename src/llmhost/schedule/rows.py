@@ -50,21 +50,12 @@ def row_of(sequence: Sequence, share: int, kv: SequenceKv) -> Row:
     wants_token = end >= known and not (spec.max_new_tokens == 0 and sequence.is_scored_only)
     sequence.fed = end
     sequence.owed += wants_token
-    return Row(
-        sequence.seq_id,
-        tokens,
-        start,
-        sequence.blocks,
-        spec.sampling,
-        spec.seed,
-        wants_token,
-        spec.purpose,
-        prompt_tokens,
-        sequence.tokens,
-        drafts,
-        sequence.barred,
-        prompt_tokens + spec.min_new_tokens,
-        sequence.holding,
-        spec.adapter,
-        spec.pooling,
+    return tuple.__new__(
+        Row,
+        (
+            *(sequence.seq_id, tokens, start, sequence.blocks, spec.sampling, spec.seed),
+            *(wants_token, spec.purpose, prompt_tokens, sequence.tokens, drafts),
+            *(sequence.barred, prompt_tokens + spec.min_new_tokens),
+            *(None if sequence.grammar is None else sequence.holding, spec.adapter, spec.pooling),
+        ),
     )

@@ -4,7 +4,7 @@ A caller adds sequences, asks for a plan, has it run, and hands the result back.
 resize or export. Every sequence that was added ends in exactly one last delta. Times are handed in, on one clock.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -469,8 +469,10 @@ class Scheduler:
         del self._sequences[sequence.seq_id]
         self._intricate -= not sequence.is_plain
         self._shares.leave(sequence.spec.tenant)
-        if sequence in self._running:
-            self._running.remove(sequence)
+        running = self._running
+        place = bisect_left(running, sequence.key, key=_by_key)
+        if place < len(running) and running[place] is sequence:
+            del running[place]
             self.kv.let_go(sequence)
         else:
             self._waiting.remove(sequence)

@@ -8,7 +8,7 @@ from msgspec import Struct, structs
 
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.ports import DraftAsk, TextWatch
-from llmhost.core.request import SequenceSpec
+from llmhost.core.request import Sampling, SequenceSpec
 from llmhost.core.step import Draw, GrammarState
 from llmhost.schedule.prefix import Parent, Place
 
@@ -70,6 +70,11 @@ class Sequence(Struct, eq=False):
     """Two that are asked for with every token, of `spec`: which choice this is, and the ids that end it."""
     prompt_told: int = 0
     """Prompt tokens whose log probabilities have been reported."""
+    key: tuple[int, int, int] = (0, 0, 0)
+    """Smaller runs first; the largest is preempted first."""
+    arrival_key: tuple[int, int] = (0, 0)
+    may_hit: bool = False
+    """Its prompt may be found. Whoever wants to know how likely that is, from the beginning, has all of it computed."""
     salt: str = ""
     """Whose texts it may share."""
     found: list[Place] = []
@@ -99,21 +104,15 @@ class Sequence(Struct, eq=False):
             is_plain=_is_plain(spec, grammar),
             index=spec.index,
             ends=spec.stop_token_ids,
+            key=(spec.priority, spec.arrival_ns, seq_id),
+            arrival_key=(spec.arrival_ns, seq_id),
+            may_hit=spec.pooling is None and not _is_told_all(spec.sampling),
             high_water=spec.high_water,
             engine_ns=spec.engine_ns,
             cost_nano=spec.cost_nano,
             input_cost_nano=spec.input_cost_nano,
             cached_tokens=spec.cached_tokens,
         )
-
-    @property
-    def key(self) -> tuple[int, int, int]:
-        """Smaller runs first; the largest is preempted first."""
-        return (self.spec.priority, self.spec.arrival_ns, self.seq_id)
-
-    @property
-    def arrival_key(self) -> tuple[int, int]:
-        return (self.spec.arrival_ns, self.seq_id)
 
     @property
     def todo(self) -> int:
@@ -272,16 +271,16 @@ class Sequence(Struct, eq=False):
         prompt_tokens = len(self.spec.prompt)
         if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
             prompt_tokens = min(prompt_tokens, self.high_water)
-        cached_tokens = min(self.cached_tokens, prompt_tokens)
+        cached_tokens, generated = min(self.cached_tokens, prompt_tokens), self.generated
         return Usage(
             prompt_tokens,
             cached_tokens,
-            self.generated,
+            generated,
             self.engine_ns,
             self.cost_nano,
             self.input_cost_nano,
             self._reasoning_tokens(),
-            min(self.right_guesses, self.generated),
+            min(self.right_guesses, generated),
             self.wrong_guesses,
         )
 
@@ -292,6 +291,10 @@ class Sequence(Struct, eq=False):
             return 0
         answer = self.tokens[len(self.spec.prompt) :]
         return thoughts.count(answer, begun=self.spec.begins_with_thoughts)
+
+
+def _is_told_all(asked: Sampling) -> bool:
+    return asked.prompt_logprobs is not None and asked.prompt_logprobs_from <= 1
 
 
 def _is_plain(spec: SequenceSpec, grammar: GrammarState | None) -> bool:

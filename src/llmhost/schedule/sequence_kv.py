@@ -33,7 +33,7 @@ class SequenceKv:
     def join(self, sequence: Sequence) -> None:
         """A sequence has come; it holds nothing yet."""
         sequence.parent = sequence.salt = salt = self._salt(sequence.spec)
-        if _may_hit(sequence):
+        if sequence.may_hit:
             size = self.books.block_tokens
             sequence.hashes = chain_hashes(salt, sequence.spec.prompt, size)
 
@@ -42,19 +42,23 @@ class SequenceKv:
 
         `about_to` gathers the hashes of what this plan's own admissions will compute, and of what they fetch.
         """
-        if not _may_hit(sequence):
+        if not sequence.may_hit:
             return NO_HIT
         places = self.books.match(sequence.salt, sequence.tokens, _most_hit(sequence))
         sequence.found = places
         count = len(places)
         coming = sequence.hashes[count:]
-        fetched = [-place.serial for place in places if place.is_on_host]
+        here, fetched = list[int](), list[int]()
+        for block, serial, is_on_host in places:
+            if is_on_host:
+                fetched.append(-serial)
+            else:
+                here.append(block)
         if coming and coming[0] in self._promised:
             return None
         if not about_to.isdisjoint([*coming[:1], *fetched]):
             return None
         about_to.update(coming, fetched)
-        here = [place.block for place in places if not place.is_on_host]
         return Hit(count * self.books.block_tokens, len(here), self.books.count_kept(here))
 
     def begin(self, admitted: Iterable[tuple[Sequence, Hit]]) -> None:
@@ -77,11 +81,13 @@ class SequenceKv:
         promised = self._promised
         for coming in sequence.hashes[sequence.promised :]:  # `update` would be five calls
             promised[coming] = promised.get(coming, 0) + 1
-        if sequence.high_water == 0 and _may_hit(sequence):  # not again after a preemption
+        if sequence.high_water == 0 and sequence.may_hit:  # not again after a preemption
             sequence.cached_tokens = sequence.computed
             self.query_tokens += len(sequence.spec.prompt)
             self.hit_tokens += sequence.computed
-            self.host_hit_tokens += size * sum(place.is_on_host for place in places)
+            for place in places:
+                if place.is_on_host:
+                    self.host_hit_tokens += size
 
     def grow(self, sequence: Sequence, tokens: int) -> None:
         """Take blocks until the sequence has room for `tokens`."""
@@ -136,13 +142,6 @@ class SequenceKv:
         """Texts are shared within a scope and an adapter, and without the cache among one request's choices."""
         scope = (spec.cache_scope or spec.tenant) if self._is_kept else spec.request_id
         return f"{scope}\0{spec.adapter or ''}"
-
-
-def _may_hit(sequence: Sequence) -> bool:
-    """Whoever wants to know how likely its prompt is, from the beginning, has all of it computed."""
-    asked = sequence.spec.sampling
-    is_told_all = asked.prompt_logprobs is not None and asked.prompt_logprobs_from <= 1
-    return not sequence.is_atomic and not is_told_all
 
 
 def _most_hit(sequence: Sequence) -> int:

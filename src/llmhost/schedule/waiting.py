@@ -8,7 +8,8 @@ before what has not begun.
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from operator import attrgetter
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from llmhost.schedule.sequence import Sequence
 
@@ -20,7 +21,7 @@ MOST_TENANTS = 4096
 _arrival = attrgetter("arrival_key")
 
 
-class _Line(NamedTuple):
+class _Line(Struct, frozen=True):
     """Those that only arrival tells apart."""
 
     priority: int

@@ -131,13 +131,15 @@ def tightest(
     best: Standing | None = None
     for bucket in buckets:
         burst, rate = bucket.burst, bucket.per_minute
+        taken = units if units < burst else burst
         debt = bucket.tat - now_ns * rate  # as `debt` says, which would be a call for each limit
-        if debt < 0:
-            debt = 0
-        debt += (units if units < burst else burst) * UNIT
-        if most > burst or debt > burst * UNIT:
+        if debt <= 0:
+            debt, left = taken * UNIT, burst - taken
+        else:
+            debt += taken * UNIT
+            left = burst + -debt // UNIT
+        if most > burst or left < 0:
             return None
-        left = burst + -debt // UNIT
         if best is None or left <= best[0]:
             found = (left, -(-debt // rate), rate)
             if best is None or left < best[0] or found > best:
