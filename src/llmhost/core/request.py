@@ -393,11 +393,10 @@ class GenerationRequest:
     def repeated(self, request_id: str) -> "GenerationRequest":
         """The same for those who hardly look at it: all but the id is read from here when somebody asks."""
         request = object.__new__(_Repeated)
+        deque(map(call, _PUT_FEW, repeat(request), _read_few(self)), maxlen=0)
         put = object.__setattr__
         put(request, "_first", self)
         put(request, "request_id", request_id)
-        for name in _ALWAYS_READ:
-            put(request, name, getattr(self, name))
         return request
 
     @property
@@ -460,10 +459,15 @@ class _Repeated(GenerationRequest):
         return getattr(object.__getattribute__(self, "_first"), name)
 
 
-_ALWAYS_READ = ("kind", "model", "client_request_id", "stream")
+_READ_OFTEN = (
+    *("kind", "model", "client_request_id", "stream", "n", "best_of", "questions", "_texts"),
+    *("prompts", "sampling", "tools", "grammar", "opening", "prediction", "is_flex"),
+)
 _NAMES = tuple(field.name for field in fields(GenerationRequest))
 _read_all = attrgetter(*_NAMES)
 _PUT_EACH = tuple(getattr(GenerationRequest, name).__set__ for name in _NAMES)
+_read_few = attrgetter(*_READ_OFTEN)
+_PUT_FEW = tuple(getattr(GenerationRequest, name).__set__ for name in _READ_OFTEN)
 _BARE = {"role", "content"}
 """What every message has."""
 
