@@ -18,13 +18,13 @@ class Size(TypedDict):
 
 def size_of(context: RequestContext, slice_tokens: int) -> Size:
     """A slice of each answer and the prompts; of a kept answer all of it."""
-    most_tokens, use = context.max_new_tokens, context.cache
+    most_tokens, use, terms = context.max_new_tokens, context.cache, context.known_terms
     if use is not None and use.is_hit:  # nothing is held later, so all of it is now
         slice_tokens = most_tokens = (
             most_tokens if use.answer is None else use.answer.longest_tokens
         )
     return Size(
-        prompt_tokens=context.prompt_tokens,
+        prompt_tokens=terms.prompt_tokens,
         slice_tokens=slice_tokens,
         most_tokens=most_tokens,
         choices=context.choices,

@@ -118,7 +118,12 @@ class Judges:
 
     async def judge_output(self, piece: Piece, case: Case) -> Judged:
         """One window of an answer. Raises SafetyUnavailable as `judge_input` does, but not for a plugin."""
-        findings = await _in_piece(self.rules, piece) if self._has_rules else []
+        findings: list[Finding] = []
+        if self._has_rules:
+            is_short = self.rules.takes_whole(piece)
+            findings = self.rules.judge_piece(piece) if is_short else []
+            if findings or not is_short:
+                findings = await _in_piece(self.rules, piece)
         judged = self._decided(findings, Direction.OUTPUT)
         if judged.decision.action is Action.BLOCK:
             return judged
@@ -187,10 +192,7 @@ def _of_strangers(findings: list[Finding], text: str, request: GenerationRequest
 
 
 async def _in_piece(rules: Rules, piece: Piece) -> list[Finding]:
-    if rules.takes_whole(piece):
-        found = rules.judge_piece(piece)
-        return list(dict.fromkeys(found)) if found else found
-    found = []
+    found: list[Finding] = []
     for number, part in enumerate(rules.pieces(piece)):
         if number > 0:
             await asyncio.sleep(0)  # others' turn, before the next few thousand characters
