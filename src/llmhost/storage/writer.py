@@ -47,8 +47,8 @@ MAX_GROUP = 1_000
 PACE_S = 0.006
 """From one commit to the next, where several wait for each: what a commit costs is shared by more of them."""
 BUSY_GROUP, FULL_GROUP = 4, 24
-"""After a group of so many items the next one gathers three times as long, unless it has so many by then: a commit
-costs as much as a dozen items, and what is under way all the time finds as many."""
+"""After a group of so many items the next one gathers up to three times as long, until it has so many or no more come:
+a commit costs as much as a dozen items."""
 PROBE_S = 1.0
 """How often a file that could not be written is tried again, while nobody else does."""
 ROOM_BYTES = 1 << 20
@@ -284,9 +284,19 @@ class Writer:
             return
         self._is_pausing = True
         self._changed.wait_for(self._is_due, early_s)
-        if self._is_busy and 0 < len(self._waiting) < FULL_GROUP:
-            self._changed.wait_for(self._is_due, 2 * self._pace_s)
+        if self._is_busy:
+            self._gather()
         self._is_pausing = False
+
+    def _gather(self) -> None:
+        """Go on for as long as more come: whoever waits may be all that there are."""
+        until_s = time.monotonic() + 2 * self._pace_s
+        while time.monotonic() < until_s:
+            count = len(self._waiting)
+            if not 0 < count < FULL_GROUP or self._changed.wait_for(self._is_due, self._pace_s / 2):
+                return
+            if len(self._waiting) == count:
+                return
 
     def _is_due(self) -> bool:
         return self._is_closing or len(self._waiting) >= MAX_GROUP
