@@ -199,6 +199,22 @@ def test_a_key_is_found_wrong_by_a_probe_of_the_models(keyed_node: Node) -> None
         assert answer.status_code == 401
 
 
+@pytest.mark.parametrize("name", ["Authorization", "x-api-key"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/admin/v1/keys"])
+def test_two_keys_are_refused_whichever_of_them_is_valid(
+    keyed_node: Node, path: str, name: str
+) -> None:
+    key = keyed_node.create_key("twice")["key"]
+    kind = "Bearer " if name == "Authorization" else ""
+    one, two = ((name, f"{kind}{each}") for each in (key, "lh-sk-other"))
+
+    for headers in ([one, two], [two, one], [one, one]):
+        answer = keyed_node.get(path, headers=headers)
+        assert answer.status_code == 400
+        assert (error := answer.json()["error"])["param"] == name
+        assert "more than once" in error["message"]
+
+
 def test_a_client_whose_base_url_lacks_its_v1_is_told_so(open_node: Node) -> None:
     answer = open_node.post("/chat/completions", chat_body())
 

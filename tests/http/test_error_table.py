@@ -247,6 +247,7 @@ def test_a_server_that_shuts_down(new_node: Callable[..., Node]) -> None:
 
     check(error, 503, "service_unavailable_error", "server_is_overloaded", None)
     assert int(error.response.headers["retry-after"]) >= 1
+    assert error.response.headers["connection"] == "close"
 
 
 def test_a_failure_amid_a_stream_is_its_last_event(client: OpenAI) -> None:

@@ -19,15 +19,16 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from llmhost.api import bill_facts, cache_headers, limit_headers, safety_headers
 from llmhost.api.dialect import OLLAMA_PATH, dialect_of
-from llmhost.api.door import add_by_sending, client_id, header, send_whole
+from llmhost.api.door import add_by_sending, client_id, header, is_small, send_last, send_whole
 from llmhost.api.peers import Peer, Peers
 from llmhost.config.schema import ServerSettings
-from llmhost.core.errors import Forbidden
+from llmhost.core.errors import Forbidden, InvalidValue, LlmhostError
 from llmhost.core.ids import new_request_id
 from llmhost.pipeline.authenticate import is_local
 
 HEADS_OF_ITS_OWN = "/api/"
 """Ollama's API, in which a HEAD may mean something where there is no GET."""
+KEY_HEADERS = {b"authorization": "Authorization", b"x-api-key": "x-api-key"}
 CALLED_BY_PAGES = ("/v1", OLLAMA_PATH)
 LONGEST_NAME = 300
 """Of a Host header, which callers make up and which is remembered."""
@@ -96,10 +97,10 @@ class Edge:
         peer = self._peers.of(scope)
         is_local.set(peer.is_local)
         self._place(scope, peer)
-        refusal = self._refusal(scope, peer) if self._loopback_only else None
+        refusal = _doubled(scope) or (self._refusal(scope, peer) if self._loopback_only else None)
         send = _named(scope, send, time.perf_counter())
         if refusal is not None:
-            await send_whole(send, refusal.status, dialect_of(scope).error_body(refusal), {})
+            await _refuse(scope, receive, send, refusal)
         elif scope["method"] == "HEAD" and not scope["path"].startswith(HEADS_OF_ITS_OWN):
             await self._with_cors(_as_get(scope), receive, _bodiless(send))
         else:
@@ -180,6 +181,26 @@ class Edge:
             headers.append((b"access-control-allow-private-network", b"true"))
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _doubled(scope: HTTPScope) -> InvalidValue | None:
+    """Who sends two keys would be one caller to us, and perhaps another to a proxy or a plugin."""
+    names = [name for name, _ in scope["headers"] if name in KEY_HEADERS]
+    for name in set(names) if len(names) > 1 else ():
+        if names.count(name) > 1:
+            shown = KEY_HEADERS[name]
+            return InvalidValue(
+                f"The header {shown} came more than once. Send it once.", param=shown
+            )
+    return None
+
+
+async def _refuse(scope: HTTPScope, receive: Receive, send: Send, refusal: LlmhostError) -> None:
+    body = dialect_of(scope).error_body(refusal)
+    if is_small(scope):
+        await send_whole(send, refusal.status, body, {})
+    else:
+        await send_last(send, receive, refusal.status, body, {})
 
 
 def _named(scope: HTTPScope, send: Send, began_s: float) -> Send:

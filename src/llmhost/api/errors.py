@@ -19,6 +19,7 @@ from llmhost.core.errors import (
     QuotaExhausted,
     RateLimited,
     RequestTooLarge,
+    ShuttingDown,
     Unauthenticated,
 )
 
@@ -92,6 +93,8 @@ def error_headers(error: LlmhostError) -> dict[str, str]:
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
+    if isinstance(error, ShuttingDown):
+        headers["connection"] = "close"
     if isinstance(error, QuotaExhausted):
         headers[BUDGET] = remaining_usd(error.remaining_nano)
     if (review_id := review_of(error)) is not None:

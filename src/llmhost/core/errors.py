@@ -35,7 +35,8 @@
     │   ├── CreditsExhausted            what was paid in is spent
     │   ├── TeamBudgetExhausted         it is the team's
     │   └── OrgBudgetExhausted          it is the organisation's
-    ├── Overloaded                 503  queue full, draining or loading; waiting helps
+    ├── Overloaded                 503  queue full or loading; waiting helps
+    │   └── ShuttingDown                the server drains; another connection may reach another node
     ├── PluginFailed               503  a plugin whose rule is "fail closed" failed
     │   └── SafetyUnavailable           and it was one that judges text
     ├── ModelUnavailable           503  the model could not be loaded
@@ -357,6 +358,10 @@ class Overloaded(LlmhostError):
     status = 503
     type = "service_unavailable_error"
     code = "server_is_overloaded"
+
+
+class ShuttingDown(Overloaded):
+    """Its answer closes the connection, so that the next try is a new one, which a balancer sends elsewhere."""
 
 
 class PluginFailed(LlmhostError):

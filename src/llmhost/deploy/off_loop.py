@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from llmhost.core.errors import Overloaded
+from llmhost.core.errors import ShuttingDown
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class OffLoop:
         return any(thread.is_alive() for thread in self._running)
 
     async def run(self, act: Callable[[], T]) -> T:
-        """What `act` returns or raises. Raises Overloaded once this is closed, even while `act` goes on."""
+        """What `act` returns or raises. Raises ShuttingDown once this is closed, even while `act` goes on."""
         if self._is_closed:
             raise shutting_down()
         loop = asyncio.get_running_loop()
@@ -65,8 +65,8 @@ class OffLoop:
                 future.set_exception(shutting_down())
 
 
-def shutting_down() -> Overloaded:
-    return Overloaded(
+def shutting_down() -> ShuttingDown:
+    return ShuttingDown(
         "The server is shutting down and does not wait for the model to load. Ask again.",
         retry_after_s=1,
     )

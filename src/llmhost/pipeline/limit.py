@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llmhost.core.errors import Forbidden, LlmhostError, Overloaded
+from llmhost.core.errors import Forbidden, LlmhostError, ShuttingDown
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.request import Caller
 from llmhost.hooks.call import ask
@@ -98,7 +98,7 @@ class Limit:
 
     def _check_draining(self) -> None:
         if self.is_draining:
-            raise Overloaded("This server is shutting down. Try again.", retry_after_s=1)
+            raise ShuttingDown("This server is shutting down. Try again.", retry_after_s=1)
 
     async def _ask(self, context: RequestContext) -> None:
         if not self._plugins.has("admit_request"):

@@ -4,6 +4,7 @@ A file is whole or not there: contents are written under another name, forced to
 row. What a process that was killed left without a row is swept at the next start. What is in a file is not known here.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -147,6 +148,15 @@ class Files:
         now_ns = self._clock.utc_ns()
         return await self._state.read(partial(_find, file_id=file_id, owner=owner, now_ns=now_ns))
 
+    async def there(self, file_ids: Sequence[str], owner: Owner) -> set[str]:
+        """Those that the owner has."""
+        if not file_ids:
+            return set()
+        now_ns = self._clock.utc_ns()
+        return await self._state.read(
+            partial(_there, file_ids=tuple(file_ids), owner=owner, now_ns=now_ns)
+        )
+
     async def page(
         self,
         owner: Owner | None,
@@ -287,6 +297,16 @@ def _find(
     row = connection.execute(f"{_SELECT} WHERE id = ? AND {_ALIVE}", (file_id, now_ns)).fetchone()
     file = None if row is None else _file(row)
     return file if file is not None and owner in (None, Owner(file.org, file.team)) else None
+
+
+def _there(
+    connection: Connection, *, file_ids: Sequence[str], owner: Owner, now_ns: int
+) -> set[str]:
+    rows = connection.execute(
+        f"SELECT id FROM files WHERE id IN (SELECT value FROM json_each(?)) AND {_OWNED} AND {_ALIVE}",
+        (json.dumps(file_ids), *owner, now_ns),
+    )
+    return {row[0] for row in rows}
 
 
 def _page(

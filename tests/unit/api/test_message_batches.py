@@ -87,6 +87,22 @@ REFUSED: list[tuple[Json, str]] = [
 ]
 
 
+async def test_results_that_were_deleted_have_no_url() -> None:
+    async with make_host() as host:
+        done = await ended(host, await create(host, [request(1)]))
+        files = (await host.client.get("/v1/files")).json()["data"]
+        for file in files:
+            (await host.client.delete(f"/v1/files/{file['id']}")).raise_for_status()
+        now = await read(host, done["id"])
+        [listed] = (await host.client.get(PATH)).json()["data"]
+        gone = await host.client.get(done["results_url"])
+
+    assert done["results_url"] is not None
+    assert (now["processing_status"], now["results_url"]) == ("ended", None)
+    assert listed == now
+    assert (gone.status_code, gone.json()["error"]["type"]) == (404, "not_found_error")
+
+
 async def test_what_can_not_be_a_batch_is_refused_at_once() -> None:
     async with make_host(settings=Settings(batches=BatchSettings(max_lines=3))) as host:
         answers = [await host.client.post(PATH, json=body) for body, _ in REFUSED]

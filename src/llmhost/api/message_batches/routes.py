@@ -179,6 +179,18 @@ class MessageBatchDesk:
             raise NotFound(f"The results of the batch {batch_id} are not kept any more.")
         return there
 
+    async def shown(self, batch: Batch, base: str, owner: Owner) -> MessageBatchObject:
+        """What is told of one; where its results are only while they are."""
+        there = await self.files.files.there(result_files(batch), owner)
+        return message_batch(batch, self.now_s, base, there)
+
+    async def shown_page(
+        self, found: Sequence[Batch], base: str, owner: Owner, *, has_more: bool
+    ) -> MessageBatchPage:
+        files = [file for batch in found for file in result_files(batch)]
+        there = await self.files.files.there(files, owner)
+        return message_batch_page(found, self.now_s, base, there, has_more=has_more)
+
     @property
     def now_s(self) -> int:
         return self.clock.utc_ns() // 10**9
@@ -187,8 +199,8 @@ class MessageBatchDesk:
 def message_batch_routes(
     desk: MessageBatchDesk, caller_of: CallerOf, root_path: str
 ) -> list[ControllerRouterHandler]:
-    def shown(request: AnyRequest, batch: Batch) -> MessageBatchObject:
-        return message_batch(batch, desk.now_s, base_url(request, root_path))
+    async def shown(request: AnyRequest, batch: Batch, owner: Owner) -> MessageBatchObject:
+        return await desk.shown(batch, base_url(request, root_path), owner)
 
     @post(PATH, tags=["messages"], status_code=200)
     async def create_message_batch(request: AnyRequest) -> Response[MessageBatchObject]:
@@ -196,7 +208,7 @@ def message_batch_routes(
         call = sent(request, await caller_of(request))
         raw = await request.body()
         batch, made = await desk.create(call, dict(request.headers), raw)
-        return told(shown(request, batch), call, made)
+        return told(await shown(request, batch, owner_of(call.caller)), call, made)
 
     @get(PATH, tags=["messages"])
     async def list_message_batches(
@@ -209,7 +221,7 @@ def message_batch_routes(
         owner = owner_of(await caller_of(request))
         found, has_more = await desk.listed(owner, after=after_id, before=before_id, limit=limit)
         base = base_url(request, root_path)
-        return stamped(message_batch_page(found, desk.now_s, base, has_more=has_more))
+        return stamped(await desk.shown_page(found, base, owner, has_more=has_more))
 
     @get(f"{PATH}/{{batch_id:str}}", tags=["messages"])
     async def read_message_batch(
@@ -217,7 +229,7 @@ def message_batch_routes(
     ) -> Response[MessageBatchObject]:
         """One of them, and how far it is."""
         owner = owner_of(await caller_of(request))
-        return stamped(shown(request, await desk.find(batch_id, owner)))
+        return stamped(await shown(request, await desk.find(batch_id, owner), owner))
 
     @post(f"{PATH}/{{batch_id:str}}/cancel", tags=["messages"], status_code=200)
     async def cancel_message_batch(
@@ -225,7 +237,7 @@ def message_batch_routes(
     ) -> Response[MessageBatchObject]:
         """Begin no more of its requests. Those that run go on to their ends."""
         owner = owner_of(await caller_of(request))
-        return stamped(shown(request, await desk.cancel(batch_id, owner)))
+        return stamped(await shown(request, await desk.cancel(batch_id, owner), owner))
 
     @delete(f"{PATH}/{{batch_id:str}}", tags=["messages"], status_code=200)
     async def delete_message_batch(

@@ -1,7 +1,7 @@
 """Batches as Anthropic tells them, and how one is asked for. Pure."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -129,11 +129,14 @@ def _line(request: _Request, at: int, places: dict[str, int], longest_bytes: int
     return line
 
 
-def message_batch(batch: Batch, now_s: int, base_url: str) -> MessageBatchObject:
-    """`base_url` is what its client has put before the path."""
+def message_batch(
+    batch: Batch, now_s: int, base_url: str, there: Container[str]
+) -> MessageBatchObject:
+    """`base_url` is what its client has put before the path; `there` are files that have not been deleted."""
     archived_s = archived_at(batch)
     is_archived = archived_s is not None and archived_s <= now_s
-    has_results = bool(result_files(batch)) and not is_archived
+    files = result_files(batch)
+    has_results = bool(files) and not is_archived and all(file in there for file in files)
     return MessageBatchObject(
         id=batch.id,
         processing_status=_status(batch.status),
@@ -148,10 +151,10 @@ def message_batch(batch: Batch, now_s: int, base_url: str) -> MessageBatchObject
 
 
 def message_batch_page(
-    found: Sequence[Batch], now_s: int, base_url: str, *, has_more: bool
+    found: Sequence[Batch], now_s: int, base_url: str, there: Container[str], *, has_more: bool
 ) -> MessageBatchPage:
     return MessageBatchPage(
-        data=[message_batch(batch, now_s, base_url) for batch in found],
+        data=[message_batch(batch, now_s, base_url, there) for batch in found],
         has_more=has_more,
         first_id=found[0].id if found else None,
         last_id=found[-1].id if found else None,
