@@ -2,7 +2,8 @@
 
 One-token rows of 16 bits on the CPU have machine code of our own (`native`). Others of similar length are gathered
 together and attend in one call, but for long ones on the CPU (`decode_rows`). Each longer chunk attends on its own, a
-first chunk directly over the fresh keys, a short one over a long past tile by tile on some CPUs (`chunk_rows`).
+first chunk directly over the fresh keys, a later one on some CPUs by code of our own, or else tile by tile if it is
+short and its past long (`chunk_rows`).
 Masks and block indices are made once per step and shared by all layers.
 A kernel backend replaces this file: it reads the same StepLayout and has the same `attend`.
 """
@@ -10,7 +11,7 @@ A kernel backend replaces this file: it reads the same StepLayout and has the sa
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,15 @@ from llmhost.engines.torch.cpu_linear import lacks_arithmetic
 from llmhost.engines.torch.decode_rows import WORTHWHILE_ELEMENTS, Past, RowAttention, pasts
 from llmhost.engines.torch.kv import KeyValue, as_kept, bits
 from llmhost.engines.torch.layout import StepLayout
-from llmhost.engines.torch.native.choice import RowsShape, Seen, code_for
-
-if TYPE_CHECKING:
-    from llmhost.engines.torch.native.rows import NativeRows
+from llmhost.engines.torch.native.choice import (
+    MOST_TOKENS,
+    Seen,
+    SeenByChunk,
+    Shape,
+    by_code,
+    chunks_code,
+    rows_code,
+)
 
 GROUP_OVERHEAD_BLOCKS = 32
 """Padding, in blocks, that costs about as much as one more group of rows."""
@@ -49,8 +55,8 @@ class Span:
     """Added to the scores, [rows, 1, tokens per row, length]; None where every position counts."""
     pasts: tuple[Past, ...] | None = None
     """What each row sees, where rows attend one by one."""
-    seen: Seen | None = None
-    """The same, where they do so in code of our own."""
+    seen: Seen | SeenByChunk | None = None
+    """What code of our own is told to look at."""
     chunk: Chunk | None = None
     """What a short chunk sees, where it attends tile by tile."""
 
@@ -116,7 +122,7 @@ class StepAttention:
         self._scratch = scratch
         self._block_tokens = block_tokens
         self._dtype = dtype
-        self._spans: dict[tuple[int | None, bool, bool], list[Span]] = {}
+        self._spans: dict[tuple[int | None, bool, Shape | None], list[Span]] = {}
 
     def attend(self, query: Tensor, fresh: KeyValue, cache: KeyValue, scores: Scores) -> Tensor:
         """Attend with `query` [1, heads, T, head_dim] in one layer; returns [1, T, heads, head_dim].
@@ -125,19 +131,20 @@ class StepAttention:
         [blocks, block_tokens, kv_heads, head_dim] with the fresh ones written. A query at position p sees p and
         what is before it.
         """
-        position_elements = cache.key.shape[2] * cache.key.shape[3]
         fresh = as_kept(fresh, cache.key.dtype)
-        code = self._code(query, cache, scores)
-        spans = self._spans_for(scores.window, scores.is_plain, code is not None, position_elements)
-        outs = [self._attend_span(span, query, fresh, cache, scores, code) for span in spans]
+        shape = self._shape(query, cache, scores)
+        outs = [
+            self._attend_span(span, query, fresh, cache, scores, shape)
+            for span in self._spans_for(scores.window, scores.is_plain, shape, cache)
+        ]
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
-    def _code(self, query: Tensor, cache: KeyValue, scores: Scores) -> "NativeRows | None":
-        """For the step's one-token rows."""
-        if cache.key.device.type != "cpu" or not self._layout.decode_rows:
+    def _shape(self, query: Tensor, cache: KeyValue, scores: Scores) -> Shape | None:
+        """What code of our own would be made for; on the CPU alone."""
+        if cache.key.device.type != "cpu":
             return None
         kv_heads, head_dim = cache.key.shape[2:]
-        shape = RowsShape(
+        return Shape(
             kv_heads=kv_heads,
             queries=query.shape[1] // kv_heads,
             head_dim=head_dim,
@@ -146,7 +153,6 @@ class StepAttention:
             softcap=scores.softcap,
             has_sinks=scores.sinks is not None,
         )
-        return code_for(shape)
 
     def _attend_span(
         self,
@@ -155,19 +161,18 @@ class StepAttention:
         fresh: KeyValue,
         cache: KeyValue,
         scores: Scores,
-        code: "NativeRows | None",
+        shape: Shape | None,
     ) -> Tensor:
         """The span's part of the result, [1, span.last - span.first, heads, head_dim]."""
         scaling = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
         asked = (scaling, scores.softcap, scores.sinks)
-        rows = self._scratch.rows
-        if span.seen is not None or span.pasts is not None:
+        if span.seen is not None:
+            assert shape is not None
+            part = query[0, :, span.first : span.last].transpose(0, 1)
+            return by_code(shape, part, cache, span.seen, scaling, scores.sinks)[None]
+        if span.pasts is not None:
             alone = query[0, :, span.first : span.last].transpose(0, 1)
-            if span.seen is not None:
-                assert code is not None
-                return code.attend(alone, cache, span.seen, scaling, scores.sinks)[None]
-            assert span.pasts is not None
-            return rows.attend(alone, cache, span.pasts, *asked)[None]
+            return self._scratch.rows.attend(alone, cache, span.pasts, *asked)[None]
         if span.chunk is not None:
             part, attend = query[0, :, span.first : span.last], self._scratch.chunks.attend
             return attend(part, cache, span.chunk, *asked).transpose(0, 1)[None]
@@ -192,22 +197,18 @@ class StepAttention:
         return out.transpose(1, 2).flatten(0, 1)[None]
 
     def _spans_for(
-        self, window: int | None, is_plain: bool, has_code: bool, position_elements: int
+        self, window: int | None, is_plain: bool, shape: Shape | None, cache: KeyValue
     ) -> list[Span]:
-        spans = self._spans.get((window, is_plain, has_code))
+        spans = self._spans.get((window, is_plain, shape))
         if spans is None:
-            rows = (
-                self._rows_by_code(window)
-                if has_code
-                else self._rows_by_torch(window, position_elements)
-            )
-            spans = [*rows, *self._chunks(window, is_plain)]
-            self._spans[window, is_plain, has_code] = spans
+            rows = self._layout.decode_rows
+            if rows and shape is not None and rows_code(shape) is not None:
+                spans = [Span(0, rows, rows, seen=Seen(self._layout, rows, window))]
+            else:
+                spans = list(self._rows_by_torch(window, cache.key[0, 0].numel()))
+            spans += self._chunks(window, is_plain, shape)
+            self._spans[window, is_plain, shape] = spans
         return spans
-
-    def _rows_by_code(self, window: int | None) -> Iterator[Span]:
-        rows = self._layout.decode_rows
-        yield Span(0, rows, rows, seen=Seen(self._layout, rows, window))
 
     def _rows_by_torch(self, window: int | None, position_elements: int) -> Iterator[Span]:
         layout = self._layout
@@ -220,7 +221,7 @@ class StepAttention:
             seen = tuple(pasts(layout, rows, self._block_tokens, window))
             yield Span(together, layout.decode_rows, len(rows), pasts=seen)
 
-    def _chunks(self, window: int | None, is_plain: bool) -> Iterator[Span]:
+    def _chunks(self, window: int | None, is_plain: bool, shape: Shape | None) -> Iterator[Span]:
         layout = self._layout
         row = layout.decode_rows
         while row < len(layout.starts):
@@ -229,6 +230,10 @@ class StepAttention:
             if is_fresh and (window is None or tokens <= window):
                 last = self._equal_fresh_rows(row)
                 yield Span(layout.offsets[row], layout.offsets[last], last - row)
+            elif self._has_code(row, window, shape):
+                last = row + 1
+                seen = SeenByChunk(layout.block_tables[row], layout.ends[row])
+                yield Span(layout.offsets[row], layout.offsets[last], 1, seen=seen)
             elif self._is_tiled(row, window):
                 last = row + 1
                 (past,) = pasts(layout, [row], self._block_tokens, None)
@@ -251,6 +256,17 @@ class StepAttention:
         if layout.block_tables.device.type != "cpu" or (window is not None and window <= short):
             return layout.decode_rows
         return bisect_right(layout.ends, short, hi=layout.decode_rows)
+
+    def _has_code(self, row: int, window: int | None, shape: Shape | None) -> bool:
+        """A chunk on a CPU without 16-bit arithmetic, which no window cuts off."""
+        end = self._layout.ends[row]
+        return (
+            shape is not None
+            and end - self._layout.starts[row] <= MOST_TOKENS
+            and (window is None or end <= window)
+            and lacks_arithmetic(self._dtype)
+            and chunks_code(shape) is not None
+        )
 
     def _is_tiled(self, row: int, window: int | None) -> bool:
         layout, end = self._layout, self._layout.ends[row]

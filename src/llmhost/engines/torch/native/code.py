@@ -49,9 +49,14 @@ class Code:
     def ints(self, number: int) -> Value:
         return ir.Constant(INTS, [number] * LANES)
 
-    def room(self, kind: Value, count: int) -> Value:
-        """`count` numbers or vectors that live as long as the call."""
-        return self.b.alloca(kind, count)
+    def least(self, one: Value, other: Value) -> Value:
+        return self.b.select(self.b.icmp_signed("<", one, other), one, other)
+
+    def room(self, vectors: Value) -> Value:
+        """Of so many vectors, that lives as long as the call."""
+        address = self.b.alloca(FLOATS, vectors)
+        address.type = POINTER  # any numbers may be put there
+        return address
 
     def place(self, start: Value, at: Value, kind: Value = FLOAT) -> Value:
         return self.b.gep(start, [at], source_etype=kind)
@@ -142,20 +147,21 @@ class Code:
         one = self.b.insert_element(nothing, number, ir.Constant(INT32, 0))
         return self.b.shuffle_vector(one, nothing, self.ints(0))
 
-    def one_of(self, vector: Value) -> Value:
-        """Its first number."""
-        return self.b.extract_element(vector, ir.Constant(INT32, 0))
+    def at_lane(self, vector: Value, lane: int) -> Value:
+        """A vector of its number there alone."""
+        return self._shuffled(vector, vector, [lane] * LANES)
+
+    def with_lane(self, vector: Value, lane: int, other: Value) -> Value:
+        """The vector, with the other's number there."""
+        return self._shuffled(vector, other, [i + LANES * (i == lane) for i in range(LANES)])
 
     def fma(self, left: Value, right: Value, more: Value) -> Value:
         kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
         return self.b.call(self._declare(f"llvm.fma.v{LANES}f32", kind), [left, right, more])
 
     def larger(self, left: Value, right: Value) -> Value:
-        """NaN where either is."""
-        is_left = self.b.or_(
-            self.b.fcmp_ordered(">", left, right), self.b.fcmp_unordered("uno", left, left)
-        )
-        return self.b.select(is_left, left, right)
+        """Any of the two where one is NaN."""
+        return self.b.select(self.b.fcmp_ordered(">", left, right), left, right)
 
     def over_lanes(self, vector: Value, join: Callable[[Value, Value], Value]) -> Value:
         """All 16 numbers joined, at every place."""
