@@ -20,6 +20,7 @@ TOY = "colorsys"
 """A module that nobody else imports."""
 NEVER = {
     "accelerate",
+    "llvmlite",
     "pandas",
     "scipy",
     "sklearn",
