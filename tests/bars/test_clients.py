@@ -25,9 +25,9 @@ source = "builtin:tiny-embed"
 [models.tiny-embed.options]
 device = "cpu"
 """
-LEAST_OF_LANGCHAIN = 44
-"""Of LangChain's 50 tests of chats, those that do not fail. The others want a model that calls `magic_function(3)` when
-it is told so, goes from the weather in San Francisco to a call by itself, and copies Chinese names."""
+LEAST_OF_LANGCHAIN = 43
+"""Of LangChain's 50 tests of chats, those that pass. The others are skipped: images, sound, PDF files, JSON without a
+schema, and recordings of answers."""
 
 
 @pytest.fixture(scope="module")
@@ -74,5 +74,5 @@ def test_langchains_standard_tests_pass(tiny: Node, tmp_path: Path, bar: Bar, ro
         f" {vectors.count('PASSED')} of {len(vectors)} of embeddings passed"
     )
     assert len(chats) == 50, ran.stdout[-2000:] + ran.stderr[-2000:]
-    assert len(chats) - len(failed) >= LEAST_OF_LANGCHAIN
+    assert len(chats) - len(failed) - skipped >= LEAST_OF_LANGCHAIN
     assert set(vectors) == {"PASSED"}

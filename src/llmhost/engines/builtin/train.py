@@ -56,7 +56,7 @@ class Course:
     """How long to train, from which seed, the learning rate at its highest, the share of the
     steps after which the known answers join word for word, the right token's handicap, how many
     drills and how many of them that only repeat there are for each time that the texts come round,
-    and the tokens of a step."""
+    the tokens of a step, and the kinds of the drills, all where none is named."""
 
     steps: int
     seed: int
@@ -67,6 +67,7 @@ class Course:
     repeats: int = 0
     batch_tokens: int = BATCH_TOKENS
     guided: bool = False
+    kinds: tuple[str, ...] = ()
 
 
 def main() -> None:
@@ -82,6 +83,9 @@ def main() -> None:
         help="share of the steps before known answers join word for word",
     )
     parser.add_argument("--drills", type=int, default=0, help="drills in each epoch")
+    parser.add_argument(
+        "--kinds", nargs="+", default=(), choices=drills.KINDS, help="of drills; all when absent"
+    )
     parser.add_argument("--repeats", type=int, default=0, help="plain repetitions in each epoch")
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help="tokens of a step")
     parser.add_argument("--guided", action="store_true", help="show attention what is copied")
@@ -110,6 +114,7 @@ def main() -> None:
         repeats=options.repeats,
         batch_tokens=options.batch_tokens,
         guided=options.guided,
+        kinds=tuple(options.kinds),
     )
 
     def keep(step: int) -> None:
@@ -288,7 +293,7 @@ def _batches(tokenizer: Any, course: Course) -> Iterator[tuple[Tensor, Tensor]]:
     rng = random.Random(course.seed)
     done = 0
     while True:
-        conversations = variety.epoch(rng) + drills.epoch(rng, course.drills)
+        conversations = variety.epoch(rng) + drills.epoch(rng, course.drills, course.kinds)
         conversations += drills.epoch(rng, course.repeats, ("repeat",))
         if done >= course.exact_after * course.steps:
             conversations += variety.exact()
