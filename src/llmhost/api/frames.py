@@ -14,7 +14,7 @@ from llmhost.api.calls import calls_of
 from llmhost.api.door import Line
 from llmhost.api.report import Report
 from llmhost.api.tokens import Placed
-from llmhost.core.output import Delta, Usage
+from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.reading import Reading
 from llmhost.pipeline.stream import Piece, Take, Writing
@@ -99,6 +99,37 @@ def whole_answer(
         if is_chat:
             body |= report.of_prompt(0)
     return _encode(body)
+
+
+def plain_answer(is_chat: bool, deltas: Iterable[Delta], usage: Usage) -> bytes:
+    """The same from `choices` on, of one choice that is text alone."""
+    texts, reason = list[str](), FinishReason.STOP
+    for delta in deltas:
+        texts.append(delta.text)
+        reason = delta.finish_reason or reason
+    return b'%b"finish_reason":"%b"}],"usage":%b}' % (
+        (_PLAIN_CHAT if is_chat else _PLAIN_TEXT) % _encode("".join(texts)),
+        reason.value.encode(),
+        _PLAIN_USAGE
+        % (
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.prompt_tokens + usage.completion_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+        ),
+    )
+
+
+_PLAIN_CHAT = (
+    b'"choices":[{"index":0,"message":{"role":"assistant","content":%b,"refusal":null,"annotations":[]},'
+    b'"logprobs":null,'
+)
+_PLAIN_TEXT = b'"choices":[{"index":0,"text":%b,"logprobs":null,'
+_PLAIN_USAGE = (
+    b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
+    b'"prompt_tokens_details":{"cached_tokens":%d},"completion_tokens_details":{"reasoning_tokens":%d}}'
+)
 
 
 def _chat_choice(index: int, text: str, reason: str | None) -> dict[str, Any]:

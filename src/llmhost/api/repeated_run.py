@@ -10,13 +10,14 @@ from llmhost.api.cache_headers import cache_headers
 from llmhost.api.dialect import OPENAI
 from llmhost.api.door import Leave, Told
 from llmhost.api.errors import error_headers, forget_frames, known_error
-from llmhost.api.frames import whole_answer
+from llmhost.api.frames import plain_answer
 from llmhost.api.gatekeeper import Mark
 from llmhost.api.limit_headers import limit_headers
 from llmhost.api.safety_headers import safety_headers
 from llmhost.core.errors import LlmhostError
+from llmhost.core.request import Kind
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.execute import Generation
 from llmhost.pipeline.short_run import KnownRun, ShortRuns
 
 log = logging.getLogger("llmhost.api")
@@ -30,6 +31,10 @@ class RepeatedRun:
     mark: Mark
     """The address and the key, as the gatekeeper knows them."""
     client_id: str | None
+    head: bytes
+    """Of the answer's body, up to the digits of its id; then up to its time; and up to its choices."""
+    middle: bytes
+    envelope: bytes
     size_bytes: int
 
     def begin(
@@ -42,36 +47,37 @@ class RepeatedRun:
         """What ends it, while `tell` and `count`, which gets the bytes of its body, wait for its end. Or why it is
         refused; or None where it has to take the long way."""
         began_s = time.perf_counter()
+
+        def end(generation: Generation) -> None:
+            told = self._answered(generation, began_s)
+            count(len(told[2]))
+            tell(told)
+
         try:
-            exchange = runs.run(self.known, request_id)
+            generation = runs.run(self.known, request_id, end)
         except Exception as error:  # noqa: BLE001 - boundary: as around a route
             told = self._refused(error, request_id, began_s)
             count(len(told[2]))
             return told
-        if exchange is None:
-            return None
+        return None if generation is None else generation.leave
 
-        def end() -> None:
-            told = self._answered(exchange, began_s)
-            count(len(told[2]))
-            tell(told)
-
-        exchange.on_end(end)
-        return exchange.leave
-
-    def _answered(self, exchange: Exchange, began_s: float) -> Told:
-        context = exchange.context
-        request = context.request
+    def _answered(self, generation: Generation, began_s: float) -> Told:
+        context = generation.context
+        request_id = context.request.request_id
         try:
-            deltas = exchange.whole()
-            created_s = context.arrived_utc_ns // 1_000_000_000
-            body = whole_answer(request, created_s, deltas, context.usage)
-            headers = self._headers(context, request.request_id, began_s)
-            headers.update(bill_headers(context))
+            body = b"%b%b%b%d%b%b" % (
+                self.head,
+                request_id.removeprefix("req_").encode(),
+                self.middle,
+                context.arrived_utc_ns // 1_000_000_000,
+                self.envelope,
+                plain_answer(
+                    context.request.kind is Kind.CHAT, generation.stream.whole(), context.usage
+                ),
+            )
+            headers = self._headers(context, request_id, began_s) | bill_headers(context)
         except Exception as error:  # noqa: BLE001 - boundary: as around a route
-            return self._refused(error, request.request_id, began_s, context)
-        finally:
-            exchange.leave()
+            return self._refused(error, request_id, began_s, context)
         return 200, headers, body
 
     def _refused(
@@ -94,11 +100,12 @@ class RepeatedRun:
         self, context: RequestContext | None, request_id: str, began_s: float
     ) -> dict[str, str]:
         headers = names(request_id, self.client_id, began_s)
-        if context is not None:
-            headers.update(limit_headers(context.allowances))
-            headers.update(safety_headers(context))
-            headers.update(cache_headers(context.cache))
-        return headers
+        if context is None:
+            return headers
+        headers |= limit_headers(context.allowances)
+        if context.screening is not None:
+            headers |= safety_headers(context)
+        return headers if context.cache is None else headers | cache_headers(context.cache)
 
 
 def names(request_id: str, client_id: str | None, began_s: float) -> dict[str, str]:

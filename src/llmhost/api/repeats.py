@@ -57,6 +57,8 @@ MOST_BYTES = 32 * 2**20
 ENTRY_BYTES = 6_000
 """What Python has of one, beside its texts."""
 _encode = msgspec.msgpack.Encoder().encode
+Parts = tuple[bytes, bytes, bytes]
+"""Of an answer's body: up to the digits of its id, up to its time, and the rest."""
 KEY = "llmhost.repeat"
 """Where a request's hash is among a scope's state, and the world's generation when it came."""
 
@@ -236,7 +238,12 @@ class Repeats:
         if header(visit.scope, b"origin") is not None:
             return
         is_hit = context.cache is not None and context.cache.is_hit
-        learnt = self._repeat(visit, context, body) if is_hit else self._run(visit, context, key)
+        parts = _parts(context, body)
+        if parts is None:
+            return
+        learnt = (
+            self._repeat(visit, context, parts) if is_hit else self._run(visit, context, parts, key)
+        )
         if learnt is None:
             return
         if self._generation != came_in:
@@ -248,32 +255,37 @@ class Repeats:
         while self.bytes > MOST_BYTES:
             self._drop(next(iter(self._kept)))
 
-    def _repeat(self, visit: Visit, context: RequestContext, body: bytes) -> _Repeat | None:
+    def _repeat(self, visit: Visit, context: RequestContext, parts: Parts) -> _Repeat | None:
         """What there is to know of one that had a kept answer."""
-        parts = _parts(context, body)
-        known = None if parts is None else self._short_way.learn(context, visit.secret)
-        if parts is None or known is None:
+        known = self._short_way.learn(context, visit.secret)
+        if known is None:
             return None
-        size_bytes = ENTRY_BYTES + len(body) + 4 * context.request.size
+        size_bytes = ENTRY_BYTES + len(parts[-1]) + 4 * context.request.size
         mark = self._gatekeeper.mark_of(visit.scope)
         return _Repeat(known, mark, visit.client_id, *parts, size_bytes)
 
-    def _run(self, visit: Visit, context: RequestContext, key: bytes) -> RepeatedRun | None:
+    def _run(
+        self, visit: Visit, context: RequestContext, parts: Parts, key: bytes
+    ) -> RepeatedRun | None:
         """The same of one that ran. The first time it is only remembered that it came."""
         if key not in self._seen:
             self._seen[key] = None
             if len(self._seen) > MOST_SEEN:
                 self._seen.popitem(last=False)
             return None
-        tokenizer = context.tokenizer
-        if tokenizer is None or report_of(context.request, context.known_terms, tokenizer):
+        request, tokenizer = context.request, context.tokenizer
+        if tokenizer is None or report_of(request, context.known_terms, tokenizer):
+            return None
+        if request.opening or request.prediction is not None:
             return None
         known = self._short_runs.learn(context, visit.secret)
         if known is None:
             return None
         size_bytes = ENTRY_BYTES + 4 * context.request.size + 40 * context.prompt_tokens
         mark = self._gatekeeper.mark_of(visit.scope)
-        return RepeatedRun(known, mark, visit.client_id, size_bytes)
+        head, middle, rest = parts
+        envelope = rest.partition(b'"choices":')[0]
+        return RepeatedRun(known, mark, visit.client_id, head, middle, envelope, size_bytes)
 
     def _key(self, scope: HTTPScope, raw: bytes) -> bytes:
         """Of all that a request is made of, in a form that tells its parts apart."""
@@ -328,7 +340,7 @@ _LINES = {
 }
 
 
-def _parts(context: RequestContext, body: bytes) -> tuple[bytes, bytes, bytes] | None:
+def _parts(context: RequestContext, body: bytes) -> Parts | None:
     """An answer around the digits of its id and its time; None for one that is not written that way."""
     id_ = answer_id(context.request).encode()
     created = b"%d" % (context.arrived_utc_ns // 1_000_000_000)

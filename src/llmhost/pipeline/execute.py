@@ -140,6 +140,10 @@ class Generation:
         self.context.error = error
         self.cancel()
 
+    def leave(self) -> None:
+        """Of one whose answer is read by no reader, but when it has ended: nobody wants it any more. Idempotent."""
+        self.stream.abandon()
+
     def detach(self) -> None:
         """Stop what was submitted of a request that could not be submitted whole; nobody is told."""
         self._said.is_detached = True
@@ -227,9 +231,11 @@ class Generation:
         if self._is_refused:
             context.outcome, context.finish_reason = Outcome.REFUSED, FinishReason.ERROR
         context.usage = self._merged_usage()
-        context.held_by = next((p.held_by for p in self._pumps if p.held_by is not None), None)
-        # They refer to it: kept, all of a request would stay in memory until somebody looks for garbage.
-        self._pumps.clear()
+        if self._pumps:
+            held = [pump.held_by for pump in self._pumps]
+            context.held_by = next(filter(None, held), None)
+            # They refer to it: kept, all of a request would stay in memory until somebody looks for garbage.
+            self._pumps.clear()
         if context.spending is not None and context.spending.was_cut:
             context.stop = "budget"
         context.ended_ns = self._clock.monotonic_ns()
@@ -263,9 +269,11 @@ class Generation:
 
     def _merged_usage(self) -> Usage:
         """Prompt tokens count once per prompt, however many choices it has; the rest adds up."""
+        shared = self.context.known_terms.shared
+        if len(self._usage) == 1 and not shared and (only := self._usage.get(0)) is not None:
+            return only
         runs = self.context.request.runs
         merged = Usage()
-        shared = self.context.known_terms.shared
         for index, usage in self._usage.items():
             if shared:
                 usage = _without(usage, shared[index])
@@ -333,10 +341,14 @@ class ScreenPump:
             self._lose(delta)
             return
         is_last = delta.finish_reason is not None
-        if self._task is None and not is_last and self._screen.hold(delta.text):
-            if delta.tokens:
-                self._publish(delta.but(text=""))
-            return
+        if self._task is None:
+            if not is_last and self._screen.hold(delta.text):
+                if delta.tokens:
+                    self._publish(delta.but(text=""))
+                return
+            if is_last and (text := self._screen.pass_whole(delta.text)) is not None:
+                self._publish(delta if text == delta.text else delta.but(text=text))
+                return
         self._waiting.append(delta)
         if self._task is not None:
             return
@@ -399,11 +411,9 @@ class Execute:
         self._metrics = metrics
         self._bear = bear
 
-    def again(
-        self, context: RequestContext, settle: Settle, spec: SequenceSpec, prompt_tokens: int
-    ) -> Generation:
+    def again(self, context: RequestContext, settle: Settle, spec: SequenceSpec) -> Generation:
         """As calling it, of a request with one choice that is as one before it, whose sequence was `spec`."""
-        generation = self._begun(context, settle, prompt_tokens)
+        generation = self._begun(context, settle)
         seed, spending = context.request.sampling.seed, context.spending
         mine = spec.anew(
             context.request.request_id,
@@ -418,15 +428,15 @@ class Execute:
             raise
         return generation
 
-    def _begun(self, context: RequestContext, settle: Settle, prompt_tokens: int) -> Generation:
+    def _begun(self, context: RequestContext, settle: Settle) -> Generation:
         gaps = self._metrics.gaps(context.model)
         context.submitted_ns = self._clock.monotonic_ns()
         if context.slot is not None:
-            context.slot.count(INPUT, prompt_tokens)
+            context.slot.count(INPUT, context.known_terms.prompt_tokens)
         return Generation(context, self._clock, settle, gaps, self._bear)
 
     def __call__(self, context: RequestContext, settle: Settle) -> Generation:
-        generation = self._begun(context, settle, context.prompt_tokens)
+        generation = self._begun(context, settle)
         if context.request.only_loads:
             generation.end_at_once()
             return generation

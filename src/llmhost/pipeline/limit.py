@@ -55,7 +55,10 @@ class Limit:
     def enter(self, context: RequestContext, size: Size) -> bool:
         """Let a request in that runs; False, and nothing is counted, for one that has to wait or is refused."""
         try:
-            context.limits_pass = self._limiter.admit_now(*_who(context), size)
+            name = context.known_deployment.entry.name
+            context.limits_pass = self._limiter.admit_now(
+                context.known_caller, name, context.run_id, size
+            )
         except (NoPlace, LlmhostError):
             return False
         return True

@@ -72,7 +72,6 @@ class Exchange:
     def __init__(self, generation: Running, outbox: Outbox | None = None) -> None:
         self.context = generation.context
         self._stream = generation.stream
-        self._ended = generation.ended
         self._reader = generation.stream.reader(outbox=outbox)
 
     async def read(
@@ -97,14 +96,6 @@ class Exchange:
             is_whole = self.context.outcome is Outcome.ANSWERED
             return said if is_whole and self.context.held_by is not None else None
         return None
-
-    def whole(self) -> list[Delta]:
-        """Everything, once the answer is known to have ended. Raises the error that ended it."""
-        return self._stream.whole()
-
-    def on_end(self, then: Callable[[], object]) -> None:
-        """Have `then` called once the answer has ended, for those who read it `whole`."""
-        self._ended.add_done_callback(lambda _: then())
 
     def told(self) -> list[Delta]:
         """Everything that the caller has been told so far."""
@@ -194,33 +185,44 @@ class Processor:
         context.deferral = deferral
         with self._metered(context):
             generation = await self._admit_in_time(context, fault)
-        exchange = self._exchange(generation)
+        self._live.add(generation)
+        generation.ended.add_done_callback(lambda _: self._ended(generation))
+        exchange = Exchange(generation, self._outbox)
         if context.verdict is not None:
             await self._hear(exchange, generation, context.verdict)
         return exchange
 
-    def _exchange(self, generation: Running) -> Exchange:
-        self._live.add(generation)
-        generation.ended.add_done_callback(lambda _: self._ended(generation))
-        return Exchange(generation, self._outbox)
-
     def run_again(
-        self, context: RequestContext, spec: SequenceSpec, prompt_tokens: int, policy: str | None
-    ) -> Exchange:
+        self,
+        context: RequestContext,
+        spec: SequenceSpec,
+        policy: str | None,
+        then: Callable[[Generation], None],
+    ) -> Generation:
         """What is left of `open` for a request that is as one before it, once limits have let it in and its price is
-        known: hold for it, and run it. `policy` is what its prompt passes by.
+        known: hold for it, and run it. `policy` is what its prompt passes by; `then` is called when it has ended.
 
         Raises why it is refused, after that has been metered.
         """
         stages = self._stages
         self.heard_ns = context.arrived_ns
-        with self._metered(context):
+        try:
             stages.bill.take_part(context)
             stages.bill.hold(context)
             if policy is not None:
                 stages.screen.note_passed(context, Direction.INPUT, policy)
-            generation = stages.execute.again(context, self._settle, spec, prompt_tokens)
-        return self._exchange(generation)
+            generation = stages.execute.again(context, self._settle, spec)
+        except BaseException as error:
+            self._failed(context, error)
+            raise
+
+        def end(_: object) -> None:
+            self._ended(generation)
+            then(generation)
+
+        self._live.add(generation)
+        generation.ended.add_done_callback(end)
+        return generation
 
     async def _hear(
         self, exchange: Exchange, running: Running, verdict: "asyncio.Task[Screening]"

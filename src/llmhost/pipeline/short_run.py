@@ -9,6 +9,7 @@ limit or a plugin refuses. What refuses him later (a budget, a full engine, a le
 here as it is there, and raised.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llmhost.core.output import Outcome
@@ -22,9 +23,9 @@ from llmhost.hooks.registry import Plugins
 from llmhost.observe.logs import request_id as named
 from llmhost.pipeline.cache_use import CacheUse, Status
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.execute import spec_of
+from llmhost.pipeline.execute import Generation, spec_of
 from llmhost.pipeline.limit import size_of
-from llmhost.pipeline.processor import Exchange, Processor, Stages
+from llmhost.pipeline.processor import Processor, Stages
 from llmhost.pipeline.short_way import STATEFUL, again, is_of_now, is_routed_here, until_ns
 from llmhost.safety.verdict import Direction
 from llmhost.tenants.limiter import Size
@@ -40,7 +41,6 @@ class KnownRun:
     """Of the request that ran before."""
     replica: Replica
     spec: SequenceSpec
-    prompt_tokens: int
     size: Size
     candidates: tuple[str, ...]
     judged_in: str | None
@@ -74,7 +74,6 @@ class ShortRuns:
             ),
             replica=context.replica,
             spec=spec_of(context, 0),
-            prompt_tokens=context.prompt_tokens,
             size=size_of(context),
             candidates=stages.resolve.candidates(caller),
             judged_in=stages.screen.judged_by(caller, Direction.INPUT),
@@ -109,9 +108,11 @@ class ShortRuns:
         is_old = known.generation != self._world.generation
         return not is_old and self._clock.utc_ns() < known.until_ns and is_of_now(known.context)
 
-    def run(self, known: KnownRun, request_id: str) -> Exchange | None:
-        """Have a request run that is the same, of which all that is known `holds`; None, and nothing is taken, for one
-        that has to take the long way.
+    def run(
+        self, known: KnownRun, request_id: str, then: Callable[[Generation], None]
+    ) -> Generation | None:
+        """Have a request run that is the same, of which all that is known `holds`, and `then` called when it has ended.
+        None, and nothing is taken, for one that has to take the long way.
 
         Raises why it is refused, after that has been metered.
         """
@@ -125,9 +126,7 @@ class ShortRuns:
             context.replica = known.replica
             if not self._is_let_in(known, context):
                 return None
-            return self._processor.run_again(
-                context, known.spec, known.prompt_tokens, known.judged_in
-            )
+            return self._processor.run_again(context, known.spec, known.judged_in, then)
         finally:
             named.reset(token)  # where a connection asks, its next request is none of this one
 

@@ -52,7 +52,8 @@ class Spending:
     @property
     def is_final(self) -> bool:
         """What is held covers all that its choices may make."""
-        return all(choice.is_final for choice in self._choices)
+        choices = self._choices
+        return choices[0].is_final if len(choices) == 1 else all(each.is_final for each in choices)
 
     @property
     def first_tokens(self) -> int:

@@ -186,7 +186,12 @@ class ReplayStream:
 
     def _leave(self, reader: "StreamReader") -> None:
         self._readers.discard(reader)
-        if self._readers or self.is_ended or self.is_abandoned or self._keep:
+        if not (self._readers or self._keep):
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Nobody wants any more of it."""
+        if self.is_ended or self.is_abandoned:
             return
         self.is_abandoned = True
         if self._on_abandoned is not None:

@@ -11,7 +11,7 @@ import msgspec
 
 from llmhost.core.errors import ContentRefused, LlmhostError
 from llmhost.core.request import Caller, GenerationRequest
-from llmhost.hooks.call import Answer, ask
+from llmhost.hooks.call import Answer, NotNow, ask, ask_now
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.asking import ask_guard, no_answer, unavailable
 from llmhost.safety.redact import redacted, redacted_request
@@ -116,8 +116,24 @@ class Judges:
     def _action(self, finding: Finding, direction: Direction) -> Action:
         return self.policy.decide((finding,), direction).action
 
-    async def judge_output(self, piece: Piece, case: Case) -> Judged:
-        """One window of an answer. Raises SafetyUnavailable as `judge_input` does, but not for a plugin."""
+    def passes_now(self, text: str, request: GenerationRequest, caller: Caller) -> "Answer | bool":
+        """Whether nothing is found in a whole answer, by rules and by plugins that answer at once; or what a plugin has
+        against it."""
+        if self._has_rules:
+            piece = Piece(text)
+            if not self.rules.takes_whole(piece) or self.rules.judge_piece(piece):
+                return False
+        if not self._asks_output:
+            return True
+        facts = {"text": text, "request": request, "caller": caller}
+        try:
+            return ask_now(self.plugins, "check_output", **facts) or True
+        except NotNow:
+            return False
+
+    async def judge_output(self, piece: Piece, case: Case, heard: Answer | None = None) -> Judged:
+        """One window of an answer; `heard` is what a plugin has said of it already. Raises SafetyUnavailable as
+        `judge_input` does, but not for a plugin."""
         findings: list[Finding] = []
         if self._has_rules:
             is_short = self.rules.takes_whole(piece)
@@ -128,7 +144,7 @@ class Judges:
         if judged.decision.action is Action.BLOCK:
             return judged
         if self._asks_output:
-            answer = await ask(
+            answer = heard or await ask(
                 self.plugins,
                 "check_output",
                 text=piece.body,

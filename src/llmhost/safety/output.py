@@ -7,6 +7,7 @@ from msgspec import structs
 
 from llmhost.core.errors import SafetyUnavailable
 from llmhost.core.request import Caller, GenerationRequest
+from llmhost.hooks.call import Answer
 from llmhost.safety.judges import Judged, Judges
 from llmhost.safety.pack.pack import RULES
 from llmhost.safety.redact import edits_of, in_json, redacted
@@ -68,6 +69,8 @@ class OutputScreen:
         self.review_id: str | None = None
         self.held_by: str | None = None
         """The review that the whole answer waits for, once it is complete."""
+        self._heard: Answer | None = None
+        """What a plugin said of the window that is judged next."""
         self._is_referred = False
         self._to_hold: Judged | None = None
         """Why the answer is to wait, when all of it is there."""
@@ -91,6 +94,26 @@ class OutputScreen:
     def hold(self, text: str) -> bool:
         """Take text that need not be judged yet; False, and nothing is taken, when it is for `push`."""
         return not self.is_refused and self._window.hold(text)
+
+    def pass_whole(self, text: str) -> str | None:
+        """All of an answer that ends with this text, where it fits into one window, is judged without waiting for
+        anybody, and passes. Else None, and nothing is taken, but for what a plugin said, which is not asked again.
+
+        It is for `push` and `finish` then.
+        """
+        judges, whole = self._judges, self._window.whole(text)
+        if not whole or judges.guard is not None or self.is_refused or self._noted or self._passed:
+            return None
+        said = judges.passes_now(whole, self._request, self._caller)
+        if said is not True:
+            self._heard = said or None
+            return None
+        if not self._count():
+            try:
+                self._record(Judged(Decision(Action.ALLOW, judges.policy.name), []))
+            except SafetyUnavailable:  # which is raised where somebody waits for it
+                return None
+        return whole
 
     async def push(self, text: str) -> str:
         """Judge what there is enough of; the text that may be sent now. Raises SafetyUnavailable."""
@@ -120,7 +143,8 @@ class OutputScreen:
     async def _let_out(self, piece: Piece | None) -> str:
         if piece is None:
             return ""
-        judged = await self._judges.judge_output(piece, self._case(piece))
+        heard, self._heard = self._heard, None
+        judged = await self._judges.judge_output(piece, self._case(piece), heard)
         if judged.decision.action is not Action.ALLOW:
             await self._act(judged, piece)
         else:

@@ -93,6 +93,13 @@ class Window:
             self._pending += text
         return is_room
 
+    def whole(self, text: str) -> str | None:
+        """All that there would be with this text, where nothing of it was judged and there is not enough to judge."""
+        pending = self._pending
+        is_first = not (self._context or self._judged or self._written or self._marks)
+        is_short = self._tail is None and len(pending) + len(text) < self._size
+        return pending + text if is_first and is_short else None
+
     def push(self, text: str) -> Piece | None:
         """Add text; the piece to judge now, if there is one."""
         self._pending += text

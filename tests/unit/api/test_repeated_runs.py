@@ -7,12 +7,16 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.api.test_repeats import SETTINGS, Answer, Asked, Plugin, audited, chat, node, rows
 from tests.unit.pipeline.node import Held, until
 
+from llmhost.api.frames import plain_answer, whole_answer
 from llmhost.config.schema import ModelSpec, SafetySettings
 from llmhost.core.errors import EngineFailed
-from llmhost.core.request import Limits, SequenceSpec
+from llmhost.core.output import Delta, FinishReason, Usage
+from llmhost.core.request import GenerationRequest, Kind, Limits, SequenceSpec
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
@@ -326,3 +330,36 @@ async def test_a_body_that_came_once_is_not_kept() -> None:
         for text in ("one", "two", "three"):
             await run(plain(text)).of(host)
         assert len(host.host.repeats) == 0
+
+
+async def test_a_plugin_that_is_against_an_answer_is_asked_once() -> None:
+    class Against:
+        asked: list[str] = []  # noqa: RUF012 - of one test
+
+        @hookimpl
+        def check_output(self, text):
+            self.asked.append(text)
+            return Refusal("no") if len(self.asked) > 2 else None
+
+    async with node(Against()) as host:
+        await warmed(host, run())
+        assert b"content_filter" in (await run().of(host)).body
+        assert len(Against.asked) == 3 and short(host) == 1
+
+
+@given(
+    texts=st.lists(st.text(max_size=9), min_size=1, max_size=4),
+    numbers=st.tuples(*[st.integers(0, 9)] * 4),
+    kind=st.sampled_from((Kind.CHAT, Kind.COMPLETION)),
+    reason=st.sampled_from((FinishReason.STOP, FinishReason.LENGTH, FinishReason.CONTENT_FILTER)),
+)
+def test_a_plain_answer_is_written_as_any_whole_answer(
+    texts: list[str], numbers: tuple[int, int, int, int], kind: Kind, reason: FinishReason
+) -> None:
+    deltas = [Delta(0, text) for text in texts]
+    deltas[-1].finish_reason = reason
+    usage = Usage(numbers[0], numbers[1], numbers[2], reasoning_tokens=numbers[3])
+    request = GenerationRequest(request_id="req_1", kind=kind, model='"choices":')
+    whole = whole_answer(request, 5, deltas, usage)
+    envelope = whole.partition(b'"choices":')[0]
+    assert envelope + plain_answer(kind is Kind.CHAT, deltas, usage) == whole
