@@ -6,8 +6,9 @@ process's own, all threads together, so it means something on a machine that oth
 
   rate     requests/s and CPU a request, the contenders in turns. `--tokens` is how long the answers are: the fake
            engine's steps, the scheduler and the delivery of each token are in the figure.
-  stream   CPU a token of a streamed answer, minus that of a bare loop that sends the same events; nothing judges
-           answers here, so that each token is an event
+  stream   CPU a token of a streamed answer, minus that of a bare loop that sends the same events, as fast as it can and
+           at the same pace: whoever waits between events pays for timers, wake-ups and cold caches, with a gateway or
+           without. Nothing judges answers here, so that each token is an event
   memory   RSS after each tenth of `--requests`; the bar is flat over 1,000,000
 
 LiteLLM is measured where it is installed: `python3 -m venv /tmp/litellm-venv` and its pip `install 'litellm[proxy]'`.
@@ -166,15 +167,29 @@ def stream(bench: Bench) -> None:
     bench.keep(gateway)
     body = chat_body(args.stream_tokens, is_stream=True)
     events = gateway.ask(body)
-    bare = bench.keep(Bare(bench.folder / "loop", bench.server_core, b"{}", events, path="/stream"))
+    bare, paced = (
+        bench.keep(
+            Bare(
+                bench.folder / path,
+                bench.server_core,
+                b"{}",
+                events,
+                f"/{path}",
+                args.step_ms / 1e3,
+            )
+        )
+        for path in ("stream", "paced")
+    )
     pieces = events.count(b"\n\n")
     say(
         f"stream: answers of {args.stream_tokens} tokens in {pieces} events, {args.connections} at once,"
         f" a step each {args.step_ms:g} ms"
     )
-    for contender in (bare, gateway):
+    for contender in (bare, paced, gateway):
         bench.run(contender, body, WARM_S)
     loops = [bench.run(bare, body, args.seconds) for _ in range(args.rounds)]
+    piece_bytes = loops[0].told.received_bytes / (loops[0].told.requests * pieces)
+    at_pace = [bench.run(paced, body, args.seconds) for _ in range(args.rounds)]
     token_us, made, received = [], 0.0, 0
     for _ in range(args.rounds):
         before = gateway.fed_tokens()
@@ -183,12 +198,18 @@ def stream(bench: Bench) -> None:
         made, received = gateway.fed_tokens() - before, run.told.received_bytes
         token_us.append(1e6 * run.cpu_s / made)
     loop_us = statistics.median(run.cpu_us for run in loops) / pieces
+    # Most of its streams, too, go on when a run ends.
+    paced_us = statistics.median(
+        1e6 * run.cpu_s * piece_bytes / run.told.received_bytes for run in at_pace
+    )
     each_us = statistics.median(token_us)
-    piece_bytes = loops[0].told.received_bytes / (loops[0].told.requests * pieces)
-    say(f"  bare loop      {loop_us:6.2f} us of CPU an event")
     say(
-        f"  llmhost        {each_us:6.2f} us of CPU a token, {each_us - loop_us:.2f} us above the loop, the engine's"
-        f" part of it too; {made / (received / piece_bytes):.2f} tokens an event"
+        f"  bare loop      {loop_us:6.2f} us of CPU an event as fast as it can, {paced_us:.2f} at the pace"
+    )
+    say(
+        f"  llmhost        {each_us:6.2f} us of CPU a token, {each_us - loop_us:.2f} us above the loop,"
+        f" {each_us - paced_us:.2f} above the loop at the pace, the engine's part of it too;"
+        f" {made / (received / piece_bytes):.2f} tokens an event"
     )
     threads = {name: used / made * 1e6 for name, used in run.thread_s.items()}
     said = ", ".join(f"{name} {us:.1f} us" for name, us in threads.items() if us > 0.05)

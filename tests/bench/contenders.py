@@ -201,7 +201,13 @@ class Bare(Contender):
     name = "bare handler"
 
     def __init__(
-        self, folder: Path, core: int | None, answer: bytes, events: bytes = b"", path: str = ""
+        self,
+        folder: Path,
+        core: int | None,
+        answer: bytes,
+        events: bytes = b"",
+        path: str = "",
+        step_s: float = 0,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "answer.json").write_bytes(answer)
@@ -209,7 +215,13 @@ class Bare(Contender):
         script = Path(__file__).with_name("bare_app.py")
         with on_core(core):
             self._process = subprocess.Popen(
-                [sys.executable, script, folder / "answer.json", folder / "events.txt"],
+                [
+                    sys.executable,
+                    script,
+                    folder / "answer.json",
+                    folder / "events.txt",
+                    str(step_s),
+                ],
                 stdout=subprocess.PIPE,
                 text=True,
             )
