@@ -24,7 +24,7 @@ from llmhost.engines.torch.backend_torch import (
 from llmhost.engines.torch.kv import KeyValue, KvShape, PagedKv
 from llmhost.engines.torch.layout import StepLayout, lay_out
 
-HEADS, KV_HEADS, DIM = 4, 2, 8
+HEADS, KV_HEADS, DIM = 4, 2, 16
 CPU = torch.device("cpu")
 
 

@@ -67,9 +67,7 @@ class WideningLinear(nn.Linear):
         except CantPack as why:
             log.debug("weights.unpacked why=%s", why)
             return
-        # Who counts parameters or asks for their type still finds one of that size; numbers are read from `weight`.
-        blank = torch.empty(1, dtype=kept.dtype).expand(kept.shape)
-        self._parameters["weight"] = nn.Parameter(blank, requires_grad=False)
+        self._parameters["weight"] = stand_in(kept)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
         flat = input.reshape(-1, input.shape[-1])
@@ -116,6 +114,12 @@ class WideningLinear(nn.Linear):
         return self.room.take(*part.shape).copy_(part)
 
 
+def stand_in(weight: Tensor) -> nn.Parameter:
+    """Who counts parameters or asks for their type still finds one of that size; its numbers are not the weights."""
+    blank = torch.empty(1, dtype=weight.dtype).expand(weight.shape)
+    return nn.Parameter(blank, requires_grad=False)
+
+
 def widen_where_it_helps(model: nn.Module) -> int:
     """Have `model`'s 16-bit linear layers compute in float32 if this CPU is faster so; how many do then."""
     linears = [module for module in model.modules() if type(module) is nn.Linear]
@@ -133,17 +137,22 @@ def pack_beside(model: nn.Module) -> Packing:
 
     Weights that others have too, such as an embedding's, would be there twice, and stay as they are.
     """
-    holders = Counter(
-        parameter.data_ptr()
-        for one in model.modules()
-        for parameter in one.parameters(recurse=False)
-    )
+    holders = holders_of(model)
     layers = [
         one
         for one in model.modules()
         if isinstance(one, WideningLinear) and holders[one.weight.data_ptr()] == 1
     ]
     return Packing(layers if can_pack() else (), torch.get_num_threads())
+
+
+def holders_of(model: nn.Module) -> Counter[int]:
+    """How many modules have the weights at an address."""
+    return Counter(
+        parameter.data_ptr()
+        for one in model.modules()
+        for parameter in one.parameters(recurse=False)
+    )
 
 
 def is_slow_here(weight: Tensor) -> bool:

@@ -31,7 +31,8 @@ from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.packed import rows_at_once
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.engines.torch.selfcheck import check_against_eager
-from llmhost.engines.torch.threads import threads_for
+from llmhost.engines.torch.steady_linear import Unsteady, make_linears_steady
+from llmhost.engines.torch.threads import SMALL_BYTES, threads_for
 from llmhost.engines.torch.weights import DIRECT_DEVICES, NotOneToOne, read_model
 from llmhost.observe.logs import log_event
 
@@ -140,12 +141,14 @@ def proved_runner(
     option of that name: the check is made with a cache that rounds nothing. Raises ModelUnavailable.
     """
     widen_where_it_helps(model)
+    is_steady = _make_steady(model)
     runner = TorchRunner(
         model,
         shape,
         vocab_size=vocab_size,
         max_sequence_length=max_sequence_length,
         kernels=has_kernels(model.device),
+        is_steady=is_steady,
     )
     if runner.device.type == "cuda":
         grown = allocated_bytes(runner.device) - before_bytes
@@ -160,6 +163,21 @@ def proved_runner(
         if runner.packing.layers:
             runner.facts = replace(runner.facts, rows_at_once=rows_at_once())
     return runner
+
+
+def _make_steady(model: Any) -> bool:
+    """Whether each row of the model's steps is now computed as it would be alone: small ones in float32 on the CPU,
+    where this machine can do it."""
+    if model.device.type != "cpu" or model.dtype is not torch.float32 or has_kernels(model.device):
+        return False
+    if sum(one.nbytes for one in model.parameters()) >= SMALL_BYTES:
+        return False
+    try:
+        make_linears_steady(model)
+    except Unsteady as why:
+        log_event(log, "steady.off", why=str(why))
+        return False
+    return True
 
 
 def _prove(runner: TorchRunner, model: Any, folder: Path, shape: KvShape) -> None:

@@ -19,7 +19,7 @@ from llmhost.core.ports import Flight, RunnerFacts
 from llmhost.core.step import Drawn, KvMove, Row
 from llmhost.engines.drawing import is_plain
 from llmhost.engines.masks import MaskFiller
-from llmhost.engines.torch.attention import ForwardPass, forward_pass
+from llmhost.engines.torch.attention import Attention, ForwardPass, forward_pass
 from llmhost.engines.torch.backend_torch import Scratch, StepAttention
 from llmhost.engines.torch.decode_steps import DecodeSteps
 from llmhost.engines.torch.fused import FusedDecoder
@@ -32,6 +32,7 @@ from llmhost.engines.torch.packed import Packing
 from llmhost.engines.torch.sampler import Sampler
 from llmhost.engines.torch.scoring import Scores, computed_once, score, with_scores
 from llmhost.engines.torch.sleep import Sleeping
+from llmhost.engines.torch.steady_rows import SteadyAttention, SteadyRooms, can_attend
 
 Inputs = dict[str, Any]
 """What a model is called with."""
@@ -67,13 +68,16 @@ class TorchRunner:
         vocab_size: int,
         max_sequence_length: int,
         kernels: bool = False,
+        is_steady: bool = False,
     ) -> None:
-        """`kernels` has our kernels compute what they can, which takes a GPU, or Triton's interpreter."""
+        """`kernels` has our kernels compute what they can, which takes a GPU, or Triton's interpreter. `is_steady`
+        means that the model's layers compute each row as they would alone, and has attention do so too."""
         self._model: Any = model
         self.device: torch.device = model.device
         self._kv: PagedKv | None = PagedKv(shape, self.device)
         self.adapters = LoraAdapters(model)
         self._scratch = Scratch()
+        self._steady = SteadyRooms() if is_steady and can_attend(shape) else None
         self._asleep: Sleeping | None = None
         self.packing: Packing | None = None
         """Of weights, beside the steps; on some CPUs."""
@@ -116,6 +120,8 @@ class TorchRunner:
         """Have the cache keep keys and values in this type. Only while there are no blocks."""
         shape = replace(self._open_kv().shape, dtype=dtype)
         self._kv = PagedKv(shape, self.device)
+        if not can_attend(shape):
+            self._steady = None
         self.facts = replace(self.facts, kv_block_bytes=shape.block_bytes)
 
     @_on_its_device
@@ -264,9 +270,12 @@ class TorchRunner:
         def write(layer: int, fresh: KeyValue) -> None:
             kv.write(layer, fresh, layout.slots, layout.entered)
 
-        attention = StepAttention(
-            layout, self._scratch, block_tokens=self._block_tokens, dtype=self._dtype
-        )
+        size = self._block_tokens
+        attention: Attention
+        if self._steady is not None:
+            attention = SteadyAttention(layout, self._steady, block_tokens=size)
+        else:
+            attention = StepAttention(layout, self._scratch, block_tokens=size, dtype=self._dtype)
         with forward_pass(ForwardPass(write, kv, attention, self.windows)):
             yield
 
@@ -304,6 +313,7 @@ class TorchRunner:
         self.path = self._decode = None
         self._scratch.close()
         self._scratch = Scratch()
+        self._steady = None
         self.sampler = Sampler()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,0 +1,126 @@
+"""Linear layers of float32 models on the CPU whose rows don't depend on how many are multiplied together.
+
+torch's own product takes another routine for one row, for a few, and for many, and each adds up in another order. The
+products here take each row's sums in one order. Weights that came from 16 bits are kept in 16 (`packed`), others in
+blocks of oneDNN; each is tried on this machine before it is used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llmhost.engines.torch.cpu_linear import holders_of, stand_in
+from llmhost.engines.torch.packed import CantPack, PackedMatrix, can_pack
+
+TRIED_ROWS = (1, 2, 3, 5, 8, 11, 15, 16, 17, 31, 33, 64, 200)
+"""Beside each other they show every change of routine that is known of torch's products."""
+MOST_PADDING = 2
+"""A product that is steady from so many rows on is used, and fewer are padded."""
+
+Product = Callable[[Tensor], Tensor]
+"""Of rows [any, inputs] with a matrix: [as many, outputs]."""
+Tried = dict[tuple[object, ...], int]
+"""By the kind and shape of a matrix: from how many rows on its products are steady."""
+
+
+class Unsteady(Exception):
+    """Why a layer has no product whose rows are independent."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedMatrix:
+    """A float32 matrix [outputs, inputs] as oneDNN wants it."""
+
+    blocks: Tensor
+    least_rows: int = 1
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "BlockedMatrix":
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight))
+
+    def product(self, rows: Tensor) -> Tensor:
+        """`rows` [any, inputs] times the matrix's transpose."""
+        count = len(rows)
+        if count < self.least_rows:
+            rows = rows.expand(self.least_rows, -1).contiguous() if count else rows
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.blocks, None, "none", [], "")
+        return out[:count]
+
+    def unpacked(self) -> Tensor:
+        """The matrix as it was; slow."""
+        return self.blocks.to_dense()
+
+
+class SteadyLinear(nn.Linear):
+    """An `nn.Linear` whose rows are the same numbers whatever other rows there are."""
+
+    matrix: "PackedMatrix | BlockedMatrix"
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weights, which have to be unpacked for it unless others have them too."""
+        kept = self._parameters["weight"]
+        assert kept is not None
+        is_whole = kept.untyped_storage().nbytes() >= kept.nbytes
+        return kept if is_whole else self.matrix.unpacked()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
+        out = self.matrix.product(input.reshape(-1, self.in_features))
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*input.shape[:-1], self.out_features)
+
+
+def make_linears_steady(model: nn.Module) -> int:
+    """Give the float32 linear layers of `model`, all on the CPU, products whose rows don't depend on each other; how
+    many have one now. Raises Unsteady, and changes nothing, where one can't."""
+    linears = [one for one in model.modules() if type(one) is nn.Linear]
+    tried: Tried = {}
+    matrices = [_matrix(one.weight.detach(), tried) for one in linears]
+    holders = holders_of(model)
+    for linear, matrix in zip(linears, matrices, strict=True):
+        kept = linear.weight
+        linear.__class__ = SteadyLinear
+        linear.matrix = matrix  # type: ignore[assignment]
+        if holders[kept.data_ptr()] == 1:
+            linear._parameters["weight"] = stand_in(kept)
+    return len(linears)
+
+
+def _matrix(weight: Tensor, tried: Tried) -> PackedMatrix | BlockedMatrix:
+    if can_pack():
+        try:
+            packed = PackedMatrix.of(weight)
+        except CantPack:
+            pass
+        else:
+            if _least_rows(packed.product, PackedMatrix, weight, tried) == 1:
+                return packed
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        blocked = BlockedMatrix.of(weight)
+        least = _least_rows(blocked.product, BlockedMatrix, weight, tried)
+        return BlockedMatrix(blocked.blocks, least)
+    raise Unsteady("neither FBGEMM nor oneDNN is there")
+
+
+def _least_rows(product: Product, kind: type, weight: Tensor, tried: Tried) -> int:
+    key = (kind, *weight.shape)
+    if key not in tried:
+        tried[key] = steady_from(product, weight.shape[1])
+    if tried[key] > MOST_PADDING:
+        raise Unsteady(f"rows of {kind.__name__} {list(weight.shape)} change with their number")
+    return tried[key]
+
+
+def steady_from(product: Product, inputs: int) -> int:
+    """From how many rows on a row's numbers are the same beside any others, as far as it was tried."""
+    most = max(TRIED_ROWS)
+    numbers = torch.Generator().manual_seed(1)
+    rows = torch.rand(most, inputs, generator=numbers, dtype=torch.float32, device="cpu") - 0.5
+    whole = product(rows)
+    changed = [
+        count for count in TRIED_ROWS if not torch.equal(product(rows[:count]), whole[:count])
+    ]
+    return max(changed) + 1 if changed else 1
