@@ -70,7 +70,7 @@ COMPANY = st.lists(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     steps=st.lists(st.tuples(st.sampled_from([1, 1, 2, 5, 16, 70, 190]), COMPANY), max_size=7),
     last=COMPANY,

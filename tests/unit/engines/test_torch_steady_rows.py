@@ -27,7 +27,7 @@ def steady(layout: StepLayout, size: int, dtype: torch.dtype) -> SteadyAttention
     return SteadyAttention(layout, SteadyRooms(), block_tokens=size)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     rows=st.lists(st.tuples(START, COUNT), min_size=1, max_size=6),
     size=st.sampled_from([16, 32]),
