@@ -28,6 +28,7 @@ from llmhost.engines.torch.cpu_linear import pack_beside, widen_where_it_helps
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kernel_path import has_kernels
 from llmhost.engines.torch.kv import KvShape
+from llmhost.engines.torch.memory import give_back
 from llmhost.engines.torch.packed import rows_at_once
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.engines.torch.selfcheck import check_against_eager
@@ -177,6 +178,7 @@ def _make_steady(model: Any) -> bool:
     except Unsteady as why:
         log_event(log, "steady.off", why=str(why))
         return False
+    give_back()  # what was packed was there twice
     return True
 
 

@@ -1,7 +1,8 @@
-"""What torch says when a device is full, as the one error that the scheduler can do something about."""
+"""What torch says when a device is full, as the one error that the scheduler can do something about; and what is free."""
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -24,3 +25,9 @@ def memory_errors(device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         raise OutOfMemory(str(device))
+
+
+def give_back() -> None:
+    """Hand memory that was freed in small pieces to the system, where the C library is GNU's and would keep it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
