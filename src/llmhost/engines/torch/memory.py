@@ -1,4 +1,4 @@
-"""What torch says when a device is full, as the one error that the scheduler can do something about; and what is free."""
+"""What torch says when a device is full, as the one error that the scheduler can do something about."""
 
 import ctypes
 from collections.abc import Iterator
