@@ -3,7 +3,7 @@
 Traps that are tested elsewhere, by the numbers of the list that these come from:
 
  2  calls end with `tool_calls`: test_structured.py, test_tools.py
- 3  deltas of calls: test_structured.py, tests/unit/api/test_calls.py, tests/unit/text/test_calls.py
+ 3  deltas of calls: also test_structured.py, tests/unit/api/test_calls.py, tests/unit/text/test_calls.py
  6  vectors as base64: test_pooling.py
 10  events of responses: test_responses.py, tests/unit/api/test_responses.py
 11  thoughts by both names, and taken back: tests/unit/api/test_tools.py, tests/unit/text/test_calls.py
@@ -66,6 +66,33 @@ def test_every_choice_of_a_stream_ends_with_exactly_one_reason(open_node: Node, 
         mine = [c for chunk in said for c in chunk["choices"] if c["index"] == index]
         assert mine[-1]["finish_reason"] == "length"
         assert mine[-1]["delta"] == {}
+
+
+# 3 ---------------------------------------------------------- pieces of calls
+
+
+def test_a_streamed_call_is_named_once_and_goes_on_in_texts(tiny_node: Node) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": schema}}
+    asked = {"model": "tiny", "tools": [tool], "tool_choice": "required", "max_tokens": 200}
+
+    *said, _ = chunks(tiny_node, **asked, temperature=0, parallel_tool_calls=False)
+
+    pieces = [
+        piece
+        for chunk in said
+        for choice in chunk["choices"]
+        for piece in choice["delta"].get("tool_calls", ())
+    ]
+    first, *later = pieces
+    assert (first["type"], first["function"]["name"]) == ("function", "get_weather")
+    assert first["id"].startswith("call_")
+    assert later
+    assert all(piece.keys() == {"index", "function"} for piece in later)
+    assert all(piece["function"].keys() == {"arguments"} for piece in later)
+    assert all(type(piece["function"]["arguments"]) is str for piece in pieces)
+    assert json.loads("".join(piece["function"]["arguments"] for piece in pieces))
+    assert said[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
 # 4 ---------------------------------------------------------- history as clients write it
@@ -313,3 +340,49 @@ def test_a_text_is_scored_without_an_answer(open_node: Node) -> None:
     assert choice["text"] == "a b c"
     assert choice["logprobs"]["token_logprobs"][0] is None
     assert len(choice["logprobs"]["tokens"]) == 3
+
+
+# ------------------------------------------------------------ what is no text
+
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+ASKED_WITH_MEDIA: dict[str, tuple[str, dict[str, Any], str]] = {
+    "chat": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages[0].content[0].type",
+    ),
+    "sound in a chat": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+        "messages[0].content[0].type",
+    ),
+    "responses": (
+        "/v1/responses",
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": PICTURE}]}]},
+        "input[0].content[0].type",
+    ),
+    "messages": (
+        "/v1/messages",
+        {"max_tokens": 1, "messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        "messages[0].content[0].type",
+    ),
+    "tokenize": (
+        "/tokenize",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages[0].content[0].type",
+    ),
+    "moderations": ("/v1/moderations", {"input": [{"type": "image_url"}]}, "input[0].type"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED_WITH_MEDIA)
+def test_pictures_and_sound_are_refused_by_their_place(open_node: Node, name: str) -> None:
+    path, body, place = ASKED_WITH_MEDIA[name]
+
+    answer = open_node.post(path, {"model": "judge" if name == "moderations" else "echo", **body})
+
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    told = error.get("details", error)
+    assert told["param"] == place
+    assert told.get("code", told.get("error_code")) == "unsupported_parameter"
