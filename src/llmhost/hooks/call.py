@@ -20,6 +20,9 @@ log = logging.getLogger("llmhost.hooks")
 
 SLOW_S = 0.005
 """A sync implementation that takes longer on the average of its last calls is called in a thread from then on."""
+RAISED = (Exception, SystemExit, asyncio.CancelledError)
+"""Boundary: what a plugin's plain function may raise is anything. Nobody is cancelled while one runs, so a cancellation
+is what it asked for and did not get."""
 
 
 _SHORT = reprlib.Repr()
@@ -83,7 +86,7 @@ def ask_now(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
         started = plugins.timer()
         try:
             opinion = implementation.function(*map(facts.__getitem__, implementation.argnames))
-        except (Exception, SystemExit):  # noqa: BLE001 - boundary: plugins may raise anything
+        except RAISED:
             raise NotNow from None
         finally:
             took_s = plugins.timer() - started
@@ -106,7 +109,7 @@ def collect(plugins: Plugins, hook: str) -> list[Registered]:
         started = plugins.timer()
         try:
             implementation.function(*([items.append] if implementation.argnames else []))
-        except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
+        except RAISED as error:
             _note_failure(implementation, error)
             if implementation.rule.raises is not None:
                 raise _start_failure(implementation, error) from error
@@ -151,6 +154,8 @@ async def attempt(
         else:
             try:
                 opinion = implementation.function(*args)
+            except asyncio.CancelledError as error:
+                raise _cancelled() from error
             finally:
                 if not implementation.is_async:
                     _note_time(implementation, plugins.timer() - started)
@@ -184,7 +189,7 @@ def _called_here(
     opinion, started = None, timer()
     try:
         opinion = implementation.function(*map(facts.__getitem__, implementation.argnames))
-    except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
+    except RAISED as error:
         _note_failure(implementation, error)
         raise HookFailed(f"{implementation.hook} of {implementation.plugin}") from error
     finally:
@@ -231,9 +236,15 @@ async def _within(awaitable: Awaitable[Any], timeout_s: float) -> Any:
         if not task.done():
             task.add_done_callback(_forget)
             task.cancel()
-    if task.cancelled():
-        raise RuntimeError("it was cancelled from within")
-    return task.result()
+    try:
+        return task.result()
+    except asyncio.CancelledError as error:
+        raise _cancelled() from error
+
+
+def _cancelled() -> RuntimeError:
+    """Whoever asks was not: what is no failure to asyncio would end him, or what runs him."""
+    return RuntimeError("it was cancelled from within")
 
 
 def _forget(task: "asyncio.Future[Any]") -> None:

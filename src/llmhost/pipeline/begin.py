@@ -16,6 +16,10 @@ def begin(running: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
         waits_for = running.send(None)
     except StopIteration:
         return None
+    except asyncio.CancelledError as error:  # it has no task that anybody could have cancelled
+        failure = RuntimeError("it was cancelled from within")
+        failure.__cause__ = error
+        return asyncio.create_task(_raise(failure))
     except Exception as error:  # noqa: BLE001 - raised by the task
         return asyncio.create_task(_raise(error))
     return asyncio.create_task(_go_on(running, waits_for))

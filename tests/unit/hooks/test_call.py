@@ -16,8 +16,10 @@ from llmhost.core.errors import ConfigError, PluginFailed, SafetyUnavailable
 from llmhost.hooks.call import (
     SLOW_S,
     Answer,
+    NotNow,
     Registered,
     ask,
+    ask_now,
     attempt,
     collect,
     shut_down,
@@ -262,6 +264,24 @@ async def test_a_plugin_that_cancels_itself_does_not_cancel_the_request():
         await ask(plugins, "admit_request")
 
     assert report(plugins).errors == 1
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+@pytest.mark.parametrize("is_moved", [False, True])
+async def test_a_plain_function_that_says_it_was_cancelled_has_failed(is_traced, is_moved):
+    def admit_request():
+        raise asyncio.CancelledError
+
+    plugins = Plugins.of(plugin("p", admit_request), trace=is_traced)
+    if is_moved:
+        plugins.implementations("admit_request")[0].move_to_threads()
+    with pytest.raises(PluginFailed):
+        await ask(plugins, "admit_request")
+    with pytest.raises(NotNow):
+        ask_now(plugins, "admit_request")
+
+    assert report(plugins).errors == 1
+    plugins.close()
 
 
 async def test_a_plugin_can_not_end_the_server():

@@ -45,6 +45,16 @@ async def test_what_it_raises_is_the_task_s_wherever_it_is_raised() -> None:
             await task
 
 
+async def test_a_cancellation_of_what_has_no_task_yet_is_a_failure() -> None:
+    async def work() -> None:
+        raise asyncio.CancelledError
+
+    task = begin(work())
+    assert task is not None
+    with pytest.raises(RuntimeError, match="cancelled from within"):
+        await task
+
+
 async def test_what_it_waits_for_may_fail_and_it_may_be_cancelled() -> None:
     heard = []
 

@@ -120,3 +120,23 @@ async def test_a_screen_that_fails_ends_the_answer_in_an_error_that_nobody_pays_
     assert '"code":"safety_unavailable"' in answer.text
     assert "[DONE]" not in answer.text
     assert (entry["outcome"], entry["amount_nano"]) == ("failed", 0)
+
+
+async def test_a_plugin_that_says_it_was_cancelled_ends_its_own_answer_alone() -> None:
+    class Judge:
+        @hookimpl
+        def check_output(self, request: GenerationRequest, text: str) -> None:
+            if "first" in request.text:
+                raise asyncio.CancelledError
+
+    async with make_host(plugins=[Judge()]) as host:
+        asked = [{**BODY, "prompt": prompt} for prompt in ("first", "second", "third")]
+        async with asyncio.timeout(WAIT_S):
+            answers = await asyncio.gather(
+                *(host.client.post("/v1/completions", json=body) for body in asked)
+            )
+        await settled(host)
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    reasons = [answer.json()["choices"][0]["finish_reason"] for answer in answers]
+    assert reasons == ["content_filter", "length", "length"]
