@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmhost.engines.torch.kv import KeyValue
 from llmhost.engines.torch.layout import StepLayout
+from llmhost.engines.torch.native.permission import may_run_what_it_writes
 from llmhost.observe.logs import log_event
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ def _is_possible(shape: Shape) -> bool:
 
 @cache
 def _has_llvm() -> bool:
+    if not may_run_what_it_writes():
+        log_event(log, "native.off", level=logging.WARNING, why="memory_is_never_executable")
+        return False
     try:
         from llmhost.engines.torch.native import machine
     except (ImportError, OSError) as error:
