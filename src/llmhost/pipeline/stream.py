@@ -105,7 +105,11 @@ class Outbox:
                 delta = deltas[cursor]
                 piece_of = writing.pieces.get(delta.index)
                 if delta.finish_reason is None and piece_of is not None:
-                    piece = piece_of(delta.text)
+                    try:
+                        piece = piece_of(delta.text)
+                    except Exception as error:  # noqa: BLE001 - boundary: raised by the read
+                        reader._fail(error)
+                        continue
                     if piece is not None:
                         reader._cursor = cursor + 1
                         reader._taken_s = now_s

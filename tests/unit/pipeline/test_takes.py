@@ -12,7 +12,7 @@ from tests.unit.pipeline.test_stream import STEPS, Person, delta, play, settle, 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import Delta
 from llmhost.pipeline import stream as stream_module
-from llmhost.pipeline.stream import Outbox, ReplayStream
+from llmhost.pipeline.stream import Outbox, ReplayStream, Writing
 
 
 class Taker:
@@ -145,6 +145,38 @@ async def test_what_a_take_raises_is_raised_by_its_read_and_costs_no_other_reade
     assert whole.taken == ["1 "]
     whole.reader.close()
     await waiting[1]
+
+
+async def test_what_making_a_piece_raises_is_raised_by_its_read_and_costs_no_other_reader() -> None:
+    stream, outbox = ReplayStream(), Outbox()
+    readers = [stream.reader(outbox=outbox) for _ in range(3)]
+    written: list[bytes] = []
+
+    def refuse(_: list[Delta]) -> bool:
+        return False
+
+    takes = [Writing({0: str.encode}, written.append, refuse) for _ in readers]
+    stream.push(delta(0))
+    for reader in readers:
+        await reader.next()
+    takes[1].pieces = {0: lambda text: bytes(1 // 0)}
+    waiting = [
+        asyncio.create_task(reader.next(None, take))
+        for reader, take in zip(readers, takes, strict=True)
+    ]
+    await settle()
+    for number in (1, 2):
+        stream.push(delta(number))
+        await settle()
+
+    failed = [each for each in waiting if each.done()]
+    with pytest.raises(ZeroDivisionError):
+        await failed[0]
+    assert len(failed) == 1
+    assert sorted(written) == [b"1 ", b"1 ", b"2 ", b"2 "]
+    for reader in readers:
+        reader.close()
+    await asyncio.wait(waiting)
 
 
 async def test_a_reader_that_leaves_with_something_due_is_given_nothing() -> None:
