@@ -177,6 +177,17 @@ def test_rows_are_left_to_torch_where_there_is_no_llvm_or_no_pool_of_threads(
     assert choice.chunks_code.__wrapped__(PLAIN) is None
 
 
+@pytest.mark.parametrize("lacking", ["fma", "f16c"])
+def test_rows_are_left_to_torch_where_the_cpu_lacks_what_the_code_needs(
+    lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"fma": True, "f16c": True, lacking: False}
+    monkeypatch.setattr("llvmlite.binding.get_process_triple", lambda: "x86_64-unknown-linux-gnu")
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: known)
+    monkeypatch.setattr(choice, "_has_llvm", choice._has_llvm.__wrapped__)
+    assert choice.rows_code.__wrapped__(PLAIN) is None
+
+
 def test_a_row_is_cut_by_heads_where_there_are_more_threads_than_rows() -> None:
     assert [_parts(rows, 8, 2) for rows in (1, 2, 3, 4, 8, 64)] == [8, 4, 4, 2, 1, 1]
     assert _parts(1, 8, 1) == 1

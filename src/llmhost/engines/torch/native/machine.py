@@ -51,10 +51,12 @@ class Machine:
 
 
 def is_fit() -> bool:
-    """This CPU multiplies and adds at once, and torch's threads are to be had."""
+    """This CPU multiplies and adds at once and widens float16, and torch's threads are to be had."""
     is_x86 = llvm.get_process_triple().startswith("x86_64")
-    has_fma = not is_x86 or bool(llvm.get_host_cpu_features().get("fma"))
-    return has_fma and _team() is not None
+    known = llvm.get_host_cpu_features()
+    # Without f16c LLVM calls a library for it, which isn't there, and ends the process for that.
+    has_all = not is_x86 or all(known.get(name) for name in ("fma", "f16c"))
+    return has_all and _team() is not None
 
 
 def has_wide_registers() -> bool:
