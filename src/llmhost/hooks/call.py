@@ -101,6 +101,22 @@ def ask_now(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
     return None
 
 
+def ask_once(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
+    """As `ask`, failures included, of plugins that answer at once. Raises NotNow, and nobody was asked then, but a
+    plain function that handed out something to wait for: which that is, is known the next time."""
+    for implementation in plugins.implementations(hook):
+        if plugins.trace or implementation.is_async or implementation.workers is not None:
+            raise NotNow
+    asking = ask(plugins, hook, **facts)
+    try:
+        asking.send(None)
+    except StopIteration as done:
+        answer: Answer | None = done.value
+        return answer
+    asking.close()
+    raise NotNow
+
+
 def collect(plugins: Plugins, hook: str) -> list[Registered]:
     """What every plugin hands in through a register hook. A plugin that fails hands in nothing."""
     collected: list[Registered] = []
@@ -205,6 +221,7 @@ async def _heard(
     """An opinion that is one, though it may have to be waited for. Raises HookFailed."""
     try:
         if inspect.isawaitable(opinion):
+            implementation.is_async = True
             started = plugins.timer()
             try:
                 timeout_s = implementation.rule.timeout_s or plugins.timeout_s

@@ -11,7 +11,7 @@ import msgspec
 
 from llmhost.core.errors import ContentRefused, LlmhostError
 from llmhost.core.request import Caller, GenerationRequest
-from llmhost.hooks.call import Answer, NotNow, ask, ask_now
+from llmhost.hooks.call import Answer, NotNow, ask, ask_once
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.asking import ask_guard, no_answer, unavailable
 from llmhost.safety.redact import redacted, redacted_request
@@ -127,7 +127,7 @@ class Judges:
             return True
         facts = {"text": text, "request": request, "caller": caller}
         try:
-            return ask_now(self.plugins, "check_output", **facts) or True
+            return ask_once(self.plugins, "check_output", **facts) or True
         except NotNow:
             return False
 

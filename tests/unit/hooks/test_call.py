@@ -20,6 +20,7 @@ from llmhost.hooks.call import (
     Registered,
     ask,
     ask_now,
+    ask_once,
     attempt,
     collect,
     shut_down,
@@ -264,6 +265,31 @@ async def test_a_plugin_that_cancels_itself_does_not_cancel_the_request():
         await ask(plugins, "admit_request")
 
     assert report(plugins).errors == 1
+
+
+async def test_who_answers_at_once_is_asked_once():
+    asked = []
+
+    def fails():
+        raise ValueError
+
+    def hands_out():
+        asked.append(1)
+        return asyncio.sleep(0, Refusal("no"))
+
+    def of(function):
+        return Plugins.of(SimpleNamespace(__name__="p", check_output=hookimpl(function)))
+
+    failed = ask_once(of(fails), "check_output")
+    assert failed is not None and failed.is_assumed
+    assert ask_once(of(lambda: None), "check_output") is None
+
+    plugins = of(hands_out)
+    for _ in range(2):
+        with pytest.raises(NotNow):
+            ask_once(plugins, "check_output")
+    assert asked == [1]
+    assert await ask(plugins, "check_output") == Answer("p", Refusal("no"))
 
 
 @pytest.mark.parametrize("is_traced", [False, True])

@@ -140,3 +140,49 @@ async def test_a_plugin_that_says_it_was_cancelled_ends_its_own_answer_alone() -
     assert [answer.status_code for answer in answers] == [200, 200, 200]
     reasons = [answer.json()["choices"][0]["finish_reason"] for answer in answers]
     assert reasons == ["content_filter", "length", "length"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_plugin_that_fails_once_has_refused_and_nobody_is_asked_again(stream: bool) -> None:
+    class Judge:
+        asked = 0
+
+        @hookimpl
+        def check_output(self) -> None:
+            self.asked += 1
+            if self.asked == 1:
+                raise ValueError
+
+    judge = Judge()
+    async with make_host(plugins=[judge]) as host:
+        body = {**BODY, "max_tokens": 3, "stream": stream}
+        answer = await host.client.post("/v1/completions", json=body)
+        [report] = [hook for plugin in host.host.plugins.report() for hook in plugin.hooks]
+    if stream:
+        text, reasons = told(answer.text)
+    else:
+        [choice] = answer.json()["choices"]
+        text, reasons = choice["text"], [choice["finish_reason"]]
+
+    assert (text, reasons) == ("", ["content_filter"])
+    assert (judge.asked, report.calls, report.errors) == (1, 1, 1)
+
+
+async def test_plugins_are_asked_once_where_one_of_them_is_awaited() -> None:
+    class Plain:
+        asked = 0
+
+        @hookimpl(tryfirst=True)
+        def check_output(self) -> None:
+            self.asked += 1
+
+    class Awaited:
+        @hookimpl
+        async def check_output(self) -> None:
+            await asyncio.sleep(0)
+
+    plain = Plain()
+    async with make_host(plugins=[plain, Awaited()]) as host:
+        for count in (1, 2):
+            await host.client.post("/v1/completions", json={**BODY, "max_tokens": 3})
+            assert plain.asked == count
