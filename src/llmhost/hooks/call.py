@@ -86,7 +86,8 @@ def ask_now(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
         started = plugins.timer()
         try:
             opinion = implementation.function(*map(facts.__getitem__, implementation.argnames))
-        except RAISED:
+        except RAISED as error:
+            _note_failure(implementation, error)
             raise NotNow from None
         finally:
             took_s = plugins.timer() - started
@@ -95,7 +96,10 @@ def ask_now(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
         if opinion is not None:
             if inspect.iscoroutine(opinion):
                 opinion.close()
-            if inspect.isawaitable(opinion) or implementation.rule.complaint(opinion, facts):
+            if inspect.isawaitable(opinion):
+                raise NotNow
+            if (complaint := implementation.rule.complaint(opinion, facts)) is not None:
+                _note_failure(implementation, TypeError(complaint))
                 raise NotNow
             return Answer(implementation.plugin, opinion)
     return None

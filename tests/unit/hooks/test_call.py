@@ -303,11 +303,24 @@ async def test_a_plain_function_that_says_it_was_cancelled_has_failed(is_traced,
         plugins.implementations("admit_request")[0].move_to_threads()
     with pytest.raises(PluginFailed):
         await ask(plugins, "admit_request")
-    with pytest.raises(NotNow):
-        ask_now(plugins, "admit_request")
 
     assert report(plugins).errors == 1
     plugins.close()
+
+
+@pytest.mark.parametrize("fault", [ValueError("x"), asyncio.CancelledError(), SystemExit(1), None])
+def test_what_fails_of_who_is_asked_in_passing_is_counted_and_logged(fault, caplog):
+    def may_cache():
+        if fault is not None:
+            raise fault
+        return "no opinion"
+
+    plugins = Plugins.of(plugin("p", may_cache))
+    with pytest.raises(NotNow):
+        ask_now(plugins, "may_cache")
+
+    assert report(plugins).errors == 1
+    assert len(lines(caplog, "hook.failed")) == 1
 
 
 async def test_a_plugin_can_not_end_the_server():
