@@ -58,8 +58,7 @@ def org_of(who: str) -> str:
 
 
 def place_of(ground: Ground, operation: Operation, who: str) -> dict[str, str]:
-    place = ground.places[org_of(who)]
-    return {name: place.get(name, "zz-nobody") for name in operation.params}
+    return ground.place_in(operation, org_of(who))
 
 
 def skeleton(operation: Operation, counter: Iterator[int], who: str) -> dict[str, str]:
@@ -237,7 +236,7 @@ def reaching_over(ground: Ground, who: str) -> Iterator[Attack]:
     for operation in ground.operations:
         if operation.path in HARMFUL:
             continue
-        place = {name: foreign.get(name, "zz-nobody") for name in operation.params}
+        place = ground.place_in(operation, FOREIGN)
         url, own = (operation.path.format(**p) for p in (place, place_of(ground, operation, who)))
         body = {**skeleton(operation, iter(range(9)), who)} if operation.takes_body else None
         if operation.params:

@@ -197,14 +197,21 @@ class Ground:
         usd = FOREIGN_USD if row["org"] == FOREIGN else "1000"
         budget = {"key": row["id"], "period": "total", "usd": usd}
         price = {"model": MODEL, "org": row["org"], "input": "1.00", "output": "2.00"}
-        made = [
-            self.node.admin("POST", *what) for what in (("/budgets", budget), ("/prices", price))
-        ]
-        assert [answer.status_code for answer in made] == [201, 201], [a.text for a in made]
+        policy = {"policy": {}, "activate": False}
+        things = ("/budgets", budget), ("/prices", price), (f"/orgs/{row['org']}/policies", policy)
+        made = [self.node.admin("POST", *what) for what in things]
+        assert [answer.status_code for answer in made] == [201] * 3, [a.text for a in made]
         return {
             **{"org": row["org"], "team": row["team"], "key_id": row["id"]},
             **{"budget": made[0].json()["id"], "version": made[1].json()["version"]},
         }
+
+    def place_in(self, operation: Operation, org: str) -> dict[str, str]:
+        """What stands in an operation's path that leads to what is the organisation's."""
+        place = {name: self.places[org].get(name, "zz-nobody") for name in operation.params}
+        if "/policies/" in operation.path and "version" in place:
+            place["version"] = "1"  # each organisation has one; prices' versions have other names
+        return place
 
     def ask(self, key: str, **more: Any) -> Any:
         body = {"model": MODEL, "prompt": "x", "max_tokens": 1, **more}
