@@ -198,12 +198,14 @@ def test_a_transformers_that_does_not_like_it_is_imported_plainly(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(late, "_PACKAGE", "toyformers")
     monkeypatch.setattr(late, "_FIRST", ("toyformers.models",))
+    monkeypatch.setattr(late._Window, "is_refused", False)
 
     import_transformers()
 
     assert "toyformers" not in sys.modules
     assert "imports.plain" in caplog.text
-    from toyformers.models import HALF  # type: ignore[import-not-found]
+    with late_imports():  # as around the modules of each model that is loaded
+        from toyformers.models import HALF  # type: ignore[import-not-found]
 
     assert HALF == 0.5
     del sys.modules["toyformers"], sys.modules["toyformers.models"]

@@ -150,6 +150,8 @@ class _Window:
     close: Callable[[], None] = staticmethod(lambda: None)
     is_first = False
     """transformers itself is being imported, and nothing is computed with it yet."""
+    is_refused = False
+    """It could not be imported like this, and is imported plainly from then on."""
 
 
 def import_transformers(names: Path | None = None) -> None:
@@ -168,6 +170,7 @@ def import_transformers(names: Path | None = None) -> None:
                 importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - boundary: a library that is not as it was may raise anything
         log_event(log, "imports.plain", level=logging.WARNING, why=repr(error))
+        _Window.is_refused = True
         for module in [one for one in sys.modules if one.partition(".")[0] == _PACKAGE]:
             del sys.modules[module]
 
@@ -184,6 +187,9 @@ def _first() -> Iterator[None]:
 @contextmanager
 def late_imports() -> Iterator[None]:
     """Modules of transformers that anybody imports meanwhile get what serving does not use late. Needs torch."""
+    if _Window.is_refused:
+        yield
+        return
     with _Window.lock:
         if _Window.open_count == 0:
             _Window.close = _open()
