@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from errno import ENOSPC
 from typing import Any
 
@@ -9,7 +10,17 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.api.test_repeats import SETTINGS, Answer, Asked, Plugin, audited, chat, node, rows
+from tests.unit.api.test_repeats import (
+    SETTINGS,
+    Answer,
+    Asked,
+    Plugin,
+    audited,
+    chat,
+    key_id,
+    node,
+    rows,
+)
 from tests.unit.pipeline.node import Held, until
 
 from llmhost.api.frames import plain_answer, whole_answer
@@ -17,7 +28,9 @@ from llmhost.config.schema import ModelSpec, SafetySettings
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.request import GenerationRequest, Kind, Limits, SequenceSpec
+from llmhost.cost.pricing import Rates
 from llmhost.hooks.spec import Refusal, hookimpl
+from llmhost.safety.policy import PolicyBody
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
 from llmhost.tenants.budgets import Budget
@@ -363,3 +376,56 @@ def test_a_plain_answer_is_written_as_any_whole_answer(
     whole = whole_answer(request, 5, deltas, usage)
     envelope = whole.partition(b'"choices":')[0]
     assert envelope + plain_answer(kind is Kind.CHAT, deltas, usage) == whole
+
+
+# ------------------------------------------------------------ no old news
+
+
+RATES = Rates(input_nano=10**15, cached_input_nano=10**15, output_nano=10**15)
+CHANGES: dict[str, tuple[Callable[[TestHost, str], Awaitable[Any]], int]] = {
+    "revoked": (lambda host, key: host.host.books.keys.revoke(key_id(key)), 401),
+    "disabled": (
+        lambda host, _: host.host.books.keys.directory.update_org(
+            "acme", lambda org: replace(org, disabled_ns=1)
+        ),
+        401,
+    ),
+    "archived": (lambda host, _: host.host.books.keys.directory.archive_team("acme", "t"), 401),
+    "barred": (
+        lambda host, key: host.host.books.keys.update(
+            key_id(key), lambda record: replace(record, models=("another",))
+        ),
+        403,
+    ),
+    "limited": (
+        lambda host, key: host.host.books.keys.update(
+            key_id(key), lambda record: replace(record, limits=Limits(requests_per_minute=1))
+        ),
+        429,
+    ),
+    "forbidden": (
+        lambda host, _: host.host.policies.create(
+            "acme", PolicyBody(words=("hello",)), who="test", activate=True
+        ),
+        400,
+    ),
+    "dear": (lambda host, _: host.host.books.prices.set("fake", RATES), 429),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_is_changed_holds_for_the_next_of_those_that_run(change: str) -> None:
+    async with node() as host:
+        act, status = CHANGES[change]
+        asked = run(key=await host.make_key(team="t"))
+        budget = Budget(id="bud_1", org="acme", period=Period.MONTH, limit_nano=10**9)
+        await host.host.books.budgets.create(budget, who="test")
+        await warmed(host, asked)
+        assert (await asked.of(host)).status == 200
+        assert short(host) == 1
+        assert asked.key is not None
+        await act(host, asked.key)
+        statuses = [(await asked.of(host)).status for _ in range(2)]
+        await settled(host)
+        assert statuses[-1] == status
+        assert not host.host.books.budgets.accounts.live_holds()
