@@ -346,7 +346,7 @@ class ScreenPump:
                 if delta.tokens:
                     self._publish(delta.but(text=""))
                 return
-            if is_last and (text := self._screen.pass_whole(delta.text)) is not None:
+            if is_last and (text := self._passed_whole(delta.text)) is not None:
                 self._publish(delta if text == delta.text else delta.but(text=text))
                 return
         self._waiting.append(delta)
@@ -360,6 +360,12 @@ class ScreenPump:
         else:
             self._task = left
         self._task.add_done_callback(self._check_end)
+
+    def _passed_whole(self, text: str) -> str | None:
+        try:
+            return self._screen.pass_whole(text)
+        except Exception:  # noqa: BLE001 - nobody would end the choice here; `_run` does, if it meets the same
+            return None
 
     async def _run(self) -> None:
         """Until nothing waits."""

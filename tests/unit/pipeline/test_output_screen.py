@@ -10,7 +10,10 @@ from tests.unit.pipeline.node import WAIT_S, settled
 from llmhost.config.schema import SafetySettings, Settings
 from llmhost.core.request import Caller, GenerationRequest
 from llmhost.hooks.spec import Refusal, hookimpl
+from llmhost.safety.rules import Rules
 from llmhost.safety.screen import OutputScreen
+from llmhost.safety.verdict import Finding
+from llmhost.safety.window import Piece
 from llmhost.testing import fake_words, make_host
 
 WORDS = fake_words("hello", 40).split()
@@ -186,3 +189,24 @@ async def test_plugins_are_asked_once_where_one_of_them_is_awaited() -> None:
         for count in (1, 2):
             await host.client.post("/v1/completions", json={**BODY, "max_tokens": 3})
             assert plain.asked == count
+
+
+@pytest.mark.parametrize("max_tokens", [3, 40])
+async def test_a_rule_that_breaks_ends_the_answer_whatever_its_length(
+    max_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Rules.judge_piece
+
+    def judged(rules: Rules, piece: Piece) -> list[Finding]:
+        if WORDS[0] in piece.text:
+            raise RuntimeError("broken")
+        return judge(rules, piece)
+
+    monkeypatch.setattr(Rules, "judge_piece", judged)
+    async with make_host(settings=Settings(safety=SAFE)) as host:
+        async with asyncio.timeout(WAIT_S):
+            body = {**BODY, "max_tokens": max_tokens}
+            answer = await host.client.post("/v1/completions", json=body)
+        [entry] = await settled(host)
+
+    assert (answer.status_code, entry["amount_nano"]) == (503, 0)
