@@ -12,7 +12,8 @@ from llmhost.cache.alike import unit
 from llmhost.cache.trust import Terms
 from llmhost.cache.verify import ask_the_same, facts_of
 from llmhost.config.schema import ModelSpec
-from llmhost.core.request import Pooling, Sampling
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling
 from llmhost.core.step import Row
 from llmhost.engines.kinds import TorchKind
 from llmhost.text.tokenizer import load_tokenizer

@@ -12,7 +12,7 @@ from tests.unit.engines.guessing import Scripted, say
 from tests.unit.schedule.kit import a_spec
 
 from llmhost.config.schema import TorchOptions
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.engines.torch.load import load_runner
 
 pytestmark = pytest.mark.bars

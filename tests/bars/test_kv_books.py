@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 from tests.unit.schedule.kit import VOCAB, Workbench, a_spec, some_limits
 
-from llmhost.core.request import SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 
 EVENTS = 10_000
 WEIGHTS = {

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from llmhost.core.request import Caller
+from llmhost.core.caller import Caller
 from llmhost.tenants.accounts import Accounts
 from llmhost.tenants.balance import Grant
 from llmhost.tenants.budgets import Budget

@@ -16,8 +16,9 @@ from statistics import median
 from tests.unit.text.marked import TEMPLATES, tokenizer_of
 
 from llmhost.api.frames import Frames
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.output import Delta
-from llmhost.core.request import GenerationRequest, GrammarSpec, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.reading import Reading
 from llmhost.text.calls.families import BY_NAME
 from llmhost.text.grammar_calls import HELD

@@ -33,7 +33,8 @@ import transformers
 
 from llmhost.cli.bench.figures import percentile
 from llmhost.config.schema import TorchOptions
-from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.core.step import StepResult, split_exactly, work_units
 from llmhost.engines.torch.bench import measure_ceilings, model_work
 from llmhost.engines.torch.load import load_runner

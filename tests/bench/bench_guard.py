@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmhost.config.schema import ModelSpec, SafetySettings, Settings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.safety.verdict import Case, Direction, GuardUse
 from llmhost.testing import TestHost, make_host
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from llmhost.config.schema import TorchOptions
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.torch import lora
 from llmhost.engines.torch.load import load_runner

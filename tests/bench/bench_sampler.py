@@ -10,7 +10,7 @@ from random import Random
 
 import torch
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.torch.sampler import Sampler
 

@@ -7,7 +7,8 @@ import gc
 import statistics
 import time
 
-from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.core.step import Row, StepResult, split_exactly, work_units
 from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.scheduler import Scheduler

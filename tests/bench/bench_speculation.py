@@ -14,7 +14,8 @@ from tests.unit.schedule.kit import a_spec
 
 from llmhost.config.schema import TorchOptions
 from llmhost.core.ports import Drafter, Runner
-from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import Row, StepResult, confirmed_drafts, split_exactly, work_units
 from llmhost.deploy.sources import BUILT_IN_MODELS
 from llmhost.engines.builtin.corpus import known_answers

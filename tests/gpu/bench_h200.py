@@ -35,7 +35,7 @@ from tests.gpu.sizes import Sizes
 from tests.gpu.timing import Speeds, device_times_s, measure_speeds
 
 from llmhost.config.schema import TorchOptions
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.engines.torch import load
 from llmhost.engines.torch.bench import ModelWork, model_work
 from llmhost.engines.torch.random_model import random_runner

@@ -15,7 +15,8 @@ from tests.gpu.timing import wait
 from torch import Tensor
 
 from llmhost.core.output import Delta
-from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.core.step import Draw, Drawn, Row, StepResult
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.gpu.lane import DeviceLane

@@ -9,7 +9,7 @@ from tests.unit.engines.reference_sampling import distance
 from tests.unit.kernels.test_draw import FILTERS, left_in, place
 from torch import Tensor
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import GrammarState
 from llmhost.engines.drawing import Place
 from llmhost.engines.masks import Masks

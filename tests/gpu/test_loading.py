@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file
 
 from llmhost.config.schema import TorchOptions
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.core.units import show_bytes
 from llmhost.engines.torch.file_reader import Read, read_all

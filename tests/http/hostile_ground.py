@@ -13,7 +13,7 @@ from hostile_values import ANY_END, LONGEST_REFUSAL_BYTES
 from server_process import Node
 
 from llmhost.api.openapi.operations import ALL
-from llmhost.core.request import Role
+from llmhost.core.caller import Role
 
 ROLES = [role.value for role in Role]
 FOREIGN = "zq-foreign"

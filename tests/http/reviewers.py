@@ -14,7 +14,7 @@ import httpx
 from server_process import PATIENCE_S, Node, eventually
 
 from llmhost.config.schema import ReviewSettings
-from llmhost.core.request import Caller
+from llmhost.core.caller import Caller
 from llmhost.host.offline import OfflineAdmin
 from llmhost.host.reviews import open_reviews
 from llmhost.observe.clock import SystemClock

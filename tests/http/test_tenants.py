@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_process import Node, chat_body, cli
 
-from llmhost.core.request import Role
+from llmhost.core.caller import Role
 
 NewNode = Callable[..., Node]
 

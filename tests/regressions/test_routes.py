@@ -8,7 +8,7 @@ from litestar import Litestar
 
 from llmhost.api import app as api_app
 from llmhost.config.schema import ModelSpec, PriceSettings
-from llmhost.core.request import Limits
+from llmhost.core.caller import Limits
 from llmhost.testing import TestHost, make_host
 
 METERED: dict[str, dict[str, Any]] = {

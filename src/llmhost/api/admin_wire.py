@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llmhost.core.caller import Limits, Role
 from llmhost.core.errors import InvalidValue
-from llmhost.core.request import Limits, Role
 from llmhost.tenants.periods import Period
 from llmhost.tenants.records import KeyRecord, Org, Team
 

@@ -74,9 +74,10 @@ from llmhost.api.router import Router
 from llmhost.api.tokenize import tokenize_routes
 from llmhost.api.upgrade import with_sockets
 from llmhost.config.schema import ServerSettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
 from llmhost.core.ids import new_request_id
-from llmhost.core.request import Caller, Kind
+from llmhost.core.request import Kind
 from llmhost.deploy.catalogue import Catalogue, Served
 from llmhost.deploy.manager import Deployments
 from llmhost.observe.metrics import CONTENT_TYPE, Metrics

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.output import FinishReason
-from llmhost.core.request import GenerationRequest, GrammarSpec
+from llmhost.core.request import GenerationRequest
 from llmhost.pipeline.reading import Reading
 from llmhost.text.calls.inputs import InputText
 from llmhost.text.calls.pieces import Piece, Readable

@@ -13,9 +13,9 @@ from litestar import Request, Response
 from litestar.types import HTTPScope
 
 from llmhost.api.idempotency import HEADER, ORIGINAL, REPLAYED, call_of
+from llmhost.core.caller import Caller
 from llmhost.core.errors import IdempotencyKeyReused
 from llmhost.core.ids import new_request_id
-from llmhost.core.request import Caller
 from llmhost.observe.logs import log_event
 from llmhost.storage.keyed_calls import AlreadyMade, Call, KeyedCalls, Made, Note
 

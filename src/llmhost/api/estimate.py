@@ -26,8 +26,9 @@ from llmhost.api.openai import INLINE_BYTES, Parse, parse_chat, parse_completion
 from llmhost.api.pooling import POOLING
 from llmhost.api.responses.wire import parse_response
 from llmhost.api.visit import Visit
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, LlmhostError, MethodNotAllowed
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import GenerationRequest
 from llmhost.core.units import nano_to_dollars
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.estimate import Estimate

@@ -16,8 +16,8 @@ from llmhost.api.dialect import dialect_of
 from llmhost.api.door import bearer, is_small, send_last, send_whole
 from llmhost.api.errors import error_headers
 from llmhost.api.peers import Peers
+from llmhost.core.caller import Caller
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.observe.limits import LimitMetrics
 from llmhost.observe.logs import log_event
 from llmhost.tenants.refusals import LimitReached

@@ -26,6 +26,7 @@ from llmhost.api.errors import known_error
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Head, Playback, Recording
 from llmhost.config.schema import IdempotencySettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     BadRequest,
     IdempotencyKeyInUse,
@@ -33,7 +34,6 @@ from llmhost.core.errors import (
     InvalidValue,
     LlmhostError,
 )
-from llmhost.core.request import Caller
 from llmhost.observe.logs import log_event
 from llmhost.storage.answers import Answer, Answers, Headers
 from llmhost.storage.keyed_calls import Call

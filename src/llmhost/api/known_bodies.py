@@ -9,7 +9,8 @@ from collections import OrderedDict
 from hashlib import blake2b
 from typing import Any
 
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.caller import Caller
+from llmhost.core.request import GenerationRequest
 
 LARGEST_BYTES = 32 * 1024
 """Of a body."""

@@ -17,8 +17,9 @@ from llmhost.api.messages_wire import parse_count, parse_messages
 from llmhost.api.openai import generation_route, shown_cost, stream_by
 from llmhost.api.reviews.held import hold_answer, read_answer
 from llmhost.api.visit import Visit
+from llmhost.core.caller import Caller
 from llmhost.core.output import Delta
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.batches.attempt import LineRoute
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.held import Holds

@@ -16,7 +16,8 @@ from llmhost.api.messages_turns import Turns
 from llmhost.api.sampling import SEED_MASK, stops
 from llmhost.api.structured import Form, chat_form, check_size, decoded
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
-from llmhost.core.request import GenerationRequest, Kind, Sampling
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.sampling import Sampling
 
 FORMAT = "output_config.format"
 

@@ -15,9 +15,10 @@ from llmhost.api.door import send_whole
 from llmhost.api.moderation_wire import MODERATIONS_PATH, parse_moderation
 from llmhost.api.openai import generation_route, shown_cost
 from llmhost.api.visit import Visit
+from llmhost.core.caller import Caller
 from llmhost.core.errors import NoGuardModel
 from llmhost.core.output import Delta
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.deploy.catalogue import Catalogue
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.moderate import categories, scores

@@ -40,9 +40,10 @@ from llmhost.api.report import Report, report_of
 from llmhost.api.reviews.held import hold_answer, hold_call, read_answer, say_held
 from llmhost.api.visit import Visit
 from llmhost.api.wire import chat_request, completion_request
+from llmhost.core.caller import Caller
 from llmhost.core.errors import HeldForReview, LlmhostError, MethodNotAllowed
 from llmhost.core.output import Delta, Usage
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.cost.breakdown import NOTHING, cost_object
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext

@@ -10,7 +10,7 @@ from msgspec import Meta
 from llmhost.api.bodies import GenerationBody
 from llmhost.api.loose import Raw, asks, bounded, loose
 from llmhost.core.errors import InvalidValue
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256

@@ -7,7 +7,7 @@ import msgspec
 
 from llmhost.api.loose import Raw, loose
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
-from llmhost.core.request import GrammarSpec
+from llmhost.core.grammar import GrammarSpec
 
 Schema = dict[str, Any] | bool
 

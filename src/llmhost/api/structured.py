@@ -17,7 +17,8 @@ from llmhost.api.loose import NULL, Raw, asks, loose, said
 from llmhost.api.structural import structural_tag
 from llmhost.api.tools import Table, Tool, WireTool, tools_of
 from llmhost.core.errors import InvalidValue, MissingParameter, UnsupportedParameter
-from llmhost.core.request import GrammarSpec, TextGrammar
+from llmhost.core.grammar import GrammarSpec
+from llmhost.core.request import TextGrammar
 
 MAX_FORM_BYTES = 256 * 1024
 """Of `response_format`, `structured_outputs`, or all tools together, as sent."""

@@ -21,9 +21,10 @@ from llmhost.api.gatekeeper import Identify
 from llmhost.api.loose import NULL, Raw, asks, bounded, read_body, refuse
 from llmhost.api.tokens import Spelling
 from llmhost.api.wire import chat_request
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, MissingParameter
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.deploy.catalogue import Catalogue
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.processor import Processor

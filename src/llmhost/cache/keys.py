@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
-from llmhost.core.request import GenerationRequest, GrammarSpec, Sampling
+from llmhost.core.grammar import GrammarSpec
+from llmhost.core.request import GenerationRequest
+from llmhost.core.sampling import Sampling
 
 DIGEST_BYTES = 24
 NAME_BYTES = 8

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from llmhost.core.caller import Caller
 from llmhost.core.output import Outcome, Usage
-from llmhost.core.request import Caller
 
 
 class SafetyNote(NamedTuple):

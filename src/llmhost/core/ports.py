@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.output import Delta
-from llmhost.core.request import GrammarSpec, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import Drawn, GrammarState, KvMove, Row
 from llmhost.core.thoughts import ThoughtIds
 

@@ -1,204 +1,20 @@
 """What a caller asks for, once it has been checked: nothing unvalidated has a type that the scheduler accepts."""
 
-import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from functools import lru_cache
 from itertools import repeat
 from operator import attrgetter, call
 from typing import Any
 
-import msgspec
-
-from llmhost.core.thoughts import ThoughtIds
+from llmhost.core.caller import Caller as Caller  # plugins know it from here
+from llmhost.core.grammar import GrammarSpec
+from llmhost.core.leaves import leaves
+from llmhost.core.sampling import DEFAULT_SAMPLING, Sampling
 
 MOST_NOTES = 8
 """About one request: of so many tokenizers and rules something is known."""
-
-
-class Purpose(StrEnum):
-    """Why a forward pass ran: what the caller pays for and what the operator does."""
-
-    CALLER = "caller"
-    GUARD = "guard"
-    EMBED = "embed"
-    PROBE = "probe"
-    BATCH = "batch"
-    OPTIMISE = "optimise"
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is drawn. `temperature` 0 is greedy; `top_k` None and `top_p` 1 switch those filters off.
-
-    In this order: allowed ids, bad words, penalties, bias, then temperature, `top_k`, `top_p`, `min_p`.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_p: float = 0.0
-    """Tokens less likely than this share of the likeliest one are not drawn; 0 switches it off."""
-    repetition_penalty: float = 1.0
-    """Divides positive logits and multiplies negative ones of tokens that the prompt or the answer has."""
-    presence_penalty: float = 0.0
-    """Taken from the logits of tokens that the answer has."""
-    frequency_penalty: float = 0.0
-    """Taken from a token's logit once for each time that the answer has it."""
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logit)."""
-    allowed_token_ids: tuple[int, ...] | None = None
-    """Only these are drawn; None allows all."""
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    """Token sequences that the answer may not hold: the last token of one is not drawn after the others."""
-    logprobs: int | None = None
-    """Report the log probability of each drawn token, and so many of the likeliest beside it; None reports none."""
-    prompt_logprobs: int | None = None
-    """The same for each token of the prompt but the first."""
-    prompt_logprobs_from: int = 0
-    """Nothing is asked of tokens before this position, so a cache may have them. What is computed may be told all the
-    same."""
-    seed: int | None = None
-
-    @property
-    def is_greedy(self) -> bool:
-        return self.temperature == 0.0
-
-    @property
-    def is_plain(self) -> bool:
-        """One token is all that is wanted, and nothing but temperature and the filters after it touches the logits."""
-        return _more_than_a_token(self) == _NO_MORE
-
-
-_more_than_a_token = attrgetter(
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "logprobs",
-    "prompt_logprobs",
-)
-_NO_MORE = _more_than_a_token(Sampling())
-
-
-@dataclass(frozen=True, slots=True)
-class GrammarSpec:
-    """What an answer must look like, as data.
-
-    `kind` is json_schema, json_object, regex, lark, gbnf, choice, structural_tag, tool_calls or auto_calls.
-    """
-
-    kind: str
-    text: str
-    """The schema as JSON, the expression, the grammar, the choices as a JSON list, the tags as one (`trigger`, `begin`,
-    `schema`, `end`), or for tool_calls an object:
-    `tools`, each with name, parameters and strict, and `many`, whether a list of calls is wanted. Of auto_calls, which
-    are held only from where a call begins, the `format` besides."""
-    is_strict: bool = True
-    """False lets a schema through that can only be enforced in part. Each of several tools says it of itself."""
-    param: str | None = field(default=None, compare=False)
-    """The field of the request that it came from, for errors."""
-
-    @property
-    def words(self) -> str:
-        """The text as it is meant: JSON's escapes could hide a word."""
-        if self.kind not in ("json_schema", "choice", "tool_calls", "structural_tag"):
-            return self.text
-        try:
-            return "\n".join(_leaves(json.loads(self.text)))
-        except (ValueError, RecursionError):
-            return self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Pooling:
-    """Instead of an answer, one vector: of a text (`embed`) or of scores for labels (`classify`)."""
-
-    task: str
-    second_from: int | None = None
-    """Where the second of two texts begins, for a model that tells the texts of a pair apart."""
-    is_raw: bool = False
-    """Without the model's last step: a vector is not normalised, scores are not made probabilities."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A model's identity everywhere: ledger, metrics, logs, cache keys."""
-
-    name: str
-    version: int
-
-    def __str__(self) -> str:
-        return _named(self.name, self.version)
-
-
-@lru_cache(maxsize=1_000)
-def _named(model: str, version: int) -> str:
-    return f"{model}@{version}"  # asked for some ten times for each request
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How much at once a key, a team or an organisation may ask for. None limits nothing of its own."""
-
-    requests_per_minute: int | None = None
-    input_tokens_per_minute: int | None = None
-    output_tokens_per_minute: int | None = None
-    max_concurrency: int | None = None
-    """Requests that run at the same time."""
-
-
-NO_LIMITS = Limits()
-
-
-class Role(StrEnum):
-    """What a key is for, see `tenants/roles.py`."""
-
-    ADMIN = "admin"
-    BILLING = "billing"
-    MEMBER = "member"
-    INFERENCE = "inference"
-    REVIEWER = "reviewer"
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, as found by authentication. The secret itself never gets this far."""
-
-    key_id: str | None
-    org: str
-    team: str | None = None
-    models: tuple[str, ...] | None = None
-    """Names that the key may use; None allows all."""
-    role: Role = Role.MEMBER
-    limits: Limits = NO_LIMITS
-    """Of the key itself. Those of its team and organisation hold for all their keys together."""
-    team_limits: Limits = NO_LIMITS
-    org_limits: Limits = NO_LIMITS
-
-    def may_use(self, model: str) -> bool:
-        return self.models is None or model in self.models
-
-    def scope(self, width: str) -> str:
-        """Those who share with this caller when sharing is as wide as `key`, `team`, `org` or `public`.
-
-        A caller without a key or a team has those of its organisation.
-        """
-        if width == "public":
-            return "public"
-        if width == "key" and self.key_id is not None:
-            return f"key:{self.key_id}"
-        if width == "team" and self.team is not None:
-            return f"team:{self.org}\0{self.team}"  # names may hold anything else
-        return f"org:{self.org}"
-
-
-LOCAL_CALLER = Caller(key_id=None, org="local")
-"""Whoever asks a loopback-only server while no key exists."""
 
 
 class Kind(StrEnum):
@@ -310,7 +126,7 @@ class GenerationRequest:
     """A completion's prompt begins as the tokenizer has texts begin; a chat's template says that itself."""
     truncate_prompt_tokens: int | None = None
     """Of longer prompts only so many of the last tokens are taken."""
-    sampling: Sampling = Sampling()
+    sampling: Sampling = DEFAULT_SAMPLING
     max_tokens: int | None = None
     """0: nothing is said, only the prompt is looked at."""
     only_loads: bool = False
@@ -428,7 +244,7 @@ class GenerationRequest:
         texts = self._prompt_texts()
         texts += ["\n".join((asked.text, *asked.answers)) for asked in self.questions]
         if self.tools:
-            texts.append("\n".join(_leaves(self.tools)))
+            texts.append("\n".join(leaves(self.tools)))
         if self.grammar is not None and self.grammar.kind != "tool_calls":
             texts.append(self.grammar.words)
         return texts
@@ -443,9 +259,9 @@ class GenerationRequest:
                 texts.append(content)
             if len(message) > 2 or message.keys() != _BARE:
                 extras = [v for key, v in message.items() if key not in _BARE and v]
-                if extras and (text := "\n".join(_leaves(extras))):
+                if extras and (text := "\n".join(leaves(extras))):
                     texts.append(text)
-        if self.template_kwargs and (text := "\n".join(_leaves(self.template_kwargs))):
+        if self.template_kwargs and (text := "\n".join(leaves(self.template_kwargs))):
             texts.append(text)
         return texts
 
@@ -478,106 +294,3 @@ def _content_text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if isinstance(part, dict))
     return ""
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    """Every string, name and number in there, in order. Not recursive: a caller chose how deep it is."""
-    waiting = [value]
-    while waiting:
-        match waiting.pop():
-            case str(text):
-                yield text
-            case bool() | None:
-                pass
-            case int() | float() as number:
-                yield str(number)
-            case dict() as table:
-                for name, inner in reversed(table.items()):
-                    waiting += (_arguments(inner) if name == "arguments" else inner, name)
-            case list() | tuple() as items:
-                waiting.extend(reversed(items))
-
-
-def _arguments(value: Any) -> Any:
-    """A tool call's arguments as templates get them: read from their JSON, whose escapes could hide a word."""
-    if not isinstance(value, str) or "\\" not in value:
-        return value
-    try:
-        read = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    return read if isinstance(read, dict) else value
-
-
-class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One sequence as data: everything that a runner elsewhere needs to go on with it.
-
-    `generated` is empty at first; an exported sequence (preemption, migration, restart) carries what it
-    already said, so that importing it continues at the same position with the same seed.
-    """
-
-    request_id: str
-    index: int
-    """Which choice of the request this is."""
-    model: ModelRef
-    prompt: tuple[int, ...]
-    generated: tuple[int, ...] = ()
-    sampling: Sampling
-    seed: int
-    """Always set: the caller's seed, or one drawn at admission."""
-    max_new_tokens: int
-    """Ceiling on generated tokens, `generated` included."""
-    held_tokens: int | None = None
-    """So many of them, `generated` included, are paid for: after those it waits for `EngineClient.allow`. At least 1;
-    None for no such ceiling. What draws nothing has none."""
-    min_new_tokens: int = 0
-    """Before so many, no id of `stop_token_ids` is drawn and no stop string ends the answer."""
-    stop: tuple[str, ...] = ()
-    tells_stop: bool = False
-    """The stop string that ends the answer is part of it."""
-    shown: tuple[str, ...] = ()
-    """Special tokens that are told as text, because something is marked by them."""
-    predicted: tuple[int, ...] = ()
-    """What its caller thinks that it says: guesses are looked up there, too."""
-    thoughts: ThoughtIds | None = None
-    """What is counted as thoughts; None for nothing."""
-    begins_with_thoughts: bool = False
-    stop_token_ids: frozenset[int] = frozenset()
-    grammar: GrammarSpec | None = None
-    adapter: str | None = None
-    """Name of the LoRA adapter to run with; None runs the model as it is."""
-    pooling: Pooling | None = None
-    """Set for a sequence that ends with a vector once its prompt is computed, and draws nothing."""
-    priority: int = 0
-    arrival_ns: int = 0
-    deadline_ns: int | None = None
-    """On the clock of `arrival_ns`: what has not ended by then is ended."""
-    tenant: str = ""
-    """Whom the scheduler is fair to."""
-    cache_scope: str = ""
-    """Sequences of one scope may share computed prompt blocks."""
-    purpose: Purpose = Purpose.CALLER
-    high_water: int = 0
-    """Positions that were computed before an export: doing them again is not the caller's to pay."""
-    engine_ns: int = 0
-    """Device time used before an export."""
-    cost_nano: int = 0
-    input_cost_nano: int = 0
-    cached_tokens: int = 0
-
-    def allowed(self, held_tokens: int, *, is_final: bool = False) -> "SequenceSpec":
-        """With so many tokens paid for, if they are more than before. No more come after the final number, so there it
-        is to end. Where there is no ceiling nothing changes."""
-        if self.held_tokens is None or not (is_final or held_tokens > self.held_tokens):
-            return self
-        held_tokens = max(held_tokens, self.held_tokens)
-        most = min(self.max_new_tokens, held_tokens) if is_final else self.max_new_tokens
-        return msgspec.structs.replace(self, held_tokens=held_tokens, max_new_tokens=most)
-
-    def anew(
-        self, request_id: str, *, seed: int, arrival_ns: int, held_tokens: int | None
-    ) -> "SequenceSpec":
-        """The same for a request that is as the one before it."""
-        return msgspec.structs.replace(
-            self, request_id=request_id, seed=seed, arrival_ns=arrival_ns, held_tokens=held_tokens
-        )

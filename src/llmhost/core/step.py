@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol, overload
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
-from llmhost.core.request import Pooling, Purpose, Sampling
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling, Purpose
 
 
 class GrammarState(Protocol):

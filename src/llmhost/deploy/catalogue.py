@@ -7,8 +7,9 @@ from difflib import get_close_matches
 import msgspec
 
 from llmhost.config.schema import ModelSpec
+from llmhost.core.caller import Caller
 from llmhost.core.errors import UnknownModel
-from llmhost.core.request import Caller, ModelRef
+from llmhost.core.sequence import ModelRef
 
 KEPT_LISTS = 1_000
 """Allow-lists whose models are remembered."""

@@ -5,7 +5,7 @@ import msgspec
 from llmhost.config.schema import ModelSpec, SpeculationSettings
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import ModelRef
+from llmhost.core.sequence import ModelRef
 from llmhost.deploy.catalogue import ModelEntry
 
 COMPARED_IDS = 4096

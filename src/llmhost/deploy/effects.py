@@ -24,7 +24,8 @@ from llmhost.core.errors import (
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta
 from llmhost.core.ports import Clock, Drafter, Runner, RunnerFacts, Tokenizer
-from llmhost.core.request import Pooling, Purpose, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling, Purpose, SequenceSpec
 from llmhost.core.step import StepResult
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.rates import NodeRates

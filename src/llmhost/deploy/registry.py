@@ -12,7 +12,7 @@ from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock
-from llmhost.core.request import ModelRef
+from llmhost.core.sequence import ModelRef
 from llmhost.deploy.adapters import adapter_key
 from llmhost.deploy.catalogue import ModelEntry, Served
 from llmhost.deploy.sources import find_local, fingerprint

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmhost.core.errors import EngineFailed, FormTooComplex
 from llmhost.core.output import TokenLogprobs
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Draw, Drawn, Row
 
 Picked = int | EngineFailed

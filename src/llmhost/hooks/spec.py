@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from pluggy import HookimplMarker, HookspecMarker
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import ConfigError, LlmhostError, PluginFailed, SafetyUnavailable
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import GenerationRequest
 from llmhost.core.units import dollars_to_nano
 
 hookimpl = HookimplMarker("llmhost")

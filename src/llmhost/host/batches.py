@@ -13,9 +13,9 @@ from llmhost.api.errors import error_body
 from llmhost.api.files.routes import FileDesk
 from llmhost.api.message_batches.routes import MessageBatchDesk
 from llmhost.config.schema import Settings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError, Unauthenticated
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.host.books import Books
 from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.batches.attempt import LineRoute, LineRunner

@@ -14,8 +14,8 @@ from llmhost.cache.response_cache import ResponseCache
 from llmhost.cache.stats import Counts
 from llmhost.cache.store import AnswerStore
 from llmhost.config.schema import Settings
+from llmhost.core.caller import Caller
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import factor_of
 from llmhost.deploy.catalogue import ModelEntry

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from llmhost.core.request import Caller
+from llmhost.core.caller import Caller
 from llmhost.cost import sums
 from llmhost.cost.entries import Entry, account_of
 from llmhost.cost.ledger import append

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llmhost.core.attached import Named, file_text, has_marks, named_in, with_texts
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, NotFound
-from llmhost.core.request import Caller
 from llmhost.pipeline.context import RequestContext
 from llmhost.storage.files import Files, Owner
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 
+from llmhost.core.caller import LOCAL_CALLER, Caller
 from llmhost.core.errors import InvalidValue, Unauthenticated
-from llmhost.core.request import LOCAL_CALLER, Caller
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import Refusal

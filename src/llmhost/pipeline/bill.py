@@ -22,9 +22,10 @@ from functools import partial
 from typing import Any
 
 from llmhost.config.schema import BillingSettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import ModelNotPriced, Overloaded
 from llmhost.core.output import Outcome, Usage
-from llmhost.core.request import Caller, Kind
+from llmhost.core.request import Kind
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import RequestEnded, SafetyNote
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.output import Delta, FinishReason, Outcome, Usage
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import Caller, GenerationRequest, GrammarSpec, Pooling
+from llmhost.core.request import GenerationRequest
+from llmhost.core.sequence import Pooling
 from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.pools import Ticket
 from llmhost.cost.pricing import Price

@@ -15,7 +15,9 @@ from typing import Any
 from llmhost.core.errors import BadRequest, ContextTooLong, InvalidValue
 from llmhost.core.output import Delta
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GenerationRequest, Question, Sampling, SequenceSpec
+from llmhost.core.request import GenerationRequest, Question
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import SequenceSpec
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pacing import PacedEngine
 from llmhost.pipeline.terms import Terms

@@ -9,10 +9,12 @@ from typing import Any, cast
 import numpy as np
 
 from llmhost.cache.alike import Vector, unit
+from llmhost.core.caller import Caller
 from llmhost.core.errors import EngineFailed, InvalidValue
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.ports import Clock, EngineClient
-from llmhost.core.request import Caller, Pooling, Purpose, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling, Purpose, SequenceSpec
 from llmhost.deploy.manager import Deployments
 from llmhost.deploy.replica import Replica
 from llmhost.pipeline.route import ready_replica

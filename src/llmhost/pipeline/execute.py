@@ -17,7 +17,8 @@ from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError, Sa
 from llmhost.core.ids import new_seed
 from llmhost.core.output import Delta, FinishReason, Outcome, Usage
 from llmhost.core.ports import Clock
-from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import SequenceSpec
 from llmhost.cost.under_way import INPUT
 from llmhost.observe.loop import Gaps
 from llmhost.observe.metrics import Metrics

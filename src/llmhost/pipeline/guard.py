@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from functools import partial
 from hashlib import blake2b
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import EngineFailed, LlmhostError
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller, GenerationRequest, Purpose, SequenceSpec
+from llmhost.core.request import GenerationRequest
+from llmhost.core.sequence import Purpose, SequenceSpec
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.manager import Deployments
 from llmhost.deploy.replica import Replica

@@ -14,7 +14,8 @@ from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import ContextTooLong, InvalidValue
 from llmhost.core.output import Delta
 from llmhost.core.ports import RunnerFacts, Tokenizer
-from llmhost.core.request import Pooling, Sampling
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling
 from llmhost.safety.guards.conversation import ASSISTANT, USER, Conversation, Turn
 from llmhost.safety.guards.form import Form
 from llmhost.safety.guards.forms import FORMS

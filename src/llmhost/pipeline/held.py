@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import BadRequest, ContentRefused, HeldForReview, LlmhostError
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.cost.entries import Entry
 from llmhost.observe.logs import log_event
 from llmhost.pipeline.authenticate import RUN_HEADER

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import Forbidden, LlmhostError, ShuttingDown
 from llmhost.core.output import Outcome, Usage
-from llmhost.core.request import Caller
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.observe.limits import LimitMetrics

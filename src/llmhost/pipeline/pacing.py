@@ -10,7 +10,7 @@ import itertools
 from llmhost.core.errors import LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.ports import DeltaSink, EngineClient, EngineLoad
-from llmhost.core.request import SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 
 
 class PacedEngine:

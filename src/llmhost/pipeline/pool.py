@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from llmhost.core.errors import ContextTooLong, InvalidValue
 from llmhost.core.ports import RunnerFacts, Tokenizer
-from llmhost.core.request import GenerationRequest, Kind, Pooling, PoolingWish, SequenceSpec
+from llmhost.core.request import GenerationRequest, Kind, PoolingWish
+from llmhost.core.sequence import Pooling, SequenceSpec
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.pacing import PacedEngine
 from llmhost.pipeline.terms import Terms

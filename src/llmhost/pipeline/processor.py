@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from llmhost.cache.wish import HEADER, TAG_HEADER
+from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     CacheMiss,
     ContextTooLong,
@@ -21,7 +22,8 @@ from llmhost.core.errors import (
 from llmhost.core.ids import new_request_id
 from llmhost.core.output import Delta, FinishReason, Outcome
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller, GenerationRequest, SequenceSpec
+from llmhost.core.request import GenerationRequest
+from llmhost.core.sequence import SequenceSpec
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.authenticate import RUN_HEADER, Authenticate, check_run, run_of
 from llmhost.pipeline.bill import Bill

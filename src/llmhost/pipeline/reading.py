@@ -7,8 +7,9 @@ from typing import Any
 
 from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import UnsupportedParameter
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GenerationRequest, GrammarSpec, TextGrammar
+from llmhost.core.request import GenerationRequest, TextGrammar
 from llmhost.core.thoughts import ThoughtIds
 from llmhost.text.calls.families import BY_NAME, Family, reader_of, reader_of_text
 from llmhost.text.calls.pieces import Reader

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     BadRequest,
     ContextTooLong,
@@ -14,7 +15,7 @@ from llmhost.core.errors import (
     UnknownModel,
 )
 from llmhost.core.ports import RunnerFacts, Tokenizer
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.deploy.manager import Deployments
 from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins

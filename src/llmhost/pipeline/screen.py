@@ -2,7 +2,8 @@
 
 import asyncio
 
-from llmhost.core.request import Caller, Kind
+from llmhost.core.caller import Caller
+from llmhost.core.request import Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.safety.output import OutputScreen
 from llmhost.safety.screen import Screen

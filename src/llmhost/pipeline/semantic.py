@@ -20,10 +20,12 @@ from llmhost.cache.keys import Asked, Place
 from llmhost.cache.response_cache import ResponseCache, Rules, Sought
 from llmhost.cache.trust import Check, Trust
 from llmhost.cache.verify import are_equal, facts_of, say_the_same
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, LlmhostError
 from llmhost.core.output import FinishReason
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller, Kind, Purpose
+from llmhost.core.request import Kind
+from llmhost.core.sequence import Purpose
 from llmhost.observe.logs import log_event
 from llmhost.pipeline.cache_use import CacheUse, Meaning, Status
 from llmhost.pipeline.context import RequestContext

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from llmhost.core.output import Outcome
 from llmhost.core.ports import Clock
-from llmhost.core.request import SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.world import World
 from llmhost.deploy.deployment import State
 from llmhost.deploy.replica import Replica

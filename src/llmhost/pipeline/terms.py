@@ -9,7 +9,9 @@ from typing import Any
 
 from llmhost.core.errors import InvalidValue, UnsupportedParameter
 from llmhost.core.ports import FillMarks, Tokenizer
-from llmhost.core.request import GenerationRequest, Pooling, Sampling
+from llmhost.core.request import GenerationRequest
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling
 from llmhost.pipeline.guarding import Sitting
 
 INLINE_CHARS = 4096

@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 
 from llmhost.config.schema import AuditSettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError, Overloaded, SafetyUnavailable
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.observe.logs import log_event
 from llmhost.safety.defaults import LogJournal
 from llmhost.safety.kept_prompts import KeptPrompts, most_bytes_of

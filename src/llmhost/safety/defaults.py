@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 
 from llmhost.config.schema import SafetySettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import ConfigError
-from llmhost.core.request import Caller
 from llmhost.safety.pack.pack import CATEGORIES, NAMES, nearest
 from llmhost.safety.verdict import (
     Action,

@@ -9,8 +9,9 @@ from functools import partial
 
 import msgspec
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import ContentRefused, LlmhostError
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import GenerationRequest
 from llmhost.hooks.call import Answer, NotNow, ask, ask_once
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.asking import ask_guard, no_answer, unavailable

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from msgspec import structs
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import SafetyUnavailable
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import GenerationRequest
 from llmhost.hooks.call import Answer
 from llmhost.safety.judges import Judged, Judges
 from llmhost.safety.pack.pack import RULES

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import Conflict, InvalidValue, LlmhostError, NotFound
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.core.world import World
 from llmhost.observe.logs import log_event
 from llmhost.safety.policy import OrgPolicy, PolicyBody, check_policy

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from llmhost.config.schema import ReviewSettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import Conflict, LlmhostError, NotFound, SafetyUnavailable
 from llmhost.core.ids import new_id
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.observe.logs import log_event
 from llmhost.safety.labels import Agreement, Label, agreement_of
 from llmhost.safety.review import (

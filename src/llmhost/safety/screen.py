@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace as replace_of
 
 from llmhost.config.schema import SafetySettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     BadRequest,
     ContentRefused,
@@ -22,7 +23,7 @@ from llmhost.core.errors import (
     LlmhostError,
     SafetyUnavailable,
 )
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import GenerationRequest
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.asking import NoGuard
 from llmhost.safety.defaults import LogJournal, NodePolicy, SamePolicy

@@ -11,8 +11,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from llmhost.core.caller import Caller
 from llmhost.core.output import Usage
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import GenerationRequest
 
 
 class Action(IntEnum):

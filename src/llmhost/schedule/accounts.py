@@ -3,7 +3,7 @@
 Rejected guesses and what is computed again after a preemption bring nobody anything: they are the operator's.
 """
 
-from llmhost.core.request import Purpose
+from llmhost.core.sequence import Purpose
 from llmhost.core.step import Drawn, Row, confirmed_drafts
 from llmhost.schedule.sequence import Sequence
 

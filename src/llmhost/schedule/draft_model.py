@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from llmhost.core.ports import DraftAsk, Lane, Runner, SleepingRunner
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Draw, Drawn, Row
 
 log = logging.getLogger("llmhost.schedule")

@@ -25,7 +25,7 @@ from llmhost.core.ports import (
     Runner,
     Tokenizer,
 )
-from llmhost.core.request import SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import Row
 from llmhost.schedule.bed import Bed
 from llmhost.schedule.drain import DrainForecast

@@ -15,7 +15,7 @@ from operator import attrgetter
 from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DraftAsk, EngineLoad, TextWatch
-from llmhost.core.request import Purpose, SequenceSpec
+from llmhost.core.sequence import Purpose, SequenceSpec
 from llmhost.core.step import DecodeRows, Drawn, GrammarState, KvMove, Row, StepResult
 from llmhost.schedule.accounts import Accounts
 from llmhost.schedule.kv_books import KvBooks

@@ -8,7 +8,8 @@ from msgspec import Struct, structs
 
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.ports import DraftAsk, TextWatch
-from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import Draw, GrammarState
 from llmhost.schedule.prefix import Parent, Place
 

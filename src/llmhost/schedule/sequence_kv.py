@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
-from llmhost.core.request import SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import KvMove
 from llmhost.schedule.kv_books import KvBooks
 from llmhost.schedule.plan import NO_HIT, Hit

@@ -9,7 +9,7 @@ from operator import add
 from typing import Any, overload
 
 from llmhost.core.output import Delta
-from llmhost.core.request import Purpose
+from llmhost.core.sequence import Purpose
 from llmhost.core.step import PENDING, DecodeRows, Drawn, Row, Shares, StepResult, units_of
 from llmhost.schedule.sequence import Sequence as Live
 from llmhost.schedule.sequence_kv import SequenceKv

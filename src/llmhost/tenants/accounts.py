@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from llmhost.core.request import Caller
+from llmhost.core.caller import Caller
 from llmhost.observe.logs import log_event
 from llmhost.tenants.budget_refusals import refusal
 from llmhost.tenants.budgets import LEVELS, Budget

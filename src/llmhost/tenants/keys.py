@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from llmhost.core.caller import NO_LIMITS, Caller, Limits, Role
 from llmhost.core.errors import Conflict, InvalidValue, NotFound, Unauthenticated
 from llmhost.core.ports import Clock
-from llmhost.core.request import NO_LIMITS, Caller, Limits, Role
 from llmhost.core.world import World
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer

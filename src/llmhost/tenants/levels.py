@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmhost.config.schema import LimitSettings, ModelSpec
-from llmhost.core.request import NO_LIMITS, Caller, Limits
+from llmhost.core.caller import NO_LIMITS, Caller, Limits
 
 REQUESTS, INPUT, OUTPUT = "requests", "input_tokens", "output_tokens"
 

@@ -5,9 +5,9 @@ from collections.abc import Hashable, Sequence
 import msgspec
 from msgspec import structs
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.tenants.lengths import AnswerLengths
 from llmhost.tenants.levels import Level, Levels
 from llmhost.tenants.places import Places

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass, fields
 
+from llmhost.core.caller import NO_LIMITS, Limits, Role
 from llmhost.core.errors import InvalidValue
-from llmhost.core.request import NO_LIMITS, Limits, Role
 
 MOST = 10**9
 """Of any limit."""

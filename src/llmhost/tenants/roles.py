@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from llmhost.core.caller import Caller, Role
 from llmhost.core.errors import Forbidden
-from llmhost.core.request import Caller, Role
 
 
 class Right(StrEnum):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llmhost.core.request import Limits, Role
+from llmhost.core.caller import Limits, Role
 from llmhost.storage.connect import Connection
 from llmhost.tenants.records import KeyRecord, Org, Team
 

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from llmhost.core.caller import NO_LIMITS, Limits
 from llmhost.core.errors import Conflict, NotFound
 from llmhost.core.ports import Clock
-from llmhost.core.request import NO_LIMITS, Limits
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Writer
 from llmhost.tenants import rows

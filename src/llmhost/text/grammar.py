@@ -16,7 +16,7 @@ import numpy as np
 from llguidance import LLMatcher
 
 from llmhost.core.errors import BadRequest, InvalidGrammar, InvalidSchema, InvalidTool
-from llmhost.core.request import GrammarSpec
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.answer import Answer, Closing, Compiled, fill_masks
 from llmhost.text.grammar_calls import with_tokens

@@ -15,8 +15,8 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from llmhost.core.errors import BadRequest, ModelUnavailable, UnsupportedParameter
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.ports import Marks, TextWatch
-from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.core.thoughts import ThoughtIds
 from llmhost.observe.logs import log_event

@@ -7,8 +7,8 @@ from typing import Any
 from zlib import crc32
 
 from llmhost.core.errors import UnsupportedParameter
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.ports import NO_MARKS, Marks, TextWatch
-from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.grammar import Grammars, Vocabulary
 from llmhost.text.pairs import fit

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmhost.config.schema import LimitSettings, ModelSpec, ReviewSettings, SafetySettings, Settings
-from llmhost.core.request import Role
+from llmhost.core.caller import Role
 from llmhost.safety.defaults import NodePolicy, SamePolicy
 from llmhost.safety.verdict import Action, Decision, Direction, Finding, ReviewMode
 from llmhost.testing import TestHost, make_host

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from llmhost.api.audited import SAFE_METHODS, shown
-from llmhost.core.request import Role
+from llmhost.core.caller import Role
 from llmhost.testing import TestHost, make_host
 
 

@@ -8,7 +8,7 @@ from tests.unit.pipeline.node import asks
 from llmhost.api import bill_facts as module
 from llmhost.api.bill_facts import bill_comment, bill_facts, bill_headers
 from llmhost.config.schema import BillingSettings, Settings
-from llmhost.core.request import LOCAL_CALLER
+from llmhost.core.caller import LOCAL_CALLER
 from llmhost.cost.pricing import Price
 from llmhost.pipeline.context import RequestContext
 from llmhost.safety.verdict import Action, Decision, Direction, Screening

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmhost.core.request import Caller, Role
+from llmhost.core.caller import Caller, Role
 from llmhost.testing import ManualClock, TestHost, at, make_host
 
 NOW_S = 1_767_225_600

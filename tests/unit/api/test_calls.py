@@ -11,8 +11,9 @@ from tests.unit.api.test_frames import events_of, request_for, stream
 
 from llmhost.api.calls import CallReader
 from llmhost.api.frames import whole_answer
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.output import Delta, FinishReason, Usage
-from llmhost.core.request import GenerationRequest, GrammarSpec, Kind
+from llmhost.core.request import GenerationRequest, Kind
 
 TOOLS = [{"name": name, "parameters": {}, "strict": False} for name in ("now", "now_there", "add")]
 VALUES = st.recursive(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llmhost.config.schema import ModelSpec, PriceSettings, SafetySettings, Settings
-from llmhost.core.request import Limits
+from llmhost.core.caller import Limits
 from llmhost.testing import TestHost, make_host
 
 COUNT = "/v1/messages/count_tokens"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from llmhost.api.estimate import endpoint_of
 from llmhost.config.schema import ModelSpec, PriceSettings, SafetySettings, Settings
+from llmhost.core.caller import Limits
 from llmhost.core.errors import InvalidValue
-from llmhost.core.request import Limits
 from llmhost.core.units import dollars_to_nano
 from llmhost.hooks.spec import Price, Refusal, hookimpl
 from llmhost.tenants.budgets import Budget

@@ -9,8 +9,9 @@ from tests.unit.api.test_repeats import ON, Asked, chat, node
 
 from llmhost.api.known_bodies import LARGEST_BYTES, MOST_SEEN, KnownBodies
 from llmhost.api.openai import parse_chat
+from llmhost.core.caller import LOCAL_CALLER, Caller
 from llmhost.core.ports import Marks
-from llmhost.core.request import LOCAL_CALLER, Caller, GenerationRequest
+from llmhost.core.request import GenerationRequest
 from llmhost.safety.policy import PolicyBody
 from llmhost.testing import TestHost
 from llmhost.text.words import WordTokenizer

@@ -12,8 +12,9 @@ from tests.unit.pipeline.node import asks
 
 from llmhost.api.calls import Calls, calls_of
 from llmhost.api.messages_frames import MessageFrames, whole_message
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.output import Delta, FinishReason, Usage
-from llmhost.core.request import GenerationRequest, GrammarSpec, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.reading import Reading
 from llmhost.text.calls.families import BY_NAME
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from llmhost.config.schema import SafetySettings, ServerSettings, Settings
-from llmhost.core.request import Role
+from llmhost.core.caller import Role
 from llmhost.safety.policy_store import PolicyStore
 from llmhost.safety.screen import Screen
 from llmhost.testing import TestHost, make_host

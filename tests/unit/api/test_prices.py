@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from llmhost.config.schema import ModelSpec, PriceSettings
-from llmhost.core.request import Role
+from llmhost.core.caller import Role
 from llmhost.testing import ManualClock, TestHost, at, make_host
 
 MODELS = {

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.unit.api.test_frames import request_for
 
 from llmhost.api.frames import frames_of, whole_answer
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.output import Delta, FinishReason, Usage
-from llmhost.core.request import GenerationRequest, GrammarSpec, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.reading import Reading
 from llmhost.text.calls.families import BY_NAME
 

@@ -25,9 +25,11 @@ from tests.unit.pipeline.node import Held, until
 
 from llmhost.api.frames import plain_answer, whole_answer
 from llmhost.config.schema import ModelSpec, SafetySettings
+from llmhost.core.caller import Limits
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import Delta, FinishReason, Usage
-from llmhost.core.request import GenerationRequest, Kind, Limits, SequenceSpec
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.sequence import SequenceSpec
 from llmhost.cost.pricing import Rates
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.safety.policy import PolicyBody

@@ -23,7 +23,7 @@ from llmhost.config.schema import (
     SafetySettings,
     Settings,
 )
-from llmhost.core.request import Limits
+from llmhost.core.caller import Limits
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.pricing import Rates
 from llmhost.hooks.spec import Price, Refusal, hookimpl

@@ -14,7 +14,8 @@ from llmhost.api.frames import frames_of, whole_answer
 from llmhost.api.report import LARGE, SLICE, Report, report_of
 from llmhost.api.tokens import Placed, Spelling
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
-from llmhost.core.request import GenerationRequest, Kind, Sampling
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.sampling import Sampling
 from llmhost.pipeline.terms import Terms
 from llmhost.text.detokenise import ByteDetokeniser
 from llmhost.text.watch import Watch

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from llmhost.api.reports import KEPT, ReportDesk, query_of, seen_by
+from llmhost.core.caller import Role
 from llmhost.core.errors import InvalidValue
-from llmhost.core.request import Role
 from llmhost.cost.query import USED, Query
 from llmhost.cost.reports import Line
 from llmhost.tenants.roles import OPERATOR, Access

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from llmhost.cli.main import app
 from llmhost.config.schema import ModelSpec
-from llmhost.core.request import Role
+from llmhost.core.caller import Role
 from llmhost.safety.verdict import Direction, ReviewMode
 from llmhost.testing import FAKE_MODEL, at, fake_chat_words
 

@@ -9,7 +9,8 @@ from llmhost.api.openai import parse_chat, parse_completion
 from llmhost.api.structured import MAX_FORM_BYTES
 from llmhost.api.tools import MAX_TOOLS
 from llmhost.core.errors import BadRequest
-from llmhost.core.request import GenerationRequest, GrammarSpec
+from llmhost.core.grammar import GrammarSpec
+from llmhost.core.request import GenerationRequest
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
 WEATHER: dict[str, Any] = {

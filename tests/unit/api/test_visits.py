@@ -13,7 +13,8 @@ from tests.unit.pipeline.node import HELD_MODEL, Held, settled, until
 from llmhost.api import door
 from llmhost.api.idempotency import Idempotency
 from llmhost.api.openai import generation_route, parse_completion
-from llmhost.core.request import LOCAL_CALLER, Caller, Kind
+from llmhost.core.caller import LOCAL_CALLER, Caller
+from llmhost.core.request import Kind
 from llmhost.hooks.spec import hookimpl
 from llmhost.pipeline.processor import Processor
 from llmhost.testing import TestHost, make_host

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from tests.unit.cache.kept import KEYS
 
 from llmhost.cache.keys import Asked, Keys, Place, canonical
-from llmhost.core.request import Caller, GenerationRequest, GrammarSpec, Kind, Sampling
+from llmhost.core.caller import Caller
+from llmhost.core.grammar import GrammarSpec
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.sampling import Sampling
 
 PLACE = Place(scope="org:acme", org="acme", model="m@1 abc", epoch="default@1")
 REQUEST = GenerationRequest(request_id="req_1", kind=Kind.CHAT, model="m")

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row, split_exactly, work_units
 
 weights = st.lists(st.integers(0, 10**9), min_size=1, max_size=40)

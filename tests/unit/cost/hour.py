@@ -15,7 +15,7 @@ from tests.unit.cost.hour_models import Asked, HourClock, Model, SeenLane, hour_
 from llmhost.core.meter import Rate
 from llmhost.core.output import Usage
 from llmhost.core.ports import Lane
-from llmhost.core.request import Purpose
+from llmhost.core.sequence import Purpose
 from llmhost.cost import ledger
 from llmhost.cost.attribution import LoadBegun, TrueCosts
 from llmhost.cost.costbook import CostBook

@@ -14,7 +14,7 @@ from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.core.output import Usage
 from llmhost.core.ports import EngineLoad, Lane, LaneAccount, Turn
-from llmhost.core.request import Purpose, SequenceSpec
+from llmhost.core.sequence import Purpose, SequenceSpec
 from llmhost.core.step import Drawn, KvMove, Row, StepResult
 from llmhost.engines.fake import FakeFlight, FakeRunner
 from llmhost.schedule.bed import Bed

@@ -17,10 +17,10 @@ from msgspec.structs import asdict, replace
 from tests.unit.cost.told import used
 
 import llmhost
+from llmhost.core.caller import LOCAL_CALLER, Caller
 from llmhost.core.errors import Overloaded
 from llmhost.core.events import RequestEnded
 from llmhost.core.output import Outcome, Usage
-from llmhost.core.request import LOCAL_CALLER, Caller
 from llmhost.cost import rows
 from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.chain import GENESIS, row_hash, struct_hash

@@ -10,7 +10,7 @@ from llmhost.config.schema import FakeOptions, ModelSpec
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import RunnerFacts, Tokenizer
-from llmhost.core.request import ModelRef
+from llmhost.core.sequence import ModelRef
 from llmhost.core.step import Drawn, KvMove, Row
 from llmhost.deploy.catalogue import ModelEntry
 from llmhost.deploy.deployment import Deployment

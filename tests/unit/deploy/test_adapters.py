@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.deploy.fakes import entry
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import Conflict, DoesNotFit, ModelUnavailable, Overloaded, UnknownModel
-from llmhost.core.request import Caller
 from llmhost.deploy import adapters
 from llmhost.deploy.adapters import AdapterShelf
 from llmhost.deploy.catalogue import Catalogue, Served

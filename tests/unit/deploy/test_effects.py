@@ -14,7 +14,8 @@ from llmhost.api.admin import Admin
 from llmhost.config.schema import DeviceSettings
 from llmhost.core.errors import DoesNotFit, EngineFailed, LlmhostError, ModelUnavailable
 from llmhost.core.output import Delta
-from llmhost.core.request import Purpose, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Purpose, SequenceSpec
 from llmhost.deploy import effects as effects_module
 from llmhost.deploy.catalogue import Catalogue, ModelEntry
 from llmhost.deploy.deployment import State

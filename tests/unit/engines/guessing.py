@@ -7,7 +7,7 @@ from tests.unit.schedule.kit import SpelledWatch
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import DraftAsk, Drafter, Runner
-from llmhost.core.request import SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import StepResult, confirmed_drafts, split_exactly, work_units
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.limits import SchedulerLimits

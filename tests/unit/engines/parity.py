@@ -17,7 +17,7 @@ from tests.unit.engines.checkpoints import VOCAB
 from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 from tests.unit.schedule.kit import SpelledWatch, a_spec
 
-from llmhost.core.request import SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import Row, StepResult, split_exactly, work_units
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.schedule.limits import SchedulerLimits

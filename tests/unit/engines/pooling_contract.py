@@ -7,7 +7,8 @@ import pytest
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import Runner
-from llmhost.core.request import Pooling, Sampling
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling
 from llmhost.core.step import Draw, Row
 
 TEXTS = ((3,), (5, 6, 7, 8, 9), tuple(range(3, 40)), (9, 8, 7), (5, 6, 7, 8, 9, 10))

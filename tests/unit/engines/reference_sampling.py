@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 
 Numbers = np.ndarray[tuple[int], np.dtype[np.float64]]
 

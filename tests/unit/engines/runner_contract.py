@@ -9,8 +9,9 @@ import pytest
 from tests.unit.engines.toy_scheduler import GREEDY, Asked, Guesser, ToyScheduler
 
 from llmhost.core.errors import EngineFailed
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.ports import Runner
-from llmhost.core.request import GrammarSpec, Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.text.words import WordTokenizer
 

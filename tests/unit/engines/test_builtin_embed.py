@@ -8,7 +8,8 @@ import pytest
 
 import llmhost.engines.builtin
 from llmhost.config.schema import ModelSpec
-from llmhost.core.request import Pooling, Sampling
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling
 from llmhost.core.step import Draw, Row
 from llmhost.engines.builtin import corpus
 from llmhost.engines.kinds import TorchKind

@@ -8,7 +8,7 @@ from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Draw, Row
 from llmhost.engines.fake import MOST_COUNTED, FakeRunner, fake_answer
 

@@ -6,7 +6,8 @@ from tests.unit.engines.pooling_contract import PoolingContract
 from llmhost.config.schema import FakeOptions, ModelSpec
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import Runner
-from llmhost.core.request import Pooling, Sampling
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling
 from llmhost.core.step import Draw, Row
 from llmhost.engines.fake_pooling import FakePoolingRunner, fake_scores, fake_vector
 from llmhost.engines.kinds import FakeKind

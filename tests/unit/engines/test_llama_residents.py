@@ -11,7 +11,7 @@ from tests.unit.schedule.test_scheduler_properties import limits as some_limits
 
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import KvMove, Row
 from llmhost.engines.llama.residents import Residents
 from llmhost.schedule.limits import SchedulerLimits

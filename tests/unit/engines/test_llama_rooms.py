@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.llama.context import ContextShape, Room
 from llmhost.engines.llama.rooms import apart_for, longest_of, rooms_of, suits

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from llmhost.core.errors import EngineFailed, FormTooComplex
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.engines.drawing import Place, nothing_left
 
 

@@ -4,7 +4,7 @@ import tests.unit.kernels.interpreting  # noqa: F401
 import torch
 from torch import Tensor
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.torch.asked import DrawAsked
 from llmhost.engines.torch.decode_steps import DecodeRows, DecodeSteps

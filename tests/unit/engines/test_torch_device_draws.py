@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Draw, Drawn, GrammarState, Row
 from llmhost.engines.masks import Masks
 from llmhost.engines.torch import sampler

@@ -13,7 +13,7 @@ from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
 from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import EngineFailed
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import PENDING, Row
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.load import load_runner

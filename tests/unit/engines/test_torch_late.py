@@ -38,7 +38,7 @@ import sys
 from pathlib import Path
 import llmhost
 from llmhost.config.schema import ModelSpec
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import (Sampling)
 from llmhost.core.step import Row
 from llmhost.engines.kinds import TorchKind
 

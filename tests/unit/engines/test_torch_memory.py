@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmhost.core.errors import OutOfMemory
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.torch.memory import memory_errors
 

@@ -23,7 +23,8 @@ from torch.nn.functional import normalize
 from llmhost.config.schema import TorchOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import Runner
-from llmhost.core.request import Pooling, Sampling
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import Pooling
 from llmhost.core.step import Draw, Row
 from llmhost.engines.torch.pooling import PoolingRunner, group_by_length
 from llmhost.engines.torch.pooling_files import task_of

@@ -2,7 +2,7 @@
 
 import torch
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.torch.bench import model_work
 from llmhost.engines.torch.random_model import RandomShape, random_runner

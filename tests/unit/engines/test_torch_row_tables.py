@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import PENDING, Row
 from llmhost.engines.drawing import Place
 from llmhost.engines.torch.asked import DrawAsked, pack

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhost.core.errors import EngineFailed
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Draw, GrammarState, Row
 from llmhost.engines.drawing import Place
 from llmhost.engines.masks import Masks

@@ -11,7 +11,8 @@ from tests.unit.schedule.kit import a_spec
 
 from llmhost.config.schema import TorchOptions
 from llmhost.core.ports import DraftAsk, Drafter
-from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import SequenceSpec
 from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.gpu.lane import FreeLane

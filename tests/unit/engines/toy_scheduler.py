@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import Runner
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Draw, Drawn, GrammarState, Row
 
 GREEDY = Sampling(temperature=0.0)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, Overloaded
-from llmhost.core.request import Caller
 from llmhost.cost.entries import Entry
 from llmhost.cost.pricing import Price
 from llmhost.cost.rerate import Rerating

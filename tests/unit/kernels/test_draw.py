@@ -10,7 +10,7 @@ import triton.language as tl
 from tests.unit.engines.reference_sampling import distance
 from torch import Tensor
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.drawing import Place
 from llmhost.engines.torch.asked import DrawAsked, asked_of, pack

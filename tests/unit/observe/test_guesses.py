@@ -1,7 +1,7 @@
 """What was guessed and what of it was right, as vLLM's dashboards expect it."""
 
 from llmhost.core.errors import EngineFailed
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Draw, Drawn, Row, StepResult
 from llmhost.observe.metrics import Metrics
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from llmhost.config.schema import FakeOptions, ModelSpec
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
-from llmhost.core.request import GenerationRequest, Kind, Sampling
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.sampling import Sampling
 from llmhost.cost.ledger import Entry, Recorded
 from llmhost.engines.fake import FakeRunner
 from llmhost.engines.kinds import FakeKind

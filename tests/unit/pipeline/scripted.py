@@ -11,9 +11,10 @@ from tests.unit.pipeline.node import settled
 
 from llmhost.config.schema import ModelSpec
 from llmhost.core.errors import LlmhostError, Overloaded
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.ports import DeltaSink, EngineLoad, Marks, Runner, RunnerFacts, Tokenizer
-from llmhost.core.request import GrammarSpec, SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 from llmhost.engines.kinds import FakeKind
 from llmhost.hooks.spec import hookimpl
 from llmhost.testing import FAKE_MODEL, TestHost, make_host

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmhost.core.request import LOCAL_CALLER
+from llmhost.core.caller import LOCAL_CALLER
 from llmhost.pipeline.batches.lines import (
     Check,
     Line,

@@ -23,7 +23,7 @@ from tests.unit.pipeline.batch_node import (
 from tests.unit.pipeline.node import HELD_MODEL, Held, until
 
 from llmhost.config.schema import BatchSettings, ModelSpec, PriceSettings, ServerSettings, Settings
-from llmhost.core.request import Limits
+from llmhost.core.caller import Limits
 from llmhost.hooks.spec import hookimpl
 from llmhost.pipeline.batches import runner as batch_runner
 from llmhost.pipeline.batches.record import BatchStatus, from_record

@@ -13,9 +13,11 @@ from tests.unit.safety.test_judges import Policy
 
 from llmhost.cache.store import Meant
 from llmhost.config.schema import CacheSettings, ModelCacheSettings, SafetySettings, Settings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import CacheMiss, LlmhostError, QuotaExhausted
 from llmhost.core.output import Delta, FinishReason
-from llmhost.core.request import Caller, GenerationRequest, Sampling
+from llmhost.core.request import GenerationRequest
+from llmhost.core.sampling import Sampling
 from llmhost.cost.under_way import Settlements, UnderWay
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.host.wiring import Host

@@ -9,7 +9,7 @@ from tests.unit.pipeline.scripted import ScriptedEngine, scripted_node
 
 from llmhost.core.errors import DeadlineExceeded, EngineFailed, InvalidValue, Overloaded
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.pipeline.processor import Exchange
 from llmhost.testing import TestHost, make_host
 from llmhost.text.words import WordTokenizer

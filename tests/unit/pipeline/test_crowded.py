@@ -7,7 +7,7 @@ import pytest
 from tests.unit.pipeline.node import asks, read_all, settled
 
 from llmhost.config.schema import SafetySettings, Settings
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.testing import FAKE_MODEL, TestHost, fake_words, make_host
 
 CROWDED = {

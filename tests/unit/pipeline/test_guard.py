@@ -11,10 +11,12 @@ from tests.unit.pipeline.node import Held, settled, until
 from tests.unit.pipeline.scripted import MarkedWords, scripted_node
 
 from llmhost.config.schema import ModelSpec, PriceSettings
+from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.errors import InvalidValue, LlmhostError, UnknownModel
 from llmhost.core.output import Usage
 from llmhost.core.ports import Marks
-from llmhost.core.request import LOCAL_CALLER, GenerationRequest, Kind, Purpose
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.sequence import Purpose
 from llmhost.engines.fake_pooling import fake_scores
 from llmhost.host.wiring import Host
 from llmhost.pipeline.guard import PRIORITY, ModelGuard

@@ -12,8 +12,9 @@ import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, asks, read_all, settled, until
 
 from llmhost.config.schema import LimitSettings, ModelLimitSettings, ModelSpec, Settings
+from llmhost.core.caller import Caller, Limits
 from llmhost.core.errors import EngineFailed, ExceedsLimit, LlmhostError, Overloaded
-from llmhost.core.request import Caller, GenerationRequest, Limits
+from llmhost.core.request import GenerationRequest
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.pipeline.processor import Exchange
 from llmhost.tenants.refusals import LimitReached

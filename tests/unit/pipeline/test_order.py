@@ -8,9 +8,10 @@ import pytest
 from tests.unit.pipeline.node import settled
 
 from llmhost.config.schema import LimitSettings, ModelSpec, SafetySettings, Settings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import ConfigError
 from llmhost.core.events import DeploymentChanged, RequestEnded
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import GenerationRequest
 from llmhost.hooks.spec import Price, Refusal, hookimpl
 from llmhost.testing import FAKE_MODEL, make_host
 

@@ -8,7 +8,8 @@ import pytest
 from tests.unit.pipeline.node import WAIT_S, settled
 
 from llmhost.config.schema import SafetySettings, Settings
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.caller import Caller
+from llmhost.core.request import GenerationRequest
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.safety.rules import Rules
 from llmhost.safety.screen import OutputScreen

@@ -11,7 +11,8 @@ from msgspec import structs
 from llmhost.core.errors import Overloaded
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DeltaSink, EngineLoad
-from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.pipeline.pacing import PacedEngine
 
 SPEC = SequenceSpec(

@@ -18,6 +18,7 @@ from llmhost.config.schema import (
     ModelSpec,
     Settings,
 )
+from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     CacheMiss,
     EngineFailed,
@@ -27,7 +28,8 @@ from llmhost.core.errors import (
 )
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.ports import Runner
-from llmhost.core.request import Caller, GenerationRequest, Kind, Sampling
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.sampling import Sampling
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.pipeline.embed import Embedder, sequence_of
 from llmhost.pipeline.processor import Exchange

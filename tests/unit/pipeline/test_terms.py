@@ -6,7 +6,8 @@ import pytest
 from tests.unit.pipeline.node import asks
 
 from llmhost.core.errors import InvalidValue
-from llmhost.core.request import GenerationRequest, Kind, Sampling
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.core.sampling import Sampling
 from llmhost.pipeline.terms import MAX_REPEATED, is_short, terms_of
 from llmhost.text.words import WordTokenizer, words
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llmhost.core.request import Caller
+from llmhost.core.caller import Caller
 from llmhost.safety.review import Review, Reviewer
 from llmhost.safety.verdict import (
     Action,

@@ -11,8 +11,8 @@ import pytest
 from tests.unit.storage.damage import open_trail
 
 from llmhost.config.schema import AuditSettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import Overloaded, SafetyUnavailable
-from llmhost.core.request import Caller
 from llmhost.safety import audit
 from llmhost.safety.audit import AuditJournal, AuditLog
 from llmhost.safety.kept_prompts import MOST_BYTES, KeptPrompts

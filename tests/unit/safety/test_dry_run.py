@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmhost.core.request import LOCAL_CALLER
+from llmhost.core.caller import LOCAL_CALLER
 from llmhost.safety.audit import row_of
 from llmhost.safety.defaults import NodePolicy
 from llmhost.safety.dry_run import dry_run

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from llmhost.config.schema import SafetySettings
+from llmhost.core.caller import LOCAL_CALLER, Caller
 from llmhost.core.errors import ContentRefused, HeldForReview, SafetyUnavailable
-from llmhost.core.request import LOCAL_CALLER, Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.defaults import NodePolicy, SamePolicy
 from llmhost.safety.screen import Screen

@@ -10,8 +10,8 @@ import pytest
 from tests.unit.safety.reviews import ANN, BOB, BOSS, SENDER, screening
 
 from llmhost.config.schema import ReviewSettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import Conflict, NotFound, SafetyUnavailable
-from llmhost.core.request import Caller
 from llmhost.safety.queue import ReviewQueue
 from llmhost.safety.review import Reviewer, ReviewState
 from llmhost.safety.verdict import ReviewMode

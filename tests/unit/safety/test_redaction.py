@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from tests.unit.safety.pack_samples import AROUND, FOUND
 
 from llmhost.config.schema import SafetySettings
+from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.errors import ContentRefused
-from llmhost.core.request import LOCAL_CALLER, GenerationRequest, GrammarSpec, Kind
+from llmhost.core.grammar import GrammarSpec
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.screen import Screen
 

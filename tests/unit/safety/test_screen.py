@@ -9,6 +9,7 @@ import pytest
 
 from llmhost import Refusal, hookimpl
 from llmhost.config.schema import SafetySettings
+from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.errors import (
     BadRequest,
     ConfigError,
@@ -16,7 +17,7 @@ from llmhost.core.errors import (
     InvalidValue,
     SafetyUnavailable,
 )
-from llmhost.core.request import LOCAL_CALLER, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.defaults import NodePolicy, SamePolicy
 from llmhost.safety.output import OutputScreen

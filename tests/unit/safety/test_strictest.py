@@ -8,8 +8,9 @@ from tests.unit.safety.test_judges import ASKED, Guard, Journal, Reviews, check
 
 from llmhost import Refusal, hookimpl
 from llmhost.config.schema import SafetySettings
+from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.errors import ContentRefused
-from llmhost.core.request import LOCAL_CALLER, GenerationRequest
+from llmhost.core.request import GenerationRequest
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.defaults import NodePolicy, SamePolicy
 from llmhost.safety.output import OutputScreen

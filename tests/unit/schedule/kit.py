@@ -10,7 +10,8 @@ from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.meter import Meter, Rate
 from llmhost.core.output import Delta, FinishReason
-from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.core.step import Row, StepResult, split_exactly, work_units
 from llmhost.engines.fake import FakeRunner, fake_answer
 from llmhost.schedule.limits import SchedulerLimits

@@ -10,7 +10,8 @@ from tests.unit.schedule.kit import VOCAB, Workbench, a_spec, some_limits
 from tests.unit.schedule.test_flights import Airfield, Stormy
 
 from llmhost.core.output import FinishReason
-from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import SequenceSpec
 from llmhost.engines.fake import fake_answer
 
 

@@ -10,7 +10,7 @@ from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import DraftAsk
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Drawn, Row
 from llmhost.engines.fake import FakeRunner, fake_answer
 from llmhost.gpu.lane import FreeLane

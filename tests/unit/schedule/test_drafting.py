@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhost.core.ports import DraftAsk
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.schedule.drafting import LONGEST_MATCH, Places, PromptLookup
 
 texts = st.lists(st.integers(0, 4), max_size=60)

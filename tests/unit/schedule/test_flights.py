@@ -19,7 +19,8 @@ from tests.unit.schedule.kit import (
 from llmhost.config.schema import FakeOptions
 from llmhost.core.meter import FREE, Rate
 from llmhost.core.output import FinishReason, Usage
-from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import PENDING, Drawn, KvMove, Row, StepResult
 from llmhost.engines.fake import FakeFlight, FakeRunner, fake_answer
 from llmhost.gpu.lane import DeviceLane

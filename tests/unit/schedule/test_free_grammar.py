@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from tests.unit.schedule.kit import VOCAB, SpelledWatch, a_spec, some_limits
 
 from llmhost.config.schema import FakeOptions
-from llmhost.core.request import GrammarSpec, Sampling
+from llmhost.core.grammar import GrammarSpec
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row, StepResult
 from llmhost.engines.fake import FakeRunner, fake_answer
 from llmhost.schedule.scheduler import Scheduler

@@ -15,7 +15,8 @@ from tests.unit.schedule.kit import (
     some_limits,
 )
 
-from llmhost.core.request import Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import Draw, Row, StepResult
 from llmhost.engines.fake import fake_answer
 from llmhost.schedule.kv_books import KvBooks

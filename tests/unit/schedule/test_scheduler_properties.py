@@ -13,7 +13,7 @@ from hypothesis.stateful import (
 )
 from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, Workbench, a_spec
 
-from llmhost.core.request import SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 from llmhost.schedule.limits import SchedulerLimits
 
 limits = st.builds(

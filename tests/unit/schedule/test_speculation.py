@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhost.core.ports import DraftAsk
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Draw, Drawn, Row, StepResult
 from llmhost.schedule.speculation import Chance, Speculation, StepCosts, best_counts
 

@@ -9,7 +9,8 @@ from tests.unit.schedule.kit import SpelledWatch
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import Delta
-from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.core.step import DecodeRows, Drawn, Shares, StepResult
 from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.scheduler import Scheduler

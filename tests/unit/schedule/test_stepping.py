@@ -10,7 +10,7 @@ from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, SpelledWatch, a_spec, s
 from llmhost.config.schema import FakeOptions
 from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.core.output import Delta, FinishReason
-from llmhost.core.request import Pooling
+from llmhost.core.sequence import Pooling
 from llmhost.core.step import Drawn, Row, StepResult
 from llmhost.engines.fake import FakeRunner, fake_answer
 from llmhost.gpu.lane import FreeLane

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmhost.core.caller import Caller
 from llmhost.core.events import RequestEnded, SafetyNote
 from llmhost.core.output import Outcome, Usage
-from llmhost.core.request import Caller
 from llmhost.storage.analytics import (
     BUCKET_BOUNDS_US,
     MINUTE_NS,

@@ -3,8 +3,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import QuotaExhausted
-from llmhost.core.request import Caller
 from llmhost.tenants import pots
 from llmhost.tenants.accounts import HOLD_NS, Accounts, BudgetHold, Tightest
 from llmhost.tenants.balance import Grant

@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import QuotaExhausted
-from llmhost.core.request import Caller
 from llmhost.tenants.accounts import Accounts, BudgetHold, run_of
 from llmhost.tenants.balance import Grant
 from llmhost.tenants.budgets import Budget

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import ConfigError, Conflict, InvalidValue, NotFound, QuotaExhausted
-from llmhost.core.request import Caller
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.schema import Schema

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llmhost.core.caller import Caller, Limits, Role
 from llmhost.core.errors import Conflict, InvalidValue, NotFound, Overloaded, Unauthenticated
-from llmhost.core.request import Caller, Limits, Role
 from llmhost.storage.reader import Reader
 from llmhost.storage.schema import Schema
 from llmhost.storage.writer import Writer

@@ -3,7 +3,7 @@
 import pytest
 
 from llmhost.config.schema import LimitSettings, ModelLimitSettings, ModelSpec
-from llmhost.core.request import Caller, Limits
+from llmhost.core.caller import Caller, Limits
 from llmhost.tenants.lengths import KEPT_ANSWERS, AnswerLengths
 from llmhost.tenants.levels import Levels
 

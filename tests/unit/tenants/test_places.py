@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmhost.core.caller import Limits
 from llmhost.core.errors import Overloaded
-from llmhost.core.request import Limits
 from llmhost.tenants.levels import Level
 from llmhost.tenants.places import Places
 from llmhost.tenants.refusals import LimitReached

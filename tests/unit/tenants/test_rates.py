@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmhost.core.caller import Limits
 from llmhost.core.errors import ExceedsLimit, LlmhostError, RateLimited
-from llmhost.core.request import Limits
 from llmhost.tenants.levels import Level
 from llmhost.tenants.rates import Rates, Used, Wish
 from llmhost.tenants.refusals import Allowance, Allowances, LimitReached

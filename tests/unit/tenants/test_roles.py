@@ -2,8 +2,8 @@
 
 import pytest
 
+from llmhost.core.caller import Caller, Role
 from llmhost.core.errors import Forbidden
-from llmhost.core.request import Caller, Role
 from llmhost.tenants.roles import OPERATOR, Right, access_of, check_right, refusal
 
 MAY = {

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.tenants.test_keys import Desk, refusal
 
+from llmhost.core.caller import NO_LIMITS, Limits
 from llmhost.core.errors import Conflict, InvalidValue, NotFound
-from llmhost.core.request import NO_LIMITS, Limits
 from llmhost.tenants.records import MOST, check_limits, check_name
 
 

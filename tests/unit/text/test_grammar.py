@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmhost.core.errors import BadRequest, InvalidGrammar, InvalidSchema, InvalidTool
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.ports import Tokenizer
-from llmhost.core.request import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.grammar import fill_masks
 from llmhost.text.grammar_child import READER

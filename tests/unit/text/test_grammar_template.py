@@ -12,7 +12,7 @@ from tests.unit.text.answer_templates import JSON_CALLS, LINES, LISTED, OF_CALLS
 from tests.unit.text.test_held_calls import ARGS, TOOLS, allowed, follow, ids
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from llmhost.core.request import GrammarSpec
+from llmhost.core.grammar import GrammarSpec
 from llmhost.text.calls.pattern_shape import Group, Space, Text, shape_of
 from llmhost.text.calls.response_template import template_of
 from llmhost.text.calls.templated import Templated

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.text.marked import TEMPLATES, tokenizer_of
 
 from llmhost.core.errors import InvalidTool
-from llmhost.core.request import GrammarSpec
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.step import GrammarState
 from llmhost.text.calls.families import BY_NAME, reader_of
 from llmhost.text.calls.pieces import Piece

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import msgspec
 
 from llmhost.api.files.wire import checked_lasts_s
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, MissingParameter
-from llmhost.core.request import Caller
 from llmhost.pipeline.batches.lines import LONGEST_WINDOW_S, window_s
 from llmhost.pipeline.batches.record import Batch, BatchStatus
 

@@ -7,9 +7,9 @@ import msgspec
 
 from llmhost.api.chats.wire import ChatPage, Deleted, Wish, page_object, stored_message
 from llmhost.api.frames import answer_id
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, LlmhostError, NotFound
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.observe.logs import log_event
 from llmhost.pipeline.context import RequestContext
 from llmhost.storage.stored_chats import Metadata, StoredChat, StoredChats, Wanted

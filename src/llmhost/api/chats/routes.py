@@ -13,8 +13,8 @@ from llmhost.api.door import bearer
 from llmhost.api.gatekeeper import Identify, vouch
 from llmhost.api.json_request import JsonRequest
 from llmhost.api.router import Router
+from llmhost.core.caller import Caller
 from llmhost.core.ids import new_request_id
-from llmhost.core.request import Caller
 
 PATH = "/v1/chat/completions"
 

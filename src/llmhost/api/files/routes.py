@@ -25,9 +25,9 @@ from llmhost.api.files.wire import (
     purpose_of,
 )
 from llmhost.config.schema import FileSettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, NotFound, RequestTooLarge
 from llmhost.core.ids import new_request_id
-from llmhost.core.request import Caller
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.files import Files, Owner, Room, StoredFile
 from llmhost.storage.keyed_calls import Made, Note

@@ -31,10 +31,10 @@ from llmhost.api.message_batches.wire import (
     result_files,
     results,
 )
+from llmhost.core.caller import Caller
 from llmhost.core.errors import BadRequest, Conflict, FileInUse, InvalidValue, NotFound
 from llmhost.core.ids import new_request_id
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.pipeline.authenticate import check_run, run_of
 from llmhost.pipeline.batches.record import Batch, from_record
 from llmhost.pipeline.batches.runner import BatchRunner

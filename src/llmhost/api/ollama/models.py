@@ -17,10 +17,10 @@ from llmhost.api.gatekeeper import Identify, vouch
 from llmhost.api.ollama.bodies import OllamaShow
 from llmhost.api.ollama.frames import iso
 from llmhost.api.ollama.wire import LATEST
+from llmhost.core.caller import Caller
 from llmhost.core.errors import Forbidden, LlmhostError, MissingParameter, ModelNotAllowed, NotFound
 from llmhost.core.ids import new_request_id
 from llmhost.core.ports import RunnerFacts
-from llmhost.core.request import Caller
 from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.manager import Deployments

@@ -26,7 +26,9 @@ from llmhost.api.pooling_wire import MAX_TEXTS
 from llmhost.api.sampling import SEED_MASK, stops
 from llmhost.api.structured import chat_form, check_size
 from llmhost.core.errors import Forbidden, InvalidValue, MissingParameter
-from llmhost.core.request import GenerationRequest, GrammarSpec, Kind, PoolingWish, Sampling
+from llmhost.core.grammar import GrammarSpec
+from llmhost.core.request import GenerationRequest, Kind, PoolingWish
+from llmhost.core.sampling import Sampling
 
 LATEST = ":latest"
 TEMPERATURE, TOP_K, TOP_P = 0.8, 40, 0.9

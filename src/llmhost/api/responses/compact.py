@@ -15,8 +15,9 @@ from llmhost.api.responses.frames import ResponseFrames
 from llmhost.api.responses.resource import response_id
 from llmhost.api.responses.wire import Asked, parse_response
 from llmhost.api.visit import Visit
+from llmhost.core.caller import Caller
 from llmhost.core.ids import new_id
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.processor import Processor
 
 PATH = "/v1/responses/compact"

@@ -17,8 +17,9 @@ from llmhost.api.responses.runs import Run, Runs
 from llmhost.api.responses.sealed import Seal
 from llmhost.api.responses.turns import Turns, kept_item
 from llmhost.api.responses.wire import Asked
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, LlmhostError, NotFound, PreviousResponseNotFound
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.request import GenerationRequest
 from llmhost.storage.conversations import ConversationStore
 from llmhost.storage.responses import ChainBroken, Item, Kept, ResponseStore
 

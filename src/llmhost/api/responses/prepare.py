@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from llmhost.api.responses.desk import Desk, Order, scope_of
 from llmhost.api.responses.truncate import shortened
 from llmhost.api.responses.wire import Asked
-from llmhost.core.request import Caller, GenerationRequest
+from llmhost.core.caller import Caller
+from llmhost.core.request import GenerationRequest
 from llmhost.pipeline.processor import Processor
 
 

@@ -25,8 +25,9 @@ from llmhost.api.responses.wire import Asked, parse_response
 from llmhost.api.reviews.held import hold_answer
 from llmhost.api.upgrade import socket_of
 from llmhost.api.visit import Visit
+from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.held import Holds
 from llmhost.pipeline.processor import Processor
 from llmhost.tenants.refusals import Allowances

@@ -25,8 +25,9 @@ from llmhost.api.responses.prepare import prepare_to_run
 from llmhost.api.responses.wire import Asked, parse_response
 from llmhost.api.upgrade import Socket
 from llmhost.api.visit import Visit
+from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, LlmhostError, UnsupportedParameter
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.processor import Processor
 

@@ -46,7 +46,8 @@ from llmhost.core.errors import (
     MissingParameter,
     UnsupportedParameter,
 )
-from llmhost.core.request import GenerationRequest, GrammarSpec, Kind
+from llmhost.core.grammar import GrammarSpec
+from llmhost.core.request import GenerationRequest, Kind
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"

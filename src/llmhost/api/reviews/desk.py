@@ -19,9 +19,9 @@ from llmhost.api.reviews.wire import (
     rule_row,
     threshold_row,
 )
+from llmhost.core.caller import Role
 from llmhost.core.errors import InvalidValue, NotFound
 from llmhost.core.ports import Clock
-from llmhost.core.request import Role
 from llmhost.pipeline.posting import shown_secret
 from llmhost.safety.labels import Agreement, proposals, rule_qualities
 from llmhost.safety.queue import DAY_NS, ReviewQueue

@@ -11,9 +11,9 @@ from llmhost.api.door import send_whole
 from llmhost.api.reviews.caller_wire import review_object
 from llmhost.api.visit import Visit
 from llmhost.cache.wish import HEADERS as WISH_HEADERS
+from llmhost.core.caller import Caller
 from llmhost.core.errors import HeldForReview
 from llmhost.core.output import Delta
-from llmhost.core.request import Caller
 from llmhost.pipeline.authenticate import run_of
 from llmhost.pipeline.held import Call, Holds
 

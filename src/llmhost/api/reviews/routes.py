@@ -12,8 +12,8 @@ from llmhost.api.creating import AnyRequest
 from llmhost.api.files.routes import CallerOf
 from llmhost.api.reviews.caller_wire import HeldResponse, ReviewObject, review_object
 from llmhost.api.reviews.held import PATH, waiting_headers
+from llmhost.core.caller import Caller
 from llmhost.core.ids import new_request_id
-from llmhost.core.request import Caller
 from llmhost.pipeline.held import Holds, request_id_of
 from llmhost.safety.review import ReviewState
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from llmhost.config.schema import TorchOptions
 from llmhost.core.ports import TextWatch
-from llmhost.core.request import ModelRef, Sampling, SequenceSpec
+from llmhost.core.sampling import Sampling
+from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.core.step import StepResult, split_exactly, work_units
 from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.scheduler import Scheduler

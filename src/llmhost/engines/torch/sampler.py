@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Drawn, Row
 from llmhost.engines.drawing import (
     Picked,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmhost.core.errors import ModelUnavailable
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.torch.fp8 import rows_as_they_are
 from llmhost.engines.torch.kv import KvShape

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmhost.core.request import Sampling
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.drawing import Ids, Numbers, Place, Tally, bars, has_penalty
 from llmhost.engines.masks import Masks

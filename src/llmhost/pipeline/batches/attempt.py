@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     BadRequest,
     EngineFailed,
@@ -23,7 +24,7 @@ from llmhost.core.errors import (
     RateLimited,
 )
 from llmhost.core.output import Usage
-from llmhost.core.request import Caller, GenerationRequest, Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.cost.entries import Entry
 from llmhost.pipeline.authenticate import RUN_HEADER
 from llmhost.pipeline.batches.lines import Line, answered, request_id_of

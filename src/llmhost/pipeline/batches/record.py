@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from llmhost.core.request import Caller
+from llmhost.core.caller import Caller
 
 
 class BatchStatus(StrEnum):

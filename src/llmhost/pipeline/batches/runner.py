@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from llmhost.config.schema import BatchSettings
+from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
-from llmhost.core.request import Caller
 from llmhost.observe.batches import BatchMetrics
 from llmhost.observe.logs import log_event
 from llmhost.pipeline.batches.attempt import LineRunner
