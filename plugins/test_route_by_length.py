@@ -1,7 +1,7 @@
 import pytest
 
 import route_by_length
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.testing import TestHost, make_host
 
 MODELS = {"small": ModelSpec(engine="fake"), "large": ModelSpec(engine="fake")}

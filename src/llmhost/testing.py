@@ -17,7 +17,10 @@ from typing import Any
 import httpx
 import msgspec
 
-from llmhost.config.schema import ModelSpec, PriceSettings, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.ports import Clock
 from llmhost.engines.fake import fake_answer
 from llmhost.hooks.registry import Plugins

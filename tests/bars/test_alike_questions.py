@@ -11,7 +11,7 @@ import llmhost.engines.builtin
 from llmhost.cache.alike import unit
 from llmhost.cache.trust import Terms
 from llmhost.cache.verify import ask_the_same, facts_of
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import Pooling
 from llmhost.core.step import Row

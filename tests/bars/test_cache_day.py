@@ -13,7 +13,7 @@ import pytest
 from llmhost.cache.answer import Answer, Part
 from llmhost.cache.learner import Kind, Learner
 from llmhost.cache.memory import Memory
-from llmhost.config.schema import CacheSettings
+from llmhost.config.schema.cache import CacheSettings
 from llmhost.core.output import FinishReason
 
 pytestmark = pytest.mark.bars

@@ -10,7 +10,7 @@ from tests.unit.engines.gguf_models import write_random_llama
 from tests.unit.engines.llama.test_built_in import models, wrong
 from tests.unit.engines.llama.test_same_numbers import FORMS, compare
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.engines.builtin.corpus import known_answers
 from llmhost.testing import make_host
 

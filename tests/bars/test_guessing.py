@@ -11,7 +11,7 @@ from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.guessing import Scripted, say
 from tests.unit.schedule.kit import a_spec
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.sampling import Sampling
 from llmhost.engines.torch.load import load_runner
 

@@ -8,7 +8,7 @@ from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.parity import WAYS, Score, reference
 from tests.unit.engines.test_torch_quantised import KINDS, check
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.engines.torch.load import load_runner
 
 pytestmark = pytest.mark.bars

@@ -8,7 +8,8 @@ import pytest
 from tests.bench.bench_safety import BAR_US, PARAGRAPH, cost_us
 from tests.unit.safety.test_judges import Policy
 
-from llmhost.config.schema import ModelSpec, SafetySettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.host.wiring import Host
 from llmhost.safety.defaults import SamePolicy
 from llmhost.safety.pack.pack import CATEGORIES, Pack

@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "http"))  # for server_process.p
 
 from server_process import Node, http_bytes
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.testing import make_host

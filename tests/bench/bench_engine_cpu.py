@@ -32,7 +32,7 @@ import torch
 import transformers
 
 from llmhost.cli.bench.figures import percentile
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.core.step import StepResult, split_exactly, work_units

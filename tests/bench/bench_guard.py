@@ -20,7 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmhost.config.schema import ModelSpec, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError
 from llmhost.core.request import GenerationRequest, Kind

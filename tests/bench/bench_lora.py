@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
 from llmhost.engines.torch import lora

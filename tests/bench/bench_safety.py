@@ -8,7 +8,7 @@ The bar is 50 us per kB (1,000 characters), in and out.
 import sys
 import time
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.safety.pack.pack import CATEGORIES, Pack
 from llmhost.safety.rules import Rules
 from llmhost.safety.verdict import Direction

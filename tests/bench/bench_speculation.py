@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from tests.unit.schedule.kit import a_spec
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.ports import Drafter, Runner
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import SequenceSpec

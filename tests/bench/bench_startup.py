@@ -48,7 +48,7 @@ def _timed(what: str) -> Iterator[None]:
 
 def _model(is_plain: bool) -> None:
     import llmhost
-    from llmhost.config.schema import TorchOptions
+    from llmhost.config.schema.engines import TorchOptions
     from llmhost.engines.torch import load
     from llmhost.engines.torch.late import late_imports
 

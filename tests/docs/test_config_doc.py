@@ -11,18 +11,13 @@ from llmhost.config.convert import describe
 from llmhost.config.describe import key_docs
 from llmhost.config.environment import OTHER_VARIABLES, TABLES
 from llmhost.config.load import DEFAULT_MODELS, FLAGS, load
-from llmhost.config.schema import (
-    FakeOptions,
-    LlamaOptions,
-    ModelCacheSettings,
-    ModelLimitSettings,
-    ModelSpec,
-    PriceSettings,
-    Section,
-    Settings,
-    SpeculationSettings,
-    TorchOptions,
-)
+from llmhost.config.schema import Settings
+from llmhost.config.schema.cache import ModelCacheSettings
+from llmhost.config.schema.engines import FakeOptions, LlamaOptions, TorchOptions
+from llmhost.config.schema.limits import ModelLimitSettings
+from llmhost.config.schema.models import ModelSpec, SpeculationSettings
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.section import Section
 from llmhost.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

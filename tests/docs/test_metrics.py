@@ -5,7 +5,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmhost.config.schema import BillingSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.money import BillingSettings
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import make_host

@@ -34,7 +34,7 @@ from tests.gpu.report import Figure, Report
 from tests.gpu.sizes import Sizes
 from tests.gpu.timing import Speeds, device_times_s, measure_speeds
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.sampling import Sampling
 from llmhost.engines.torch import load
 from llmhost.engines.torch.bench import ModelWork, model_work

@@ -17,7 +17,7 @@ import torch
 from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.parity import WAYS, reference
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.engines.torch import selfcheck
 from llmhost.engines.torch.load import load_runner
 

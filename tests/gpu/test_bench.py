@@ -9,7 +9,7 @@ from tests.gpu import bench_h200
 from tests.gpu.models import SHAPES, write_folder
 from tests.gpu.report import Figure, Report
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.engines.torch.load import load_runner
 from llmhost.text.tokenizer import load_tokenizer
 

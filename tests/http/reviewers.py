@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from server_process import PATIENCE_S, Node, eventually
 
-from llmhost.config.schema import ReviewSettings
+from llmhost.config.schema.safety import ReviewSettings
 from llmhost.core.caller import Caller
 from llmhost.host.offline import OfflineAdmin
 from llmhost.host.reviews import open_reviews

@@ -7,7 +7,8 @@ import pytest
 from litestar import Litestar
 
 from llmhost.api import app as api_app
-from llmhost.config.schema import ModelSpec, PriceSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
 from llmhost.core.caller import Limits
 from llmhost.testing import TestHost, make_host
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llmhost.config.schema import ModelSpec, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import ConfigError
 from llmhost.hooks.spec import Price, hookimpl
 from llmhost.testing import at, fake_chat_words, fake_words, make_host

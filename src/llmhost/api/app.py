@@ -73,7 +73,7 @@ from llmhost.api.reviews.routes import review_routes
 from llmhost.api.router import Router
 from llmhost.api.tokenize import tokenize_routes
 from llmhost.api.upgrade import with_sockets
-from llmhost.config.schema import ServerSettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
 from llmhost.core.ids import new_request_id

@@ -21,7 +21,7 @@ from llmhost.api import bill_facts, cache_headers, limit_headers, safety_headers
 from llmhost.api.dialect import OLLAMA_PATH, dialect_of
 from llmhost.api.door import add_by_sending, client_id, header, is_small, send_last, send_whole
 from llmhost.api.peers import Peer, Peers
-from llmhost.config.schema import ServerSettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.errors import Forbidden, InvalidValue, LlmhostError
 from llmhost.core.ids import new_request_id
 from llmhost.pipeline.authenticate import is_local

@@ -25,7 +25,7 @@ from llmhost.api.door import Wire
 from llmhost.api.errors import known_error
 from llmhost.api.loose import read_body
 from llmhost.api.recording import Head, Playback, Recording
-from llmhost.config.schema import IdempotencySettings
+from llmhost.config.schema.state import IdempotencySettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     BadRequest,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from llmhost.cache.policy import Bounds, Policy, Use, decide
-from llmhost.config.schema import CacheSettings
+from llmhost.config.schema.cache import CacheSettings
 from llmhost.observe.logs import log_event
 
 log = logging.getLogger("llmhost.cache")

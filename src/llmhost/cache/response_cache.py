@@ -18,7 +18,8 @@ from llmhost.cache.store import AnswerStore, Meant
 from llmhost.cache.trust import Learnt as LearntTrust
 from llmhost.cache.trust import Terms, Trusts
 from llmhost.cache.wish import Wish
-from llmhost.config.schema import CacheScope, CacheSettings, CacheUse, ModelSpec
+from llmhost.config.schema.cache import CacheScope, CacheSettings, CacheUse
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import Clock
 from llmhost.storage.learnt import LearntFile

@@ -27,7 +27,7 @@ from llmhost.cli.options import Json, SettingsFile, examples
 from llmhost.core.errors import LlmhostError
 
 if TYPE_CHECKING:
-    from llmhost.config.schema import ServerSettings
+    from llmhost.config.schema.server import ServerSettings
 
 GIB = 2**30
 NEEDED = (

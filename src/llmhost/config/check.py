@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmhost.config.schema import CostSettings, ModelSpec, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import CostSettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.config.sources import BUILTIN, BUILTIN_GGUF, FORMS, is_gguf_source, is_hub_source
 from llmhost.core.units import parse_bytes
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from llmhost.config.schema import Section
+from llmhost.config.schema.section import Section
 from llmhost.core.errors import ConfigError
 
 _WORDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}

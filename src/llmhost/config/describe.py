@@ -6,7 +6,11 @@ from the source: only for `llmhost config`, never while serving.
 
 import ast
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -14,7 +18,10 @@ import msgspec
 from llmhost.config import schema
 from llmhost.config.convert import describe, key_types
 from llmhost.config.load import LoadedSettings, Origin, walk
-from llmhost.config.schema import ENGINE_OPTIONS, MODEL_TABLES, Section, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.engines import ENGINE_OPTIONS
+from llmhost.config.schema.models import MODEL_TABLES
+from llmhost.config.schema.section import Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +37,11 @@ class Explained:
 
 def key_docs() -> dict[str, dict[str, str]]:
     """Struct name to key to docstring."""
-    tree = ast.parse(inspect.getsource(schema))
     return {
-        node.name: _attribute_docs(node) for node in tree.body if isinstance(node, ast.ClassDef)
+        node.name: _attribute_docs(node)
+        for module in _modules()
+        for node in ast.parse(inspect.getsource(module)).body
+        if isinstance(node, ast.ClassDef)
     }
 
 
@@ -71,6 +80,12 @@ def json_schema() -> dict[str, Any]:
     ]
     root = parts.pop("Settings")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": parts}
+
+
+def _modules() -> Iterator[ModuleType]:
+    yield schema
+    for part in iter_modules(schema.__path__, f"{schema.__name__}."):
+        yield import_module(part.name)
 
 
 def _attribute_docs(node: ast.ClassDef) -> dict[str, str]:

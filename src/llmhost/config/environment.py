@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from llmhost.config.schema import Section, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.section import Section
 from llmhost.core.errors import ConfigError
 
 PREFIX = "LLMHOST_"

@@ -23,14 +23,11 @@ from llmhost.config.convert import (
     nearest,
 )
 from llmhost.config.environment import TABLES, VARIABLES, read_settings
-from llmhost.config.schema import (
-    ENGINE_OPTIONS,
-    MODEL_TABLES,
-    ModelSpec,
-    PriceSettings,
-    Section,
-    Settings,
-)
+from llmhost.config.schema import Settings
+from llmhost.config.schema.engines import ENGINE_OPTIONS
+from llmhost.config.schema.models import MODEL_TABLES, ModelSpec
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.section import Section
 from llmhost.config.sources import is_gguf_source
 from llmhost.core.errors import ConfigError
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llmhost.config.schema import PriceSettings
+from llmhost.config.schema.money import PriceSettings
 from llmhost.core.ports import Clock
 from llmhost.core.world import World
 from llmhost.cost.pricing import Price, Rates, rates_of

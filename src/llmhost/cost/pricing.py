@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, fields
 from fractions import Fraction
 
-from llmhost.config.schema import PriceSettings
+from llmhost.config.schema.money import PriceSettings
 from llmhost.core.errors import ConfigError
 from llmhost.core.output import Usage
 from llmhost.core.units import PER_MILLION, dollars_to_nano

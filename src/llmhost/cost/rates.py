@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llmhost.config.schema import CostSettings
+from llmhost.config.schema.money import CostSettings
 from llmhost.core.errors import ConfigError
 from llmhost.core.meter import FREE, HOUR_NS, Rate
 from llmhost.core.units import dollars_to_nano

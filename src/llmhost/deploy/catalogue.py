@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 import msgspec
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.caller import Caller
 from llmhost.core.errors import UnknownModel
 from llmhost.core.sequence import ModelRef

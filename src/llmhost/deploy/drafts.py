@@ -2,7 +2,7 @@
 
 import msgspec
 
-from llmhost.config.schema import ModelSpec, SpeculationSettings
+from llmhost.config.schema.models import ModelSpec, SpeculationSettings
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import Tokenizer
 from llmhost.core.sequence import ModelRef

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.units import parse_bytes
 

@@ -8,7 +8,7 @@ nothing.
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import Clock

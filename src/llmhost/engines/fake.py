@@ -17,7 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import RunnerFacts

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Draw, Drawn, Row

@@ -6,7 +6,8 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from llmhost.config.schema import FakeOptions, ModelSpec, TorchOptions
+from llmhost.config.schema.engines import FakeOptions, TorchOptions
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.imports import long_import
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer

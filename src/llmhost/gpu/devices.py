@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import psutil
 
-from llmhost.config.schema import DeviceSettings
+from llmhost.config.schema.server import DeviceSettings
 from llmhost.core.meter import FREE, Rate
 from llmhost.core.ports import Clock, Lane
 from llmhost.core.units import parse_bytes

@@ -10,7 +10,7 @@ from typing import Any
 
 from pluggy import HookImpl, PluginManager
 
-from llmhost.config.schema import PluginSettings
+from llmhost.config.schema.server import PluginSettings
 from llmhost.core.errors import ConfigError
 from llmhost.hooks import spec
 from llmhost.hooks.check import check_plugin

@@ -2,7 +2,7 @@
 
 from contextlib import AsyncExitStack
 
-from llmhost.config.schema import IdempotencySettings
+from llmhost.config.schema.state import IdempotencySettings
 from llmhost.core.ports import Clock
 from llmhost.storage.answers import SCHEMA, Answers
 from llmhost.storage.node import DataDir

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from llmhost.api.audited import shown
-from llmhost.config.schema import AuditSettings
+from llmhost.config.schema.safety import AuditSettings
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
 from llmhost.safety import policy_store

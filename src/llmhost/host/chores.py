@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmhost.config.schema import StateSettings
+from llmhost.config.schema.state import StateSettings
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock
 from llmhost.cost.attribution import TrueCosts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from llmhost.config.schema import ServerSettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.errors import AlreadyRunning, ConfigError
 
 BACKLOG = 2048

@@ -43,7 +43,8 @@ from llmhost.api.reports import ReportDesk, query_of
 from llmhost.api.reviews.desk import ReviewDesk
 from llmhost.api.reviews.wire import ReviewPage, Ruling
 from llmhost.config.load import LoadedSettings
-from llmhost.config.schema import AuditSettings, ReviewSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.safety import AuditSettings, ReviewSettings
 from llmhost.hooks.registry import Plugins
 from llmhost.host.audit import open_audit, written_down
 from llmhost.host.backup import back_up, told

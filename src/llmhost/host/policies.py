@@ -1,7 +1,7 @@
 """The policies of a host's organisations, running or stopped."""
 
 from llmhost.api.policies import PolicyAdmin
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.ports import Clock
 from llmhost.core.world import World
 from llmhost.safety.audit import AuditLog

@@ -10,7 +10,7 @@ from llmhost.api.dialect import ANTHROPIC_PATH, dialect_of_path
 from llmhost.api.messages import MESSAGES
 from llmhost.api.responses.desk import Desk
 from llmhost.api.reviews.caller_wire import review_object
-from llmhost.config.schema import ReviewSettings
+from llmhost.config.schema.safety import ReviewSettings
 from llmhost.core.ports import Clock
 from llmhost.deploy.catalogue import Catalogue
 from llmhost.host.batches import caller_now

@@ -4,7 +4,7 @@ import logging
 import ssl
 from pathlib import Path
 
-from llmhost.config.schema import ServerSettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.errors import ConfigError
 from llmhost.observe.logs import log_event
 

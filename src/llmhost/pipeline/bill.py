@@ -21,7 +21,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from llmhost.config.schema import BillingSettings
+from llmhost.config.schema.money import BillingSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import ModelNotPriced, Overloaded
 from llmhost.core.output import Outcome, Usage

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import ContextTooLong, InvalidValue
 from llmhost.core.output import Delta
 from llmhost.core.ports import RunnerFacts, Tokenizer

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.output import Delta
 from llmhost.core.ports import RunnerFacts, Tokenizer
 from llmhost.core.request import GenerationRequest

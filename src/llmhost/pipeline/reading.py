@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.grammar import GrammarSpec
 from llmhost.core.ports import Tokenizer

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from llmhost.config.schema import AuditSettings
+from llmhost.config.schema.safety import AuditSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError, Overloaded, SafetyUnavailable
 from llmhost.core.ports import Clock

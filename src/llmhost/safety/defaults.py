@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import ConfigError
 from llmhost.safety.pack.pack import CATEGORIES, NAMES, nearest

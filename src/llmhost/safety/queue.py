@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from llmhost.config.schema import ReviewSettings
+from llmhost.config.schema.safety import ReviewSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import Conflict, LlmhostError, NotFound, SafetyUnavailable
 from llmhost.core.ids import new_id

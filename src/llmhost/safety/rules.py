@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.errors import ConfigError
 from llmhost.safety.escapes import unescaped
 from llmhost.safety.pack.pack import Pack

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace as replace_of
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     BadRequest,

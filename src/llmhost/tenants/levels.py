@@ -4,7 +4,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llmhost.config.schema import LimitSettings, ModelSpec
+from llmhost.config.schema.limits import LimitSettings
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.caller import NO_LIMITS, Caller, Limits
 
 REQUESTS, INPUT, OUTPUT = "requests", "input_tokens", "output_tokens"

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmhost.config.schema import LimitSettings, ModelSpec, ReviewSettings, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.limits import LimitSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.safety import ReviewSettings, SafetySettings
 from llmhost.core.caller import Role
 from llmhost.safety.defaults import NodePolicy, SamePolicy
 from llmhost.safety.verdict import Action, Decision, Direction, Finding, ReviewMode

@@ -10,7 +10,10 @@ from litestar import get
 from tests.unit.api.test_visits import Connection, app_of, visit
 from tests.unit.pipeline.node import settled, until
 
-from llmhost.config.schema import LimitSettings, ModelSpec, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.limits import LimitSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.server import ServerSettings
 from llmhost.hooks.spec import hookimpl
 from llmhost.tenants.tokens import new_token
 from llmhost.testing import FAKE_MODEL, TestHost, make_host

@@ -7,7 +7,8 @@ from tests.unit.pipeline.node import asks
 
 from llmhost.api import bill_facts as module
 from llmhost.api.bill_facts import bill_comment, bill_facts, bill_headers
-from llmhost.config.schema import BillingSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.money import BillingSettings
 from llmhost.core.caller import LOCAL_CALLER
 from llmhost.cost.pricing import Price
 from llmhost.pipeline.context import RequestContext

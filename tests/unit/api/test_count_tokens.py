@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
-from llmhost.config.schema import ModelSpec, PriceSettings, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Limits
 from llmhost.testing import TestHost, make_host
 

@@ -8,7 +8,11 @@ import pytest
 import pytest_asyncio
 from openai.types.decision import Decision
 
-from llmhost.config.schema import FakeOptions, ModelSpec, PriceSettings, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.engines import FakeOptions
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.ports import EngineLoad
 from llmhost.testing import TestHost, make_host
 

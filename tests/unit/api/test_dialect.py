@@ -7,7 +7,8 @@ import pytest
 from tests.docs.test_errors import ERRORS, section, tree
 
 from llmhost.api.dialect import ANTHROPIC, OPENAI, anthropic_type, dialect_of
-from llmhost.config.schema import ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.errors import (
     ConfigError,
     ContextTooLong,

@@ -9,7 +9,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from llmhost.api.estimate import endpoint_of
-from llmhost.config.schema import ModelSpec, PriceSettings, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Limits
 from llmhost.core.errors import InvalidValue
 from llmhost.core.units import dollars_to_nano

@@ -10,7 +10,8 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.config.schema import SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.attached import file_of_data, file_text, has_marks, mark_of, named_in
 from llmhost.core.errors import BadRequest
 from llmhost.testing import TestHost, fake_chat_words, make_host

@@ -1,6 +1,7 @@
 """What the gatekeeper says to those it keeps out, and whom it lets pass all the same."""
 
-from llmhost.config.schema import LimitSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.limits import LimitSettings
 from llmhost.testing import TestHost, make_host
 
 STRICT = Settings(limits=LimitSettings(failed_auth_per_minute=1))

@@ -14,13 +14,11 @@ from tests.unit.pipeline.node import HELD_MODEL, Held, settled, slow_ledger, unt
 
 from llmhost.api.idempotency import HEADER, lasting
 from llmhost.api.recording import Head
-from llmhost.config.schema import (
-    IdempotencySettings,
-    LimitSettings,
-    ModelSpec,
-    ServerSettings,
-    Settings,
-)
+from llmhost.config.schema import Settings
+from llmhost.config.schema.limits import LimitSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.server import ServerSettings
+from llmhost.config.schema.state import IdempotencySettings
 from llmhost.core.errors import Overloaded
 from llmhost.storage.answers import Answers
 from llmhost.storage.connect import StorageFailed

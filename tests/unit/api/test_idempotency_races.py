@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmhost.api.idempotency import Idempotency
 from llmhost.api.recording import Playback
-from llmhost.config.schema import IdempotencySettings
+from llmhost.config.schema.state import IdempotencySettings
 from llmhost.core.errors import IdempotencyKeyReused
 from llmhost.storage.answers import Answer, Answers
 from llmhost.storage.keyed_calls import Call

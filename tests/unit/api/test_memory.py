@@ -13,7 +13,10 @@ from tests.unit.pipeline.node import settled, until
 from llmhost.api.idempotency import HEADER
 from llmhost.api.recording import Playback, Recording
 from llmhost.api.visit import Visit
-from llmhost.config.schema import IdempotencySettings, ModelSpec, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.safety import SafetySettings
+from llmhost.config.schema.state import IdempotencySettings
 from llmhost.core.output import Delta
 from llmhost.core.request import GenerationRequest
 from llmhost.pipeline.context import RequestContext

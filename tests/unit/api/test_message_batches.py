@@ -9,7 +9,10 @@ from tests.unit.pipeline.batch_node import WAIT_S, bearing, begin
 from tests.unit.pipeline.node import HELD_MODEL, Held, until
 
 from llmhost.api.message_batches.wire import read_lines
-from llmhost.config.schema import BatchSettings, PriceSettings, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.server import ServerSettings
+from llmhost.config.schema.state import BatchSettings
 from llmhost.pipeline.batches.lines import Check
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
 

@@ -9,7 +9,9 @@ import pytest
 from tests.unit.api.test_messages_frames import events_of, put_together
 from tests.unit.pipeline.scripted import MarkedWords, scripted_node
 
-from llmhost.config.schema import BillingSettings, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.money import BillingSettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.output import FinishReason
 from llmhost.core.ports import Marks
 from llmhost.tenants.budgets import Budget

@@ -8,7 +8,11 @@ import httpx
 import pytest
 from tests.unit.pipeline.scripted import MarkedWords, scripted_node
 
-from llmhost.config.schema import FakeOptions, LimitSettings, ModelSpec, PriceSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.engines import FakeOptions
+from llmhost.config.schema.limits import LimitSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
 from llmhost.core.output import FinishReason
 from llmhost.core.ports import Marks
 from llmhost.core.thoughts import ThoughtIds

@@ -7,7 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from llmhost.config.schema import SafetySettings, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.safety import SafetySettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.caller import Role
 from llmhost.safety.policy_store import PolicyStore
 from llmhost.safety.screen import Screen

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from tests.unit.api.test_custom_tools import parsed
 
-from llmhost.config.schema import ModelSpec, SpeculationSettings
+from llmhost.config.schema.models import ModelSpec, SpeculationSettings
 from llmhost.core.errors import InvalidValue
 from llmhost.testing import FAKE_MODEL, fake_chat_words, make_host
 

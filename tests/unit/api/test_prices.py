@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from llmhost.config.schema import ModelSpec, PriceSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
 from llmhost.core.caller import Role
 from llmhost.testing import ManualClock, TestHost, at, make_host
 

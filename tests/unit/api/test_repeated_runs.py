@@ -24,7 +24,8 @@ from tests.unit.api.test_repeats import (
 from tests.unit.pipeline.node import Held, until
 
 from llmhost.api.frames import plain_answer, whole_answer
-from llmhost.config.schema import ModelSpec, SafetySettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Limits
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import Delta, FinishReason, Usage

@@ -15,14 +15,11 @@ from tests.unit.pipeline.node import until
 
 from llmhost.api.door import WIRE
 from llmhost.cache.store import Meant
-from llmhost.config.schema import (
-    AuditSettings,
-    CacheSettings,
-    CostSettings,
-    ModelSpec,
-    SafetySettings,
-    Settings,
-)
+from llmhost.config.schema import Settings
+from llmhost.config.schema.cache import CacheSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import CostSettings
+from llmhost.config.schema.safety import AuditSettings, SafetySettings
 from llmhost.core.caller import Limits
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.pricing import Rates

@@ -11,7 +11,9 @@ import pytest
 import pytest_asyncio
 
 from llmhost.api.responses import runs
-from llmhost.config.schema import ModelLimitSettings, Settings, StateSettings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.limits import ModelLimitSettings
+from llmhost.config.schema.state import StateSettings
 from llmhost.core.errors import Overloaded
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.responses import Kept

@@ -17,7 +17,7 @@ from tests.unit.pipeline.node import until
 from typer.testing import CliRunner
 
 from llmhost.cli.main import app
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.caller import Role
 from llmhost.safety.verdict import Direction, ReviewMode
 from llmhost.testing import FAKE_MODEL, at, fake_chat_words

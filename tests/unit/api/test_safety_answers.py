@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from tests.unit.pipeline.node import WAIT_S
 
-from llmhost.config.schema import SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.testing import TestHost, fake_chat_words, make_host
 
 BAD = "AKIA" + "QYLPMN5HFIZSB2C7"

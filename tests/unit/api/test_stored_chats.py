@@ -8,7 +8,8 @@ import httpx
 import msgspec
 import pytest
 
-from llmhost.config.schema import Settings, StateSettings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.state import StateSettings
 from llmhost.storage.connect import StorageFailed
 from llmhost.testing import FAKE_MODEL, TestHost, at, make_host
 

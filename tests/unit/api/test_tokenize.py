@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from llmhost.config.schema import FakeOptions, ModelSpec
+from llmhost.config.schema.engines import FakeOptions
+from llmhost.config.schema.models import ModelSpec
 from llmhost.testing import TestHost, make_host
 from llmhost.text.words import WordTokenizer
 

@@ -15,7 +15,7 @@ from tests.unit.pipeline.scripted import MarkedWords, ScriptedEngine, Spoken, sc
 from tests.unit.text.answer_templates import JSON_CALLS
 from tests.unit.text.marked import tokenizer_of
 
-from llmhost.config.schema import PriceSettings
+from llmhost.config.schema.money import PriceSettings
 from llmhost.core.output import FinishReason
 from llmhost.core.ports import Marks
 from llmhost.core.thoughts import ThoughtIds

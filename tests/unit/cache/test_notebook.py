@@ -20,7 +20,8 @@ from llmhost.cache.response_cache import ResponseCache
 from llmhost.cache.store import Meant
 from llmhost.cache.trust import Check
 from llmhost.cache.verify import FACTS_FORM, facts_of
-from llmhost.config.schema import CacheSettings, ModelCacheSettings, ModelSpec
+from llmhost.config.schema.cache import CacheSettings, ModelCacheSettings
+from llmhost.config.schema.models import ModelSpec
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.learnt import LearntFile
 from llmhost.testing import at

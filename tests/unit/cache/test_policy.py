@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmhost.cache.learner import Kind, Learner
 from llmhost.cache.policy import Bounds, Policy, Use, decide, potential_of
-from llmhost.config.schema import CacheSettings
+from llmhost.config.schema.cache import CacheSettings
 
 BOUNDS = Bounds(max_ttl_s=86_400.0, min_potential=0.3)
 HOUR_S = 3600.0

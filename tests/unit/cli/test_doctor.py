@@ -13,7 +13,7 @@ import pytest
 from certificates import write_certificate
 
 from llmhost.cli import doctor
-from llmhost.config.schema import ServerSettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.engines import kernel_needs
 
 

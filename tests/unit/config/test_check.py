@@ -5,7 +5,8 @@ import pytest
 
 from llmhost.config.check import problems
 from llmhost.config.load import where
-from llmhost.config.schema import ModelSpec, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
 
 
 def found(**tables: object) -> list[tuple[str, str]]:

@@ -6,7 +6,11 @@ from pathlib import Path
 from llmhost.config.describe import explain, json_schema, key_docs
 from llmhost.config.environment import Variables, read_variables
 from llmhost.config.load import load
-from llmhost.config.schema import ENGINE_OPTIONS, ModelSpec, PriceSettings, Section, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.engines import ENGINE_OPTIONS
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.section import Section
 from llmhost.core.errors import ConfigError
 
 FILE = """

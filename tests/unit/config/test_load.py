@@ -6,7 +6,9 @@ import pytest
 
 from llmhost.config.environment import VARIABLES, keep_kernels
 from llmhost.config.load import DEFAULT_MODELS, LoadedSettings, Origin, load
-from llmhost.config.schema import ModelSpec, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tests.unit.engines.guessing import Eager
 from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, SpelledWatch, a_spec, some_limits
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import EngineFailed, OutOfMemory
 from llmhost.core.output import Usage
 from llmhost.core.ports import EngineLoad, Lane, LaneAccount, Turn

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from llmhost.config.schema import CostSettings
+from llmhost.config.schema.money import CostSettings
 from llmhost.core.meter import HOUR_NS, Rate
 from llmhost.core.ports import EngineLoad, LaneAccount, Turn
 from llmhost.cost.attribution import LoadBegun, TrueCosts

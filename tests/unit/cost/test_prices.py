@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.config.schema import PriceSettings
+from llmhost.config.schema.money import PriceSettings
 from llmhost.core.errors import ConfigError
 from llmhost.cost import ledger
 from llmhost.cost.prices import SCHEMA, PriceBook, PriceList, PriceVersion

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.config.schema import PriceSettings
+from llmhost.config.schema.money import PriceSettings
 from llmhost.core.errors import ConfigError
 from llmhost.core.output import Usage
 from llmhost.cost.pricing import (

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from llmhost.config.schema import FakeOptions, ModelSpec
+from llmhost.config.schema.engines import FakeOptions
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import LlmhostError
 from llmhost.core.events import DeploymentChanged
 from llmhost.core.ports import RunnerFacts, Tokenizer

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.deploy.fakes import ToyKind, entry, facts
 from tests.unit.deploy.test_effects import Box
 
-from llmhost.config.schema import ModelSpec, SpeculationSettings
+from llmhost.config.schema.models import ModelSpec, SpeculationSettings
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.ports import Tokenizer
 from llmhost.deploy.catalogue import ModelEntry

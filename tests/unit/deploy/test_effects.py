@@ -11,7 +11,7 @@ import pytest
 from tests.unit.deploy.fakes import ToyKind, entry, facts
 
 from llmhost.api.admin import Admin
-from llmhost.config.schema import DeviceSettings
+from llmhost.config.schema.server import DeviceSettings
 from llmhost.core.errors import DoesNotFit, EngineFailed, LlmhostError, ModelUnavailable
 from llmhost.core.output import Delta
 from llmhost.core.sampling import Sampling

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.deploy.fakes import facts
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.ports import RunnerFacts
 from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
 

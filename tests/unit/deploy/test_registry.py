@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.events import DeploymentChanged
 from llmhost.deploy.registry import SCHEMA, Registry
 from llmhost.storage.writer import Writer

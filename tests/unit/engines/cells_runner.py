@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.step import Drawn, KvMove, Row
 from llmhost.engines.fake import FakeRunner, _advance
 from llmhost.engines.llama.residents import Residents

@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture
 def load(checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
     """A fresh torch runner of a family."""
-    from llmhost.config.schema import TorchOptions
+    from llmhost.config.schema.engines import TorchOptions
     from llmhost.engines.torch.load import load_runner
 
     def get(family: str = "llama", *, block_tokens: int = 16, **options: Any) -> Any:

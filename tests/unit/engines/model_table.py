@@ -21,7 +21,7 @@ from tests.unit.engines.parity import in_chunks_of_16, reference
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch.load import load_runner, refuse_architecture
 from llmhost.engines.torch.runner import TorchRunner

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import llmhost.engines.builtin
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import Pooling
 from llmhost.core.step import Draw, Row

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.unit.engines.runner_contract import RunnerContract
 from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.sampling import Sampling
 from llmhost.core.step import Draw, Row

@@ -3,7 +3,8 @@
 import pytest
 from tests.unit.engines.pooling_contract import PoolingContract
 
-from llmhost.config.schema import FakeOptions, ModelSpec
+from llmhost.config.schema.engines import FakeOptions
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import Runner
 from llmhost.core.sampling import Sampling

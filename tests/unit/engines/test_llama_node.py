@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("llama_cpp", reason="needs the extra gguf")
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.testing import make_host
 
 MODELS = {

@@ -11,7 +11,7 @@ pytest.importorskip("llama_cpp", reason="needs the extra gguf")
 from tests.unit.engines.gguf_models import write_random_llama
 from tests.unit.engines.pooling_contract import TEXTS, PoolingContract, pooled, row
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import EngineFailed, ModelUnavailable
 from llmhost.core.ports import Runner
 from llmhost.engines.llama.kind import LlamaKind

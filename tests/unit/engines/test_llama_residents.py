@@ -9,7 +9,7 @@ from tests.unit.schedule.kit import VOCAB, Workbench
 from tests.unit.schedule.test_scheduler_properties import SchedulerMachine
 from tests.unit.schedule.test_scheduler_properties import limits as some_limits
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.sampling import Sampling
 from llmhost.core.step import KvMove, Row

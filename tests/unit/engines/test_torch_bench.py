@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from llmhost.cli.bench import engine
 from llmhost.cli.bench.engine import Case, Step, figures, loaded, run_case
 from llmhost.cli.main import app
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.engines.torch import bench
 from llmhost.engines.torch.bench import Ceilings, ModelWork, model_work
 from llmhost.engines.torch.random_model import RandomShape, write_random

@@ -10,7 +10,7 @@ from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.toy_scheduler import GREEDY
 from torch import nn
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.step import Row
 from llmhost.engines.torch import cpu_linear
 from llmhost.engines.torch.cpu_linear import WideningLinear, is_slow_here, widen_where_it_helps

@@ -12,7 +12,7 @@ from tests.unit.engines.checkpoints import VOCAB
 from tests.unit.engines.parity import NEAR_TIE, NEW_TOKENS, WAYS, prompts, reference
 from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.runner import TorchRunner
 

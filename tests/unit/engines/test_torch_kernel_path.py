@@ -11,7 +11,7 @@ from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.runner_contract import PROMPTS, ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.sampling import Sampling
 from llmhost.core.step import PENDING, Row

@@ -37,7 +37,7 @@ ONE_MODEL = """
 import sys
 from pathlib import Path
 import llmhost
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import (ModelSpec)
 from llmhost.core.sampling import (Sampling)
 from llmhost.core.step import Row
 from llmhost.engines.kinds import TorchKind

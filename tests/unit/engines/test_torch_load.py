@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.unit.engines.runner_contract import ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.step import Row
 from llmhost.engines.torch.load import load_runner, pick_device

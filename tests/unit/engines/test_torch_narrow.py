@@ -13,7 +13,7 @@ from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 from torch import Tensor, nn
 
 import llmhost
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.engines.torch.fused import FusedDecoder
 from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.narrow import KINDS, narrow_weights, refusal, whole_of

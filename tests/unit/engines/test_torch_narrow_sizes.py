@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch.narrow import GROUPS
 from llmhost.engines.torch.narrow_sizes import NARROW_LAYERS, check_options

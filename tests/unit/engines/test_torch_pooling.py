@@ -20,7 +20,7 @@ from tests.unit.engines.pooling_checkpoints import (
 from tests.unit.engines.pooling_contract import PoolingContract
 from torch.nn.functional import normalize
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import Runner
 from llmhost.core.sampling import Sampling

@@ -14,7 +14,8 @@ from tests.unit.engines.pooling_checkpoints import (
     save_embedder,
 )
 
-from llmhost.config.schema import ModelSpec, TorchOptions
+from llmhost.config.schema.engines import TorchOptions
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.kinds import TorchKind
 from llmhost.engines.torch import pooling_load

@@ -18,7 +18,7 @@ from transformers.masking_utils import (
 )
 from transformers.models.llama import modeling_llama
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.probe import Mask, Rule, Unservable, window_of

@@ -13,7 +13,7 @@ from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.parity import in_mixed_steps, reference_of
 from tests.unit.engines.quantised_checkpoints import save_compressed, save_fp8, save_mxfp4
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch import quantised
 from llmhost.engines.torch.footprint import read_footprint

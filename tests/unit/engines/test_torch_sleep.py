@@ -9,7 +9,7 @@ import torch
 from tests.unit.engines.runner_contract import ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import OutOfMemory
 from llmhost.core.step import Row
 from llmhost.engines.torch import load as loading

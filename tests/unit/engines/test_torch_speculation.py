@@ -9,7 +9,7 @@ from tests.unit.engines.checkpoints import VOCAB, save_checkpoint
 from tests.unit.engines.guessing import Said, Scripted, say
 from tests.unit.schedule.kit import a_spec
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.ports import DraftAsk, Drafter
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import SequenceSpec

@@ -12,7 +12,7 @@ from tests.unit.engines.toy_scheduler import GREEDY
 from torch import Tensor
 
 import llmhost.engines.builtin
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.step import Row
 from llmhost.engines.torch.layout import lay_out
 from llmhost.engines.torch.load import load_runner

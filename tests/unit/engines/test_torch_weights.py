@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.unit.engines.runner_contract import ask
 from tests.unit.engines.toy_scheduler import ToyScheduler
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch import load as loading
 from llmhost.engines.torch.blank import CantBeBlank, blank_model

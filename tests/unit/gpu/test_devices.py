@@ -1,6 +1,6 @@
 """Finding devices by name."""
 
-from llmhost.config.schema import DeviceSettings
+from llmhost.config.schema.server import DeviceSettings
 from llmhost.gpu.devices import Devices
 from llmhost.gpu.lane import DeviceLane, FreeLane
 from llmhost.observe.clock import SystemClock

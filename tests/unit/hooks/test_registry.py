@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmhost import hookimpl
-from llmhost.config.schema import PluginSettings
+from llmhost.config.schema.server import PluginSettings
 from llmhost.core.errors import ConfigError
 from llmhost.hooks.check import hook_arguments
 from llmhost.hooks.find import Found

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from certificates import write_certificate
 
-from llmhost.config.schema import ServerSettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.errors import AlreadyRunning, ConfigError
 from llmhost.host.banner import _first_request
 from llmhost.host.listening import bound_socket, url_of

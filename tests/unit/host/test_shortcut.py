@@ -23,7 +23,7 @@ from tests.unit.api.test_repeats import (
 from tests.unit.pipeline.node import Held, until
 from uvicorn.server import ServerState
 
-from llmhost.config.schema import CacheSettings
+from llmhost.config.schema.cache import CacheSettings
 from llmhost.host.connection import Connection, connection_with
 from llmhost.testing import TestHost
 

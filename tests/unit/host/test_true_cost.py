@@ -8,7 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmhost.config.schema import CostSettings, SafetySettings, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.money import CostSettings
+from llmhost.config.schema.safety import SafetySettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.units import dollars_to_nano
 from llmhost.safety.screen import OutputScreen
 from llmhost.testing import FAKE_MODEL, TestHost, at, make_host

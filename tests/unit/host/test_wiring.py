@@ -9,7 +9,9 @@ import msgspec
 import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, asks, until
 
-from llmhost.config.schema import ModelSpec, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.errors import ConfigError, Overloaded
 from llmhost.core.events import DeploymentChanged, RequestEnded
 from llmhost.core.ports import EngineLoad

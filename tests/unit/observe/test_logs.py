@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.config.schema import FakeOptions, ModelSpec, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.engines import FakeOptions
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.engines.fake import FakeRunner
 from llmhost.hooks.spec import hookimpl
 from llmhost.observe.logs import (

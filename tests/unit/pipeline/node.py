@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmhost.config.schema import FakeOptions, ModelSpec
+from llmhost.config.schema.engines import FakeOptions
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.core.sampling import Sampling

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from tests.unit.pipeline.node import settled
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import LlmhostError, Overloaded
 from llmhost.core.grammar import GrammarSpec
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage

@@ -22,7 +22,11 @@ from tests.unit.pipeline.batch_node import (
 )
 from tests.unit.pipeline.node import HELD_MODEL, Held, until
 
-from llmhost.config.schema import BatchSettings, ModelSpec, PriceSettings, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.server import ServerSettings
+from llmhost.config.schema.state import BatchSettings
 from llmhost.core.caller import Limits
 from llmhost.hooks.spec import hookimpl
 from llmhost.pipeline.batches import runner as batch_runner

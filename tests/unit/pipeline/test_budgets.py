@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, asks, read_all, settled, until
 
-from llmhost.config.schema import BillingSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.money import BillingSettings
 from llmhost.core.errors import EngineFailed, ModelNotPriced, QuotaExhausted
 from llmhost.core.output import Outcome
 from llmhost.pipeline.processor import Exchange

@@ -12,7 +12,9 @@ from tests.unit.pipeline.node import HELD_MODEL, Held, asks, settled, until
 from tests.unit.safety.test_judges import Policy
 
 from llmhost.cache.store import Meant
-from llmhost.config.schema import CacheSettings, ModelCacheSettings, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.cache import CacheSettings, ModelCacheSettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import CacheMiss, LlmhostError, QuotaExhausted
 from llmhost.core.output import Delta, FinishReason

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from tests.unit.pipeline.node import asks, read_all, settled
 
-from llmhost.config.schema import SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.sampling import Sampling
 from llmhost.testing import FAKE_MODEL, TestHost, fake_words, make_host
 

@@ -10,7 +10,8 @@ from msgspec import structs
 from tests.unit.pipeline.node import Held, settled, until
 from tests.unit.pipeline.scripted import MarkedWords, scripted_node
 
-from llmhost.config.schema import ModelSpec, PriceSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
 from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.errors import InvalidValue, LlmhostError, UnknownModel
 from llmhost.core.output import Usage
@@ -118,7 +119,7 @@ def test_a_model_that_is_no_guard_says_how_it_becomes_one() -> None:
 
 
 def _facts() -> Any:
-    from llmhost.config.schema import FakeOptions
+    from llmhost.config.schema.engines import FakeOptions
     from llmhost.engines.fake import FakeRunner
 
     return FakeRunner(FakeOptions()).facts

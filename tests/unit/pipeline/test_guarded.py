@@ -8,7 +8,8 @@ import pytest
 from tests.unit.pipeline.node import WAIT_S, settled, until
 from tests.unit.safety.test_judges import Policy
 
-from llmhost.config.schema import ModelSpec, SafetySettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.errors import InvalidValue
 from llmhost.host.wiring import Host
 from llmhost.pipeline.resolve import Resolve

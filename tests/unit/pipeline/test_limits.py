@@ -11,7 +11,9 @@ import httpx
 import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, asks, read_all, settled, until
 
-from llmhost.config.schema import LimitSettings, ModelLimitSettings, ModelSpec, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.limits import LimitSettings, ModelLimitSettings
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.caller import Caller, Limits
 from llmhost.core.errors import EngineFailed, ExceedsLimit, LlmhostError, Overloaded
 from llmhost.core.request import GenerationRequest

@@ -9,7 +9,11 @@ import pytest_asyncio
 from tests.unit.pipeline.node import settled, until
 from tests.unit.pipeline.scripted import MarkedWords, scripted_node
 
-from llmhost.config.schema import ModelSpec, PriceSettings, SafetySettings, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.safety import SafetySettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.ports import Marks
 from llmhost.engines.fake_pooling import fake_scores
 from llmhost.safety.guards.labels import OPENAI

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from tests.unit.pipeline.node import settled
 
-from llmhost.config.schema import LimitSettings, ModelSpec, SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.limits import LimitSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import ConfigError
 from llmhost.core.events import DeploymentChanged, RequestEnded

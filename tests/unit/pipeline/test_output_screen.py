@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tests.unit.pipeline.node import WAIT_S, settled
 
-from llmhost.config.schema import SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Caller
 from llmhost.core.request import GenerationRequest
 from llmhost.hooks.spec import Refusal, hookimpl

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from tests.unit.pipeline.node import settled
 
-from llmhost.config.schema import ModelSpec, PriceSettings, SafetySettings, ServerSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.safety import SafetySettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.errors import ContextTooLong, InvalidValue, Overloaded
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.request import GenerationRequest, Kind, PoolingWish

@@ -5,7 +5,8 @@ import json
 import pytest
 from tests.unit.pipeline.node import settled
 
-from llmhost.config.schema import SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.testing import fake_words, make_host
 
 WORDS = fake_words("hello", 60).split()

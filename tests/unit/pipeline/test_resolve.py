@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from llmhost.config.schema import SafetySettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.testing import make_host
 from llmhost.text.words import WordTokenizer
 

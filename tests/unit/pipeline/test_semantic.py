@@ -11,13 +11,10 @@ import msgspec
 import pytest
 from tests.unit.pipeline.node import HELD_MODEL, Held, HeldRunner, asks, until
 
-from llmhost.config.schema import (
-    CacheSettings,
-    CostSettings,
-    ModelCacheSettings,
-    ModelSpec,
-    Settings,
-)
+from llmhost.config.schema import Settings
+from llmhost.config.schema.cache import CacheSettings, ModelCacheSettings
+from llmhost.config.schema.models import ModelSpec
+from llmhost.config.schema.money import CostSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     CacheMiss,

@@ -18,7 +18,8 @@ from tests.unit.pipeline.node import (
     until,
 )
 
-from llmhost.config.schema import BillingSettings, Settings
+from llmhost.config.schema import Settings
+from llmhost.config.schema.money import BillingSettings
 from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.events import RequestEnded
 from llmhost.core.request import Kind

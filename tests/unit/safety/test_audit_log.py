@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.unit.storage.damage import open_trail
 
-from llmhost.config.schema import AuditSettings
+from llmhost.config.schema.safety import AuditSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import Overloaded, SafetyUnavailable
 from llmhost.safety import audit

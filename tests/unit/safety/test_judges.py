@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import LOCAL_CALLER, Caller
 from llmhost.core.errors import ContentRefused, HeldForReview, SafetyUnavailable
 from llmhost.core.request import GenerationRequest, Kind

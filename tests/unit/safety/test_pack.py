@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.safety.pack_samples import AROUND, FOUND, OTHER
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.errors import ConfigError
 from llmhost.safety.defaults import NodePolicy
 from llmhost.safety.pack.numbers import IBAN_CHARS, luhn

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.errors import ConfigError, InvalidValue
 from llmhost.safety.defaults import NodePolicy
 from llmhost.safety.policy import OrgPolicy, PolicyBody, check_policy

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmhost.config.schema import AuditSettings, SafetySettings
+from llmhost.config.schema.safety import AuditSettings, SafetySettings
 from llmhost.host.audit import open_audit
 from llmhost.host.policies import open_policies
 from llmhost.safety.policy import PolicyBody

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.unit.safety.reviews import ANN, BOB, BOSS, SENDER, screening
 
-from llmhost.config.schema import ReviewSettings
+from llmhost.config.schema.safety import ReviewSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import Conflict, NotFound, SafetyUnavailable
 from llmhost.safety.queue import ReviewQueue

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.safety.pack_samples import AROUND, FOUND
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.errors import ContentRefused
 from llmhost.core.grammar import GrammarSpec

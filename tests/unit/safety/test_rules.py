@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.errors import ConfigError
 from llmhost.safety.rules import PIECE_CHARS, Rules
 from llmhost.safety.verdict import Finding

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmhost import Refusal, hookimpl
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.errors import (
     BadRequest,

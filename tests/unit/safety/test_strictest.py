@@ -7,7 +7,7 @@ import pytest
 from tests.unit.safety.test_judges import ASKED, Guard, Journal, Reviews, check
 
 from llmhost import Refusal, hookimpl
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.errors import ContentRefused
 from llmhost.core.request import GenerationRequest

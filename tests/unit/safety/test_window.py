@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llmhost.config.schema import SafetySettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.safety.rules import Rules
 from llmhost.safety.verdict import Finding
 from llmhost.safety.window import Piece, Window, split

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.meter import Meter, Rate
 from llmhost.core.output import Delta, FinishReason

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, a_spec, some_limits
 from tests.unit.schedule.test_engine_loop import PATIENCE_S, Reader, running
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import DeadlineExceeded
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.step import Row

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, SpelledWatch, a_spec, some_limits
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import EngineFailed, LlmhostError, Overloaded
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.step import Drawn, Row, StepResult

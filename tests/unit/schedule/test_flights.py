@@ -16,7 +16,7 @@ from tests.unit.schedule.kit import (
     some_limits,
 )
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.meter import FREE, Rate
 from llmhost.core.output import FinishReason, Usage
 from llmhost.core.sampling import Sampling

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from tests.unit.schedule.kit import VOCAB, SpelledWatch, a_spec, some_limits
 
-from llmhost.config.schema import FakeOptions
+from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.grammar import GrammarSpec
 from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row, StepResult

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmhost.config.schema import LimitSettings, ModelLimitSettings, ModelSpec
+from llmhost.config.schema.limits import LimitSettings, ModelLimitSettings
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.caller import Caller, Limits
 from llmhost.tenants.lengths import KEPT_ANSWERS, AnswerLengths
 from llmhost.tenants.levels import Levels

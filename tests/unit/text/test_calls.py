@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.config.schema import ToolFormat
+from llmhost.config.schema.models import ToolFormat
 from llmhost.text.calls.families import BY_NAME, FAMILIES, family_of, reader_of
 from llmhost.text.calls.pieces import Piece
 from llmhost.text.calls.response_template import RESPONSE_TEMPLATE

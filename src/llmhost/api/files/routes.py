@@ -24,7 +24,7 @@ from llmhost.api.files.wire import (
     lasts_s_of,
     purpose_of,
 )
-from llmhost.config.schema import FileSettings
+from llmhost.config.schema.state import FileSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, NotFound, RequestTooLarge
 from llmhost.core.ids import new_request_id

@@ -14,7 +14,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.ports import TextWatch
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import ModelRef, SequenceSpec

@@ -100,7 +100,7 @@ def engine(
             param_hint="--random-heads",
         )
     from llmhost.cli.bench.engine import Case
-    from llmhost.config.schema import TorchOptions
+    from llmhost.config.schema.engines import TorchOptions
 
     wanted = [Case("decode", b, c) for b, c in cases] + [Case("prefill", 1, p) for p in prompts]
     options = TorchOptions(dtype=dtype, device=device, threads=threads)

@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
 from llmhost.engines.torch import attention, narrow

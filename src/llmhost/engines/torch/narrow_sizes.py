@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Mapping
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 
 NARROW_LAYERS = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import RunnerFacts
 from llmhost.engines.torch.footprint import (

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
 from llmhost.engines.torch.load import _LOADING_ERRORS, allocated_bytes, pick_device

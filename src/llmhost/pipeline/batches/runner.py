@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from llmhost.config.schema import BatchSettings
+from llmhost.config.schema.state import BatchSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import LlmhostError
 from llmhost.core.ports import Clock

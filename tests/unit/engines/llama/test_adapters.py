@@ -16,7 +16,8 @@ from tests.unit.engines.llama.gguf_files import write
 from tests.unit.engines.llama.test_same_numbers import checkpoint
 from tests.unit.engines.toy_scheduler import GREEDY, Asked, ToyScheduler
 
-from llmhost.config.schema import ModelSpec, TorchOptions
+from llmhost.config.schema.engines import TorchOptions
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import EngineFailed, ModelUnavailable
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Row

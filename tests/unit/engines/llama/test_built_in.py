@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.deploy.sources import BUILT_IN_MODELS
 from llmhost.engines.builtin.corpus import KnownAnswer, known_answers
 from llmhost.testing import TestHost, make_host

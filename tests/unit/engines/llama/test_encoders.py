@@ -14,7 +14,8 @@ from tests.unit.engines.pooling_checkpoints import save_classifier, save_embedde
 from tests.unit.engines.pooling_contract import TEXTS, PoolingContract, pooled, row
 from tokenizers import BertWordPieceTokenizer
 
-from llmhost.config.schema import ModelSpec, TorchOptions
+from llmhost.config.schema.engines import TorchOptions
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import Runner
 from llmhost.engines.llama.header import read_header

@@ -8,7 +8,7 @@ from tests.stand_in_hub import Hub, point_to, serving
 from tests.unit.engines.llama.gguf_files import write
 
 from llmhost.config.load import load
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import ModelUnavailable
 from llmhost.deploy.sources import find_files, find_local, fingerprint, presence
 from llmhost.engines.llama import extra

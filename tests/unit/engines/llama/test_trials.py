@@ -14,7 +14,7 @@ pytest.importorskip("llama_cpp", reason="needs the extra gguf")
 
 from tests.unit.engines.gguf_models import write_random_llama
 
-from llmhost.config.schema import ModelSpec
+from llmhost.config.schema.models import ModelSpec
 from llmhost.core.errors import ModelUnavailable
 from llmhost.deploy.sources import find_files
 from llmhost.engines.llama import trials

@@ -12,7 +12,7 @@ from tests.unit.engines.llama.windowed import VOCABULARY, save_checkpoint, write
 from tests.unit.engines.runner_contract import RunnerContract
 from tests.unit.engines.toy_scheduler import Asked, ToyScheduler
 
-from llmhost.config.schema import TorchOptions
+from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.step import Row
