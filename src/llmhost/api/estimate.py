@@ -125,7 +125,7 @@ def estimate_route(
         endpoint, beside = read
         if (prepare := prepares.get(endpoint)) is not None:
             request, _ = await prepare(request, beside, caller)
-        made = await processor.estimate(request, headers, caller)
+        made = await processor.inquiries.estimate(request, headers, caller)
         return _estimate_object(endpoint, request, made), made.allowances
 
     return counting_route(identify, _read, estimate, max_body_bytes)

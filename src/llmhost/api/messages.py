@@ -22,8 +22,9 @@ from llmhost.core.output import Delta
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.batches.attempt import LineRoute
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.exchange import Exchange
 from llmhost.pipeline.held import Holds
-from llmhost.pipeline.processor import Exchange, Processor
+from llmhost.pipeline.processor import Processor
 from llmhost.tenants.refusals import Allowances
 
 COUNT_PATH = f"{ANTHROPIC_PATH}/count_tokens"
@@ -48,7 +49,7 @@ def count_route(processor: Processor, identify: Identify, max_body_bytes: int) -
     async def count(
         request: GenerationRequest, _: None, headers: Mapping[str, str], caller: Caller
     ) -> tuple[dict[str, Any], Allowances]:
-        context = await processor.count_tokens(request, headers, caller)
+        context = await processor.inquiries.count_tokens(request, headers, caller)
         return {"input_tokens": context.prompt_tokens}, context.allowances
 
     return counting_route(identify, parse_count, count, max_body_bytes)

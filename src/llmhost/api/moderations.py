@@ -21,8 +21,9 @@ from llmhost.core.output import Delta
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.deploy.catalogue import Catalogue
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.exchange import Exchange
 from llmhost.pipeline.moderate import categories, scores
-from llmhost.pipeline.processor import Exchange, Processor
+from llmhost.pipeline.processor import Processor
 from llmhost.safety.guards.labels import OPENAI
 
 INLINE_DELTAS = 500

@@ -47,8 +47,9 @@ from llmhost.core.request import GenerationRequest, Kind
 from llmhost.cost.breakdown import NOTHING, cost_object
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.exchange import Exchange
 from llmhost.pipeline.held import Holds
-from llmhost.pipeline.processor import Exchange, Processor
+from llmhost.pipeline.processor import Processor
 from llmhost.pipeline.stream import Take
 from llmhost.storage.keyed_calls import Call
 

@@ -26,8 +26,9 @@ from llmhost.api.pooling_wire import (
 from llmhost.api.visit import Visit
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.exchange import Exchange
 from llmhost.pipeline.pool import Vector, scores, vectors
-from llmhost.pipeline.processor import Exchange, Processor
+from llmhost.pipeline.processor import Processor
 
 INLINE_NUMBERS = 16_384
 """Answers with more are written in a thread: their JSON takes milliseconds."""

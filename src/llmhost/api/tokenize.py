@@ -176,7 +176,7 @@ class _Desk:
             if len(names) != 1:
                 raise MissingParameter("model")
             request = replace(request, model=names[0])
-        context = await self._processor.tokenizer(request, headers, caller)
+        context = await self._processor.inquiries.tokenizer(request, headers, caller)
         assert context.tokenizer is not None, "it was found"
         return context, context.tokenizer
 

@@ -20,7 +20,7 @@ from llmhost.api.safety_headers import safety_headers
 from llmhost.core.errors import InvalidValue, LlmhostError, RequestTimeout
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import GenerationRequest, Kind
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 from llmhost.tenants.refusals import Allowances, LimitReached
 
 log = logging.getLogger("llmhost.api")

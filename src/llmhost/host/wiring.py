@@ -70,7 +70,7 @@ from llmhost.pipeline.execute import Execute
 from llmhost.pipeline.guard import ModelGuard
 from llmhost.pipeline.limit import Limit
 from llmhost.pipeline.log import Log
-from llmhost.pipeline.processor import Processor, Stages
+from llmhost.pipeline.processor import Processor
 from llmhost.pipeline.rendered import Rendered
 from llmhost.pipeline.resolve import Resolve
 from llmhost.pipeline.route import Route
@@ -78,6 +78,7 @@ from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.semantic import Semantic
 from llmhost.pipeline.short_run import ShortRuns
 from llmhost.pipeline.short_way import ShortWay
+from llmhost.pipeline.stages import Stages
 from llmhost.pipeline.store import Store
 from llmhost.pipeline.tabs import Tabs
 from llmhost.safety.audit import AuditJournal

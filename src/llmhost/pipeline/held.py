@@ -26,7 +26,8 @@ from llmhost.pipeline.batches.attempt import (
     pause_s,
 )
 from llmhost.pipeline.deferral import Deferral
-from llmhost.pipeline.processor import Exchange, Processor
+from llmhost.pipeline.exchange import Exchange
+from llmhost.pipeline.processor import Processor
 from llmhost.safety.queue import ANSWERED, ID_PREFIX, TIME, Deed, ReviewQueue
 from llmhost.safety.review import ReviewState
 from llmhost.safety.verdict import ReviewMode

@@ -6,40 +6,31 @@ Each stage is one sentence here and one module beside. However a request ends, i
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llmhost.cache.wish import HEADER, TAG_HEADER
 from llmhost.core.caller import Caller
 from llmhost.core.errors import (
     CacheMiss,
-    ContextTooLong,
     DeadlineExceeded,
     LlmhostError,
     Overloaded,
     PluginFailed,
 )
 from llmhost.core.ids import new_request_id
-from llmhost.core.output import Delta, FinishReason, Outcome
+from llmhost.core.output import FinishReason, Outcome
 from llmhost.core.ports import Clock
 from llmhost.core.request import GenerationRequest
 from llmhost.core.sequence import SequenceSpec
 from llmhost.observe.logs import request_id
-from llmhost.pipeline.authenticate import RUN_HEADER, Authenticate, check_run, run_of
-from llmhost.pipeline.bill import Bill
-from llmhost.pipeline.cached import Cached
+from llmhost.pipeline.authenticate import RUN_HEADER, check_run, run_of
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.deferral import Deferral
-from llmhost.pipeline.estimate import Estimate
-from llmhost.pipeline.execute import Execute, Generation, ledger_unavailable
-from llmhost.pipeline.limit import Limit
-from llmhost.pipeline.log import Log
-from llmhost.pipeline.replay import Replay
-from llmhost.pipeline.resolve import Resolve
-from llmhost.pipeline.route import Route
-from llmhost.pipeline.screen import ScreenStage
-from llmhost.pipeline.store import Store
-from llmhost.pipeline.stream import Outbox, Take
+from llmhost.pipeline.exchange import Exchange, Running
+from llmhost.pipeline.execute import Generation, ledger_unavailable
+from llmhost.pipeline.inquiries import Inquiries
+from llmhost.pipeline.stages import Stages
+from llmhost.pipeline.stream import Outbox
 from llmhost.safety.verdict import Direction, Screening
 
 log = logging.getLogger("llmhost.request")
@@ -48,72 +39,13 @@ REFUSALS = (CacheMiss, DeadlineExceeded, Overloaded, PluginFailed)
 """With a status of 5xx, and yet nothing that broke."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stages:
-    """The ten stages, wired by the host."""
-
-    authenticate: Authenticate
-    resolve: Resolve
-    limit: Limit
-    screen: ScreenStage
-    cached: Cached
-    route: Route
-    execute: Execute
-    store: Store
-    bill: Bill
-    log: Log
-
-
-Running = Generation | Replay
-"""A request that was let in: its answer is made, or it is another one's."""
-
-
-class Exchange:
-    """An accepted request, from its caller's side: read what comes, or leave."""
-
-    def __init__(self, generation: Running, outbox: Outbox | None = None) -> None:
-        self.context = generation.context
-        self._stream = generation.stream
-        self._reader = generation.stream.reader(outbox=outbox)
-
-    async def read(
-        self, timeout_s: float | None = None, take: Take | None = None
-    ) -> list[Delta] | None:
-        """Everything that came since the last read; empty at the end, None when nothing came in time.
-
-        What comes while it waits goes to `take`, for as long as that takes it. Raises the error that ended the answer.
-        """
-        return await self._reader.next(timeout_s, take)
-
-    async def read_whole(self) -> list[Delta]:
-        """Everything, once the answer has ended. Raises the error that ended it."""
-        return await self._reader.rest()
-
-    async def read_left(self) -> list[Delta] | None:
-        """Of a caller that has left: the whole answer where a reviewer is to let it out later; else None."""
-        if not self.context.can_wait:
-            return None
-        with suppress(LlmhostError):
-            said = await self._stream.reader().rest()
-            is_whole = self.context.outcome is Outcome.ANSWERED
-            return said if is_whole and self.context.held_by is not None else None
-        return None
-
-    def told(self) -> list[Delta]:
-        """Everything that the caller has been told so far."""
-        return self._reader.told()
-
-    def leave(self) -> None:
-        """The caller is gone. The last one to leave stops the sequences; what they used is billed. Idempotent."""
-        self._reader.close()
-
-
 class Processor:
     """Runs requests through the stages. Owns nothing else."""
 
     def __init__(self, stages: Stages, clock: Clock, *, write_share: float = 1.0) -> None:
         self._stages = stages
         self._clock = clock
+        self.inquiries = Inquiries(stages, self._arrived)
         self._outbox = Outbox(write_share)
         self._live: set[Running] = set()
         self._opening: set[str] = set()
@@ -247,80 +179,6 @@ class Processor:
             if why is not None:
                 raise why from None
             raise
-
-    async def estimate(
-        self, request: GenerationRequest, headers: Mapping[str, str], caller: Caller
-    ) -> Estimate:
-        """What a request would take and may cost. It is not run, not metered, and counted by limits as a request.
-
-        Raises what would refuse it, but for budgets without room.
-        """
-        context, stages = self._arrived(request, None, headers, caller), self._stages
-        check_run(headers)
-        stages.screen.check_length(context)
-        tokenizer = await stages.resolve.find(context)
-        await stages.limit.count(context)
-        await stages.resolve.read(context, tokenizer)
-        stages.limit.check(context)
-        await stages.resolve.compile_grammar(context)
-        estimate = await stages.bill.estimate(context)
-        try:
-            if await stages.screen(context):
-                await stages.resolve(context)
-                estimate = await stages.bill.estimate(context)
-            if context.verdict is not None:
-                await context.verdict
-        finally:
-            context.let_go()
-            stages.bill.drop(context)
-        return estimate
-
-    async def count_tokens(
-        self, request: GenerationRequest, headers: Mapping[str, str], caller: Caller
-    ) -> RequestContext:
-        """The context of a request that is not run, with its prompt's tokens: those of one that is too long, too.
-
-        It is not metered, and counted by limits as a request. Raises what would refuse it, but for its length.
-        """
-        check_run(headers)
-        context = self._arrived(request, None, headers, caller)
-        await self._looked_up(context, is_counted=True)
-        return context
-
-    async def measure(self, request: GenerationRequest, caller: Caller) -> tuple[int, int]:
-        """The tokens of a prompt, and those that its model takes in all, of a request that is about to be opened.
-
-        It is neither metered nor counted, which `open` does, but prompts of callers beyond their limits are not read.
-        Raises what would refuse it, but for its length.
-        """
-        context = self._arrived(request, None, {}, caller)
-        await self._looked_up(context)
-        return context.prompt_tokens, context.longest_tokens
-
-    async def _looked_up(self, context: RequestContext, *, is_counted: bool = False) -> None:
-        stages = self._stages
-        stages.screen.check_length(context)
-        tokenizer = await stages.resolve.find(context)
-        if is_counted:
-            await stages.limit.count(context)
-        else:
-            stages.limit.glance(context)
-        try:
-            await stages.resolve.read(context, tokenizer)
-        except ContextTooLong:
-            assert context.terms is not None, "how long it is was known"
-
-    async def tokenizer(
-        self, request: GenerationRequest, headers: Mapping[str, str], caller: Caller
-    ) -> RequestContext:
-        """The context of a request that wants no more of its model than the tokenizer. It is not metered, and counted
-        by limits as a request. Raises what would refuse it."""
-        context, stages = self._arrived(request, None, headers, caller), self._stages
-        check_run(headers)
-        stages.screen.check_length(context)
-        await stages.resolve.find_only(context)
-        await stages.limit.count(context)
-        return context
 
     def _ended(self, generation: Running) -> None:
         self._live.discard(generation)

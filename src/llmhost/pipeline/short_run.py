@@ -25,8 +25,9 @@ from llmhost.pipeline.cache_use import CacheUse, Status
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.execute import Generation, spec_of
 from llmhost.pipeline.limit import size_of
-from llmhost.pipeline.processor import Processor, Stages
+from llmhost.pipeline.processor import Processor
 from llmhost.pipeline.short_way import STATEFUL, again, is_of_now, is_routed_here, until_ns
+from llmhost.pipeline.stages import Stages
 from llmhost.safety.verdict import Direction
 from llmhost.tenants.limiter import Size
 

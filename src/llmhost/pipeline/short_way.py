@@ -26,7 +26,8 @@ from llmhost.observe.logs import request_id as named
 from llmhost.pipeline.cache_use import CacheUse, Status
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.limit import size_of
-from llmhost.pipeline.processor import Processor, Stages
+from llmhost.pipeline.processor import Processor
+from llmhost.pipeline.stages import Stages
 from llmhost.safety.verdict import Direction
 from llmhost.storage.journal import Slot
 from llmhost.tenants.limiter import Size

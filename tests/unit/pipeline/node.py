@@ -17,7 +17,7 @@ from llmhost.cost.ledger import Entry, Recorded
 from llmhost.engines.fake import FakeRunner
 from llmhost.engines.kinds import FakeKind
 from llmhost.hooks.spec import hookimpl
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 from llmhost.testing import FAKE_MODEL, TestHost
 
 WAIT_S = 60.0

@@ -15,7 +15,7 @@ from llmhost.config.schema import Settings
 from llmhost.config.schema.money import BillingSettings
 from llmhost.core.errors import EngineFailed, ModelNotPriced, QuotaExhausted
 from llmhost.core.output import Outcome
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import TestHost, fake_words, make_host

@@ -23,7 +23,7 @@ from llmhost.core.sampling import Sampling
 from llmhost.cost.under_way import Settlements, UnderWay
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.host.wiring import Host
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 from llmhost.safety.defaults import SamePolicy
 from llmhost.safety.policy import PolicyBody
 from llmhost.safety.review import OPERATOR

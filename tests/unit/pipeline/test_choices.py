@@ -10,7 +10,7 @@ from tests.unit.pipeline.scripted import ScriptedEngine, scripted_node
 from llmhost.core.errors import DeadlineExceeded, EngineFailed, InvalidValue, Overloaded
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs
 from llmhost.core.sampling import Sampling
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 from llmhost.testing import TestHost, make_host
 from llmhost.text.words import WordTokenizer
 

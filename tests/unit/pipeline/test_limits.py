@@ -18,7 +18,7 @@ from llmhost.core.caller import Caller, Limits
 from llmhost.core.errors import EngineFailed, ExceedsLimit, LlmhostError, Overloaded
 from llmhost.core.request import GenerationRequest
 from llmhost.hooks.spec import Refusal, hookimpl
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 from llmhost.tenants.refusals import LimitReached
 from llmhost.testing import FAKE_MODEL, TestHost, at, make_host
 
@@ -403,9 +403,9 @@ async def test_a_prompt_is_not_read_for_whom_has_asked_too_often(what: str) -> N
 
         resolve.read = noted  # type: ignore[method-assign]
         caller = await processor.identify(asks, None, {})
-        await getattr(processor, what)(asks(request_id="first"), {}, caller)
+        await getattr(processor.inquiries, what)(asks(request_id="first"), {}, caller)
         with pytest.raises(LimitReached):
-            await getattr(processor, what)(asks(request_id="second"), {}, caller)
+            await getattr(processor.inquiries, what)(asks(request_id="second"), {}, caller)
 
         assert read == ["first"]
 
@@ -416,7 +416,7 @@ async def test_an_estimate_says_what_no_wait_would_help() -> None:
         caller = await processor.identify(asks, None, {})
 
         with pytest.raises(ExceedsLimit):
-            await processor.estimate(asks(max_tokens=200), {}, caller)
+            await processor.inquiries.estimate(asks(max_tokens=200), {}, caller)
 
 
 async def test_anthropics_clients_find_limits_under_the_names_they_know() -> None:

@@ -29,7 +29,7 @@ from llmhost.core.request import GenerationRequest, Kind
 from llmhost.core.sampling import Sampling
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.pipeline.embed import Embedder, sequence_of
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 from llmhost.testing import TestHost, at, make_host
 
 ACME, OTHER = Caller(None, "acme"), Caller(None, "other")

@@ -25,7 +25,7 @@ from llmhost.core.events import RequestEnded
 from llmhost.core.request import Kind
 from llmhost.hooks.spec import Price, hookimpl
 from llmhost.pipeline.bill import FREE
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 from llmhost.storage.connect import StorageFailed
 from llmhost.testing import FAKE_MODEL, TestHost, at, fake_words, make_host
 

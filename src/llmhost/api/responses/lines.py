@@ -13,7 +13,7 @@ from llmhost.api.responses.frames import ResponseFrames
 from llmhost.api.responses.wire import Asked, parse_response
 from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.request import GenerationRequest
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 
 _NOT_IN_LINES = ("background", "conversation")
 

@@ -21,7 +21,7 @@ async def prepare(
     """`known` are responses that are held in memory, by their ids. Raises what `Desk.prepare` does."""
     whole, order = await desk.prepare(request, asked, caller, known or {})
     if asked.body.truncation == "auto":
-        whole = await shortened(whole, lambda shorter: processor.measure(shorter, caller))
+        whole = await shortened(whole, lambda shorter: processor.inquiries.measure(shorter, caller))
     return whole, order
 
 

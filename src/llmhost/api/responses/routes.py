@@ -83,7 +83,7 @@ def input_tokens_route(
         request: GenerationRequest, asked: Asked, headers: Mapping[str, str], caller: Caller
     ) -> tuple[dict[str, Any], Allowances]:
         whole, _ = await prepare(processor, desk, request, asked, caller)
-        context = await processor.count_tokens(whole, headers, caller)
+        context = await processor.inquiries.count_tokens(whole, headers, caller)
         told = {"object": "response.input_tokens", "input_tokens": context.prompt_tokens}
         return told, context.allowances
 

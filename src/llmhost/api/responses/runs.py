@@ -12,7 +12,7 @@ from llmhost.api.errors import forget_frames, known_error
 from llmhost.api.responses.events import DONE
 from llmhost.api.responses.frames import ResponseFrames
 from llmhost.core.errors import LlmhostError
-from llmhost.pipeline.processor import Exchange
+from llmhost.pipeline.exchange import Exchange
 
 if TYPE_CHECKING:
     from llmhost.api.responses.desk import Desk, Order

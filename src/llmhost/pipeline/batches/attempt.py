@@ -30,7 +30,8 @@ from llmhost.pipeline.authenticate import RUN_HEADER
 from llmhost.pipeline.batches.lines import Line, answered, request_id_of
 from llmhost.pipeline.batches.record import Batch
 from llmhost.pipeline.deferral import Deferral
-from llmhost.pipeline.processor import Exchange, Processor
+from llmhost.pipeline.exchange import Exchange
+from llmhost.pipeline.processor import Processor
 from llmhost.storage.batches import Batches, LineResult
 from llmhost.storage.connect import StorageFailed
 
