@@ -12,37 +12,38 @@ from llmhost.pipeline.context import RequestContext
 
 REVIEW = "x-llmhost-review"
 BUDGET = "x-llmhost-budget-remaining-usd"
-_HEADERS = {
-    "cost_usd": "x-llmhost-cost-usd",
-    "price_version": "x-llmhost-price-version",
-    "budget_remaining_usd": BUDGET,
-    "stop": "x-llmhost-stop",
-    "review": REVIEW,
-}
-NAMES = tuple(_HEADERS.values())
+NAMES = ("x-llmhost-cost-usd", "x-llmhost-price-version", BUDGET, "x-llmhost-stop", REVIEW)
+_FACTS = ("cost_usd", "price_version", "budget_remaining_usd", "stop", "review")
 
 
 def bill_facts(context: RequestContext, *, with_cost: bool = True) -> dict[str, str]:
     """Each fact that there is: `cost_usd`, `price_version`, `budget_remaining_usd`, `stop` and `review`. Dollars are
     exact."""
-    facts: dict[str, str] = {}
-    if context.price is not None:
-        if with_cost:
-            facts["cost_usd"] = nano_to_dollars(context.amount_nano)
-        facts["price_version"] = context.price.version
-    if context.budget_remaining_nano is not None:
-        facts["budget_remaining_usd"] = remaining_usd(context.budget_remaining_nano)
-    if context.stop is not None:
-        facts["stop"] = context.stop
-    if context.screening is not None and context.screening.review_id is not None:
-        facts["review"] = context.screening.review_id
-    return facts
+    return _told(context, _FACTS, with_cost=with_cost)
 
 
 def bill_headers(context: RequestContext, *, with_cost: bool = True) -> dict[str, str]:
     """The same as headers; without the cost, of an answer that has only begun."""
-    facts = bill_facts(context, with_cost=with_cost)
-    return {_HEADERS[name]: fact for name, fact in facts.items()}
+    return _told(context, NAMES, with_cost=with_cost)
+
+
+def _told(
+    context: RequestContext, names: tuple[str, str, str, str, str], *, with_cost: bool
+) -> dict[str, str]:
+    """The facts that there are, by these names."""
+    cost, version, budget, stop, review = names
+    told: dict[str, str] = {}
+    if context.price is not None:
+        if with_cost:
+            told[cost] = nano_to_dollars(context.amount_nano)
+        told[version] = context.price.version
+    if context.budget_remaining_nano is not None:
+        told[budget] = remaining_usd(context.budget_remaining_nano)
+    if context.stop is not None:
+        told[stop] = context.stop
+    if context.screening is not None and context.screening.review_id is not None:
+        told[review] = context.screening.review_id
+    return told
 
 
 def bill_comment(facts: Mapping[str, str]) -> bytes:

@@ -11,6 +11,7 @@ _NAMES = {
     kind: tuple(f"x-ratelimit-{fact}-{kind}" for fact in ("limit", "remaining", "reset"))
     for kind in ("requests", "tokens")
 }
+_BOTH = tuple(_NAMES.values())
 NAMES = (*_NAMES["requests"], *_NAMES["tokens"])
 
 
@@ -27,20 +28,13 @@ ANTHROPIC_NAMES = tuple(name for _, names in _ANTHROPICS for name in names)
 def limit_headers(allowances: Allowances) -> dict[str, str]:
     """Those of requests, of tokens, of both, or none: whatever is limited."""
     headers: dict[str, str] = {}
-    if allowances.requests is not None:
-        headers.update(_headers("requests", allowances.requests))
-    if allowances.tokens is not None:
-        headers.update(_headers("tokens", allowances.tokens))
+    for names, allowance in zip(_BOTH, (allowances.requests, allowances.tokens), strict=True):
+        if allowance is not None:
+            limit, remaining, reset = names
+            headers[limit] = str(allowance.limit)
+            headers[remaining] = str(allowance.remaining)
+            headers[reset] = show_duration(allowance.reset_ns)
     return headers
-
-
-def _headers(kind: str, allowance: Allowance) -> dict[str, str]:
-    limit, remaining, reset = _NAMES[kind]
-    return {
-        limit: str(allowance.limit),
-        remaining: str(allowance.remaining),
-        reset: show_duration(allowance.reset_ns),
-    }
 
 
 def anthropic_limit_headers(allowances: Allowances, now_utc_ns: int) -> dict[str, str]:

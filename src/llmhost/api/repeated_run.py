@@ -75,7 +75,8 @@ class RepeatedRun:
                     context.request.kind is Kind.CHAT, generation.stream.whole(), context.usage
                 ),
             )
-            headers = self._headers(context, request_id, began_s) | bill_headers(context)
+            headers = self._headers(context, request_id, began_s)
+            headers.update(bill_headers(context))
         except Exception as error:  # noqa: BLE001 - boundary: as around a route
             return self._refused(error, request_id, began_s, context)
         return 200, headers, body

@@ -36,7 +36,11 @@ def nano_to_dollars(nano: int) -> str:
 
 def show_duration(ns: int) -> str:
     """As OpenAI's headers write it: `12ms`, `1s`, `1.5s`, `6m0s`, `1h0m30s`; rounded up to a millisecond."""
-    total_ms = -(-ns // 1_000_000)
+    return _shown(-(-ns // 1_000_000))
+
+
+@lru_cache(2_000)
+def _shown(total_ms: int) -> str:
     if 0 < total_ms < 1000:
         return f"{total_ms}ms"
     minutes, rest_ms = divmod(total_ms, 60_000)
