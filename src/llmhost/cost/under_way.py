@@ -62,6 +62,9 @@ class Unsettled(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=
     entry: Entry
 
 
+Then = Callable[[BaseException | None], None]
+"""Told once that an entry can't be lost any more, or why it could not be taken."""
+
 _NOTHING_OWED = Entry(request_id="", utc_ns=0, key_id=None, org="", model="", outcome="")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -137,48 +140,44 @@ class Settlements:
     def settle(self, entry: Entry, slot: Slot | None) -> "asyncio.Future[None]":
         """Append an entry; done when it can't be lost any more. Without a slot, what the ledger can't take fails."""
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.settle_then(entry, slot, partial(tell, settled))
+        return settled
+
+    def settle_then(self, entry: Entry, slot: Slot | None, then: Then) -> None:
+        """As `settle`, without a future and its turn of the loop. `then` is never called before this returns."""
         try:
             recorded = self._ledger.settle(entry)
         except LlmhostError as error:
-            self._refused(entry, slot, settled, error)
-            return settled
-        recorded.add_done_callback(lambda done: self._recorded(entry, slot, settled, done))
-        return settled
+            self._refused(entry, slot, then, error)
+            return
+        recorded.add_done_callback(lambda done: self._recorded(entry, slot, then, done))
 
     def _recorded(
         self,
         entry: Entry,
         slot: Slot | None,
-        settled: "asyncio.Future[None]",
+        then: Then,
         recorded: "asyncio.Future[Recorded]",
     ) -> None:
         failure = recorded.exception()
         if failure is not None:
-            self._refused(entry, slot, settled, failure)
+            self._refused(entry, slot, then, failure)
             return
         if slot is not None:
             slot.close()
-        if not settled.done():
-            settled.set_result(None)
+        then(None)
 
-    def _refused(
-        self,
-        entry: Entry,
-        slot: Slot | None,
-        settled: "asyncio.Future[None]",
-        failure: BaseException,
-    ) -> None:
+    def _refused(self, entry: Entry, slot: Slot | None, then: Then, failure: BaseException) -> None:
         """What the disk or a full queue refuses is kept, and tried again; anything else can't ever be taken."""
         if slot is None or not isinstance(failure, LlmhostError):
             if slot is not None:
                 slot.close()
-            if not settled.done():
-                settled.set_exception(failure)
+            asyncio.get_running_loop().call_soon(then, failure)
             return
         self._unsettled[entry.request_id] = entry, self._said_anew(slot, Unsettled(entry=entry))
         self._is_wanted.set()
         forced = asyncio.ensure_future(asyncio.to_thread(self._journal.flush))
-        forced.add_done_callback(lambda done: self._forced(entry, settled, done.exception()))
+        forced.add_done_callback(lambda done: self._forced(entry, then, done.exception()))
 
     def _said_anew(self, slot: Slot, said: Unsettled) -> Slot:
         """What a request has from now on instead of its slot. It has one at every moment."""
@@ -193,9 +192,7 @@ class Settlements:
         slot.close()
         return fresh
 
-    def _forced(
-        self, entry: Entry, settled: "asyncio.Future[None]", failure: BaseException | None
-    ) -> None:
+    def _forced(self, entry: Entry, then: Then, failure: BaseException | None) -> None:
         """An entry that is not safe is nobody's money, unless the ledger has it by now or is about to."""
         request_id = entry.request_id
         is_lost = failure is not None and request_id != self._tried
@@ -203,7 +200,7 @@ class Settlements:
             self._forget(request_id)
         elif failure is not None:
             failure = None
-        _end(settled, failure)
+        then(failure)
 
     def _forget(self, request_id: str) -> None:
         _, slot = self._unsettled.pop(request_id)
@@ -321,7 +318,8 @@ def _entry(note: bytes, counts: tuple[int, ...]) -> Entry | None:
     )
 
 
-def _end(settled: "asyncio.Future[None]", failure: BaseException | None) -> None:
+def tell(settled: "asyncio.Future[None]", failure: BaseException | None) -> None:
+    """A `Then` for those who wait for a future."""
     if settled.done():
         return
     if failure is None:

@@ -31,7 +31,7 @@ from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import Price, Rates, amount_nano, factor_of, scaled
-from llmhost.cost.under_way import Settlements
+from llmhost.cost.under_way import Settlements, Then, tell
 from llmhost.hooks.call import ask, ask_now
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import DIMENSIONS
@@ -262,13 +262,13 @@ class Bill:
         assert entry is not None, "who has a kept answer is known"
         self._settlements.secure(entry, slot)
         if entry.amount_nano or context.spending is not None:
-            self._book(context, slot, entry).add_done_callback(partial(self._check_hit, context))
+            self._book(context, slot, entry, partial(self._check_hit, context))
         else:
             self._settlements.settle_soon(entry, slot)
 
-    def _check_hit(self, context: RequestContext, booked: "asyncio.Future[None]") -> None:
+    def _check_hit(self, context: RequestContext, failure: BaseException | None) -> None:
         """Neither the ledger nor the journal's disk could take the entry of an answer that has gone out."""
-        if (failure := booked.exception()) is not None:
+        if failure is not None:
             log.error("ledger.unrecorded error=%s", failure)
             self.take_back(context)
 
@@ -306,16 +306,18 @@ class Bill:
             from_cache=_from_cache(context),
         )
 
-    def __call__(self, context: RequestContext) -> "asyncio.Future[None]":
-        """Book the request; done when its entry can't be lost. Without a caller there is no account to book to."""
+    def __call__(self, context: RequestContext, then: Then) -> None:
+        """Book the request; `then` is called in a later turn of the loop, when its entry can't be lost. Without a
+        caller there is no account to book to."""
         entry = self._closed(context)
-        if entry is None:
-            return _done()
-        slot, context.slot = context.slot, None
-        if context.deferral is None:
-            return self._book(context, slot, entry)
-        context.deferral.take(entry, partial(self._book_deferred, context, slot))
-        return _done()
+        slot, deferral = context.slot, context.deferral
+        if entry is not None:
+            context.slot = None
+            if deferral is None:
+                self._book(context, slot, entry, then)
+                return
+            deferral.take(entry, partial(self._book_deferred, context, slot))
+        asyncio.get_running_loop().call_soon(then, None)
 
     def _add_embedding(self, context: RequestContext, judging: Judging) -> None:
         """A request that ended before its costs began bears none: the operator does."""
@@ -325,18 +327,16 @@ class Bill:
             embedding = Usage(engine_ns=embedding.engine_ns)
         context.usage += embedding
 
-    def _book(
-        self, context: RequestContext, slot: Slot | None, entry: Entry
-    ) -> "asyncio.Future[None]":
-        settled = self._settlements.settle(entry, slot)
+    def _book(self, context: RequestContext, slot: Slot | None, entry: Entry, then: Then) -> None:
+        self._settlements.settle_then(entry, slot, then)
         # In the same turn: a budget that is made meanwhile sees the amount here or in the ledger, and never in both.
         self._charge(context, context.known_caller, entry.amount_nano)
-        return settled
 
     def _book_deferred(
         self, context: RequestContext, slot: Slot | None, entry: Entry
     ) -> "asyncio.Future[None]":
-        settled = self._book(context, slot, entry)
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._book(context, slot, entry, partial(tell, settled))
         settled.add_done_callback(partial(self._check_deferred, entry))
         return settled
 
@@ -409,12 +409,6 @@ class Bill:
             offer = Quote(**{name: getattr(listed, f"{name}_nano") for name in DIMENSIONS})
             self._offers[listed.version] = offer
         return offer
-
-
-def _done() -> "asyncio.Future[None]":
-    settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    settled.set_result(None)
-    return settled
 
 
 def _from_cache(context: RequestContext) -> str | None:

@@ -19,7 +19,7 @@ from llmhost.core.output import Delta, FinishReason, Outcome, Usage
 from llmhost.core.ports import Clock
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import SequenceSpec
-from llmhost.cost.under_way import INPUT
+from llmhost.cost.under_way import INPUT, Then
 from llmhost.observe.loop import Gaps
 from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.begin import begin
@@ -41,8 +41,8 @@ SEED_MASK = 2**63 - 1
 
 NOT_JUDGED = "The prompt could not be judged, so it is not answered. Try again."
 
-Settle = Callable[[RequestContext], "asyncio.Future[None]"]
-"""Stores, bills and logs a request that has ended; done when its ledger entry can't be lost any more."""
+Settle = Callable[[RequestContext, Then], None]
+"""Stores, bills and logs a request that has ended; tells in a later turn of the loop that its entry can't be lost."""
 Bear = Callable[[str, Usage], None]
 """Told what a choice has cost on a device that no request bears."""
 
@@ -61,7 +61,9 @@ class Generation:
         settle: Settle,
         gaps: Gaps,
         bear: Bear = _nobody,
+        then: "Callable[[Generation], None] | None" = None,
     ) -> None:
+        """`then` is called with it when it has ended, in the same turn."""
         self.context = context
         self.stream = ReplayStream(on_abandoned=self.cancel)
         self.ended = asyncio.get_running_loop().create_future()
@@ -69,6 +71,7 @@ class Generation:
         self._settle = settle
         self._gaps = gaps
         self._bear = bear
+        self._then = then
         self._sequences: dict[int, int] = {}  # choice -> sequence id
         self._open: set[int] = set()  # choices that have not ended
         self._usage: dict[int, Usage] = {}
@@ -243,8 +246,7 @@ class Generation:
         ends = [last] if self._contest is None else self._winners(self._contest, last)
         if context.cache is not None and context.cache.stores:
             context.said = [*self.stream.so_far(), *ends]
-        settled = self._settle(context)
-        settled.add_done_callback(lambda done: self._release(ends, done))
+        self._settle(context, partial(self._release, ends))
 
     def _winners(self, contest: BestOf, last: Delta) -> list[Delta]:
         contest.push(last)
@@ -254,9 +256,9 @@ class Generation:
         self.context.finish_reason = next(d.finish_reason for d in winners if d.finish_reason)
         return winners
 
-    def _release(self, ends: list[Delta], settled: "asyncio.Future[None]") -> None:
+    def _release(self, ends: list[Delta], failure: BaseException | None) -> None:
         """Let the end of the answer out, now that it can't be lost."""
-        if (failure := settled.exception()) is not None:
+        if failure is not None:
             self.stream.fail(self.context.error or ledger_unavailable(failure))
         else:
             for delta in ends:
@@ -267,6 +269,9 @@ class Generation:
                 self.stream.close()
         if not self.ended.done():
             self.ended.set_result(None)
+        then, self._then = self._then, None  # who is told may refer to it
+        if then is not None:
+            then(self)
 
     def _merged_usage(self) -> Usage:
         """Prompt tokens count once per prompt, however many choices it has; the rest adds up."""
@@ -418,9 +423,16 @@ class Execute:
         self._metrics = metrics
         self._bear = bear
 
-    def again(self, context: RequestContext, settle: Settle, spec: SequenceSpec) -> Generation:
-        """As calling it, of a request with one choice that is as one before it, whose sequence was `spec`."""
-        generation = self._begun(context, settle)
+    def again(
+        self,
+        context: RequestContext,
+        settle: Settle,
+        spec: SequenceSpec,
+        then: Callable[[Generation], None],
+    ) -> Generation:
+        """As calling it, of a request with one choice that is as one before it, whose sequence was `spec`; `then` is
+        called when it has ended."""
+        generation = self._begun(context, settle, then)
         seed, spending = context.request.sampling.seed, context.spending
         mine = spec.anew(
             context.request.request_id,
@@ -435,12 +447,17 @@ class Execute:
             raise
         return generation
 
-    def _begun(self, context: RequestContext, settle: Settle) -> Generation:
+    def _begun(
+        self,
+        context: RequestContext,
+        settle: Settle,
+        then: Callable[[Generation], None] | None = None,
+    ) -> Generation:
         gaps = self._metrics.gaps(context.model)
         context.submitted_ns = self._clock.monotonic_ns()
         if context.slot is not None:
             context.slot.count(INPUT, context.known_terms.prompt_tokens)
-        return Generation(context, self._clock, settle, gaps, self._bear)
+        return Generation(context, self._clock, settle, gaps, self._bear, then)
 
     def __call__(self, context: RequestContext, settle: Settle) -> Generation:
         generation = self._begun(context, settle)

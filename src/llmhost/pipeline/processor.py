@@ -22,6 +22,7 @@ from llmhost.core.output import FinishReason, Outcome
 from llmhost.core.ports import Clock
 from llmhost.core.request import GenerationRequest
 from llmhost.core.sequence import SequenceSpec
+from llmhost.cost.under_way import Then
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.authenticate import RUN_HEADER, check_run, run_of
 from llmhost.pipeline.context import RequestContext
@@ -140,22 +141,21 @@ class Processor:
         """
         stages = self._stages
         self.heard_ns = context.arrived_ns
+
+        def end(ended: Generation) -> None:
+            self._ended(ended)
+            then(ended)
+
         try:
             stages.bill.take_part(context)
             stages.bill.hold(context)
             if policy is not None:
                 stages.screen.note_passed(context, Direction.INPUT, policy)
-            generation = stages.execute.again(context, self._settle, spec)
+            generation = stages.execute.again(context, self._settle, spec, end)
         except BaseException as error:
             self._failed(context, error)
             raise
-
-        def end(_: object) -> None:
-            self._ended(generation)
-            then(generation)
-
         self._live.add(generation)
-        generation.ended.add_done_callback(end)
         return generation
 
     async def _hear(
@@ -318,13 +318,18 @@ class Processor:
         finally:
             self._stages.cached.refreshed(context)
 
-    def _settle(self, context: RequestContext) -> "asyncio.Future[None]":
-        """Store, bill and, once it is known whether the entry was taken, log."""
+    def _settle(self, context: RequestContext, then: Then) -> None:
+        """Store, bill and, once it is known whether the entry was taken, log; and `then` let the answer's end out."""
+
+        def end(failure: BaseException | None) -> None:
+            try:
+                self._log(context, failure)
+            finally:
+                then(failure)
+
         self._stages.limit.settle(context)
         self._stages.store(context)
-        settled = self._stages.bill(context)
-        settled.add_done_callback(lambda done: self._log(context, done.exception()))
-        return settled
+        self._stages.bill(context, end)
 
     def _log(self, context: RequestContext, unrecorded: BaseException | None) -> None:
         """Say how it ended. An answer whose entry was not taken has failed, and is counted as nobody's money."""
@@ -351,7 +356,7 @@ class Processor:
         context.ended_ns = self._clock.monotonic_ns()
         self._stages.limit.settle(context)
         self._stages.store(context)
-        self._stages.bill(context).add_done_callback(_log_unrecorded)
+        self._stages.bill(context, _log_unrecorded)
         self._stages.log(context)
 
 
@@ -381,6 +386,6 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _log_unrecorded(settled: "asyncio.Future[None]") -> None:
-    if not settled.cancelled() and (failure := settled.exception()) is not None:
+def _log_unrecorded(failure: BaseException | None) -> None:
+    if failure is not None:
         log.error("ledger.unrecorded error=%s", failure)

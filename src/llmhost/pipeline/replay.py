@@ -38,6 +38,8 @@ class Replay:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_over = False
+        self._is_owed = False
+        """Its end waits for its entry."""
         context.submitted_ns = clock.monotonic_ns()
         if context.slot is not None:
             context.slot.count(INPUT, context.prompt_tokens)
@@ -136,12 +138,15 @@ class Replay:
         if context.first_token_ns is None:
             context.first_token_ns = context.ended_ns
         self._stop_following()
-        settled = self._settle(context)
-        if context.amount_nano:
-            settled.add_done_callback(lambda done: self._release(done.exception()))
-        else:
-            settled.add_done_callback(_look_at)
+        self._settle(context, self._recorded)
+        self._is_owed = bool(context.amount_nano)
+        if not self._is_owed:
             self._release(None)
+
+    def _recorded(self, failure: BaseException | None) -> None:
+        """A free hit whose entry could not be taken was logged where that happened; nobody waits for it."""
+        if self._is_owed:
+            self._release(failure)
 
     def _stop_following(self) -> None:
         if self._timer is not None:
@@ -162,9 +167,3 @@ class Replay:
             self.stream.close()
         if not self.ended.done():
             self.ended.set_result(None)
-
-
-def _look_at(settled: "asyncio.Future[None]") -> None:
-    """A free hit whose entry could not be taken was logged where that happened; nobody waits for it."""
-    if not settled.cancelled():
-        settled.exception()
