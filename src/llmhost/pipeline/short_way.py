@@ -261,7 +261,7 @@ def again(
 ) -> RequestContext:
     """What is known of a request that is the same, once it has come."""
     return RequestContext(
-        before.request.repeated(request_id),
+        before.request.again(request_id, before.request.client_request_id),
         None,
         before.headers,
         arrived_ns,
