@@ -76,6 +76,7 @@ class Creation:
                 made = first.made
         if made.body_hash != call.body_hash:
             raise IdempotencyKeyReused()
+        await self.calls.force()  # the first may still be at it, and undo it all if it can't
         self.count("replayed")
         log_event(
             log,

@@ -82,6 +82,10 @@ class KeyedCalls:
         after_ns = self._clock.utc_ns() - self._kept_ns
         return await self._state.read(partial(_find, name=name, after_ns=after_ns))
 
+    async def force(self) -> None:
+        """Have what was found on disk: whoever made it may not have come to that yet. Raises StorageFailed."""
+        await self._state.force()
+
     def note(self, call: Call) -> Note:
         """What writes down what a call makes."""
         now_ns = self._clock.utc_ns()
