@@ -60,6 +60,8 @@ class Peers:
 
     def of(self, scope: Any) -> Peer:
         named = [each for each in scope["headers"] if each[0] in _SIGNS]
+        if not named:  # as nearly all
+            return self._known(_peer_of(scope), ())
         # Strangers choose how long it is, and what is remembered is for ever new.
         is_long = sum(len(value) for _, value in named) > MOST_FORWARDED_BYTES
         look = self._look if is_long else self._known
