@@ -233,10 +233,11 @@ async def test_choices_that_had_begun_when_there_was_no_room_for_the_rest_are_th
 async def test_an_answer_whose_screen_fails_is_the_operators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def fail(self: OutputScreen, text: str) -> str:
+    def fail(self: OutputScreen, text: str) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(OutputScreen, "push", fail)
+    for way in ("push", "pass_whole"):  # a long answer's, and one's that is judged in one go
+        monkeypatch.setattr(OutputScreen, way, fail)
     safe = SafetySettings(window_chars=16, blocked_words=("no",))
     async with make_host(settings=msgspec.structs.replace(settings(), safety=safe)) as host:
         for max_tokens in (1, 2_000):  # the first fails at its last word

@@ -12,7 +12,7 @@ from tests.unit.pipeline.node import HELD_MODEL, Held, asks, until
 from llmhost.config.schema import Settings
 from llmhost.config.schema.models import ModelSpec
 from llmhost.config.schema.server import ServerSettings
-from llmhost.core.errors import ConfigError, Overloaded
+from llmhost.core.errors import ConfigError, ShuttingDown
 from llmhost.core.events import DeploymentChanged, RequestEnded
 from llmhost.core.ports import EngineLoad
 from llmhost.deploy.deployment import State
@@ -142,7 +142,7 @@ async def test_a_node_that_stops_does_not_wait_for_a_load_in_flight(tmp_path: Pa
 
     assert host.is_reading
     assert cut == 1
-    assert isinstance(outcome, Overloaded) and "shutting down" in outcome.message
+    assert isinstance(outcome, ShuttingDown) and "shutting down" in outcome.message
     assert (deployment.state, deployment.reason) == (State.ABSENT, "shutdown")
     assert [memory.leased_bytes for memory in host.devices.all()] == [0]
     held.may_load.set()
@@ -164,7 +164,7 @@ async def test_a_node_that_stops_does_not_wait_for_files_that_are_fetched(tmp_pa
             await host.drain(0.0)
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
 
-    assert [type(outcome) for outcome in outcomes] == [Overloaded, Overloaded]
+    assert [type(outcome) for outcome in outcomes] == [ShuttingDown, ShuttingDown]
     may_read.set()
 
 
