@@ -96,12 +96,16 @@ def made_apps(monkeypatch: pytest.MonkeyPatch) -> list[Litestar]:
     """The applications that are made in a test, without what is put around them."""
     made: list[Litestar] = []
 
-    class Noted(Litestar):
-        def __init__(self, *args: Any, **more: Any) -> None:
-            super().__init__(*args, **more)
-            made.append(self)
+    def noted(kind: type[Litestar]) -> type[Litestar]:
+        class Noted(kind):  # type: ignore[valid-type, misc]
+            def __init__(self, *args: Any, **more: Any) -> None:
+                super().__init__(*args, **more)
+                made.append(self)
 
-    monkeypatch.setattr(api_app, "Litestar", Noted)
+        return Noted
+
+    for name in ("Litestar", "Framework"):  # with routes of plugins and without
+        monkeypatch.setattr(api_app, name, noted(getattr(api_app, name)))
     return made
 
 
