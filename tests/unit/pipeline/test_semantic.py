@@ -131,7 +131,7 @@ async def test_a_vector_is_made_once_budgets_hold_what_the_request_costs(
     monkeypatch.setattr(Embedder, "vector", noted)
     async with node() as here:
         await here.ask(ONE)
-        bill = here.host.host.bill
+        bill = here.host.host.stages.bill
         with monkeypatch.context() as empty:
             empty.setattr(bill, "hold", refused)
             with pytest.raises(QuotaExhausted):
