@@ -7,25 +7,18 @@ that can't fit is refused at once with the numbers and takes nothing else down.
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
 from llmhost.core.errors import (
-    ConfigError,
-    EngineFailed,
     LlmhostError,
     ModelUnavailable,
 )
-from llmhost.core.ids import new_request_id
-from llmhost.core.output import Delta
 from llmhost.core.ports import Clock, Drafter, Runner, RunnerFacts, Tokenizer
-from llmhost.core.sampling import Sampling
-from llmhost.core.sequence import Pooling, Purpose, SequenceSpec
 from llmhost.core.step import StepResult
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.rates import NodeRates
@@ -33,29 +26,20 @@ from llmhost.deploy.adapters import AdapterShelf
 from llmhost.deploy.catalogue import ModelEntry, Served
 from llmhost.deploy.drafts import check_same_words, draft_entry, draft_holder
 from llmhost.deploy.memory_plan import MemoryPlan, plan_memory
-from llmhost.deploy.off_loop import OffLoop
-from llmhost.deploy.registry import mark_of
+from llmhost.deploy.model_files import ModelFiles
 from llmhost.deploy.replica import Replica
 from llmhost.deploy.sleepers import HOST, Sleepers
-from llmhost.deploy.sources import find_files, mark_of_read, presence
+from llmhost.deploy.sources import find_files
+from llmhost.deploy.start import probe, start_engine
 from llmhost.engines.kinds import EngineKind
 from llmhost.gpu.devices import Devices
 from llmhost.observe.logs import log_event
 from llmhost.schedule.draft_model import ModelDrafter
 from llmhost.schedule.drafting import PromptLookup
 from llmhost.schedule.engine_loop import EngineLoop
-from llmhost.schedule.guesser import Guesser
-from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.predicted import WithPredictions
-from llmhost.schedule.scheduler import Scheduler
-from llmhost.schedule.speculation import Speculation
 
 log = logging.getLogger("llmhost.deploy")
-
-PROBE_PROMPT = "Hello"
-PROBE_TIMEOUT_S = 120.0
-
-T = TypeVar("T")
 
 StepObserverFor = Callable[[str], Callable[[StepResult], None]]
 
@@ -73,64 +57,25 @@ class LoadEffects:
         observe_steps: StepObserverFor,
         costs: TrueCosts | None = None,
     ) -> None:
-        self._kinds = kinds
+        self.files = ModelFiles(kinds, models_dir)
         self._devices = devices
         self._models_dir = models_dir
         self._clock = clock
         self._observe_steps = observe_steps
         self._costs = costs or TrueCosts(NodeRates(), clock)
-        self._off_loop = OffLoop()
         self._reading = asyncio.Lock()  # weights are read for one model at a time
-        self._files: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
-        self._tokenizers: dict[str, Tokenizer] = {}
-        self._predictions: dict[str, RunnerFacts] = {}
         self._sleepers = Sleepers(devices, self._costs)
-        self._marks: dict[tuple[str, str | None], str] = {}
-
-    async def tokenizer(self, entry: ModelEntry) -> Tokenizer:
-        """The model's tokenizer, which does not need its weights. Kept."""
-        key = str(entry.ref)
-        if key not in self._tokenizers:
-            async with self._files[key]:
-                if key not in self._tokenizers:
-                    read = partial(self._kind(entry).tokenizer, entry.spec)
-                    self._tokenizers[key] = await self._read(entry, read)
-        return self._tokenizers[key]
-
-    async def predict(self, entry: ModelEntry) -> RunnerFacts:
-        """What the model would need, from its headers. Kept."""
-        key = str(entry.ref)
-        if key not in self._predictions:
-            async with self._files[key]:
-                if key not in self._predictions:
-                    read = partial(self._kind(entry).footprint, entry.spec)
-                    self._predictions[key] = await self._read(entry, read)
-        return self._predictions[key]
-
-    async def mark(self, served: Served) -> str:
-        """What the files of a model hold, by samples, and in what precision they are computed, or those of an adapter.
-        For what is not loaded; kept until the model is loaded or unloaded, and empty before the files are here."""
-        key = str(served.entry.ref), served.adapter
-        if key not in self._marks:
-            self._marks[key] = await self._off_loop.run(partial(mark_of, served, self._models_dir))
-        return self._marks[key]
-
-    def forget_marks(self, entry: ModelEntry) -> None:
-        """Its files, or those of an adapter, are about to be read anew."""
-        self._forget_marks_of(str(entry.ref))
-
-    def _forget_marks_of(self, ref: str) -> None:
-        for key in [key for key in self._marks if key[0] == ref]:
-            del self._marks[key]
 
     async def load(self, entry: ModelEntry, on_broken: Callable[[LlmhostError], None]) -> Replica:
         started_ns = self._clock.monotonic_ns()
         async with self._reading:
-            self.forget_marks(entry)
+            self.files.forget_marks(entry)
             began = self._costs.moment()
-            tokenizer = await self.tokenizer(entry)
-            facts = await self.predict(entry)
-            mark = await self.mark(Served(entry))  # the files are here by now, and not read yet
+            tokenizer = await self.files.tokenizer(entry)
+            facts = await self.files.predict(entry)
+            mark = await self.files.mark(
+                Served(entry)
+            )  # the files are here by now, and not read yet
             await self._know_device(entry, facts.device)
             begun = self._costs.begin_load(facts.device, began)
             drafter: Drafter | None = None
@@ -141,8 +86,18 @@ class LoadEffects:
                 before = psutil.Process().memory_info().rss
                 runner = await self._read_weights(entry, facts, plan)
                 grown = psutil.Process().memory_info().rss - before
-                mark = await self._mark_of_read(entry, mark)
-                engine = self._start(entry, runner, plan, tokenizer, on_broken, drafter)
+                mark = await self.files.mark_of_read(entry, mark)
+                engine = start_engine(
+                    entry,
+                    runner,
+                    plan,
+                    tokenizer=tokenizer,
+                    drafter=drafter,
+                    lane=self._devices.lane(runner.facts.device),
+                    clock=self._clock,
+                    on_step=self._observe_steps(str(entry.ref)),
+                    on_broken=on_broken,
+                )
             except BaseException:
                 if drafter is not None:
                     drafter.close()
@@ -151,7 +106,7 @@ class LoadEffects:
                 raise
         self._costs.engine_started(facts.device, engine.load)
         try:
-            await self._probe(entry, engine, tokenizer)
+            await probe(entry, engine, tokenizer, task=facts.task, clock=self._clock)
         except BaseException:
             await engine.stop()
             self._costs.engine_ended(facts.device, engine.load)
@@ -173,17 +128,13 @@ class LoadEffects:
             mark=mark,
         )
 
-    async def _mark_of_read(self, entry: ModelEntry, before: str) -> str:
-        self.forget_marks(entry)
-        return mark_of_read(before, await self.mark(Served(entry)))
-
     async def unload(self, replica: Replica, *, drain_s: float) -> None:
         await replica.engine.stop(drain_s=drain_s)
         if replica.adapters is not None:
             replica.adapters.close()
         self._costs.engine_ended(replica.facts.device, replica.engine.load)
         await self._costs.unload(replica.load_id)
-        self._forget_marks_of(replica.lease_holder)
+        self.files.forget_marks_of(replica.lease_holder)
         for device in replica.devices:
             self._give_back(replica.lease_holder, device)
 
@@ -199,64 +150,17 @@ class LoadEffects:
         """Raises DoesNotFit or OutOfMemory, and the model sleeps on."""
         await self._sleepers.wake(replica)
 
-    def files(self, entry: ModelEntry) -> str | None:
-        """Whether the model's files are here: present, partial or absent; None for an engine without files. Blocks."""
-        kind = self._kinds.get(entry.spec.engine)
-        if kind is None or not kind.needs_files:
-            return None
-        return presence(entry.spec.source, self._models_dir)
-
-    def presence(self, source: str) -> str:
-        """Whether a source's files are here: present, partial or absent. Blocks."""
-        return presence(source, self._models_dir)
-
-    @property
-    def is_reading(self) -> bool:
-        """A thread still reads or fetches a model's files."""
-        return self._off_loop.is_busy
-
-    def stop_reading(self) -> None:
-        """Whoever waits for a model's files is refused. What is being read is read by a thread for nobody."""
-        self._off_loop.close()
-
-    def _kind(self, entry: ModelEntry) -> EngineKind:
-        kind = self._kinds.get(entry.spec.engine)
-        if kind is None:
-            known = ", ".join(sorted(self._kinds))
-            raise ConfigError(
-                f"[models.{entry.name}] engine {entry.spec.engine!r} is unknown; there is: {known}."
-            )
-        return kind
-
-    async def _read(self, entry: ModelEntry, act: Callable[[Path | None], T]) -> T:
-        """What an engine makes of the model's files, off the HTTP loop. Raises ModelUnavailable, whatever it raised."""
-        kind = self._kind(entry)
-        needs_files = kind.needs_files
-        require: Any = getattr(kind, "require", None)
-
-        def read() -> T:
-            if require is not None:
-                require()
-            return act(find_files(entry.spec.source, self._models_dir) if needs_files else None)
-
-        try:
-            return await self._off_loop.run(read)
-        except LlmhostError:
-            raise
-        except Exception as error:
-            raise ModelUnavailable(
-                f"The model {entry.ref} could not be loaded: {type(error).__name__}: {error}"
-            ) from error
-
     async def _know_device(self, entry: ModelEntry, device: str) -> None:
         if self._devices.memory(device) is None:
-            total_bytes = await self._read(entry, lambda _: self._kind(entry).device_bytes(device))
+            total_bytes = await self.files.read(
+                entry, lambda _: self.files.kind(entry).device_bytes(device)
+            )
             if total_bytes is not None:
                 self._devices.add_gpu(device, total_bytes)
 
     async def _adapter_bytes(self, entry: ModelEntry) -> int:
         """What the declared adapters will take, as many as may be loaded at once, the largest first. Fetches them."""
-        size_bytes: Any = getattr(self._kind(entry), "adapter_bytes", None)
+        size_bytes: Any = getattr(self.files.kind(entry), "adapter_bytes", None)
         if size_bytes is None:
             return 0
         sizes = []
@@ -266,7 +170,7 @@ class LoadEffects:
                 return int(size_bytes(entry.spec, model, find_files(source, self._models_dir)))
 
             try:
-                sizes.append(await self._read(entry, look))
+                sizes.append(await self.files.read(entry, look))
             except (
                 ModelUnavailable
             ) as error:  # whoever asks for it hears so; the model itself is fine
@@ -282,7 +186,7 @@ class LoadEffects:
             str(entry.ref),
             host,
             call=engine.call,
-            off_thread=self._off_loop.run,
+            off_thread=self.files.off_loop.run,
             memory=self._devices.memory(runner.facts.device),
             limit=entry.spec.max_adapters,
             models_dir=self._models_dir,
@@ -327,8 +231,7 @@ class LoadEffects:
             if memory is not None:
                 memory.give_back(lease)
         for model in (holder, draft):
-            self._tokenizers.pop(model, None)
-            self._predictions.pop(model, None)
+            self.files.forget(model)
 
     async def _drafter(self, entry: ModelEntry, tokenizer: Tokenizer) -> Drafter | None:
         """What guesses for the model: nothing, its own text, or a smaller model, which is loaded first."""
@@ -338,9 +241,9 @@ class LoadEffects:
         draft = draft_entry(entry)
         if draft is None:
             return None
-        words = await self.tokenizer(draft)
-        await self._off_loop.run(partial(check_same_words, entry.spec, tokenizer, words))
-        facts = await self.predict(draft)
+        words = await self.files.tokenizer(draft)
+        await self.files.off_loop.run(partial(check_same_words, entry.spec, tokenizer, words))
+        facts = await self.files.predict(draft)
         plan = self._lease(draft, facts, 0)
         small = ModelDrafter(
             str(draft.ref),
@@ -356,7 +259,7 @@ class LoadEffects:
     async def _read_weights(
         self, entry: ModelEntry, facts: RunnerFacts, plan: MemoryPlan
     ) -> Runner:
-        kind = self._kind(entry)
+        kind = self.files.kind(entry)
 
         def read(folder: Path | None) -> Runner:
             runner = kind.load(entry.spec, folder, facts)
@@ -368,104 +271,11 @@ class LoadEffects:
                 raise
             return runner
 
-        return await self._read(entry, read)
-
-    def _start(
-        self,
-        entry: ModelEntry,
-        runner: Runner,
-        plan: MemoryPlan,
-        tokenizer: Tokenizer,
-        on_broken: Callable[[LlmhostError], None],
-        drafter: Drafter | None,
-    ) -> EngineLoop:
-        limits = SchedulerLimits(
-            max_batch_size=entry.spec.max_batch_size,
-            max_tokens_per_batch=entry.spec.max_tokens_per_batch,
-            max_sequence_length=plan.max_sequence_length,
-            kv_blocks=plan.kv_blocks,
-            block_tokens=runner.facts.block_tokens,
-            target_itl_ms=entry.spec.target_itl_ms,
-            least_chunk_tokens=runner.facts.least_chunk_tokens,
-            rows_at_once=runner.facts.rows_at_once,
-            prefix_cache=entry.spec.prefix_cache,
-            host_kv_blocks=plan.host_kv_blocks,
-        )
-        try:
-            engine = EngineLoop(
-                str(entry.ref),
-                runner,
-                Scheduler(limits),
-                tokenizer=tokenizer,
-                lane=self._devices.lane(runner.facts.device),
-                max_queue=entry.spec.max_queue,
-                on_step=self._observe_steps(str(entry.ref)),
-                on_broken=on_broken,
-                now_ns=self._clock.monotonic_ns,
-                guesser=_guesser(entry, runner, drafter),
-                step_timeout_s=entry.spec.step_timeout_s,
-            )
-            engine.start()
-        except BaseException:
-            runner.close()
-            raise
-        return engine
-
-    async def _probe(self, entry: ModelEntry, engine: EngineLoop, tokenizer: Tokenizer) -> None:
-        """One token, or vector, for a validation prompt: a model that can't do that is not put into service."""
-        task = (await self.predict(entry)).task
-        ended: asyncio.Future[Delta] = asyncio.get_running_loop().create_future()
-
-        def sink(delta: Delta) -> None:
-            if delta.finish_reason is not None and not ended.done():
-                ended.set_result(delta)
-
-        engine.submit(
-            SequenceSpec(
-                request_id=new_request_id(),
-                index=0,
-                model=entry.ref,
-                prompt=tuple(tokenizer.encode(PROBE_PROMPT)),
-                sampling=Sampling(temperature=0.0),
-                seed=0,
-                max_new_tokens=1,
-                arrival_ns=self._clock.monotonic_ns(),
-                pooling=None if task == "generate" else Pooling(task),
-                purpose=Purpose.PROBE,
-            ),
-            sink,
-        )
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                delta = await ended
-        except TimeoutError:
-            raise EngineFailed(
-                f"The model {entry.ref} gave no token within {PROBE_TIMEOUT_S:.0f} s."
-            ) from None
-        if delta.error is not None:
-            raise ModelUnavailable(
-                f"The model {entry.ref} failed its first token: {delta.error.message}"
-            ) from delta.error
+        return await self.files.read(entry, read)
 
 
 def _on_host(holder: str) -> str:
     return f"{holder} (KV on the host)"
-
-
-def _guesser(entry: ModelEntry, runner: Runner, drafter: Drafter | None) -> Guesser | None:
-    if drafter is None:
-        return None
-    if not runner.facts.checks_drafts:
-        drafter.close()
-        if entry.spec.speculation.method != "auto":
-            why = "what runs this model can't check guesses"
-            log_event(log, "speculation.off", model=str(entry.ref), why=why)
-        return None
-    settings = entry.spec.speculation
-    return Guesser(
-        drafter,
-        Speculation(most_tokens=settings.max_tokens, most_sequences=settings.max_sequences),
-    )
 
 
 def _measured(facts: RunnerFacts, grown_bytes: int) -> int:

@@ -52,33 +52,35 @@ class Deployments:
         return self._all[self.catalogue.find(name).name]
 
     async def tokenizer(self, deployment: Deployment) -> Tokenizer:
-        return await self._effects.tokenizer(deployment.entry)
+        return await self._effects.files.tokenizer(deployment.entry)
 
     async def mark(self, deployment: Deployment, adapter: Served | None) -> str:
         """What the files held that a model, and the adapter that is asked for, were read from, or what they hold where
         it is not loaded: other files have another mark."""
         held = deployment.held
-        mark = await self._effects.mark(Served(deployment.entry)) if held is None else held.mark
+        mark = (
+            await self._effects.files.mark(Served(deployment.entry)) if held is None else held.mark
+        )
         if adapter is None:
             return mark
         key = None
         if held is not None and held.adapters is not None and adapter.adapter is not None:
             key = held.adapters.key(adapter.adapter)
-        return together(mark, key or await self._effects.mark(adapter))
+        return together(mark, key or await self._effects.files.mark(adapter))
 
     def files(self, deployment: Deployment) -> str | None:
         """Whether the model's files are here: present, partial or absent; None where it needs none. Blocks a little."""
-        return self._effects.files(deployment.entry)
+        return self._effects.files.presence_of(deployment.entry)
 
     async def facts(self, deployment: Deployment) -> RunnerFacts:
         """What the model is and does, as far as is known without loading the weights."""
         if (held := deployment.held) is not None:
             return held.facts
-        return await self._effects.predict(deployment.entry)
+        return await self._effects.files.predict(deployment.entry)
 
     def presence(self, source: str) -> str:
         """Whether the files of a source are here: present, partial or absent. Blocks a little."""
-        return self._effects.presence(source)
+        return self._effects.files.presence(source)
 
     def loaded_adapters(self, entry: ModelEntry) -> list[AdapterRow]:
         """Of all of a model's replicas."""
@@ -88,7 +90,7 @@ class Deployments:
     async def load_adapter(self, served: Served) -> None:
         """Have an adapter in memory, and its model. One that is new can be named from then on."""
         deployment = self._all[served.entry.name]
-        self._effects.forget_marks(served.entry)
+        self._effects.files.forget_marks(served.entry)
         self._world.changed()
         await deployment.ensure_ready("operator")
         for replica in deployment.replicas:
@@ -109,7 +111,7 @@ class Deployments:
         """Most tokens of prompt and answer together, as far as is known without loading the weights."""
         if (held := deployment.held) is not None:
             return held.plan.max_sequence_length
-        spec, facts = deployment.entry.spec, await self._effects.predict(deployment.entry)
+        spec, facts = deployment.entry.spec, await self._effects.files.predict(deployment.entry)
         return min(facts.max_sequence_length, spec.max_sequence_length or facts.max_sequence_length)
 
     async def load_at_start(self) -> None:
@@ -126,13 +128,13 @@ class Deployments:
     @property
     def is_reading(self) -> bool:
         """A thread still reads or fetches a model's files."""
-        return self._effects.is_reading
+        return self._effects.files.is_reading
 
     def stop_loading(self) -> None:
         """Give up the loads that are under way, and refuse who waits for them: no node waits for them at its end."""
         for deployment in self._all.values():
             deployment.stop_loading()
-        self._effects.stop_reading()
+        self._effects.files.stop_reading()
 
     async def unload_all(self, *, drain_s: float) -> None:
         await asyncio.gather(

@@ -36,7 +36,7 @@ class Backwards(WordTokenizer):
 def box(tmp_path: Path) -> Box:
     box = Box(tmp_path)
     box.toy = Pair(loaded=facts(checks_drafts=True))
-    box.effects._kinds = {"toy": box.toy}
+    box.effects.files._kinds = {"toy": box.toy}
     return box
 
 

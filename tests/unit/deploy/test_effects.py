@@ -16,7 +16,7 @@ from llmhost.core.errors import DoesNotFit, EngineFailed, LlmhostError, ModelUna
 from llmhost.core.output import Delta
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import Purpose, SequenceSpec
-from llmhost.deploy import effects as effects_module
+from llmhost.deploy import start as start_module
 from llmhost.deploy.catalogue import Catalogue, ModelEntry
 from llmhost.deploy.deployment import State
 from llmhost.deploy.effects import LoadEffects
@@ -151,7 +151,7 @@ async def test_after_a_failure_the_same_model_can_be_loaded(box: Box) -> None:
 async def test_a_model_that_gives_no_first_token_in_time_is_not_put_into_service(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(effects_module, "PROBE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(start_module, "PROBE_TIMEOUT_S", 0.0)
 
     with pytest.raises(EngineFailed, match="gave no token"):
         await box.load(toy())
@@ -224,7 +224,7 @@ async def test_a_device_that_only_an_engine_sees_gets_a_ledger_of_its_own(box: B
 @pytest.mark.parametrize("act", ["tokenizer", "footprint"])
 async def test_a_burst_of_first_requests_reads_a_models_files_once(box: Box, act: str) -> None:
     ask: Callable[[ModelEntry], Any] = (
-        box.effects.tokenizer if act == "tokenizer" else box.effects.predict
+        box.effects.files.tokenizer if act == "tokenizer" else box.effects.files.predict
     )
     answers = await asyncio.gather(*(ask(toy()) for _ in range(100)))
 
@@ -235,9 +235,9 @@ async def test_a_burst_of_first_requests_reads_a_models_files_once(box: Box, act
 async def test_a_failed_reading_of_files_is_not_remembered(box: Box) -> None:
     box.toy.fails["tokenizer"] = ModelUnavailable("no tokenizer.json")
     with pytest.raises(ModelUnavailable):
-        await box.effects.tokenizer(toy())
+        await box.effects.files.tokenizer(toy())
     box.toy.fails.clear()
-    await box.effects.tokenizer(toy())
+    await box.effects.files.tokenizer(toy())
 
     assert box.toy.done == ["tokenizer", "tokenizer"]
 
