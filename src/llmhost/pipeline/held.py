@@ -32,7 +32,7 @@ from llmhost.safety.queue import ANSWERED, ID_PREFIX, TIME, Deed, ReviewQueue
 from llmhost.safety.review import ReviewState
 from llmhost.safety.verdict import ReviewMode
 from llmhost.storage.held_calls import HeldCalls
-from llmhost.storage.reviews import Event
+from llmhost.storage.review_rows import Event
 
 log = logging.getLogger("llmhost.reviews")
 

@@ -33,7 +33,8 @@ from llmhost.safety.review import (
 from llmhost.safety.review_rows import act_of, decode, standing_of
 from llmhost.safety.sealed import Seal
 from llmhost.safety.verdict import Direction, ReviewMode, Screening
-from llmhost.storage.reviews import Event, NewReview, ReviewStore, no_review
+from llmhost.storage.review_rows import Event, NewReview, no_review
+from llmhost.storage.reviews import ReviewStore
 
 log = logging.getLogger("llmhost.reviews")
 

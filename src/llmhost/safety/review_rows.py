@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from llmhost.safety.review import Review, Reviewer
-from llmhost.storage.reviews import Act, Event, Standing
+from llmhost.storage.review_rows import Act, Event, Standing
 
 decode = msgspec.json.Decoder(Review).decode
 _encode = msgspec.json.Encoder().encode

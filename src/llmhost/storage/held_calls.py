@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from llmhost.storage.connect import Connection
-from llmhost.storage.reviews import Event, ReviewStore, note
+from llmhost.storage.review_rows import Event, note
+from llmhost.storage.reviews import ReviewStore
 
 
 @dataclass(frozen=True, slots=True)

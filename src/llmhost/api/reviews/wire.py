@@ -7,7 +7,7 @@ import msgspec
 
 from llmhost.safety.labels import Proposal, RuleQuality
 from llmhost.safety.review import Review, Vote
-from llmhost.storage.reviews import Event
+from llmhost.storage.review_rows import Event
 
 StateFilter = Literal[
     "pending", "open", "claimed", "escalated", "approved", "rejected", "expired", "all"
