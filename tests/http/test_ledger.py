@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 import pytest
-from server_process import Node, eventually
+from server_process import Node, chat_body, eventually
 
 MODELS = '[models.echo]\nengine = "fake"\nprice = { input = "1", output = "10" }\n'
 
@@ -42,6 +42,33 @@ def test_a_wrong_price_is_made_good_and_the_ledger_stays_whole(node: Node) -> No
     )
     assert "Applied as rr_" in again.stderr
     assert json.loads(node.cli("ledger", "verify", "--json").stdout)["entries"] == 6
+
+
+def test_rating_again_at_the_price_that_was_charged_changes_nothing_for_anybody(
+    new_node: Callable[..., Node],
+) -> None:
+    """A kept answer was free, and an organisation had a price of its own: both were charged everybody's."""
+    node = new_node(MODELS + '[cache]\nuse = "all"\n').start()
+    acme, zoo = (
+        {"authorization": f"Bearer {node.create_key(org)['key']}"} for org in ("acme", "zoo")
+    )
+    contract = {"model": "echo", "org": "acme", "input": "1", "output": "5"}
+    node.admin("POST", "/prices", contract).raise_for_status()
+    for headers in (acme, zoo, zoo):
+        node.post("/v1/chat/completions", chat_body(temperature=0, max_tokens=10), headers=headers)
+    paid = [entry["amount_nano"] for entry in node.entries()]
+    assert (paid[0] > 0, paid[1] > paid[0], paid[2]) == (True, True, 0)
+
+    told = node.admin(
+        "POST",
+        "/ledger/rerate",
+        {"model": "echo", "since": "2020-01-01", "price": "echo/1", "apply": True},
+    ).json()
+
+    assert [(row["org"], row["changed"]) for row in told["data"]] == [("acme", 0), ("zoo", 0)]
+    asked = {"model": "echo", "since": "2020-01-01", "price": "echo/1", "was": "echo/2"}
+    told = node.admin("POST", "/ledger/rerate", asked).json()
+    assert told["difference_nano"] == 10 * 5_000
 
 
 def test_accounts_add_up_to_nothing(node: Node) -> None:

@@ -68,14 +68,17 @@ class AccountPage(msgspec.Struct, frozen=True, kw_only=True):
 class NewRerating(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body that rates a period again: a model's requests of `since` <= time < `until`, now when absent.
 
-    At a `price` version, or at amounts in dollars per million tokens. Without `apply` nothing is changed. An `id` that
-    was applied before changes nothing more.
+    At a `price` version, or at amounts in dollars per million tokens. Lines of batches and kept answers pay their part
+    of it. An organisation with a price of its own is rated again where `org` names it, and what a plugin quoted where
+    `was` names the version that it was charged by. Without `apply` nothing is changed. An `id` that was applied before
+    changes nothing more.
     """
 
     model: str
     since: str
     until: str | None = None
     org: str | None = None
+    was: str | None = None
     price: str | None = None
     input: str | None = None
     cached_input: str | None = None
@@ -176,6 +179,7 @@ class LedgerDesk:
             since_ns=since_ns,
             until_ns=until_ns,
             org=new.org,
+            was=new.was,
             price=await self._price(new),
         )
         if new.apply:

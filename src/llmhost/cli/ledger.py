@@ -133,6 +133,10 @@ def rerate(
     org: Annotated[
         str | None, typer.Option(metavar="NAME", help="This organisation's requests alone.")
     ] = None,
+    was: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="Those alone that were charged by this price."),
+    ] = None,
     price: Annotated[
         str | None,
         typer.Option(metavar="VERSION", help="A version that `llmhost prices list` shows."),
@@ -165,7 +169,8 @@ def rerate(
 ) -> None:
     """Charge the requests of a period anew, by entries that make up the difference. No entry is changed.
 
-    Each stands at the time of its request: usage, budgets and statements of that time change with it.
+    Each stands at the time of its request: usage, budgets and statements of that time change with it. Who had a price
+    of its own is left out unless --org names it, and what a plugin quoted unless --was does.
     """
     now = datetime.now(UTC)
     amounts = {
@@ -184,6 +189,7 @@ def rerate(
         "since": moment(since, "--since", None, now),
         "until": moment(until, "--until", None, now),
         "org": org,
+        "was": was,
         "price": price,
         **said,
         "apply": apply,

@@ -1,10 +1,11 @@
 """Which price holds for whom and when. Versions are appended and never changed: an undo is another version.
 
 A price comes from models.toml (`file`), from an operator (`api`), or from a plugin for single requests (`plugin:NAME`);
-`batch` is what lines of batches pay of another.
+`batch` is what lines of batches pay of another, and `cache` what kept answers cost of one.
 The list is in memory, for the event loop; what changes it is on disk before.
 """
 
+import json
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ from llmhost.config.schema.money import PriceSettings
 from llmhost.core.ports import Clock
 from llmhost.core.world import World
 from llmhost.cost.pricing import Price, Rates, rates_of
+from llmhost.cost.shares import Share, share_in
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.schema import Schema
@@ -36,6 +38,8 @@ SCHEMA = Schema(
 """Columns of the table that the ledger's schema makes: apply it after that."""
 
 FILE, API, BATCH, CACHE = "file", "api", "batch", "cache"
+SHARES = (BATCH, CACHE)
+"""Origins of prices that are parts of others."""
 _PLUGIN = "plugin:"
 _RATES = tuple(field.name for field in fields(Rates))
 _COLUMNS = (
@@ -46,6 +50,7 @@ _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM prices"
 _IS_QUOTE = "instr(model, '+')"  # no model has one in its name
 _LISTED = f"{_SELECT} WHERE NOT {_IS_QUOTE} ORDER BY seq"
 _SAME = " AND ".join(f"{name} IS ?" for name in _RATES)
+_NAMED = f"{_SELECT} WHERE version IN (SELECT value FROM json_each(?))"
 _OF_FILE = f"{_SELECT} WHERE model = ? AND origin = '{FILE}' ORDER BY seq DESC LIMIT 1"
 _PAGE = f"""
     {_SELECT} WHERE seq > :after
@@ -66,7 +71,7 @@ class PriceVersion:
     org: str | None
     """Whom it is for; None: whoever has none of its own."""
     origin: str
-    """`file`, `api`, `batch` or `plugin:NAME`."""
+    """`file`, `api`, `batch`, `cache` or `plugin:NAME`."""
     note: str | None
     utc_ns: int
     """When it was set."""
@@ -77,6 +82,15 @@ class PriceVersion:
     @property
     def is_quote(self) -> bool:
         return "+" in self.version
+
+    @property
+    def is_of_plugin(self) -> bool:
+        return self.origin.startswith(_PLUGIN)
+
+    @property
+    def share(self) -> Share | None:
+        """Which part of another price it is; None where it is none, or was made before that was written down."""
+        return share_in(self.note) if self.origin in SHARES else None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -206,26 +220,31 @@ class PriceBook:
         """A price that a plugin made for a model, under a version of its own: the first that says the same."""
         return await self._find_or_add(f"{model}+{plugin}", rates, f"{_PLUGIN}{plugin}")
 
-    async def for_batches(self, model: str, rates: Rates) -> Price:
+    async def for_batches(self, model: str, whole: Rates, share: Share) -> Price:
         """The same for what lines of batches pay of a model's price."""
-        return await self._find_or_add(f"{model}+{BATCH}", rates, BATCH)
+        return await self._share_of(f"{model}+{BATCH}", whole, share, BATCH)
 
-    async def for_hits(self, model: str, rates: Rates) -> Price:
+    async def for_hits(self, model: str, whole: Rates, share: Share) -> Price:
         """The same for what kept answers cost of a model's price."""
-        return await self._find_or_add(f"{model}+{CACHE}", rates, CACHE)
+        return await self._share_of(f"{model}+{CACHE}", whole, share, CACHE)
 
     async def for_rerating(self, model: str, rates: Rates) -> Price:
         """The same for a period that is rated again: it holds for no new request."""
         return await self._find_or_add(f"{model}+rerate", rates, API)
 
-    async def _find_or_add(self, name: str, rates: Rates, origin: str) -> Price:
+    async def _share_of(self, name: str, whole: Rates, share: Share, origin: str) -> Price:
+        return await self._find_or_add(name, share.rates(whole), origin, share.note)
+
+    async def _find_or_add(
+        self, name: str, rates: Rates, origin: str, note: str | None = None
+    ) -> Price:
 
         def find_or_add(connection: Connection) -> PriceVersion:
-            query = f"{_SELECT} WHERE model = ? AND {_SAME} ORDER BY seq LIMIT 1"
-            row = connection.execute(query, (name, *_values(rates))).fetchone()
+            query = f"{_SELECT} WHERE model = ? AND note IS ? AND {_SAME} ORDER BY seq LIMIT 1"
+            row = connection.execute(query, (name, note, *_values(rates))).fetchone()
             if row is not None:
                 return _version(row)
-            return self._insert(connection, name, rates, origin=origin)
+            return self._insert(connection, name, rates, origin=origin, note=note)
 
         price = (await self._writer.run(find_or_add)).price
         assert price is not None, "a quote has rates"
@@ -290,6 +309,19 @@ class PriceBook:
             (self._node_id, *facts.values()),
         ).fetchone()
         return _version((row[0], *facts.values()))
+
+
+def versions_named(connection: Connection, names: Iterable[str]) -> dict[str, PriceVersion]:
+    """Versions by their names, with those that they are parts of; what nobody has set is missing."""
+    found: dict[str, PriceVersion] = {}
+    asked: set[str] = set()
+    while new := set(names) - asked:
+        asked |= new
+        rows = connection.execute(_NAMED, (json.dumps(sorted(new)),))
+        found |= {version.version: version for version in map(_version, rows)}
+        shares = (found[name].share for name in new if name in found)
+        names = [share.version for share in shares if share is not None]
+    return found
 
 
 def _load(connection: Connection) -> list[PriceVersion]:

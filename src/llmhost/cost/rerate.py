@@ -3,11 +3,14 @@
 What is taken back or charged in addition stands at the time of the use, under kind `rerate:ID`, and so in the sums and
 budgets of that time. It starts from what a request has been charged altogether, so rating again at the same price does
 nothing, and rating back at the old price restores what was.
+
+Not everybody pays the price that was wrong. Lines of batches and kept answers go on paying their part of it; who had a
+price of its own, and whom a plugin quoted one, is rated again only where that is asked for.
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +20,9 @@ from msgspec.structs import replace
 from llmhost.core.output import Outcome
 from llmhost.cost.entries import COLUMNS, DIMENSIONS, Entry, entry_of
 from llmhost.cost.ledger import append
-from llmhost.cost.pricing import Price, rated_nano
+from llmhost.cost.prices import SHARES, PriceVersion, versions_named
+from llmhost.cost.pricing import Price, Rates, rated_nano
+from llmhost.cost.shares import Share
 from llmhost.storage.connect import Connection
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import Job, Writer
@@ -26,11 +31,13 @@ KIND = "rerate:"
 PAGE_ROWS = 500
 """Entries in one commit: requests that run have theirs in between."""
 
-_IS_PAID = f"kind = 'request' AND outcome IN ('{Outcome.ANSWERED}', '{Outcome.CANCELLED}')"
+_IS_PAID = f"""kind = 'request' AND (outcome IN ('{Outcome.ANSWERED}', '{Outcome.CANCELLED}')
+            OR amount_nano <> 0)"""
 _PAGE = f"""
     SELECT utc_ns, seq FROM entries
     WHERE (utc_ns, seq) > (:at, :seq) AND utc_ns < :until AND {_IS_PAID} AND (:org IS NULL OR org = :org)
         AND (model = :model OR substr(model, 1, length(:model) + 1) = :model || '@')
+        AND (:was IS NULL OR price_version = :was)
     ORDER BY utc_ns, seq LIMIT {PAGE_ROWS}
 """
 _OF = "(SELECT value FROM json_each(?))"
@@ -51,6 +58,9 @@ class Rerating:
     since_ns: int
     until_ns: int
     org: str | None = None
+    """Its requests alone, at whatever price of its own they were."""
+    was: str | None = None
+    """Those alone that were charged by this version, whosever it was."""
     price: Price
 
 
@@ -79,10 +89,29 @@ class _Page:
     entries: Sequence[Entry] = field(default_factory=list)
 
 
-def rated(entry: Entry, price: Price) -> int:
+def rated(entry: Entry, price: Rates) -> int:
     """What an entry's quantities cost at a price, in nano-dollars; nothing where no token was used."""
     tokens = {name: getattr(entry, f"{name}_tokens") for name in DIMENSIONS}
     return rated_nano(price, **tokens) if any(tokens.values()) else 0
+
+
+def rates_for(entry: Entry, wanted: Rerating, known: Mapping[str, PriceVersion]) -> Rates | None:
+    """What an entry is rated at again; None where it stays what it was. `known` are versions by their names."""
+    if wanted.was is not None:
+        return wanted.price
+    shares: list[Share] = []
+    version = known.get(entry.price_version or "")
+    while version is not None and (share := version.share) is not None:
+        shares.append(share)
+        version = known.get(share.version)
+    if version is not None:
+        is_own = version.org is not None and wanted.org is None
+        if is_own or version.is_of_plugin or version.origin in SHARES:
+            return None
+    rates: Rates = wanted.price
+    for share in reversed(shares):
+        rates = share.rates(rates)
+    return rates
 
 
 def differences(connection: Connection, seqs: Sequence[int], wanted: Rerating) -> _Page:
@@ -97,10 +126,13 @@ def differences(connection: Connection, seqs: Sequence[int], wanted: Rerating) -
         charged[request_id] += nano
         if this_kind == kind:
             done.add(request_id)
+    known = versions_named(connection, {e.price_version for e in entries if e.price_version})
     said, made = [], []
     for entry in entries:
-        before = charged[entry.request_id]
-        after = before if entry.request_id in done else rated(entry, wanted.price)
+        before = after = charged[entry.request_id]
+        rates = None if entry.request_id in done else rates_for(entry, wanted, known)
+        if rates is not None:
+            after = rated(entry, rates)
         said.append((entry.org, before, after))
         if after != before:
             made.append(_compensation(entry, kind, after - before, wanted.price.version))
@@ -168,7 +200,7 @@ def _page(
     connection: Connection, *, wanted: Rerating, at: tuple[int, int]
 ) -> list[tuple[int, int]]:
     bounds = {"at": at[0], "seq": at[1], "until": wanted.until_ns}
-    names = {"org": wanted.org, "model": wanted.model}
+    names = {"org": wanted.org, "model": wanted.model, "was": wanted.was}
     return connection.execute(_PAGE, {**bounds, **names}).fetchall()
 
 

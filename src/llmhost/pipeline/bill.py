@@ -30,7 +30,8 @@ from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
-from llmhost.cost.pricing import Price, Rates, amount_nano, factor_of, scaled
+from llmhost.cost.pricing import Price, Rates, amount_nano, factor_of
+from llmhost.cost.shares import Share
 from llmhost.cost.under_way import Settlements, Then, tell
 from llmhost.hooks.call import ask, ask_now
 from llmhost.hooks.registry import Plugins
@@ -141,8 +142,8 @@ class Bill:
         if self._hits_cost_all:
             return full
         if full.version not in self._hit_prices:
-            rates = scaled(full, self._hit_factor)
-            self._hit_prices[full.version] = await self._prices.for_hits(model, rates)
+            share = Share(full.version, self._hit_factor)
+            self._hit_prices[full.version] = await self._prices.for_hits(model, full, share)
         return self._hit_prices[full.version]
 
     async def _batch_price(self, model: str, listed: Price) -> Price:
@@ -150,8 +151,10 @@ class Bill:
         if self._batch_factor == 1:
             return listed
         if listed.version not in self._batch_prices:
-            rates = scaled(listed, self._batch_factor)
-            self._batch_prices[listed.version] = await self._prices.for_batches(model, rates)
+            share = Share(listed.version, self._batch_factor)
+            self._batch_prices[listed.version] = await self._prices.for_batches(
+                model, listed, share
+            )
         return self._batch_prices[listed.version]
 
     def hold(self, context: RequestContext) -> None:

@@ -21,7 +21,7 @@ from llmhost.core.caller import LOCAL_CALLER, Caller
 from llmhost.core.errors import Overloaded
 from llmhost.core.events import RequestEnded
 from llmhost.core.output import Outcome, Usage
-from llmhost.cost import rows
+from llmhost.cost import prices, rows
 from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.chain import GENESIS, row_hash, struct_hash
 from llmhost.cost.entries import COLUMNS, Entry, EntryRow
@@ -55,7 +55,8 @@ class Books:
     clock: ManualClock = field(default_factory=ManualClock)
 
     def __post_init__(self) -> None:
-        self.writer = Writer(self.path, migrations=[SCHEMA, rows.SCHEMA], max_queue=self.max_queue)
+        schemas = [SCHEMA, rows.SCHEMA, prices.SCHEMA]
+        self.writer = Writer(self.path, migrations=schemas, max_queue=self.max_queue)
         self.reader = Reader(self.path)
         self.ledger = Ledger(self.writer, self.reader, node_id="node-1", clock=self.clock)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from tests.unit.cost.test_sums import ledger_of
 from tests.unit.cost.told import used
 
 from llmhost.cost.entries import Entry
+from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import Price, rated_nano
 from llmhost.cost.rerate import PAGE_ROWS, Rerater, Rerating, differences, rated
+from llmhost.cost.shares import Share
 
 CHEAP = Price(version="tiny/2", input_nano=0, cached_input_nano=0, output_nano=1_000_000)
 """20 output tokens cost 20 nano-dollars."""
@@ -140,6 +143,85 @@ async def test_requests_that_come_meanwhile_are_recorded_too(books: Books) -> No
     await asyncio.gather(rating, *settled)
     assert books.ledger.audit().is_intact
     assert books.ledger.spent_nano("org", "acme") == 1_999 * 20 + 100 * 70
+
+
+def price_book(books: Books) -> PriceBook:
+    return PriceBook(books.writer, books.reader, node_id="node-1", clock=books.clock)
+
+
+async def changed(books: Books, **asked: Any) -> dict[str, int]:
+    """By request, what rating all again takes back or adds."""
+    before = len(list(books.ledger.export()))
+    await rerater(books).apply(wanted(**asked))
+    made = list(books.ledger.export())[before:]
+    return {row["request_id"]: row["amount_nano"] for row in made}
+
+
+async def test_lines_of_batches_and_kept_answers_pay_their_part_of_the_new_price_too(
+    books: Books,
+) -> None:
+    prices = price_book(books)
+    await prices.set("tiny", DEAR)
+    half, free = (Share("tiny/1", Fraction(part)) for part in ("0.5", "0"))
+    line = await prices.for_batches("tiny", DEAR, half)
+    hit = await prices.for_hits("tiny", DEAR, half)
+    gift = await prices.for_hits("tiny", DEAR, free)
+    kept_line = await prices.for_hits("tiny", line, Share(line.version, Fraction(1, 2)))
+    books.record(
+        entry(1, amount_nano=180),
+        entry(2, amount_nano=90, price_version=line.version),
+        entry(3, amount_nano=90, price_version=hit.version),
+        entry(4, amount_nano=0, price_version=gift.version),
+        entry(5, amount_nano=45, price_version=kept_line.version),
+    )
+
+    made = await changed(books)
+
+    assert made == {"req_1": -160, "req_2": -80, "req_3": -80, "req_5": -40}
+    assert await changed(books, rerate_id="r2", price=DEAR) == {
+        i: -nano for i, nano in made.items()
+    }
+
+
+async def test_who_had_another_price_than_everybodys_is_rated_again_where_that_is_asked_for(
+    books: Books,
+) -> None:
+    prices = price_book(books)
+    await prices.set("tiny", DEAR)
+    own = await prices.set("tiny", replace(DEAR, output_nano=5_000_000), org="acme")
+    quote = await prices.quote("tiny", "night", replace(DEAR, output_nano=4_000_000))
+    assert own.price is not None
+    own_half = await prices.for_hits("tiny", own.price, Share(own.version, Fraction(1, 2)))
+    books.record(
+        entry(1, org="zoo", amount_nano=180),
+        entry(2, amount_nano=100, price_version=own.version),
+        entry(3, amount_nano=50, price_version=own_half.version),
+        entry(4, amount_nano=80, price_version=quote.version),
+    )
+
+    assert await changed(books) == {"req_1": -160}
+    assert await changed(books, rerate_id="r2", org="acme") == {"req_2": -80, "req_3": -40}
+    assert await changed(books, rerate_id="r3", was=quote.version) == {"req_4": -60}
+    assert await changed(books, rerate_id="r4", was="tiny/9") == {}
+
+
+async def test_a_part_of_a_price_from_before_it_was_written_down_stays_what_it_was(
+    books: Books,
+) -> None:
+    books.forge(
+        "INSERT INTO prices (node_id, utc_ns, version, model, input_nano, cached_input_nano, output_nano,"
+        " effective_from_ns, origin) VALUES ('n', 5, 'tiny+batch/1', 'tiny+batch', 0, 0, 4500000, 5, 'batch')"
+    )
+    books.record(entry(1, amount_nano=90, price_version="tiny+batch/1"))
+
+    assert await changed(books) == {}
+    assert await changed(books, rerate_id="r2", was="tiny+batch/1") == {"req_1": -70}
+
+
+async def test_a_failed_answer_that_was_charged_is_rated_again(books: Books) -> None:
+    books.record(entry(1, outcome="failed"), entry(2, outcome="failed", amount_nano=0))
+
+    assert await changed(books) == {"req_1": -50}
 
 
 def test_a_request_that_used_nothing_costs_nothing_at_any_price() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from llmhost.cost import rows
+from llmhost.cost import prices, rows
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import append
 from llmhost.cost.sums import QUARTER_NS, of_entries, quarters_of, spent_by_run, spent_nano
@@ -37,7 +37,7 @@ ENTRIES = st.builds(
 @cache
 def empty_ledger() -> bytes:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    migrate(connection, [SCHEMA, rows.SCHEMA])
+    migrate(connection, [SCHEMA, rows.SCHEMA, prices.SCHEMA])
     return connection.serialize()
 
 
