@@ -6,6 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from anthropic.types import MessageCountTokensParams, message_create_params
+from openai.types import DecisionCreateParams, EmbeddingCreateParams, ModerationCreateParams
+from openai.types.chat import completion_create_params
+from openai.types.completion_create_params import CompletionCreateParamsBase
+from openai.types.responses.input_token_count_params import InputTokenCountParams
+from openai.types.responses.response_compact_params import ResponseCompactParams
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from tests.parameter_tables import EACH, FORMS, ROUTES, STATES, Body, Route, of_row, states
 
 from llmhost.api.bodies import ChatBody
@@ -34,6 +41,26 @@ def test_the_tables_have_every_parameter_that_a_parser_knows(route: Route):
     assert fields(route) <= rows.keys()
     assert {name for name, state in rows.items() if state != "ignored"} <= fields(route)
     assert set(rows.values()) <= set(STATES)
+
+
+OF_CLIENTS = {
+    "chat": (completion_create_params.CompletionCreateParamsBase,),
+    "completions": (CompletionCreateParamsBase,),
+    "embeddings": (EmbeddingCreateParams,),
+    "moderations": (ModerationCreateParams,),
+    "decisions": (DecisionCreateParams,),
+    "messages": (message_create_params.MessageCreateParamsBase, MessageCountTokensParams),
+    "responses": (ResponseCreateParamsBase, ResponseCompactParams, InputTokenCountParams),
+}
+"""What the vendors' own clients send to each route."""
+
+
+@pytest.mark.parametrize("name", OF_CLIENTS)
+def test_the_tables_have_every_parameter_that_the_vendors_clients_have(name: str):
+    (route,) = [each for each in ROUTES if each.name == name]
+
+    for params in OF_CLIENTS[name]:
+        assert params.__annotations__.keys() <= route.rows().keys()
 
 
 @pytest.mark.parametrize("section", FORMS)
@@ -127,3 +154,9 @@ def test_a_value_that_changes_nothing_is_fine(route: str, name: str):
     (found,) = [each for each in ROUTES if each.name == route]
 
     assert parsed(found, {name: NOT_ASKING[route, name]}) == parsed(found, {})
+
+
+@pytest.mark.parametrize("value", [{}, {"search_context_size": "low"}])
+def test_a_search_is_asked_for_by_an_empty_object_too(value: Any):
+    with pytest.raises(UnsupportedParameter):
+        parsed(ROUTES[0], {"web_search_options": value})

@@ -228,6 +228,8 @@ def test_a_client_whose_base_url_lacks_its_v1_is_told_so(open_node: Node) -> Non
         ("GET", "/v1/completions", "POST"),
         ("DELETE", "/v1/models", "GET, OPTIONS"),
         ("PUT", "/v1/embeddings", "POST"),
+        ("PUT", "/v1/chat/completions", "GET, OPTIONS, POST"),
+        ("DELETE", "/v1/chat/completions", "GET, OPTIONS, POST"),
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(

@@ -240,7 +240,9 @@ def _past_router(app: ASGIApp, routes: Mapping[str, ASGIApp]) -> ASGIApp:
 
     async def direct(scope: Scope, receive: Receive, send: Send) -> None:
         route = app
-        if scope["type"] == ScopeType.HTTP and (scope["path"] != CHATS or scope["method"] != "GET"):
+        if scope["type"] == ScopeType.HTTP and (
+            scope["path"] != CHATS or scope["method"] == "POST"
+        ):
             route = routes.get(scope["path"], app)
         await route(scope, receive, send)
 

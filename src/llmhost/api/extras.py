@@ -78,6 +78,7 @@ FINE: Mapping[str, tuple[Any, ...]] = {
     "top_n_sigma": (None, -1),
     "truncation_side": (None, "left"),
     "typical_p": (None, 1),
+    "web_search_options": (None,),  # an empty object asks for a search as well
 }
 """What asks for what happens anyway."""
 

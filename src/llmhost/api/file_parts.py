@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from llmhost.core.attached import file_of_data, mark_of
+from llmhost.core.attached import FETCHES_NOTHING, file_of_data, mark_of
 from llmhost.core.errors import MissingParameter, UnsupportedParameter
 
 
@@ -23,10 +23,7 @@ class FilePart(Protocol):
 def text_of_file(part: FilePart, at: str) -> str:
     """What stands in the prompt for it: its text, or a mark where it is named by its id. Raises BadRequest."""
     if part.file_url is not None:
-        raise UnsupportedParameter(
-            "This server fetches nothing. Send the file's content, or upload it and name its id.",
-            param=f"{at}.file_url",
-        )
+        raise UnsupportedParameter(FETCHES_NOTHING, param=f"{at}.file_url")
     if part.file_data is not None:
         return file_of_data(part.file_data, part.filename, f"{at}.file_data")
     if part.file_id is not None:

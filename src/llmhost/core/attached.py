@@ -21,6 +21,10 @@ _TEXT_TYPES = re.compile(
     r"typescript|x-sh|x-python)|",
     re.IGNORECASE,
 )
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+FETCHES_NOTHING = (
+    "This server fetches nothing. Send the file's content, or upload it and name its id."
+)
 KNOWN = "text/plain, text/markdown, text/csv, application/json and others that are text in UTF-8"
 
 
@@ -66,6 +70,8 @@ def file_of_data(data: str, name: str | None, param: str) -> str:
             param=param,
         )
     body = data[head.end() :] if head else data
+    if _URL.match(body):
+        raise UnsupportedParameter(FETCHES_NOTHING, param=param)
     if is_plain:
         raise InvalidValue("A data URL of a file has its content as base64.", param=param)
     try:

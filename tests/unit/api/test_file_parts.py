@@ -118,14 +118,21 @@ async def test_what_is_no_text_is_refused_by_its_place(
     assert error["param"] == f"{where}.{name}"
 
 
-async def test_nothing_is_fetched(host: TestHost) -> None:
-    body = parts("/v1/responses", {"file_url": "http://127.0.0.1/secret"})
-    error = (await host.client.post("/v1/responses", json=body)).json()["error"]
+@pytest.mark.parametrize(
+    ("path", "field", "param"),
+    [
+        ("/v1/responses", "file_url", "input[0].content[1].file_url"),
+        ("/v1/responses", "file_data", "input[0].content[1].file_data"),
+        ("/v1/chat/completions", "file_url", "messages[0].content[1].file.file_url"),
+        ("/v1/chat/completions", "file_data", "messages[0].content[1].file.file_data"),
+    ],
+)
+async def test_nothing_is_fetched(host: TestHost, path: str, field: str, param: str) -> None:
+    body = parts(path, {field: "https://127.0.0.1/secret"})
+    error = (await host.client.post(path, json=body)).json()["error"]
 
-    assert (error["code"], error["param"]) == (
-        "unsupported_parameter",
-        "input[0].content[1].file_url",
-    )
+    assert (error["code"], error["param"]) == ("unsupported_parameter", param)
+    assert "fetches nothing" in error["message"]
 
 
 async def test_a_file_counts_where_prompts_are_counted_and_bounded(host: TestHost) -> None:

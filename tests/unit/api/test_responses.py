@@ -99,6 +99,15 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"input": []}, "invalid_value", "input"),
     ({"input": 7}, "invalid_value", "input"),
     ({"input": [USER, {"role": "nobody"}]}, "invalid_value", "input[1].role"),
+    ({"input": [USER, None]}, "invalid_value", "input[1]"),
+    ({"input": [{}]}, "missing_required_parameter", "input[0].role"),
+    ({"input": [{"content": "hi"}]}, "missing_required_parameter", "input[0].role"),
+    ({"input": [{"role": "user"}]}, "missing_required_parameter", "input[0].content"),
+    ({"input": [{"type": "item_reference"}]}, "missing_required_parameter", "input[0].id"),
+    (
+        {"input": [{"role": "user", "content": [{"text": "hi"}]}]},
+        *("missing_required_parameter", "input[0].content[0].type"),
+    ),
     (
         {"input": [{"type": "function_call", "call_id": "c"}]},
         *("missing_required_parameter", "input[0].arguments"),
@@ -153,6 +162,30 @@ async def test_what_is_wrong_is_refused_by_its_name(
 
     assert refused.status_code == 400
     assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == (code, param)
+
+
+TOLD: list[tuple[dict[str, Any], str]] = [
+    ({"input": 7}, "Expected 'str | array | null'"),
+    ({"input": [{"role": "nobody", "content": "hi"}]}, "it may be assistant, developer, system"),
+    ({"input": [{"content": "hi"}]}, "'input[0].role'"),
+    (
+        {"tools": [{"type": "function", "name": "f"}], "tool_choice": "maybe"},
+        'such as {"type": "function", "name": "get_weather"}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), TOLD)
+async def test_a_refusal_says_what_this_route_takes(
+    host: TestHost, body: dict[str, Any], words: str
+) -> None:
+    assert words in (await ask(host, **body)).json()["error"]["message"]
+
+
+async def test_what_runs_at_once_may_be_asked_to_run_soonest(host: TestHost) -> None:
+    soonest = {"completion_window": "soonest", "continuation_id": "mine"}
+
+    assert text_of(await told(host, background_options=soonest)) == ANSWER
 
 
 async def test_turns_are_left_out_from_the_beginning_when_that_is_allowed(host: TestHost) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from litestar import Response, delete, get, post, route
+from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import ASGIApp
 
@@ -44,7 +44,7 @@ def chat_router(desk: ChatDesk, identify: Identify, answering: ASGIApp) -> Route
             )
         )
 
-    @route("/", http_method=["POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    @post("/", include_in_schema=False)
     async def answer() -> ASGIApp:
         """Where a server in front has the path in another spelling; others are served before they get here."""
         return answering

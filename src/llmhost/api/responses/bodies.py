@@ -114,6 +114,12 @@ class WireReasoning(msgspec.Struct, frozen=True):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
+class WireBackground(msgspec.Struct, frozen=True):
+    """`background_options`; what relates requests to each other changes nothing here."""
+
+    completion_window: Literal["soonest", "2h", "8h"] | None = None
+
+
 class WireConversation(msgspec.Struct, frozen=True):
     id: str
 
@@ -127,6 +133,7 @@ class ResponseBody(GenerationBody, frozen=True, kw_only=True):
     conversation: str | WireConversation | None = None
     store: bool | None = None
     background: bool | None = None
+    background_options: Raw = NULL
     max_output_tokens: Positive | None = None
     max_tool_calls: Count | None = None
     top_logprobs: TopLogprobs | None = None
@@ -143,6 +150,7 @@ class ResponseBody(GenerationBody, frozen=True, kw_only=True):
     prompt: Raw = NULL
     context_management: Raw = NULL
     moderation: Raw = NULL
+    personality: Raw = NULL
     chat_template_kwargs: Raw = NULL
 
 

@@ -15,10 +15,16 @@ from llmhost.api.responses.frames import ResponseFrames
 from llmhost.api.responses.resource import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, Resource
 from llmhost.api.responses.runs import Run, Runs
 from llmhost.api.responses.sealed import Seal
-from llmhost.api.responses.turns import Turns, kept_item
+from llmhost.api.responses.turns import Turns, is_reference, kept_item
 from llmhost.api.responses.wire import Asked
 from llmhost.core.caller import Caller
-from llmhost.core.errors import InvalidValue, LlmhostError, NotFound, PreviousResponseNotFound
+from llmhost.core.errors import (
+    InvalidValue,
+    LlmhostError,
+    MissingParameter,
+    NotFound,
+    PreviousResponseNotFound,
+)
 from llmhost.core.request import GenerationRequest
 from llmhost.storage.conversations import ConversationStore
 from llmhost.storage.responses import ChainBroken, Item, Kept, ResponseStore
@@ -130,12 +136,14 @@ class Desk:
             ) from None
 
     async def _referred(self, item: WireItem, place: int, scope: str) -> WireItem:
-        if item.type != "item_reference" and not (item.type is None and item.role is None):
+        if not is_reference(item):
             return item
-        found = None if item.id is None else await self.store.item(scope, item.id)
+        if item.id is None:
+            raise MissingParameter(f"input[{place}].id")
+        found = await self.store.item(scope, item.id)
         if found is None:
             raise NotFound(
-                f"There is no item {(item.id or '')[:80]!r} here. Items of responses with 'store': false are not kept.",
+                f"There is no item {item.id[:80]!r} here. Items of responses with 'store': false are not kept.",
                 param=f"input[{place}].id",
             )
         return msgspec.json.decode(found, type=WireItem)

@@ -4,7 +4,6 @@ A model's thoughts, words and calls are items of their own here and one message 
 joined, but for instructions, which most templates take in one place only.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ BETWEEN_TEXTS = "\n\n"
 SUMMARY = "Summary of the conversation so far:\n"
 """What stands before a conversation that was compacted."""
 FILE = "input_file"
+REFERENCE = "item_reference"
 INSTRUCTING = ("system", "developer")
 
 _TEXTS = {"input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal"}
@@ -38,36 +38,38 @@ _PREFIXES = {
     "compaction": "cmp_",
 }
 """Of ids that are given to items that came without."""
-_AT = re.compile(r" - at `\$\.?(.*)`$")
+_TEXT_OR_ITEMS: Any = str | list[Raw]
 _encode = msgspec.json.encode
 
 
 def read_items(raw: Raw, param: str = "input") -> list[WireItem]:
     """An input: a text, which is a user's message, or items. Raises BadRequest that names the item."""
-    if bytes(raw).lstrip().startswith(b'"'):
-        text = loose(raw, str, param)
-        return [WireItem(role="user", content=text)]
-    raws = loose(raw, list[Raw], param)
-    if raws is None:
+    given = loose(raw, _TEXT_OR_ITEMS, param)
+    if given is None:
         return []
-    if len(raws) > MAX_ITEMS:
+    if isinstance(given, str):
+        return [WireItem(role="user", content=given)]
+    if len(given) > MAX_ITEMS:
         raise InvalidValue(
-            f"'{param}' holds {len(raws)} items; {MAX_ITEMS} are allowed.", param=param
+            f"'{param}' holds {len(given)} items; {MAX_ITEMS} are allowed.", param=param
         )
-    return [_read_item(each, f"{param}[{place}]") for place, each in enumerate(raws)]
+    return [_read_item(each, f"{param}[{place}]") for place, each in enumerate(given)]
 
 
 def _read_item(raw: Raw, at: str) -> WireItem:
     try:
         return msgspec.json.decode(raw, type=WireItem)
-    except msgspec.ValidationError as error:
-        found = _AT.search(str(error))
-        inner = found[1].replace("[...]", "") if found else ""
-        place = f"{at}.{inner}" if inner else at
-        text = _AT.sub("", str(error)).replace("`", "'")
-        raise InvalidValue(f"{place}: {text}", param=place) from None
+    except msgspec.ValidationError:
+        loose(raw, WireItem, at)  # says what is wrong, and where
+        raise InvalidValue(f"{at}: Expected 'object', got 'null'", param=at) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidValue(f"'{at}' is not valid JSON: {error}", param=at) from None
+
+
+def is_reference(item: WireItem) -> bool:
+    """It stands for an item that is kept. OpenAI's may come without their type, and hold nothing but an id then."""
+    is_bare = item.type is None and item.role is None and item.content is None
+    return item.type == REFERENCE or (is_bare and item.id is not None)
 
 
 def kind_of(item: WireItem) -> str:
@@ -186,11 +188,11 @@ class Turns:
         match kind_of(item):
             case "message":
                 role = _needed(item.role, "role", at)
-                text = _texts(item.content if item.content is not None else "", f"{at}.content")
                 if role == "assistant":
-                    self._say(text)
+                    self._say(_texts(item.content or "", f"{at}.content"))
                 else:
-                    self._message(role, text)
+                    content = _needed(item.content, "content", at)
+                    self._message(role, _texts(content, f"{at}.content"))
             case "reasoning":
                 self._think(self._thoughts(item, at))
             case "function_call":

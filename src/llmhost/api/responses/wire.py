@@ -16,6 +16,7 @@ from llmhost.api.extras import GenerationExtras, Refusals
 from llmhost.api.loose import NULL, Raw, asks, loose, read_body, refuse, said
 from llmhost.api.responses.bodies import (
     ResponseBody,
+    WireBackground,
     WireChoice,
     WireFormat,
     WireInputFormat,
@@ -202,6 +203,7 @@ def _check(body: ResponseBody) -> None:
             "prompt": asks(body.prompt),
             "context_management": asks(body.context_management),
             "moderation": asks(body.moderation),
+            "personality": asks(body.personality),
             "prompt_logprobs": body.prompt_logprobs is not None,
             "return_token_ids": bool(body.return_token_ids),
             "truncate_prompt_tokens": body.truncate_prompt_tokens is not None,
@@ -209,6 +211,7 @@ def _check(body: ResponseBody) -> None:
         }
     )
     _check_summary(body.reasoning or NO_REASONING)
+    _check_window(body.background_options)
     if body.previous_response_id is not None and body.conversation is not None:
         raise InvalidValue(
             "'previous_response_id' and 'conversation' both say what to go on with. Send one.",
@@ -230,6 +233,17 @@ def _check(body: ResponseBody) -> None:
                 param=f"include[{place}]",
             )
     check_signs([body.input, body.tools], "input")
+
+
+def _check_window(asked: Raw) -> None:
+    """Whoever waits for hours is charged less for it elsewhere."""
+    options = loose(asked, WireBackground, "background_options") or WireBackground()
+    if options.completion_window not in (None, "soonest"):
+        raise UnsupportedParameter(
+            "A response in the background runs at once, and is charged as any other. Leave 'background_options' out,"
+            " or send a batch.",
+            param="background_options",
+        )
 
 
 def _check_summary(asked: WireReasoning) -> None:
@@ -322,6 +336,7 @@ _FIELDS = (
     (".function", ""),
     (".custom.format.grammar", ".format"),
     (".custom", ""),
+    (', "function": {"name": "get_weather"}}', ', "name": "get_weather"}'),
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
 )
