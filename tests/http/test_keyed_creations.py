@@ -1,4 +1,4 @@
-"""`Idempotency-Key` of files and batches: what was made once is not made again, whoever is killed in between."""
+"""`Idempotency-Key` of files, batches and conversations: what was made is not made anew, whoever is killed between."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ LINE: dict[str, Any] = {
     "body": {"model": "echo", "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]},
 }
 CONTENT = json.dumps(LINE).encode() + b"\n"
+SAID: dict[str, Any] = {"role": "user", "content": "hi"}
 REQUESTS: Any = [{"custom_id": "a", "params": LINE["body"]}]
 
 
@@ -50,10 +51,21 @@ def messages(node: Node, headers: dict[str, str], asked: Any = REQUESTS) -> http
     return node.post("/v1/messages/batches", {"requests": asked}, headers=headers)
 
 
+def conversation(node: Node, headers: dict[str, str], **body: Any) -> httpx.Response:
+    return node.post("/v1/conversations", {"items": [SAID], **body}, headers=headers)
+
+
+def add(node: Node, headers: dict[str, str], name: str, *texts: str) -> httpx.Response:
+    """Put items at the end of a conversation."""
+    items = [{**SAID, "content": text} for text in texts]
+    return node.post(f"/v1/conversations/{name}/items", {"items": items}, headers=headers)
+
+
 OTHERS: dict[str, tuple[Callable[..., httpx.Response], dict[str, Any]]] = {
     "file": (upload, {"content": CONTENT * 2}),
     "batch": (batch, {"metadata": {"of": "another"}}),
     "messages": (messages, {"asked": [{**REQUESTS[0], "custom_id": "b"}]}),
+    "conversation": (conversation, {"metadata": {"of": "another"}}),
 }
 MAKERS = pytest.mark.parametrize("what", OTHERS)
 
@@ -110,6 +122,38 @@ def test_calls_at_the_same_time_make_one(node: Node, what: str) -> None:
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert sum("idempotent-replayed" in answer.headers for answer in answers) == 5
+
+
+def test_items_that_are_added_again_are_in_their_conversation_once(node: Node) -> None:
+    name, headers = conversation(node, {}).json()["id"], keyed()
+    path = f"/v1/conversations/{name}/items"
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: add(node, headers, name, "one", "two"), range(4)))
+
+    first, *others = (answer.json() for answer in answers)
+    assert len(first["data"]) == 2
+    assert others == [first] * 3
+    assert len(node.get(path).json()["data"]) == 3
+    assert add(node, headers, name, "three").json()["error"]["code"] == "idempotency_key_reused"
+    other = conversation(node, {}).json()["id"]
+    assert "idempotent-replayed" not in add(node, headers, other, "one", "two").headers
+    node.http.delete(f"{node.url}{path}/{first['first_id']}").raise_for_status()
+    again = add(node, headers, name, "one", "two")
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.json()["data"] == first["data"][1:]
+    node.http.delete(f"{node.url}/v1/conversations/{name}").raise_for_status()
+    assert add(node, headers, name, "one", "two").status_code == 404
+
+
+def test_items_with_ids_of_their_own_are_added_by_other_keys_too(node: Node) -> None:
+    name = conversation(node, {}).json()["id"]
+    body = {"items": [{**SAID, "id": "msg_mine"}]}
+
+    for _ in range(2):
+        added = node.post(f"/v1/conversations/{name}/items", body, headers=keyed())
+        assert added.status_code == 200, added.text
+    assert len(node.get(f"/v1/conversations/{name}/items").json()["data"]) == 2
 
 
 def test_calls_that_made_nothing_leave_no_file(node: Node) -> None:

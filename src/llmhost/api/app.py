@@ -339,16 +339,16 @@ def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
 def _kept_routes(surface: Surface) -> list[ControllerRouterHandler]:
     """What callers have the server keep."""
 
-    async def scope(request: AnyRequest) -> str:
-        caller = await surface.identify(bearer(request.scope), dict(request.headers))
-        vouch(request.scope)
-        return scope_of(caller)
+    caller_of = _caller_of(surface)
 
-    conversations = Conversations(surface.responses)
+    async def scope(request: AnyRequest) -> str:
+        return scope_of(await caller_of(request))
+
+    conversations = Conversations(surface.responses, surface.files.creation)
     return [
         *response_routes(Responses(surface.responses, surface.settings.heartbeat_s), scope),
-        *conversation_routes(conversations, scope),
-        *item_routes(conversations, scope),
+        *conversation_routes(conversations, scope, caller_of),
+        *item_routes(conversations, scope, caller_of),
     ]
 
 

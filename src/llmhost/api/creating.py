@@ -91,7 +91,12 @@ class Creation:
 
 def told(body: msgspec.Struct, sent: Sent, made: Made | None) -> Response[Any]:
     """The answer to a call that makes something."""
+    return Response(body, status_code=200, headers=told_headers(sent, made))
+
+
+def told_headers(sent: Sent, made: Made | None) -> dict[str, str]:
+    """What its headers say: its own id, and whose answer it is where that is another's."""
     headers = {"x-request-id": sent.request_id}
     if made is not None:
         headers |= {REPLAYED: "true", ORIGINAL: made.request_id}
-    return Response(body, status_code=200, headers=headers)
+    return headers

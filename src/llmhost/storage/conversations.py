@@ -11,6 +11,7 @@ from llmhost.core.errors import NotFound
 from llmhost.core.ports import Clock
 from llmhost.storage.connect import Connection
 from llmhost.storage.kept_bytes import make_room
+from llmhost.storage.keyed_calls import Note
 from llmhost.storage.responses import Item, add_items, check_length
 from llmhost.storage.state import State
 
@@ -40,8 +41,14 @@ class ConversationStore:
         self._clock = clock
 
     async def make(
-        self, scope: str, name: str, metadata: bytes, items: Sequence[Item]
+        self,
+        scope: str,
+        name: str,
+        metadata: bytes,
+        items: Sequence[Item],
+        note: Note | None = None,
     ) -> Conversation:
+        """`note` writes down which call it is of. Raises what that does, and makes nothing then."""
         now_ns = self._clock.utc_ns()
 
         def job(connection: Connection) -> None:
@@ -50,6 +57,8 @@ class ConversationStore:
                 (self._node_id, now_ns, now_ns, name, scope, metadata),
             )
             self._add(connection, scope, name, items)
+            if note is not None:
+                note(connection, name)
 
         await self._state.write_through(job)
         return Conversation(name, now_ns // 10**9, metadata)
@@ -84,10 +93,32 @@ class ConversationStore:
 
         return await self._state.read(query)
 
-    async def add(self, scope: str, name: str, items: Sequence[Item]) -> None:
+    async def some(self, scope: str, name: str, ids: Sequence[str]) -> list[Item]:
+        """Those of these items that are still there, oldest first."""
+        marks = ", ".join("?" * len(ids))
+        select = f"SELECT id, item FROM conversation_items WHERE conversation = ? AND id IN ({marks}) ORDER BY seq"
+
+        def query(connection: Connection) -> list[Item]:
+            _found(connection, scope=scope, name=name)
+            return connection.execute(select, (name, *ids)).fetchall()
+
+        return await self._state.read(query)
+
+    async def add(
+        self,
+        scope: str,
+        name: str,
+        items: Sequence[Item],
+        note: Note | None = None,
+        noted_as: str = "",
+    ) -> None:
+        """`note` writes down which call they are of, under that name. Raises what that does, and adds nothing then."""
+
         def job(connection: Connection) -> None:
             _found(connection, scope=scope, name=name)
             self._add(connection, scope, name, items)
+            if note is not None:
+                note(connection, noted_as)
 
         await self._state.write_through(job)
 

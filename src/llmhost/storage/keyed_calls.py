@@ -1,4 +1,4 @@
-"""What calls with an `Idempotency-Key` have made, in the state file: a file, or a batch.
+"""What calls with an `Idempotency-Key` have made, in the state file: a file, a batch, a conversation, items of one.
 
 The row is written in the transaction of what was made, so that neither is there without the other, whoever is killed
 in between. What a name is made of is not known here.

@@ -296,7 +296,15 @@ TAKEN: Mapping[str, tuple[str, Any]] = {
 }
 """Bodies that handlers read themselves: type and struct."""
 
-KEYED = frozenset({"post /v1/batches", f"post {BATCHES_PATH}", "post /v1/files"})
+KEYED = frozenset(
+    {
+        "post /v1/batches",
+        f"post {BATCHES_PATH}",
+        "post /v1/files",
+        "post /v1/conversations",
+        f"post {_CONVERSATION}/items",
+    }
+)
 """Those of litestar's routes that take an idempotency key."""
 
 BARE = frozenset({"post /v1/conversations"})

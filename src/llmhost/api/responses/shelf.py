@@ -7,15 +7,18 @@ from typing import Any
 
 import msgspec
 
+from llmhost.api.creating import Creation, Sent
+from llmhost.api.idempotency import digest
 from llmhost.api.loose import Raw, asks
 from llmhost.api.responses.bodies import Metadata, WireItem, check_signs
-from llmhost.api.responses.desk import INLINE_BYTES, Desk
+from llmhost.api.responses.desk import INLINE_BYTES, Desk, scope_of
 from llmhost.api.responses.events import DONE, Events
 from llmhost.api.responses.resource import FAILED, Resource
 from llmhost.api.responses.turns import Turns, kept_item, read_items
 from llmhost.core.errors import InvalidValue, MissingParameter, NotFound
 from llmhost.core.ids import new_id
 from llmhost.storage.conversations import Conversation
+from llmhost.storage.keyed_calls import Made, Note
 from llmhost.storage.responses import Item
 
 PAGE_ITEMS, MOST_ITEMS = 20, 100
@@ -83,14 +86,28 @@ class Responses:
 class Conversations:
     """The same of conversations."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, creation: Creation) -> None:
         self._desk = desk
         self._store = desk.conversations
+        self._creation = creation
 
-    async def make(self, scope: str, items: Raw, metadata: Metadata | None) -> bytes:
+    async def make(
+        self, sent: Sent, body: bytes, items: Raw, metadata: Metadata | None
+    ) -> tuple[bytes, Made | None]:
+        """`body` is all of what was sent. NotFound too where the conversation of such a call is gone."""
+        scope = scope_of(sent.caller)
         kept = await self._checked(items, scope) if asks(items) else []
-        made = await self._store.make(scope, new_id("conv_"), _encode(metadata or {}), kept)
-        return conversation_object(made)
+
+        async def make(note: Note | None) -> bytes:
+            told = _encode(metadata or {})
+            return conversation_object(
+                await self._store.make(scope, new_id("conv_"), told, kept, note)
+            )
+
+        async def find(name: str) -> bytes:
+            return await self.find(scope, name)
+
+        return await self._creation.once(sent.call(digest(body)), make, find)
 
     async def find(self, scope: str, name: str) -> bytes:
         return conversation_object(await self._store.find(scope, name))
@@ -105,12 +122,25 @@ class Conversations:
     async def items(self, scope: str, name: str, **page: Any) -> bytes:
         return page_of(await self._store.items(scope, name), **page)
 
-    async def add(self, scope: str, name: str, items: Raw) -> bytes:
+    async def add(
+        self, sent: Sent, body: bytes, name: str, items: Raw
+    ) -> tuple[bytes, Made | None]:
+        """The same of items, those of which that have been deleted since are left out."""
         if not asks(items):
             raise MissingParameter("items")
+        scope = scope_of(sent.caller)
         kept = await self._checked(items, scope)
-        await self._store.add(scope, name, kept)
-        return page_of(kept, limit=MOST_ITEMS, order="asc", after=None)
+        these = _encode([sent.request_id, *(item for item, _ in kept)]).decode()
+
+        async def add(note: Note | None) -> bytes:
+            await self._store.add(scope, name, kept, note, these)
+            return _added(kept)
+
+        async def find(those: str) -> bytes:
+            _, *ids = msgspec.json.decode(those)
+            return _added(await self._store.some(scope, name, ids))
+
+        return await self._creation.once(sent.call(digest(body)), add, find)
 
     async def item(self, scope: str, name: str, item: str) -> bytes:
         return await self._store.item(scope, name, item)
@@ -124,6 +154,10 @@ class Conversations:
         is_large = len(bytes(given)) > INLINE_BYTES
         read = partial(_read, given, Turns(self._desk.seal_for(scope)))
         return await asyncio.to_thread(read) if is_large else read()
+
+
+def _added(items: Sequence[Item]) -> bytes:
+    return page_of(items, limit=MOST_ITEMS, order="asc", after=None)
 
 
 def _read(given: Raw, turns: Turns) -> list[Item]:

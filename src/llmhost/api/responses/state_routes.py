@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, delete, get, post
+from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 from litestar.types import ControllerRouterHandler
 
+from llmhost.api.creating import AnyRequest, sent, told_headers
 from llmhost.api.dialect import OPENAI
+from llmhost.api.files.routes import CallerOf
 from llmhost.api.loose import NULL, Raw, read_body
 from llmhost.api.openai import EVENT_STREAM, STREAM_HEADERS
 from llmhost.api.responses.bodies import Metadata
@@ -17,7 +19,6 @@ from llmhost.api.responses.shelf import PAGE_ITEMS, Conversations, Responses
 from llmhost.core.errors import InvalidValue
 from llmhost.core.ids import new_request_id
 
-AnyRequest = Request[Any, Any, Any]
 Scope = Callable[[AnyRequest], Awaitable[str]]
 """Who asks, as far as what is kept is concerned. Raises Unauthenticated."""
 
@@ -89,7 +90,7 @@ def response_routes(responses: Responses, scope_of: Scope) -> list[ControllerRou
 
 
 def conversation_routes(
-    conversations: Conversations, scope_of: Scope
+    conversations: Conversations, scope_of: Scope, caller_of: CallerOf
 ) -> list[ControllerRouterHandler]:
     """For whoever may see a conversation."""
 
@@ -98,10 +99,11 @@ def conversation_routes(
         request: AnyRequest,
     ) -> Response[Any]:
         """A conversation, with items if there are some already."""
-        scope = await scope_of(request)
-        raw = (await request.body()).strip()
-        asked = _Given() if raw in (b"", b"null") else read_body(raw, _Given)
-        return _json(await conversations.make(scope, asked.items, asked.metadata))
+        call = sent(request, await caller_of(request))
+        raw = await request.body()
+        asked = _Given() if raw.strip() in (b"", b"null") else read_body(raw, _Given)
+        body, made = await conversations.make(call, raw, asked.items, asked.metadata)
+        return _json(body, told_headers(call, made))
 
     @get("/v1/conversations/{conversation_id:str}", tags=["conversations"])
     async def read_conversation(
@@ -131,7 +133,9 @@ def conversation_routes(
 ITEMS = "/v1/conversations/{conversation_id:str}/items"
 
 
-def item_routes(conversations: Conversations, scope_of: Scope) -> list[ControllerRouterHandler]:
+def item_routes(
+    conversations: Conversations, scope_of: Scope, caller_of: CallerOf
+) -> list[ControllerRouterHandler]:
     """Items of conversations."""
 
     @get(ITEMS, tags=["conversations"])
@@ -149,9 +153,11 @@ def item_routes(conversations: Conversations, scope_of: Scope) -> list[Controlle
     @post(ITEMS, status_code=200, tags=["conversations"])
     async def add_items(request: AnyRequest, conversation_id: FromPath[str]) -> Response[Any]:
         """Put items at the end of a conversation."""
-        scope = await scope_of(request)
-        asked = read_body(await request.body(), _Given)
-        return _json(await conversations.add(scope, conversation_id, asked.items))
+        call = sent(request, await caller_of(request))
+        raw = await request.body()
+        items = read_body(raw, _Given).items
+        body, made = await conversations.add(call, raw, conversation_id, items)
+        return _json(body, told_headers(call, made))
 
     @get(ITEMS + "/{item_id:str}", tags=["conversations"])
     async def read_item(
@@ -171,9 +177,9 @@ def item_routes(conversations: Conversations, scope_of: Scope) -> list[Controlle
     return [list_items, add_items, read_item, delete_item]
 
 
-def _json(body: bytes) -> Response[Any]:
-    headers = {"x-request-id": new_request_id()}
-    return Response(body, media_type="application/json", headers=headers)
+def _json(body: bytes, headers: dict[str, str] | None = None) -> Response[Any]:
+    named = headers or {"x-request-id": new_request_id()}
+    return Response(body, media_type="application/json", headers=named)
 
 
 def _stream(events: AsyncIterator[bytes]) -> Stream:
