@@ -94,6 +94,27 @@ def test_what_is_stored_is_not_stored_again_with_what_goes_on_with_it(open_node:
     assert len(listed["data"]) == 1
 
 
+@pytest.mark.parametrize("store", [True, False])
+def test_a_prompt_is_computed_ahead_and_gone_on_with(tiny_node: Node, store: bool) -> None:
+    said = {"model": "tiny", "store": store, "temperature": 0}
+    notes = f"Some notes that nobody has sent before, {'kept' if store else 'not kept'}: " * 9
+    with socket_at(tiny_node) as socket:
+        *begun, end = ask(socket, **said, instructions=notes, input="Hello!", generate=False)
+        warm = end["response"]
+        rest = {"input": [], "instructions": notes, "previous_response_id": warm["id"]}
+        made = ask(socket, **said, **rest)[-1]["response"]
+
+    assert [event["type"] for event in begun] == ["response.created", "response.in_progress"]
+    assert (end["type"], warm["status"], warm["output"]) == ("response.completed", "completed", [])
+    assert warm["usage"]["output_tokens"] == 0
+    assert made["usage"]["input_tokens"] == warm["usage"]["input_tokens"]
+    assert made["usage"]["input_tokens_details"]["cached_tokens"] > 100
+    assert made["output"][0]["content"][0]["text"]
+    tokens = tiny_node.entry(warm["id"].replace("resp_", "req_"))["tokens"]
+    assert tokens.pop("output") == 0
+    assert sum(tokens.values()) == warm["usage"]["input_tokens"]
+
+
 @pytest.mark.parametrize(
     ("message", "code", "param"),
     [

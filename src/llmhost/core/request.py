@@ -127,6 +127,8 @@ class GenerationRequest:
     sampling: Sampling = DEFAULT_SAMPLING
     max_tokens: int | None = None
     """0: nothing is said, only the prompt is looked at."""
+    warms: bool = False
+    """Nothing is said, and the prompt is computed all the same: what comes after it begins with it."""
     only_loads: bool = False
     """Nothing is asked but that the model is there."""
     context_tokens: int | None = None

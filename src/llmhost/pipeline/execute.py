@@ -493,7 +493,7 @@ def spec_of(context: RequestContext, index: int) -> SequenceSpec:
         index=index,
         model=entry.ref,
         prompt=prompt,
-        sampling=terms.sampling if index % request.runs == 0 else _of_answer(terms.sampling),
+        sampling=_sampling(context, index),
         seed=(seed + index * SEED_STRIDE) & SEED_MASK,
         max_new_tokens=min(wanted, room),
         held_tokens=None if context.spending is None else context.spending.first_tokens or None,
@@ -529,6 +529,18 @@ def _without(usage: Usage, shared: int) -> Usage:
         prompt_tokens=max(usage.prompt_tokens - shared, 0),
         cached_tokens=max(usage.cached_tokens - shared, 0),
     )
+
+
+def _sampling(context: RequestContext, index: int) -> Sampling:
+    request, terms = context.request, context.known_terms
+    if index % request.runs:
+        return _of_answer(terms.sampling)
+    if (
+        request.warms
+    ):  # who wants to know of the last token alone has all before it computed, or found
+        last = len(terms.prompts[index // request.runs]) - 1
+        return replace(terms.sampling, prompt_logprobs=0, prompt_logprobs_from=last)
+    return terms.sampling
 
 
 def _of_answer(sampling: Sampling) -> Sampling:

@@ -45,6 +45,7 @@ class ResponseFrames:
             request.custom_tools,
             asked.spaces,
         )
+        self._says = not asked.request.warms
         self._reason: FinishReason | None = None
         self._out = 0
         """Characters of the answer's text so far, where tokens are told of."""
@@ -80,6 +81,8 @@ class ResponseFrames:
 
     def take(self, deltas: Sequence[Delta]) -> None:
         """What came since the last time."""
+        if not self._says:
+            return
         if self._report is None:
             self._items.push("".join([delta.text for delta in deltas]))
         else:

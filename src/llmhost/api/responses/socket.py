@@ -22,7 +22,7 @@ from llmhost.api.responses.desk import Desk, Order, scope_of
 from llmhost.api.responses.events import Events
 from llmhost.api.responses.frames import ResponseFrames
 from llmhost.api.responses.prepare import prepare_to_run
-from llmhost.api.responses.wire import Asked, parse_response
+from llmhost.api.responses.wire import Asked, parse_response, warming
 from llmhost.api.upgrade import Socket
 from llmhost.api.visit import Visit
 from llmhost.core.caller import Caller
@@ -258,9 +258,8 @@ def _parse(raw: bytes, visit: Visit) -> Asked:
             "A response over a socket is its socket's. Ask for one in the background over HTTP.",
             param="background",
         )
-    if kind.generate is False:
-        raise UnsupportedParameter("'generate' false is not supported.", param="generate")
-    return parse_response(raw, visit.request_id, visit.client_id)[1]
+    asked = parse_response(raw, visit.request_id, visit.client_id)[1]
+    return warming(asked) if kind.generate is False else asked
 
 
 def _failure(error: LlmhostError, name: str | None = None) -> dict[str, Any]:

@@ -180,6 +180,11 @@ def asked_of(body: ResponseBody, request_id: str, client_id: str | None) -> Aske
     )
 
 
+def warming(asked: Asked) -> Asked:
+    """The same without an answer."""
+    return replace(asked, request=replace(asked.request, max_tokens=0, min_tokens=0, warms=True))
+
+
 def kept_input(items: Sequence[WireItem]) -> list[Item]:
     """Raises BadRequest that names the item."""
     return [kept_item(item, f"input[{place}]") for place, item in enumerate(items)]
