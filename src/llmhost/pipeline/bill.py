@@ -167,11 +167,10 @@ class Bill:
                 "The server can't write its ledger now, so it takes no requests. Try again.",
                 retry_after_s=1.0,
             )
-        caller, price = context.known_caller, context.price
-        if self._accounts.is_budgeted(caller, context.run_id):
-            if price is None:
-                raise ModelNotPriced(context.request.model)
-            context.spending = self._held(context, price)
+        if context.price is not None:
+            context.spending = self._held(context, context.price)
+        elif self._accounts.is_budgeted(context.known_caller, context.run_id):
+            raise ModelNotPriced(context.request.model)
         try:
             context.slot = self._settlements.begin(under_way(context))
         except StorageFailed as error:
@@ -190,6 +189,9 @@ class Bill:
             context.spending = self._held(context, price)
 
     def _held(self, context: RequestContext, price: Price) -> Spending | None:
+        """None where no budget is over its caller, or nothing is to be held."""
+        if not self._accounts.has_budgets(context.known_caller.org):
+            return None
         size = size_of(context, self._settings.slice_tokens)
         nano = Spending.first_nano(price, **size)
         if context.full_price is not None and not nano:
@@ -203,7 +205,7 @@ class Bill:
         )
         if hold is None:
             return None
-        context.budget_remaining_nano = hold.remaining_nano
+        context.budget_remaining_nano = hold.first_remaining_nano
         return Spending(hold, price, **size)
 
     def price_now(self, context: RequestContext) -> bool:

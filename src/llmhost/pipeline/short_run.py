@@ -10,7 +10,7 @@ here as it is there, and raised.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmhost.core.output import Outcome
 from llmhost.core.ports import Clock
@@ -26,7 +26,14 @@ from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.execute import Generation, spec_of
 from llmhost.pipeline.limit import size_of
 from llmhost.pipeline.processor import Processor
-from llmhost.pipeline.short_way import STATEFUL, again, is_of_now, is_routed_here, until_ns
+from llmhost.pipeline.short_way import (
+    STATEFUL,
+    again,
+    is_of_now,
+    is_routed_here,
+    known_of,
+    until_ns,
+)
 from llmhost.pipeline.stages import Stages
 from llmhost.safety.verdict import Direction
 from llmhost.tenants.limiter import Size
@@ -70,9 +77,7 @@ class ShortRuns:
         return KnownRun(
             generation=self._world.generation,
             until_ns=until_ns(stages, context, bearer),
-            context=replace(
-                context, bearer=None, headers={}, limits_pass=None, spending=None, ended=None
-            ),
+            context=known_of(context),
             replica=context.replica,
             spec=spec_of(context, 0),
             size=size_of(context),
@@ -124,7 +129,6 @@ class ShortRuns:
         try:
             use = None if known.context.cache is None else CacheUse(Status.BYPASS)
             context = again(known.context, request_id, arrived_ns, utc_ns, use)
-            context.replica = known.replica
             if not self._is_let_in(known, context):
                 return None
             return self._processor.run_again(context, known.spec, known.judged_in, then)

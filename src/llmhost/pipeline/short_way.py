@@ -11,7 +11,7 @@ twice on that occasion. Where plugins identify callers, admit requests or decide
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmhost.cache.answer import Answer
 from llmhost.cache.policy import Policy
@@ -106,7 +106,7 @@ class ShortWay:
         return Known(
             generation=self._world.generation,
             until_ns=until_ns(stages, context, bearer),
-            context=replace(context, bearer=None, headers={}, limits_pass=None, ended=None),
+            context=known_of(context),
             answer=use.answer,
             usage=use.answer.usage(),
             sought=stages.cached.sought(context),
@@ -256,12 +256,20 @@ def until_ns(stages: Stages, context: RequestContext, bearer: str | None) -> int
     return min((end for end in ends_ns if end is not None), default=EVER_NS)
 
 
+def known_of(context: RequestContext) -> RequestContext:
+    """What is known of a request that was answered, and of all that are the same."""
+    known = again(context, "", 0, context.arrived_utc_ns, context.cache)
+    known.request, known.headers = context.request, {}
+    return known
+
+
 def again(
     before: RequestContext, request_id: str, arrived_ns: int, utc_ns: int, use: CacheUse | None
 ) -> RequestContext:
     """What is known of a request that is the same, once it has come."""
+    request = before.request
     return RequestContext(
-        before.request.again(request_id, before.request.client_request_id),
+        request.again(request_id, request.client_request_id),
         None,
         before.headers,
         arrived_ns,
@@ -275,6 +283,7 @@ def again(
         longest_tokens=before.longest_tokens,
         adapter=before.adapter,
         cache=use,
+        replica=before.replica,
     )
 
 

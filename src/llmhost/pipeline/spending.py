@@ -6,7 +6,6 @@ until then, another request may have given money back.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from llmhost.core.units import PER_MILLION
 from llmhost.cost.pricing import Price, ceiling_nano
@@ -16,15 +15,13 @@ Allow = Callable[[int, int, bool], None]
 """(choice, tokens that it may make in all, whether there will be no more)."""
 
 
-@dataclass(slots=True)
-class _Choice:
-    held_tokens: int
-    made_tokens: int = 0
-    is_final: bool = False
-
-
 class Spending:
     """The hold of one request, and how far each of its choices may go on it. Used from one thread."""
+
+    __slots__ = (
+        *("_final", "_held", "_held_tokens", "_made", "_most_tokens", "_price", "_prompt_tokens"),
+        *("_slice_tokens", "hold", "was_cut"),
+    )
 
     def __init__(
         self,
@@ -38,7 +35,7 @@ class Spending:
     ) -> None:
         """`hold` covers the prompts and a slice, or the `most_tokens` that a choice may have if these are fewer, of
         each choice."""
-        first = min(slice_tokens, most_tokens)
+        first = slice_tokens if slice_tokens < most_tokens else most_tokens
         self.hold = hold
         self.was_cut = False
         """A choice ended because the budgets had no more room for it."""
@@ -46,19 +43,22 @@ class Spending:
         self._prompt_tokens = prompt_tokens
         self._slice_tokens = slice_tokens
         self._most_tokens = most_tokens
-        self._choices = [_Choice(first, is_final=first == most_tokens) for _ in range(choices)]
+        self._held = [first] * choices
+        """Tokens that each choice may make."""
+        self._made = [0] * choices
+        self._final = [first == most_tokens] * choices
+        """There is nothing to raise any more."""
         self._held_tokens = first * choices
 
     @property
     def is_final(self) -> bool:
         """What is held covers all that its choices may make."""
-        choices = self._choices
-        return choices[0].is_final if len(choices) == 1 else all(each.is_final for each in choices)
+        return False not in self._final
 
     @property
     def first_tokens(self) -> int:
         """What each choice may make at first."""
-        return self._choices[0].held_tokens if self._choices else 0
+        return self._held[0] if self._held else 0
 
     @staticmethod
     def first_nano(
@@ -69,28 +69,28 @@ class Spending:
 
     def until_raise(self, index: int) -> int:
         """As many tokens of a choice may come before `made` has anything to do."""
-        choice = self._choices[index]
-        return choice.held_tokens - choice.made_tokens - self._slice_tokens // 2
+        return self._held[index] - self._made[index] - self._slice_tokens // 2
 
     def is_over(self, index: int) -> bool:
         """There is nothing to raise any more."""
-        return self._choices[index].is_final
+        return self._final[index]
 
     def made(self, index: int, tokens: int, allow: Allow) -> None:
         """A choice has said so many more tokens: raise its ceiling if it comes near."""
-        choice = self._choices[index]
-        choice.made_tokens += tokens
-        left = choice.held_tokens - choice.made_tokens
-        if choice.is_final or left > self._slice_tokens // 2:
+        self._made[index] += tokens
+        held = self._held[index]
+        left = held - self._made[index]
+        if self._final[index] or left > self._slice_tokens // 2:
             return
-        wanted = min(choice.held_tokens + self._slice_tokens, self._most_tokens)
-        more = self._raise(wanted - choice.held_tokens)
+        wanted = min(held + self._slice_tokens, self._most_tokens)
+        more = self._raise(wanted - held)
         if not more and left > 0:
             return
-        choice.held_tokens += more
-        choice.is_final = not more or choice.held_tokens == self._most_tokens
+        held += more
+        self._held[index] = held
+        self._final[index] = not more or held == self._most_tokens
         self.was_cut = self.was_cut or not more
-        allow(index, choice.held_tokens, choice.is_final)
+        allow(index, held, self._final[index])
 
     def _raise(self, tokens: int) -> int:
         """Hold as much of so many more tokens as there is room for."""
@@ -107,6 +107,6 @@ class Spending:
         """Tokens that are paid for by what is held."""
         rate = max(self._price.output_nano, self._price.reasoning_nano or 0)
         if not rate:
-            return self._held_tokens + self._most_tokens * len(self._choices)
+            return self._held_tokens + self._most_tokens * len(self._held)
         prompts = ceiling_nano(self._price, self._prompt_tokens, 0)
         return max((self.hold.held_nano - prompts) * PER_MILLION // rate, self._held_tokens)

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from llmhost.core.caller import Caller
 from llmhost.observe.logs import log_event
 from llmhost.tenants.budget_refusals import refusal
 from llmhost.tenants.budgets import LEVELS, Budget
-from llmhost.tenants.pots import Account, Pot, Run, Standing
+from llmhost.tenants.pots import UNLIMITED, Account, Pot, Run, Standing
 
 log = logging.getLogger("llmhost.budgets")
 
@@ -35,32 +37,20 @@ class Tightest:
     reset_utc_ns: int | None
 
 
-class BudgetHold:
+class BudgetHold(msgspec.Struct, eq=False):
     """Money set aside for one request, on every budget over its caller. It belongs to the span of its arrival."""
 
-    __slots__ = (
-        *("_accounts", "_is_live", "caller", "expires_ns", "held_nano", "pots"),
-        *("request_id", "run_id", "utc_ns"),
-    )
-
-    def __init__(
-        self,
-        accounts: "Accounts",
-        caller: Caller,
-        run_id: str | None,
-        nano: int,
-        utc_ns: int,
-        request_id: str,
-    ) -> None:
-        self._accounts = accounts
-        self._is_live = True
-        self.caller = caller
-        self.run_id = run_id
-        self.utc_ns = utc_ns
-        self.request_id = request_id
-        self.held_nano = nano
-        self.expires_ns = utc_ns + HOLD_NS
-        self.pots: tuple[Pot, ...] = ()
+    _accounts: "Accounts"
+    caller: Caller
+    run_id: str | None
+    held_nano: int
+    utc_ns: int
+    request_id: str
+    expires_ns: int
+    pots: tuple[Pot, ...]
+    first_remaining_nano: int | None
+    """What `remaining_nano` was when it had been made."""
+    _is_live: bool = True
 
     @property
     def is_live(self) -> bool:
@@ -169,7 +159,7 @@ class Accounts:
 
     # ------------------------------------------------------------ what a request does
 
-    def hold(
+    def hold(  # noqa: C901 - each request pays for every call in here
         self,
         caller: Caller,
         run_id: str | None,
@@ -189,24 +179,35 @@ class Accounts:
             return None
         assert nano >= 0, "nobody is paid for asking"
         run = run_of(caller, run_id)
-        pots = [account.pot(run, utc_ns) for account in accounts]
-        for pot in pots:
-            account = pot.account
+        pots: list[Pot] = []
+        least, is_plain = UNLIMITED, True
+        for account in accounts:
+            pot = account.usual
+            if pot is None or not account.usual_since_ns <= utc_ns < account.usual_until_ns:
+                pot = account.pot(run, utc_ns)
             if pot.is_plain and not account.is_counting and utc_ns < account.until_ns:
                 room = account.limit_nano - pot.spent - pot.held  # as `room`, without a call
             else:
-                room = pot.room(utc_ns)
+                room, is_plain = pot.room(utc_ns), False
             if room < nano:
-                self.refusals[pot.account.budget.level] += 1
+                self.refusals[account.budget.level] += 1
                 raise refusal(pot, nano, utc_ns)
-        hold = BudgetHold(self, caller, run_id, nano, utc_ns, request_id)
+            if room < least:
+                least = room
+            pots.append(pot)
         for pot in pots:
             pot.users += 1
             if pot.is_plain:
                 pot.held += nano
             else:
                 pot.hold(nano, utc_ns)
-        hold.pots = tuple(pots)
+        hold = BudgetHold(
+            *(self, caller, run_id, nano, utc_ns, request_id, utc_ns + HOLD_NS),
+            tuple(pots),
+            least - nano,
+        )
+        if not is_plain:
+            hold.first_remaining_nano = hold.remaining_nano
         self._holds[hold] = None
         return hold
 
@@ -227,6 +228,10 @@ class Accounts:
             over = self._accounts_over(caller)
             known = [account for account in over if not account.is_counting]
             self._spend(known, caller, run_id, nano, utc_ns)
+
+    def has_budgets(self, org: str) -> bool:
+        """Whether an organisation has any, be they over somebody else."""
+        return org in self._by_org
 
     def is_budgeted(self, caller: Caller, run_id: str | None = None) -> bool:
         """Whether a budget is over a caller. A request without a run counts as a run of its own."""

@@ -6,19 +6,18 @@ at every rate and nothing is ever rounded in anybody's favour.
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 UNIT = 60 * 10**9
 """What one unit adds to a debt, at every rate."""
 _NEVER = -(10**60)
 """Earlier than any time, after whatever is added to it."""
 
 
-class Hold:
-    """Units that were taken for a request of which it is not known yet how many it needs."""
+class Hold(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """Units that were taken for a request of which it is not known yet how many it needs. It equals itself alone."""
 
-    __slots__ = ("units",)
-
-    def __init__(self, units: int) -> None:
-        self.units = units
+    units: int
 
 
 class Bucket:
@@ -128,51 +127,56 @@ def tightest(
 ) -> Standing | None:
     """How the tightest of some buckets stands once units are taken from each, of each as many as it ever has; None
     where one has no room for them, or never has `most`. Of two with as little left, that which fills up later."""
-    best: Standing | None = None
+    least, owed, than = -1, 0, 0  # units that are left where the fewest are, its debt, its rate
     for bucket in buckets:
         burst, rate = bucket.burst, bucket.per_minute
         taken = units if units < burst else burst
         debt = bucket.tat - now_ns * rate  # as `debt` says, which would be a call for each limit
-        if debt <= 0:
-            debt, left = taken * UNIT, burst - taken
-        else:
+        if debt > 0:
             debt += taken * UNIT
             left = burst + -debt // UNIT
+        else:
+            debt, left = taken * UNIT, burst - taken
         if most > burst or left < 0:
             return None
-        if best is None or left <= best[0]:
-            found = (left, -(-debt // rate), rate)
-            if best is None or left < best[0] or found > best:
-                best = found
-    return best
+        if left <= least or least < 0:
+            if left == least:
+                if rate == than:
+                    if debt <= owed:
+                        continue
+                elif (_up(debt, rate), rate) <= (_up(owed, than), than):
+                    continue
+            least, owed, than = left, debt, rate
+    return None if least < 0 else (least, -(-owed // than), than)
 
 
 def take_each(buckets: Iterable[Bucket], units: int, now_ns: int) -> None:
     """As `take` of each, without a call for each."""
     cost = units * UNIT
     for bucket in buckets:
-        now, tat = now_ns * bucket.per_minute, bucket.tat
-        peak = now - bucket._added
+        now, tat, added = now_ns * bucket.per_minute, bucket.tat, bucket._added
+        peak = now - added
         if peak > bucket._last:
             bucket._last = peak
-        bucket._added += cost
+        bucket._added = added + cost
         bucket.tat = (tat if tat > now else now) + cost
 
 
-def hold_each(buckets: Sequence[Bucket], units: int, now_ns: int) -> list[Hold]:
+def hold_each(buckets: Sequence[Bucket], units: int, now_ns: int) -> Sequence[Hold]:
     """As `hold` of each, as many as each ever has, without a call for each: settle them all by `settle_each`."""
-    same = Hold(units)
+    same, whole = Hold(units), units * UNIT
     holds = [same] * len(buckets)
     for place, bucket in enumerate(buckets):
-        now, tat, cost = now_ns * bucket.per_minute, bucket.tat, units * UNIT
+        now, tat, added, last = now_ns * bucket.per_minute, bucket.tat, bucket._added, bucket._last
+        hold, cost = same, whole
         if units > bucket.burst:
-            holds[place] = Hold(bucket.burst)
+            hold = holds[place] = Hold(bucket.burst)
             cost = bucket.burst * UNIT
-        bucket._holds.append(holds[place])
-        peak = now - bucket._added
-        bucket._peaks.append(peak if peak > bucket._last else bucket._last)
+        bucket._holds.append(hold)
+        peak = now - added
+        bucket._peaks.append(peak if peak > last else last)
         bucket._last = _NEVER
-        bucket._added += cost
+        bucket._added = added + cost
         bucket.tat = (tat if tat > now else now) + cost
     return holds
 
@@ -180,11 +184,11 @@ def hold_each(buckets: Sequence[Bucket], units: int, now_ns: int) -> list[Hold]:
 def settle_each(buckets: Sequence[Bucket], holds: Sequence[Hold], used: int, now_ns: int) -> None:
     """As `settle` of each."""
     for bucket, hold in zip(buckets, holds, strict=True):
-        unused, peaks = hold.units - used, bucket._peaks
+        unused, peaks, open_ones = hold.units - used, bucket._peaks, bucket._holds
         if unused < 0:
             bucket.take(-unused, now_ns)
-        place = bucket._holds.index(hold)
-        del bucket._holds[place]
+        place = 0 if open_ones[0] is hold else open_ones.index(hold)
+        del open_ones[place]
         if unused > 0:
             back = unused * UNIT
             for before in range(place + 1):

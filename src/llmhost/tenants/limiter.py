@@ -34,19 +34,14 @@ class NoPlace(Exception):
     """All places of a level are taken."""
 
 
-class Pass:
+class Pass(msgspec.Struct, eq=False):
     """What an admitted request holds. Whoever got it settles it once, however the request ends."""
 
-    __slots__ = ("_limiter", "_places", "_size", "_taken", "_who")
-
-    def __init__(
-        self, limiter: "Limiter", who: Hashable, size: Size, places: Sequence[Level], taken: Taken
-    ) -> None:
-        self._limiter = limiter
-        self._who = who
-        self._size = size
-        self._places = places
-        self._taken = taken
+    _limiter: "Limiter"
+    _who: Hashable
+    _size: Size
+    _places: Sequence[Level]
+    _taken: Taken
 
     @property
     def allowances(self) -> Allowances:

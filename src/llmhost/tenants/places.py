@@ -8,15 +8,29 @@ those who wait for it. It takes its places on all levels together, or none.
 import asyncio
 from bisect import insort
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import count
 
 from llmhost.core.errors import LlmhostError
 from llmhost.tenants.levels import Level
 from llmhost.tenants.refusals import LimitReached
 
+KEPT_LEVELS = 1_000
 RETRY_AFTER_S = 1.0
 """Nobody knows when an answer ends; a second is what clients wait at first anyway."""
+
+
+class _Running:
+    """How many run at the same time under one key, team, organisation or model."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+_Bounds = tuple[tuple[_Running, int], ...]
+"""Of each level: how many run, and how many may."""
 
 
 class _Waiter:
@@ -39,7 +53,9 @@ class Places:
     def __init__(self, *, queue_size: int, queue_wait_s: float) -> None:
         self._queue_size = queue_size
         self._queue_wait_s = queue_wait_s
-        self._running: Counter[Hashable] = Counter()  # asked by `get`: what is missing costs a call
+        self._running: dict[Hashable, _Running] = {}
+        self._known: dict[int, tuple[Sequence[Level], _Bounds]] = {}
+        """What was looked up for levels, by the id of their list, which is kept alive here."""
         self._queues: dict[Hashable, OrderedDict[Hashable, list[_Waiter]]] = {}
         """Of each full level: the waiting requests of each key, in the order of the keys' turns."""
         self._waiting: Counter[Hashable] = Counter()
@@ -50,25 +66,21 @@ class Places:
     @property
     def running(self) -> int:
         """Places that are taken, on all levels together."""
-        return self._running.total()
+        return sum(one.count for one in self._running.values())
 
     def enter(self, levels: Sequence[Level]) -> bool:
         """Take a place on each level, if each has one."""
-        running = self._running
-        for level in levels:  # as `_full`, without a call
-            most = level.limits.max_concurrency
-            if most is not None and running.get(level.who, 0) >= most:
+        bounds = self._bounds(levels)
+        for running, most in bounds:
+            if running.count >= most:
                 return False
-        self._take(levels)
+        for running, _ in bounds:
+            running.count += 1
         return True
 
-    def has_room(self, levels: Iterable[Level]) -> bool:
+    def has_room(self, levels: Sequence[Level]) -> bool:
         """Whether each level has a place, of those that count them."""
-        for level in levels:
-            most = level.limits.max_concurrency
-            if most is not None and self._running.get(level.who, 0) >= most:
-                return False
-        return True
+        return all(running.count < most for running, most in self._bounds(levels))
 
     async def wait(self, key: Hashable, levels: Sequence[Level]) -> None:
         """Wait in the key's queue until `enter` succeeds. Raises LimitReached when that is full or takes too long."""
@@ -95,14 +107,8 @@ class Places:
 
     def leave(self, levels: Sequence[Level]) -> None:
         """Give the places back; those who wait for them go on."""
-        running = self._running
-        for level in levels:  # as `_drop`, without a call
-            who = level.who
-            left = running[who] - 1
-            if left > 0:
-                running[who] = left
-            else:
-                dict.__delitem__(running, who)
+        for running, _ in self._bounds(levels):
+            running.count -= 1
         if self._queues:
             for level in levels:
                 self._call_next(level)
@@ -114,19 +120,33 @@ class Places:
                 if not waiter.ready.done():
                     waiter.ready.set_exception(error)
 
+    def _bounds(self, levels: Sequence[Level]) -> _Bounds:
+        """Looked up once for as long as the same list of levels comes again."""
+        known = self._known.get(id(levels))
+        if known is not None and known[0] is levels:
+            return known[1]
+        if len(self._known) >= KEPT_LEVELS:
+            self._forget_idle()
+        bounds = tuple((self._running_of(level), _most(level)) for level in levels)
+        self._known[id(levels)] = levels, bounds
+        return bounds
+
+    def _running_of(self, level: Level) -> _Running:
+        running = self._running.get(level.who)
+        if running is None:
+            running = self._running[level.who] = _Running()
+        return running
+
+    def _forget_idle(self) -> None:
+        """Those under whom nobody runs; with all that was looked up, which refers to them."""
+        self._known.clear()
+        self._running = {who: one for who, one in self._running.items() if one.count}
+
     def _full(self, levels: Sequence[Level]) -> Level | None:
-        for level in levels:
-            most = level.limits.max_concurrency
-            assert most is not None
-            if self._running.get(level.who, 0) >= most:
+        for level, (running, most) in zip(levels, self._bounds(levels), strict=True):
+            if running.count >= most:
                 return level
         return None
-
-    def _take(self, levels: Sequence[Level]) -> None:
-        running = self._running
-        for level in levels:
-            who = level.who
-            running[who] = running.get(who, 0) + 1
 
     def _call_next(self, level: Level) -> None:
         """Let in whom this level has room for; who has to wait for another one goes there."""
@@ -144,7 +164,7 @@ class Places:
             if full is not None:
                 self._stand(waiter, full)
                 continue
-            self._take(waiter.levels)
+            self.enter(waiter.levels)
             waiter.ready.set_result(None)
 
     def _stand(self, waiter: _Waiter, level: Level) -> None:
@@ -184,6 +204,12 @@ class Places:
 def _has_entered(waiter: _Waiter) -> bool:
     ready = waiter.ready
     return ready.done() and not ready.cancelled() and ready.exception() is None
+
+
+def _most(level: Level) -> int:
+    most = level.limits.max_concurrency
+    assert most is not None, "it counts none"
+    return most
 
 
 def _drop(counts: "Counter[Hashable]", who: Hashable) -> None:

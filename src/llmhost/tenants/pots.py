@@ -114,7 +114,11 @@ class Account:
         self._span = span_of(budget.period, self._zone, now_ns)
         self._pots: dict[int, OrderedDict[Run | None, Pot]] = {}
         """By the beginning of their span, oldest first."""
+        self.usual: Pot | None = None
+        """Of requests that arrive in this span, where runs are not counted; None while it has to be asked for."""
+        self.usual_since_ns, self.usual_until_ns = self._span.since_ns, self._span.until_ns
         self._begin(self._span)
+        self._note_usual()
         self.first_span = self._span
         """What was used before in this span is not known here, and what was used in spans before does not matter."""
 
@@ -210,6 +214,11 @@ class Account:
             pots[None] = Pot(self, span)
         self._pots[span.since_ns] = pots
 
+    def _note_usual(self) -> None:
+        span = self._span
+        self.usual = None if self.budget.is_per_run else self._pots[span.since_ns][None]
+        self.usual_since_ns, self.usual_until_ns = span.since_ns, span.until_ns
+
     def _turn(self, utc_ns: int) -> Span:
         """The span of a request that came in another than the last. A clock that was set back opens none before those
         that are remembered; after one that was ahead for a while, days go on as if it had not been."""
@@ -222,6 +231,7 @@ class Account:
         self._span = span
         while len(self._pots) > KEPT_SPANS:
             del self._pots[next(iter(self._pots))]
+        self._note_usual()
         return span
 
 

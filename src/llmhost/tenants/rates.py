@@ -30,7 +30,6 @@ KEPT_BUCKETS = 64
 
 
 _Found = tuple[list[Bucket], list[Bucket], list[Bucket]]
-_Held = tuple[list[Bucket], list[Hold]]
 
 
 class Wish(msgspec.Struct, frozen=True, gc=False):
@@ -58,25 +57,28 @@ _Share = tuple[Level, str, Bucket, int, int]
 because each request has one for each of its limits."""
 
 
-class Taken:
+class Taken(msgspec.Struct, eq=False):
     """What was taken for one request, until it is settled."""
 
-    __slots__ = ("_fed", "_is_settled", "_said", "allowances", "has_output")
+    allowances: Allowances
+    """How limits stood then."""
+    _fed: Sequence[Bucket]
+    _fed_holds: Sequence[Hold]
+    _said: Sequence[Bucket]
+    _said_holds: Sequence[Hold]
+    _is_settled: bool = False
 
-    def __init__(self, fed: _Held, said: _Held, allowances: Allowances) -> None:
-        self._fed = fed
-        self._said = said
-        self._is_settled = False
-        self.allowances = allowances
-        self.has_output = bool(said[0])
+    @property
+    def has_output(self) -> bool:
         """Whether output tokens are limited on any level."""
+        return bool(self._said)
 
     def settle(self, input_tokens: int, output_tokens: int, now_ns: int) -> None:
         """Count what was used instead of what was held. Idempotent: the first call counts."""
         if not self._is_settled:
             self._is_settled = True
-            settle_each(*self._fed, input_tokens, now_ns)
-            settle_each(*self._said, output_tokens, now_ns)
+            settle_each(self._fed, self._fed_holds, input_tokens, now_ns)
+            settle_each(self._said, self._said_holds, output_tokens, now_ns)
 
 
 class Rates:
@@ -130,11 +132,8 @@ class Rates:
         allowances = self._stand(buckets, levels, wish, now_ns)
         requests, fed, said = buckets
         take_each(requests, wish.requests, now_ns)
-        return Taken(
-            (fed, hold_each(fed, wish.input_tokens, now_ns)),
-            (said, hold_each(said, wish.output_tokens, now_ns)),
-            allowances,
-        )
+        fed_holds = hold_each(fed, wish.input_tokens, now_ns)
+        return Taken(allowances, fed, fed_holds, said, hold_each(said, wish.output_tokens, now_ns))
 
     def spend(
         self, levels: Sequence[Level], wish: Wish, used: "Used", now_ns: int
