@@ -16,7 +16,9 @@ from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.step import Row
 from llmhost.engines.torch.layout import lay_out
 from llmhost.engines.torch.load import load_runner
+from llmhost.engines.torch.packed import PackedMatrix
 from llmhost.engines.torch.runner import TorchRunner
+from llmhost.engines.torch.steady_linear import BlockedMatrix, SteadyLinear, make_linears_steady
 
 TINY = Path(llmhost.engines.builtin.__file__).parent / "tiny"
 FAMILIES = ["tiny", "llama", "gemma2"]
@@ -89,3 +91,24 @@ def test_logits_are_the_same_bits_in_any_company_and_cut(
             logits = fed(loaded(family), start, end, company)
             assert torch.equal(logits, expected[start:end]), (start, end, company)
         start = end
+
+
+def test_where_fbgemms_rows_change_with_their_number_onednns_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As without AVX-512."""
+    torch.set_num_threads(1)
+    plain = PackedMatrix.product
+    monkeypatch.setattr(
+        PackedMatrix, "product", lambda *asked: plain(*asked) + len(asked[1]) * 1e-6
+    )
+    linear = torch.nn.Linear(64, 48).requires_grad_(False)
+    linear.weight.copy_(linear.weight.half().float())
+    rows = torch.rand(9, 64)
+    expected = linear(rows)
+    model = torch.nn.Sequential(linear)
+
+    assert make_linears_steady(model) == 1
+    assert isinstance(linear, SteadyLinear) and isinstance(linear.matrix, BlockedMatrix)
+    torch.testing.assert_close(model(rows), expected)
+    assert torch.equal(model(rows)[:3], model(rows[:3]))

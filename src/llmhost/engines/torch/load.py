@@ -33,6 +33,7 @@ from llmhost.engines.torch.packed import rows_at_once
 from llmhost.engines.torch.runner import TorchRunner
 from llmhost.engines.torch.selfcheck import check_against_eager
 from llmhost.engines.torch.steady_linear import Unsteady, make_linears_steady
+from llmhost.engines.torch.steady_rows import tile_for
 from llmhost.engines.torch.threads import SMALL_BYTES, threads_for
 from llmhost.engines.torch.weights import DIRECT_DEVICES, NotOneToOne, read_model
 from llmhost.observe.logs import log_event
@@ -142,7 +143,7 @@ def proved_runner(
     option of that name: the check is made with a cache that rounds nothing. Raises ModelUnavailable.
     """
     widen_where_it_helps(model)
-    is_steady = _make_steady(model)
+    is_steady = _make_steady(model, shape)
     runner = TorchRunner(
         model,
         shape,
@@ -166,14 +167,16 @@ def proved_runner(
     return runner
 
 
-def _make_steady(model: Any) -> bool:
+def _make_steady(model: Any, shape: KvShape) -> bool:
     """Whether each row of the model's steps is now computed as it would be alone: small ones in float32 on the CPU,
-    where this machine can do it."""
+    where this machine can do it. Otherwise nothing has changed."""
     if model.device.type != "cpu" or model.dtype is not torch.float32 or has_kernels(model.device):
         return False
     if sum(one.nbytes for one in model.parameters()) >= SMALL_BYTES:
         return False
     try:
+        if tile_for(shape) is None:
+            raise Unsteady("attention over this cache changes with the number of rows")
         make_linears_steady(model)
     except Unsteady as why:
         log_event(log, "steady.off", why=str(why))

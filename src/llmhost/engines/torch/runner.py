@@ -32,7 +32,7 @@ from llmhost.engines.torch.packed import Packing
 from llmhost.engines.torch.sampler import Sampler
 from llmhost.engines.torch.scoring import Scores, computed_once, score, with_scores
 from llmhost.engines.torch.sleep import Sleeping
-from llmhost.engines.torch.steady_rows import SteadyAttention, SteadyRooms, can_attend
+from llmhost.engines.torch.steady_rows import SteadyAttention, SteadyRooms, tile_for
 
 Inputs = dict[str, Any]
 """What a model is called with."""
@@ -77,7 +77,8 @@ class TorchRunner:
         self._kv: PagedKv | None = PagedKv(shape, self.device)
         self.adapters = LoraAdapters(model)
         self._scratch = Scratch()
-        self._steady = SteadyRooms() if is_steady and can_attend(shape) else None
+        tile = tile_for(shape) if is_steady else None
+        self._steady = None if tile is None else SteadyRooms(tile)
         self._asleep: Sleeping | None = None
         self.packing: Packing | None = None
         """Of weights, beside the steps; on some CPUs."""
@@ -120,7 +121,7 @@ class TorchRunner:
         """Have the cache keep keys and values in this type. Only while there are no blocks."""
         shape = replace(self._open_kv().shape, dtype=dtype)
         self._kv = PagedKv(shape, self.device)
-        if not can_attend(shape):
+        if tile_for(shape) is None:
             self._steady = None
         self.facts = replace(self.facts, kv_block_bytes=shape.block_bytes)
 

@@ -1,11 +1,13 @@
 """Linear layers of float32 models on the CPU whose rows don't depend on how many are multiplied together.
 
 torch's own product takes another routine for one row, for a few, and for many, and each adds up in another order. The
-products here take each row's sums in one order. Weights that came from 16 bits are kept in 16 (`packed`), others in
-blocks of oneDNN; each is tried on this machine before it is used.
+products here take each row's sums in one order. Weights that came from 16 bits are kept in 16 (`packed`) where FBGEMM
+has one order for all, which it has with AVX-512 alone, and others in blocks of oneDNN; each is tried on this machine
+before it is used.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -90,27 +92,33 @@ def make_linears_steady(model: nn.Module) -> int:
 
 
 def _matrix(weight: Tensor, tried: Tried) -> PackedMatrix | BlockedMatrix:
-    if can_pack():
-        try:
-            packed = PackedMatrix.of(weight)
-        except CantPack:
-            pass
-        else:
-            if _least_rows(packed.product, PackedMatrix, weight, tried) == 1:
-                return packed
-    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        blocked = BlockedMatrix.of(weight)
-        least = _least_rows(blocked.product, BlockedMatrix, weight, tried)
-        return BlockedMatrix(blocked.blocks, least)
-    raise Unsteady("neither FBGEMM nor oneDNN is there")
+    if (packed := _packed(weight, tried)) is not None:
+        return packed
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        raise Unsteady("neither FBGEMM nor oneDNN has a steady product")
+    blocked = BlockedMatrix.of(weight)
+    least = _least_rows(blocked.product, BlockedMatrix, weight, tried)
+    if least > MOST_PADDING:
+        raise Unsteady(f"rows of a matrix {list(weight.shape)} change with their number")
+    return BlockedMatrix(blocked.blocks, least)
+
+
+def _packed(weight: Tensor, tried: Tried) -> PackedMatrix | None:
+    """None where FBGEMM can't have the matrix, or its rows are not steady. Packing takes a while: where they were not,
+    it is not tried with another matrix of that shape."""
+    if not can_pack() or tried.get((PackedMatrix, *weight.shape), 1) > 1:
+        return None
+    with suppress(CantPack):
+        packed = PackedMatrix.of(weight)
+        if _least_rows(packed.product, PackedMatrix, weight, tried) == 1:
+            return packed
+    return None
 
 
 def _least_rows(product: Product, kind: type, weight: Tensor, tried: Tried) -> int:
     key = (kind, *weight.shape)
     if key not in tried:
         tried[key] = steady_from(product, weight.shape[1])
-    if tried[key] > MOST_PADDING:
-        raise Unsteady(f"rows of {kind.__name__} {list(weight.shape)} change with their number")
     return tried[key]
 
 

@@ -20,12 +20,15 @@ from llmhost.engines.torch.backend_torch import Scores, split_by_length
 from llmhost.engines.torch.kv import KeyValue, KvShape
 from llmhost.engines.torch.layout import StepLayout
 
-TILE = 256
-"""Positions whose values are summed up by one product; beyond some 380 torch cuts it, where depends on their number."""
+TILES = (256, 128)
+"""Positions whose values are summed up by one product: the first that holds on this machine. Longer sums torch cuts,
+and where depends on their length: those beyond some 380 with AVX-512, and beyond 192 without."""
 LEAST = 16
 """Fewer positions take other routines, so that so many are read: of a block, whose rest weighs nothing."""
 DIM_PER_QUERY = 16
 """Of a head's numbers, for each query that is needed beside it."""
+LEAST_QUERIES = 4
+"""However few numbers a head has."""
 AT_ONCE = 64
 """Tokens of a chunk that attend together: their scores stay in the cache."""
 WORTHWHILE_ELEMENTS = 3 * 2**13
@@ -75,9 +78,10 @@ class Alone:
 
 
 class SteadyRooms:
-    """Where keys and values are gathered, kept over layers and steps."""
+    """Where keys and values are gathered, kept over layers and steps, and how many positions a tile of them has."""
 
-    def __init__(self) -> None:
+    def __init__(self, tile: int) -> None:
+        self.tile = tile
         self._rooms = [torch.empty(0), torch.empty(0)]
 
     def gather(self, cache: KeyValue, index: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -97,6 +101,7 @@ class SteadyAttention:
     def __init__(self, layout: StepLayout, rooms: SteadyRooms, *, block_tokens: int) -> None:
         self._layout = layout
         self._rooms = rooms
+        self._tile = rooms.tile
         self._size = block_tokens
         self._tables = layout.block_tables.numpy()
         self._plans: dict[int | None, list[Together | Alone]] = {}
@@ -138,7 +143,7 @@ class SteadyAttention:
             products += part.mask
         sinks = _sinks(scores.sinks, kv_heads, count, part.last - part.first)
         weights = _weights(products, sinks)
-        _sum_up(weights, values, out[rows].view(-1, count, dim))
+        _sum_up(weights, values, out[rows].view(-1, count, dim), self._tile)
 
     def _attend_token(
         self, part: Alone, asked: Tensor, out: Tensor, cache: KeyValue, scores: Scores
@@ -149,7 +154,8 @@ class SteadyAttention:
         if piece.hidden is not None:
             products[..., -piece.hidden.shape[1] :].masked_fill_(piece.hidden, HIDDEN)
         sinks = _sinks(scores.sinks, asked.shape[1], asked.shape[2])
-        _sum_up(_weights(products, sinks), values.transpose(0, 1), out[piece.first])
+        weights = _weights(products, sinks)
+        _sum_up(weights, values.transpose(0, 1), out[piece.first], self._tile)
 
     def _attend_chunk(
         self, part: Alone, asked: Tensor, out: Tensor, cache: KeyValue, scores: Scores
@@ -168,7 +174,8 @@ class SteadyAttention:
                 last.masked_fill_(piece.hidden[:, None], HIDDEN)
             sinks = _sinks(scores.sinks, kv_heads, queries.shape[1])
             weights = _weights(products, sinks)
-            summed = _sum_up(weights, values[:, seen], queries.new_empty(queries.shape))
+            room = queries.new_empty(queries.shape)
+            summed = _sum_up(weights, values[:, seen], room, self._tile)
             by_token = summed[:, : tokens * group].view(kv_heads, tokens, group, dim)
             out[places] = by_token.transpose(0, 1)
 
@@ -186,7 +193,7 @@ class SteadyAttention:
     def _plan(self, window: int | None, kv_heads: int, dim: int) -> Iterator[Together | Alone]:
         layout = self._layout
         # With a window a row reads up to a tile more than it sees.
-        most = [end if window is None else min(end, window + TILE) for end in layout.ends]
+        most = [end if window is None else min(end, window + self._tile) for end in layout.ends]
         short = WORTHWHILE_ELEMENTS // (kv_heads * dim)
         together = bisect_right(most, short, hi=layout.decode_rows)
         if together > 1:
@@ -201,8 +208,8 @@ class SteadyAttention:
     def _together(self, first: int, last: int, window: int | None, kv_heads: int) -> Together:
         layout, size = self._layout, self._size
         starts, ends = np.array(layout.starts[first:last]), np.array(layout.ends[first:last])
-        reads = np.array([_first_read(start, window) for start in starts.tolist()])
-        length = _read_length(int((ends - reads).max()))
+        reads = np.array([_first_read(start, window, self._tile) for start in starts.tolist()])
+        length = _read_length(int((ends - reads).max()), self._tile)
         at = reads[:, None] + np.arange(length)
         tables = self._tables[first:last]
         blocks = np.take_along_axis(tables, np.minimum(at // size, tables.shape[1] - 1), 1)
@@ -220,36 +227,36 @@ class SteadyAttention:
     def _alone(self, row: int, window: int | None) -> Alone:
         layout, size = self._layout, self._size
         start, end, place = layout.starts[row], layout.ends[row], layout.offsets[row]
-        begin = _first_read(start, window)
-        stop = begin + _read_length(end - begin)
+        begin = _first_read(start, window, self._tile)
+        stop = begin + _read_length(end - begin, self._tile)
         table = self._tables[row, begin // size : -(-stop // size)]
         slots = None
         if int(table[-1]) - int(table[0]) == len(table) - 1 and (np.diff(table) == 1).all():
             first = int(table[0]) * size
             slots = slice(first, first + stop - begin)
         pieces = tuple(
-            _piece(place + at - start, at, min(at + AT_ONCE, end), begin, window)
+            _piece(place + at - start, at, min(at + AT_ONCE, end), begin, window, self._tile)
             for at in range(start, end, AT_ONCE)
         )
         return Alone(slots, torch.from_numpy(table), stop - begin, pieces, end - start == 1)
 
 
-def can_attend(shape: KvShape) -> bool:
-    """Whether rows over a cache of that form are steady on this machine."""
+def tile_for(shape: KvShape) -> int | None:
+    """Of how many positions tiles are with which rows over a cache of that form are steady; None for none."""
     if shape.dtype is not torch.float32 or min(shape.block_tokens, shape.head_dim) < LEAST:
-        return False
-    return adds_in_order(shape.head_dim)
+        return None
+    return next((tile for tile in TILES if adds_in_order(shape.head_dim, tile)), None)
 
 
 @cache
-def adds_in_order(dim: int) -> bool:
-    """Whether products with heads of `dim` numbers don't depend on how many queries or keys there are."""
+def adds_in_order(dim: int, tile: int) -> bool:
+    """Whether products with heads of `dim` numbers don't depend on how many queries there are, or keys of a tile."""
     numbers = torch.Generator().manual_seed(1)
-    shape, kind = (2, AT_ONCE + 2 * TILE, dim), torch.float32
+    shape, kind = (2, AT_ONCE + 2 * tile, dim), torch.float32
     some = torch.rand(shape, generator=numbers, dtype=kind, device="cpu") - 0.5
-    queries, keys, values = torch.split(some, [AT_ONCE, TILE, TILE], 1)
+    queries, keys, values = torch.split(some, [AT_ONCE, tile, tile], 1)
     weights = torch.bmm(queries, keys.transpose(1, 2))
-    for length in (LEAST, LEAST + 1, 100, TILE):
+    for length in _tried_lengths(tile):
         seen = weights.clone()
         seen[..., length:] = 0.0
         summed = torch.bmm(seen, values)
@@ -262,25 +269,30 @@ def adds_in_order(dim: int) -> bool:
     return True
 
 
+def _tried_lengths(tile: int) -> list[int]:
+    """Of all sizes, and some that are no multiple of anything."""
+    return [*range(LEAST, tile, 37), LEAST + 1, tile - 1, tile]
+
+
 def _least_queries(dim: int) -> int:
-    return max(-(-dim // DIM_PER_QUERY), 2)
+    return max(-(-dim // DIM_PER_QUERY), LEAST_QUERIES)
 
 
-def _first_read(position: int, window: int | None) -> int:
+def _first_read(position: int, window: int | None, tile: int) -> int:
     """The first position that is read for what a token at `position` or later sees: a tile's first."""
-    return 0 if window is None else max(position + 1 - window, 0) // TILE * TILE
+    return 0 if window is None else max(position + 1 - window, 0) // tile * tile
 
 
-def _read_length(seen: int) -> int:
+def _read_length(seen: int, tile: int) -> int:
     """So many positions are read where `seen` count: tiles have `LEAST` at least."""
-    return seen + max(LEAST - seen % TILE, 0) if seen % TILE else seen
+    return seen + max(LEAST - seen % tile, 0) if seen % tile else seen
 
 
-def _piece(place: int, start: int, end: int, begin: int, window: int | None) -> Piece:
+def _piece(place: int, start: int, end: int, begin: int, window: int | None, tile: int) -> Piece:
     """Tokens at positions `start` to `end`, exclusive, the first at a flat `place`, of a row that is read from position
     `begin` on."""
-    first = _first_read(start, window)
-    length = _read_length(end - first)
+    first = _first_read(start, window, tile)
+    length = _read_length(end - first, tile)
     behind = (
         start - first if window is None else 0
     )  # all of them see what is before the first of them
@@ -326,10 +338,10 @@ def _sinks(sinks: Tensor | None, kv_heads: int, queries: int, rows: int = 1) -> 
     return each.repeat(rows, -(-queries // each.shape[1]))[:, :queries, None]
 
 
-def _sum_up(weights: Tensor, values: Tensor, out: Tensor) -> Tensor:
+def _sum_up(weights: Tensor, values: Tensor, out: Tensor, tile: int) -> Tensor:
     """Write [any, n, dim] of `weights` [any, n, positions] and `values` [any, positions, dim] to `out`."""
-    torch.bmm(weights[..., :TILE], values[:, :TILE], out=out)
-    for first in range(TILE, weights.shape[2], TILE):
-        last = first + TILE
+    torch.bmm(weights[..., :tile], values[:, :tile], out=out)
+    for first in range(tile, weights.shape[2], tile):
+        last = first + tile
         out.baddbmm_(weights[..., first:last], values[:, first:last])
     return out
