@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -28,15 +29,15 @@ def log_event(
 
 def log_facts(logger: logging.Logger, name: str, facts: dict[str, Any], *, level: int) -> None:
     """The same of a level that is heard."""
-    alone = _alone_for(logger)
+    alone = alone_for(logger)
     if alone is not None:
-        alone.say(level, name, facts)
+        alone.say(level, name, text_of(facts), request=facts.get("request"))
         return
     known = {key: value for key, value in facts.items() if value is not None}
     logger.log(level, name, extra={"facts": known})
 
 
-def _alone_for(logger: logging.Logger) -> "Gatherer | None":
+def alone_for(logger: logging.Logger) -> "Gatherer | None":
     """The only one that hears what a logger says, if it writes text for people: then no record need be made."""
     if logger.filters:
         return None
@@ -47,6 +48,20 @@ def _alone_for(logger: logging.Logger) -> "Gatherer | None":
         return None
     alone = above.handlers[0]
     return alone if type(alone) is Gatherer and alone.writes_text else None
+
+
+def text_of(facts: Mapping[str, Any]) -> str:
+    """Facts as they stand in a line for people, a space before each. Those that are None are left out."""
+    told = ""
+    for key, value in facts.items():
+        if value is None:
+            continue
+        kind = type(value)
+        # Most are numbers, ids and names of one word: a call for each is half of it all.
+        if kind is not int and not (kind is str and value.isidentifier() and value.isascii()):
+            value = _quoted(value)
+        told += f" {key}={value}"
+    return told
 
 
 def start_logging(level: str, form: Literal["text", "json"]) -> None:
@@ -82,10 +97,10 @@ class Gatherer(logging.StreamHandler[TextIO]):
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
 
-    def say(self, level: int, name: str, facts: dict[str, Any]) -> None:
-        """As `emit` of a record that says this. Facts that are None are left out."""
-        line = _text_line(time.time(), logging.getLevelName(level), name, facts, has_none=True)
-        if facts.get("request") is None and (current := request_id.get()) is not None:
+    def say(self, level: int, name: str, text: str, *, request: str | None = None) -> None:
+        """As `emit` of a record with facts of which this is the text; `request` is the one that they name."""
+        line = f"{_begun(time.time(), level)} {name}{text}"
+        if request is None and (current := request_id.get()) is not None:
             line += f" request={_quoted(current)}"
         with self.lock or nullcontext():
             self._take(level, line)
@@ -169,29 +184,23 @@ def _clock(utc_s: int) -> str:
     return datetime.fromtimestamp(utc_s, UTC).strftime("%H:%M:%S")
 
 
-def _text_line(
-    created: float, level: str, event: str, facts: dict[str, Any], *, has_none: bool = False
-) -> str:
-    """With `has_none` facts that are None are left out."""
-    seconds, part = divmod(created, 1)
-    at = f"{_clock(int(seconds))}.{int(part * 1000):03d}"
-    told = f"{at} {level.lower():7} {event}"
-    for key, value in facts.items():
-        if value is None and has_none:
-            continue
-        kind = type(value)
-        # Most are numbers, ids and names of one word: a call for each is half of it all.
-        if kind is not int and not (kind is str and value.isidentifier() and value.isascii()):
-            value = _quoted(value)
-        told += f" {key}={value}"
-    return told
+def _begun(created: float, level: int) -> str:
+    """A line's time and level."""
+    whole = int(created)
+    return f"{_clock(whole)}.{int((created - whole) * 1000):03d} {_padded(level)}"
+
+
+@lru_cache(16)
+def _padded(level: int) -> str:
+    return f"{logging.getLevelName(level).lower():7}"
 
 
 class TextLines(logging.Formatter):
     """For people: time, level, event, facts."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = _text_line(record.created, record.levelname, _event(record), _facts(record))
+        facts = "".join(f" {key}={_quoted(value)}" for key, value in _facts(record).items())
+        line = f"{_begun(record.created, record.levelno)} {_event(record)}{facts}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
