@@ -26,6 +26,7 @@ from llmhost.cost.sums import Level, add_up, spent_nano
 from llmhost.cost.tables import SCHEMA
 from llmhost.observe.logs import log_event
 from llmhost.storage.connect import Connection
+from llmhost.storage.doorbell import Hear
 from llmhost.storage.reader import Reader
 from llmhost.storage.rows import insert_rows, select_among
 from llmhost.storage.writer import Writer
@@ -101,6 +102,10 @@ class Ledger:
     def settle(self, entry: Entry) -> "asyncio.Future[Recorded]":
         """As `record`, for the running event loop. Cancelling the wait does not cancel the entry."""
         return self._writer.append_here(self._append, entry)
+
+    def settle_then(self, entry: Entry, hear: Hear) -> None:
+        """As `settle`, without a future: `hear` is told in a later turn of the loop."""
+        self._writer.append_then(self._append, entry, hear)
 
     def settle_all(self, entries: Sequence[Entry]) -> "asyncio.Future[None]":
         """As `settle`, of several at once; fails where any of them does, though others may be recorded."""

@@ -146,20 +146,18 @@ class Settlements:
     def settle_then(self, entry: Entry, slot: Slot | None, then: Then) -> None:
         """As `settle`, without a future and its turn of the loop. `then` is never called before this returns."""
         try:
-            recorded = self._ledger.settle(entry)
+            self._ledger.settle_then(entry, partial(self._recorded, entry, slot, then))
         except LlmhostError as error:
             self._refused(entry, slot, then, error)
-            return
-        recorded.add_done_callback(lambda done: self._recorded(entry, slot, then, done))
 
     def _recorded(
         self,
         entry: Entry,
         slot: Slot | None,
         then: Then,
-        recorded: "asyncio.Future[Recorded]",
+        recorded: Recorded | None,
+        failure: BaseException | None,
     ) -> None:
-        failure = recorded.exception()
         if failure is not None:
             self._refused(entry, slot, then, failure)
             return

@@ -2,13 +2,19 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-AT_ONCE = 500
-"""Results in one turn of the loop, which takes less than a millisecond: others shall have theirs."""
+AT_ONCE = 64
+"""Results in one turn of the loop, which takes some milliseconds at most: others shall have theirs."""
+
+Hear = Callable[[Any, BaseException | None], None]
+"""Told a result, or why there is none."""
 
 
 class Doorbell:
@@ -16,12 +22,16 @@ class Doorbell:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._ready: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._ready: deque[tuple[Hear, Any, BaseException | None]] = deque()
         self._has_rung = False
 
     def promise(self) -> "Promise[Any]":
         """For a result that is meant for the loop alone; called on it."""
         return Promise(self, self.loop.create_future())
+
+    def errand(self, hear: Hear) -> "Errand":
+        """For a result that `hear` is told on the loop, without a future and its turn; called on it."""
+        return Errand(self, hear)
 
     def tally(self, count: int) -> "Tally":
         """For the end of so many things; called on the loop."""
@@ -33,9 +43,9 @@ class Doorbell:
         future.add_done_callback(promise.keep)
         return promise.waiter
 
-    def ring(self, waiter: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    def ring(self, hear: Hear, value: Any, error: BaseException | None) -> None:
         """Bring a result, or an error, from any thread."""
-        self._ready.append((waiter, value, error))
+        self._ready.append((hear, value, error))
         # Set here and cleared before the answer below: what comes in between rings once too often, never too seldom.
         if not self._has_rung and not self.loop.is_closed():
             self._has_rung = True
@@ -43,17 +53,23 @@ class Doorbell:
 
     def _answer(self) -> None:
         self._has_rung = False
-        for _ in range(min(len(self._ready), AT_ONCE)):
-            waiter, value, error = self._ready.popleft()
-            if waiter.done():  # nobody waits any more
-                continue
-            if error is None:
-                waiter.set_result(value)
-            else:
-                waiter.set_exception(error)
-        if self._ready and not self._has_rung:
-            self._has_rung = True
-            self.loop.call_soon(self._answer)
+        try:
+            for _ in range(min(len(self._ready), AT_ONCE)):
+                hear, value, error = self._ready.popleft()
+                hear(value, error)
+        finally:  # who fails when told is the loop's to log, and others wait for theirs behind him
+            if self._ready and not self._has_rung:
+                self._has_rung = True
+                self.loop.call_soon(self._answer)
+
+
+def _settle(waiter: asyncio.Future[T], value: T, error: BaseException | None) -> None:
+    if waiter.done():  # nobody waits any more
+        return
+    if error is None:
+        waiter.set_result(value)
+    else:
+        waiter.set_exception(error)
 
 
 class Promise(Generic[T]):
@@ -66,15 +82,38 @@ class Promise(Generic[T]):
         self.waiter = waiter
 
     def set_result(self, value: T) -> None:
-        self._bell.ring(self.waiter, value, None)
+        self._bell.ring(self._hear, value, None)
 
     def set_exception(self, error: BaseException) -> None:
-        self._bell.ring(self.waiter, None, error)
+        self._bell.ring(self._hear, None, error)
 
     def keep(self, done: Future[T]) -> None:
         """Say what a future says."""
         error = done.exception()
-        self._bell.ring(self.waiter, None if error else done.result(), error)
+        self._bell.ring(self._hear, None if error else done.result(), error)
+
+    def _hear(self, value: T, error: BaseException | None) -> None:
+        _settle(self.waiter, value, error)
+
+
+class Errand:
+    """What a thread resolves and a function on the loop is told, with the context of whoever sent for it."""
+
+    __slots__ = ("_bell", "_context", "_hear")
+
+    def __init__(self, bell: Doorbell, hear: Hear) -> None:
+        self._bell = bell
+        self._hear = hear
+        self._context = copy_context()
+
+    def set_result(self, value: object) -> None:
+        self._bell.ring(self._told, value, None)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._bell.ring(self._told, None, error)
+
+    def _told(self, value: object, error: BaseException | None) -> None:
+        self._context.run(self._hear, value, error)
 
 
 class Tally:
@@ -99,4 +138,4 @@ class Tally:
     def _count(self) -> None:
         self._left -= 1
         if not self._left:
-            self._bell.ring(self.waiter, None, self._error)
+            self._bell.ring(partial(_settle, self.waiter), None, self._error)

@@ -34,7 +34,7 @@ from llmhost.storage.connect import (
     open_for_writing,
     storage_error,
 )
-from llmhost.storage.doorbell import Doorbell, Promise, Tally
+from llmhost.storage.doorbell import Doorbell, Errand, Hear, Promise, Tally
 from llmhost.storage.schema import Schema, migrate
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 class _Task(msgspec.Struct):  # one is made for every row
     work: Work[Any, Any]
     item: Any
-    future: "Future[Any] | Promise[Any] | Tally | _Complaint"
+    future: "Future[Any] | Promise[Any] | Errand | Tally | _Complaint"
 
 
 class _Complaint:
@@ -184,6 +184,10 @@ class Writer:
         promise = self._bell().promise()
         self._enqueue(_Task(work, item, promise))
         return promise.waiter
+
+    def append_then(self, work: Work[Item, T], item: Item, hear: Hear) -> None:
+        """As `append_here`, without a future: `hear` is told the result, or the error, in a later turn of the loop."""
+        self._enqueue(_Task(work, item, self._bell().errand(hear)))
 
     def append_all_here(self, work: Work[Item, T], items: Sequence[Item]) -> asyncio.Future[None]:
         """As `append_here` of each item, and one future for the end of all. There is at least one. Raises Overloaded,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.cost.settling import settle_by
 from tests.unit.cost.test_ledger import NOON_NS, Books, entry
 from tests.unit.pipeline.node import until
 
@@ -134,7 +135,7 @@ async def test_what_the_disk_refuses_is_kept_and_tried_again(
             raise error
         return settle(entry)
 
-    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    settle_by(monkeypatch, till.books.ledger, refused)
     await till.settlements.settle(entry(1), till.settlements.begin(under_way()))
     assert till.settlements.unsettled == 1
     trying = asyncio.create_task(till.settlements.keep_trying())
@@ -151,7 +152,7 @@ async def test_what_the_disk_refused_is_settled_by_the_next_process(
     def refused(entry: Any) -> Any:
         raise disk_full()
 
-    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    settle_by(monkeypatch, till.books.ledger, refused)
     await till.settlements.settle(entry(1), till.settlements.begin(under_way()))
     monkeypatch.undo()
     assert till.restart() == 1
@@ -209,7 +210,7 @@ async def test_without_a_slot_what_the_disk_refuses_is_told(
     def refused(entry: Any) -> Any:
         raise disk_full()
 
-    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    settle_by(monkeypatch, till.books.ledger, refused)
     with pytest.raises(StorageFailed):
         await till.settlements.settle(entry(1), None)
 
@@ -248,7 +249,7 @@ async def test_an_answer_that_is_told_to_be_lost_is_never_billed(
     def not_forced() -> None:
         raise StorageFailed(till.path, OSError("I/O error"))
 
-    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    settle_by(monkeypatch, till.books.ledger, refused)
     monkeypatch.setattr(till.journal, "flush", not_forced)
     with pytest.raises(StorageFailed):
         await till.settlements.settle(entry(1), till.settlements.begin(under_way()))
@@ -266,11 +267,11 @@ async def test_an_entry_that_can_never_be_keeps_no_other_waiting(
     def refused(entry: Any) -> Any:
         raise disk_full()
 
-    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    settle_by(monkeypatch, till.books.ledger, refused)
     for number, tokens in ((1, -1), (2, 20)):
         slot = till.settlements.begin(under_way(number))
         await till.settlements.settle(entry(number, output_tokens=tokens), slot)
-    monkeypatch.setattr(till.books.ledger, "settle", settle)
+    settle_by(monkeypatch, till.books.ledger, settle)
     trying = asyncio.create_task(till.settlements.keep_trying())
     while till.settlements.unsettled and not trying.done():  # noqa: ASYNC110 - as above
         await asyncio.sleep(0)
@@ -293,7 +294,7 @@ async def test_a_request_whose_entry_is_refused_is_at_no_moment_in_no_slot(
     def refused(entry: Any) -> Any:
         raise disk_full()
 
-    monkeypatch.setattr(till.books.ledger, "settle", refused)
+    settle_by(monkeypatch, till.books.ledger, refused)
     slot = till.settlements.begin(under_way())
     slot.count(OUTPUT, 7)
     write = Journal._write

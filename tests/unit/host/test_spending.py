@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.cost.settling import settle_by
 
 from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, Overloaded
@@ -198,7 +199,7 @@ async def test_no_budget_begins_while_the_ledger_lacks_what_was_spent(
     request = UnderWay(
         **said, team=None, run_id=None, model="t", adapter=None, price_version=None, rates=None
     )
-    monkeypatch.setattr(node.books.ledger, "settle", refused)
+    settle_by(monkeypatch, node.books.ledger, refused)
     await settlements.settle(entry, settlements.begin(request))
     with pytest.raises(Overloaded):
         await node.books.budgets.create(wanted(Period.TOTAL), who="operator")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.unit.cost.settling import then_by
+
 from llmhost.config.schema.engines import FakeOptions
 from llmhost.config.schema.models import ModelSpec
 from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
@@ -128,10 +130,11 @@ def slow_ledger(host: TestHost) -> Iterator[SlowLedger]:
     slow = SlowLedger(host)
     ledger: Any = slow._ledger
     ledger.record, ledger.settle = slow.record, slow.settle
+    ledger.settle_then = then_by(slow.settle)
     try:
         yield slow
     finally:
-        del ledger.record, ledger.settle
+        del ledger.record, ledger.settle, ledger.settle_then
 
 
 def asks(text: str = "hello world", **facts: Any) -> GenerationRequest:

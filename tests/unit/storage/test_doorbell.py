@@ -1,9 +1,11 @@
 import asyncio
+import threading
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
+from llmhost.observe.logs import request_id
 from llmhost.storage.doorbell import AT_ONCE, Doorbell
 
 
@@ -109,3 +111,37 @@ async def test_the_end_of_several_things_is_told_once_and_the_first_failure_with
     await good.waiter
     with pytest.raises(ValueError, match="first"):
         await bad.waiter
+
+
+async def test_an_errand_is_told_on_the_loop_in_the_context_of_whoever_sent_for_it(
+    bell: Doorbell,
+) -> None:
+    told: list[Any] = []
+    done = asyncio.Event()
+
+    def hear(value: object, error: BaseException | None) -> None:
+        told.append((value, error, threading.current_thread(), request_id.get()))
+        if len(told) == 2:
+            done.set()
+
+    token = request_id.set("req_1")
+    good, bad = bell.errand(hear), bell.errand(hear)
+    request_id.reset(token)
+    why = ValueError("no")
+    await asyncio.to_thread(lambda: (good.set_result(7), bad.set_exception(why)))
+    await done.wait()
+    here = threading.current_thread()
+    assert told == [(7, None, here, "req_1"), (None, why, here, "req_1")]
+
+
+async def test_who_fails_when_told_holds_up_nobody(bell: Doorbell) -> None:
+    failures: list[Any] = []
+    bell.loop.set_exception_handler(lambda _, said: failures.append(said["exception"]))
+    waiter = bell.promise()
+
+    def fail(value: object, error: BaseException | None) -> None:
+        raise KeyError("mine")
+
+    await asyncio.to_thread(lambda: (bell.errand(fail).set_result(1), waiter.set_result(2)))
+    assert await waiter.waiter == 2
+    assert [type(failure) for failure in failures] == [KeyError]
