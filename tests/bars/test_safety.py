@@ -65,7 +65,7 @@ async def test_with_a_guard_the_first_token_comes_after_the_longer_of_the_two(
     slow = {"fake": ModelSpec(engine="fake", options={"prefill_delay_ms": PREFILL_S * 1000})}
     async with make_host(models=slow) as host:
         alone_s = await quickest_s(host)
-    monkeypatch.setattr(Host, "_screen", guarded)
+    monkeypatch.setattr("llmhost.host.wiring.screen_of", guarded)
     async with make_host(models=slow) as host:
         both_s = await quickest_s(host)
 

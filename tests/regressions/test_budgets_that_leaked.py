@@ -186,7 +186,8 @@ def test_a_hold_is_given_back_however_a_request_ends(node: Node, org: str) -> No
     ask(node, made, model="nobody")
     ask(node, made, n=0)
     ask(node, made, max_tokens=10**9)
-    ask(node, made, model="slow", timeout=0.05)
+    late = ask(node, made, model="slow", max_tokens=1000, timeout_ms=50)
+    assert late.json()["error"]["code"] == "deadline_exceeded"
     for _ in range(3):
         with node.raw() as connection:
             connection.sendall(http_bytes("/v1/completions", long, headers=headers))

@@ -378,9 +378,10 @@ class ScreenPump:
         while self._waiting:
             delta = self._waiting.popleft()
             self._usage = delta.usage
-            text = await self._screen.push(delta.text) if not self._screen.is_refused else ""
+            was_refused = self._screen.is_refused
+            text = "" if was_refused else await self._screen.push(delta.text)
             if delta.finish_reason is not None:
-                self._publish(await self._last(delta, text))
+                self._publish(await self._last(delta, text, was_refused=was_refused))
             elif self._screen.is_refused:
                 self._stop()  # what still comes is surplus; the last delta brings the usage
             elif text or delta.tokens:
@@ -401,12 +402,13 @@ class ScreenPump:
         last = Delta(self._index, finish_reason=FinishReason.ERROR, usage=self._usage, error=error)
         self._publish(last)
 
-    async def _last(self, delta: Delta, text: str) -> Delta:
+    async def _last(self, delta: Delta, text: str, *, was_refused: bool) -> Delta:
+        """A choice that failed or was left has ended so, whatever is found in its last words: they are kept back."""
+        is_cut = delta.finish_reason in (FinishReason.CANCELLED, FinishReason.ERROR)
         if not self._screen.is_refused:
-            is_cut = delta.finish_reason in (FinishReason.CANCELLED, FinishReason.ERROR)
             text += await self._screen.finish(is_cut=is_cut)
         cuts = self._screen.take_cuts()
-        if self._screen.is_refused:
+        if self._screen.is_refused and (was_refused or not is_cut):
             reason = FinishReason.CONTENT_FILTER
             return delta.but(text=text, finish_reason=reason, error=None, cuts=cuts)
         return delta.but(text=text, cuts=cuts)

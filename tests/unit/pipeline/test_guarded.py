@@ -58,7 +58,7 @@ async def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
             SafetySettings(check_output=False), self.plugins, policies=policies, guard=_In(judge)
         )
 
-    monkeypatch.setattr(Host, "_screen", guarded)
+    monkeypatch.setattr("llmhost.host.wiring.screen_of", guarded)
     return judge
 
 

@@ -5,7 +5,8 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.pipeline.node import WAIT_S, settled
+from msgspec import structs
+from tests.unit.pipeline.node import HELD_MODEL, WAIT_S, Held, asks, settled, until
 
 from llmhost.config.schema import Settings
 from llmhost.config.schema.safety import SafetySettings
@@ -16,7 +17,7 @@ from llmhost.safety.rules import Rules
 from llmhost.safety.screen import OutputScreen
 from llmhost.safety.verdict import Finding
 from llmhost.safety.window import Piece
-from llmhost.testing import fake_words, make_host
+from llmhost.testing import FAKE_MODEL, fake_words, make_host
 
 WORDS = fake_words("hello", 40).split()
 SAFE = SafetySettings(window_chars=16, blocked_words=(WORDS[20],))
@@ -125,6 +126,43 @@ async def test_a_screen_that_fails_ends_the_answer_in_an_error_that_nobody_pays_
     assert '"code":"safety_unavailable"' in answer.text
     assert "[DONE]" not in answer.text
     assert (entry["outcome"], entry["amount_nano"]) == ("failed", 0)
+
+
+class Never:
+    """Lets nothing be said."""
+
+    @hookimpl
+    def check_output(self) -> Refusal:
+        return Refusal("no")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_that_fails_is_not_paid_for_whatever_stands_in_what_there_is_of_it(
+    stream: bool,
+) -> None:
+    """What was held back was judged when the engine had failed, and its refusal made an answer of the failure."""
+    models = {"fake": structs.replace(FAKE_MODEL, options={"fail_after_tokens": 5})}
+    async with make_host(plugins=[Never()], models=models) as host:
+        answer = await host.client.post("/v1/completions", json={**BODY, "stream": stream})
+        [entry] = await settled(host)
+
+    assert '"code":"engine_failed"' in answer.text
+    assert WORDS[0] not in answer.text
+    assert (entry["outcome"], entry["code"], entry["amount_nano"]) == ("failed", "engine_failed", 0)
+
+
+async def test_whoever_leaves_an_answer_that_is_not_to_be_given_has_left_it() -> None:
+    held = Held()
+    async with make_host(plugins=[held, Never()], models={"m": HELD_MODEL}) as host:
+        exchange = await host.host.processor.open(asks(max_tokens=100_000), None, {})
+        held.go(3)
+        await until(lambda: exchange.context.first_token_ns is not None)
+        exchange.leave()
+        held.go(2)
+        [entry] = await settled(host)
+
+    assert entry["outcome"] == "cancelled"
+    assert entry["amount_nano"] == 2 * 100 + entry["tokens"]["output"] * 400
 
 
 async def test_a_plugin_that_says_it_was_cancelled_ends_its_own_answer_alone() -> None:
