@@ -55,7 +55,7 @@ class Found(NamedTuple):
 
 
 class ResponseCache:
-    """One node's. `price_factor` is what a kept answer costs of its price."""
+    """One node's. `price_factor` is what a kept answer costs of its price, and `hit_fee_nano` what it costs beside."""
 
     def __init__(
         self,
@@ -66,6 +66,8 @@ class ResponseCache:
         clock: Clock,
         price_factor: Fraction,
         learnt: LearntFile | None = None,
+        *,
+        hit_fee_nano: int = 0,
     ) -> None:
         """What is learnt outlives the process where there is a file for it, once `recall` was called."""
         self.settings = settings
@@ -84,6 +86,7 @@ class ResponseCache:
             }
             self._notebook = Notebook(parts, learnt, keys, clock)
         self.price_factor = price_factor
+        self.hit_fee_nano = hit_fee_nano
         self._clock = clock
         self._rules = {name: rules_of(settings, spec) for name, spec in models.items()}
 

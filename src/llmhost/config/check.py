@@ -45,6 +45,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
             "is more than max_kept_bytes, so the largest answers could not be kept; lower it, or raise that",
         )
     yield from _price("cache.price_factor", settings.cache.price_factor, "a factor")
+    yield from _price("cache.price_per_hit", settings.cache.price_per_hit, "dollars for an answer")
     yield from _price("batches.price_factor", settings.batches.price_factor, "a factor")
     yield from _webhook(settings.reviews.webhook)
     yield from _safety(settings.safety)

@@ -39,7 +39,7 @@ def rates_of(settings: PriceSettings, *, model: str) -> Rates:
 
     def nano(name: str) -> int | None:
         text = getattr(settings, name)
-        return None if text is None else _nano(text, f"models.{model}.price.{name}")
+        return None if text is None else nano_of(text, key=f"models.{model}.price.{name}")
 
     fresh, cached = nano("input") or 0, nano("cached_input")
     return Rates(
@@ -136,7 +136,8 @@ def _rounded(total: int) -> int:
     return whole + is_up
 
 
-def _nano(text: str, key: str) -> int:
+def nano_of(text: str, *, key: str) -> int:
+    """Configured dollars as nano-dollars. Raises ConfigError, which names the key."""
     try:
         nano = dollars_to_nano(text)
     except ValueError as error:

@@ -38,7 +38,7 @@ _IS_BILLED = (
     f"ifnull(debit, '') <> '{COSTS}'"  # what loads turned out to cost is no tenant's business
 )
 _MINUTE_NS = 60 * SECOND_NS
-_IS_PAID = "(outcome IN ('answered', 'cancelled') OR (outcome = 'failed' AND amount_nano <> 0))"
+_IS_PAID = "(outcome IN ('answered', 'cancelled') OR (outcome IN ('failed', 'refused') AND amount_nano <> 0))"
 """What was delivered of an answer that failed may be charged; then its entry has an amount."""
 _TOKENS = [f"ifnull({name}_tokens, 0)" for name in DIMENSIONS]
 _ENTRY_SUMS = ", ".join(

@@ -41,8 +41,8 @@ FORM = "llmhost.statement/1"
 GROUPS = ("team", "key", "model")
 RULE = (
     "An entry's amount is the sum of its quantities times their prices, rounded once to a whole nano-dollar, half to"
-    " the even side. Entries that were answered or cancelled are charged, and of those that failed the ones with an"
-    " amount."
+    " the even side. Entries that were answered or cancelled are charged, and of those that failed or were refused"
+    " the ones with an amount."
 )
 ALGORITHM = "Ed25519"
 _ROWS = f"""

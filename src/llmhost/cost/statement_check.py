@@ -219,7 +219,8 @@ def _sort(row: Row) -> str:
     if row["kind"] != "request":
         return CORRECTION
     is_paid = row["outcome"] in ("answered", "cancelled")
-    return USE if is_paid or (row["outcome"] == "failed" and row["amount_nano"]) else FREE
+    has_amount = row["outcome"] in ("failed", "refused") and row["amount_nano"]
+    return USE if is_paid or has_amount else FREE
 
 
 def _tokens(row: Row) -> dict[str, int]:

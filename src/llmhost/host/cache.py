@@ -17,7 +17,7 @@ from llmhost.config.schema import Settings
 from llmhost.core.caller import Caller
 from llmhost.core.ports import Clock
 from llmhost.cost.prices import PriceBook
-from llmhost.cost.pricing import factor_of
+from llmhost.cost.pricing import factor_of, nano_of
 from llmhost.deploy.catalogue import ModelEntry
 from llmhost.hooks.registry import Plugins
 from llmhost.observe.cache import CacheLevels, CacheMetrics, CacheRow
@@ -42,7 +42,10 @@ def open_cache(
     store = AnswerStore(Memory(cache.memory_bytes), disk, keys)
     factor = factor_of(cache.price_factor, key="cache.price_factor")
     learnt = LearntFile(data_dir.learnt_db, node_id=data_dir.node_id) if cache.disk_bytes else None
-    opened = ResponseCache(cache, settings.models, store, keys, clock, factor, learnt)
+    fee_nano = nano_of(cache.price_per_hit, key="cache.price_per_hit")
+    opened = ResponseCache(
+        cache, settings.models, store, keys, clock, factor, learnt, hit_fee_nano=fee_nano
+    )
     closing.callback(opened.close)
     return opened
 

@@ -86,6 +86,7 @@ def _bill(host: "Host") -> Bill:
         settings.batches.price_factor,
         host.tabs,
         hit_factor=host.cache.price_factor,
+        hit_fee_nano=host.cache.hit_fee_nano,
     )
 
 

@@ -5,7 +5,8 @@ How requests end, and what their callers pay:
 
     answered                                  what it used
     its reader left, or its time was over     what was made of it until it was stopped
-    refused                                   nothing
+    refused                                   nothing; after a guard has judged it, with `refused_prompts = "judged"`,
+                                              its prompt
     failed before or amid the answer          nothing; amid it, with `failed_answers = "delivered"`, what had come
     this process was killed                   the prompt and what its caller was given, see `cost/under_way.py`
     the ledger could not take the entry       the same as otherwise, a little later
@@ -21,9 +22,11 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
+from msgspec import structs
+
 from llmhost.config.schema.money import BillingSettings
 from llmhost.core.caller import Caller
-from llmhost.core.errors import ModelNotPriced, Overloaded
+from llmhost.core.errors import ContentRefused, ModelNotPriced, Overloaded
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.request import Kind
 from llmhost.cost.attribution import TrueCosts
@@ -73,9 +76,10 @@ class Bill:
         tabs: Tabs | None = None,
         *,
         hit_factor: Fraction = ALL,
+        hit_fee_nano: int = 0,
     ) -> None:
-        """`batch_factor` times the price is what lines of batches are charged, and `hit_factor` what kept answers are;
-        `tabs` has what guards took."""
+        """`batch_factor` times the price is what lines of batches are charged, and `hit_factor` what kept answers are,
+        with `hit_fee_nano` beside; `tabs` has what guards took."""
         self._ledger = ledger
         self._settlements = settlements
         self._accounts = accounts
@@ -90,8 +94,9 @@ class Bill:
         self._batch_factor = factor_of(batch_factor, key="batches.price_factor")
         self._batch_prices: dict[str, Price] = {}
         """By the version of the price that each was made of."""
-        self._hit_factor = hit_factor
-        self._hits_cost, self._hits_cost_all = hit_factor != 0, hit_factor == 1
+        self._hit_factor, self._hit_fee_nano = hit_factor, hit_fee_nano
+        self._hits_cost = hit_factor != 0 or hit_fee_nano != 0
+        self._hits_cost_all = hit_factor == 1 and not hit_fee_nano
         self._hit_prices: dict[str, Price] = {}
 
     async def quote(self, context: RequestContext) -> None:
@@ -142,7 +147,7 @@ class Bill:
         if self._hits_cost_all:
             return full
         if full.version not in self._hit_prices:
-            share = Share(full.version, self._hit_factor)
+            share = Share(full.version, self._hit_factor, self._hit_fee_nano)
             self._hit_prices[full.version] = await self._prices.for_hits(model, full, share)
         return self._hit_prices[full.version]
 
@@ -284,7 +289,11 @@ class Bill:
 
     def _closed(self, context: RequestContext) -> Entry | None:
         """What a request that has ended is booked by; None where nobody is known to book it to."""
-        if self._is_paid(context):
+        judging = self._tabs.take(context.request.request_id)
+        is_judged = judging.texts > 0 and self._pays_for_judging(context)
+        if is_judged:
+            context.usage = _prompt_alone(context)
+        if is_judged or self._is_paid(context):
             is_embedding = context.request.kind is Kind.EMBEDDING
             context.amount_nano = amount_nano(
                 context.price, context.usage, is_embedding=is_embedding
@@ -293,7 +302,6 @@ class Bill:
                 full_nano = amount_nano(context.full_price, context.usage)
                 context.discount_nano = full_nano - context.amount_nano
         load_id = None if context.replica is None else context.replica.load_id
-        judging = self._tabs.take(context.request.request_id)
         if judging.embedding is not NOTHING_USED:
             self._add_embedding(context, judging)
         context.costs = self._costs.settle(
@@ -377,6 +385,12 @@ class Bill:
             return has_come and self._settings.failed_answers == "delivered"
         return context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED)
 
+    def _pays_for_judging(self, context: RequestContext) -> bool:
+        is_refused = context.outcome is Outcome.REFUSED and isinstance(
+            context.error, ContentRefused
+        )
+        return is_refused and self._settings.refused_prompts == "judged"
+
     def _charge(self, context: RequestContext, caller: Caller, nano: int) -> None:
         if (spending := context.spending) is not None:
             spending.hold.settle(nano)
@@ -414,6 +428,19 @@ class Bill:
             offer = Quote(**{name: getattr(listed, f"{name}_nano") for name in DIMENSIONS})
             self._offers[listed.version] = offer
         return offer
+
+
+def _prompt_alone(context: RequestContext) -> Usage:
+    """What a prompt is charged by that was refused: a guard has read all of it, and what a model had made of it
+    meanwhile is nobody's to pay."""
+    terms = context.known_terms
+    return structs.replace(
+        context.usage,
+        prompt_tokens=terms.prompt_tokens,
+        cached_tokens=0,
+        completion_tokens=0,
+        reasoning_tokens=0,
+    )
 
 
 def _from_cache(context: RequestContext) -> str | None:

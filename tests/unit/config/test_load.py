@@ -153,6 +153,7 @@ def test_every_key_of_the_fixed_tables_has_a_variable(name: str, tmp_path: Path)
         "LLMHOST_LIMITS_TRUSTED_PROXIES": "10.0.0.0/8",
         "LLMHOST_COSTS_SHOWN_TO_CALLERS": "0",
         "LLMHOST_BILLING_FAILED_ANSWERS": "delivered",
+        "LLMHOST_BILLING_REFUSED_PROMPTS": "judged",
         "LLMHOST_BILLING_BUDGET_METRICS": "1",
         "LLMHOST_CACHE_USE": "off",
         "LLMHOST_CACHE_LEARN": "0",

@@ -163,9 +163,11 @@ async def test_lines_of_batches_and_kept_answers_pay_their_part_of_the_new_price
     prices = price_book(books)
     await prices.set("tiny", DEAR)
     half, free = (Share("tiny/1", Fraction(part)) for part in ("0.5", "0"))
+    fee = Share("tiny/1", Fraction(0), fee_nano=3)
     line = await prices.for_batches("tiny", DEAR, half)
     hit = await prices.for_hits("tiny", DEAR, half)
     gift = await prices.for_hits("tiny", DEAR, free)
+    flat = await prices.for_hits("tiny", DEAR, fee)
     kept_line = await prices.for_hits("tiny", line, Share(line.version, Fraction(1, 2)))
     books.record(
         entry(1, amount_nano=180),
@@ -173,6 +175,7 @@ async def test_lines_of_batches_and_kept_answers_pay_their_part_of_the_new_price
         entry(3, amount_nano=90, price_version=hit.version),
         entry(4, amount_nano=0, price_version=gift.version),
         entry(5, amount_nano=45, price_version=kept_line.version),
+        entry(6, amount_nano=3, price_version=flat.version),
     )
 
     made = await changed(books)

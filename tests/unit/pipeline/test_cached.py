@@ -494,7 +494,7 @@ async def test_an_answer_that_passed_because_a_guard_had_none_is_not_kept(
     def guarded(self: Host) -> Screen:
         return Screen(SafetySettings(), self.plugins, policies=policies, guard=Fails())
 
-    monkeypatch.setattr(Host, "_screen", guarded)
+    monkeypatch.setattr("llmhost.host.wiring.screen_of", guarded)
     async with node() as here:
         assert (await here.ask())[0] == "miss"
         assert (await here.ask())[0] == "miss", "nobody has judged the first one's answer"
@@ -527,6 +527,34 @@ async def test_a_hit_costs_its_part_of_the_price_and_holds_no_more():
     assert half == round((2 * 10_000_000 + 4 * 400_000_000) / 2 / 10**6)
     assert full > 2 * half
     assert exchange.context.discount_nano == round(4 * 400_000_000 / 2 / 10**6) + 10
+
+
+@pytest.mark.parametrize(("factor", "part_nano"), [("0", 0), ("0.5", 810)])
+async def test_a_hit_can_cost_a_fee_instead_of_its_tokens_or_beside_them(
+    factor: str, part_nano: int
+):
+    async with node(price_factor=factor, price_per_hit="0.0001") as here:
+        await here.ask()
+        exchange = await here.open()
+        await read_all(exchange)
+        full, hit = await here.entries(2)
+
+    assert hit["amount_nano"] == 100_000 + part_nano
+    assert (
+        exchange.context.discount_nano
+        == full["amount_nano"] - 20 * 10 + 2 * 10 - 100_000 - part_nano
+    )
+
+
+async def test_who_can_not_pay_the_fee_of_a_hit_has_none():
+    async with node(price_per_hit="0.0001") as here:
+        await here.ask()
+        await here.host.host.books.keys.create_org("acme")
+        wanted = Budget(id="", org="acme", period=Period.TOTAL, limit_nano=99_999)
+        await here.host.host.books.budgets.create(wanted, who="test")
+
+        with pytest.raises(QuotaExhausted):
+            await here.ask()
 
 
 async def test_the_journal_knows_a_hit_from_what_runs(monkeypatch: pytest.MonkeyPatch):

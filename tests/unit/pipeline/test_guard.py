@@ -10,8 +10,10 @@ from msgspec import structs
 from tests.unit.pipeline.node import Held, settled, until
 from tests.unit.pipeline.scripted import MarkedWords, scripted_node
 
+from llmhost.config.schema import Settings
 from llmhost.config.schema.models import ModelSpec
-from llmhost.config.schema.money import PriceSettings
+from llmhost.config.schema.money import BillingSettings, PriceSettings
+from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.errors import InvalidValue, LlmhostError, UnknownModel
 from llmhost.core.output import Usage
@@ -28,6 +30,8 @@ from llmhost.safety.defaults import NodePolicy, SamePolicy
 from llmhost.safety.guards.conversation import alone
 from llmhost.safety.screen import Screen
 from llmhost.safety.verdict import Case, Direction, Finding, GuardUse, Tier
+from llmhost.tenants.budgets import Budget
+from llmhost.tenants.periods import Period
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
 from llmhost.text.words import WordTokenizer
 
@@ -249,7 +253,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[GuardUse], None]:
             policies = SamePolicy(Guarded(asked))
             return Screen(host.settings.safety, host.plugins, policies=policies, guard=guard)
 
-        monkeypatch.setattr(Host, "_screen", screen)
+        monkeypatch.setattr("llmhost.host.wiring.screen_of", screen)
 
     return guard_by
 
@@ -282,6 +286,38 @@ async def test_a_refused_prompt_has_an_entry_with_what_judging_took(
     assert entry["outcome"] == "refused"
     assert entry["safety_units"] in (1, 2)  # the prompt, and what had come of an answer by then
     assert entry["amount_nano"] == 0
+
+
+async def test_a_prompt_that_a_guard_refuses_can_be_paid_for_as_what_it_has_read(
+    guarded: Callable[[GuardUse], None],
+) -> None:
+    guarded(use())
+    settings = Settings(billing=BillingSettings(refused_prompts="judged"))
+    async with make_host(models=MODELS, settings=settings) as host:
+        budget = Budget(id="b", org="local", period=Period.TOTAL, limit_nano=10**9, created_ns=0)
+        await host.host.books.keys.create_org("local")
+        budget = await host.host.books.budgets.create(budget, who="test")
+        refused = await host.chat("hello there")
+        [entry] = await settled(host)
+        account = host.host.books.budgets.accounts.account(budget)
+
+    assert refused.status_code == 400
+    assert entry["tokens"] == {"fresh_input": 4, "cached_input": 0, "output": 0}
+    assert (entry["outcome"], entry["amount_nano"]) == ("refused", 4 * 100)
+    assert account is not None
+    assert account.standing(host.host.clock.utc_ns())[1:3] == (4 * 100, 0)
+
+
+async def test_what_a_rule_refuses_is_free_whoever_pays_for_guards() -> None:
+    settings = Settings(
+        billing=BillingSettings(refused_prompts="judged"),
+        safety=SafetySettings(blocked_words=("unsaid",)),
+    )
+    async with make_host(models=MODELS, settings=settings) as host:
+        refused = await host.chat("unsaid")
+        [entry] = await settled(host)
+
+    assert (refused.status_code, entry["outcome"], entry["amount_nano"]) == (400, "refused", 0)
 
 
 @pytest.mark.parametrize("fails_open", [False, True])

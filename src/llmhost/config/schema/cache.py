@@ -23,6 +23,8 @@ class CacheSettings(Section, frozen=True):
     """The longest that a learned policy or a model's own time may say: no answer that is older is given."""
     price_factor: str = "0"
     """What a kept answer costs of the price of the same tokens; "0" is nothing, "1" all of it."""
+    price_per_hit: str = "0"
+    """Dollars for each kept answer of a model with a price, beside that."""
     memory_bytes: Count = 64 * 2**20
     """Answers in memory; the least recently used make room."""
     disk_bytes: Count = 2**30

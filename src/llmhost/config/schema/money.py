@@ -14,6 +14,8 @@ class BillingSettings(Section, frozen=True):
     """Tokens of each answer that a budget must afford beside the prompt before it begins, and again each time."""
     failed_answers: Literal["free", "delivered"] = "free"
     """What callers pay for an answer that the server broke off: nothing, or the prompt and what had come of it."""
+    refused_prompts: Literal["free", "judged"] = "free"
+    """What callers pay for a prompt that a guard has judged and refused: nothing, or its tokens as input."""
     budget_metrics: bool = False
     """Whether `/metrics`, which needs no key, names organisations and says how their budgets stand."""
 
