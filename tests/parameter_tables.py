@@ -85,6 +85,9 @@ class Route:
     def value(self, name: str) -> Any:
         return self.own.get(name, WANTED.get(name, {"any": ["thing"]}))
 
+    codes: Mapping[str, str] = field(default_factory=dict)
+    """What refuses some of them by another code than the others'."""
+
     def beside(self, name: str) -> Body:
         """What a parameter can't be sent without."""
         others = [other for group in self.together if name in group for other in group]
@@ -291,6 +294,7 @@ ROUTES = (
             "tool_choice": {"type": "any"},
         },
         together=(("tools", "tool_choice"),),
+        codes={"thread": "thread_unsupported_request"},
     ),
     Route(
         *("Responses", "responses", "/v1/responses", ResponseBody, parse_response),

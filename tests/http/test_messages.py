@@ -9,7 +9,13 @@ from typing import Any
 
 import anthropic
 import pytest
-from anthropic import Anthropic, AsyncAnthropic, DefaultAsyncHttpxClient, DefaultHttpxClient
+from anthropic import (
+    Anthropic,
+    AsyncAnthropic,
+    DefaultAsyncHttpxClient,
+    DefaultHttpxClient,
+    beta_tool,
+)
 from server_process import Node, eventually, http_bytes
 
 from llmhost.engines.builtin.corpus import tool_dialogues, tools
@@ -260,6 +266,58 @@ def test_a_model_calls_a_tool_by_itself_and_goes_on_with_what_it_gave(
     assert answered.content[0].text == dialogue.answer
 
 
+def test_a_runner_of_tools_goes_on_where_the_server_keeps_no_conversation(
+    tiny_node: Node, client_at: Callable[..., Anthropic]
+) -> None:
+    """It asks for a thread first, and knows by the error's code that it has to send the whole conversation."""
+    dialogue = tool_dialogues()[0]
+    (function,) = [tools()[name]["function"] for name in dialogue.tools]
+    (call,) = dialogue.calls
+    given: list[dict[str, Any]] = []
+
+    def run(**arguments: Any) -> str:
+        given.append(arguments)
+        return call.response
+
+    tool = beta_tool(
+        run,
+        name=function["name"],
+        description=function["description"],
+        input_schema=function["parameters"],
+    )
+    runner = client_at(tiny_node).beta.messages.tool_runner(
+        model="tiny",
+        max_tokens=100,
+        tools=[tool],
+        messages=[{"role": "user", "content": dialogue.questions[0]}],
+        extra_body={"temperature": 0},
+    )
+    last = runner.until_done()
+
+    assert given == [call.arguments]
+    assert last.content[0].type == "text"
+    assert last.content[0].text == dialogue.answer
+
+
+def test_a_prompt_is_computed_ahead_of_its_answer(
+    tiny_node: Node, client_at: Callable[..., Anthropic]
+) -> None:
+    client = client_at(tiny_node)
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "system": "You are kind and brief, and you were never asked like this before.",
+        "messages": ASK,
+    }
+
+    ahead = client.messages.create(max_tokens=0, **asked)
+    answered = client.messages.create(max_tokens=1, **asked)
+
+    assert (ahead.content, ahead.stop_reason) == ([], "max_tokens")
+    assert (ahead.usage.cache_read_input_tokens, ahead.usage.output_tokens) == (0, 0)
+    assert answered.usage.cache_read_input_tokens >= 16
+    assert tiny_node.entry(ahead._request_id or "")["tokens"]["output"] == 0
+
+
 def test_a_schema_of_the_output_is_kept(
     tiny_node: Node, client_at: Callable[..., Anthropic]
 ) -> None:
@@ -291,7 +349,7 @@ def test_errors_are_those_of_the_client(
             *("invalid_request_error", "unsupported_parameter"),
         ),
         (
-            *(anthropic.BadRequestError, {"max_tokens": 0}),
+            *(anthropic.BadRequestError, {"max_tokens": -1}),
             *("invalid_request_error", "invalid_value"),
         ),
     ):

@@ -89,10 +89,17 @@ def anthropic_type(error: type[LlmhostError]) -> str:
 def anthropic_error(error: LlmhostError, request_id: str | None) -> dict[str, Any]:
     """`details.error_code` is where Anthropic's clients look for what tells errors of one type apart."""
     said: dict[str, Any] = {"type": anthropic_type(type(error)), "message": _message(error)}
-    facts = {"error_code": error.code, "param": error.param and _named(error.param)}
+    facts = {"error_code": _code(error), "param": error.param and _named(error.param)}
     if details := {name: fact for name, fact in facts.items() if fact is not None}:
         said["details"] = details
     return {"type": "error", "error": said, "request_id": request_id}
+
+
+def _code(error: LlmhostError) -> str | None:
+    """Clients that would have the server keep their conversation send all of it themselves where they read this."""
+    if isinstance(error, UnsupportedParameter) and error.param == "thread":
+        return "thread_unsupported_request"
+    return error.code
 
 
 def _message(error: LlmhostError) -> str:

@@ -94,7 +94,7 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/messages, and without `max_tokens` /v1/messages/count_tokens."""
 
     model: Annotated[str, Meta(max_length=MAX_MODEL_CHARS)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
     messages: list[WireTurn] | None = None
     system: str | list[WireBlock] | None = None
     temperature: Temperature | None = None

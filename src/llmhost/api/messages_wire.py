@@ -68,6 +68,7 @@ def messages_request(
         hides_thoughts=body.thinking is not None and body.thinking.display == "omitted",
         sampling=_sampling(body),
         max_tokens=body.max_tokens,
+        warms=body.max_tokens == 0,
         takes_less=True,
         stop=stops(body.stop_sequences, "stop_sequences"),
         include_cost=bool(body.include_cost),

@@ -56,7 +56,7 @@ async def results(host: TestHost, batch: Json) -> dict[str, Json]:
 
 async def test_requests_end_with_messages_or_errors_of_anthropics_shape() -> None:
     async with make_host() as host:
-        asked = [request(1), request(2, max_tokens=0), request(3, stream=True)]
+        asked = [request(1), request(2, max_tokens=-1), request(3, stream=True)]
         batch = await create(host, [*asked, request(4, model="none")])
         assert (batch["type"], batch["processing_status"]) == ("message_batch", "in_progress")
         assert batch["request_counts"]["processing"] == 4

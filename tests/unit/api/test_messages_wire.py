@@ -256,7 +256,7 @@ def test_a_block_that_can_not_be_is_refused_by_its_place(
         ({"messages": []}, INVALID, "messages"),
         ({"messages": [{"role": "assistant", "content": ""}]}, INVALID, "messages"),
         ({"messages": [{"role": "tool", "content": ""}]}, INVALID, "messages[0].role"),
-        ({"max_tokens": 0}, INVALID, "max_tokens"),
+        ({"max_tokens": -1}, INVALID, "max_tokens"),
         ({"max_tokens": None}, MISSING, "max_tokens"),
         ({"temperature": 3}, INVALID, "temperature"),
         ({"top_k": -1}, INVALID, "top_k"),
