@@ -3,14 +3,12 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from litestar import Litestar, Request, Response, asgi, get
 from litestar.enums import ScopeType
 from litestar.openapi.config import OpenAPIConfig
-from litestar.params import FromPath
 from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
 from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
@@ -47,6 +45,7 @@ from llmhost.api.ledger import LedgerDesk
 from llmhost.api.lora_routes import lora_routes
 from llmhost.api.message_batches.routes import MessageBatchDesk, message_batch_routes
 from llmhost.api.messages import COUNT_PATH, count_route, messages_route
+from llmhost.api.models import model_routes
 from llmhost.api.moderation_wire import MODERATIONS_PATH
 from llmhost.api.moderations import moderation_routes, with_guard
 from llmhost.api.ollama.models import model_routes as ollama_models
@@ -75,10 +74,10 @@ from llmhost.api.tokenize import tokenize_routes
 from llmhost.api.upgrade import with_sockets
 from llmhost.config.schema.server import ServerSettings
 from llmhost.core.caller import Caller
-from llmhost.core.errors import LlmhostError, ModelNotAllowed, ModelUnavailable, Overloaded
+from llmhost.core.errors import LlmhostError, ModelUnavailable, Overloaded
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import Kind
-from llmhost.deploy.catalogue import Catalogue, Served
+from llmhost.deploy.catalogue import Catalogue
 from llmhost.deploy.manager import Deployments
 from llmhost.observe.metrics import CONTENT_TYPE, Metrics
 from llmhost.pipeline.held import Holds
@@ -187,7 +186,7 @@ def _framework(surface: Surface, generation: Mapping[str, ASGIApp]) -> Litestar:
             *moderation_routes(surface.processor, surface.catalogue, **_limits(surface)),
             *ollama_routes(surface.processor, **_limits(surface)),
             *ollama_models(surface.deployments, surface.identify),
-            *_model_routes(surface),
+            *model_routes(surface.catalogue, surface.deployments, _caller_of(surface)),
             chat_router(surface.chats, surface.identify, generation[CHATS]),
             *file_routes(surface.files, _caller_of(surface)),
             *batch_routes(surface.batches, _caller_of(surface)),
@@ -306,36 +305,6 @@ def _caller_of(surface: Surface) -> CallerOf:
     return caller_of
 
 
-def _model_routes(surface: Surface) -> list[ControllerRouterHandler]:
-    caller_of = _caller_of(surface)
-
-    @get("/v1/models", tags=["models"])
-    async def list_models(request: AnyRequest) -> Response[dict[str, Any]]:
-        """The models that this caller may use."""
-        caller = await caller_of(request)
-        data = [
-            model_object(Served(entry), name)
-            for entry in surface.catalogue.entries()
-            for name in (entry.name, *entry.spec.aliases)
-            if entry.may_be_used_by(caller)
-        ]
-        adapters = surface.catalogue.adapters()
-        data += [model_object(one, one.name) for one in adapters if one.may_be_used_by(caller)]
-        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
-        return _stamped({"object": "list", "data": data, "has_more": False, **ends})
-
-    @get("/v1/models/{model:path}", tags=["models"])
-    async def read_model(request: AnyRequest, model: FromPath[str]) -> Response[dict[str, Any]]:
-        """One model, by name or alias."""
-        caller, name = await caller_of(request), model.strip("/")
-        served = surface.catalogue.locate(name)
-        if not served.may_be_used_by(caller):
-            raise ModelNotAllowed(name)
-        return _stamped(model_object(served, name))
-
-    return [list_models, read_model]
-
-
 def _kept_routes(surface: Surface) -> list[ControllerRouterHandler]:
     """What callers have the server keep."""
 
@@ -376,30 +345,6 @@ def _operation_routes(surface: Surface) -> list[ControllerRouterHandler]:
         return Response(surface.metrics.render(), media_type=kind)
 
     return [health, ready, metrics]
-
-
-def model_object(served: Served, name: str) -> dict[str, Any]:
-    """OpenAI's model object, with the names that vLLM's and Anthropic's clients read beside. An adapter's `parent` is
-    its model."""
-    entry = served.entry
-    created = datetime.fromtimestamp(entry.created_s, UTC)
-    return {
-        "id": name,
-        "object": "model",
-        "created": entry.created_s,
-        "owned_by": "llmhost",
-        "root": entry.name,
-        "version": entry.ref.version,
-        "parent": entry.name if served.adapter is not None else None,
-        "type": "model",
-        "display_name": name,
-        "created_at": created.isoformat().replace("+00:00", "Z"),
-        "lifecycle": "active",
-    }
-
-
-def _stamped(body: dict[str, Any]) -> Response[dict[str, Any]]:
-    return Response(body, headers={"x-request-id": new_request_id()})
 
 
 def _answer_error(request: AnyRequest, error: Exception) -> Response[dict[str, Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from litestar import get
 from tests.unit.api.test_visits import Connection, app_of, visit
@@ -75,6 +76,24 @@ async def test_a_model_whose_name_has_a_slash_is_found(name: str) -> None:
     assert answer.status_code == 200
     assert answer.json()["id"] == name.replace("%2F", "/")
     assert answer.json()["root"] == "org/model"
+
+
+async def test_a_model_says_how_long_a_conversation_may_be() -> None:
+    bounded, replace = ModelSpec(engine="fake", max_sequence_length=64), msgspec.structs.replace
+    late = replace(bounded, load="request")
+    models = {
+        "bounded": bounded,
+        "late": late,
+        "unknown": replace(late, max_sequence_length=None),
+    }
+    async with make_host(models=models) as host:
+        found = (await host.client.get("/v1/models")).json()["data"]
+        one = (await host.client.get("/v1/models/bounded")).json()
+
+    known = {"bounded": 64, "late": 64, "unknown": None}
+    assert {each["id"]: each["max_model_len"] for each in found} == known
+    assert {each["id"]: each["max_input_tokens"] for each in found} == known
+    assert one in found
 
 
 async def test_a_model_that_does_not_exist_is_not_found_and_the_nearest_named() -> None:

@@ -367,6 +367,8 @@ class ModelObject(msgspec.Struct, kw_only=True):
     display_name: str
     created_at: str
     lifecycle: str
+    max_model_len: int | None
+    max_input_tokens: int | None
 
 
 class ModelList(msgspec.Struct, kw_only=True):
