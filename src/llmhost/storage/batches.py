@@ -297,9 +297,9 @@ def _add(
         raise RateLimited(
             f"You have {live} batches that have not ended, and may have {most_live}. Wait for one, or cancel it."
         )
-    if not hold_file(connection, input_file_id, owner, now_ns):
+    if not hold_file(connection, input_file_id, owner, now_ns, purpose="batch"):
         raise InvalidValue(
-            f"There is no file {input_file_id[:80]!r}. Upload it with purpose 'batch' first.",
+            f"There is no file {input_file_id[:80]!r} of purpose 'batch'. Upload it with that purpose first.",
             param="input_file_id",
         )
     connection.execute(

@@ -263,11 +263,13 @@ def insert_file(
     return file
 
 
-def hold_file(connection: Connection, file_id: str, owner: Owner, now_ns: int) -> bool:
-    """Keep a file from being deleted until `let_go_of_file`; False where the owner has none of that id."""
+def hold_file(
+    connection: Connection, file_id: str, owner: Owner, now_ns: int, *, purpose: str
+) -> bool:
+    """Keep a file from being deleted until `let_go_of_file`; False where the owner has none of that id and purpose."""
     found = connection.execute(
-        f"UPDATE files SET holds = holds + 1 WHERE id = ? AND {_OWNED} AND {_ALIVE}",
-        (file_id, *owner, now_ns),
+        f"UPDATE files SET holds = holds + 1 WHERE id = ? AND {_OWNED} AND {_ALIVE} AND purpose = ?",
+        (file_id, *owner, now_ns, purpose),
     )
     return found.rowcount > 0
 

@@ -29,10 +29,11 @@ from llmhost.config.schema.server import ServerSettings
 from llmhost.config.schema.state import BatchSettings
 from llmhost.core.caller import Limits
 from llmhost.hooks.spec import hookimpl
+from llmhost.pipeline.batches import attempt
 from llmhost.pipeline.batches import runner as batch_runner
 from llmhost.pipeline.batches.record import BatchStatus, from_record
 from llmhost.storage import state
-from llmhost.storage.batches import Batches
+from llmhost.storage.batches import Batches, LineResult
 from llmhost.storage.connect import StorageFailed
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
@@ -222,6 +223,16 @@ async def test_what_is_wrong_with_a_batch_is_told_with_its_field() -> None:
         for change, param in WRONG:
             answer = await host.client.post("/v1/batches", json={**body, **change})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_file_of_another_purpose_is_no_input() -> None:
+    async with make_host() as host:
+        file = await upload(host, text([line(1)]), purpose="user_data")
+        body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+        answer = await host.client.post("/v1/batches", json=body)
+
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input_file_id")
+        assert (await host.client.get("/v1/batches")).json()["data"] == []
 
 
 async def test_a_file_that_a_batch_reads_can_not_be_deleted_and_can_be_afterwards() -> None:
@@ -536,6 +547,27 @@ async def test_a_batch_that_could_not_be_forced_to_disk_was_never_taken(
 
         assert (refused.status_code, live) == (503, [])
         assert deleted.status_code == 200, "nobody holds it"
+
+
+async def test_lines_that_wait_for_the_disk_say_so_once_and_are_kept_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep, tries = Batches.keep, Counter[int]()
+
+    async def keep_late(store: Batches, result: LineResult) -> None:
+        tries[result.line] += 1
+        if tries[result.line] <= 3:
+            raise StorageFailed(Path("state.db"), OSError("full"))
+        await keep(store, result)
+
+    monkeypatch.setattr(Batches, "keep", keep_late)
+    monkeypatch.setattr(attempt, "FIRST_PAUSE_S", 0.01)
+    async with make_host() as host:
+        done = await ended(host, await begin(host, [line(1), line(2)]))
+
+    assert (done["status"], set(tries.values())) == ("completed", {4})
+    said = [record.getMessage() for record in caplog.records if "unkept" in record.getMessage()]
+    assert len(said) == 2
 
 
 async def test_a_batch_whose_end_could_not_be_forced_has_ended_and_has_its_files(

@@ -198,14 +198,17 @@ class LineRunner:
             text=answered(batch.id, line, ended.status, ended.body),
             entry=encode_entry(deferral.entry),
         )
+        is_told = False
         while True:
             try:
                 await self._store.keep(result)
                 break
             except LlmhostError as error:
-                log.error(
-                    "batch.line_unkept batch=%s line=%d error=%s", batch.id, line.number, error
-                )
+                if not is_told:  # a disk may be full for hours, and the log may be on it
+                    is_told = True
+                    log.error(
+                        "batch.line_unkept batch=%s line=%d error=%s", batch.id, line.number, error
+                    )
                 if not await run.pause(pause_s(error, 1) or FIRST_PAUSE_S):
                     return None
         return result if await self._book(batch, line, deferral) else None
