@@ -157,6 +157,19 @@ def test_whoever_waits_to_be_told_so_sends_a_body(open_node: Node) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/tokenize"])
+def test_a_body_that_says_it_is_too_large_is_not_waited_for(open_node: Node, path: str) -> None:
+    head = http_bytes(path, b"", headers={"expect": "100-continue", "content-length": "99999999"})
+    with open_node.raw() as connection:
+        connection.sendall(head)
+        told = b""
+        while not told.endswith(b"}"):
+            told += connection.recv(4096)
+
+    assert status(told) == 413
+    assert told.startswith(b"HTTP/1.1 413"), "it was not told to go on"
+
+
 @pytest.mark.parametrize("name", ["Upgrade", "upgrade"])
 def test_a_client_that_offers_http_2_is_answered_with_its_body_read(
     open_node: Node, name: str

@@ -242,12 +242,17 @@ class ClientGone(Exception):
     """The connection closed before the body was complete."""
 
 
-async def read_all(receive: Receive, limit_bytes: int, line: Line | None = None) -> bytes:
-    """The whole request body. Raises RequestTooLarge, RequestTimeout, ClientGone."""
+async def read_all(
+    scope: Scope, receive: Receive, limit_bytes: int, line: Line | None = None
+) -> bytes:
+    """The whole request body; one that is announced as too large is not waited for. Raises RequestTooLarge,
+    RequestTimeout, ClientGone."""
     if line is not None and (body := line.take_body()) is not None:
         if len(body) > limit_bytes:
             raise _too_large(limit_bytes)
         return body
+    if _announced_bytes(scope) > limit_bytes:
+        raise _too_large(limit_bytes)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await _read_all(receive, limit_bytes)
@@ -285,6 +290,12 @@ def is_small(scope: Scope) -> bool:
     if length is None:
         return header(scope, b"transfer-encoding") is None
     return length.isdecimal() and int(length[:20]) <= SMALL_BYTES
+
+
+def _announced_bytes(scope: Scope) -> int:
+    """Of the body; 0 where nothing is said of it."""
+    length = header(scope, b"content-length") or ""
+    return int(length[:20]) if length.isdecimal() else 0
 
 
 async def send_last(

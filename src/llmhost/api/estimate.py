@@ -169,7 +169,7 @@ class _Route:
             forget_frames(error)
             return
         vouch(scope)
-        raw = await read_all(receive, self.max_body_bytes)
+        raw = await read_all(scope, receive, self.max_body_bytes)
         given = (raw, visit.request_id, visit.client_id)
         is_large = len(raw) > INLINE_BYTES
         read = await asyncio.to_thread(self.read, *given) if is_large else self.read(*given)

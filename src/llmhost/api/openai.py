@@ -234,7 +234,7 @@ class _Route:
             return not mine.has_failed
 
         try:
-            raw = await read_all(receive, self.max_body_bytes, visit.line)
+            raw = await read_all(visit.scope, receive, self.max_body_bytes, visit.line)
             is_large = len(raw) > INLINE_BYTES
             looked = await asyncio.to_thread(looked_at, raw) if is_large else looked_at(raw)
             body_hash, model = looked
@@ -268,7 +268,7 @@ class _Route:
     ) -> tuple[GenerationRequest, Any, LlmhostError | None]:
         """The request; or what is wrong with it, and a blank one to meter that by."""
         try:
-            raw = await read_all(receive, self.max_body_bytes, visit.line)
+            raw = await read_all(visit.scope, receive, self.max_body_bytes, visit.line)
             if self.holds is not None:
                 visit.raw = raw
             request, beside = await self._read(visit, raw, caller)

@@ -173,7 +173,12 @@ def scores(pooled: Sequence[Sequence[float]], context: RequestContext) -> list[f
     if context.poolings[0].task == "classify":
         return [each[0] for each in pooled]
     units = [_unit(np.frombuffer(cast(Any, each), np.float32)) for each in pooled]
-    return [float(units[first] @ units[second]) for first, second in wish.pairs]
+    return [cosine(units[first], units[second]) for first, second in wish.pairs]
+
+
+def cosine(one: Vector, other: Vector) -> float:
+    """Of two that are 1 long. What rounding has put beyond 1 is 1: clients check the range."""
+    return min(max(float(one @ other), -1.0), 1.0)
 
 
 def _unit(array: Vector) -> Vector:

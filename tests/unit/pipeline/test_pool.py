@@ -18,7 +18,7 @@ from llmhost.core.ports import RunnerFacts
 from llmhost.core.request import GenerationRequest, Kind, PoolingWish
 from llmhost.engines.fake_pooling import fake_scores, fake_vector
 from llmhost.hooks.spec import Refusal, hookimpl
-from llmhost.pipeline.pool import check_purpose, pooled_terms
+from llmhost.pipeline.pool import check_purpose, cosine, pooled_terms
 from llmhost.testing import TestHost, make_host
 from llmhost.text.words import WordTokenizer
 
@@ -298,3 +298,12 @@ def test_a_score_needs_one_label() -> None:
     check_purpose(request, facts("embed"))
     with pytest.raises(InvalidValue):
         check_purpose(request, facts("classify", ("x", "y")))
+
+
+def test_a_text_is_as_like_itself_as_can_be_and_no_more() -> None:
+    vectors = np.random.default_rng(0).normal(size=(200, 192)).astype(np.float32)
+    units = [vector / np.linalg.norm(vector) for vector in vectors]
+
+    assert max(float(unit @ unit) for unit in units) > 1, "rounding goes beyond it"
+    assert max(cosine(unit, unit) for unit in units) == 1.0
+    assert min(cosine(unit, -unit) for unit in units) == -1.0
