@@ -312,9 +312,12 @@ def test_a_response_that_is_cancelled_stops_and_is_billed(client: OpenAI, open_n
 
     cancelled = client.responses.cancel(queued.id)
 
-    assert cancelled.status == client.responses.retrieve(queued.id).status == "cancelled"
+    assert cancelled == client.responses.retrieve(queued.id)
+    assert cancelled.status == "cancelled"
     entry = open_node.entry(queued.id.replace("resp_", "req_"))
     assert entry["outcome"] == "cancelled"
+    assert cancelled.usage is not None
+    assert cancelled.usage.output_tokens == entry["tokens"]["output"]
     eventually(lambda: open_node.is_idle("slow"), "its sequence goes on")
 
 
@@ -465,7 +468,10 @@ def test_a_stream_whose_client_leaves_is_kept_as_cancelled(open_node: Node) -> N
     path = f"/v1/responses/{json.loads(first[6:])['response']['id']}"
 
     eventually(lambda: open_node.get(path).status_code == 200, "it is nowhere")
-    assert open_node.get(path).json()["status"] == "cancelled"
+    kept = open_node.get(path).json()
+    assert kept["status"] == "cancelled"
+    entry = open_node.entry(kept["id"].replace("resp_", "req_"))
+    assert kept["usage"]["output_tokens"] == entry["tokens"]["output"]
 
 
 def test_an_answer_whose_client_did_not_wait_for_it_is_kept_as_cancelled(open_node: Node) -> None:
@@ -486,3 +492,4 @@ def test_an_answer_whose_client_did_not_wait_for_it_is_kept_as_cancelled(open_no
     again = open_node.get(f"/v1/responses/{only['id']}").json()
     assert again["status"] == "cancelled"
     assert again["output"][0]["status"] == "incomplete"
+    assert again["usage"]["output_tokens"] > 0

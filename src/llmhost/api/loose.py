@@ -15,6 +15,12 @@ NULL = Raw(b"null")
 B = TypeVar("B", bound=msgspec.Struct)
 T = TypeVar("T")
 
+_GZIP = b"\x1f\x8b"
+_HALF = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+"""One of two escapes that mean a character together, without the other."""
 _NOTHING = frozenset({b"null", b"[]", b"{}", b'""', b"false", b"0"})
 _AT = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 _INDEX = re.compile(r"\[[^\]]*\]")
@@ -28,9 +34,19 @@ def read_body(raw: bytes, shape: type[B]) -> B:
     except msgspec.ValidationError as error:
         raise _refusal(str(error), shape) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"The body is not valid JSON: {error}") from None
+        raise BadRequest(f"The body is not valid JSON: {_fault(raw, error)}") from None
     except RecursionError:
         raise BadRequest("The body is nested too deeply.") from None
+
+
+def _fault(raw: bytes, error: Exception) -> str:
+    """Why a body can't be read, in more words for what clients do without meaning to."""
+    if raw.startswith(_GZIP):
+        return "it is compressed. Send it as it is, without content-encoding."
+    if (half := _HALF.search(raw)) is not None:
+        found = f"{half[0].decode()} at byte {half.start()}"
+        return f"{found} is half of a character. A text was cut between its two halves."
+    return str(error)
 
 
 def _refusal(message: str, shape: type[msgspec.Struct]) -> BadRequest:

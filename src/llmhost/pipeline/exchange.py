@@ -1,9 +1,10 @@
 """A request that was let in, as its caller has it."""
 
+import asyncio
 from contextlib import suppress
 
 from llmhost.core.errors import LlmhostError
-from llmhost.core.output import Delta, Outcome
+from llmhost.core.output import Delta, Outcome, Usage
 from llmhost.pipeline.execute import Generation
 from llmhost.pipeline.replay import Replay
 from llmhost.pipeline.stream import Outbox, Take
@@ -17,6 +18,7 @@ class Exchange:
 
     def __init__(self, generation: Running, outbox: Outbox | None = None) -> None:
         self.context = generation.context
+        self._ended = generation.ended
         self._stream = generation.stream
         self._reader = generation.stream.reader(outbox=outbox)
 
@@ -42,6 +44,11 @@ class Exchange:
             is_whole = self.context.outcome is Outcome.ANSWERED
             return said if is_whole and self.context.held_by is not None else None
         return None
+
+    async def used(self, within_s: float) -> Usage | None:
+        """Of one that was stopped: what it has used, once its sequences have ended; None where that takes longer."""
+        done, _ = await asyncio.wait({self._ended}, timeout=within_s)
+        return self.context.usage if done else None
 
     def told(self) -> list[Delta]:
         """Everything that the caller has been told so far."""

@@ -1,6 +1,7 @@
 """Bodies at the edge: whatever a client sends becomes a checked request or a refusal that names the field."""
 
 import contextlib
+import gzip
 import json
 import tracemalloc
 from typing import Any
@@ -515,3 +516,23 @@ def test_the_newer_name_of_the_limit_counts_more() -> None:
     assert take("chat", max_tokens=5, max_completion_tokens=7).max_tokens == 7
     assert take("chat").max_tokens is None
     assert take("completion").max_tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [(r"a\ud83d", 12), (r"a\ud83db", 12), (r"\ude00", 11), (r"\ud83d\ude00\ud83d\ud83d\ude00", 23)],
+)
+def test_a_text_that_was_cut_within_a_character_is_told_so(text: str, place: int):
+    with pytest.raises(BadRequest, match=rf"\\u\w+ at byte {place} is half of a character"):
+        parse_completion(b'{"prompt":"%b","model":"m"}' % text.encode(), "req_1", None)
+
+
+def test_what_means_a_character_together_is_one():
+    body = rb'{"model":"m","prompt":"\ud83d\ude00 \\ud83d"}'
+
+    assert parse_completion(body, "req_1", None)[0].prompts == ("\U0001f600 \\ud83d",)
+
+
+def test_a_compressed_body_is_told_so():
+    with pytest.raises(BadRequest, match="it is compressed"):
+        parse_chat(gzip.compress(json.dumps(CHAT).encode()), "req_1", None)

@@ -13,7 +13,7 @@ from llmhost.api.responses.bodies import WireItem
 from llmhost.api.responses.floor import Floor
 from llmhost.api.responses.frames import ResponseFrames
 from llmhost.api.responses.resource import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, Resource
-from llmhost.api.responses.runs import Run, Runs
+from llmhost.api.responses.runs import SETTLING_S, Run, Runs
 from llmhost.api.responses.sealed import Seal
 from llmhost.api.responses.turns import Turns, is_reference, kept_item
 from llmhost.api.responses.wire import Asked
@@ -26,6 +26,7 @@ from llmhost.core.errors import (
     PreviousResponseNotFound,
 )
 from llmhost.core.request import GenerationRequest
+from llmhost.pipeline.exchange import Exchange
 from llmhost.storage.conversations import ConversationStore
 from llmhost.storage.responses import ChainBroken, Item, Kept, ResponseStore
 
@@ -181,10 +182,10 @@ class Desk:
         self.floor.let_go(order.scope, order.asked.conversation)
         return True
 
-    async def keep_cut(self, order: Order, frames: ResponseFrames) -> None:
+    async def keep_cut(self, order: Order, frames: ResponseFrames, exchange: Exchange) -> None:
         """What was said to a client that left before the end, which had the response's id."""
         if frames.resource["status"] == IN_PROGRESS:
-            await self.keep(order, frames.cancel())
+            await self.keep(order, frames.cancel(await exchange.used(SETTLING_S)))
 
 
 def _kept(item: WireItem, place: int) -> Item:

@@ -17,6 +17,7 @@ from llmhost.api.responses.resource import (
     beginning,
     ended,
     failed,
+    usage_object,
 )
 from llmhost.api.responses.wire import Asked
 from llmhost.core.errors import LlmhostError
@@ -118,9 +119,16 @@ class ResponseFrames:
         self.resource = failed(self.begun, error, self._items.output)
         return self.resource
 
-    def cancel(self) -> Resource:
+    def cancel(self, usage: Usage | None) -> Resource:
+        """`usage` is None where it is not known yet."""
         self._items.break_off()
-        self.resource = {**self.begun, "status": CANCELLED, "output": self._items.output}
+        used = None if usage is None else {**usage_object(usage), **self.extras()}
+        self.resource = {
+            **self.begun,
+            "status": CANCELLED,
+            "output": self._items.output,
+            "usage": used,
+        }
         return self.resource
 
     def say_end(self) -> None:

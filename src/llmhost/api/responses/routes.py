@@ -148,7 +148,7 @@ class _Answer:
         frames.take(said if left is None else left)
         if visit.is_gone and left is None:
             if not context.can_wait:  # else nobody knows yet what a reviewer would have to let out
-                await self._desk.keep_cut(order, frames)
+                await self._desk.keep_cut(order, frames, visit.exchange)
             return
         resource = frames.end(context.usage, frames.extras(with_facts=False))
         # Nobody may fetch what a reviewer has not let out.
@@ -173,10 +173,10 @@ class _Answer:
         try:
             await stream_by(frames, visit, send, heartbeat_s, frames.beginning(), keep)
             if visit.is_gone:
-                await self._desk.keep_cut(order, frames)
+                await self._desk.keep_cut(order, frames, visit.exchange)
         except Exception as error:  # boundary: what breaks an answer off is its last event
             if visit.has_started and visit.is_gone:
-                await self._desk.keep_cut(order, frames)
+                await self._desk.keep_cut(order, frames, visit.exchange)
             if not visit.has_started or visit.is_gone:
                 raise
             known = known_error(error)

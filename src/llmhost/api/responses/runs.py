@@ -21,6 +21,8 @@ log = logging.getLogger("llmhost.responses")
 
 CLOSING_S = 5.0
 """How long responses may take to be kept when all that runs has been cut."""
+SETTLING_S = 2.0
+"""How long it may take until what a cancelled response has used is known: a step or two."""
 AGAIN_S = 1.0
 """How long one waits that the disk or a full queue refused."""
 
@@ -53,7 +55,7 @@ class Run:
                 frames.take(deltas)
                 self._push(frames.fresh())
             if self._is_cancelled:
-                frames.cancel()
+                frames.cancel(await self._exchange.used(SETTLING_S))
             else:
                 frames.end(context.usage, frames.extras())
         except Exception as error:  # boundary: whoever asks for it hears what became of it

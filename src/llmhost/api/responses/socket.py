@@ -175,7 +175,7 @@ class _Session:
                 frames.take(deltas)
                 await self._tell(frames)
         except _Closed:
-            await self._sockets.desk.keep_cut(order, frames)
+            await self._sockets.desk.keep_cut(order, frames, exchange)
             raise
         except Exception as error:  # boundary: what breaks an answer off is its last event
             known = known_error(error)
@@ -186,7 +186,7 @@ class _Session:
             forget_frames(error)
         else:
             if visit.is_gone:
-                await self._sockets.desk.keep_cut(order, frames)
+                await self._sockets.desk.keep_cut(order, frames, exchange)
                 return
             frames.end(exchange.context.usage, frames.extras())
         await self._sockets.desk.keep(order, frames.resource)
