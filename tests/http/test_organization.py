@@ -249,7 +249,9 @@ REPORTS = st.fixed_dictionaries(
     {},
     optional={
         "by": st.one_of(
-            st.sampled_from(["", "org,day", "minute", "hour,run,adapter", "price,outcome,kind"]),
+            st.sampled_from(
+                ["", "org,day", "minute", "hour,run,adapter,cache", "price,outcome,kind"]
+            ),
             st.text(max_size=12),
         ),
         "since": TIMES,

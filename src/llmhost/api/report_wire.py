@@ -16,7 +16,8 @@ from llmhost.cost.reports import Line, cost_of
 
 
 class _Groups(msgspec.Struct, frozen=True, kw_only=True):
-    """Those groups that were asked for; a key or a team is null where there is none."""
+    """Those groups that were asked for; a key or a team is null where there is none, and `cache` where an answer was
+    made for the request."""
 
     id: str
     org: str | UnsetType = UNSET
@@ -25,6 +26,7 @@ class _Groups(msgspec.Struct, frozen=True, kw_only=True):
     model: str | UnsetType = UNSET
     run: str | UnsetType | None = UNSET
     adapter: str | UnsetType | None = UNSET
+    cache: str | UnsetType | None = UNSET
     kind: str | UnsetType = UNSET
     outcome: str | UnsetType = UNSET
     price: str | UnsetType | None = UNSET

@@ -17,6 +17,7 @@ GROUPS = (
     "model",
     "run",
     "adapter",
+    "cache",
     "kind",
     "outcome",
     "price",
@@ -76,7 +77,7 @@ def usage(
         typer.Option(
             metavar="GROUPS",
             help="What to add up for, several with commas between: org, team, key, model, run, adapter,"
-            " kind, outcome, price, and one of minute, hour, day, month.",
+            " cache, kind, outcome, price, and one of minute, hour, day, month.",
         ),
     ] = "org",
     since: Since = None,

@@ -21,6 +21,7 @@ GROUPS: Mapping[str, str] = {
 ENTRY_GROUPS: Mapping[str, str] = {
     "run": "run_id",
     "adapter": "adapter",
+    "cache": "from_cache",
     "kind": "kind",
     "outcome": "outcome",
     "price": "price_version",

@@ -78,6 +78,7 @@ def group(row: dict[str, Any], query: Query) -> tuple[Any, ...]:
         "model": row["model"],
         "run": row["run_id"],
         "adapter": row["adapter"],
+        "cache": row["from_cache"],
         "kind": row["kind"],
         "outcome": row["outcome"],
         "price": row["price_version"],

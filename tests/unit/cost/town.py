@@ -140,6 +140,7 @@ def entry(draw: st.DrawFn) -> Entry:
         outcome=draw(st.sampled_from(("answered", "cancelled", "failed", "refused"))),
         run_id=draw(st.sampled_from((None, "run-1"))),
         adapter=draw(st.sampled_from((None, None, "pirate"))),
+        from_cache=draw(st.sampled_from((None, None, "hit", "joined"))),
         engine_ns=draw(NANO),
     )
     if kind != "request":
