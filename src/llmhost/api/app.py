@@ -9,6 +9,7 @@ from typing import Any
 from litestar import Litestar, Request, Response, asgi, get
 from litestar.enums import ScopeType
 from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.spec import Server
 from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
 from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
@@ -227,6 +228,7 @@ def _framework(surface: Surface, generation: Mapping[str, ASGIApp]) -> Litestar:
             title="llmhost",
             version=__version__,
             path=OLDER_PATH,
+            servers=[Server(settings.root_path or "/")],
             render_plugins=[OlderPath(document)],  # the pages load scripts of third parties
         ),
         logging_config=None,

@@ -42,6 +42,8 @@ from llmhost.api.openapi.ollama_answers import (
 )
 from llmhost.api.openapi.operations import ALL
 from llmhost.api.openapi.response_answers import CompactionAnswer, InputTokens, ResponseAnswer
+from llmhost.config.schema import Settings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.testing import FAKE_MODEL, TestHost, make_host
 
 Json = dict[str, Any]
@@ -250,3 +252,12 @@ async def test_a_field_that_is_kept_as_text_is_described_by_what_it_holds(docume
     ]
     assert document["components"]["schemas"]["ChatBody"]["required"] == ["model", "messages"]
     assert fields["model"]["type"] == "string"
+
+
+@pytest.mark.parametrize(("root", "url"), [("", "/"), ("/llm", "/llm")])
+async def test_the_document_says_where_a_proxy_has_put_the_server(root: str, url: str) -> None:
+    settings = Settings(server=ServerSettings(root_path=root))
+    async with make_host(settings=settings) as host:
+        found = (await host.client.get(f"{root}/schema")).json()
+
+    assert found["servers"] == [{"url": url}]
