@@ -69,7 +69,7 @@ class RerankBody(PoolingBody, frozen=True, kw_only=True):
     documents: list[str | WireText] | None = None
     top_n: Annotated[int, Meta(ge=0)] | None = None
     return_documents: bool | None = None
-    max_tokens_per_doc: int | None = None
+    max_tokens_per_doc: Annotated[int, Meta(ge=1)] | None = None
     max_chunks_per_doc: int | None = None
     rank_fields: Raw = NULL
 
@@ -119,7 +119,6 @@ def rerank_request(body: RerankBody, request_id: str, client_id: str | None) -> 
         raise MissingParameter("documents")
     refuse(
         {
-            "max_tokens_per_doc": body.max_tokens_per_doc is not None,
             "max_chunks_per_doc": body.max_chunks_per_doc not in (None, 1),
             "rank_fields": asks(body.rank_fields),
         }
@@ -127,7 +126,7 @@ def rerank_request(body: RerankBody, request_id: str, client_id: str | None) -> 
     texts = tuple(_text(item) for item in (body.query, *body.documents))
     fields = (("query", 1), ("documents", len(body.documents)))
     pairs = tuple((0, place) for place in range(1, len(texts)))
-    return _scoring(body, texts, fields, pairs, request_id, client_id)
+    return _scoring(body, texts, fields, pairs, request_id, client_id, body.max_tokens_per_doc)
 
 
 def score_request(body: ScoreBody, request_id: str, client_id: str | None) -> GenerationRequest:
@@ -159,12 +158,16 @@ def _scoring(
     pairs: tuple[tuple[int, int], ...],
     request_id: str,
     client_id: str | None,
+    most_document_tokens: int | None = None,
 ) -> GenerationRequest:
-    is_raw = body.use_activation is False
     for name, count in fields:
         _check_count(name, count)
     return _request(
-        body, Kind.SCORE, texts, request_id, client_id, fields=fields, pairs=pairs, is_raw=is_raw
+        *(body, Kind.SCORE, texts, request_id, client_id),
+        fields=fields,
+        pairs=pairs,
+        is_raw=body.use_activation is False,
+        most_document_tokens=most_document_tokens,
     )
 
 

@@ -57,6 +57,8 @@ class PoolingWish:
     """A text that is too long is cut at its end, and not refused."""
     most_tokens: int | None = None
     """What it is cut to, when that is less than the model takes."""
+    most_document_tokens: int | None = None
+    """What the second text of each pair is cut to, beside that; None for no such bound."""
     dimensions: int | None = None
     """So many numbers of each vector; None for all."""
     is_raw: bool = False

@@ -69,10 +69,15 @@ def pooled_terms(
     assert wish is not None
     most = _most_tokens(wish, longest_tokens)
     if wish.pairs and facts.task == "classify":
-        made = [_pair(request, tokenizer, pair, most) for pair in wish.pairs]
+        made = [_pair(request, tokenizer, pair, most, longest_tokens) for pair in wish.pairs]
         params = [param_of(wish, pair[1]) for pair in wish.pairs]
     else:
-        made = [(_ids(request, tokenizer, i, most), None) for i in range(len(request.prompts))]
+        seconds = {second for _, second in wish.pairs}
+        mosts = (
+            _document_tokens(wish, most, longest_tokens) if i in seconds else most
+            for i in range(len(request.prompts))
+        )
+        made = [(_ids(request, tokenizer, i, each), None) for i, each in enumerate(mosts)]
         params = [param_of(wish, i) for i in range(len(made))]
     for (ids, _), param in zip(made, params, strict=True):
         if not ids:
@@ -116,6 +121,13 @@ def _most_tokens(wish: PoolingWish, longest_tokens: int) -> int | None:
     return wish.most_tokens or longest_tokens
 
 
+def _document_tokens(wish: PoolingWish, most: int | None, room: int) -> int | None:
+    """What a document is cut to, where there is so much room for it."""
+    if wish.most_document_tokens is None:
+        return most
+    return min(wish.most_document_tokens, room if most is None else min(most, room))
+
+
 def _ids(
     request: GenerationRequest, tokenizer: Tokenizer, place: int, most: int | None
 ) -> list[int]:
@@ -126,10 +138,21 @@ def _ids(
 
 
 def _pair(
-    request: GenerationRequest, tokenizer: Tokenizer, pair: tuple[int, int], most: int | None
+    request: GenerationRequest,
+    tokenizer: Tokenizer,
+    pair: tuple[int, int],
+    most: int | None,
+    longest_tokens: int,
 ) -> tuple[list[int], int | None]:
     first, second = (request.prompts[place] for place in pair)
     assert isinstance(first, str) and isinstance(second, str), "the edge takes no ids in pairs"
+    wish = request.pooled
+    if wish is not None and wish.most_document_tokens is not None:
+        room = (most or longest_tokens) - len(tokenizer.encode_whole(first, "")[0])
+        if room > 0:  # else the query is too long by itself
+            kept = min(wish.most_document_tokens, room)
+            ids = tokenizer.encode(second, add_special_tokens=False)[:kept]
+            second = tokenizer.decode(ids)
     return tokenizer.encode_whole(first, second, most_tokens=most)
 
 

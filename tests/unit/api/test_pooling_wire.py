@@ -98,7 +98,7 @@ def test_an_input_is_text_or_ids_or_a_list_of_either(
         ("rerank", {"documents": ["x"] * 2049}, "documents"),
         ("rerank", {"documents": [{"title": "x"}]}, "documents[0].text"),
         ("rerank", {"top_n": -1}, "top_n"),
-        ("rerank", {"max_tokens_per_doc": 512}, "max_tokens_per_doc"),
+        ("rerank", {"max_tokens_per_doc": 0}, "max_tokens_per_doc"),
         ("rerank", {"rank_fields": ["title"]}, "rank_fields"),
         ("score", {"text_1": None}, "text_1"),
         ("score", {"text_2": None}, "text_2"),

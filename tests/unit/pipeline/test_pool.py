@@ -285,6 +285,32 @@ def test_the_second_text_of_a_pair_is_cut_into_what_the_first_one_leaves() -> No
     assert made.poolings[0].second_from == 2
 
 
+def test_documents_are_cut_and_what_is_asked_about_them_is_not() -> None:
+    texts, pairs = ("a b c d", "e f g h i k l m", "j"), ((0, 1), (0, 2))
+    request = request_of(*texts, pairs=pairs, most_document_tokens=2)
+
+    alone = pooled_terms(request, WORDS, facts("embed"), 32)
+    paired = pooled_terms(request, WORDS, facts("classify", ("x",)), 32)
+
+    query, long, short = (tuple(WORDS.encode(text)) for text in ("a b c d", "e f", "j"))
+    assert alone.prompts == (query, long, short)
+    assert paired.prompts == (query + long, query + short)
+
+
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_documents_are_cut_to_what_the_model_holds_and_a_query_that_is_too_long_is_refused(
+    task: str,
+) -> None:
+    labels = ("x",)
+    request = request_of("a b", " ".join("ab" * 9), pairs=((0, 1),), most_document_tokens=4_096)
+    made = pooled_terms(request, WORDS, facts(task, labels), 8)
+    assert len(made.prompts[-1]) == 8
+
+    request = request_of(" ".join("ab" * 9), "a", pairs=((0, 1),), most_document_tokens=4_096)
+    with pytest.raises(ContextTooLong):
+        pooled_terms(request, WORDS, facts(task, labels), 8)
+
+
 def test_a_pair_that_is_too_long_is_named_by_its_second_text() -> None:
     request = request_of(" ".join("ab" * 9), " ".join("ab" * 9), pairs=((0, 1),))
     with pytest.raises(ContextTooLong) as caught:
