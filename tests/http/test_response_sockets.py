@@ -94,6 +94,29 @@ def test_what_is_stored_is_not_stored_again_with_what_goes_on_with_it(open_node:
     assert len(listed["data"]) == 1
 
 
+@pytest.mark.filterwarnings("ignore:connect:DeprecationWarning")  # the client's own
+def test_who_would_change_a_response_gets_his_words_back(
+    open_node: Node, client_of: Callable[[Node, str], OpenAI]
+) -> None:
+    client = client_of(open_node, "any")
+    client._strict_response_validation = True
+    with client.responses.connect() as connection:
+        connection.response.create(model="echo", input="say something", max_output_tokens=2)
+        connection.response.steer(input="wait", previous_response_id="resp_1")
+        told: list[Any] = []
+        for event in connection:
+            told.append(event)
+            if event.type == "response.steer.failed":
+                break
+        connection.response.create(model="echo", input="wait", max_output_tokens=2)
+        after = next(iter(connection))
+
+    assert [event.type for event in told[-2:]] == ["response.incomplete", "response.steer.failed"]
+    assert told[-1].error.code == "steering_not_supported"
+    assert (told[-1].steer.input, told[-1].steer.previous_response_id) == ("wait", "resp_1")
+    assert after.type == "response.created"
+
+
 @pytest.mark.parametrize("store", [True, False])
 def test_a_prompt_is_computed_ahead_and_gone_on_with(tiny_node: Node, store: bool) -> None:
     said = {"model": "tiny", "store": store, "temperature": 0}

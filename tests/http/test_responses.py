@@ -299,6 +299,7 @@ def test_a_response_in_the_background_is_followed_from_any_place(client: OpenAI)
     numbers = [event.sequence_number for event in [*begun, *rest]]
     assert numbers == list(range(len(numbers)))
     assert begun[1].type == "response.queued"
+    assert [event.response.status for event in begun[:3]] == ["queued", "queued", "in_progress"]
     assert rest[-1].type == "response.incomplete"
     assert rest[-1].response == client.responses.retrieve(name)
     assert list(client.responses.retrieve(name, stream=True, starting_after=2)) == rest
@@ -449,6 +450,18 @@ def test_what_breaks_amid_a_stream_is_told_as_its_last_events(open_node: Node) -
     assert failed["error"]["code"] == "server_error"
     again = open_node.get(f"/v1/responses/{failed['id']}").json()
     assert again == failed
+
+
+def test_a_response_that_took_too_long_says_what_it_has_used(open_node: Node) -> None:
+    body = {**BODY, "model": "slow", "max_output_tokens": 5_000, "timeout_ms": 500}
+
+    *_, error, last = events_of(open_node, body)
+
+    assert (error["code"], last["type"]) == ("deadline_exceeded", "response.failed")
+    usage = last["response"]["usage"]
+    entry = open_node.entry(last["response"]["id"].replace("resp_", "req_"))
+    assert usage["output_tokens"] == entry["tokens"]["output"] > 0
+    assert usage["llmhost"]["cost_usd"]
 
 
 def test_a_response_that_failed_is_no_part_of_its_conversation(open_node: Node) -> None:

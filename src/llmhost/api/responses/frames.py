@@ -20,7 +20,7 @@ from llmhost.api.responses.resource import (
     usage_object,
 )
 from llmhost.api.responses.wire import Asked
-from llmhost.core.errors import LlmhostError
+from llmhost.core.errors import DeadlineExceeded, LlmhostError
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.pipeline.context import RequestContext
 
@@ -53,9 +53,12 @@ class ResponseFrames:
 
     def begin(self) -> None:
         say = self._events.say
-        say("response.created", response=self.begun)
         if self.begun["background"]:
-            say("response.queued", response={**self.begun, "status": QUEUED})
+            queued = {**self.begun, "status": QUEUED}
+            say("response.created", response=queued)
+            say("response.queued", response=queued)
+        else:
+            say("response.created", response=self.begun)
         say("response.in_progress", response=self.begun)
 
     def beginning(self) -> bytes:
@@ -116,13 +119,14 @@ class ResponseFrames:
 
     def fail(self, error: LlmhostError) -> Resource:
         self._items.break_off()
-        self.resource = failed(self.begun, error, self._items.output)
+        used = self._used(self._context.usage) if isinstance(error, DeadlineExceeded) else None
+        self.resource = failed(self.begun, error, self._items.output, used)
         return self.resource
 
     def cancel(self, usage: Usage | None) -> Resource:
         """`usage` is None where it is not known yet."""
         self._items.break_off()
-        used = None if usage is None else {**usage_object(usage), **self.extras()}
+        used = None if usage is None else self._used(usage)
         self.resource = {
             **self.begun,
             "status": CANCELLED,
@@ -130,6 +134,10 @@ class ResponseFrames:
             "usage": used,
         }
         return self.resource
+
+    def _used(self, usage: Usage) -> dict[str, Any]:
+        """Of an answer that did not come to its end, and is billed."""
+        return {**usage_object(usage), **self.extras()}
 
     def say_end(self) -> None:
         status = self.resource["status"]

@@ -117,12 +117,19 @@ def ended(
     }
 
 
-def failed(begun: Resource, error: LlmhostError, output: list[dict[str, Any]]) -> Resource:
+def failed(
+    begun: Resource,
+    error: LlmhostError,
+    output: list[dict[str, Any]],
+    used: dict[str, Any] | None = None,
+) -> Resource:
+    """`used` is its usage, where it is paid for all the same."""
     return {
         **begun,
         "status": FAILED,
         "error": {"code": failure_code(error), "message": error.message},
         "output": output,
+        "usage": used,
     }
 
 

@@ -17,7 +17,7 @@ from litestar.types import HTTPScope, Send
 from llmhost.api.door import Outflow
 from llmhost.api.errors import forget_frames, known_error
 from llmhost.api.gatekeeper import vouch
-from llmhost.api.loose import read_body
+from llmhost.api.loose import NULL, Raw, loose, read_body
 from llmhost.api.responses.desk import Desk, Order, scope_of
 from llmhost.api.responses.events import Events
 from llmhost.api.responses.frames import ResponseFrames
@@ -26,7 +26,7 @@ from llmhost.api.responses.wire import Asked, parse_response, warming
 from llmhost.api.upgrade import Socket
 from llmhost.api.visit import Visit
 from llmhost.core.caller import Caller
-from llmhost.core.errors import InvalidValue, LlmhostError, UnsupportedParameter
+from llmhost.core.errors import BadRequest, InvalidValue, LlmhostError, UnsupportedParameter
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.processor import Processor
@@ -37,7 +37,8 @@ LONGEST_S = 3600.0
 """Of one socket, as OpenAI's."""
 MOST_WAITING = 4
 """Messages that are read while a response runs; then its client is read no further."""
-CREATE = "response.create"
+CREATE, STEER = "response.create", "response.steer"
+LONGEST_STEER_BYTES = 2**18
 GOING_AWAY = 1001
 LIMIT = "websocket_connection_limit_reached"
 
@@ -48,6 +49,23 @@ class _Message(msgspec.Struct, frozen=True):
     type: str | None = None
     background: bool | None = None
     generate: bool | None = None
+
+
+class _Steer(msgspec.Struct, frozen=True):
+    type: str | None = None
+    input: Raw = NULL
+    previous_response_id: str | None = None
+
+
+_UNSTEERED = {
+    "type": f"{STEER}.failed",
+    "sequence_number": 0,
+    "error": {
+        "type": "invalid_request_error",
+        "code": "steering_not_supported",
+        "message": "A response is not changed while it runs. Send the input with the next 'response.create'.",
+    },
+}
 
 
 class Sockets:
@@ -130,6 +148,9 @@ class _Session:
                 return
 
     async def _answer(self, message: str | bytes) -> None:
+        if (unsteered := _unsteered(message)) is not None:
+            await self._write(unsteered)
+            return
         visit = self._visit = Visit(self._scope)
         named = request_id.set(visit.request_id)
         try:
@@ -246,6 +267,20 @@ class _Session:
             if self._visit is not None:
                 self._visit.leave()
             raise _Closed from error
+
+
+def _unsteered(message: str | bytes) -> bytes | None:
+    """What tells a client that would change a response while it runs to send its words with the next one."""
+    raw = message.encode() if isinstance(message, str) else message
+    if STEER.encode() not in raw or len(raw) > LONGEST_STEER_BYTES:
+        return None
+    with suppress(BadRequest):
+        asked = read_body(raw, _Steer)
+        words = loose(asked.input, Any, "input")
+        if asked.type == STEER and asked.previous_response_id and words:
+            told = {"input": words, "previous_response_id": asked.previous_response_id}
+            return _encode({**_UNSTEERED, "steer": told})
+    return None
 
 
 def _parse(raw: bytes, visit: Visit) -> Asked:
