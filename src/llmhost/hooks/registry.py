@@ -107,8 +107,10 @@ class Plugins:
             if not folder.is_dir():
                 raise ConfigError(f"[plugins] dir is {settings.dir!r}, which is not a folder.")
         given = [_given(one) for one in objects]
-        for name in disabled - names(folder, packages=packages) - {one.name for one in given}:
-            log.warning("plugin.absent plugin=%s why=only_named_in_disabled", name)
+        if disabled:  # looking through all installed packages takes as long as opening a database
+            known = names(folder, packages=packages) | {one.name for one in given}
+            for name in disabled - known:
+                log.warning("plugin.absent plugin=%s why=only_named_in_disabled", name)
         found = [one for one in given if one.name not in disabled]
         found += in_folder(folder, disabled) if folder is not None else ()
         found += installed(disabled) if packages else ()
