@@ -5,7 +5,6 @@ from typing import Any
 
 import msgspec
 from litestar import get, post
-from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
 from llmhost.api.admin import Admin, NewAdapter
@@ -24,6 +23,7 @@ from llmhost.api.model_wire import (
     loaded_page,
     model_page,
 )
+from llmhost.api.params import FromPath, FromQuery, JSONBody
 from llmhost.api.reports import ReportDesk, report_routes
 from llmhost.api.router import Router
 from llmhost.core.errors import NotFound

@@ -1,7 +1,6 @@
 """The admin routes of organisations, teams and keys."""
 
 from litestar import delete, get, patch, post
-from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.admin_access import Visitor
@@ -22,6 +21,7 @@ from llmhost.api.admin_wire import (
     TeamPage,
     TeamRow,
 )
+from llmhost.api.params import FromPath, FromQuery, JSONBody
 from llmhost.tenants.roles import Right
 
 

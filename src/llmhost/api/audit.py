@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 from litestar import get
-from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import Guard
 
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import MOST_ROWS, PAGE_ROWS
+from llmhost.api.params import FromPath, FromQuery
 from llmhost.api.report_wire import time_ns
 from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue, NotFound

@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 from litestar import post
-from litestar.params import JSONBody
 from litestar.response import Stream
 from litestar.types import Guard
 
 from llmhost.api.errors import error_object, known_error
+from llmhost.api.params import JSONBody
 from llmhost.api.router import Router
 from llmhost.core.errors import Conflict
 

@@ -9,7 +9,6 @@ import logging
 from dataclasses import replace
 
 from litestar import delete, get, patch, post
-from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import Guard
 from msgspec import UNSET
 
@@ -30,6 +29,7 @@ from llmhost.api.budget_wire import (
     credit_row,
     time_ns,
 )
+from llmhost.api.params import FromPath, FromQuery, JSONBody
 from llmhost.api.router import Router
 from llmhost.core.errors import Forbidden, InvalidValue, MissingParameter
 from llmhost.observe.logs import log_event

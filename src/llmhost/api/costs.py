@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 from litestar import get
-from litestar.params import FromQuery
 from litestar.types import Guard
 
 from llmhost.api.admin_tenants import PAGE_ROWS, page_of
+from llmhost.api.params import FromQuery
 from llmhost.api.report_wire import time_ns
 from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue

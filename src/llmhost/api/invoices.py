@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 from litestar import get
-from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.admin_access import Visitor
 from llmhost.api.invoice_wire import PublicKey, SignedStatement
+from llmhost.api.params import FromPath, FromQuery
 from llmhost.api.reports import ReportDesk, query_of
 from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue

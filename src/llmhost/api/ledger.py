@@ -8,10 +8,10 @@ from dataclasses import asdict
 
 import msgspec
 from litestar import get, post
-from litestar.params import FromQuery, JSONBody
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.admin_tenants import PAGE_ROWS, page_of
+from llmhost.api.params import FromQuery, JSONBody
 from llmhost.api.prices import AMOUNTS, NewPrice, rates_in
 from llmhost.api.report_wire import time_ns
 from llmhost.core.errors import InvalidValue

@@ -2,11 +2,11 @@
 
 import msgspec
 from litestar import post
-from litestar.params import JSONBody
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.admin import Admin, NewAdapter
 from llmhost.api.admin_access import guard_by
+from llmhost.api.params import JSONBody
 
 
 class LoadLora(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from litestar import Response, get
-from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.creating import AnyRequest
 from llmhost.api.files.routes import CallerOf
+from llmhost.api.params import FromPath
 from llmhost.core.errors import ModelNotAllowed
 from llmhost.core.ids import new_request_id
 from llmhost.deploy.catalogue import Catalogue, ModelEntry, Served

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from litestar import get
-from litestar.params import FromPath, FromQuery
 from litestar.types import Guard
 
 from llmhost.api.admin_access import Visitor
@@ -29,6 +28,7 @@ from llmhost.api.organization_wire import (
     cursor_of,
     start_in,
 )
+from llmhost.api.params import FromPath, FromQuery
 from llmhost.api.reports import ReportDesk, seen_by
 from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue, MissingParameter, NotFound

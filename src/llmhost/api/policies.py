@@ -10,12 +10,12 @@ from typing import Annotated
 
 import msgspec
 from litestar import get, post
-from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import Guard
 from msgspec import Meta
 
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import PAGE_ROWS, page_of
+from llmhost.api.params import FromPath, FromQuery, JSONBody
 from llmhost.api.report_wire import time_ns
 from llmhost.api.router import Router
 from llmhost.core.errors import InvalidValue, NotFound

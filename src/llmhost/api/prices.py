@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import msgspec
 from litestar import get, post
-from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import Guard
 
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import PAGE_ROWS, page_of
 from llmhost.api.admin_wire import LAST_S
+from llmhost.api.params import FromPath, FromQuery, JSONBody
 from llmhost.api.router import Router
 from llmhost.config.check import is_model_name
 from llmhost.core.errors import Conflict, InvalidValue, NotFound

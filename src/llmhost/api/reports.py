@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from litestar import get
-from litestar.params import FromQuery
 from litestar.types import ControllerRouterHandler, Guard
 
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import PAGE_ROWS, page_of
+from llmhost.api.params import FromQuery
 from llmhost.api.report_wire import (
     CostedPage,
     UsedPage,

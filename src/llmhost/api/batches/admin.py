@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import msgspec
 from litestar import delete, get, post
-from litestar.params import FromPath, FromQuery
 from litestar.types import ControllerRouterHandler, Guard
 
 from llmhost.api.admin_tenants import MOST_ROWS, PAGE_ROWS
 from llmhost.api.batches.wire import BatchObject, batch_object
 from llmhost.api.files.wire import FileDeleted, FileObject, file_object
+from llmhost.api.params import FromPath, FromQuery
 from llmhost.api.router import Router
 from llmhost.core.errors import Conflict, InvalidValue, NotFound
 from llmhost.core.ports import Clock

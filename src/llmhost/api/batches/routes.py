@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from litestar import Response, get, post
-from litestar.params import FromPath, FromQuery
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.batches.wire import (
@@ -19,6 +18,7 @@ from llmhost.api.creating import AnyRequest, Creation, Sent, sent, told
 from llmhost.api.files.routes import DAY_S, CallerOf, owner_of, stamped
 from llmhost.api.idempotency import digest
 from llmhost.api.loose import read_body
+from llmhost.api.params import FromPath, FromQuery
 from llmhost.core.errors import Conflict, InvalidValue, NotFound
 from llmhost.core.ports import Clock
 from llmhost.pipeline.authenticate import check_run, run_of

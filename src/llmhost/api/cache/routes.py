@@ -1,7 +1,6 @@
 """/admin/v1/cache: for the operator alone."""
 
 from litestar import get, post
-from litestar.params import FromQuery, JSONBody
 from litestar.types import ControllerRouterHandler, Guard
 
 from llmhost.api.admin_tenants import PAGE_ROWS
@@ -13,6 +12,7 @@ from llmhost.api.cache.desk import (
     NewPurge,
     Purged,
 )
+from llmhost.api.params import FromQuery, JSONBody
 from llmhost.api.router import Router
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from litestar import Response, delete, get, post
-from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import ASGIApp
 
 from llmhost.api.chats.desk import PAGE_ROWS, ChatDesk
@@ -12,6 +11,7 @@ from llmhost.api.chats.wire import ChatPage, Deleted, Relabel
 from llmhost.api.door import bearer
 from llmhost.api.gatekeeper import Identify, vouch
 from llmhost.api.json_request import JsonRequest
+from llmhost.api.params import FromPath, FromQuery, JSONBody
 from llmhost.api.router import Router
 from llmhost.core.caller import Caller
 from llmhost.core.ids import new_request_id

@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 import msgspec
 from litestar import Response, delete, get, post
-from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import ControllerRouterHandler
 
@@ -24,6 +23,7 @@ from llmhost.api.files.wire import (
     lasts_s_of,
     purpose_of,
 )
+from llmhost.api.params import FromPath, FromQuery
 from llmhost.config.schema.state import FileSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import InvalidValue, NotFound, RequestTooLarge

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 from litestar import Response, delete, get, post
-from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from litestar.types import ControllerRouterHandler
 
@@ -31,6 +30,7 @@ from llmhost.api.message_batches.wire import (
     result_files,
     results,
 )
+from llmhost.api.params import FromPath, FromQuery
 from llmhost.core.caller import Caller
 from llmhost.core.errors import BadRequest, Conflict, FileInUse, InvalidValue, NotFound
 from llmhost.core.ids import new_request_id

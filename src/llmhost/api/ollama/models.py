@@ -9,7 +9,6 @@ from hashlib import sha256
 from typing import Any
 
 from litestar import Request, Response, delete, get, head, post
-from litestar.params import FromPath, JSONBody
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.door import bearer
@@ -17,6 +16,7 @@ from llmhost.api.gatekeeper import Identify, vouch
 from llmhost.api.ollama.bodies import OllamaShow
 from llmhost.api.ollama.frames import iso
 from llmhost.api.ollama.wire import LATEST
+from llmhost.api.params import FromPath, JSONBody
 from llmhost.core.caller import Caller
 from llmhost.core.errors import Forbidden, LlmhostError, MissingParameter, ModelNotAllowed, NotFound
 from llmhost.core.ids import new_request_id

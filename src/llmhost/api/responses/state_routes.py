@@ -5,7 +5,6 @@ from typing import Any
 
 import msgspec
 from litestar import Response, delete, get, post
-from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 from litestar.types import ControllerRouterHandler
 
@@ -14,6 +13,7 @@ from llmhost.api.dialect import OPENAI
 from llmhost.api.files.routes import CallerOf
 from llmhost.api.loose import NULL, Raw, read_body
 from llmhost.api.openai import EVENT_STREAM, STREAM_HEADERS
+from llmhost.api.params import FromPath, FromQuery, JSONBody
 from llmhost.api.responses.bodies import Metadata
 from llmhost.api.responses.shelf import PAGE_ITEMS, Conversations, Responses
 from llmhost.core.errors import InvalidValue

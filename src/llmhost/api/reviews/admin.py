@@ -4,11 +4,11 @@ import asyncio
 from typing import Annotated
 
 from litestar import get, post
-from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.types import ControllerRouterHandler, Guard
 
 from llmhost.api.admin_access import Visitor
 from llmhost.api.admin_tenants import PAGE_ROWS
+from llmhost.api.params import FromPath, FromQuery, JSONBody, QueryParameter
 from llmhost.api.reviews.desk import ReviewDesk
 from llmhost.api.reviews.wire import (
     OriginalRow,

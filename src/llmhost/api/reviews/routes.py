@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 from litestar import Response, get
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 
 from llmhost.api.creating import AnyRequest
 from llmhost.api.files.routes import CallerOf
+from llmhost.api.params import FromPath
 from llmhost.api.reviews.caller_wire import HeldResponse, ReviewObject, review_object
 from llmhost.api.reviews.held import PATH, waiting_headers
 from llmhost.core.caller import Caller
