@@ -113,11 +113,25 @@ def new_files_are_copies() -> Iterator[None]:
         connection.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def signatures_are_read_once() -> Iterator[None]:
+    """The framework registers a node's routes without reading the same functions again, for every node."""
+    from known_signatures import share_signatures
+
+    end = share_signatures()
+    yield
+    end()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_over() -> Iterator[None]:
-    """What the tests of a file left open is found before those of another file, which would be blamed for it."""
+    """What the tests of a file left open is found before those of another file, which would be blamed for it.
+
+    What is alive then is not gone through again after each of hundreds of files, but once at the very end.
+    """
     yield
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -136,13 +150,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What is imported and collected stays to the end, so nobody searches it for garbage, now or later."""
+    """What is imported and collected stays to the end, so nobody searches it for garbage before."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    """Here pytest itself looks for what nobody closed."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

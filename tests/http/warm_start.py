@@ -4,6 +4,7 @@ A fork runs the program from its first line to the interpreter's end, with a ses
 that it has not done itself is seconds of imports, which hundreds of starts would spend again and again.
 """
 
+import asyncio
 import ctypes
 import importlib
 import json
@@ -12,9 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
+
+from known_signatures import share_signatures
 
 PATIENCE_S = 300.0
 MOST_BYTES = 1 << 17
@@ -147,6 +151,14 @@ def fork_and_watch(
     os._exit(0)
 
 
+async def register_routes() -> None:
+    """Of a node that is gone again: what is read of their functions, those that are forked know."""
+    from llmhost.testing import make_host
+
+    async with make_host() as node:
+        node.host.app.routes.register()
+
+
 def main() -> None:
     sys.path[0] = ""
     from llmhost.core.imports import long_import
@@ -164,6 +176,9 @@ def main() -> None:
             module = importlib.import_module(name)
             if name == TORCH[0]:
                 module.import_transformers()
+        share_signatures()
+        asyncio.run(register_routes())
+    assert threading.active_count() == 1, "a fork would be without the others"
 
     order = fork_for(socket.socket(fileno=int(sys.argv[1])))
     if order is None:
