@@ -8,11 +8,11 @@ that they add up.
 import asyncio
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import astuple
 
@@ -25,10 +25,10 @@ from llmhost.cost.rows import CostRow, cost_row, insert_costs
 from llmhost.cost.sums import Level, add_up, spent_nano
 from llmhost.cost.tables import SCHEMA
 from llmhost.observe.logs import log_event
-from llmhost.storage.connect import Connection
+from llmhost.storage.connect import Clash, Connection
 from llmhost.storage.doorbell import Hear
 from llmhost.storage.reader import Reader
-from llmhost.storage.rows import insert_rows, select_among
+from llmhost.storage.rows import AT_ONCE, insert_rows, select_among
 from llmhost.storage.writer import Writer
 
 __all__ = ["SCHEMA", "Entry", "Ledger", "Recorded"]
@@ -209,34 +209,66 @@ def _page(connection: Connection, *, after: int) -> list[tuple[Any, ...]]:
     return connection.execute(query, (after,)).fetchall()
 
 
+class _Batch(NamedTuple):
+    """What is written of some entries, one after the other."""
+
+    rows: list[tuple[Any, ...]]
+    added: list[Entry]
+    costs: list[CostRow]
+    results: list[Recorded]
+
+
 def append(connection: Connection, entries: Sequence[Entry], *, node_id: str) -> list[Recorded]:
     # The head is read anew: remembered, it would be wrong after a group that could not be committed.
-    last, head = connection.execute(_HEAD).fetchone() or (0, GENESIS)
-    known = _recorded(connection, [entry.request_id for entry in entries])
-    rows: list[tuple[Any, ...]] = []
-    added: list[Entry] = []
-    costs: list[CostRow] = []
-    results: list[Recorded] = []
+    head = connection.execute(_HEAD).fetchone() or (0, GENESIS)
+    batch = _batch(entries, {}, head, node_id) if len(entries) <= AT_ONCE else None
+    if batch is None or not _are_new(connection, batch.rows):
+        known = _recorded(connection, [entry.request_id for entry in entries])
+        batch = _batch(entries, known, head, node_id)
+        insert_rows(connection, "entries", _STORED, batch.rows)
+    add_up(connection, batch.added)
+    insert_costs(connection, batch.costs)
+    return batch.results
+
+
+def _are_new(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> bool:
+    """Add rows as one statement, which adds nothing where one of them is there already, or can't be."""
+    try:
+        insert_rows(connection, "entries", _STORED, rows)
+    except Clash:
+        return False
+    return True
+
+
+def _batch(
+    entries: Sequence[Entry],
+    known: Mapping[tuple[str, str], Recorded],
+    head: tuple[int, bytes],
+    node_id: str,
+) -> _Batch:
+    """Those that are not `known`, each once, chained behind the `head`."""
+    last, last_hash = head
+    stored = bytearray(last_hash)  # bytes are asked how they want to be stored, as nulls are
+    known = dict(known)
+    batch = rows, added, costs, results = _Batch([], [], [], [])
     for entry in entries:
         identity = (entry.request_id, entry.kind)
         recorded = known.get(identity)
         if recorded is None:
             last += 1
             row = row_of(entry, last, node_id)
-            this_hash = struct_hash(head, row)
-            rows.append((head, this_hash, *astuple(row)))
+            this_hash = struct_hash(last_hash, row)
+            before, stored = stored, bytearray(this_hash)
+            rows.append((before, stored, *astuple(row)))
             added.append(entry)
             if entry.costs is not None:
                 costs.append(cost_row(entry, entry.costs, node_id))
-            head = this_hash
+            last_hash = this_hash
             recorded = known[identity] = Recorded(
                 node_id=node_id, seq=last, hash=this_hash, entry=entry
             )
         results.append(recorded)
-    insert_rows(connection, "entries", _STORED, rows)
-    add_up(connection, added)
-    insert_costs(connection, costs)
-    return results
+    return batch
 
 
 def _recorded(

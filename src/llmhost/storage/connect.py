@@ -13,6 +13,9 @@ from llmhost.core.errors import LlmhostError
 Connection = sqlite3.Connection
 """Named here so that packages above storage can write jobs without importing sqlite3."""
 
+Clash = sqlite3.IntegrityError
+"""A statement that would have broken a constraint, and so has changed nothing."""
+
 Synchronous = Literal["FULL", "NORMAL"]
 
 _BUSY_TIMEOUT_MS = 5_000

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from llmhost.cost import prices, rows
 from llmhost.cost.breakdown import Breakdown
 from llmhost.cost.chain import GENESIS, row_hash, struct_hash
 from llmhost.cost.entries import COLUMNS, Entry, EntryRow
-from llmhost.cost.ledger import Ledger
+from llmhost.cost.ledger import Ledger, append
 from llmhost.cost.tables import SCHEMA
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.reader import Reader
+from llmhost.storage.rows import AT_ONCE
 from llmhost.storage.writer import Writer
 
 DAY_NS = 86_400 * 10**9
@@ -124,6 +126,42 @@ def test_a_replay_changes_nothing_and_returns_the_first(books: Books) -> None:
     assert [row["request_id"] for row in books.ledger.export()] == ["req_1", "req_2"]
     (third,) = books.record(entry(3))
     assert third.seq == 3
+
+
+def test_entries_that_are_there_already_hold_up_none_that_come_with_them(books: Books) -> None:
+    first, _ = books.record(entry(1, costs=Breakdown(gpu_compute_nano=7)), entry(2))
+    again, third, twice, fourth = books.writer.submit(
+        lambda connection: append(
+            connection,
+            [
+                entry(1, costs=Breakdown(gpu_compute_nano=9)),
+                entry(3, costs=Breakdown(gpu_compute_nano=5)),
+                entry(3, amount_nano=999),
+                entry(4),
+            ],
+            node_id="node-1",
+        )
+    ).result(10)
+    assert (again.seq, again.hash) == (first.seq, first.hash)
+    assert twice == third
+    assert [third.seq, fourth.seq] == [3, 4]
+    query = "SELECT request_id, gpu_compute_nano FROM request_costs ORDER BY seq"
+    costs = books.reader.read_now(lambda c: c.execute(query).fetchall())
+    assert costs == [("req_1", 7), ("req_3", 5)]
+    assert used(books.reader)["acme"]["requests"] == 4
+    assert books.ledger.audit().is_intact
+
+
+@pytest.mark.parametrize("count", [1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE])
+def test_a_group_of_any_size_is_recorded_once(books: Books, count: int) -> None:
+    entries = [entry(i, costs=Breakdown(gpu_compute_nano=i)) for i in range(count)]
+    for _ in range(2):
+        recorded = books.writer.submit(partial(append, entries=entries, node_id="node-1")).result(
+            10
+        )
+        assert [r.seq for r in recorded] == list(range(1, count + 1))
+    assert used(books.reader)["acme"]["requests"] == count
+    assert books.ledger.audit().is_intact
 
 
 def test_another_kind_of_the_same_request_is_another_entry(books: Books) -> None:

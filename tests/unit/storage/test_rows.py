@@ -24,6 +24,21 @@ def test_few_statements_carry_many_rows() -> None:
     assert len(statements) < 20
 
 
+@pytest.mark.parametrize("nulls", [set(), {0}, {1, 2}, {0, 1, 2}])
+def test_columns_that_are_null_in_all_rows_are_null_in_the_table(nulls: set[int]) -> None:
+    rows = [tuple(None if at in nulls else f"{i} {at}" for at in range(3)) for i in range(5)]
+    mixed = [*rows, (None, "here", None)]
+    statements: list[str] = []
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t (a, b, c)")
+        connection.set_trace_callback(statements.append)
+        for one in (rows, mixed):
+            insert_rows(connection, "t", ("a", "b", "c"), one)
+        connection.set_trace_callback(None)
+        assert connection.execute("SELECT a, b, c FROM t ORDER BY rowid").fetchall() == rows + mixed
+    assert ("NULL" in statements[0]) == (len(nulls) == 3)
+
+
 @pytest.mark.parametrize("count", [0, 1, 16, 17, 64, 65, 149])
 def test_all_that_are_wanted_are_found_once(count: int) -> None:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
