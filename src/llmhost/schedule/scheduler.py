@@ -374,8 +374,8 @@ class Scheduler:
             if sequence is None:
                 self.accounts.pay(*share)
                 continue
-            if type(drawn) is int and sequence.is_plain and self._is_next(sequence, row):
-                said = self._take_next(sequence, row.start + 1, drawn, longest, *share)
+            if type(drawn) is int and sequence.is_plain and self._is_fresh(sequence, row):
+                said = self._take_fresh(sequence, row, drawn, longest, *share)
                 emissions.append((row.seq_id, said))
                 continue
             self.accounts.charge(sequence, row, drawn, *share)
@@ -396,27 +396,27 @@ class Scheduler:
                 emissions.append((row.seq_id, delta))
         return emissions
 
-    def _is_next(self, sequence: Sequence, row: Row) -> bool:
-        """One token that was never computed before was fed, of the answer, for somebody who pays."""
-        start = row.start
+    def _is_fresh(self, sequence: Sequence, row: Row) -> bool:
+        """What was fed was known to be right, and never computed before, and somebody pays for it."""
         return (
-            len(row.tokens) == 1
-            and not row.drafts
+            not row.drafts
+            and row.wants_token
             and sequence.grammar is None
-            and start >= sequence.high_water
-            and start >= row.prompt_tokens
+            and row.start >= sequence.high_water
             and row.purpose is not Purpose.PROBE
             and bool(sequence.blocks)  # else it was preempted while the step ran
         )
 
-    def _take_next(
-        self, sequence: Sequence, end: int, token: int, longest: int, share_ns: int, share_nano: int
+    def _take_fresh(
+        self, sequence: Sequence, row: Row, token: int, longest: int, share_ns: int, share_nano: int
     ) -> Delta:
         """The same for the most common of rows, of which there are thousands a second."""
+        end = row.start + len(row.tokens)
         sequence.computed = sequence.high_water = end
         if sequence.owed:
             sequence.owed -= 1
-        self.accounts.charge_next(sequence, share_ns, share_nano)
+        is_input = row.start < row.prompt_tokens
+        self.accounts.charge_fresh(sequence, share_ns, share_nano, is_input=is_input)
         self._shares.serve(sequence.spec.tenant, share_ns)
         if end >= (sequence.recorded + 1) * self.limits.block_tokens:
             self.kv.record(sequence)
@@ -470,7 +470,8 @@ class Scheduler:
         self._intricate -= not sequence.is_plain
         self._shares.leave(sequence.spec.tenant)
         running = self._running
-        place = bisect_left(running, sequence.key, key=_by_key)
+        is_first = bool(running) and running[0] is sequence  # most often, as steps tell of them
+        place = 0 if is_first else bisect_left(running, sequence.key, key=_by_key)
         if place < len(running) and running[place] is sequence:
             del running[place]
             self.kv.let_go(sequence)

@@ -269,19 +269,20 @@ class Sequence(Struct, eq=False):
 
     def _usage(self, reason: FinishReason) -> Usage:
         """An answer used its prompt; what was cut off in the queue or amid the prompt, only what was computed of it."""
-        prompt_tokens = len(self.spec.prompt)
-        if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
+        spec = self.spec
+        prompt_tokens = len(spec.prompt)
+        generated = len(self.tokens) - prompt_tokens
+        if reason is FinishReason.CANCELLED or reason is FinishReason.ERROR:
             prompt_tokens = min(prompt_tokens, self.high_water)
-        cached_tokens, generated = min(self.cached_tokens, prompt_tokens), self.generated
         return Usage(
             prompt_tokens,
-            cached_tokens,
+            min(self.cached_tokens, prompt_tokens),
             generated,
             self.engine_ns,
             self.cost_nano,
             self.input_cost_nano,
-            self._reasoning_tokens(),
-            min(self.right_guesses, generated),
+            0 if spec.thoughts is None else self._reasoning_tokens(),
+            min(self.right_guesses, generated) if self.right_guesses else 0,
             self.wrong_guesses,
         )
 

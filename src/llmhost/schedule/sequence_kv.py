@@ -54,9 +54,9 @@ class SequenceKv:
                 fetched.append(-serial)
             else:
                 here.append(block)
-        if coming and coming[0] in self._promised:
+        if coming and (coming[0] in self._promised or coming[0] in about_to):
             return None
-        if not about_to.isdisjoint([*coming[:1], *fetched]):
+        if fetched and not about_to.isdisjoint(fetched):
             return None
         about_to.update(coming, fetched)
         return Hit(count * self.books.block_tokens, len(here), self.books.count_kept(here))

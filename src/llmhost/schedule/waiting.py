@@ -9,8 +9,6 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from operator import attrgetter
 
-from msgspec import Struct
-
 from llmhost.schedule.sequence import Sequence
 
 AGING_NS = 10 * 10**9
@@ -21,12 +19,8 @@ MOST_TENANTS = 4096
 _arrival = attrgetter("arrival_key")
 
 
-class _Line(Struct, frozen=True):
-    """Those that only arrival tells apart."""
-
-    priority: int
-    has_begun: bool
-    tenant: str
+_Line = tuple[int, bool, str]
+"""Those that only arrival tells apart: their priority, whether they have begun, and their tenant."""
 
 
 class FairShares:
@@ -78,13 +72,17 @@ class WaitingQueue:
         return (sequence for line in self._lines.values() for sequence in line)
 
     def add(self, sequence: Sequence) -> None:
-        insort(self._lines.setdefault(_line_of(sequence), []), sequence, key=_arrival)
+        line = self._lines.setdefault(_line_of(sequence), [])
+        if not line or line[-1].arrival_key < sequence.arrival_key:
+            line.append(sequence)
+        else:
+            insort(line, sequence, key=_arrival)
         self._size += 1
 
     def remove(self, sequence: Sequence) -> None:
         name = _line_of(sequence)
         line = self._lines[name]
-        place = bisect_left(line, sequence.arrival_key, key=_arrival)
+        place = 0 if line[0] is sequence else bisect_left(line, sequence.arrival_key, key=_arrival)
         assert line[place] is sequence, "it is not in its line"
         del line[place]
         if not line:
@@ -98,23 +96,25 @@ class WaitingQueue:
                 yield from only
             return
         at = dict.fromkeys(self._lines, 0)
-        served = {line.tenant: float(shares.of(line.tenant)) for line in at}
+        served = {tenant: float(shares.of(tenant)) for _, _, tenant in at}
 
         def urgency(line: _Line) -> tuple[int, bool, float, tuple[int, int]]:
+            priority, has_begun, tenant = line
             head = self._lines[line][at[line]]
             waited_ns = max(now_ns - head.spec.arrival_ns, 0)
-            aged = line.priority - waited_ns // AGING_NS
-            return (aged, not line.has_begun, served[line.tenant], head.arrival_key)
+            aged = priority - waited_ns // AGING_NS
+            return (aged, not has_begun, served[tenant], head.arrival_key)
 
         while at:
             line = min(at, key=urgency) if len(at) > 1 else next(iter(at))
             sequence = self._lines[line][at[line]]
             yield sequence
-            served[line.tenant] += sequence.todo * ns_per_token
+            served[sequence.spec.tenant] += sequence.todo * ns_per_token
             at[line] += 1
             if at[line] == len(self._lines[line]):
                 del at[line]
 
 
 def _line_of(sequence: Sequence) -> _Line:
-    return _Line(sequence.spec.priority, sequence.was_preempted, sequence.spec.tenant)
+    spec = sequence.spec
+    return spec.priority, sequence.was_preempted, spec.tenant
