@@ -22,7 +22,7 @@ from llmhost.schedule.kv_books import KvBooks
 from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.patience import prompt_budget
 from llmhost.schedule.plan import Budget, Hit, StepPlan, Work, plan_step
-from llmhost.schedule.predictor import StepPredictor, work_of
+from llmhost.schedule.predictor import StepPredictor, StepWork, work_of
 from llmhost.schedule.rows import next_row, row_of
 from llmhost.schedule.saying import has_no_room, say, say_next
 from llmhost.schedule.sequence import Sequence
@@ -280,7 +280,8 @@ class Scheduler:
         if rows is None:
             return None
         if may_be_convoy(rows, self.limits.block_tokens):
-            self._convoy = Convoy(rows, self.longest_tokens, self.limits.block_tokens)
+            longest, size = self.longest_tokens, self.limits.block_tokens
+            self._convoy = Convoy(rows, longest, size, self._learn)
         else:
             depart(rows)
         return rows
@@ -331,10 +332,10 @@ class Scheduler:
         A sequence that ended while the step ran is skipped: its token is surplus and belongs to nobody.
         """
         self.steps += 1
-        self._learn(result)
         if (chorus := self._absorb_convoy(result)) is not None:
             return chorus
         self._part()
+        self._learn(work_of(result.rows), result.busy_ns)
         shares_nano: Iterable[int] = result.shares_nano() if result.nano else repeat(0)
         shares = zip(result.shares_ns, shares_nano, strict=False)
         if type(result.rows) is DecodeRows:
@@ -437,11 +438,10 @@ class Scheduler:
         assert all(s.generated + s.owed <= (s.spec.held_tokens or 0) for s in held), "not paid for"
         self.kv.check(self._running)
 
-    def _learn(self, result: StepResult) -> None:
-        work = work_of(result.rows)
-        self.predictor.learn(work, result.busy_ns / 1e6)
+    def _learn(self, work: StepWork, busy_ns: int) -> None:
+        self.predictor.learn(work, busy_ns / 1e6)
         if work.tokens:
-            rate = result.busy_ns / work.tokens
+            rate = busy_ns / work.tokens
             self._ns_per_token += 0.05 * (rate - self._ns_per_token)
 
     # ------------------------------------------------------------ ends

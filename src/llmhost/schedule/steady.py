@@ -11,6 +11,7 @@ from typing import Any, overload
 from llmhost.core.output import Delta
 from llmhost.core.sequence import Purpose
 from llmhost.core.step import PENDING, DecodeRows, Drawn, Row, Shares, StepResult, units_of
+from llmhost.schedule.predictor import StepWork
 from llmhost.schedule.sequence import Sequence as Live
 from llmhost.schedule.sequence_kv import SequenceKv
 from llmhost.schedule.shares import TimeOfStep, shares_of
@@ -20,10 +21,14 @@ Said = list[tuple[int, Delta]]
 Otherwise = Callable[[Row, Drawn, int, int], Said]
 """Takes a row of which more is to be said: what was drawn, and its share of the time and of what that cost."""
 
+Learn = Callable[[StepWork, int], None]
+"""Told of the work of a step and of the nanoseconds that it took."""
+
 _NOTHING_BARRED: frozenset[int] = frozenset()
 _ONLY_TOKENS = {int}
 SPLIT_TOGETHER = 64
-"""Steps of a convoy whose time is split in one go."""
+"""Steps of a convoy whose time is split in one go, and learnt from: what is done now and then between two steps takes
+several times as long as what is done again and again."""
 
 
 class Chorus(Sequence[tuple[int, Delta]]):
@@ -79,9 +84,9 @@ class Convoy:
     what each has become in the meantime is told to it when they part, and until then nobody else may look at them.
     """
 
-    def __init__(self, rows: DecodeRows, longest: int, block_tokens: int) -> None:
+    def __init__(self, rows: DecodeRows, longest: int, block_tokens: int, learn: Learn) -> None:
         """`rows` are those of its first step. No step before that is under way, and in none is anybody as long as
-        `longest`."""
+        `longest`. `learn` is told of each step, of many at once, before they part."""
         sequences: Sequence[Live] = rows.owners
         self._first = rows
         self._starts = [start + 1 for start in rows.starts]
@@ -96,6 +101,10 @@ class Convoy:
         self._units = units_of(rows)
         self._times: list[TimeOfStep] = []
         """Of steps whose time nobody has been told of."""
+        self._learn = learn
+        self._busy_ns: list[int] = []
+        """Of steps that nobody has learnt from, and what the first of them attends to."""
+        self._attended = sum(rows.starts) + len(sequences)
         self._drawn: Sequence[int] = ()
         self._indexes = [s.index for s in sequences]
         self._appends = [s.tokens.append for s in sequences]
@@ -133,6 +142,9 @@ class Convoy:
         if is_more or not self._stops.isdisjoint(drawn):
             return None
         self._note_time(result)
+        self._busy_ns.append(result.busy_ns)
+        if len(self._busy_ns) >= SPLIT_TOGETHER:
+            self._tell_busy()
         self._taken += 1
         self._record(kv)
         for append, token in zip(self._appends, drawn, strict=True):
@@ -144,6 +156,7 @@ class Convoy:
     def part(self, serve: Callable[[str, int], None]) -> None:
         """Tell each what has become of it, and `serve` whose the time was."""
         self._split_times()
+        self._tell_busy()
         columns = zip(self._first.owners, self._ns, self._nano, strict=True)
         owed = self._planned - self._taken
         for sequence, ns, nano in columns:
@@ -162,6 +175,13 @@ class Convoy:
                 self._split_times()
             return
         self._add(result.shares_ns, result.shares_nano())
+
+    def _tell_busy(self) -> None:
+        count = len(self._indexes)
+        for busy_ns in self._busy_ns:
+            self._learn(StepWork(count, count, self._attended), busy_ns)
+            self._attended += count
+        self._busy_ns.clear()
 
     def _split_times(self) -> None:
         if self._times:

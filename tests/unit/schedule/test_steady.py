@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -12,6 +13,7 @@ from llmhost.core.output import Delta
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.core.step import DecodeRows, Drawn, Shares, StepResult
+from llmhost.schedule import steady
 from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.scheduler import Scheduler
 
@@ -84,7 +86,10 @@ class Run:
         load = self.scheduler.load()
         books = (load.callers_nano, load.operator_nano, load.operator_ns, load.kv_blocks_used)
         told = [(seq_id, repr(delta)) for seq_id, delta in self.said]
-        return {"said": told, "books": books, "left": self.scheduler.export()}
+        left, predictor = self.scheduler.export(), self.scheduler.predictor
+        learnt = [vars(fit) for fit in (predictor._decoding, predictor._prompts)]
+        rate = (predictor.seen, predictor.is_stale, self.scheduler._ns_per_token)
+        return {"said": told, "books": books, "left": left, "learnt": (learnt, rate)}
 
 
 def spec(seq_id: int, prompt: int, answer: int) -> SequenceSpec:
@@ -103,15 +108,17 @@ def spec(seq_id: int, prompt: int, answer: int) -> SequenceSpec:
     )
 
 
-@given(st.lists(act, max_size=60), st.booleans())
+@given(st.lists(act, max_size=60), st.booleans(), st.sampled_from([2, steady.SPLIT_TOGETHER]))
 def test_both_ways_have_the_same_outcome(
-    acts: list[tuple[str, int, int]], is_looked_at: bool
+    acts: list[tuple[str, int, int]], is_looked_at: bool, together: int
 ) -> None:
     quick, general = Run(is_looked_at=is_looked_at), Run()
     general.scheduler._steady = lambda: None  # type: ignore[method-assign]
-    for each in acts:
-        quick.do(*each)
-        general.do(*each)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steady, "SPLIT_TOGETHER", together)
+        for each in acts:
+            quick.do(*each)
+            general.do(*each)
     quick.scheduler.check()
     assert quick.state() == general.state()
     assert general.decoded_steps == 0
