@@ -38,6 +38,11 @@ log = logging.getLogger("llmhost.ledger")
 _SELECT = f"SELECT prev_hash, hash, {', '.join(COLUMNS)} FROM entries"
 _HEAD = "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
 _STORED = ("prev_hash", "hash", *EntryRow.__struct_fields__)
+_RARE = (
+    *("adapter", "code", "embedding_tokens", "from_cache"),
+    *("reasoning_tokens", "run_id", "safety_units", "task"),
+)
+"""Columns that say nothing of most entries."""
 _PAGE_ROWS = 1_000
 _LARGEST = 2**63 - 1
 
@@ -225,7 +230,7 @@ def append(connection: Connection, entries: Sequence[Entry], *, node_id: str) ->
     if batch is None or not _are_new(connection, batch.rows):
         known = _recorded(connection, [entry.request_id for entry in entries])
         batch = _batch(entries, known, head, node_id)
-        insert_rows(connection, "entries", _STORED, batch.rows)
+        insert_rows(connection, "entries", _STORED, batch.rows, rare=_RARE)
     add_up(connection, batch.added)
     insert_costs(connection, batch.costs)
     return batch.results
@@ -234,7 +239,7 @@ def append(connection: Connection, entries: Sequence[Entry], *, node_id: str) ->
 def _are_new(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> bool:
     """Add rows as one statement, which adds nothing where one of them is there already, or can't be."""
     try:
-        insert_rows(connection, "entries", _STORED, rows)
+        insert_rows(connection, "entries", _STORED, rows, rare=_RARE)
     except Clash:
         return False
     return True

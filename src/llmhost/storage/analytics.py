@@ -135,6 +135,8 @@ _REQUEST_COLUMNS = (
     "safety_rule",
     "review_id",
 )
+_RARE = ("client_request_id", "code", "run_id", "safety_action", "safety_rule", "review_id")
+"""Columns that say nothing of most requests."""
 _KEY = ("minute_ns", "model", "org", "team", "node_id")
 _SUMS = (
     "answered",
@@ -342,7 +344,7 @@ def _record(
         if of_minute is None:
             of_minute = minutes[key] = []
         of_minute.append(row)
-    insert_rows(connection, "requests", _REQUEST_COLUMNS, rows)
+    insert_rows(connection, "requests", _REQUEST_COLUMNS, rows, rare=_RARE)
     of_minutes, of_buckets = list[_Row](), list[_Row]()
     for key, of_minute in minutes.items():
         columns = tuple(zip(*of_minute, strict=True))

@@ -1,8 +1,9 @@
 """Many rows in few statements."""
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from llmhost.storage.connect import Connection
@@ -14,25 +15,26 @@ _SIZES = (64, *range(AT_ONCE, 0, -1))
 """Rows per statement: so few texts that each stays prepared, and so many that few statements do."""
 
 _FEW = 16
-_TEXTS = 1_024
-"""So many texts of statements are kept: sizes, times the columns that are there."""
+_PartOf = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
 def insert_rows(
     connection: Connection,
     table: str,
     columns: tuple[str, ...],
-    rows: Sequence[Sequence[Any]],
+    rows: Sequence[tuple[Any, ...]],
     *,
     or_else: str = "",
+    rare: tuple[str, ...] = (),
 ) -> None:
-    """Insert rows in order, up to 64 by one statement. Names are ours, never a caller's, and columns that may be null
-    have no other default.
+    """Insert rows in order, up to 64 by one statement. Names are ours, never a caller's.
 
-    `or_else` says what becomes of a row that is there already: an `ON CONFLICT` clause.
+    `or_else` says what becomes of a row that is there already: an `ON CONFLICT` clause. `rare` are columns
+    that are null in most rows and have no other default: where they are so in all, nothing is said of them. There are
+    two of them at least, and as many others.
     """
-    if rows and not or_else:
-        columns, rows = _without_nulls(columns, rows)
+    if rare:
+        columns, rows = _without(rare, columns, rows)
     at, left = 0, len(rows)
     for size in _SIZES:
         while left >= size:
@@ -44,20 +46,24 @@ def insert_rows(
             return
 
 
-def _without_nulls(
-    columns: tuple[str, ...], rows: Sequence[Sequence[Any]]
-) -> tuple[tuple[str, ...], Sequence[Sequence[Any]]]:
-    """Only the columns that are not null in all rows: `sqlite3` asks a None how it wants to be stored, which takes
-    four times as long as to store a number."""
-    count = len(rows)
-    kept = {
-        name: values
-        for name, values in zip(columns, zip(*rows, strict=True), strict=False)
-        if values[0] is not None or values.count(None) < count
-    }
-    if len(kept) == len(columns) or not kept:
+def _without(
+    rare: tuple[str, ...], columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
+) -> tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]:
+    """`sqlite3` asks a None how it wants to be stored, which takes four times as long as to store a number."""
+    usual, rare_of, usual_of = _parts(rare, columns)
+    nulls = (None,) * len(rare)
+    if list(map(rare_of, rows)).count(nulls) < len(rows):
         return columns, rows
-    return tuple(kept), list(zip(*kept.values(), strict=True))
+    return usual, list(map(usual_of, rows))
+
+
+@cache
+def _parts(
+    rare: tuple[str, ...], columns: tuple[str, ...]
+) -> tuple[tuple[str, ...], _PartOf, _PartOf]:
+    """The other columns, and where these and those are in a row."""
+    usual = tuple(name for name in columns if name not in rare)
+    return usual, itemgetter(*map(columns.index, rare)), itemgetter(*map(columns.index, usual))
 
 
 def select_among(
@@ -75,12 +81,12 @@ def select_among(
         left -= size
 
 
-@lru_cache(_TEXTS)
+@cache
 def _selection(select: str, column: str, places: int) -> str:
     return f"{select} WHERE {column} IN ({', '.join('?' * places)})"
 
 
-@lru_cache(_TEXTS)
+@cache
 def _statement(table: str, columns: tuple[str, ...], size: int, or_else: str) -> str:
     row = f"({', '.join('?' * len(columns))})"
     rows = ", ".join([row] * size)
