@@ -38,7 +38,8 @@ class Inbox:
 
     def take(self) -> tuple[list[Command], bool]:
         """All that came, in order, and whether no step may be on the device for it."""
-        commands, is_rest_needed = list[Command](), False
+        is_rest_needed = False
+        commands: list[Command] = []
         for _ in range(len(self._commands)):
             command, between = self._commands.popleft()
             commands.append(command)

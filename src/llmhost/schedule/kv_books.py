@@ -81,7 +81,8 @@ class KvBooks:
 
     def match(self, salt: str, tokens: Sequence[int], most_tokens: int) -> list[Place]:
         """The known beginning of `tokens`, of its first `most_tokens` only, on the device or on the host."""
-        size, places = self.block_tokens, list[Place]()
+        size = self.block_tokens
+        places: list[Place] = []
         parent: Parent = salt
         for end in range(size, most_tokens + 1, size):
             text = (parent, tuple(tokens[end - size : end]))
@@ -95,7 +96,8 @@ class KvBooks:
     def claim(self, places: Sequence[Place]) -> list[tuple[Text, int]]:
         """One holder more for each block of a match, and for what of it is on the host a hold on its slot, so that
         nothing of it is evicted before `fetch`."""
-        holders, claims = self._holders, list[tuple[Text, int]]()
+        holders = self._holders
+        claims: list[tuple[Text, int]] = []
         for block, _, is_on_host in places:
             if is_on_host:
                 claims.append(self.host.claim(block))

@@ -188,7 +188,8 @@ class _Fit:
 
     def _fit(self) -> None:
         """Least squares; the worst weight is dropped until none is negative."""
-        kept, solved = [0, 1, 2, 3], list[float]()
+        kept = [0, 1, 2, 3]
+        solved: list[float] = []
         while kept:
             solved = _solved([self._line(place, kept) for place in kept])
             worst = min(solved)

@@ -28,6 +28,7 @@ from llmhost.schedule.saying import has_no_room, say, say_next
 from llmhost.schedule.sequence import Sequence
 from llmhost.schedule.sequence_kv import SequenceKv
 from llmhost.schedule.steady import Chorus, Convoy, decode_rows, depart, may_be_convoy, take_decoded
+from llmhost.schedule.together import Grants, begin_together
 from llmhost.schedule.waiting import FairShares, WaitingQueue
 
 Emission = tuple[int, Delta]
@@ -237,6 +238,10 @@ class Scheduler:
         if (steady := self._steady()) is not None:
             return steady
         self._part()
+        if not self._running and (begun := self._begin_together()) is not None:
+            self._running = [sequence for sequence, _ in begun]
+            self._has_drafts = False
+            return self._rows(begun)
         hits: dict[int, Hit] = {}
         about_to: set[int] = set()
 
@@ -255,17 +260,24 @@ class Scheduler:
             return []
         self._requeue(plan, hits)
         sequences = self._sequences
-        rows = [
-            next_row(sequence, self.kv)
-            if share == 1 and (sequence := sequences[seq_id]).is_plain
-            else row_of(sequences[seq_id], share, self.kv)
-            for seq_id, share in plan.grants
-        ]
+        rows = self._rows((sequences[seq_id], share) for seq_id, share in plan.grants)
         for sequence in self._running:
             if sequence.draft:
                 sequence.draft = []
         self._has_drafts = False
         return rows
+
+    def _begin_together(self) -> Grants | None:
+        return begin_together(self._waiting, self.kv, self.limits)
+
+    def _rows(self, grants: Iterable[tuple[Sequence, int]]) -> list[Row]:
+        kv = self.kv
+        return [
+            next_row(sequence, kv)
+            if share == 1 and sequence.is_plain
+            else row_of(sequence, share, kv)
+            for sequence, share in grants
+        ]
 
     def _steady(self) -> DecodeRows | None:
         """The next step's rows, where everybody who runs decodes and nobody can be let in."""

@@ -48,7 +48,8 @@ class SequenceKv:
         sequence.found = places
         count = len(places)
         coming = sequence.hashes[count:]
-        here, fetched = list[int](), list[int]()
+        here: list[int] = []
+        fetched: list[int] = []
         for block, serial, is_on_host in places:
             if is_on_host:
                 fetched.append(-serial)

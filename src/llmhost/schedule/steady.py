@@ -208,8 +208,11 @@ def decode_rows(running: Iterable[Live], kv: SequenceKv) -> DecodeRows | None:
     """
     size = kv.books.block_tokens
     owners: list[Live] = []
-    seq_ids, fed, starts = list[int](), list[int](), list[int]()
-    tables, ends = list[list[int]](), list[tuple[Any, ...]]()
+    seq_ids: list[int] = []
+    fed: list[int] = []
+    starts: list[int] = []
+    tables: list[list[int]] = []
+    ends: list[tuple[Any, ...]] = []
     for sequence in running:
         end, start, owed, tokens = sequence.row_end, sequence.fed, sequence.owed, sequence.tokens
         known = start + 1

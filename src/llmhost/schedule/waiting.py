@@ -71,6 +71,16 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return (sequence for line in self._lines.values() for sequence in line)
 
+    @property
+    def only_line(self) -> list[Sequence] | None:
+        """All who wait, in order, where only arrival tells them apart."""
+        return next(iter(self._lines.values())) if len(self._lines) == 1 else None
+
+    def clear(self) -> None:
+        """All are admitted."""
+        self._lines.clear()
+        self._size = 0
+
     def add(self, sequence: Sequence) -> None:
         line = self._lines.setdefault(_line_of(sequence), [])
         if not line or line[-1].arrival_key < sequence.arrival_key:

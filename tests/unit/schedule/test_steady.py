@@ -1,4 +1,4 @@
-"""The one pass over those that only decode says, charges and keeps what the general way does."""
+"""One pass over those that only decode, or that begin together, says, charges and keeps what the general way does."""
 
 from typing import Any
 
@@ -114,6 +114,7 @@ def test_both_ways_have_the_same_outcome(
 ) -> None:
     quick, general = Run(is_looked_at=is_looked_at), Run()
     general.scheduler._steady = lambda: None  # type: ignore[method-assign]
+    general.scheduler._begin_together = lambda: None  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steady, "SPLIT_TOGETHER", together)
         for each in acts:
