@@ -51,7 +51,8 @@ class CallReader:
 
     def push(self, text: str) -> list[Piece]:
         self._held += text
-        pieces, before = list[Piece](), None
+        before = None
+        pieces: list[Piece] = []
         while self._held and (self._held, self._step) != before:
             before = (self._held, self._step)
             pieces += self._step()
@@ -191,7 +192,9 @@ class Calls:
 
     def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
         """One of a whole answer's."""
-        content, thoughts, calls = list[str](), list[str](), list[dict[str, Any]]()
+        content: list[str] = []
+        thoughts: list[str] = []
+        calls: list[dict[str, Any]] = []
         for piece in [*self.pieces(index, text), *self.last_pieces(index)]:
             if piece.is_thought:
                 thoughts.append(piece.text)
@@ -302,7 +305,7 @@ class Calls:
             pieces = [piece for piece in pieces if not piece.is_thought]
         if self._most is None:
             return pieces
-        wanted = list[Piece]()
+        wanted: list[Piece] = []
         for piece in pieces:
             self._begun[index] = self._begun.get(index, 0) + (piece.name is not None)
             if self._begun[index] <= self._most:

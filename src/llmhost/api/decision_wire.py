@@ -144,7 +144,7 @@ def _check_question(question: DecisionQuestion, at: str) -> None:
             f"'{at}.{field}' holds {len(found)}; a {kind} has 2 to {MAX_CHOICES}.",
             param=f"{at}.{field}",
         )
-    seen = set[tuple[type, str | bool]]()
+    seen: set[tuple[type, str | bool]] = set()
     for place, value in enumerate(found):
         if (key := (type(value), value)) in seen:
             raise InvalidValue(f"{value!r} is there twice.", param=f"{at}.{field}[{place}]")

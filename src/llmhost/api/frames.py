@@ -103,7 +103,8 @@ def whole_answer(
 
 def plain_answer(is_chat: bool, deltas: Iterable[Delta], usage: Usage) -> bytes:
     """The same from `choices` on, of one choice that is text alone."""
-    texts, reason = list[str](), FinishReason.STOP
+    reason = FinishReason.STOP
+    texts: list[str] = []
     for delta in deltas:
         texts.append(delta.text)
         reason = delta.finish_reason or reason

@@ -54,7 +54,7 @@ class Report:
         self._terms = terms
         self._tokenizer = tokenizer
         self._spelling = Spelling(tokenizer)
-        eos = frozenset[int]() if request.ignore_eos else tokenizer.eos_ids
+        eos: frozenset[int] = frozenset() if request.ignore_eos else tokenizer.eos_ids
         self._ends = eos | terms.stop_ids
         self._is_chat = request.kind.is_chat
         self._trails: dict[int, Trail] = {}
@@ -155,7 +155,8 @@ class Report:
 
     def of_prompt(self, index: int) -> dict[str, Any]:
         """What is told of the prompt apart from an echo: of a completion's choice, of a chat's whole answer."""
-        prompt, members = self._prompt(index), dict[str, Any]()
+        prompt = self._prompt(index)
+        members: dict[str, Any] = {}
         if self._request.return_token_ids:
             members["prompt_token_ids"] = self._terms.prompts[prompt]
         if (count := self._request.sampling.prompt_logprobs) is not None:

@@ -125,7 +125,8 @@ def placed_prompt(
     tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], watch: TextWatch
 ) -> list[Placed]:
     """A prompt's tokens. Of the first nothing was thought; nor of others, where the model does not tell."""
-    placed, end = list[Placed](), 0
+    end = 0
+    placed: list[Placed] = []
     for token, thought in zip_longest(tokens, (None, *logprobs[: len(tokens) - 1])):
         start, end = end, end + len(watch.push(token))
         placed.append(Placed(token, start, end, thought))

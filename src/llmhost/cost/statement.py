@@ -159,7 +159,8 @@ class Statements:
 
     def list_rates(self) -> Callable[[str, int], Rates | None]:
         """What everybody paid for the model of a price's version at a time, if that was another price."""
-        listed, found = self._prices.copy(), dict[str, PriceVersion | None]()
+        listed = self._prices.copy()
+        found: dict[str, PriceVersion | None] = {}
 
         def rates(version: str, utc_ns: int) -> Rates | None:
             if version not in found:

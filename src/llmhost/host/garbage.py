@@ -29,7 +29,7 @@ class Garbage:
     def __init__(self, loaded: Callable[[], frozenset[str]], is_idle: Callable[[], bool]) -> None:
         self._loaded = loaded
         self._is_idle = is_idle
-        self._known = frozenset[str]()
+        self._known: frozenset[str] = frozenset()
         self._is_due = True
         self._looked_s = time.monotonic()
 

@@ -39,7 +39,9 @@ class Attach:
 
     async def _texts(self, named: list[Named], caller: Caller) -> dict[str, str]:
         """By their marks."""
-        texts, known, left = dict[str, str](), dict[str, tuple[int, str]](), MOST_BYTES
+        left = MOST_BYTES
+        texts: dict[str, str] = {}
+        known: dict[str, tuple[int, str]] = {}
         owner = Owner(caller.org, caller.team)
         for each in named:
             if (found := known.get(each.file_id)) is None:

@@ -46,7 +46,9 @@ class Frame:
 def decision_terms(request: GenerationRequest, tokenizer: Tokenizer, longest_tokens: int) -> Terms:
     """Render and tokenise. Raises BadRequest that names the question."""
     frame = _frame(request.messages, tokenizer)
-    prompts, shared, answers = list[Ids](), list[int](), list[int]()
+    prompts: list[Ids] = []
+    shared: list[int] = []
+    answers: list[int] = []
     for place, question in enumerate(request.questions):
         at = f"questions[{place}]"
         asked = (*frame.head, *_encode(question.text + frame.tail, tokenizer))
@@ -169,7 +171,8 @@ def probabilities(deltas: Iterable[Delta], context: RequestContext) -> list[list
     sums = [
         math.fsum(told[index][-count:]) for index, count in enumerate(context.known_terms.answers)
     ]
-    found, first = list[list[float]](), 0
+    first = 0
+    found: list[list[float]] = []
     for question in context.request.questions:
         last = first + len(question.answers)
         found.append(shares(sums[first:last]))

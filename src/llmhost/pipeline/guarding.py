@@ -99,7 +99,8 @@ class Asking:
 
     def _classified(self, conversations: Sequence[Conversation]) -> Sitting:
         categories = categories_of(self.facts.labels, self.spec.guard_labels, model=self.model)
-        prompts, about = list[Ids](), list[int]()
+        prompts: list[Ids] = []
+        about: list[int] = []
         for place, conversation in enumerate(conversations):
             for window in self._windows(conversation[-1].text, self._param(place)):
                 prompts.append(window)
@@ -138,7 +139,9 @@ class Asking:
 
     def _generated(self, conversations: Sequence[Conversation]) -> Sitting:
         form, is_own = form_of(self.spec, self.tokenizer)
-        prompts, about, questions = list[Ids](), list[int](), []
+        questions = []
+        prompts: list[Ids] = []
+        about: list[int] = []
         special = self.tokenizer.marks.special
         for place, given in enumerate(conversations):
             conversation = tuple(Turn(turn.role, spelled_out(turn.text, special)) for turn in given)

@@ -98,7 +98,8 @@ class ShortWay:
         assert use.answer is not None
         caller = context.known_caller
         judged_in = stages.screen.judged_by(caller, Direction.INPUT)
-        judged_out, windows = None, list[str]()
+        judged_out = None
+        windows: list[str] = []
         if self._plugins.has("check_output"):
             judged_out = stages.screen.judged_by(caller, Direction.OUTPUT)
             for part in use.answer.parts:

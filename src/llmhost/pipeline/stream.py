@@ -94,7 +94,8 @@ class Outbox:
 
     def _serve_some(self, now_s: float) -> None:
         """The next readers: a few whose pieces are made first and then written, until one comes that takes itself."""
-        due, made = self._due, list[tuple[StreamReader, Writing, bytes]]()
+        due = self._due
+        made: list[tuple[StreamReader, Writing, bytes]] = []
         for _ in range(min(self._left, WRITTEN_TOGETHER)):
             self._left -= 1
             reader = due.popleft()

@@ -12,7 +12,9 @@ _SHORT = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 def unescaped(piece: Piece) -> tuple[Piece, list[int]] | None:
     """A piece without its escapes, and the place in `piece.text` of each character and of the end. None where there
     are no escapes."""
-    text, parts, places, at = piece.text, list[str](), list[int](), 0
+    text, at = piece.text, 0
+    parts: list[str] = []
+    places: list[int] = []
     for match in _ESCAPE.finditer(text):
         parts += (text[at : match.start()], _meant(match[0]))
         places += range(at, match.start() + 1)

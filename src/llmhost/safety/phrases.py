@@ -31,7 +31,7 @@ def pattern_of(
 
 
 def _expression(node: _Node, depth: int) -> str:
-    literal = list[str]()
+    literal: list[str] = []
     while node.end is None and len(node.children) == 1:
         [(char, node)] = node.children.items()
         literal.append(_char(char))
@@ -46,7 +46,8 @@ def _expression(node: _Node, depth: int) -> str:
 
 def _listed(node: _Node) -> Iterable[str]:
     """What words go on with below a node, the longest first of those that begin alike."""
-    found, waiting = list[str](), [("", node)]
+    waiting = [("", node)]
+    found: list[str] = []
     while waiting:
         said, at = waiting.pop()
         if at.end is not None and at is not node:

@@ -38,7 +38,8 @@ def edits_of(findings: Iterable[Finding]) -> list[Edit]:
 
 
 def redacted(text: str, findings: Iterable[Finding]) -> str:
-    parts, at = list[str](), 0
+    at = 0
+    parts: list[str] = []
     for edit in edits_of(findings):
         parts += (text[at : edit.start], edit.mark)
         at = edit.end

@@ -345,7 +345,8 @@ def _record(
             of_minute = minutes[key] = []
         of_minute.append(row)
     insert_rows(connection, "requests", _REQUEST_COLUMNS, rows, rare=_RARE)
-    of_minutes, of_buckets = list[_Row](), list[_Row]()
+    of_minutes: list[_Row] = []
+    of_buckets: list[_Row] = []
     for key, of_minute in minutes.items():
         columns = tuple(zip(*of_minute, strict=True))
         of_minutes.append((*key, *_sums(columns)))

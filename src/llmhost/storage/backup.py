@@ -115,7 +115,7 @@ def copy_files(source: Path, target: Path, tell: Tell) -> dict[str, FileNote]:
         return {}
     (target := target / FILES).mkdir(mode=0o700)
     names = [path.name for path in source.iterdir() if _FILE.fullmatch(f"{FILES}/{path.name}")]
-    notes = dict[str, FileNote]()
+    notes: dict[str, FileNote] = {}
     for done, name in enumerate(sorted(names), 1):
         try:
             with suppress(FileNotFoundError), (source / name).open("rb") as read:

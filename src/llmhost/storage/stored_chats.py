@@ -165,7 +165,8 @@ def _bytes_of(connection: Connection, org: str) -> int:
 
 
 def _page(connection: Connection, *, wanted: Wanted) -> Page | None:
-    clauses, values = [_in(wanted.places)], list[Any](wanted.places)
+    clauses = [_in(wanted.places)]
+    values: list[Any] = list(wanted.places)
     if wanted.after is not None:
         seq = _seq_of(connection, wanted.after, wanted.places)
         if seq is None:
@@ -183,7 +184,8 @@ def _page(connection: Connection, *, wanted: Wanted) -> Page | None:
         f"SELECT answer, metadata FROM stored_chats WHERE {' AND '.join(clauses)} ORDER BY seq {order} LIMIT ?",
         (*values, wanted.limit + 1),
     )
-    data, size = list[dict[str, Any]](), 0
+    size = 0
+    data: list[dict[str, Any]] = []
     for answer, metadata in found:
         if len(data) == wanted.limit or (data and size + len(answer) > PAGE_BYTES):
             return Page(data, has_more=True)

@@ -206,7 +206,8 @@ def with_tokens(lark: str, tokens: Mapping[str, int]) -> str:
     """The grammar with those marks and tags as tokens that stand for no text in a vocabulary."""
     tags = {quoted(text): token for text, token in tokens.items() if re.fullmatch("<.+>", text)}
     tags = {said: token for said, token in tags.items() if said in lark}
-    lines, is_theirs = list[str](), False
+    is_theirs = False
+    lines: list[str] = []
     for line in lark.split("\n"):
         is_theirs = line != "}" if is_theirs else line.endswith("%lark {")
         lines += [line] if is_theirs else _with_tags(line, tags)

@@ -34,7 +34,7 @@ def pythonic_arguments(place: int, schema: Mapping[str, Any]) -> list[str]:
     if more := sorted(schema.keys() - OF_OBJECT):
         raise Unspeakable(f"arguments as Python writes them can't be held to {', '.join(more)}")
     properties, required = schema.get("properties", {}), schema.get("required", ())
-    lines = list[str]()
+    lines: list[str] = []
     for number, (name, each) in enumerate(properties.items()):
         _check_name(name, "argument")
         lines += _value(f"value{place}x{number}", each, schema)
@@ -43,7 +43,7 @@ def pythonic_arguments(place: int, schema: Mapping[str, Any]) -> list[str]:
 
 def _order(place: int, properties: Mapping[str, Any], required: Sequence[str]) -> list[str]:
     """Rules for what may come from each argument on: with nothing before it, and with something."""
-    lines = list[str]()
+    lines: list[str] = []
     for number, name in enumerate(properties):
         said = f'"{name}=" value{place}x{number} later{place}x{number + 1}'
         for kind, comma in (("first", ""), ("later", '", " ')):

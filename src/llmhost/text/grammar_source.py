@@ -210,7 +210,8 @@ def _text_of(made: HeldFormat, place: int, tool: Any) -> list[str]:
 def _auto_calls(text: str, is_strict: bool) -> str:
     """Calls in a model's own format, from its opener on: strict tools by their schemas, others with any object."""
     wish = _json(text)
-    made, arguments = form_of(wish), list[list[str]]()
+    made = form_of(wish)
+    arguments: list[list[str]] = []
     for place, tool in enumerate(wish["tools"]):
         if "lark" in tool:
             arguments.append(_text_of(made, place, tool))

@@ -55,7 +55,8 @@ def tagged_arguments(tags: Tags, place: int, schema: Mapping[str, Any]) -> list[
         return [f"args{place}: ({rule})*", _text(f"any{place}", "/(?s:.*)/", tags)]
     if more := sorted(schema.keys() - OF_OBJECT):
         raise Unspeakable(f"arguments between tags can't be held to {', '.join(more)}")
-    lines, parts = list[str](), list[str]()
+    lines: list[str] = []
+    parts: list[str] = []
     for number, (name, each) in enumerate(schema.get("properties", {}).items()):
         if tags.is_name_bare and "<" in name:
             raise Unspeakable(f"an argument between tags can't be named {name!r}")

@@ -69,7 +69,9 @@ def escaped_lark(lark: str) -> str:
 
 
 def _terminals_of(lark: str) -> _Terminals:
-    uses, escaping, here = dict[str, set[str]](), set[str](), ""
+    here = ""
+    uses: dict[str, set[str]] = {}
+    escaping: set[str] = set()
     patterns = {name: (pattern, "") for name, pattern in _COMMON.items()}
     for found in _TOKENS.finditer(lark):
         if found["head"]:

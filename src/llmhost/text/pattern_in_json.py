@@ -138,7 +138,8 @@ _OFTEN = re.compile(r"(?:([*+?])|\{(\d+)(,?)(\d*)\})\??")
 
 def _parts(pattern: str, takes_line_ends: bool) -> list[tuple[_Set, str]] | None:
     """Sets, with how often each comes; None for what is more than that."""
-    parts, at, scopes = list[tuple[_Set, str]](), 0, [takes_line_ends]
+    at, scopes = 0, [takes_line_ends]
+    parts: list[tuple[_Set, str]] = []
     while at < len(pattern):
         found = _ATOMS.match(pattern, at)
         assert found is not None

@@ -148,7 +148,7 @@ class OllamaFrames:
 
     def _ended_calls(self, pieces: Sequence[Piece]) -> list[int]:
         """Take what pieces say of calls; those of them that have their end by now."""
-        ended = list[int]()
+        ended: list[int] = []
         for piece in pieces:
             if (call := piece.call) is None:
                 continue

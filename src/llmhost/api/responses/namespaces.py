@@ -37,11 +37,11 @@ def flat_name(namespace: str | None, name: str) -> str:
 
 def placed(tools: Sequence[WireTool]) -> list[Placed]:
     """All tools, those in namespaces among them, each by itself. Raises BadRequest."""
-    found = list[Placed]()
+    found: list[Placed] = []
     for place, tool in enumerate(tools):
         at = f"tools[{place}]"
         found += _in_namespace(tool, at) if tool.type == NAMESPACE else [Placed(tool, at)]
-    names = set[str | None]()
+    names: set[str | None] = set()
     for each in found:
         if each.tool.name in names and any(other.own for other in found):
             raise InvalidValue(
@@ -56,7 +56,7 @@ def _in_namespace(space: WireTool, at: str) -> list[Placed]:
     """The first tool tells the model what is said of all of them."""
     if space.name is None:
         raise MissingParameter(f"{at}.name")
-    found = list[Placed]()
+    found: list[Placed] = []
     for place, tool in enumerate(space.tools or ()):
         here = f"{at}.tools[{place}]"
         if tool.type == NAMESPACE:

@@ -49,7 +49,8 @@ def _without(
 
 def turns_of(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
     """Instructions before the first turn, and all turns, of which there is at least one."""
-    first, turns = list[Message](), list[list[Message]]()
+    first: list[Message] = []
+    turns: list[list[Message]] = []
     for message in messages:
         if not turns and message["role"] in INSTRUCTING:
             first.append(message)

@@ -55,7 +55,8 @@ class Pack:
 
     def _possible(self, text: str) -> list[PackRule]:
         """Those that may find something."""
-        data, possible = text.encode("ascii", "replace"), list[PackRule]()
+        data = text.encode("ascii", "replace")
+        possible: list[PackRule] = []
         for trait, rules in self._by_trait.items():
             if trait is Trait.LONG_RUN:
                 runs = long_runs(text, data)

@@ -51,7 +51,8 @@ class InputText:
         return "" if self._is_begun else held
 
     def _said(self) -> str:
-        out, here, held = list[str](), 0, self._held
+        here, held = 0, self._held
+        out: list[str] = []
         while here < len(held):
             char = held[here]
             if char == '"':

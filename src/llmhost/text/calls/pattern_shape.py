@@ -32,7 +32,8 @@ _PLAIN = re.compile(r"[^\\.^$*+?{}\[\]|()]")
 
 def shape_of(pattern: str) -> tuple[Bit, ...] | None:
     """None where it is made of anything else."""
-    bits, at = list[Bit](), 0
+    at = 0
+    bits: list[Bit] = []
     while at < len(pattern):
         if (space := _SPACE.match(pattern, at)) is not None:
             bits.append(Space(is_needed=(space["often"] or "+").startswith("+")))

@@ -74,7 +74,7 @@ def inner(text: str, parser: Mapping[str, Any] | None) -> Any:
 
 def _xml_inline(text: str, args: Args) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    several = set[str]()
+    several: set[str] = set()
     pattern = args["tag_pattern"]
     for tag in regex.finditer(pattern, text, flags=regex.DOTALL, timeout=MOST_SECONDS):
         groups = tag.groupdict()
