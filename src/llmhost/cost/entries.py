@@ -125,14 +125,16 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         It has a caller: without one there is no account to book to."""
         caller = event.caller
         assert caller is not None, "strangers are counted, and not booked"
-        usage, is_embedding = event.usage, event.kind == Kind.EMBEDDING
+        usage, is_embedding, model = event.usage, event.kind == Kind.EMBEDDING, event.model
+        if not model.isascii() or len(model) > _MODEL_CHARS:
+            model = model.encode("utf-8", "replace").decode()[:_MODEL_CHARS]
         return cls(
             request_id=event.request_id,
             utc_ns=event.utc_ns,
             key_id=caller.key_id,
             org=caller.org,
             team=caller.team,
-            model=event.model.encode("utf-8", "replace").decode()[:_MODEL_CHARS],
+            model=model,
             outcome=str(event.outcome),  # `value` is three calls of Python
             code=event.code,
             fresh_input_tokens=0 if is_embedding else usage.prompt_tokens - usage.cached_tokens,

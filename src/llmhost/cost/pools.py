@@ -104,14 +104,22 @@ class Infrastructure:
             return 0
         ticket.has_left = True
         self.bring_up_to_date()
-        host, egress = ticket.levels
-        return self.host.leave(host) + self.egress.leave(egress)
+        nano = 0
+        for pool, level in zip((self.host, self.egress), ticket.levels, strict=True):
+            pool.heads -= 1  # as `leave`, without a call
+            pool._joined -= level
+            borne = pool.level - level
+            pool.borne_nano += borne
+            nano += borne
+        return nano
 
     def bring_up_to_date(self) -> None:
-        now_ns, now_bytes = self._clock.monotonic_ns(), self._sent_bytes()
+        now_ns, now_bytes, egress = self._clock.monotonic_ns(), self._sent_bytes(), self.egress
         self.host.use(now_ns - self._at_ns)
-        self.egress.use(now_bytes - self._at_bytes)
-        self._at_ns, self._at_bytes = now_ns, now_bytes
+        self._at_ns = now_ns
+        if now_bytes != self._at_bytes or egress.rest >= egress.heads:
+            egress.use(now_bytes - self._at_bytes)
+            self._at_bytes = now_bytes
 
 
 MOST_STRETCHES = 256

@@ -77,16 +77,18 @@ def amount_nano(price: Rates | None, usage: Usage, *, is_embedding: bool = False
 
     Half a nano-dollar goes to the even side.
     """
-    if price is None or not usage.total_tokens:
+    prompt, said = usage.prompt_tokens, usage.completion_tokens
+    if price is None or not (prompt or said):
         return 0
     if is_embedding:
-        return rated_nano(price, embedding=usage.prompt_tokens)
-    return rated_nano(
-        price,
-        fresh_input=usage.prompt_tokens - usage.cached_tokens,
-        cached_input=usage.cached_tokens,
-        output=usage.completion_tokens - usage.reasoning_tokens,
-        reasoning=usage.reasoning_tokens,
+        return rated_nano(price, embedding=prompt)
+    cached, thoughts = usage.cached_tokens, usage.reasoning_tokens
+    return _rounded(  # as `rated_nano`, without a call by names: each request has one
+        (prompt - cached) * price.input_nano
+        + cached * price.cached_input_nano
+        + (said - thoughts) * price.output_nano
+        + (thoughts and thoughts * _or(price.reasoning_nano, price.output_nano))
+        + price.request_nano * PER_MILLION
     )
 
 

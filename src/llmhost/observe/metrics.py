@@ -1,6 +1,7 @@
 """Prometheus metrics of one host, in a registry of its own. vLLM's names where a metric is the same thing."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import (
@@ -44,6 +45,17 @@ LATENCY_BUCKETS_S = (
     300,
 )
 STEP_BUCKETS_S = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1, 2)
+
+
+Observe = Callable[[float], None]
+
+
+class _OfModel(NamedTuple):
+    """Labels of one model, what takes its latencies, and, once it has answered, those of first tokens and queues."""
+
+    labels: tuple[str]
+    e2e: Observe
+    first: tuple[Observe, Observe] | None = None
 
 
 class Metrics:
@@ -95,8 +107,7 @@ class Metrics:
         )
         for how in ("attached", "replayed"):
             self._replays.labels(how)  # there from the start, at 0
-        self._of_models: dict[str, tuple[tuple[str], Callable[[float], None]]] = {}
-        """Labels of each model, and what takes its latencies."""
+        self._of_models: dict[str, _OfModel] = {}
         self._guesses = GuessMetrics(self.registry)
         self.threads = ThreadMetrics(self.registry)
         self.limits = LimitMetrics(self.registry)
@@ -111,8 +122,8 @@ class Metrics:
         model, usage = event.model if is_resolved else "unknown", event.usage
         of_model = self._of_models.get(model)
         if of_model is None:
-            of_model = self._of_models[model] = (model,), self._e2e.observer(model)
-        labels, e2e = of_model
+            of_model = self._of_models[model] = _OfModel((model,), self._e2e.observer(model))
+        labels, e2e, first = of_model
         self._requests.sums[model, str(event.outcome), event.code or ""] += 1
         if event.outcome is Outcome.ANSWERED:
             self._success.sums[model, event.finish_reason or ""] += 1
@@ -120,8 +131,12 @@ class Metrics:
         self._output.sums[labels] += usage.completion_tokens
         self._amount.sums[labels] += event.amount_nano
         if event.ttft_ms is not None:
-            self._ttft.observer(model)(event.ttft_ms / 1000)
-            self._queue.observer(model)(event.queue_ms / 1000)
+            if first is None:  # not before there is anything to say
+                first = (self._ttft.observer(model), self._queue.observer(model))
+                self._of_models[model] = of_model._replace(first=first)
+            ttft, queue = first
+            ttft(event.ttft_ms / 1000)
+            queue(event.queue_ms / 1000)
         e2e(event.total_ms / 1000)
 
     def answer_repeated(self, how: str) -> None:

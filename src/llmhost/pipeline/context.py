@@ -216,14 +216,15 @@ class RequestContext(msgspec.Struct, eq=False):
         return self.ended
 
     def _event(self) -> RequestEnded:
-        request, error = self.request, self.error
+        request, error, deployment = self.request, self.error, self.deployment
+        came_ns, begun_ns, first_ns = self.arrived_ns, self.submitted_ns, self.first_token_ns
         assert self.outcome is not None and self.ended_ns is not None, "it has not ended"
         return RequestEnded(
             request_id=request.request_id,
             client_request_id=request.client_request_id,
             utc_ns=self.arrived_utc_ns,
             kind=str(request.kind),
-            model=self.model,
+            model=request.model if deployment is None else deployment.entry.label,
             caller=self.caller,
             outcome=self.outcome,
             status=200 if error is None else error.status,
@@ -231,14 +232,14 @@ class RequestContext(msgspec.Struct, eq=False):
             finish_reason=self.finish_reason,
             usage=self.usage,
             amount_nano=self.amount_nano,
-            queue_ms=_ms(self.arrived_ns, self.submitted_ns) or 0.0,
-            ttft_ms=_ms(self.arrived_ns, self.first_token_ns),
-            total_ms=_ms(self.arrived_ns, self.ended_ns) or 0.0,
+            queue_ms=0.0 if begun_ns is None else (begun_ns - came_ns) / 1e6,
+            ttft_ms=None if first_ns is None else (first_ns - came_ns) / 1e6,
+            total_ms=(self.ended_ns - came_ns) / 1e6,
             stream=request.stream,
             adapter=self.adapter.adapter if self.adapter is not None else None,
             run_id=self.run_id,
             cost_nano=0 if self.costs is None else self.costs.total_nano,
-            safety=_safety_of(self.screening),
+            safety=None if self.screening is None else _safety_of(self.screening),
         )
 
 
@@ -247,13 +248,9 @@ for _name in ("caller", "deployment", "terms"):
     setattr(RequestContext, f"known_{_name}", vars(RequestContext)[_name])
 
 
-def _safety_of(screening: Screening | None) -> SafetyNote | None:
-    if screening is None or screening.decision.action is Action.ALLOW:
+def _safety_of(screening: Screening) -> SafetyNote | None:
+    if screening.decision.action is Action.ALLOW:
         return None
     decision = screening.decision
     rule = None if decision.finding is None else decision.finding.rule
     return SafetyNote(decision.action.name.lower(), rule, screening.review_id)
-
-
-def _ms(start_ns: int | None, end_ns: int | None) -> float | None:
-    return None if start_ns is None or end_ns is None else (end_ns - start_ns) / 1e6

@@ -61,7 +61,7 @@ class Tabs:
 
     def take(self, request_id: str) -> Judging:
         """All that was taken for a request, which is being booked."""
-        return self._open.pop(request_id, NO_JUDGING)
+        return self._open.pop(request_id, NO_JUDGING) if self._open else NO_JUDGING
 
     def drop(self, request_id: str) -> None:
         """The request is never booked: what was taken for it is nobody's."""

@@ -120,7 +120,7 @@ class Judges:
     def passes_now(self, text: str, request: GenerationRequest, caller: Caller) -> "Answer | bool":
         """Whether nothing is found in a whole answer, by rules and by plugins that answer at once; or what a plugin has
         against it."""
-        if self._has_rules:
+        if self._has_rules and not self.rules.is_clean(text):
             piece = Piece(text)
             if not self.rules.takes_whole(piece) or self.rules.judge_piece(piece):
                 return False
@@ -183,6 +183,8 @@ class Judges:
         for number, text in enumerate(request.texts):
             if number % TEXTS_A_TURN == TEXTS_A_TURN - 1:
                 await asyncio.sleep(0)
+            if self.rules.is_clean(text):
+                continue
             if len(text) <= PIECE_CHARS:
                 in_text = self.rules.judge(text)
             else:

@@ -73,6 +73,22 @@ class Rules:
         """Whether `pieces` would be the piece itself."""
         return piece.start <= CONTEXT and len(piece.text) - piece.start <= self._piece_chars
 
+    def is_clean(self, text: str) -> bool:
+        """Whether `judge` is sure to find nothing in a short text: what most have not is found out without looking for
+        places. False says nothing."""
+        if len(text) > PIECE_CHARS or "\\" in text:
+            return False
+        if self._plain or self._other:
+            folded = text.casefold()
+            if self._plain and not self._plain.keys().isdisjoint(_runs(folded)):
+                return False
+            if self._other and self._other_pattern.search(folded) is not None:
+                return False
+        for pattern in self._patterns:
+            if pattern.search(text) is not None:
+                return False
+        return self._pack is None or self._pack.is_clean(text)
+
     def judge_piece(self, piece: Piece) -> list[Finding]:
         """Places are those in the text that the piece is of. What JSON's escapes hide is found, too."""
         found = self._judge_as_is(piece)
@@ -98,7 +114,7 @@ class Rules:
     def _judge_words(self, piece: Piece) -> Iterator[Finding]:
         folded = _folded(piece)
         # Most text has none of the words, which sets find out faster than looking at one run after the other.
-        if self._plain and not self._plain.keys().isdisjoint(_runs(folded)):
+        if self._plain and not self._plain.keys().isdisjoint(_runs(folded.text, folded.start)):
             for run in _RUN.finditer(folded.text, folded.start):
                 rule = self._plain.get(run[0])
                 if (
@@ -132,10 +148,10 @@ def _is_meant(finding: Finding, whole: set[int]) -> bool:
     return finding.category == "patterns" or (finding.start in whole and finding.end in whole)
 
 
-def _runs(folded: Piece) -> list[str]:
-    if not folded.text.isascii():
-        return _RUN.findall(folded.text, folded.start)
-    return folded.body.encode().translate(_AS_RUNS).decode().split()  # some times faster
+def _runs(folded: str, start: int = 0) -> list[str]:
+    if not folded.isascii():
+        return _RUN.findall(folded, start)
+    return folded[start:].encode().translate(_AS_RUNS).decode().split()  # some times faster
 
 
 def _folded(piece: Piece) -> Piece:

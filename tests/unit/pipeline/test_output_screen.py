@@ -243,6 +243,7 @@ async def test_a_rule_that_breaks_ends_the_answer_whatever_its_length(
         return judge(rules, piece)
 
     monkeypatch.setattr(Rules, "judge_piece", judged)
+    monkeypatch.setattr(Rules, "is_clean", lambda rules, text: not judged(rules, Piece(text)))
     async with make_host(settings=Settings(safety=SAFE)) as host:
         async with asyncio.timeout(WAIT_S):
             body = {**BODY, "max_tokens": max_tokens}

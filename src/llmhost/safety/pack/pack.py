@@ -53,6 +53,10 @@ class Pack:
         rules = self._possible(piece.text)
         return [found for rule in rules for found in _found(rule, piece, overlap_chars)]
 
+    def is_clean(self, text: str) -> bool:
+        """Whether none of them can find anything. False says nothing."""
+        return not self._possible(text)
+
     def _possible(self, text: str) -> list[PackRule]:
         """Those that may find something."""
         data = text.encode("ascii", "replace")
