@@ -293,7 +293,9 @@ class Host:
         self.closing.callback(writer.close)
         reader = Reader(path)
         self.closing.callback(reader.close)
-        return Analytics(writer, reader, node_id=self.data_dir.node_id)
+        analytics = Analytics(writer, reader, node_id=self.data_dir.node_id)
+        self.closing.callback(analytics.hand_over)
+        return analytics
 
     def _open_registry(self) -> tuple[list[ModelEntry], Registry]:
         path = self.data_dir.registry_db

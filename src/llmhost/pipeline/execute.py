@@ -66,7 +66,8 @@ class Generation:
         """`then` is called with it when it has ended, in the same turn."""
         self.context = context
         self.stream = ReplayStream(on_abandoned=self.cancel)
-        self.ended = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[None] | None = None
+        self._is_over = False
         self._clock = clock
         self._settle = settle
         self._gaps = gaps
@@ -85,6 +86,15 @@ class Generation:
         """The last delta, of an answer that was whole before it was known whether it may be given."""
         if context.verdict is not None:
             context.verdict.add_done_callback(self._hear)
+
+    @property
+    def ended(self) -> "asyncio.Future[None]":
+        """Done when it has ended. Made for whoever asks: many are told by `then` alone."""
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
+            if self._is_over:
+                self._ended.set_result(None)
+        return self._ended
 
     @property
     def is_screened(self) -> bool:
@@ -267,8 +277,9 @@ class Generation:
                 self.stream.fail(self.context.error)
             else:
                 self.stream.close()
-        if not self.ended.done():
-            self.ended.set_result(None)
+        self._is_over = True
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
         then, self._then = self._then, None  # who is told may refer to it
         if then is not None:
             then(self)

@@ -207,6 +207,14 @@ class Writer:
         `stored` if it could."""
         self._enqueue(_Task(work, item, _Complaint(complain, stored)))
 
+    def tell_all(
+        self, work: Work[Item, T], items: Sequence[Item], complain: Callable[[], None]
+    ) -> None:
+        """As `tell` of each item, with one look at the queue. Raises Overloaded, with none of them accepted."""
+        if items:
+            complaint = _Complaint(complain)
+            self._enqueue(*[_Task(work, item, complaint) for item in items])
+
     def _enqueue(self, *tasks: "_Task") -> None:
         with self._turn:
             if self._is_closing:

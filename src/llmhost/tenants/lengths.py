@@ -43,9 +43,12 @@ class _Seen:
         """By the nearest rank; None while there are too few."""
 
     def note(self, tokens: int) -> None:
-        if len(self._in_order) == KEPT_ANSWERS:
-            del self._sorted[bisect_left(self._sorted, self._in_order.popleft())]
         self._in_order.append(tokens)
+        if len(self._in_order) > KEPT_ANSWERS:
+            oldest = self._in_order.popleft()
+            if oldest == tokens:
+                return  # nothing changes but the order
+            del self._sorted[bisect_left(self._sorted, oldest)]
         insort(self._sorted, tokens)
         if (count := len(self._sorted)) >= FEWEST_ANSWERS:
             self.p90 = self._sorted[-(-9 * count // 10) - 1]

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhost.core.caller import Caller
+from llmhost.core.errors import Overloaded
 from llmhost.core.events import RequestEnded, SafetyNote
 from llmhost.core.output import Outcome, Usage
 from llmhost.storage.analytics import (
@@ -202,6 +204,7 @@ async def test_old_rows_are_forgotten_and_numbers_never_come_back(
     )
     assert deleted == 4 + 2 + 2 * 2
     analytics.record(ended(utc_ns=NOON_NS + 3 * MINUTE_NS))
+    analytics.hand_over()
     settle(writer)
     assert reader.read_now(lambda c: c.execute("SELECT seq FROM requests").fetchall()) == [(5,)]
     assert [m.requests for m in all_minutes(analytics)] == [1, 2]
@@ -213,7 +216,50 @@ async def test_more_rows_than_one_job_deletes_are_all_forgotten(
 ) -> None:
     for i in range(4_500):
         analytics.record(ended(request_id=f"req_{i}"))
-    settle(writer)
     await analytics.forget(requests_before_ns=2**62, minutes_before_ns=0)
     assert reader.read_now(lambda c: c.execute("SELECT count(*) FROM requests").fetchone()) == (0,)
     assert analytics.dropped == 0
+
+
+async def test_rows_of_one_turn_are_handed_over_together_and_none_is_left_behind(
+    analytics: Analytics, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    enqueue = writer._enqueue
+
+    def counted(*tasks: Any) -> None:
+        looks.append(len(tasks))
+        enqueue(*tasks)
+
+    monkeypatch.setattr(writer, "_enqueue", counted)
+    for _ in range(3):
+        analytics.record(ended())
+    await asyncio.sleep(0)
+    analytics.record(ended())
+    analytics.hand_over()
+    await asyncio.sleep(0)
+    settle(writer)
+    assert [look for look in looks if look != 1][:1] == [3]
+    assert sum(minute.requests for minute in all_minutes(analytics)) == 4
+
+
+async def test_of_rows_that_are_too_many_for_the_queue_those_are_taken_that_fit(
+    analytics: Analytics, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue, room = writer._enqueue, 2
+
+    def crowded(*tasks: Any) -> None:
+        nonlocal room
+        if len(tasks) > room:
+            raise Overloaded("full")
+        room -= len(tasks)
+        enqueue(*tasks)
+
+    monkeypatch.setattr(writer, "_enqueue", crowded)
+    for _ in range(3):
+        analytics.record(ended())
+    await asyncio.sleep(0)
+    monkeypatch.undo()
+    settle(writer)
+    assert analytics.dropped == 1
+    assert sum(minute.requests for minute in all_minutes(analytics)) == 2
