@@ -20,7 +20,7 @@ from llmhost.pipeline.batches.lines import (
     window_s,
 )
 from llmhost.pipeline.batches.record import Batch, BatchStatus, Fault, from_record, to_record
-from llmhost.pipeline.batches.source import lines_left, raw_lines
+from llmhost.pipeline.batches.source import check_input, lines_left, raw_lines
 
 URL = "/v1/chat/completions"
 RIGHT = {"custom_id": "a", "method": "POST", "url": URL, "body": {"model": "m"}}
@@ -143,6 +143,17 @@ def test_a_files_lines_are_read_whole_or_as_too_long(
 
 def test_blank_lines_count_and_are_passed_over(tmp_path: Path) -> None:
     assert list(numbered([b"\n", b"a\n", b" \r\n", b"b"])) == [(2, b"a\n"), (4, b"b")]
+
+
+def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "in"
+    path.write_text(f"{json.dumps(RIGHT)}\n", encoding="utf-8-sig")
+
+    check = check_input(path, Check(URL, most_lines=9, longest_bytes=1000), 1000)
+    left = lines_left(path, URL, 1000, set())
+
+    assert (check.faults, check.total) == ([], 1)
+    assert [line.custom_id for line in left] == [RIGHT["custom_id"]]
 
 
 def test_lines_that_are_done_are_not_handed_out_again(tmp_path: Path) -> None:

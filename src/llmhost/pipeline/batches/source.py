@@ -1,6 +1,7 @@
 """A batch's input, read some lines at a time in a thread: it may be larger than memory."""
 
 import asyncio
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Iterator, Set
 from itertools import islice
@@ -21,9 +22,15 @@ def raw_lines(path: Path, longest_bytes: int) -> Iterator[bytes]:
                 pass
 
 
+def _without_mark(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Editors and shells of Windows write a mark before the first line of a text in UTF-8."""
+    yield next(lines, b"").removeprefix(BOM_UTF8)
+    yield from lines
+
+
 def check_input(path: Path, check: Check, longest_bytes: int) -> Check:
     """Look at all of it, or at so much that more would be in vain. Blocks."""
-    for number, raw in numbered(raw_lines(path, longest_bytes)):
+    for number, raw in numbered(_without_mark(raw_lines(path, longest_bytes))):
         check.look(raw, number)
         if check.is_hopeless:
             break
@@ -61,7 +68,7 @@ class Source:
 
 def lines_left(path: Path, endpoint: str, longest_bytes: int, skip: Set[int]) -> Iterator[Line]:
     """Those of an input that was found to be right whose numbers are not among these. Blocks."""
-    for number, raw in numbered(raw_lines(path, longest_bytes)):
+    for number, raw in numbered(_without_mark(raw_lines(path, longest_bytes))):
         if number not in skip:
             line = read_line(raw, number, endpoint)
             if isinstance(line, Line):  # it was looked at before, and the file can't have changed
