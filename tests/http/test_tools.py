@@ -19,6 +19,37 @@ def tiny(tiny_node: Node, client_of: Callable[[Node, str], OpenAI]) -> OpenAI:
     return client_of(tiny_node, "any")
 
 
+HALF = {"name": "f", "arguments": r'{"\udc00": "so \ud83d", "b": "\ud83d\ude00 \\\\ud83d"}'}
+"""Valid JSON whose texts are no texts: somebody has cut them within a character."""
+CALLED = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": HALF}]},
+    {"role": "tool", "tool_call_id": "c", "content": "done"},
+]
+ITEMS = [
+    {"role": "user", "content": "hi"},
+    {"type": "function_call", "call_id": "c", **HALF},
+    {"type": "function_call_output", "call_id": "c", "output": "done"},
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": CALLED, "max_tokens": 2}),
+        ("/v1/responses", {"input": ITEMS, "max_output_tokens": 2}),
+        ("/tokenize", {"messages": CALLED}),
+        ("/v1/estimate", {"messages": CALLED}),
+    ],
+)
+def test_halves_of_characters_in_the_arguments_of_a_call_break_nothing(
+    tiny_node: Node, path: str, body: dict[str, Any]
+) -> None:
+    answer = tiny_node.post(path, {"model": "tiny", **body})
+
+    assert answer.status_code == 200, answer.text
+
+
 def offered(dialogue: ToolDialogue, *, strict: bool = False) -> Any:
     listed = [tools()[name] for name in dialogue.tools]
     return [{**tool, "function": {**tool["function"], "strict": strict}} for tool in listed]

@@ -33,6 +33,11 @@ _TEMPLATE_FAULTS = (
 _TIME = re.compile(r"""\bstrftime_now\b(?!\s+is\s)(?:\s*\(\s*(['"])([^'"\\]*)\1\s*\))?""")
 """Where a template asks for the time, in a form that it spells out or not."""
 EACH_MOMENT = "%c %f"
+_ESCAPE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?:(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+"""One of JSON's: a character in two halves, half a one (the group), or any other."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -238,11 +243,18 @@ class _Arguments(dict[str, Any]):
         return other + self._text
 
 
+def _without_halves(text: str) -> str:
+    """JSON whose texts are whole: an escape of half a character means one that nobody knows."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return text
+    return _ESCAPE.sub(lambda found: "\\ufffd" if found[1] else found[0], text)
+
+
 def _with_arguments(call: Any) -> Any:
     match call:
         case {"function": {"arguments": str(text)} as function}:
             try:
-                arguments = json.loads(text)
+                arguments = json.loads(_without_halves(text))
             except ValueError:
                 return call  # a model's own broken JSON is shown to it as it was
             if isinstance(arguments, dict):

@@ -353,6 +353,11 @@ def test_an_image_is_refused_by_a_template_that_reads_text() -> None:
         ({"a": 1}, '{"a": 1}'),
         ("{broken", '"{broken"'),
         ("[1]", '"[1]"'),
+        (r'{"a": "\ud83d\ude00"}', '{"a": "\U0001f600"}'),
+        (r'{"a": "\uD83D", "\udc00": "\ud83dx"}', '{"a": "\ufffd", "\ufffd": "\ufffdx"}'),
+        (r'{"a": "\\ud83d"}', r'{"a": "\\ud83d"}'),
+        (r'{"a": "\\\ud83d"}', '{"a": "\\\\\ufffd"}'),
+        (r'{"a": "\ud83d\ud83d\ude00"}', '{"a": "\ufffd\U0001f600"}'),
     ],
 )
 def test_a_tool_call_s_arguments_are_an_object_where_they_can_be(arguments: Any, seen: str) -> None:
