@@ -41,12 +41,16 @@ def test_what_was_answered_while_the_disk_was_full_is_in_the_ledger_afterwards(
         assert refused.json()["error"]["code"] == "server_is_overloaded"
         assert refused.headers["retry-after"] == "1"
         assert "storage.failed" in node.log()
+        ready = node.get("/ready")
+        assert (ready.status_code, node.get("/health").status_code) == (503, 200)
+        assert "ledger" in ready.json()["error"]["message"]
     assert whole.endswith(b"data: [DONE]\n\n"), "it had begun before, and is settled later"
 
     answered.append(running)
     taken = eventually(lambda: (found := node.chat(max_tokens=2)).is_success and found, "refused")
     answered.append(taken)
     eventually(lambda: "storage.recovered" in node.log(), "nothing recovered")
+    assert node.is_ready()
     for answer in answered:
         assert node.entry(answer.headers["x-request-id"])["outcome"] == "answered"
     assert node.verified()["ok"]

@@ -334,7 +334,8 @@ def _operation_routes(surface: Surface) -> list[ControllerRouterHandler]:
 
     @get("/ready", tags=["operation"], sync_to_thread=False)
     def ready() -> dict[str, str]:
-        """Would accept work: models that load at start have loaded, and no drain is under way."""
+        """Would accept work: models that load at start have loaded, no drain is under way, the ledger can be
+        written."""
         why = surface.why_not_ready()
         if why is not None:
             raise Overloaded(why, retry_after_s=1)

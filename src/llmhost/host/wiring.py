@@ -111,7 +111,9 @@ class Host:
     def why_not_ready(self) -> str | None:
         if self.is_draining:
             return "The server is shutting down."
-        return None if self.deployments.is_settled else "Models are loading."
+        if not self.deployments.is_settled:
+            return "Models are loading."
+        return None if self.stages.bill.takes_entries else "The ledger can't be written."
 
     def why_not_healthy(self) -> str | None:
         """Names the models that hang in a step; None while none does."""

@@ -167,7 +167,7 @@ class Bill:
 
         Raises QuotaExhausted, ModelNotPriced, or Overloaded while the ledger can't be written.
         """
-        if not self._takes_entries:
+        if not self.takes_entries:
             raise Overloaded(
                 "The server can't write its ledger now, so it takes no requests. Try again.",
                 retry_after_s=1.0,
@@ -182,7 +182,8 @@ class Bill:
             raise Overloaded(error.message, retry_after_s=1.0) from error
 
     @property
-    def _takes_entries(self) -> bool:
+    def takes_entries(self) -> bool:
+        """Whether the ledger can be written, and is not far behind. While it can't, all requests are refused."""
         return self._ledger.health is None and self._ledger.waiting < MOST_BEHIND
 
     def hold_anew(self, context: RequestContext) -> None:
@@ -243,7 +244,7 @@ class Bill:
     def has_room(self, context: RequestContext) -> bool:
         """Whether budgets have what `hold` would hold, and the ledger can be written."""
         caller, price = context.known_caller, context.price
-        if not self._takes_entries:
+        if not self.takes_entries:
             return False
         if (
             not self._hits_cost
