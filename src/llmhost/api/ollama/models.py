@@ -25,8 +25,9 @@ from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.manager import Deployments
 
-VERSION = "0.13.0"
-"""Of Ollama, whose API this is like: clients look whether it is new enough for them."""
+VERSION = "0.14.2"
+"""Of Ollama, whose API this is like: clients look whether it is new enough for them. Codex wants responses, which came
+with 0.13.4, and others Anthropic's messages, which came with 0.14."""
 FOR_EVER = "9999-12-31T23:59:59Z"
 """Models stay until an operator unloads them."""
 
