@@ -11,6 +11,8 @@ from llmhost.core.caller import Caller
 from llmhost.core.errors import UnknownModel
 from llmhost.core.sequence import ModelRef
 
+LATEST = "latest"
+"""What Ollama puts behind a model's name where nobody says anything else."""
 KEPT_LISTS = 1_000
 """Allow-lists whose models are remembered."""
 
@@ -92,6 +94,8 @@ class Catalogue:
     def locate(self, name: str) -> Served:
         """What a request names: a model or alias, `MODEL:ADAPTER`, or an adapter that one model alone has.
 
+        `MODEL:latest` is the model: so those name it who found it in Ollama's list and ask elsewhere.
+
         Raises UnknownModel with the nearest name.
         """
         if (served := self._models.get(name)) is not None:
@@ -99,6 +103,8 @@ class Catalogue:
         model, _, adapter = name.rpartition(":")
         if (entry := self._model(model)) is not None and (entry.name, adapter) in self._adapters:
             return self._adapters[entry.name, adapter]
+        if adapter == LATEST and (served := self._models.get(model)) is not None:
+            return served
         bare = [served for served in self._adapters.values() if served.adapter == name]
         if len(bare) != 1:
             raise self._unknown(name)

@@ -207,6 +207,24 @@ async def test_whoever_looks_finds_it_running_and_what_a_model_is_for() -> None:
     assert shown["model_info"]["llmhost.embedding_length"] == 64
 
 
+async def test_who_found_a_model_in_this_list_may_ask_for_it_elsewhere() -> None:
+    """Editors list models by Ollama's API and ask by OpenAI's."""
+    said = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+    asked = [("chat/completions", said), ("messages", said), ("responses", {"input": "hi"})]
+    async with make_host() as host:
+        (row,) = (await host.client.get("/api/tags")).json()["models"]
+        found = [
+            await host.client.post(f"/v1/{route}", json={"model": row["name"], **body})
+            for route, body in asked
+        ]
+        shown = await host.client.get(f"/v1/models/{row['name']}")
+        other = await host.client.post("/v1/messages", json={"model": "fake:newest", **said})
+
+    assert row["name"] == "fake:latest"
+    assert [answer.json()["model"] for answer in found] == [row["name"]] * 3
+    assert (shown.json()["root"], other.status_code) == ("fake", 404)
+
+
 async def test_what_would_change_models_is_refused_with_a_reason() -> None:
     names = ("pull", "push", "create", "copy", "blobs/sha256:00")
     changes = [("DELETE", "/api/delete"), *(("POST", f"/api/{name}") for name in names)]
