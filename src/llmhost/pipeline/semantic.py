@@ -202,7 +202,7 @@ class Semantic:
         hold = None if context.adapter is None else await replica.hold_adapter(context.adapter)
         try:
             longest = min(context.longest_tokens, replica.plan.max_sequence_length)
-            shadow = replace(
+            shadow = structs.replace(
                 context,
                 replica=replica,
                 adapter_hold=hold,
