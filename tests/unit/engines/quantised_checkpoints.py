@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from compressed_tensors.compressors import ModelCompressor
@@ -85,3 +86,51 @@ def _save(folder: Path, tensors: dict[str, Tensor], **settings: Any) -> Path:
     config = {**json.loads(path.read_text()), "quantization_config": settings}
     path.write_text(json.dumps(config))
     return folder
+
+
+def save_bitsandbytes(folder: Path, **settings: Any) -> Path:
+    """A Llama in 4 bits or 8, as bitsandbytes has it. Skips where that is not installed, as below."""
+    pytest.importorskip("bitsandbytes")
+    return _save_as(folder, transformers.BitsAndBytesConfig(**settings))
+
+
+def save_torchao(folder: Path) -> Path:
+    """A Llama with weights in eight bits and a scale for each row."""
+    torchao = pytest.importorskip("torchao.quantization")
+    return _save_as(folder, transformers.TorchAoConfig(torchao.Int8WeightOnlyConfig()))
+
+
+def _save_as(folder: Path, settings: Any) -> Path:
+    save_checkpoint(folder, "llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=settings, dtype=torch.float32
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def by_hand(folder: Path) -> Any:
+    """The model that such a checkpoint is, with weights that were computed from what is stored."""
+    stored = load_file(folder / "model.safetensors")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
+    weights = {name: _weight(stored, name, one.shape) for name, one in model.state_dict().items()}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _weight(stored: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    module = name.removesuffix(".weight")
+    if (rows := stored.get(f"{module}.SCB")) is not None:
+        return stored[name] * rows[:, None] / 127
+    if (numbers := stored.get(f"{module}._weight_qdata")) is not None:
+        return numbers * stored[f"{module}._weight_scale"]
+    if (known := stored.get(f"{name}.quant_map")) is not None:
+        packed = stored[name].flatten()
+        numbers = known[torch.stack([packed >> 4, packed & 15], 1).flatten().long()]
+        largest = stored[f"{name}.absmax"][:, None]
+        return (numbers.view(len(largest), -1) * largest).view(shape)
+    return stored[name]

@@ -21,10 +21,11 @@ from transformers.utils import logging as transformers_logging
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
-from llmhost.engines.torch import attention, narrow
+from llmhost.engines.torch import attention, narrow, quantised
 from llmhost.engines.torch.blank import CantBeBlank
 from llmhost.engines.torch.compile_ahead import CompileAhead, launches_of
 from llmhost.engines.torch.cpu_linear import pack_beside, widen_where_it_helps
+from llmhost.engines.torch.expand import expand
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kernel_path import has_kernels
 from llmhost.engines.torch.kv import KvShape
@@ -284,11 +285,15 @@ def _read_by_transformers(
     folder: Path, config: Any, footprint: Footprint, name: str, local: Mapping[str, Any]
 ) -> Any:
     """The model on the host."""
-    _expand_weights(config)
+    settings = config.to_dict()
+    is_expanded_later = quantised.is_expanded_later(settings)
+    if not is_expanded_later:
+        _expand_weights(config)
+    dtype = getattr(torch, footprint.dtype)
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
-        dtype=getattr(torch, footprint.dtype),
+        dtype=dtype,
         attn_implementation=name,
         use_safetensors=True,
         output_loading_info=True,
@@ -300,7 +305,7 @@ def _read_by_transformers(
             f"The weights in {folder} lack {len(missing)} tensors that a {footprint.architecture} needs,"
             f" {missing[0]} first. The checkpoint is incomplete or belongs to another config.json."
         )
-    return model
+    return expand(model, dtype) if is_expanded_later else model
 
 
 def _has_own_code(config: Any, options: TorchOptions) -> bool:
