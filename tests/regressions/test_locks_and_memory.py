@@ -108,6 +108,8 @@ def test_a_full_disk_sheds_load_bounds_what_waits_and_loses_no_money(new_node: N
     filling: list[httpx.Response] = []
     while len(filling) < 3000 and (not filling or filling[-1].status_code == 200):
         filling.append(ask())
+    # Not one page more: the node tries again each second, and what fits behind the last entry would let a request in.
+    resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
     refused = [ask() for _ in range(200)]
     grown = psutil.Process(node.pid).memory_info().rss - rss_bytes
     health = node.get("/health").status_code
