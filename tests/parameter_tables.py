@@ -23,6 +23,7 @@ from llmhost.api.ollama.bodies import (
     OllamaEmbed,
     OllamaEmbeddings,
     OllamaGenerate,
+    OllamaPull,
     OllamaShow,
 )
 from llmhost.api.ollama.routes import PARSERS
@@ -341,6 +342,7 @@ FORMS: dict[str, set[str]] = {
     "Batches": {*NewBatch.__struct_fields__},
     "Batches of messages": {*NewMessageBatch.__struct_fields__},
     "Ollama's show": {*OllamaShow.__struct_fields__},
+    "Ollama's pull": {*OllamaPull.__struct_fields__},
 }
 """Of the routes that ask no model, and need more than a body: their own tests send each parameter."""
 EACH = [(route, name, state) for route in ROUTES for name, state in route.rows().items()]

@@ -73,6 +73,8 @@ def test_a_wrong_name_is_an_error_that_clients_know(client: Any) -> None:
 
     with pytest.raises(ollama.ResponseError, match="can't be pulled"):
         client.pull("llama3")
+    assert client.pull("echo").status == "success"
+    assert [each.status for each in client.pull("echo", stream=True)] == ["success"]
 
 
 def test_a_real_model_calls_a_tool_and_answers_in_a_form(tiny: Any) -> None:

@@ -64,7 +64,14 @@ MODEL_OF = {
     "OllamaEmbeddings": "embedder",
 }
 """Bodies that another model than `echo` answers."""
-OLLAMA = {"OllamaChat", "OllamaGenerate", "OllamaEmbed", "OllamaEmbeddings", "OllamaShow"}
+OLLAMA = {
+    "OllamaChat",
+    "OllamaGenerate",
+    "OllamaEmbed",
+    "OllamaEmbeddings",
+    "OllamaShow",
+    "OllamaPull",
+}
 """Bodies whose names say it otherwise."""
 NOT_SENT = {"timeout_ms"}
 """A deadline that passes is a 504 by right."""

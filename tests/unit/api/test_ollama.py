@@ -225,11 +225,26 @@ async def test_who_found_a_model_in_this_list_may_ask_for_it_elsewhere() -> None
     assert (shown.json()["root"], other.status_code) == ("fake", 404)
 
 
+async def test_a_model_that_is_here_is_pulled_at_once() -> None:
+    models = {**MODELS, "hidden": MODELS["vectors"]}
+    async with make_host(models=models) as host:
+        pulled = [
+            await host.client.post("/api/pull", json=body)
+            for body in ({"model": "vectors"}, {"name": "vectors:latest", "stream": False})
+        ]
+        key = await host.make_key("acme", models=("vectors",))
+        headers = {"authorization": f"Bearer {key}"}
+        hidden = await host.client.post("/api/pull", json={"model": "hidden"}, headers=headers)
+
+    assert [answer.text for answer in pulled] == ['{"status":"success"}\n'] * 2
+    assert hidden.status_code == 403
+
+
 async def test_what_would_change_models_is_refused_with_a_reason() -> None:
     names = ("pull", "push", "create", "copy", "blobs/sha256:00")
     changes = [("DELETE", "/api/delete"), *(("POST", f"/api/{name}") for name in names)]
     async with make_host(models=MODELS) as host:
-        refused = [await host.client.request(*change, json={"model": "m"}) for change in changes]
+        refused = [await host.client.request(*change, json={"model": "o"}) for change in changes]
         blob = await host.client.head("/api/blobs/sha256:00")
         await host.make_key("acme")
         stranger = await host.client.post("/api/pull", json={"model": "m"})

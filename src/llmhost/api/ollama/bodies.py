@@ -149,3 +149,12 @@ class OllamaShow(msgspec.Struct, frozen=True, kw_only=True):
     model: Model | None = None
     name: Model | None = None
     verbose: Any = None
+
+
+class OllamaPull(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /api/pull; `name` is an older word for the model."""
+
+    model: Model | None = None
+    name: Model | None = None
+    stream: bool | None = None
+    insecure: Any = None

@@ -13,12 +13,19 @@ from litestar.types import ControllerRouterHandler
 
 from llmhost.api.door import bearer
 from llmhost.api.gatekeeper import Identify, vouch
-from llmhost.api.ollama.bodies import OllamaShow
+from llmhost.api.ollama.bodies import OllamaPull, OllamaShow
 from llmhost.api.ollama.frames import iso
 from llmhost.api.ollama.wire import LATEST
 from llmhost.api.params import FromPath, JSONBody
 from llmhost.core.caller import Caller
-from llmhost.core.errors import Forbidden, LlmhostError, MissingParameter, ModelNotAllowed, NotFound
+from llmhost.core.errors import (
+    Forbidden,
+    LlmhostError,
+    MissingParameter,
+    ModelNotAllowed,
+    NotFound,
+    UnknownModel,
+)
 from llmhost.core.ids import new_request_id
 from llmhost.core.ports import RunnerFacts
 from llmhost.deploy.catalogue import Served
@@ -30,6 +37,8 @@ VERSION = "0.14.2"
 with 0.13.4, and others Anthropic's messages, which came with 0.14."""
 FOR_EVER = "9999-12-31T23:59:59Z"
 """Models stay until an operator unloads them."""
+PULLED = b'{"status":"success"}\n'
+"""With the line's end it is a stream of one line, too."""
 
 AnyRequest = Request[Any, Any, Any]
 Table = dict[str, Any]
@@ -75,7 +84,21 @@ def model_routes(deployments: Deployments, identify: Identify) -> list[Controlle
             raise ModelNotAllowed(name)
         return _stamped(await _shown(deployments, served))
 
-    return [tags, ps, show, *_looks(caller_of), *_refusals(caller_of)]
+    @post("/api/pull", tags=["ollama"], status_code=200)
+    async def pull(request: AnyRequest, data: JSONBody[OllamaPull]) -> Response[bytes]:
+        """A model that is here has nothing to be fetched. Others are refused."""
+        caller = await caller_of(request)
+        name = data.model or data.name or ""
+        try:
+            is_here = deployments.catalogue.locate(name).may_be_used_by(caller)
+        except UnknownModel:
+            is_here = False
+        if not is_here:
+            raise _operators("pulled")
+        headers = {"x-request-id": new_request_id()}
+        return Response(PULLED, media_type="application/json", headers=headers)
+
+    return [tags, ps, show, pull, *_looks(caller_of), *_refusals(caller_of)]
 
 
 def _looks(caller_of: Ask) -> tuple[ControllerRouterHandler, ...]:
@@ -108,15 +131,7 @@ def _refusals(caller_of: Ask) -> Iterator[ControllerRouterHandler]:
 
     async def refuse(request: AnyRequest, what: str) -> None:
         await caller_of(request)
-        raise Forbidden(
-            f"Models can't be {what} over this API: they are declared in models.toml, and `llmhost pull` fetches their"
-            " files. Ask the operator of this server."
-        )
-
-    @post("/api/pull", tags=["ollama"])
-    async def pull(request: AnyRequest) -> None:
-        """Refused."""
-        await refuse(request, "pulled")
+        raise _operators(what)
 
     @post("/api/push", tags=["ollama"])
     async def push(request: AnyRequest) -> None:
@@ -149,7 +164,14 @@ def _refusals(caller_of: Ask) -> Iterator[ControllerRouterHandler]:
         await caller_of(request)
         raise NotFound("This server keeps no blobs.")
 
-    yield from (pull, push, create, copy, remove, upload, blob)
+    yield from (push, create, copy, remove, upload, blob)
+
+
+def _operators(what: str) -> Forbidden:
+    return Forbidden(
+        f"Models can't be {what} over this API: they are declared in models.toml, and `llmhost pull` fetches their"
+        " files. Ask the operator of this server."
+    )
 
 
 def _names(deployments: Deployments, caller: Caller) -> Iterator[tuple[str, Served]]:

@@ -130,5 +130,9 @@ class OllamaShown(msgspec.Struct, kw_only=True):
     modified_at: str
 
 
+class OllamaPulled(msgspec.Struct, kw_only=True):
+    status: Literal["success"]
+
+
 class OllamaVersion(msgspec.Struct, kw_only=True):
     version: str

@@ -8,6 +8,7 @@ from llmhost.api.openapi.ollama_answers import (
     OllamaChatAnswer,
     OllamaGenerateAnswer,
     OllamaProcesses,
+    OllamaPulled,
     OllamaShown,
     OllamaTags,
     OllamaVector,
@@ -69,6 +70,7 @@ OLLAMA_TOLD: Mapping[str, Any] = {
     "/api/tags": OllamaTags,
     "/api/ps": OllamaProcesses,
     "/api/show": OllamaShown,
+    "/api/pull": OllamaPulled,
     "/api/version": OllamaVersion,
 }
 """By path."""
