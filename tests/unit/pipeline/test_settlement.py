@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -523,3 +524,54 @@ async def test_a_drain_refuses_what_comes_and_lets_what_runs_go_on() -> None:
     assert (ready.status_code, ready.headers["retry-after"]) == (503, "1")
     assert text == fake_words("hello world", 4)
     assert cut == 0
+
+
+async def test_one_that_can_not_be_settled_costs_no_other_its_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with node() as one:
+        processor = one.host.host.processor
+        lost, kept, other = [await one.open(text) for text in ("a", "b", "c")]
+        keep, turns = processor._keep, list[str]()
+
+        def failing(context: Any, then: Any) -> None:
+            turns.append(context.request.request_id)
+            if context is lost.context:
+                raise RuntimeError("broken")
+            keep(context, then)
+
+        monkeypatch.setattr(processor, "_keep", failing)
+        one.held.go()
+        await asyncio.gather(read_all(kept), read_all(other))
+        assert len(turns) == 3
+        assert "request.not_settled" in caplog.text
+        entries = {entry["request_id"] for entry in one.host.entries()}
+        assert entries == {each.context.request.request_id for each in (kept, other)}
+        processor._live.discard(next(run for run in processor._live if run.context is lost.context))
+
+
+async def test_of_answers_that_are_told_together_each_is_told_of_though_one_can_not_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, failures = list[str](), list[BaseException]()
+    async with node() as one:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, said: failures.append(said["exception"])
+        )
+        stages = one.host.host.processor._stages
+        exchanges = [await one.open(text) for text in ("a", "b", "c")]
+        log = stages.log
+
+        def heard(context: Any) -> None:
+            told.append(context.request.request_id)
+            if len(told) == 1:
+                raise RuntimeError("broken")
+            log(context)
+
+        monkeypatch.setattr(one.host.host.processor, "_stages", replace(stages, log=heard))
+        one.held.go()
+        await asyncio.gather(*map(read_all, exchanges))
+        await until(lambda: len(told) == 3)
+        asyncio.get_running_loop().set_exception_handler(None)
+    assert sorted(told) == sorted(each.context.request.request_id for each in exchanges)
+    assert [str(failure) for failure in failures] == ["broken"]
