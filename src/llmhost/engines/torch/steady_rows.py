@@ -20,7 +20,7 @@ from llmhost.engines.torch.backend_torch import Scores, split_by_length
 from llmhost.engines.torch.kv import KeyValue, KvShape
 from llmhost.engines.torch.layout import StepLayout
 
-TILES = (256, 128)
+TILES = (256, 192, 128)
 """Positions whose values are summed up by one product: the first that holds on this machine. Longer sums torch cuts,
 and where depends on their length: those beyond some 380 with AVX-512, and beyond 192 without."""
 LEAST = 16
