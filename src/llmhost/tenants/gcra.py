@@ -14,10 +14,17 @@ _NEVER = -(10**60)
 """Earlier than any time, after whatever is added to it."""
 
 
-class Hold(msgspec.Struct, frozen=True, eq=False, gc=False):
+class Hold(msgspec.Struct, eq=False, gc=False):
     """Units that were taken for a request of which it is not known yet how many it needs. It equals itself alone."""
 
     units: int
+    is_open: bool = True
+    """Not settled. Of a hold that was used as it is buckets are told nothing more: they look for it when they have
+    many."""
+
+
+CLOSED_HOLDS = 8
+"""So many more may come before a bucket looks for those that are closed."""
 
 
 class Bucket:
@@ -30,7 +37,7 @@ class Bucket:
     Source: ITU-T I.371, the virtual scheduling form; the maximum is its recursion written out.
     """
 
-    __slots__ = ("_added", "_holds", "_last", "_peaks", "burst", "per_minute", "tat")
+    __slots__ = ("_added", "_holds", "_last", "_most_holds", "_peaks", "burst", "per_minute", "tat")
 
     def __init__(self, per_minute: int, burst: int) -> None:
         self.per_minute = per_minute
@@ -38,7 +45,8 @@ class Bucket:
         self._added = 0
         """All that was taken; every peak is kept without it."""
         self._holds: list[Hold] = []
-        """Open ones in the order of their making."""
+        """Open ones in the order of their making, and some that are closed."""
+        self._most_holds = 2 * CLOSED_HOLDS
         self._peaks: list[int] = []
         """Of each hold, the latest of the parts that begin after the hold before, up to this one; `_last` is that of
         the parts after all of them. A list of its own, since all of it is looked at for every hold that comes back."""
@@ -75,20 +83,13 @@ class Bucket:
 
     def hold(self, units: int, now_ns: int) -> Hold:
         """Take units until it is known how many are used: `settle` it exactly once."""
-        now = now_ns * self.per_minute
         hold = Hold(units)
-        self._holds.append(hold)
-        peak = now - self._added
-        self._peaks.append(peak if peak > self._last else self._last)
-        self._last = _NEVER
-        cost, tat = units * UNIT, self.tat
-        self._added += cost
-        self.tat = (tat if tat > now else now) + cost  # `max` would be a call, for each limit
+        self._open(hold, now_ns)
         return hold
 
     def settle(self, hold: Hold, used: int, now_ns: int) -> None:
         """Give back what was not used; take what was used beyond it."""
-        settle_each((self,), (hold,), used, now_ns)
+        settle_each((self,), hold, used, now_ns)
 
     def remaining(self, now_ns: int) -> int:
         """Units that could be taken right now."""
@@ -108,14 +109,87 @@ class Bucket:
         left = self.burst + -debt // UNIT
         return left if left > 0 else 0
 
+    def has_open_holds(self) -> bool:
+        """Whether something is held of it."""
+        return any(hold.is_open for hold in self._holds)
+
     def is_idle(self, now_ns: int) -> bool:
         """It could as well be a new one."""
-        return not self._holds and self.debt(now_ns) == 0
+        return self.debt(now_ns) == 0 and not self.has_open_holds()
 
     def debt(self, now_ns: int) -> int:
         """What the theoretical arrival time is ahead by."""
         debt = self.tat - now_ns * self.per_minute
         return debt if debt > 0 else 0
+
+    def _open(self, hold: Hold, now_ns: int) -> None:
+        if len(self._holds) >= self._most_holds:
+            self._forget_closed()
+        now, tat, added, last = now_ns * self.per_minute, self.tat, self._added, self._last
+        self._holds.append(hold)
+        peak = now - added
+        self._peaks.append(peak if peak > last else last)
+        self._last = _NEVER
+        cost = hold.units * UNIT
+        self._added = added + cost
+        self.tat = (tat if tat > now else now) + cost
+
+    def _close(self, hold: Hold, used: int, now_ns: int) -> None:
+        if not self._holds[0].is_open:
+            self._forget_closed()
+        unused, peaks, holds = hold.units - used, self._peaks, self._holds
+        if unused < 0:
+            self.take(-unused, now_ns)
+        place = holds.index(hold)
+        del holds[place]
+        if unused > 0:
+            back = unused * UNIT
+            for before in range(place + 1):
+                peaks[before] -= back
+        peak = peaks.pop(place)
+        if place == len(peaks):
+            if peak > self._last:
+                self._last = peak
+        elif peak > peaks[place]:
+            peaks[place] = peak
+        if unused > 0:
+            latest = max(peaks) if peaks else _NEVER
+            self.tat = self._added + (latest if latest > self._last else self._last)
+
+    def _forget_closed(self) -> None:
+        """Of holds that were made one after the other, and are closed, the parts are those of the next one."""
+        holds, closed = self._holds, 0
+        for hold in holds:
+            if hold.is_open:
+                break
+            closed += 1
+        if closed:
+            latest = max(self._peaks[:closed])
+            del holds[:closed], self._peaks[:closed]
+            if not holds:
+                if latest > self._last:
+                    self._last = latest
+            elif latest > self._peaks[0]:
+                self._peaks[0] = latest
+        if closed < CLOSED_HOLDS and len(holds) >= self._most_holds:
+            self._forget_all_closed()
+        else:
+            self._most_holds = len(holds) + 2 * CLOSED_HOLDS
+
+    def _forget_all_closed(self) -> None:
+        """The same where open ones are in front of most of them."""
+        holds, peaks, latest = list[Hold](), list[int](), _NEVER
+        for hold, peak in zip(self._holds, self._peaks, strict=True):
+            if peak > latest:
+                latest = peak
+            if hold.is_open:
+                holds.append(hold)
+                peaks.append(latest)
+                latest = _NEVER
+        if latest > self._last:
+            self._last = latest
+        self._holds, self._peaks = holds, peaks
+        self._most_holds = 2 * (len(holds) + CLOSED_HOLDS)
 
 
 Standing = tuple[int, int, int]
@@ -162,46 +236,46 @@ def take_each(buckets: Iterable[Bucket], units: int, now_ns: int) -> None:
         bucket.tat = (tat if tat > now else now) + cost
 
 
-def hold_each(buckets: Sequence[Bucket], units: int, now_ns: int) -> Sequence[Hold]:
+def hold_each(buckets: Sequence[Bucket], units: int, now_ns: int) -> Hold | tuple[Hold, ...]:
     """As `hold` of each, as many as each ever has, without a call for each: settle them all by `settle_each`."""
-    same, whole = Hold(units), units * UNIT
-    holds = [same] * len(buckets)
-    for place, bucket in enumerate(buckets):
-        now, tat, added, last = now_ns * bucket.per_minute, bucket.tat, bucket._added, bucket._last
-        hold, cost = same, whole
+    hold, cost = Hold(units), units * UNIT
+    for bucket in buckets:
         if units > bucket.burst:
-            hold = holds[place] = Hold(bucket.burst)
-            cost = bucket.burst * UNIT
-        bucket._holds.append(hold)
+            return _hold_less(buckets, units, now_ns)
+    for bucket in buckets:
+        holds = bucket._holds
+        if len(holds) >= bucket._most_holds:
+            bucket._forget_closed()
+            holds = bucket._holds
+        now, tat, added, last = now_ns * bucket.per_minute, bucket.tat, bucket._added, bucket._last
+        holds.append(hold)
         peak = now - added
         bucket._peaks.append(peak if peak > last else last)
         bucket._last = _NEVER
         bucket._added = added + cost
         bucket.tat = (tat if tat > now else now) + cost
+    return hold
+
+
+def _hold_less(buckets: Sequence[Bucket], units: int, now_ns: int) -> tuple[Hold, ...]:
+    holds = tuple(Hold(min(units, bucket.burst)) for bucket in buckets)
+    for bucket, hold in zip(buckets, holds, strict=True):
+        bucket._open(hold, now_ns)
     return holds
 
 
-def settle_each(buckets: Sequence[Bucket], holds: Sequence[Hold], used: int, now_ns: int) -> None:
+def settle_each(
+    buckets: Sequence[Bucket], holds: Hold | tuple[Hold, ...], used: int, now_ns: int
+) -> None:
     """As `settle` of each."""
-    for bucket, hold in zip(buckets, holds, strict=True):
-        unused, peaks, open_ones = hold.units - used, bucket._peaks, bucket._holds
-        if unused < 0:
-            bucket.take(-unused, now_ns)
-        place = 0 if open_ones[0] is hold else open_ones.index(hold)
-        del open_ones[place]
-        if unused > 0:
-            back = unused * UNIT
-            for before in range(place + 1):
-                peaks[before] -= back
-        peak = peaks.pop(place)
-        if place == len(peaks):
-            if peak > bucket._last:
-                bucket._last = peak
-        elif peak > peaks[place]:
-            peaks[place] = peak
-        if unused > 0:
-            latest = max(peaks) if peaks else _NEVER
-            bucket.tat = bucket._added + (latest if latest > bucket._last else bucket._last)
+    if isinstance(holds, tuple):
+        for bucket, hold in zip(buckets, holds, strict=True):
+            bucket._close(hold, used, now_ns)
+        return
+    if holds.units != used:
+        for bucket in buckets:
+            bucket._close(holds, used, now_ns)
+    holds.is_open = False
 
 
 def _up(scaled: int, rate: int) -> int:

@@ -63,9 +63,9 @@ class Taken(msgspec.Struct, eq=False):
     allowances: Allowances
     """How limits stood then."""
     _fed: Sequence[Bucket]
-    _fed_holds: Sequence[Hold]
+    _fed_holds: Hold | tuple[Hold, ...]
     _said: Sequence[Bucket]
-    _said_holds: Sequence[Hold]
+    _said_holds: Hold | tuple[Hold, ...]
     _is_settled: bool = False
 
     @property

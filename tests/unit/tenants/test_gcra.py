@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmhost.tenants.gcra import Bucket, Hold, hold_each, settle_each
+from llmhost.tenants.gcra import CLOSED_HOLDS, Bucket, Hold, hold_each, settle_each
 
 SECOND = 10**9
 MINUTE = 60 * SECOND
@@ -202,6 +202,39 @@ def test_time_that_was_blocked_by_a_hold_gives_nothing_extra() -> None:
     assert bucket.remaining(31 * SECOND) == 1
 
 
+mostly_exact = st.lists(
+    st.tuples(
+        gap, st.integers(0, 3), st.booleans(), st.integers(0, 40), st.none() | st.integers(0, 5)
+    ),
+    max_size=150,
+)
+
+
+@given(st.integers(1, 5000), st.integers(20, 200), starts, mostly_exact)
+def test_holds_that_are_used_as_they_are_leave_true_books_and_are_forgotten(
+    rate: int, burst: int, start: int, steps: list[tuple[int, int, bool, int, int | None]]
+) -> None:
+    trial = Trial(Bucket(rate, burst), start)
+    for wait, units, is_new, which, used in steps:
+        trial.now_ns += wait
+        if is_new:
+            trial.hold(units)
+        elif trial.held:
+            exact = trial.held[which % len(trial.held)][0].units
+            trial.settle(which, exact if used is None else used)
+        assert trial.bucket.debt(trial.now_ns) == trial.debt()
+        assert len(trial.bucket._holds) <= 2 * len(trial.held) + 3 * CLOSED_HOLDS + 1
+        assert trial.bucket.has_open_holds() is bool(trial.held)
+
+
+def test_one_that_runs_for_long_keeps_no_others_in_mind() -> None:
+    bucket = Bucket(60, 1_000)
+    bucket.hold(1, 0)
+    for second in range(500):
+        bucket.settle(bucket.hold(2, second * SECOND), 2, second * SECOND)
+    assert len(bucket._holds) < 40
+
+
 def test_a_changed_rate_keeps_what_is_owed_and_what_is_held() -> None:
     bucket = Bucket(10, 10)
     hold = bucket.hold(4, MINUTE)
@@ -221,7 +254,7 @@ def test_many_limits_at_once_are_as_each_by_itself(
     limits: list[tuple[int, int]], start: int, steps: list[tuple[int, int, int, int]]
 ) -> None:
     alone, together = ([Bucket(*limit) for limit in limits] for _ in range(2))
-    held: list[tuple[list[Hold], list[Hold]]] = []
+    held: list[tuple[list[Hold], Hold | tuple[Hold, ...]]] = []
     now_ns = start
     for wait, units, which, used in steps:
         now_ns += wait
