@@ -175,16 +175,20 @@ class GenerationRequest:
     user: str | None = None
     _texts: list[str] | None = field(default=None, init=False, repr=False, compare=False)
     _notes: dict[object, object] | None = field(default=None, init=False, repr=False, compare=False)
+    _all: tuple[Any, ...] | None = field(default=None, init=False, repr=False, compare=False)
+    """Its fields, for those that come `again`."""
 
     def let_be_held(self) -> None:
         """Set `can_be_held` of a request that was just made, and that nobody else has: a copy would cost as much as all
         that is read of its body."""
         object.__setattr__(self, "can_be_held", True)
+        object.__setattr__(self, "_all", None)
 
     def take_notes(self) -> None:
         """It may come again: from now on it is remembered what is found out about it, for all that come `again`."""
         if self._notes is None:
             object.__setattr__(self, "_notes", {})
+            object.__setattr__(self, "_all", None)
 
     def note(self, about: object, found: object) -> None:
         """Keep what a pure function of this request and of `about` has found, if it may come again."""
@@ -199,9 +203,13 @@ class GenerationRequest:
 
     def again(self, request_id: str, client_request_id: str | None) -> "GenerationRequest":
         """The same once more, under ids of its own."""
-        if self._texts is None and self._notes is not None:
-            object.__setattr__(self, "_texts", self._all_texts())  # once, for all that come again
-        copied = _Copy(*_read_all(self))
+        known = self._all
+        if known is None:
+            if self._texts is None and self._notes is not None:
+                object.__setattr__(self, "_texts", self._all_texts())  # once, for all that come
+            known = _read_all(self)
+            object.__setattr__(self, "_all", known)
+        copied = _Copy(*known)
         copied.request_id, copied.client_request_id = request_id, client_request_id
         copied.__class__ = GenerationRequest
         request: GenerationRequest = copied

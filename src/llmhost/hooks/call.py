@@ -80,17 +80,18 @@ class NotNow(Exception):
 
 def ask_now(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
     """As `ask`, of plugins that answer at once. Raises NotNow, and then has to be asked again."""
-    for implementation in plugins.implementations(hook):
-        if plugins.trace or implementation.is_async or implementation.workers is not None:
+    timer = plugins.timer
+    for implementation in plugins.lists.get(hook, ()):
+        if implementation.is_async or implementation.workers is not None or plugins.trace:
             raise NotNow
-        started = plugins.timer()
+        started = timer()
         try:
             opinion = implementation.function(*map(facts.__getitem__, implementation.argnames))
         except RAISED as error:
             _note_failure(implementation, error)
             raise NotNow from None
         finally:
-            took_s = plugins.timer() - started
+            took_s = timer() - started
             if implementation.stats.took_is_slow(took_s, SLOW_S):
                 _move_away(implementation, took_s)
         if opinion is not None:

@@ -214,14 +214,18 @@ class Bill:
         context.budget_remaining_nano = hold.first_remaining_nano
         return Spending(hold, price, **size)
 
-    def price_now(self, context: RequestContext) -> bool:
-        """Find the price of one that runs; False where it has to be waited for. Raises NotNow."""
+    def listed(self, context: RequestContext) -> Price | None:
+        """The list price, which is the same until `next_price_ns`."""
         name = context.known_deployment.entry.name
-        full = self._prices.list.of(name, context.known_caller.org, context.arrived_utc_ns)
+        return self._prices.list.of(name, context.known_caller.org, context.arrived_utc_ns)
+
+    def price_now(self, context: RequestContext, listed: Price | None) -> bool:
+        """Find the price of one that runs; False where it has to be waited for. Raises NotNow."""
+        full = listed
         if self._plugins.has("quote_price"):
             answer = ask_now(self._plugins, "quote_price", **self._offered(context, full or FREE))
             if answer is not None:
-                key = (name, answer.plugin, answer.opinion)
+                key = (context.known_deployment.entry.name, answer.plugin, answer.opinion)
                 if (full := self._quotes.get(key)) is None:
                     return False
         context.price = full
@@ -229,7 +233,7 @@ class Bill:
 
     def quote_hit_now(self, context: RequestContext) -> bool:
         """As `quote`, of a kept answer whose price has been made before; False where it has to be waited for."""
-        if not self.price_now(context):
+        if not self.price_now(context, self.listed(context)):
             return False
         if (full := context.price) is None:
             return not self._accounts.is_budgeted(context.known_caller, context.run_id)

@@ -16,6 +16,7 @@ from llmhost.core.output import Outcome
 from llmhost.core.ports import Clock
 from llmhost.core.sequence import SequenceSpec
 from llmhost.core.world import World
+from llmhost.cost.pricing import Price
 from llmhost.deploy.deployment import State
 from llmhost.deploy.replica import Replica
 from llmhost.hooks.call import NotNow, ask_now
@@ -51,6 +52,8 @@ class KnownRun:
     spec: SequenceSpec
     size: Size
     candidates: tuple[str, ...]
+    listed: Price | None
+    """What the price list said of it; a clock that is set back behind its arrival is asked anew."""
     judged_in: str | None
     """The policy by which its prompt was judged, and passed; None where nobody judges."""
 
@@ -82,6 +85,7 @@ class ShortRuns:
             spec=spec_of(context, 0),
             size=size_of(context),
             candidates=stages.resolve.candidates(caller),
+            listed=stages.bill.listed(context),
             judged_in=stages.screen.judged_by(caller, Direction.INPUT),
         )
 
@@ -111,8 +115,10 @@ class ShortRuns:
 
     def holds(self, known: KnownRun) -> bool:
         """Whether it is still so; else it is to be learnt anew."""
+        context = known.context
         is_old = known.generation != self._world.generation
-        return not is_old and self._clock.utc_ns() < known.until_ns and is_of_now(known.context)
+        is_in_time = context.arrived_utc_ns <= self._clock.utc_ns() < known.until_ns
+        return not is_old and is_in_time and is_of_now(context)
 
     def run(
         self, known: KnownRun, request_id: str, then: Callable[[Generation], None]
@@ -140,7 +146,7 @@ class ShortRuns:
         try:
             return (
                 is_routed_here(self._plugins, known.candidates, context)
-                and self._stages.bill.price_now(context)
+                and self._stages.bill.price_now(context, known.listed)
                 and self._passes(context)
                 and self._stages.limit.enter(context, known.size)
             )

@@ -35,6 +35,21 @@ class OutputScreen:
     Once `is_refused`, nothing comes out any more and the choice ends with `content_filter`.
     """
 
+    # What most answers leave as it is costs nothing to make here.
+    refused_by: str | None = None
+    """`blocked_words[0]`, or `plugin:name`."""
+    is_refused = False
+    review_id: str | None = None
+    held_by: str | None = None
+    """The review that the whole answer waits for, once it is complete."""
+    _said = ""
+    """Let out so far: what guards see before a window, and reviewers."""
+    _heard: Answer | None = None
+    """What a plugin said of the window that is judged next."""
+    _is_referred = False
+    _to_hold: Judged | None = None
+    """Why the answer is to wait, when all of it is there."""
+
     def __init__(
         self,
         judges: Judges,
@@ -57,24 +72,11 @@ class OutputScreen:
         self._journal = journal
         self._reviews = reviews
         self._note = note
-        self._said = ""
-        """Let out so far: what guards see before a window, and reviewers."""
         self._may_be_json = bool(request.tools or request.grammar)
         self._noted: set[tuple[Action, str, str]] = set()
         """What was written down of this answer: what was done, and by which rule and category."""
         self._passed: dict[tuple[str, str], Finding] = {}
         """What was found and let pass, by rule and category: written down when the answer has ended."""
-        self.refused_by: str | None = None
-        """`blocked_words[0]`, or `plugin:name`."""
-        self.is_refused = False
-        self.review_id: str | None = None
-        self.held_by: str | None = None
-        """The review that the whole answer waits for, once it is complete."""
-        self._heard: Answer | None = None
-        """What a plugin said of the window that is judged next."""
-        self._is_referred = False
-        self._to_hold: Judged | None = None
-        """Why the answer is to wait, when all of it is there."""
         self._found: set[tuple[str, str]] = set()
         """What reviewers see a mark of in place of it, if it is to wait."""
 
@@ -87,10 +89,9 @@ class OutputScreen:
     def can_wait(self) -> bool:
         """It is one answer that nobody has begun to read, and that may be held."""
         asked, mode = self._request, self._judges.policy.review_mode
-        is_one = asked.runs == 1 and len(asked.prompts) <= 1 and not asked.stream
-        return (
-            self._reviews is not None and mode is ReviewMode.HOLD and asked.can_be_held and is_one
-        )
+        if self._reviews is None or mode is not ReviewMode.HOLD or not asked.can_be_held:
+            return False
+        return asked.runs == 1 and len(asked.prompts) <= 1 and not asked.stream
 
     def hold(self, text: str) -> bool:
         """Take text that need not be judged yet; False, and nothing is taken, when it is for `push`."""

@@ -66,25 +66,27 @@ class Window:
     At most `size_chars` are held back between pushes. Places in a piece are places in what is held back.
     """
 
+    # Here, since most windows are never full and leave these as they are.
+    _context = ""
+    _pending = ""
+    """Not released: judged text that overlaps into the next window, then text that was never judged."""
+    _judged = 0
+    _is_ended = False
+    _written = 0
+    """Where `_pending` begins in the text as it was written."""
+    _tail: re.Pattern[str] | None = None
+    """What still belongs to what was cut at `_tail_at`."""
+    _tail_at = 0
+
     def __init__(self, size_chars: int, overlap_chars: int) -> None:
         if not 0 <= overlap_chars < size_chars:
             raise ValueError(f"an overlap of {overlap_chars} does not fit a window of {size_chars}")
         self._size = size_chars
         self._overlap = overlap_chars
         self._slack = min(SLACK, (size_chars - overlap_chars) // 4)
-        self._context = ""
-        self._pending = ""
-        """Not released: judged text that overlaps into the next window, then text that was never judged."""
-        self._judged = 0
-        self._is_ended = False
-        self._written = 0
-        """Where `_pending` begins in the text as it was written."""
         self._marks: list[tuple[int, int, int]] = []
         """In `_pending`: where something was put in place of other text, where it ends, and how long that was."""
         self._cuts: list[Cut] = []
-        self._tail: re.Pattern[str] | None = None
-        """What still belongs to what was cut at `_tail_at`."""
-        self._tail_at = 0
 
     def hold(self, text: str) -> bool:
         """Add text if there is not enough to judge with it."""

@@ -178,7 +178,9 @@ class Bucket:
 
     def _forget_all_closed(self) -> None:
         """The same where open ones are in front of most of them."""
-        holds, peaks, latest = list[Hold](), list[int](), _NEVER
+        holds: list[Hold] = []
+        peaks: list[int] = []
+        latest = _NEVER
         for hold, peak in zip(self._holds, self._peaks, strict=True):
             if peak > latest:
                 latest = peak

@@ -341,6 +341,27 @@ async def test_a_plugin_that_has_to_be_awaited_for_the_answer_is() -> None:
         assert b"content_filter" in third.body
 
 
+async def test_a_clock_that_is_set_back_finds_the_price_of_its_time() -> None:
+    async with node() as host:
+        clock: Any = host.host.clock
+        asked, prices = run(), host.host.books.prices
+        rates = Rates(input_nano=10**9, cached_input_nano=10**9, output_nano=10**9)
+        await prices.set("fake", rates, effective_from_ns=clock.utc_ns() + 60 * 10**9)
+        clock.advance(61)
+        await warmed(host, asked)
+        await asked.of(host)
+        assert short(host) == 1
+        await settled(host)
+        clock._utc_ns -= 60 * 10**9
+        await asked.of(host)
+        await settled(host)
+        dear, cheap = host.entries()[-2:]
+
+    assert short(host) == 1
+    assert dear["price_version"] != cheap["price_version"]
+    assert cheap["amount_nano"] < dear["amount_nano"]
+
+
 async def test_a_body_that_came_once_is_not_kept() -> None:
     async with node() as host:
         for text in ("one", "two", "three"):
