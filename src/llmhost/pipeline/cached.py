@@ -214,11 +214,12 @@ class Cached:
         wish = wish_of(context.headers)
         rules = self._cache.rules(context.known_deployment.entry.name)
         return not (
-            wish.is_only or (_may_take_part(wish, rules) and _is_repeatable(context, rules))
+            wish.is_only
+            or (_may_take_part(context, wish, rules) and _is_repeatable(context, rules))
         )
 
     async def _takes_part(self, context: RequestContext, wish: Wish, rules: Rules) -> bool:
-        if not _may_take_part(wish, rules):
+        if not _may_take_part(context, wish, rules):
             return False
         may = _is_repeatable(context, rules)
         if self._plugins.has("may_cache"):
@@ -310,7 +311,9 @@ class Cached:
         return True
 
 
-def _may_take_part(wish: Wish, rules: Rules) -> bool:
+def _may_take_part(context: RequestContext, wish: Wish, rules: Rules) -> bool:
+    if context.request.warms:  # whose use is that its prompt is computed
+        return False
     if rules.use == "off" or not (wish.reads or wish.stores):
         return False
     return rules.use != "asked" or wish.is_asked

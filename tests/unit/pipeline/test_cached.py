@@ -115,6 +115,16 @@ async def node(
             held.go()
 
 
+@pytest.mark.parametrize("use", ["deterministic", "all"])
+async def test_a_prompt_that_is_computed_ahead_is_computed_each_time(use: Any) -> None:
+    async with node(settings=Settings(cache=CacheSettings(use=use))) as n:
+        met = [(await n.ask(max_tokens=0, warms=True))[0] for _ in range(2)]
+        entries = await n.entries(2)
+
+    assert met == ["", ""]
+    assert [entry["from_cache"] for entry in entries] == [None, None]
+
+
 async def test_the_second_of_two_requests_has_the_first_ones_answer():
     async with node() as here:
         assert await here.ask() == ("miss", fake_words("hello world", 4))
