@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 _GZIP = b"\x1f\x8b"
 _HALF = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"(?<!\\)(?:\\\\)*+(\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
-"""One of two escapes that mean a character together, without the other."""
+"""One of two escapes that mean a character together, without the other; a backslash before may be an escaped one."""
 _NOTHING = frozenset({b"null", b"[]", b"{}", b'""', b"false", b"0"})
 _AT = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 _INDEX = re.compile(r"\[[^\]]*\]")
@@ -44,7 +44,7 @@ def _fault(raw: bytes, error: Exception) -> str:
     if raw.startswith(_GZIP):
         return "it is compressed. Send it as it is, without content-encoding."
     if (half := _HALF.search(raw)) is not None:
-        found = f"{half[0].decode()} at byte {half.start()}"
+        found = f"{half[1].decode()} at byte {half.start(1)}"
         return f"{found} is half of a character. A text was cut between its two halves."
     return str(error)
 

@@ -527,6 +527,13 @@ def test_a_text_that_was_cut_within_a_character_is_told_so(text: str, place: int
         parse_completion(b'{"prompt":"%b","model":"m"}' % text.encode(), "req_1", None)
 
 
+def test_a_backslash_that_stands_for_itself_cuts_no_character():
+    with pytest.raises(BadRequest, match="not valid JSON: JSON is malformed"):
+        parse_completion(rb'{"prompt":"\\ud83d","model":"m",}', "req_1", None)
+    with pytest.raises(BadRequest, match=r"\\ud83d at byte 13 is half"):
+        parse_completion(rb'{"prompt":"\\\ud83d","model":"m"}', "req_1", None)
+
+
 def test_what_means_a_character_together_is_one():
     body = rb'{"model":"m","prompt":"\ud83d\ude00 \\ud83d"}'
 
