@@ -349,10 +349,16 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
     def encode_whole(
-        self, text: str, second: str | None = None, *, most_tokens: int | None = None
+        self,
+        text: str,
+        second: str | None = None,
+        *,
+        most_tokens: int | None = None,
+        most_second: int | None = None,
     ) -> tuple[list[int], int | None]:
         """One text, or two as a model is taught to compare them, with the special tokens around them; and where
-        the second one begins, for a model that tells them apart. Beyond `most_tokens` the longer one is cut first."""
+        the second one begins, for a model that tells them apart. The second one is cut to `most_second` tokens of its
+        own; beyond `most_tokens` the longer one is cut first."""
         ...
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...

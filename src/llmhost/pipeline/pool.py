@@ -146,14 +146,12 @@ def _pair(
 ) -> tuple[list[int], int | None]:
     first, second = (request.prompts[place] for place in pair)
     assert isinstance(first, str) and isinstance(second, str), "the edge takes no ids in pairs"
-    wish = request.pooled
+    wish, kept = request.pooled, None
     if wish is not None and wish.most_document_tokens is not None:
         room = (most or longest_tokens) - len(tokenizer.encode_whole(first, "")[0])
         if room > 0:  # else the query is too long by itself
             kept = min(wish.most_document_tokens, room)
-            ids = tokenizer.encode(second, add_special_tokens=False)[:kept]
-            second = tokenizer.decode(ids)
-    return tokenizer.encode_whole(first, second, most_tokens=most)
+    return tokenizer.encode_whole(first, second, most_tokens=most, most_second=kept)
 
 
 def pooled_specs(context: RequestContext) -> Iterator[SequenceSpec]:

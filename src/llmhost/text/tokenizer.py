@@ -93,10 +93,17 @@ class FileTokenizer:
         return ids
 
     def encode_whole(
-        self, text: str, second: str | None = None, *, most_tokens: int | None = None
+        self,
+        text: str,
+        second: str | None = None,
+        *,
+        most_tokens: int | None = None,
+        most_second: int | None = None,
     ) -> tuple[list[int], int | None]:
         texts = (text,) if second is None else (text, second)
         bare = [self._tokenizer.encode(each, add_special_tokens=False) for each in texts]
+        if second is not None and most_second is not None:
+            bare[1].truncate(most_second)
         if most_tokens is not None:
             room = most_tokens - self._tokenizer.num_special_tokens_to_add(second is not None)
             lengths = [len(each) for each in bare]

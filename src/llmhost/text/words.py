@@ -49,9 +49,14 @@ class WordTokenizer:
         return list(map(self._ids.__getitem__, text.split()))
 
     def encode_whole(
-        self, text: str, second: str | None = None, *, most_tokens: int | None = None
+        self,
+        text: str,
+        second: str | None = None,
+        *,
+        most_tokens: int | None = None,
+        most_second: int | None = None,
     ) -> tuple[list[int], int | None]:
-        ids, others = self.encode(text), [] if second is None else self.encode(second)
+        ids, others = self.encode(text), [] if second is None else self.encode(second)[:most_second]
         kept = fit(len(ids), len(others), most_tokens)
         return ids[: kept[0]] + others[: kept[1]], None if second is None else kept[0]
 

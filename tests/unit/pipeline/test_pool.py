@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.unit.pipeline.node import settled
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as Decoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from llmhost.config.schema import Settings
 from llmhost.config.schema.models import ModelSpec
@@ -20,6 +24,7 @@ from llmhost.engines.fake_pooling import fake_scores, fake_vector
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.pipeline.pool import check_purpose, cosine, pooled_terms
 from llmhost.testing import TestHost, make_host
+from llmhost.text.tokenizer import FileTokenizer
 from llmhost.text.words import WordTokenizer
 
 WORDS = WordTokenizer(4096)
@@ -309,6 +314,27 @@ def test_documents_are_cut_to_what_the_model_holds_and_a_query_that_is_too_long_
     request = request_of(" ".join("ab" * 9), "a", pairs=((0, 1),), most_document_tokens=4_096)
     with pytest.raises(ContextTooLong):
         pooled_terms(request, WORDS, facts(task, labels), 8)
+
+
+def letters() -> FileTokenizer:
+    """Each byte of a text is a token, and one of those that mean nothing to it is `[UNK]`."""
+    letters = {letter: i for i, letter in enumerate(["[UNK]", *ByteLevel.alphabet()])}
+    del letters["~"]
+    backend = Tokenizer(BPE(vocab=letters, merges=[], unk_token="[UNK]"))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = Decoder()
+    backend.add_special_tokens(["[UNK]"])
+    return FileTokenizer(backend)
+
+
+@pytest.mark.parametrize("text", ["~a~", "abcdef", "ab\u00fc", "a\u00fcb"])
+def test_a_document_is_read_as_it_came_up_to_where_it_is_cut(text: str) -> None:
+    tokenizer = letters()
+    request = request_of("q", text, pairs=((0, 1),), most_document_tokens=3)
+
+    made = pooled_terms(request, tokenizer, replace(facts("classify", ("x",)), vocab_size=300), 4)
+
+    assert made.prompts == ((*tokenizer.encode("q"), *tokenizer.encode(text)[:3]),)
 
 
 def test_a_pair_that_is_too_long_is_named_by_its_second_text() -> None:

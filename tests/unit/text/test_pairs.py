@@ -85,6 +85,7 @@ def test_words_have_pairs_too() -> None:
     assert tokenizer.encode_whole("a b c", "d") == (first + second, 3)
     assert tokenizer.encode_whole("a b c", "d", most_tokens=2) == ([first[0], second[0]], 1)
     assert tokenizer.encode_whole("a b c", most_tokens=2) == (first[:2], None)
+    assert tokenizer.encode_whole("d", "a b c", most_second=2) == (second + first[:2], 1)
 
 
 @pytest.mark.parametrize(

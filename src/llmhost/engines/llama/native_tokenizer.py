@@ -39,9 +39,16 @@ class NativeTokenizer(FileTokenizer):
         return self._ids(text, add_special_tokens)
 
     def encode_whole(
-        self, text: str, second: str | None = None, *, most_tokens: int | None = None
+        self,
+        text: str,
+        second: str | None = None,
+        *,
+        most_tokens: int | None = None,
+        most_second: int | None = None,
     ) -> tuple[list[int], int | None]:
         texts = [self._ids(each, False) for each in (text, second) if each is not None]
+        if second is not None and most_second is not None:
+            del texts[1][most_second:]
         around = [self._before, self._after, *([self._between] if second is not None else [])]
         if most_tokens is not None:
             lengths = [len(each) for each in texts]

@@ -104,6 +104,8 @@ def test_pairs_are_put_together_as_the_model_was_trained(folder: Path) -> None:
     cut, _ = tokenizer.encode_whole("one tree " * 9, "two", most_tokens=9)
     assert len(cut) == 9
     assert cut[-2:] == [*two[-1:], 2]
+    short, _ = tokenizer.encode_whole("two", "one tree", most_second=1)
+    assert short == [0, *two, 2, 2, one[0], 2]
     assert tokenizer.decode(tokenizer.encode("small trees")) == "small trees"
 
 
