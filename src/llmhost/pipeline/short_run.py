@@ -117,8 +117,7 @@ class ShortRuns:
         """Whether it is still so; else it is to be learnt anew."""
         context = known.context
         is_old = known.generation != self._world.generation
-        is_in_time = context.arrived_utc_ns <= self._clock.utc_ns() < known.until_ns
-        return not is_old and is_in_time and is_of_now(context)
+        return not is_old and _is_in_time(known, self._clock.utc_ns()) and is_of_now(context)
 
     def run(
         self, known: KnownRun, request_id: str, then: Callable[[Generation], None]
@@ -129,7 +128,8 @@ class ShortRuns:
         Raises why it is refused, after that has been metered.
         """
         arrived_ns, utc_ns = self._clock.monotonic_ns(), self._clock.utc_ns()
-        if self._stages.limit.is_draining or not _is_ready(known):
+        # Asked again of its own arrival, for which the price and the key that are known have to hold.
+        if not _is_in_time(known, utc_ns) or self._stages.limit.is_draining or not _is_ready(known):
             return None
         token = named.set(request_id)
         try:
@@ -160,6 +160,10 @@ class ShortRuns:
             return True
         facts = {"request": context.request, "caller": context.caller}
         return ask_now(plugins, "check_input", **facts) is None
+
+
+def _is_in_time(known: KnownRun, utc_ns: int) -> bool:
+    return known.context.arrived_utc_ns <= utc_ns < known.until_ns
 
 
 def _is_ready(known: KnownRun) -> bool:

@@ -33,6 +33,7 @@ from llmhost.core.request import GenerationRequest, Kind
 from llmhost.core.sequence import SequenceSpec
 from llmhost.cost.pricing import Rates
 from llmhost.hooks.spec import Refusal, hookimpl
+from llmhost.pipeline.short_run import KnownRun, ShortRuns
 from llmhost.safety.policy import PolicyBody
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
@@ -360,6 +361,31 @@ async def test_a_clock_that_is_set_back_finds_the_price_of_its_time() -> None:
     assert short(host) == 1
     assert dear["price_version"] != cheap["price_version"]
     assert cheap["amount_nano"] < dear["amount_nano"]
+
+
+async def test_a_price_that_begins_between_two_looks_at_the_clock_is_that_of_its_arrival(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    holds = ShortRuns.holds
+    async with node() as host:
+        clock: Any = host.host.clock
+        asked, prices = run(), host.host.books.prices
+        rates = Rates(input_nano=10**9, cached_input_nano=10**9, output_nano=10**9)
+        dear = await prices.set("fake", rates, effective_from_ns=clock.utc_ns() + 60 * 10**9)
+        await warmed(host, asked)
+
+        def slowly(self: ShortRuns, known: KnownRun) -> bool:
+            is_so = holds(self, known)
+            clock.advance(61)
+            return is_so
+
+        monkeypatch.setattr(ShortRuns, "holds", slowly)
+        await asked.of(host)
+        await settled(host)
+        last = host.entries()[-1]
+
+    assert last["utc_ns"] >= dear.effective_from_ns
+    assert last["price_version"] == dear.version
 
 
 async def test_a_body_that_came_once_is_not_kept() -> None:
