@@ -7,8 +7,10 @@ can be charged without somebody having earned it. Quantities are kept per dimens
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from llmhost.core.events import RequestEnded
+from llmhost.core.output import Outcome
 from llmhost.core.request import Kind
 from llmhost.cost.breakdown import Breakdown
 
@@ -179,6 +181,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
             debit=debit,
             credit=credit,
         )
+
+    def unpaid(self) -> "Entry":
+        """The same of what was made and is charged to nobody. Bills and reratings have every answer paid, and all that
+        a caller left: to them it has failed."""
+        is_paid = self.outcome in (Outcome.ANSWERED, Outcome.CANCELLED)
+        outcome = Outcome.FAILED.value if is_paid else self.outcome
+        return replace(self, outcome=outcome, amount_nano=0)
 
     @property
     def is_use(self) -> bool:

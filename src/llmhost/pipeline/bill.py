@@ -315,7 +315,7 @@ class Bill:
         if context.caller is None:
             return None
         version = context.price.version if context.price is not None else None
-        return Entry.of(
+        entry = Entry.of(
             context.event(),
             price_version=version,
             costs=context.costs,
@@ -323,6 +323,7 @@ class Bill:
             safety_ns=judging.usage.engine_ns,
             from_cache=_from_cache(context),
         )
+        return entry.unpaid() if context.is_waived else entry
 
     def __call__(self, context: RequestContext, then: Then) -> None:
         """Book the request; `then` is called in a later turn of the loop, when its entry can't be lost. Without a

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from llmhost.core.ids import new_request_id
-from llmhost.core.output import Outcome
 from llmhost.cost.entries import Entry
 
 Book = Callable[[Entry], "asyncio.Future[None]"]
@@ -43,7 +42,7 @@ class Deferral:
 
     def waive(self) -> None:
         """Nobody pays for it: the answer was complete, and could not be given."""
-        self._entry = replace(self.entry, outcome=Outcome.FAILED.value, amount_nano=0)
+        self._entry = self.entry.unpaid()
 
     def book(self) -> "asyncio.Future[None]":
         """Have the ledger take it, and the budgets be charged, in this turn; done when it can't be lost."""
@@ -54,7 +53,7 @@ class Deferral:
         and nobody pays for it. Idempotent, and nothing after `book`."""
         self._is_dropped = True
         if self._book is not None:
-            nothing = replace(self.entry, request_id=new_request_id(), amount_nano=0)
+            nothing = replace(self.entry.unpaid(), request_id=new_request_id())
             self._end(nothing).add_done_callback(lambda done: done.exception())
 
     def _end(self, entry: Entry) -> "asyncio.Future[None]":

@@ -16,6 +16,9 @@ from llmhost.core.ports import Runner, RunnerFacts, Tokenizer
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.core.sampling import Sampling
 from llmhost.cost.ledger import Entry, Recorded
+from llmhost.cost.pricing import Price
+from llmhost.cost.rerate import Rerating
+from llmhost.cost.statement_check import check
 from llmhost.engines.fake import FakeRunner
 from llmhost.engines.kinds import FakeKind
 from llmhost.hooks.spec import hookimpl
@@ -172,3 +175,16 @@ async def settled(host: TestHost) -> list[dict[str, Any]]:
     await until(lambda: host.host.processor.in_flight == 0)
     await host.host.books.ledger._writer.run(lambda connection: None)
     return host.entries()
+
+
+async def bill_of(host: TestHost) -> tuple[list[str], int]:
+    """What is wrong with the bill of all that was asked in March 2026, and what more it would be at another price."""
+    books = host.host.books
+    [org] = {entry["org"] for entry in host.entries()}
+    statement = books.statements.make(org, "2026-03")
+    key = books.statements.key["public_key"]
+    verdict = check(statement, entries=host.entries(), public_key=key)
+    dear = Price(version="dear", input_nano=10**9, cached_input_nano=10**9, output_nano=10**9)
+    wanted = Rerating(rerate_id="r", model="fake", since_ns=0, until_ns=2**62, price=dear)
+    found = await books.rerater.try_out(wanted)
+    return verdict.problems, sum(each.difference_nano for each in found)

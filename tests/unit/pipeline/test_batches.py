@@ -20,7 +20,7 @@ from tests.unit.pipeline.batch_node import (
     text,
     upload,
 )
-from tests.unit.pipeline.node import HELD_MODEL, Held, until
+from tests.unit.pipeline.node import HELD_MODEL, Held, bill_of, until
 
 from llmhost.config.schema import Settings
 from llmhost.config.schema.models import ModelSpec
@@ -321,6 +321,24 @@ async def test_what_still_runs_after_the_grace_of_a_cancel_is_dropped_and_free()
         assert len(await lines_of(host, done["error_file_id"])) == 2
         assert sum(entry["amount_nano"] for entry in host.entries()) == 0
         assert not [e for e in host.entries() if e["request_id"].endswith("_1")]
+
+
+async def test_what_was_made_of_a_line_that_is_dropped_is_on_no_bill_nor_charged_by_a_rerating():
+    limits = settings(max_in_flight_per_batch=1, grace_s=0.0)
+    slow = ModelSpec(engine="fake", options={"token_delay_ms": 5.0}, price=FAKE_MODEL.price)
+    clock = at("2026-03-01T12:00")
+    async with make_host(models={"fake": slow}, settings=limits, clock=clock) as host:
+        batch = await begin(host, [line(1, max_tokens=2_000)])
+        await until(lambda: any(live.stream.so_far() for live in host.host.processor._live))
+        await host.client.post(f"/v1/batches/{batch['id']}/cancel")
+        await ended(host, batch)
+        await until(lambda: host.host.processor.in_flight == 0)
+        await until(lambda: bool(host.entries()))
+        [entry] = host.entries()
+        problems, rerated = await bill_of(host)
+
+    assert (entry["amount_nano"], entry["tokens"]["output"] > 0) == (0, True)
+    assert (problems, rerated) == ([], 0)
 
 
 async def test_a_batch_whose_time_is_over_expires_with_what_it_has() -> None:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from tests.unit.pipeline.node import WAIT_S, settled, until
+from tests.unit.pipeline.node import WAIT_S, bill_of, settled, until
 from tests.unit.safety.test_judges import Policy
 
 from llmhost.config.schema.models import ModelSpec
@@ -17,7 +17,7 @@ from llmhost.pipeline.screen import ScreenStage
 from llmhost.safety.defaults import SamePolicy
 from llmhost.safety.screen import Screen
 from llmhost.safety.verdict import Action, Case, Finding, GuardUse, Opinion, Tier
-from llmhost.testing import FAKE_MODEL, fake_words, make_host
+from llmhost.testing import FAKE_MODEL, at, fake_words, make_host
 
 BODY = {"model": "fake", "prompt": "hello", "max_tokens": 20}
 SAID = fake_words("hello", 20)
@@ -140,8 +140,21 @@ async def test_a_caller_who_leaves_takes_the_guard_along(guard: Guard) -> None:
         [entry] = await settled(host)
 
     assert guard.was_cancelled
-    assert entry["outcome"] in ("cancelled", "answered")
+    assert entry["outcome"] == "failed", "to bills"
     assert (entry["amount_nano"], entry["tokens"]["fresh_input"] > 0) == (0, True)
+
+
+async def test_what_a_caller_left_unjudged_is_on_no_bill_and_is_not_charged_by_a_rerating(
+    guard: Guard,
+) -> None:
+    async with make_host(clock=at("2026-03-01T12:00")) as host:
+        asking = asyncio.create_task(host.client.post("/v1/completions", json=BODY))
+        await made_tokens(host)
+        asking.cancel()
+        await settled(host)
+        problems, rerated = await bill_of(host)
+
+    assert (problems, rerated) == ([], 0)
 
 
 async def test_a_verdict_that_comes_too_late_for_a_requests_deadline_is_not_waited_for_nor_paid(
