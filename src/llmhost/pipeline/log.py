@@ -86,7 +86,7 @@ def _text(event: RequestEnded) -> str:
     usage, ttft_ms, client = event.usage, event.ttft_ms, event.client_request_id
     # Names that callers make up may be long, and new each time: what is said of answers alone is kept.
     terms = _terms(event)
-    middle = _text_of(terms) if event.code is not None else _text_again(terms)
+    middle = _text_again(terms) if event.outcome is Outcome.ANSWERED else _text_of(terms)
     return (
         f" request={event.request_id}{'' if client is None else text_of({'client_request': client})}{middle}"
         f" prompt_tokens={usage.prompt_tokens} output_tokens={usage.completion_tokens}"

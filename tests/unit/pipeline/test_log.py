@@ -15,6 +15,7 @@ from llmhost.core.output import FinishReason, Outcome, Usage
 from llmhost.observe.logs import Gatherer, TextLines
 from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.log import Log
+from llmhost.pipeline.log import _text_again as text_again
 
 names = st.none() | st.sampled_from(["a", "echo@1", "a b", 'x="y"', "\n", "é", ""]) | st.text()
 times = st.sampled_from([0.0, 0.04, 0.05, 1.0, 99.95, 99_998.96, 123_456.78]) | st.floats(0, 1e7)
@@ -123,6 +124,13 @@ def test_a_line_is_the_same_whether_or_not_a_record_is_made_of_it(
         caller=None if code else Caller("key1", "acme", None),
     )
     assert told(ended, Gatherer) == told(ended, Other)
+
+
+def test_of_a_name_that_was_never_looked_up_nothing_is_kept() -> None:
+    kept = text_again.cache_info().currsize
+    for number in range(3):
+        told(event(outcome=Outcome.CANCELLED, model=f"made up {number}"), Gatherer)
+    assert text_again.cache_info().currsize == kept
 
 
 @pytest.mark.parametrize("kind", [Gatherer, Other])
