@@ -179,7 +179,9 @@ async def test_a_file_that_is_held_is_neither_deleted_nor_forgotten(
 ) -> None:
     files = open_files()
     file = await add(files, b"text", lasts_s=60)
-    hold = partial(hold_file, file_id=file.id, owner=RED, now_ns=clock.utc_ns())
+    hold = partial(
+        hold_file, file_id=file.id, owner=RED, now_ns=clock.utc_ns(), purpose=file.purpose
+    )
     assert await files._state.write(hold)
     clock.advance(61)
     with pytest.raises(FileInUse):
