@@ -183,6 +183,8 @@ class Processor:
                 context.is_waived = True
             verdict.cancel()  # nobody waits for it any more
             exchange.leave()
+            if context.deferral is not None and not _is_cancelled():
+                await asyncio.wait({running.ended})  # whoever runs it asks for its entry next
             if why is not None:
                 raise why from None
             raise

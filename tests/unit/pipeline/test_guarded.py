@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.unit.pipeline.batch_node import begin, ended, line, lines_of
 from tests.unit.pipeline.node import WAIT_S, bill_of, settled, until
 from tests.unit.safety.test_judges import Policy
 
@@ -142,6 +143,27 @@ async def test_a_caller_who_leaves_takes_the_guard_along(guard: Guard) -> None:
     assert guard.was_cancelled
     assert entry["outcome"] == "failed", "to bills"
     assert (entry["amount_nano"], entry["tokens"]["fresh_input"] > 0) == (0, True)
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+async def test_a_line_of_a_batch_that_is_refused_while_it_runs_is_answered_so(
+    guard: Guard, is_made: bool
+) -> None:
+    slow = ModelSpec(engine="fake", options={"token_delay_ms": 5.0}, price=FAKE_MODEL.price)
+    async with make_host(models={"fake": FAKE_MODEL if is_made else slow}) as host:
+        batch = await begin(host, [line(1, max_tokens=20 if is_made else 2_000)])
+        await guard.asked.wait()
+        if is_made:
+            await made_tokens(host)
+        guard.refuse()
+        done = await ended(host, batch)
+        [told] = await lines_of(host, done["error_file_id"])
+        [entry] = await settled(host)
+
+    assert (done["status"], done["request_counts"]["failed"]) == ("completed", 1)
+    assert told["response"]["body"]["error"]["code"] == "content_policy_violation"
+    assert (entry["outcome"], entry["amount_nano"]) == ("refused", 0)
+    assert entry["request_id"].endswith("_1"), "it is the line's own"
 
 
 async def test_what_a_caller_left_unjudged_is_on_no_bill_and_is_not_charged_by_a_rerating(
