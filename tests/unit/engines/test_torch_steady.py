@@ -18,7 +18,12 @@ from llmhost.engines.torch.layout import lay_out
 from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.packed import PackedMatrix
 from llmhost.engines.torch.runner import TorchRunner
-from llmhost.engines.torch.steady_linear import BlockedMatrix, SteadyLinear, make_linears_steady
+from llmhost.engines.torch.steady_linear import (
+    BLOCKED_ROWS,
+    BlockedMatrix,
+    SteadyLinear,
+    make_linears_steady,
+)
 
 TINY = Path(llmhost.engines.builtin.__file__).parent / "tiny"
 FAMILIES = ["tiny", "llama", "gemma2"]
@@ -112,3 +117,24 @@ def test_where_fbgemms_rows_change_with_their_number_onednns_are_taken(
     assert isinstance(linear, SteadyLinear) and isinstance(linear.matrix, BlockedMatrix)
     torch.testing.assert_close(model(rows), expected)
     assert torch.equal(model(rows)[:3], model(rows[:3]))
+
+
+def test_onednn_is_given_few_numbers_of_rows_as_it_keeps_code_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.set_num_threads(1)
+    plain, fed = torch.ops.mkldnn._linear_pointwise, set[int]()
+
+    def spied(rows: Tensor, *asked: object) -> Tensor:
+        fed.add(len(rows))
+        return plain(rows, *asked)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", spied)
+    weight, rows = torch.rand(48, 64), torch.rand(150, 64)
+    matrix = BlockedMatrix.of(weight)
+    whole = matrix.product(rows)
+
+    torch.testing.assert_close(whole, rows @ weight.t())
+    assert all(torch.equal(matrix.product(rows[:n]), whole[:n]) for n in range(151))
+    assert matrix.product(rows[:0]).shape == (0, 48)
+    assert fed == set(BLOCKED_ROWS)

@@ -6,7 +6,7 @@ has one order for all, which it has with AVX-512 alone, and others in blocks of 
 before it is used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,6 +20,10 @@ TRIED_ROWS = (1, 2, 3, 5, 8, 11, 15, 16, 17, 31, 33, 64, 200)
 """Beside each other they show every change of routine that is known of torch's products."""
 MOST_PADDING = 2
 """A product that is steady from so many rows on is used, and fewer are padded."""
+
+BLOCKED_ROWS = (1, 2, 4, 8, 16, 64)
+"""Numbers of rows that oneDNN is given: others are cut into these, and the last piece is padded. It makes code for each
+number, and keeps some 0.6 MB for each of a matrix's shape."""
 
 Product = Callable[[Tensor], Tensor]
 """Of rows [any, inputs] with a matrix: [as many, outputs]."""
@@ -45,8 +49,17 @@ class BlockedMatrix:
     def product(self, rows: Tensor) -> Tensor:
         """`rows` [any, inputs] times the matrix's transpose."""
         count = len(rows)
-        if count < self.least_rows:
-            rows = rows.expand(self.least_rows, -1).contiguous() if count else rows
+        if not count:
+            return rows.new_empty(0, self.blocks.shape[0])
+        outs = [self._piece(rows[first:end]) for first, end in pieces(count)]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _piece(self, rows: Tensor) -> Tensor:
+        """Of no more rows than the most of BLOCKED_ROWS."""
+        count, least = len(rows), max(len(rows), self.least_rows)
+        fed = next(size for size in BLOCKED_ROWS if size >= least)
+        if fed > count:
+            rows = nn.functional.pad(rows, (0, 0, 0, fed - count))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.blocks, None, "none", [], "")
         return out[:count]
 
@@ -73,6 +86,17 @@ class SteadyLinear(nn.Linear):
         if self.bias is not None:
             out += self.bias
         return out.view(*input.shape[:-1], self.out_features)
+
+
+def pieces(count: int) -> Iterator[tuple[int, int]]:
+    """Where so many rows are cut: as often as the largest pieces fit, then the next."""
+    first = 0
+    for size in reversed(BLOCKED_ROWS[-2:]):
+        while count - first >= size:
+            yield first, first + size
+            first += size
+    if first < count:
+        yield first, count
 
 
 def make_linears_steady(model: nn.Module) -> int:
