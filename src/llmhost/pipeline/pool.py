@@ -73,10 +73,8 @@ def pooled_terms(
         params = [param_of(wish, pair[1]) for pair in wish.pairs]
     else:
         seconds = {second for _, second in wish.pairs}
-        mosts = (
-            _document_tokens(wish, most, longest_tokens) if i in seconds else most
-            for i in range(len(request.prompts))
-        )
+        for_second = _document_tokens(wish, tokenizer, most, longest_tokens)
+        mosts = (for_second if i in seconds else most for i in range(len(request.prompts)))
         made = [(_ids(request, tokenizer, i, each), None) for i, each in enumerate(mosts)]
         params = [param_of(wish, i) for i in range(len(made))]
     for (ids, _), param in zip(made, params, strict=True):
@@ -121,11 +119,14 @@ def _most_tokens(wish: PoolingWish, longest_tokens: int) -> int | None:
     return wish.most_tokens or longest_tokens
 
 
-def _document_tokens(wish: PoolingWish, most: int | None, room: int) -> int | None:
-    """What a document is cut to, where there is so much room for it."""
+def _document_tokens(
+    wish: PoolingWish, tokenizer: Tokenizer, most: int | None, room: int
+) -> int | None:
+    """What a document is cut to with the special tokens around it, where there is so much room for it."""
     if wish.most_document_tokens is None:
         return most
-    return min(wish.most_document_tokens, room if most is None else min(most, room))
+    whole = wish.most_document_tokens + len(tokenizer.encode_whole("")[0])
+    return min(whole, room if most is None else min(most, room))
 
 
 def _ids(

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as Decoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 
 from llmhost.config.schema import Settings
 from llmhost.config.schema.models import ModelSpec
@@ -316,7 +317,7 @@ def test_documents_are_cut_to_what_the_model_holds_and_a_query_that_is_too_long_
         pooled_terms(request, WORDS, facts(task, labels), 8)
 
 
-def letters() -> FileTokenizer:
+def letters(around: str = "$A") -> FileTokenizer:
     """Each byte of a text is a token, and one of those that mean nothing to it is `[UNK]`."""
     letters = {letter: i for i, letter in enumerate(["[UNK]", *ByteLevel.alphabet()])}
     del letters["~"]
@@ -324,6 +325,7 @@ def letters() -> FileTokenizer:
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = Decoder()
     backend.add_special_tokens(["[UNK]"])
+    backend.post_processor = TemplateProcessing(around, special_tokens=[("[UNK]", 0)])
     return FileTokenizer(backend)
 
 
@@ -335,6 +337,15 @@ def test_a_document_is_read_as_it_came_up_to_where_it_is_cut(text: str) -> None:
     made = pooled_terms(request, tokenizer, replace(facts("classify", ("x",)), vocab_size=300), 4)
 
     assert made.prompts == ((*tokenizer.encode("q"), *tokenizer.encode(text)[:3]),)
+
+
+def test_what_stands_around_a_document_is_none_of_its_tokens() -> None:
+    tokenizer = letters("[UNK] $A [UNK]")
+    request = request_of("q", "abc", pairs=((0, 1),), most_document_tokens=2)
+
+    made = pooled_terms(request, tokenizer, replace(facts("embed"), vocab_size=300), 8)
+
+    assert made.prompts == tuple(tuple(tokenizer.encode(text)) for text in ("q", "ab"))
 
 
 def test_a_pair_that_is_too_long_is_named_by_its_second_text() -> None:
