@@ -79,6 +79,7 @@ class LoadEffects:
             await self._know_device(entry, facts.device)
             begun = self._costs.begin_load(facts.device, began)
             drafter: Drafter | None = None
+            runner: Runner | None = None
             try:
                 drafter = await self._drafter(entry, tokenizer)
                 kept = await self._adapter_bytes(entry)
@@ -101,6 +102,8 @@ class LoadEffects:
             except BaseException:
                 if drafter is not None:
                     drafter.close()
+                if runner is not None:
+                    runner.close()
                 self._costs.bear_load(begun)
                 self._give_back(str(entry.ref), facts.device)
                 raise

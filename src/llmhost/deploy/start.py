@@ -38,7 +38,7 @@ def start_engine(
     on_step: Callable[[StepResult], None],
     on_broken: Callable[[LlmhostError], None],
 ) -> EngineLoop:
-    """Its loop, which runs. Closes `runner` where it can't be started."""
+    """Its loop, which runs, and closes `runner` when it is stopped."""
     limits = SchedulerLimits(
         max_batch_size=entry.spec.max_batch_size,
         max_tokens_per_batch=entry.spec.max_tokens_per_batch,
@@ -51,24 +51,20 @@ def start_engine(
         prefix_cache=entry.spec.prefix_cache,
         host_kv_blocks=plan.host_kv_blocks,
     )
-    try:
-        engine = EngineLoop(
-            str(entry.ref),
-            runner,
-            Scheduler(limits),
-            tokenizer=tokenizer,
-            lane=lane,
-            max_queue=entry.spec.max_queue,
-            on_step=on_step,
-            on_broken=on_broken,
-            now_ns=clock.monotonic_ns,
-            guesser=_guesser(entry, runner, drafter),
-            step_timeout_s=entry.spec.step_timeout_s,
-        )
-        engine.start()
-    except BaseException:
-        runner.close()
-        raise
+    engine = EngineLoop(
+        str(entry.ref),
+        runner,
+        Scheduler(limits),
+        tokenizer=tokenizer,
+        lane=lane,
+        max_queue=entry.spec.max_queue,
+        on_step=on_step,
+        on_broken=on_broken,
+        now_ns=clock.monotonic_ns,
+        guesser=_guesser(entry, runner, drafter),
+        step_timeout_s=entry.spec.step_timeout_s,
+    )
+    engine.start()
     return engine
 
 

@@ -137,6 +137,20 @@ async def test_whatever_fails_says_why_and_the_memory_comes_back(
     assert all(runner.is_closed for runner in box.toy.runners)
 
 
+async def test_files_that_go_while_they_are_read_leave_nothing_open(
+    box: Box, tmp_path: Path
+) -> None:
+    first, second = (tmp_path / f"m-0000{part}-of-00002.gguf" for part in (1, 2))
+    first.write_bytes(b"GGUF")
+    second.write_bytes(b"GGUF")
+    box.toy.on_load = second.unlink
+
+    with pytest.raises(ModelUnavailable):
+        await box.load(toy(source=str(first)))
+    assert box.leases == {}
+    assert [runner.is_closed for runner in box.toy.runners] == [True]
+
+
 async def test_after_a_failure_the_same_model_can_be_loaded(box: Box) -> None:
     box.toy.fails["kv"] = MemoryError("no room for KV")
     with pytest.raises(ModelUnavailable):
