@@ -1,7 +1,9 @@
 """The Responses API in a whole node in this process: what goes on with what, what is refused, what is forgotten."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +359,29 @@ async def test_what_would_keep_others_waiting_is_no_item_of_a_conversation(host:
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "items")
     for empty in (b"", b"null", b"{}"):
         assert (await host.client.post("/v1/conversations", content=empty)).status_code == 200
+
+
+async def test_what_is_noted_of_keys_is_no_way_past_the_room_for_conversations(
+    host: TestHost,
+) -> None:
+    path = f"/v1/conversations/{(await host.client.post('/v1/conversations')).json()['id']}/items"
+    item = {"id": "msg_" + "a" * 100_000, "role": "user", "content": ""}
+    before = noted_bytes(host)
+
+    for number in range(3):  # it takes its own place each time
+        headers = {"Idempotency-Key": f"key-{number}"}
+        keyed = await host.client.post(path, json={"items": [item]}, headers=headers)
+        assert (keyed.status_code, keyed.json()["error"]["param"]) == (400, "items")
+    assert (await host.client.post(path, json={"items": [item]})).status_code == 200
+    assert noted_bytes(host) == before
+
+
+def noted_bytes(host: TestHost) -> int:
+    """Of what calls with a key have made, which no scope's room has."""
+    query = "SELECT coalesce(sum(length(object)), 0) FROM keyed_calls"
+    with closing(sqlite3.connect(host.host.data_dir.state_db)) as connection:
+        (size,) = connection.execute(query).fetchone()
+    return int(size)
 
 
 async def test_old_responses_are_forgotten_unless_younger_ones_go_on_with_them() -> None:

@@ -24,6 +24,8 @@ from llmhost.storage.responses import Item
 PAGE_ITEMS, MOST_ITEMS = 20, 100
 MOST_ADDED = 20
 """Items that a conversation takes at once, as OpenAI's does."""
+MOST_NOTED_BYTES = 2**14
+"""Of the ids of items that came with a key: they are noted beside the room that a scope has."""
 
 _encode = msgspec.json.encode
 
@@ -131,6 +133,12 @@ class Conversations:
         scope = scope_of(sent.caller)
         kept = await self._checked(items, scope)
         these = _encode([sent.request_id, *(item for item, _ in kept)]).decode()
+        if sent.has_key and len(these) > MOST_NOTED_BYTES:
+            raise InvalidValue(
+                f"The ids of these items have more than {MOST_NOTED_BYTES} bytes together, and can't be kept for the"
+                " header Idempotency-Key. Send shorter ones, or none.",
+                param="items",
+            )
 
         async def add(note: Note | None) -> bytes:
             await self._store.add(scope, name, kept, note, these)
