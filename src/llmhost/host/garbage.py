@@ -24,7 +24,8 @@ STALE_S = 600.0
 
 
 class Garbage:
-    """Decides every few seconds. `loaded` names the models in memory, `is_idle` says that nobody waits."""
+    """Decides every few seconds. `loaded` names the models in memory; `is_idle` says that nobody waits, and that nobody
+    has asked lately."""
 
     def __init__(self, loaded: Callable[[], frozenset[str]], is_idle: Callable[[], bool]) -> None:
         self._loaded = loaded

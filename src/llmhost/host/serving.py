@@ -34,6 +34,8 @@ from llmhost.storage.node import DataDir
 
 log = logging.getLogger("llmhost.host")
 
+QUIET_NS = 2 * 10**9
+"""Nobody has asked for so long, and is likely to be kept waiting by what is done meanwhile."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter while another wants it: an engine that wakes must not wait for 5 ms."""
 
@@ -101,7 +103,7 @@ async def _serve(
 def _garbage(host: Host) -> Garbage:
     return Garbage(
         lambda: frozenset(name for name, _ in host.deployments.loads()),
-        lambda: host.processor.in_flight == 0,
+        lambda: host.processor.has_been_idle(QUIET_NS),
     )
 
 

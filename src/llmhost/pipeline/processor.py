@@ -68,6 +68,12 @@ class Processor:
         """Requests that have arrived and have not been settled."""
         return len(self._live) + len(self._opening) + self._unknown
 
+    def has_been_idle(self, for_ns: int) -> bool:
+        """Nothing runs, and nobody who is no batch has asked for so long: whoever asks all the time does so again."""
+        heard_ns = self.heard_ns
+        is_heard = heard_ns is not None and self._clock.monotonic_ns() - heard_ns < for_ns
+        return not is_heard and self.in_flight == 0
+
     async def identify(
         self, blank: Callable[[], GenerationRequest], bearer: str | None, headers: Mapping[str, str]
     ) -> Caller:

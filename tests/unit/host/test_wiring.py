@@ -20,7 +20,7 @@ from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import hookimpl
 from llmhost.host.wiring import Host
 from llmhost.storage.node import DataDir
-from llmhost.testing import make_host
+from llmhost.testing import at, make_host
 
 
 class Lives:
@@ -181,3 +181,16 @@ async def test_a_model_that_hangs_in_a_step_fails_the_health_check_by_name(
 
         assert answer.status_code == 503
         assert "A step hangs: fake@1 for 130 s" in answer.json()["error"]["message"]
+
+
+async def test_a_node_is_idle_once_nobody_has_asked_for_a_while() -> None:
+    """Between two requests of somebody who asks all the time there is no moment for what takes tenths of a second."""
+    clock = at("2026-01-10T03:00Z")
+    async with make_host(clock=clock) as host:
+        assert host.host.processor.has_been_idle(2 * 10**9)
+        await host.say("hello", max_tokens=2)
+        assert not host.host.processor.has_been_idle(2 * 10**9)
+        clock.advance(1)
+        assert not host.host.processor.has_been_idle(2 * 10**9)
+        clock.advance(1)
+        await until(lambda: host.host.processor.has_been_idle(2 * 10**9))
