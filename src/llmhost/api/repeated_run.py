@@ -17,7 +17,7 @@ from llmhost.api.safety_headers import safety_headers
 from llmhost.core.errors import LlmhostError
 from llmhost.core.request import Kind
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.execute import Generation
+from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.short_run import KnownRun, ShortRuns
 
 log = logging.getLogger("llmhost.api")

@@ -24,7 +24,7 @@ from llmhost.hooks.call import ask
 from llmhost.hooks.registry import Plugins
 from llmhost.pipeline.cache_use import AlikeSearch, CacheUse, Flight, Status
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.execute import Generation, Settle
+from llmhost.pipeline.generation import Generation, Settle
 from llmhost.pipeline.replay import Replay
 from llmhost.pipeline.screen import ScreenStage
 from llmhost.pipeline.semantic import Semantic

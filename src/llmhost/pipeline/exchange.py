@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from llmhost.core.errors import LlmhostError
 from llmhost.core.output import Delta, Outcome, Usage
-from llmhost.pipeline.execute import Generation
+from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.replay import Replay
 from llmhost.pipeline.stream import Outbox, Take
 

@@ -31,7 +31,7 @@ from llmhost.pipeline.authenticate import RUN_HEADER, check_run, run_of
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.exchange import Exchange, Running
-from llmhost.pipeline.execute import Generation, ledger_unavailable
+from llmhost.pipeline.generation import Generation, ledger_unavailable
 from llmhost.pipeline.inquiries import Inquiries
 from llmhost.pipeline.stages import Stages
 from llmhost.pipeline.stream import Outbox

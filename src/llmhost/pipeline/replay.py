@@ -14,7 +14,7 @@ from llmhost.core.ports import Clock
 from llmhost.cost.under_way import INPUT, OUTPUT
 from llmhost.pipeline.cache_use import Flight
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.execute import Settle, ledger_unavailable
+from llmhost.pipeline.generation import Settle, ledger_unavailable
 from llmhost.pipeline.stream import ReplayStream, StreamReader
 
 log = logging.getLogger("llmhost.request")

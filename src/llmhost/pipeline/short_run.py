@@ -24,7 +24,8 @@ from llmhost.hooks.registry import Plugins
 from llmhost.observe.logs import request_id as named
 from llmhost.pipeline.cache_use import CacheUse, Status
 from llmhost.pipeline.context import RequestContext
-from llmhost.pipeline.execute import Generation, spec_of
+from llmhost.pipeline.execute import spec_of
+from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.limit import size_of
 from llmhost.pipeline.processor import Processor
 from llmhost.pipeline.short_way import (
