@@ -22,7 +22,7 @@ from llmhost.cost import rows, tables
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
 from llmhost.host.garbage import THRESHOLDS
-from llmhost.host.serving import SWITCH_INTERVAL_S
+from llmhost.schedule.interpreter import RELAXED_S
 from llmhost.storage.doorbell import Doorbell
 from llmhost.storage.reader import Reader
 from llmhost.storage.writer import PACE_S, Writer
@@ -168,7 +168,7 @@ def main(folder: Path) -> None:
         f"{os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version},"
         f" synchronous=FULL, {folder}\n"
     )
-    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as a node does, and the next line too
+    sys.setswitchinterval(RELAXED_S)  # as a node does, and the next line too
     gc.set_threshold(*THRESHOLDS)
     names = ("rows/s asked", "rows/s", "p50 ms", "p99 ms", "max ms", "CPU us/row")
     say("load", *names, "held CPU ms", "tick p99 ms")

@@ -124,6 +124,8 @@ class RunnerFacts:
     gather_s: float = 0.0
     """How long a step that ends idleness waits for more prompts, counted anew as each comes: for runners to which one
     large step is cheaper than two."""
+    reenters: bool = False
+    """A step goes in and out of the interpreter many times: the device waits while another thread keeps it."""
     task: str = "generate"
     """What the model is for: `generate`, or to pool a text into one vector (`embed`) or scores (`classify`)."""
     pooled_size: int = 0

@@ -30,15 +30,13 @@ from llmhost.host.tls import Certificate, certificate_of
 from llmhost.host.web_socket import WebSocket
 from llmhost.host.wiring import Host
 from llmhost.observe.logs import log_event, start_logging
+from llmhost.schedule.interpreter import RELAXED_S
 from llmhost.storage.node import DataDir
 
 log = logging.getLogger("llmhost.host")
 
 QUIET_NS = 2 * 10**9
 """Nobody has asked for so long, and is likely to be kept waiting by what is done meanwhile."""
-SWITCH_INTERVAL_S = 0.0005
-"""How long a thread may keep the interpreter while another wants it: an engine that wakes must not wait for 5 ms."""
-
 EXIT_INTERRUPTED = 130
 
 
@@ -49,7 +47,7 @@ def serve(loaded: LoadedSettings, *, as_json: bool = False) -> int:
     """
     server = loaded.settings.server
     start_logging(server.log_level, server.log_format)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    sys.setswitchinterval(RELAXED_S)
     environ = process_environment()
     keep_kernels(environ, loaded.data_dir / "kernels")
     trace = read_variables(environ).trace_hooks

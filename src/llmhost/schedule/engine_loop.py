@@ -33,6 +33,7 @@ from llmhost.schedule.ears import Ears, Entry
 from llmhost.schedule.flights import Flights, GuessRhythm
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.inbox import Command, Inbox
+from llmhost.schedule.interpreter import Hurry
 from llmhost.schedule.scheduler import Emission, Scheduler
 from llmhost.schedule.steady import Chorus
 from llmhost.schedule.stepping import StepObserver, Stepper, joined
@@ -98,6 +99,7 @@ class EngineLoop:
         self._ears: Ears | None = None
         self._calls: set[asyncio.Future[None]] = set()
         self._inbox = Inbox(self._loop)
+        self._hurry = Hurry(is_ever=runner.facts.reenters)
         self._is_stopping = False
         self._is_draining = False
         self._stopped = asyncio.Event()
@@ -295,6 +297,7 @@ class EngineLoop:
             self._quietly(lambda: self._emit(self._abandon()))
             self._load = self._scheduler.load()  # what is read of an engine that has ended
             self._quietly(self._close)
+            self._hurry.set(False)
             self._call_back(self._ended)
 
     def _wait_for_work(self) -> None:
@@ -302,12 +305,16 @@ class EngineLoop:
 
         While whoever is here waits for payment, it looks up from time to time: a deadline may have come.
         """
+        if self._inbox.has_any or self._has_work():
+            return
+        self._hurry.set(False)
         is_audited = False
         while not self._inbox.wait(self._has_work, None if is_audited else self._quiet_s()):
             if self._scheduler.has_work:
-                return
+                break
             self._scheduler.check()
             is_audited = True
+        self._hurry.set(True)
 
     def _gather(self) -> None:
         """Let the prompts that come together run together."""

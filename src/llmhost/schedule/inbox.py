@@ -27,6 +27,11 @@ class Inbox:
         self._has_rung = False
         """It will, in this turn of the loop."""
 
+    @property
+    def has_any(self) -> bool:
+        """Something waits to be taken."""
+        return bool(self._commands)
+
     def post(self, command: Command, *, between_steps: bool = False) -> None:
         """Have `command` run before the next step; `between_steps`: while none is on the device."""
         self._commands.append((command, between_steps))

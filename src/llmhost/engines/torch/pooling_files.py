@@ -128,6 +128,7 @@ def facts_of(files: PoolingFiles, device: str, block_tokens: int) -> RunnerFacts
         kv_block_bytes=0,
         weights_bytes=files.weights_bytes,
         step_token_bytes=files.step_token_bytes,
+        reenters=True,
         task=files.task,
         pooled_size=files.pooled_size,
         labels=files.labels,

@@ -115,6 +115,7 @@ class TorchRunner:
             checks_drafts=True,
             can_sleep=self.device.type == "cuda",  # on the CPU nothing would be gained
             runs_ahead=kernels,
+            reenters=True,
         )
 
     def keep_kv_as(self, dtype: torch.dtype) -> None:
