@@ -21,6 +21,7 @@ from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import RunnerFacts
+from llmhost.core.sampling import Sampling
 from llmhost.core.step import PENDING, DecodeRows, Drawn, KvMove, Row
 from llmhost.engines.drawing import (
     Picked,
@@ -30,7 +31,6 @@ from llmhost.engines.drawing import (
     bars,
     confirm,
     has_penalty,
-    is_plain,
     is_shaped,
     nothing_left,
     scored_of,
@@ -135,12 +135,12 @@ class FakeRunner:
             return self._decode(rows)
         has_grammar = any(row.grammar is not None for row in rows)
         masks = fill(rows, self._options.vocab) if has_grammar else None
-        return [self._run_row(row, masks) for row in rows]
+        return self._run_rows(rows, masks)
 
     def launch(self, rows: Sequence[Row]) -> "FakeFlight":
         """Computed here and now; the time that it takes passes until it lands."""
         known = [row._replace(tokens=self._known(row)) for row in rows]
-        drawn = [self._run_row(row, None) for row in known]
+        drawn = self._run_rows(known, None)
         self._launched = {row.seq_id: one for row, one in zip(rows, drawn, strict=True)}
         return FakeFlight(drawn, lambda: self._delay(rows))
 
@@ -170,7 +170,7 @@ class FakeRunner:
             self._sleep(delay_ms / 1000)
 
     def _decode(self, rows: DecodeRows) -> list[Drawn]:
-        """`_run_row` for many rows that want nothing special."""
+        """`_run_rows` for such as want nothing special."""
         size, states, vocab = self._block_tokens, self._states, self._options.vocab
         drawn: list[Drawn] = []
         for token, start, blocks in zip(rows.fed, rows.starts, rows.tables, strict=True):
@@ -181,10 +181,25 @@ class FakeRunner:
             drawn.append(state % vocab)
         return drawn
 
+    def _run_rows(self, rows: Iterable[Row], masks: Masks | None) -> list[Drawn]:
+        vocab, is_scripted = self._options.vocab, self._options.fail_after_tokens is not None
+        plain: Sampling | None = None  # most rows of a step have one that is as another's
+        drawn: list[Drawn] = []
+        for row in rows:
+            sampling = row.sampling
+            if (is_scripted or row.drafts or row.barred or row.grammar is not None) or not (
+                sampling is plain or sampling.is_plain
+            ):
+                drawn.append(self._run_row(row, masks))
+                continue
+            plain = sampling
+            state = self._feed(row)[-1]
+            drawn.append(state % vocab if row.wants_token else None)
+        return drawn
+
     def _run_row(self, row: Row, masks: Masks | None) -> Drawn:
+        """Of which more is wanted than the next token."""
         states = self._feed(row)
-        if is_plain(row) and self._options.fail_after_tokens is None:
-            return states[-1] % self._options.vocab if row.wants_token else None
         scores = self._score(row, states) if scored_of(row) else ()
         if not row.wants_token:
             return answer((), (), scores)

@@ -21,17 +21,6 @@ class Accounts:
         self.operator_ns += busy_ns
         self.operator_nano += nano
 
-    def charge_fresh(
-        self, sequence: Sequence, share_ns: int, share_nano: int, *, is_input: bool
-    ) -> None:
-        """`charge` for what is computed for the first time and kept, by far the most common."""
-        sequence.engine_ns += share_ns
-        if share_nano:
-            sequence.cost_nano += share_nano
-            self.callers_nano += share_nano
-            if is_input:
-                sequence.input_cost_nano += share_nano
-
     def charge(
         self, sequence: Sequence, row: Row, drawn: Drawn, share_ns: int, share_nano: int
     ) -> None:

@@ -32,9 +32,10 @@ from llmhost.schedule.drain import DrainForecast
 from llmhost.schedule.ears import Ears, Entry
 from llmhost.schedule.flights import Flights, GuessRhythm
 from llmhost.schedule.guesser import Guesser
-from llmhost.schedule.inbox import Command, Inbox
+from llmhost.schedule.inbox import Arrival, AtRest, Inbox
 from llmhost.schedule.interpreter import Hurry
 from llmhost.schedule.scheduler import Emission, Scheduler
+from llmhost.schedule.sequence import Sequence
 from llmhost.schedule.steady import Chorus
 from llmhost.schedule.stepping import StepObserver, Stepper, joined
 from llmhost.schedule.watchdog import Watchdog
@@ -149,21 +150,21 @@ class EngineLoop:
         left = spec.max_new_tokens - len(spec.generated)
         speaker = self._drain.came(seq_id, left, time.monotonic())
         self._sinks[seq_id] = (spec.index, sink, speaker)
-        self._post(lambda: self._add(seq_id, spec))
+        self._inbox.post((seq_id, spec))
         return seq_id
 
     def cancel(self, seq_id: int) -> None:
         if seq_id in self._sinks:
-            self._post(lambda: self._cancel(seq_id))
+            self._inbox.post(lambda: self._cancel(seq_id))
 
     def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> None:
         """So many of a sequence's tokens are paid for. Wakes the engine, if all that it runs waits for that."""
         if seq_id in self._sinks:
-            self._post(lambda: self._allow(seq_id, held_tokens, is_final))
+            self._inbox.post(lambda: self._allow(seq_id, held_tokens, is_final))
 
     def resize_kv(self, blocks: int) -> None:
         """Hand the runner another KV lease between two steps."""
-        self._post(lambda: self._resize(blocks), between_steps=True)
+        self._inbox.post(AtRest(lambda: self._resize(blocks)))
 
     async def call(self, act: Callable[[], None]) -> None:
         """Have the engine's thread do `act` between two steps. Raises what it raises, or EngineFailed at its end."""
@@ -172,7 +173,7 @@ class EngineLoop:
         done: asyncio.Future[None] = self._loop.create_future()
         self._calls.add(done)
         try:
-            self._post(lambda: self._do(act, done), between_steps=True)
+            self._inbox.post(AtRest(lambda: self._do(act, done)))
             await done
         finally:
             self._calls.discard(done)
@@ -206,7 +207,7 @@ class EngineLoop:
         self._is_stopping = True
         if self._runner.facts.can_be_interrupted and self._sinks:
             cast(InterruptibleRunner, self._runner).interrupt()
-        self._post(list)
+        self._inbox.post(list)
         if self._thread.ident is None:
             self._close()
         elif (
@@ -276,9 +277,6 @@ class EngineLoop:
         self._watchdog.look()
         if not self._stopped.is_set():
             self._loop.call_later(WATCH_S, self._watch)
-
-    def _post(self, command: Command, *, between_steps: bool = False) -> None:
-        self._inbox.post(command, between_steps=between_steps)
 
     # ------------------------------------------------------------ engine thread's side
 
@@ -369,9 +367,22 @@ class EngineLoop:
         return not (may_guess and self._rhythm.is_due)
 
     def _take_inbox(self) -> list[Emission]:
-        commands, is_rest_needed = self._inbox.take()
-        emissions = self._flights.land_all() if is_rest_needed else []
-        return emissions + [emission for command in commands for emission in command()]
+        """Do what came, in order; those that come one after the other are let in together."""
+        emissions: list[Emission] = []
+        arrivals: list[Arrival] = []
+        for command in self._inbox.take():
+            if isinstance(command, tuple):
+                arrivals.append(command)
+                continue
+            if arrivals:
+                emissions += self._let_in(arrivals)
+                arrivals = []
+            if isinstance(command, AtRest):
+                emissions += self._flights.land_all()
+                emissions += command.act()
+            else:
+                emissions += command()
+        return emissions + self._let_in(arrivals) if arrivals else emissions
 
     def _step(self, rows: Seq[Row]) -> Seq[Emission]:
         """A model of whose steps nothing can be computed any more gives up."""
@@ -387,18 +398,22 @@ class EngineLoop:
             on_broken = self._on_broken
             self._call_back(lambda: on_broken(failure))
 
-    def _add(self, seq_id: int, spec: SequenceSpec) -> list[Emission]:
-        try:
-            watch, grammar = self._tokenizer.watch(spec.stop, spec.shown), None
-            if spec.grammar is not None:
-                grammar = self._tokenizer.grammar(spec.grammar, spec.prompt)
-            emission = self._scheduler.add(seq_id, spec, watch, grammar)
-        except Exception as error:  # boundary: what one caller brought must not end the others
-            log.exception("sequence.refused model=%s request=%s", self.name, spec.request_id)
-            failure = error if isinstance(error, LlmhostError) else self._cut_short()
-            last = Delta(spec.index, finish_reason=FinishReason.ERROR, error=failure)
-            return [(seq_id, last)]
-        return _some(emission)
+    def _let_in(self, arrivals: Seq[Arrival]) -> list[Emission]:
+        emissions: list[Emission] = []
+        started: list[Sequence] = []
+        tokenizer, start = self._tokenizer, Sequence.start
+        for seq_id, spec in arrivals:
+            try:
+                watch, grammar = tokenizer.watch(spec.stop, spec.shown), None
+                if spec.grammar is not None:
+                    grammar = tokenizer.grammar(spec.grammar, spec.prompt)
+                started.append(start(seq_id, spec, watch, grammar))
+            except Exception as error:  # boundary: what one caller brought must not end the others
+                log.exception("sequence.refused model=%s request=%s", self.name, spec.request_id)
+                failure = error if isinstance(error, LlmhostError) else self._cut_short()
+                last = Delta(spec.index, finish_reason=FinishReason.ERROR, error=failure)
+                emissions.append((seq_id, last))
+        return emissions + self._scheduler.let_in(started)
 
     def _cancel(self, seq_id: int) -> list[Emission]:
         return _some(self._scheduler.cancel(seq_id))

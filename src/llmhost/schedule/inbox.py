@@ -4,11 +4,25 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from llmhost.core.sequence import SequenceSpec
 from llmhost.schedule.scheduler import Emission
 
-Command = Callable[[], list[Emission]]
+Act = Callable[[], list[Emission]]
+
+Arrival = tuple[int, SequenceSpec]
+"""A sequence that is to run, and its id."""
+
+Command = Act | Arrival
+
+
+@dataclass(frozen=True, slots=True)
+class AtRest:
+    """A command for which no step may be on the device."""
+
+    act: Act
 
 
 class Inbox:
@@ -23,7 +37,7 @@ class Inbox:
         self._bell: SimpleQueue[None] = SimpleQueue()  # a condition's own way is in Python
         self._is_ringing = False
         """The bell has rung, and nobody has heard it yet."""
-        self._commands: deque[tuple[Command, bool]] = deque()
+        self._commands: deque[Command | AtRest] = deque()
         self._has_rung = False
         """It will, in this turn of the loop."""
 
@@ -32,24 +46,19 @@ class Inbox:
         """Something waits to be taken."""
         return bool(self._commands)
 
-    def post(self, command: Command, *, between_steps: bool = False) -> None:
-        """Have `command` run before the next step; `between_steps`: while none is on the device."""
-        self._commands.append((command, between_steps))
+    def post(self, command: Command | AtRest) -> None:
+        """Have it done before the next step."""
+        self._commands.append(command)
         if self._loop.is_closed():
             self._ring()
         elif not self._has_rung:
             self._has_rung = True
             self._loop.call_soon(self._ring)
 
-    def take(self) -> tuple[list[Command], bool]:
-        """All that came, in order, and whether no step may be on the device for it."""
-        is_rest_needed = False
-        commands: list[Command] = []
-        for _ in range(len(self._commands)):
-            command, between = self._commands.popleft()
-            commands.append(command)
-            is_rest_needed |= between
-        return commands, is_rest_needed
+    def take(self) -> list[Command | AtRest]:
+        """All that came, in order."""
+        take = self._commands.popleft
+        return [take() for _ in range(len(self._commands))]
 
     def wait(self, is_awake: Callable[[], bool], timeout_s: float | None) -> bool:
         """Sleep until a command comes. False after so long without one, and nothing else to do."""

@@ -71,10 +71,11 @@ class KvBooks:
     def give_back(self, blocks: Sequence[int]) -> None:
         """One holder less for each. The last ones go first when room is needed: others are found through those
         before them."""
+        holders, texts = self._holders, self._index.texts
         for block in reversed(blocks):
-            self._holders[block] -= 1
-            if self._holders[block] == 0:
-                if block in self._index:
+            holders[block] -= 1
+            if holders[block] == 0:
+                if block in texts:
                     self._kept[block] = None
                 else:
                     self._blank.append(block)

@@ -29,15 +29,16 @@ class PrefixIndex:
 
     def __init__(self, serials: Iterator[int], *, is_on_host: bool = False) -> None:
         self._places: dict[Text, Place] = {}
-        self._texts: dict[int, Text] = {}
+        self.texts: dict[int, Text] = {}
+        """Of each block that is known. To be looked at only."""
         self._serials = serials
         self._is_on_host = is_on_host
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self.texts)
 
     def __contains__(self, block: int) -> bool:
-        return block in self._texts
+        return block in self.texts
 
     def find(self, text: Text) -> Place | None:
         return self._places.get(text)
@@ -47,20 +48,20 @@ class PrefixIndex:
 
         Neither the text nor the block may be known yet.
         """
-        assert text not in self._places and block not in self._texts, (block, "is known already")
+        assert text not in self._places and block not in self.texts, (block, "is known already")
         if serial is None:
             serial = next(self._serials)
         place = self._places[text] = Place(block, serial, self._is_on_host)
-        self._texts[block] = text
+        self.texts[block] = text
         return place
 
     def leave(self, block: int) -> tuple[Text, int]:
         """Forget `block`; returns what it held, and under which serial number."""
-        text = self._texts.pop(block)
+        text = self.texts.pop(block)
         return text, self._places.pop(text).serial
 
     def blocks(self) -> Iterator[int]:
-        return iter(self._texts)
+        return iter(self.texts)
 
 
 def chain_hashes(salt: str, tokens: Sequence[int], block_tokens: int) -> list[int]:

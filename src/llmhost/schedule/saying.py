@@ -26,7 +26,7 @@ def say(sequence: Sequence, row: Row, drawn: int | Draw | None, longest: int) ->
 def say_next(sequence: Sequence, token: int, longest: int) -> Delta:
     """The same for a token alone."""
     delta = sequence.accept(token)
-    if delta.finish_reason is None and len(sequence.tokens) < longest:
+    if delta.finish_reason is not None or len(sequence.tokens) < longest:
         return delta
     return _last_if_full(sequence, delta, longest) or delta
 

@@ -15,7 +15,7 @@ from operator import attrgetter
 from llmhost.core.errors import DeadlineExceeded, EngineFailed, LlmhostError
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DraftAsk, EngineLoad, TextWatch
-from llmhost.core.sequence import Purpose, SequenceSpec
+from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import DecodeRows, Drawn, GrammarState, KvMove, Row, StepResult
 from llmhost.schedule.accounts import Accounts
 from llmhost.schedule.kv_books import KvBooks
@@ -24,11 +24,11 @@ from llmhost.schedule.patience import prompt_budget
 from llmhost.schedule.plan import Budget, Hit, StepPlan, Work, plan_step
 from llmhost.schedule.predictor import StepPredictor, StepWork, work_of
 from llmhost.schedule.rows import next_row, row_of
-from llmhost.schedule.saying import has_no_room, say, say_next
-from llmhost.schedule.sequence import Sequence
+from llmhost.schedule.saying import has_no_room, say
+from llmhost.schedule.sequence import NOWHERE, Sequence
 from llmhost.schedule.sequence_kv import SequenceKv
 from llmhost.schedule.steady import Chorus, Convoy, decode_rows, depart, may_be_convoy, take_decoded
-from llmhost.schedule.together import Grants, begin_together
+from llmhost.schedule.together import begin_together, rows_together, take_fresh
 from llmhost.schedule.waiting import FairShares, WaitingQueue
 
 Emission = tuple[int, Delta]
@@ -114,21 +114,27 @@ class Scheduler:
 
         The door has checked the length against the limits of its time; they may have shrunk since.
         """
-        assert spec.prompt, "a sequence without a prompt has nothing to draw from"
-        assert spec.held_tokens is None or spec.held_tokens > 0, "a token at least is paid for"
+        ended = self.let_in([Sequence.start(seq_id, spec, watch, grammar)])
+        return ended[0] if ended else None
+
+    def let_in(self, sequences: Seq[Sequence]) -> list[Emission]:
+        """Queue some that have just been started; those end at once that have no room."""
         self._part()
-        sequence = Sequence.start(seq_id, spec, watch, grammar)
-        sequence.halt(self.longest_tokens)
-        self._sequences[seq_id] = sequence
-        self._intricate += not sequence.is_plain
-        self._shares.join(spec.tenant)
-        self._waiting.add(sequence)
-        if self._is_full(sequence):
-            return self._end(seq_id, FinishReason.LENGTH)
-        self.kv.join(sequence)
-        if spec.deadline_ns is not None:
-            heappush(self._deadlines, (spec.deadline_ns, seq_id))
-        return None
+        longest, known = self.longest_tokens, self._sequences
+        full: list[int] = []
+        for sequence in sequences:
+            sequence.halt(longest)
+            known[sequence.seq_id] = sequence
+            self._intricate += not sequence.is_plain
+            is_short = len(sequence.tokens) < sequence.halts_at != NOWHERE
+            if not is_short and self._is_full(sequence):
+                full.append(sequence.seq_id)
+            elif (deadline_ns := sequence.spec.deadline_ns) is not None:
+                heappush(self._deadlines, (deadline_ns, sequence.seq_id))
+        self._shares.join(*[sequence.spec.tenant for sequence in sequences])
+        self._waiting.add(*sequences)
+        self.kv.join(sequences)
+        return self._end_all(full, FinishReason.LENGTH) if full else []
 
     def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> Emission | None:
         """More tokens of a sequence are paid for; its end, if it has made all that ever will be."""
@@ -239,9 +245,9 @@ class Scheduler:
             return steady
         self._part()
         if not self._running and (begun := self._begin_together()) is not None:
-            self._running = [sequence for sequence, _ in begun]
+            self._running = begun
             self._has_drafts = False
-            return self._rows(begun)
+            return rows_together(begun, self.kv)
         hits: dict[int, Hit] = {}
         about_to: set[int] = set()
 
@@ -263,11 +269,11 @@ class Scheduler:
         rows = self._rows((sequences[seq_id], share) for seq_id, share in plan.grants)
         for sequence in self._running:
             if sequence.draft:
-                sequence.draft = []
+                sequence.draft = ()
         self._has_drafts = False
         return rows
 
-    def _begin_together(self) -> Grants | None:
+    def _begin_together(self) -> list[Sequence] | None:
         return begin_together(self._waiting, self.kv, self.limits)
 
     def _rows(self, grants: Iterable[tuple[Sequence, int]]) -> list[Row]:
@@ -352,7 +358,7 @@ class Scheduler:
         shares = zip(result.shares_ns, shares_nano, strict=False)
         if type(result.rows) is DecodeRows:
             return self._absorb_decoded(result.rows, result.drawn, shares)
-        return self._absorb(result.rows, result.drawn, shares)
+        return self._absorb_fresh(result.rows, result.drawn, shares)
 
     def _absorb_convoy(self, result: StepResult) -> Chorus | None:
         if self._convoy is None or not self._convoy.has_made(result.rows):
@@ -369,7 +375,7 @@ class Scheduler:
         emissions, ns, nano = take_decoded(
             *(rows, drawn, shares, self.kv),
             longest=self.longest_tokens,
-            otherwise=lambda row, token, *share: self._absorb([row], [token], [share]),
+            otherwise=self._absorb,
             serve=self._shares.serve if tenant is None else None,
         )
         self.accounts.callers_nano += nano
@@ -377,66 +383,43 @@ class Scheduler:
             self._shares.serve(tenant, ns)
         return emissions
 
-    def _absorb(
-        self, rows: Seq[Row], all_drawn: Seq[Drawn], shares: Iterable[tuple[int, int]]
+    def _absorb_fresh(
+        self, rows: Seq[Row], drawn: Seq[Drawn], shares: Iterable[tuple[int, int]]
     ) -> list[Emission]:
-        longest = self.longest_tokens
-        emissions: list[Emission] = []
-        for row, drawn, share in zip(rows, all_drawn, shares, strict=True):
-            sequence = self._sequences.get(row.seq_id)
-            if sequence is None:
-                self.accounts.pay(*share)
-                continue
-            if type(drawn) is int and sequence.is_plain and self._is_fresh(sequence, row):
-                said = self._take_fresh(sequence, row, drawn, longest, *share)
-                emissions.append((row.seq_id, said))
-                continue
-            self.accounts.charge(sequence, row, drawn, *share)
-            self._shares.serve(sequence.spec.tenant, share[0])
-            if isinstance(drawn, EngineFailed):
-                emissions += self.fail([row.seq_id], drawn)
-                continue
-            if sequence.computed >= (sequence.recorded + 1) * self.limits.block_tokens:
-                self.kv.record(sequence)
-            delta = say(sequence, row, drawn, longest)
-            if delta is not None and delta.finish_reason is not None:
-                self._remove(sequence)
-            if sequence.grammar is not None and row.seq_id in self._sequences:
-                self._intricate += sequence.is_plain
-                sequence.look_again()
-                self._intricate -= sequence.is_plain
-            if delta is not None:
-                emissions.append((row.seq_id, delta))
-        return emissions
-
-    def _is_fresh(self, sequence: Sequence, row: Row) -> bool:
-        """What was fed was known to be right, and never computed before, and somebody pays for it."""
-        return (
-            not row.drafts
-            and row.wants_token
-            and sequence.grammar is None
-            and row.start >= sequence.high_water
-            and row.purpose is not Purpose.PROBE
-            and bool(sequence.blocks)  # else it was preempted while the step ran
+        tenant = self._shares.only
+        taken = take_fresh(
+            *(rows, drawn, shares, self._sequences, self.kv),
+            longest=self.longest_tokens,
+            otherwise=self._absorb,
+            serve=self._shares.serve if tenant is None else None,
         )
+        self.accounts.callers_nano += taken.nano
+        if tenant is not None:
+            self._shares.serve(tenant, taken.ns)
+        if taken.ended:
+            self._remove_ended(taken.ended)
+        return taken.said
 
-    def _take_fresh(
-        self, sequence: Sequence, row: Row, token: int, longest: int, share_ns: int, share_nano: int
-    ) -> Delta:
-        """The same for the most common of rows, of which there are thousands a second."""
-        end = row.start + len(row.tokens)
-        sequence.computed = sequence.high_water = end
-        if sequence.owed:
-            sequence.owed -= 1
-        is_input = row.start < row.prompt_tokens
-        self.accounts.charge_fresh(sequence, share_ns, share_nano, is_input=is_input)
+    def _absorb(self, row: Row, drawn: Drawn, share_ns: int, share_nano: int) -> list[Emission]:
+        """Any row, alone."""
+        sequence = self._sequences.get(row.seq_id)
+        if sequence is None:
+            self.accounts.pay(share_ns, share_nano)
+            return []
+        self.accounts.charge(sequence, row, drawn, share_ns, share_nano)
         self._shares.serve(sequence.spec.tenant, share_ns)
-        if end >= (sequence.recorded + 1) * self.limits.block_tokens:
+        if isinstance(drawn, EngineFailed):
+            return self.fail([row.seq_id], drawn)
+        if sequence.computed >= (sequence.recorded + 1) * self.limits.block_tokens:
             self.kv.record(sequence)
-        delta = say_next(sequence, token, longest)
-        if delta.finish_reason is not None:
+        delta = say(sequence, row, drawn, self.longest_tokens)
+        if delta is not None and delta.finish_reason is not None:
             self._remove(sequence)
-        return delta
+        if sequence.grammar is not None and row.seq_id in self._sequences:
+            self._intricate += sequence.is_plain
+            sequence.look_again()
+            self._intricate -= sequence.is_plain
+        return [] if delta is None else [(row.seq_id, delta)]
 
     def check(self) -> None:
         """Audit: the KV books balance and every sequence is in exactly one queue."""
@@ -489,6 +472,16 @@ class Scheduler:
             self.kv.let_go(sequence)
         else:
             self._waiting.remove(sequence)
+
+    def _remove_ended(self, ended: Seq[Sequence]) -> None:
+        """`_remove` for plain ones that run."""
+        known = self._sequences
+        for sequence in ended:
+            del known[sequence.seq_id]
+        self._shares.leave(*[sequence.spec.tenant for sequence in ended])
+        self._running = [s for s in self._running if s.seq_id in known] if known else []
+        for sequence in ended:
+            self.kv.let_go(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Preemption by recompute: the blocks go back, the tokens stay. What is still found later isn't done again."""

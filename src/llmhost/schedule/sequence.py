@@ -8,10 +8,12 @@ from msgspec import Struct, structs
 
 from llmhost.core.output import Delta, FinishReason, TokenLogprobs, Usage
 from llmhost.core.ports import DraftAsk, TextWatch
-from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import Draw, GrammarState
 from llmhost.schedule.prefix import Parent, Place
+
+NOWHERE = sys.maxsize
+_NOTHING_BARRED: frozenset[int] = frozenset()
 
 
 class Sequence(Struct, eq=False):
@@ -27,31 +29,38 @@ class Sequence(Struct, eq=False):
     """Prompt and answer so far."""
     most_tokens: int
     """Length at which it has said all that it may."""
-    grammar: GrammarState | None = None
-    is_atomic: bool = False
+    grammar: GrammarState | None
+    is_atomic: bool
     """Computed in one step as a whole, and without KV blocks."""
-    barred: frozenset[int] = frozenset()
+    barred: frozenset[int]
     """Ids that are not drawn while the answer is too short to end."""
+    is_plain: bool
+    """What it says next depends on nothing that the runner does not know: its next step can be run before the token
+    of the last one has been looked at."""
+    index: int
+    ends: frozenset[int]
+    """Two that are asked for with every token, of `spec`: which choice this is, and the ids that end it."""
+    key: tuple[int, int, int]
+    """Smaller runs first, and of one priority so does who waits; the largest is preempted first."""
+    may_hit: bool
+    """Its prompt may be found. Whoever wants to know how likely that is, from the beginning, has all of it computed."""
+    high_water: int
+    """Most positions ever computed: work below it, after a preemption, is the operator's, not the caller's."""
+    engine_ns: int
+    cost_nano: int
+    """What `engine_ns` cost, and the prompt's part of it."""
+    input_cost_nano: int
+    cached_tokens: int
     computed: int = 0
     fed: int = 0
     """`computed`, and what steps feed that are not taken in yet."""
     owed: int = 0
     """Tokens that those steps draw, and that are not known yet."""
-    halts_at: int = sys.maxsize
+    halts_at: int = NOWHERE
     """Length at which no more is drawn: it ends there, or waits until more is paid for."""
-    is_plain: bool = False
-    """What it says next depends on nothing that the runner does not know: its next step can be run before the token
-    of the last one has been looked at."""
     blocks: list[int] = []
-    draft: list[int] = []
+    draft: Seq[int] = ()
     """Guesses at what comes after `tokens`, for the next step."""
-    high_water: int = 0
-    """Most positions ever computed: work below it, after a preemption, is the operator's, not the caller's."""
-    engine_ns: int = 0
-    cost_nano: int = 0
-    """What `engine_ns` cost, and the prompt's part of it."""
-    input_cost_nano: int = 0
-    cached_tokens: int = 0
     right_guesses: int = 0
     wrong_guesses: int = 0
     """Of those that were checked for an answer that was predicted."""
@@ -60,59 +69,48 @@ class Sequence(Struct, eq=False):
     """So many of `blocks` can be found by their text."""
     parent: Parent = ""
     """What the block after those is found by."""
-    hashes: list[int] = []
-    """Of the prompt's full blocks; see `chain_hashes`."""
+    hashes: Seq[int] = ()
+    """Of the prompt's full blocks, see `chain_hashes`: made once there is one among them that nobody has computed."""
     promised: int = 0
     """Blocks up to here, of those with hashes, are computed or somebody else's to compute."""
     row_end: tuple[Any, ...] | None = None
     """What all rows of its answer have; None where they may differ, and while it is not there yet."""
-    index: int = 0
-    ends: frozenset[int] = frozenset()
-    """Two that are asked for with every token, of `spec`: which choice this is, and the ids that end it."""
     prompt_told: int = 0
     """Prompt tokens whose log probabilities have been reported."""
-    key: tuple[int, int, int] = (0, 0, 0)
-    """Smaller runs first; the largest is preempted first."""
-    arrival_key: tuple[int, int] = (0, 0)
-    may_hit: bool = False
-    """Its prompt may be found. Whoever wants to know how likely that is, from the beginning, has all of it computed."""
     salt: str = ""
     """Whose texts it may share."""
-    found: list[Place] = []
+    found: Seq[Place] = ()
     """Of a waiting one, the blocks with the beginning of its text, from when it was looked up until it is let in."""
 
     @classmethod
     def start(
         cls, seq_id: int, spec: SequenceSpec, watch: TextWatch, grammar: GrammarState | None = None
     ) -> "Sequence":
-        for place, token in enumerate(
-            spec.generated
-        ):  # an imported sequence has said these already
-            if spec.min_new_tokens:
-                watch.is_armed = place >= spec.min_new_tokens
-            watch.push(token)
-            if grammar is not None:
-                grammar.accept(token)
-        return cls(
+        assert spec.prompt, "a sequence without a prompt has nothing to draw from"
+        assert spec.held_tokens is None or spec.held_tokens > 0, "a token at least is paid for"
+        prompt, said, asked, ends = spec.prompt, spec.generated, spec.sampling, spec.stop_token_ids
+        if said:
+            _say_again(spec, watch, grammar)
+        is_pooled, is_long = spec.pooling is not None, spec.min_new_tokens > 0
+        return cls(  # by place: by name it takes twice as long
             seq_id,
             spec,
             watch,
-            tokens=[*spec.prompt, *spec.generated],
-            most_tokens=len(spec.prompt) + spec.max_new_tokens,
-            grammar=grammar,
-            is_atomic=spec.pooling is not None,
-            barred=spec.stop_token_ids if spec.min_new_tokens else frozenset(),
-            is_plain=_is_plain(spec, grammar),
-            index=spec.index,
-            ends=spec.stop_token_ids,
-            key=(spec.priority, spec.arrival_ns, seq_id),
-            arrival_key=(spec.arrival_ns, seq_id),
-            may_hit=spec.pooling is None and not _is_told_all(spec.sampling),
-            high_water=spec.high_water,
-            engine_ns=spec.engine_ns,
-            cost_nano=spec.cost_nano,
-            input_cost_nano=spec.input_cost_nano,
-            cached_tokens=spec.cached_tokens,
+            [*prompt, *said],
+            len(prompt) + spec.max_new_tokens,
+            grammar,
+            is_pooled,
+            ends if is_long else _NOTHING_BARRED,
+            _is_plain(spec, grammar),
+            spec.index,
+            ends,
+            (spec.priority, spec.arrival_ns, seq_id),
+            not is_pooled and (asked.prompt_logprobs is None or asked.prompt_logprobs_from > 1),
+            spec.high_water,
+            spec.engine_ns,
+            spec.cost_nano,
+            spec.input_cost_nano,
+            spec.cached_tokens,
         )
 
     @property
@@ -219,21 +217,22 @@ class Sequence(Struct, eq=False):
 
     def accept(self, token: int) -> Delta:
         """Take the token that was drawn; the delta says what it added and whether it was the last."""
-        self.tokens.append(token)
-        if token in self.spec.stop_token_ids:
+        tokens, watch = self.tokens, self.watch
+        tokens.append(token)
+        if token in self.ends:
             return self.end(FinishReason.STOP, tokens=(token,))
         if self.spec.min_new_tokens:
-            self.watch.is_armed = self.generated > self.spec.min_new_tokens
-        text = self.watch.push(token)
-        if self.watch.is_stopped:
+            watch.is_armed = self.generated > self.spec.min_new_tokens
+        text = watch.push(token)
+        if watch.is_stopped:
             return self._last(FinishReason.STOP, text, (token,))
         if self.grammar is not None:
             self.grammar.accept(token)
             if self.grammar.is_ended:
                 return self.end(FinishReason.STOP, text=text, tokens=(token,))
-        if len(self.tokens) >= self.most_tokens:
+        if len(tokens) >= self.most_tokens:
             return self.end(FinishReason.LENGTH, text=text, tokens=(token,))
-        return Delta(self.spec.index, text, (token,))
+        return Delta(self.index, text, (token,))
 
     def end(self, reason: FinishReason, *, text: str = "", tokens: tuple[int, ...] = ()) -> Delta:
         """The last delta: with the text that was held back, which may turn out to end in a stop string."""
@@ -260,23 +259,15 @@ class Sequence(Struct, eq=False):
         return fresh
 
     def _last(self, reason: FinishReason, text: str, tokens: tuple[int, ...]) -> Delta:
-        last = Delta(self.spec.index, text, tokens, reason, self._usage(reason))
-        if reason is FinishReason.STOP and self.watch.is_stopped:
-            last.stop = self.watch.stop
-            if self.spec.tells_stop:
-                last.text += self.watch.stop or ""
-        return last
-
-    def _usage(self, reason: FinishReason) -> Usage:
         """An answer used its prompt; what was cut off in the queue or amid the prompt, only what was computed of it."""
-        spec = self.spec
+        spec, cached_tokens = self.spec, self.cached_tokens
         prompt_tokens = len(spec.prompt)
         generated = len(self.tokens) - prompt_tokens
         if reason is FinishReason.CANCELLED or reason is FinishReason.ERROR:
             prompt_tokens = min(prompt_tokens, self.high_water)
-        return Usage(
+        usage = Usage(
             prompt_tokens,
-            min(self.cached_tokens, prompt_tokens),
+            cached_tokens if cached_tokens < prompt_tokens else prompt_tokens,
             generated,
             self.engine_ns,
             self.cost_nano,
@@ -285,6 +276,12 @@ class Sequence(Struct, eq=False):
             min(self.right_guesses, generated) if self.right_guesses else 0,
             self.wrong_guesses,
         )
+        last = Delta(self.index, text, tokens, reason, usage)
+        if reason is FinishReason.STOP and self.watch.is_stopped:
+            last.stop = self.watch.stop
+            if spec.tells_stop:
+                last.text += self.watch.stop or ""
+        return last
 
     def _reasoning_tokens(self) -> int:
         """Counted once, at the end."""
@@ -295,8 +292,14 @@ class Sequence(Struct, eq=False):
         return thoughts.count(answer, begun=self.spec.begins_with_thoughts)
 
 
-def _is_told_all(asked: Sampling) -> bool:
-    return asked.prompt_logprobs is not None and asked.prompt_logprobs_from <= 1
+def _say_again(spec: SequenceSpec, watch: TextWatch, grammar: GrammarState | None) -> None:
+    """An imported sequence has said these already."""
+    for place, token in enumerate(spec.generated):
+        if spec.min_new_tokens:
+            watch.is_armed = place >= spec.min_new_tokens
+        watch.push(token)
+        if grammar is not None:
+            grammar.accept(token)
 
 
 def _is_plain(spec: SequenceSpec, grammar: GrammarState | None) -> bool:

@@ -30,12 +30,10 @@ class SequenceKv:
         self._promised: Counter[int] = Counter()
         """Hashes of prompt blocks that running sequences are about to compute."""
 
-    def join(self, sequence: Sequence) -> None:
-        """A sequence has come; it holds nothing yet."""
-        sequence.parent = sequence.salt = salt = self._salt(sequence.spec)
-        if sequence.may_hit:
-            size = self.books.block_tokens
-            sequence.hashes = chain_hashes(salt, sequence.spec.prompt, size)
+    def join(self, sequences: Iterable[Sequence]) -> None:
+        """They have come; they hold nothing yet."""
+        for sequence in sequences:
+            sequence.parent = sequence.salt = self._salt(sequence.spec)
 
     def hit(self, sequence: Sequence, about_to: set[int]) -> Hit | None:
         """What is known of a waiting sequence's text; None while another computes or fetches what comes next in it.
@@ -44,44 +42,52 @@ class SequenceKv:
         """
         if not sequence.may_hit:
             return NO_HIT
-        places = self.books.match(sequence.salt, sequence.tokens, _most_hit(sequence))
-        sequence.found = places
+        books, prompt, asked = self.books, sequence.spec.prompt, sequence.spec.sampling
+        # One token at least is computed, to draw from what it gives, or to tell how likely the one after it is.
+        most = len(sequence.tokens) - 1
+        if asked.prompt_logprobs is not None:
+            most = min(most, asked.prompt_logprobs_from - 1)
+        # A tuple is cut quicker than a list.
+        known = prompt if most < len(prompt) else sequence.tokens
+        places = sequence.found = books.match(sequence.salt, known, most)
         count = len(places)
-        coming = sequence.hashes[count:]
-        here: list[int] = []
-        fetched: list[int] = []
-        for block, serial, is_on_host in places:
-            if is_on_host:
-                fetched.append(-serial)
-            else:
-                here.append(block)
-        if coming and (coming[0] in self._promised or coming[0] in about_to):
-            return None
-        if fetched and not about_to.isdisjoint(fetched):
-            return None
-        about_to.update(coming, fetched)
-        return Hit(count * self.books.block_tokens, len(here), self.books.count_kept(here))
+        coming: Seq[int] = ()
+        if count < len(prompt) // books.block_tokens:
+            if not sequence.hashes:
+                sequence.hashes = chain_hashes(sequence.salt, prompt, books.block_tokens)
+            coming = sequence.hashes[count:]
+            if coming[0] in self._promised or coming[0] in about_to:
+                return None
+        if count:
+            fetched = [-place.serial for place in places if place.is_on_host]
+            if fetched and not about_to.isdisjoint(fetched):
+                return None
+            about_to.update(fetched)
+        about_to.update(coming)
+        here = [place.block for place in places if not place.is_on_host]
+        return Hit(count * books.block_tokens, len(here), books.count_kept(here))
 
     def begin(self, admitted: Iterable[tuple[Sequence, Hit]]) -> None:
         """Have admitted sequences go on after what is known of them."""
-        found = []
+        books, found = self.books, []
         for sequence, hit in admitted:  # all of them before any block is taken: that may evict
-            places, sequence.found = sequence.found, []
-            assert len(places) * self.books.block_tokens == hit.tokens, "it was found before"
-            found.append((sequence, places, self.books.claim(places)))
+            places, sequence.found = sequence.found, ()
+            assert len(places) * books.block_tokens == hit.tokens, "it was found before"
+            found.append((sequence, places, books.claim(places) if places else ()))
         for sequence, places, claims in found:
-            self._begin(sequence, places, self.books.fetch(places, claims))
+            self._begin(sequence, places, books.fetch(places, claims) if places else [])
 
     def _begin(self, sequence: Sequence, places: Seq[Place], blocks: list[int]) -> None:
         """Go on after the blocks that are known, and promise to compute the others."""
-        size = self.books.block_tokens
+        size, count = self.books.block_tokens, len(places)
         sequence.blocks = blocks
         sequence.parent = places[-1].serial if places else sequence.salt
-        sequence.recorded = sequence.promised = len(places)
-        sequence.computed = sequence.fed = len(places) * size
-        promised = self._promised
-        for coming in sequence.hashes[sequence.promised :]:  # `update` would be five calls
-            promised[coming] = promised.get(coming, 0) + 1
+        sequence.recorded = sequence.promised = count
+        sequence.computed = sequence.fed = count * size
+        if count < len(sequence.hashes):
+            promised = self._promised
+            for coming in sequence.hashes[count:]:  # `update` would be five calls
+                promised[coming] = promised.get(coming, 0) + 1
         if sequence.high_water == 0 and sequence.may_hit:  # not again after a preemption
             sequence.cached_tokens = sequence.computed
             self.query_tokens += len(sequence.spec.prompt)
@@ -106,14 +112,16 @@ class SequenceKv:
             found = self.books.record(sequence.parent, text, sequence.blocks[place])
             sequence.blocks[place], sequence.parent = found.block, found.serial
         sequence.recorded = max(sequence.recorded, full)
-        self._keep_promises(sequence, full)
+        if sequence.promised < len(sequence.hashes):
+            self._keep_promises(sequence, full)
 
     def let_go(self, sequence: Sequence) -> None:
         """Give back all that it holds. What is recorded stays to be found."""
-        self._keep_promises(sequence, len(sequence.hashes))
+        if sequence.promised < len(sequence.hashes):
+            self._keep_promises(sequence, len(sequence.hashes))
         self.books.give_back(sequence.blocks)
         sequence.blocks = []
-        sequence.draft = []
+        sequence.draft = ()
         sequence.recorded = 0
 
     def take_moves(self) -> list[KvMove]:
@@ -143,9 +151,3 @@ class SequenceKv:
         """Texts are shared within a scope and an adapter, and without the cache among one request's choices."""
         scope = (spec.cache_scope or spec.tenant) if self._is_kept else spec.request_id
         return f"{scope}\0{spec.adapter or ''}"
-
-
-def _most_hit(sequence: Sequence) -> int:
-    """One token at least is computed, to draw from what it gives, or to tell how likely the one after it is."""
-    asked, most = sequence.spec.sampling, len(sequence.tokens) - 1
-    return most if asked.prompt_logprobs is None else min(most, asked.prompt_logprobs_from - 1)

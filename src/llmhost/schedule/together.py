@@ -1,32 +1,42 @@
 """Prompts that come while nothing runs, and that one step can take whole: short answers begin and end in such steps.
 
-What `plan_step` decides is decided here for all of them in one pass; whatever this does not know goes the general way.
-Both ways have the same outcome, which tests compare.
+What `plan_step` decides, and what `row_of` makes of it, is done here for all of them in a few passes; whatever this
+does not know goes the general way. Both ways have the same outcome, which tests compare.
 """
 
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import NamedTuple
+
+from llmhost.core.sequence import Purpose
+from llmhost.core.step import Drawn, Row
 from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.plan import Hit
+from llmhost.schedule.rows import row_of
+from llmhost.schedule.saying import say_next
 from llmhost.schedule.sequence import Sequence
 from llmhost.schedule.sequence_kv import SequenceKv
+from llmhost.schedule.steady import Otherwise, Said
 from llmhost.schedule.waiting import WaitingQueue
 
-Grants = list[tuple[Sequence, int]]
-"""Sequences, and how many tokens of each are fed."""
+_NOTHING_BARRED: frozenset[int] = frozenset()
 
 
-def begin_together(waiting: WaitingQueue, kv: SequenceKv, limits: SchedulerLimits) -> Grants | None:
+def begin_together(
+    waiting: WaitingQueue, kv: SequenceKv, limits: SchedulerLimits
+) -> list[Sequence] | None:
     """All who wait, with what is known of them. None, and nobody holds anything, where more is to be decided."""
     line = waiting.only_line
     if line is None or len(line) > limits.max_batch_size:
         return None
-    if sum([len(sequence.tokens) for sequence in line]) > limits.max_tokens_per_batch:
+    lengths = [len(sequence.tokens) for sequence in line]
+    if sum(lengths) > limits.max_tokens_per_batch:
         return None
     books, size = kv.books, limits.block_tokens
     about_to: set[int] = set()
     spare = books.free - int(books.total * limits.watermark_share)
     begun: list[tuple[Sequence, Hit]] = []
-    for sequence in line:
-        tokens = len(sequence.tokens)
+    for sequence, tokens in zip(line, lengths, strict=True):
         if sequence.is_atomic or tokens >= sequence.halts_at:
             return None
         hit = kv.hit(sequence, about_to)
@@ -34,10 +44,99 @@ def begin_together(waiting: WaitingQueue, kv: SequenceKv, limits: SchedulerLimit
             hit is None or hit.tokens > hit.blocks * size
         ):  # it waits for another, or for the host's memory
             return None
-        spare -= books.blocks_for(tokens) - hit.blocks + hit.kept_blocks
+        spare -= -(-tokens // size) - hit.blocks + hit.kept_blocks
         begun.append((sequence, hit))
     if spare < 0:
         return None
     waiting.clear()
     kv.begin(begun)
-    return [(sequence, len(sequence.tokens) - hit.tokens) for sequence, hit in begun]
+    return line
+
+
+def rows_together(begun: list[Sequence], kv: SequenceKv) -> list[Row]:
+    """All that is known of each and not computed yet, with the blocks taken that it needs."""
+    size = kv.books.block_tokens
+    needs = [-(-len(sequence.tokens) // size) - len(sequence.blocks) for sequence in begun]
+    fresh = iter(kv.books.take(sum(needs)))
+    rows: list[Row] = []
+    for sequence, needed in zip(begun, needs, strict=True):
+        tokens, start = sequence.tokens, sequence.fed
+        end = len(tokens)
+        sequence.blocks += islice(fresh, needed)
+        if not sequence.is_plain:
+            rows.append(row_of(sequence, end - start, kv))
+            continue
+        spec, prompt_tokens = sequence.spec, len(sequence.spec.prompt)
+        sequence.fed = end
+        sequence.owed = 1
+        row = tuple.__new__(  # as `row_of` does
+            Row,
+            (
+                *(sequence.seq_id, tokens[start:], start, sequence.blocks, spec.sampling),
+                *(spec.seed, True, spec.purpose, prompt_tokens, tokens),
+                *(0, _NOTHING_BARRED, prompt_tokens, None, None, None),
+            ),
+        )
+        rows.append(row)
+    return rows
+
+
+class Taken(NamedTuple):
+    """What came of a step: what is said, who has ended and is still to be let go, and the time of those that went
+    this way and what it cost."""
+
+    said: Said
+    ended: list[Sequence]
+    ns: int
+    nano: int
+
+
+def take_fresh(
+    rows: Iterable[Row],
+    all_drawn: Iterable[Drawn],
+    shares: Iterable[tuple[int, int]],
+    sequences: Mapping[int, Sequence],
+    kv: SequenceKv,
+    *,
+    longest: int,
+    otherwise: Otherwise,
+    serve: Callable[[str, int], None] | None,
+) -> Taken:
+    """Take each token into its sequence, where what was fed was right, and never computed before, and somebody pays
+    for it: a prompt's, or one more of an answer. `serve` is as that of `take_decoded`."""
+    said: Said = []
+    ended: list[Sequence] = []
+    size, all_ns, all_nano, probe = kv.books.block_tokens, 0, 0, Purpose.PROBE
+    for row, token, (ns, nano) in zip(rows, all_drawn, shares, strict=True):
+        sequence, start = sequences.get(row.seq_id), row.start
+        if (
+            sequence is None
+            or type(token) is not int
+            or not (sequence.is_plain and sequence.grammar is None)
+            or not (sequence.blocks and row.wants_token)  # else it was preempted while the step ran
+            or start < sequence.high_water
+            or row.drafts
+            or row.purpose is probe
+        ):
+            said += otherwise(row, token, ns, nano)
+            continue
+        end = start + len(row.tokens)
+        sequence.computed = sequence.high_water = end
+        if sequence.owed:
+            sequence.owed -= 1
+        sequence.engine_ns += ns
+        all_ns += ns
+        if nano:
+            sequence.cost_nano += nano
+            all_nano += nano
+            if start < row.prompt_tokens:
+                sequence.input_cost_nano += nano
+        if serve is not None:
+            serve(sequence.spec.tenant, ns)
+        if end >= (sequence.recorded + 1) * size:
+            kv.record(sequence)
+        delta = say_next(sequence, token, longest)
+        if delta.finish_reason is not None:
+            ended.append(sequence)
+        said.append((row.seq_id, delta))
+    return Taken(said, ended, all_ns, all_nano)

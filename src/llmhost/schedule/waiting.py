@@ -16,7 +16,7 @@ AGING_NS = 10 * 10**9
 MOST_TENANTS = 4096
 """Tenants that are remembered while nothing of theirs is here."""
 
-_arrival = attrgetter("arrival_key")
+_by_key = attrgetter("key")
 
 
 _Line = tuple[int, bool, str]
@@ -38,19 +38,25 @@ class FairShares:
         """The tenant that is here, where there is but one."""
         return next(iter(self._live)) if len(self._live) == 1 else None
 
-    def join(self, tenant: str) -> None:
-        """A sequence has come. A tenant that had none gets no credit for the time that it was away."""
-        if not self._live.get(tenant):
-            least = min((self._served_ns[name] for name in self._live), default=0)
-            self._served_ns[tenant] = max(self._served_ns.get(tenant, 0), least)
-        self._live[tenant] = self._live.get(tenant, 0) + 1
+    def join(self, *tenants: str) -> None:
+        """A sequence of each has come. A tenant that had none gets no credit for the time that it was away."""
+        live = self._live
+        for tenant in tenants:
+            if tenant not in live:
+                least = min((self._served_ns[name] for name in live), default=0)
+                self._served_ns[tenant] = max(self._served_ns.get(tenant, 0), least)
+                live[tenant] = 0
+            live[tenant] += 1
 
-    def leave(self, tenant: str) -> None:
-        self._live[tenant] -= 1
-        if not self._live[tenant]:
-            del self._live[tenant]
-            if len(self._served_ns) > MOST_TENANTS:
-                self._served_ns = {name: self._served_ns[name] for name in self._live}
+    def leave(self, *tenants: str) -> None:
+        """A sequence of each is gone."""
+        live = self._live
+        for tenant in tenants:
+            live[tenant] -= 1
+            if not live[tenant]:
+                del live[tenant]
+                if len(self._served_ns) > MOST_TENANTS:
+                    self._served_ns = {name: self._served_ns[name] for name in live}
 
     def serve(self, tenant: str, ns: int) -> None:
         served_ns = self._served_ns
@@ -81,18 +87,23 @@ class WaitingQueue:
         self._lines.clear()
         self._size = 0
 
-    def add(self, sequence: Sequence) -> None:
-        line = self._lines.setdefault(_line_of(sequence), [])
-        if not line or line[-1].arrival_key < sequence.arrival_key:
-            line.append(sequence)
-        else:
-            insort(line, sequence, key=_arrival)
-        self._size += 1
+    def add(self, *sequences: Sequence) -> None:
+        line: list[Sequence] = []
+        last: _Line | None = None
+        for sequence in sequences:
+            name = _line_of(sequence)
+            if name != last:
+                line, last = self._lines.setdefault(name, []), name
+            if not line or line[-1].key < sequence.key:
+                line.append(sequence)
+            else:
+                insort(line, sequence, key=_by_key)
+        self._size += len(sequences)
 
     def remove(self, sequence: Sequence) -> None:
         name = _line_of(sequence)
         line = self._lines[name]
-        place = 0 if line[0] is sequence else bisect_left(line, sequence.arrival_key, key=_arrival)
+        place = 0 if line[0] is sequence else bisect_left(line, sequence.key, key=_by_key)
         assert line[place] is sequence, "it is not in its line"
         del line[place]
         if not line:
@@ -108,12 +119,12 @@ class WaitingQueue:
         at = dict.fromkeys(self._lines, 0)
         served = {tenant: float(shares.of(tenant)) for _, _, tenant in at}
 
-        def urgency(line: _Line) -> tuple[int, bool, float, tuple[int, int]]:
+        def urgency(line: _Line) -> tuple[int, bool, float, int, int]:
             priority, has_begun, tenant = line
             head = self._lines[line][at[line]]
             waited_ns = max(now_ns - head.spec.arrival_ns, 0)
             aged = priority - waited_ns // AGING_NS
-            return (aged, not has_begun, served[tenant], head.arrival_key)
+            return (aged, not has_begun, served[tenant], head.spec.arrival_ns, head.seq_id)
 
         while at:
             line = min(at, key=urgency) if len(at) > 1 else next(iter(at))

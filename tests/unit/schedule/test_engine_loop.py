@@ -747,7 +747,7 @@ async def test_a_sequence_that_slips_in_while_the_thread_ends_gets_its_end() -> 
 
     def ids_that_take_their_time() -> Iterator[int]:
         engine._is_stopping = True  # as the thread itself does when it gives up
-        engine._post(list)
+        engine._inbox.post(list)
         engine._thread.join(PATIENCE_S)
         yield 1
 

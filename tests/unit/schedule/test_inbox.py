@@ -16,7 +16,7 @@ class Arrivals:
         if not self.left:
             raise Empty
         self.left -= 1
-        self.inbox._commands.append((list, False))
+        self.inbox._commands.append(list)
 
 
 async def test_what_comes_without_a_pause_is_taken_together() -> None:
@@ -26,7 +26,7 @@ async def test_what_comes_without_a_pause_is_taken_together() -> None:
 
     inbox.gather(0.002, 60.0)
 
-    assert len(inbox.take()[0]) == 6
+    assert len(inbox.take()) == 6
 
 
 async def test_a_steady_stream_is_not_waited_for_longer_than_allowed() -> None:
@@ -36,4 +36,4 @@ async def test_a_steady_stream_is_not_waited_for_longer_than_allowed() -> None:
 
     inbox.gather(0.002, 0.0)
 
-    assert len(inbox.take()[0]) == 1
+    assert len(inbox.take()) == 1

@@ -16,6 +16,7 @@ from llmhost.core.step import DecodeRows, Drawn, Shares, StepResult
 from llmhost.schedule import steady
 from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.scheduler import Scheduler
+from llmhost.schedule.sequence import Sequence
 
 BLOCK_TOKENS = 4
 BLOCKS = 24
@@ -24,6 +25,7 @@ STEP_NS, STEP_NANO = 1_000_003, 7_001
 
 act = st.one_of(
     st.tuples(st.just("add"), st.integers(1, 9), st.integers(1, 12)),
+    st.tuples(st.just("come"), st.integers(1, 7), st.integers(1, 12)),
     st.tuples(st.just("cancel"), st.integers(0, 5), st.just(0)),
     st.tuples(st.just("allow"), st.integers(0, 5), st.integers(1, 6)),
     st.tuples(st.just("step"), st.integers(0, 11), st.integers(0, 11)),
@@ -35,9 +37,11 @@ act = st.one_of(
 class Run:
     """One scheduler that is told what happens, and what all of it said."""
 
-    def __init__(self, *, is_looked_at: bool = True) -> None:
-        """`is_looked_at`: after each step, by whoever wants to know of each what has become of it."""
+    def __init__(self, *, is_looked_at: bool = True, is_let_in_alone: bool = True) -> None:
+        """`is_looked_at`: after each step, by whoever wants to know of each what has become of it. `is_let_in_alone`:
+        of those that come together, one after the other."""
         self._is_looked_at = is_looked_at
+        self._is_let_in_alone = is_let_in_alone
         self.scheduler = Scheduler(
             SchedulerLimits(
                 max_batch_size=3,
@@ -55,6 +59,8 @@ class Run:
         if name == "add":
             self._ids += 1
             self._hear(self.scheduler.add(self._ids, spec(self._ids, one, other), SpelledWatch()))
+        elif name == "come":
+            self._come([spec(self._ids + at, one + at, other) for at in (1, 2, 3)])
         elif name == "cancel":
             self._hear(self.scheduler.cancel(one))
         elif name == "allow":
@@ -62,6 +68,12 @@ class Run:
         else:
             for _ in range(other if name == "steps" else 1):
                 self._step(one, 0 if name == "steps" else other)
+
+    def _come(self, specs: list[SequenceSpec]) -> None:
+        started = [Sequence.start(each.seed, each, SpelledWatch()) for each in specs]
+        self._ids += len(specs)
+        for group in [[one] for one in started] if self._is_let_in_alone else [started]:
+            self.said += self.scheduler.let_in(group)
 
     def _step(self, token: int, failing: int) -> None:
         rows = self.scheduler.plan()
@@ -87,6 +99,8 @@ class Run:
         books = (load.callers_nano, load.operator_nano, load.operator_ns, load.kv_blocks_used)
         told = [(seq_id, repr(delta)) for seq_id, delta in self.said]
         left, predictor = self.scheduler.export(), self.scheduler.predictor
+        for fit in (predictor._decoding, predictor._prompts):
+            fit._fit()  # else only where somebody has asked
         learnt = [vars(fit) for fit in (predictor._decoding, predictor._prompts)]
         rate = (predictor.seen, predictor.is_stale, self.scheduler._ns_per_token)
         return {"said": told, "books": books, "left": left, "learnt": (learnt, rate)}
@@ -112,9 +126,15 @@ def spec(seq_id: int, prompt: int, answer: int) -> SequenceSpec:
 def test_both_ways_have_the_same_outcome(
     acts: list[tuple[str, int, int]], is_looked_at: bool, together: int
 ) -> None:
-    quick, general = Run(is_looked_at=is_looked_at), Run()
+    quick, general = Run(is_looked_at=is_looked_at, is_let_in_alone=False), Run()
     general.scheduler._steady = lambda: None  # type: ignore[method-assign]
     general.scheduler._begin_together = lambda: None  # type: ignore[method-assign]
+    alone = general.scheduler._absorb
+    general.scheduler._absorb_fresh = lambda *columns: [  # type: ignore[method-assign]
+        said
+        for row, drawn, share in zip(*columns, strict=True)
+        for said in alone(row, drawn, *share)
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steady, "SPLIT_TOGETHER", together)
         for each in acts:
