@@ -174,6 +174,8 @@ class GenerationRequest:
     client_request_id: str | None = None
     user: str | None = None
     _texts: list[str] | None = field(default=None, init=False, repr=False, compare=False)
+    _text: str | None = field(default=None, init=False, repr=False, compare=False)
+    """Of one that may come `again`, which plugins ask for each time."""
     _notes: dict[object, object] | None = field(default=None, init=False, repr=False, compare=False)
     _all: tuple[Any, ...] | None = field(default=None, init=False, repr=False, compare=False)
     """Its fields, for those that come `again`."""
@@ -205,8 +207,8 @@ class GenerationRequest:
         """The same once more, under ids of its own."""
         known = self._all
         if known is None:
-            if self._texts is None and self._notes is not None:
-                object.__setattr__(self, "_texts", self._all_texts())  # once, for all that come
+            if self._notes is not None:
+                object.__setattr__(self, "_text", self.text)  # once, for all that come
             known = _read_all(self)
             object.__setattr__(self, "_all", known)
         copied = _Copy(*known)
@@ -223,7 +225,7 @@ class GenerationRequest:
     @property
     def text(self) -> str:
         """All that the caller wrote and that can reach the prompt, for rules and plugins that read it."""
-        return "\n".join(self.texts)
+        return "\n".join(self.texts) if self._text is None else self._text
 
     @property
     def size(self) -> int:

@@ -8,13 +8,14 @@ import asyncio
 import inspect
 import logging
 import reprlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmhost.core.errors import ConfigError, LlmhostError
+from llmhost.hooks.check import hook_arguments
 from llmhost.hooks.registry import Implementation, Plugins
-from llmhost.hooks.spec import RULES, Kind
+from llmhost.hooks.spec import Kind
 
 log = logging.getLogger("llmhost.hooks")
 
@@ -53,21 +54,21 @@ class HookFailed(Exception):
 
 async def ask(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
     """The first opinion that any plugin has. Raises what the hook's rule says when a plugin fails closed."""
-    rule = RULES[hook]
     for implementation in plugins.lists.get(hook, ()):
         try:
             if implementation.is_async or implementation.workers is not None or plugins.trace:
                 opinion = await attempt(plugins, implementation, facts)
             else:
-                opinion = _called_here(plugins.timer, implementation, facts)
+                args = [facts[name] for name in implementation.argnames]
+                opinion = _called_here(
+                    plugins.timer, implementation, implementation.function, *args
+                )
                 if opinion is None:
                     continue
                 opinion = await _heard(plugins, implementation, facts, opinion)
         except HookFailed as failure:
-            if rule.raises is not None:
-                raise _refusal(rule.raises, implementation) from failure
-            if rule.assumes is not None:
-                return Answer(implementation.plugin, rule.assumes, is_assumed=True)
+            if (assumed := _meaning(implementation, failure)) is not None:
+                return assumed
             continue
         if opinion is not None:
             return Answer(implementation.plugin, opinion)
@@ -78,15 +79,16 @@ class NotNow(Exception):
     """Somebody has to be waited for, or failed: `ask` deals with that."""
 
 
-def ask_now(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
-    """As `ask`, of plugins that answer at once. Raises NotNow, and then has to be asked again."""
+def ask_now(plugins: Plugins, hook: str, *facts: object) -> Answer | None:
+    """As `ask`, of plugins that answer at once; `facts` are all of the hook's, in its order. Raises NotNow, and then
+    has to be asked again."""
     timer = plugins.timer
     for implementation in plugins.lists.get(hook, ()):
         if implementation.is_async or implementation.workers is not None or plugins.trace:
             raise NotNow
         started = timer()
         try:
-            opinion = implementation.function(*map(facts.__getitem__, implementation.argnames))
+            opinion = implementation.given(facts)
         except RAISED as error:
             _note_failure(implementation, error)
             raise NotNow from None
@@ -95,31 +97,60 @@ def ask_now(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
             if implementation.stats.took_is_slow(took_s, SLOW_S):
                 _move_away(implementation, took_s)
         if opinion is not None:
-            if inspect.iscoroutine(opinion):
-                opinion.close()
-            if inspect.isawaitable(opinion):
-                raise NotNow
-            if (complaint := implementation.rule.complaint(opinion, facts)) is not None:
-                _note_failure(implementation, TypeError(complaint))
-                raise NotNow
-            return Answer(implementation.plugin, opinion)
+            try:
+                return _answer_now(implementation, facts, opinion)
+            except HookFailed:
+                raise NotNow from None
     return None
 
 
-def ask_once(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
-    """As `ask`, failures included, of plugins that answer at once. Raises NotNow, and nobody was asked then, but a
-    plain function that handed out something to wait for: which that is, is known the next time."""
-    for implementation in plugins.implementations(hook):
-        if plugins.trace or implementation.is_async or implementation.workers is not None:
+def ask_once(plugins: Plugins, hook: str, *facts: object) -> Answer | None:
+    """As `ask_now`, and what a failure means is what `ask` says. Raises NotNow, and nobody was asked then, but a plain
+    function that handed out something to wait for: which that is, is known the next time."""
+    implementations = plugins.lists.get(hook, ())
+    for implementation in implementations:
+        if implementation.is_async or implementation.workers is not None or plugins.trace:
             raise NotNow
-    asking = ask(plugins, hook, **facts)
-    try:
-        asking.send(None)
-    except StopIteration as done:
-        answer: Answer | None = done.value
-        return answer
-    asking.close()
-    raise NotNow
+    for implementation in implementations:
+        try:
+            opinion = _called_here(plugins.timer, implementation, implementation.given, facts)
+            if opinion is not None:
+                return _answer_now(implementation, facts, opinion)
+        except HookFailed as failure:
+            if (assumed := _meaning(implementation, failure)) is not None:
+                return assumed
+    return None
+
+
+def _answer_now(implementation: Implementation, facts: Sequence[object], opinion: object) -> Answer:
+    """An opinion that is one. Raises NotNow where it has to be waited for, and HookFailed where it is none."""
+    if inspect.isawaitable(opinion):
+        implementation.is_async = True
+        if inspect.iscoroutine(opinion):
+            opinion.close()
+        elif isinstance(opinion, asyncio.Future):
+            opinion.add_done_callback(_forget)
+            opinion.cancel()
+        raise NotNow
+    named = dict(zip(hook_arguments(implementation.hook), facts, strict=False))
+    if (complaint := implementation.rule.complaint(opinion, named)) is not None:
+        raise _failed(implementation, TypeError(complaint))
+    return Answer(implementation.plugin, opinion)
+
+
+def _failed(implementation: Implementation, error: BaseException) -> HookFailed:
+    _note_failure(implementation, error)
+    return HookFailed(f"{implementation.hook} of {implementation.plugin}")
+
+
+def _meaning(implementation: Implementation, failure: HookFailed) -> Answer | None:
+    """What its rule makes of a failure: an answer, or nothing. Raises it where it says so."""
+    rule = implementation.rule
+    if rule.raises is not None:
+        raise _refusal(rule.raises, implementation) from failure
+    if rule.assumes is not None:
+        return Answer(implementation.plugin, rule.assumes, is_assumed=True)
+    return None
 
 
 def collect(plugins: Plugins, hook: str) -> list[Registered]:
@@ -187,8 +218,7 @@ async def attempt(
             if complaint is not None:
                 raise TypeError(complaint)
     except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
-        _note_failure(implementation, error)
-        raise HookFailed(f"{implementation.hook} of {implementation.plugin}") from error
+        raise _failed(implementation, error) from error
     finally:
         took_s = plugins.timer() - started
         implementation.stats.took(took_s)
@@ -204,15 +234,17 @@ async def attempt(
 
 
 def _called_here(
-    timer: Callable[[], float], implementation: Implementation, facts: Mapping[str, object]
+    timer: Callable[[], float],
+    implementation: Implementation,
+    function: Callable[..., Any],
+    *args: object,
 ) -> Any:
     """What a plain function returns at once: `attempt` without what most calls need nothing of. Raises HookFailed."""
     opinion, started = None, timer()
     try:
-        opinion = implementation.function(*map(facts.__getitem__, implementation.argnames))
+        opinion = function(*args)
     except RAISED as error:
-        _note_failure(implementation, error)
-        raise HookFailed(f"{implementation.hook} of {implementation.plugin}") from error
+        raise _failed(implementation, error) from error
     finally:
         took_s = timer() - started
         if implementation.stats.took_is_slow(took_s, SLOW_S):
@@ -238,8 +270,7 @@ async def _heard(
             if complaint is not None:
                 raise TypeError(complaint)
     except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
-        _note_failure(implementation, error)
-        raise HookFailed(f"{implementation.hook} of {implementation.plugin}") from error
+        raise _failed(implementation, error) from error
     return opinion
 
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from llmhost.core.errors import ConfigError
@@ -12,6 +13,7 @@ Options = Callable[[object, str], Mapping[str, Any] | None]
 """What `hookimpl` wrote on an attribute of a plugin; None when it is no implementation."""
 
 
+@cache
 def hook_arguments(hook: str) -> tuple[str, ...]:
     """The facts that a hook offers, in order."""
     return tuple(inspect.signature(getattr(spec, hook)).parameters)

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pluggy import HookImpl, PluginManager
 from llmhost.config.schema.server import PluginSettings
 from llmhost.core.errors import ConfigError
 from llmhost.hooks import spec
-from llmhost.hooks.check import check_plugin
+from llmhost.hooks.check import check_plugin, hook_arguments
 from llmhost.hooks.find import Found, in_folder, installed, names
 from llmhost.hooks.stats import CallStats
 from llmhost.hooks.workers import Workers
@@ -30,6 +30,9 @@ class Implementation:
         self.rule = spec.RULES[hook]
         self.function: Callable[..., Any] = found.function
         self.argnames = tuple(found.argnames)
+        known = hook_arguments(hook)
+        self.given = _placed(self.function, tuple(map(known.index, self.argnames)))
+        """The function, called with all facts of its hook in their order."""
         self.stats = CallStats()
         self.is_async = inspect.iscoroutinefunction(self.function)
         self.workers: Workers | None = None
@@ -38,6 +41,21 @@ class Implementation:
     def move_to_threads(self) -> None:
         if self.workers is None and not self.is_async:
             self.workers = Workers(f"{self.plugin}-{self.hook}")
+
+
+def _placed(
+    function: Callable[..., Any], places: tuple[int, ...]
+) -> Callable[[Sequence[object]], Any]:
+    """A function of the facts at these places, as one of all: found once, and not by names at each call."""
+    match places:
+        case ():
+            return lambda _: function()
+        case (one,):
+            return lambda facts: function(facts[one])
+        case (one, other):
+            return lambda facts: function(facts[one], facts[other])
+        case _:
+            return lambda facts: function(*[facts[place] for place in places])
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 from msgspec import structs
 
@@ -28,7 +27,7 @@ from llmhost.config.schema.money import BillingSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import ContentRefused, ModelNotPriced, Overloaded
 from llmhost.core.output import Outcome, Usage
-from llmhost.core.request import Kind
+from llmhost.core.request import GenerationRequest, Kind
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
@@ -55,6 +54,7 @@ FREE = Price(version="free", input_nano=0, cached_input_nano=0, output_nano=0)
 """The list price of a model without one, as plugins see it."""
 ALL = Fraction(1)
 KEPT_OFFERS = 1_000
+QUOTED_BY = ("request", "caller", "price", "now")
 MOST_BEHIND = 5_000
 """Entries that may wait for a disk that is slow, or hangs: for those of free hits nobody waits, so they would be any
 number."""
@@ -223,7 +223,7 @@ class Bill:
         """Find the price of one that runs; False where it has to be waited for. Raises NotNow."""
         full = listed
         if self._plugins.has("quote_price"):
-            answer = ask_now(self._plugins, "quote_price", **self._offered(context, full or FREE))
+            answer = ask_now(self._plugins, "quote_price", *self._offered(context, full or FREE))
             if answer is not None:
                 key = (context.known_deployment.entry.name, answer.plugin, answer.opinion)
                 if (full := self._quotes.get(key)) is None:
@@ -405,7 +405,8 @@ class Bill:
             self._accounts.charge(caller, context.run_id, nano, context.arrived_utc_ns)
 
     async def _quoted(self, context: RequestContext, listed: Price) -> Price | None:
-        answer = await ask(self._plugins, "quote_price", **self._offered(context, listed))
+        facts = dict(zip(QUOTED_BY, self._offered(context, listed), strict=True))
+        answer = await ask(self._plugins, "quote_price", **facts)
         if answer is None:
             return context.price
         quote: Quote = answer.opinion
@@ -415,24 +416,24 @@ class Bill:
             self._quotes[key] = await self._prices.quote(*key[:2], rates)
         return self._quotes[key]
 
-    def _offered(self, context: RequestContext, listed: Price) -> dict[str, Any]:
+    def _offered(
+        self, context: RequestContext, listed: Price
+    ) -> tuple[GenerationRequest, Caller, Quote, datetime]:
         """The facts that a price is quoted by."""
         request, name = context.request, context.known_deployment.entry.name
-        return {
-            "request": request if request.model == name else replace(request, model=name),
-            "caller": context.known_caller,
-            "price": self._offer(listed),
-            "now": datetime.fromtimestamp(context.arrived_utc_ns / 1e9, UTC),
-        }
+        return (
+            request if request.model == name else replace(request, model=name),
+            context.known_caller,
+            self._offers.get(listed.version) or self._offer(listed),
+            datetime.fromtimestamp(context.arrived_utc_ns / 1e9, UTC),
+        )
 
     def _offer(self, listed: Price) -> Quote:
         """A price as plugins see it."""
-        offer = self._offers.get(listed.version)
-        if offer is None:
-            if len(self._offers) >= KEPT_OFFERS:
-                self._offers.clear()
-            offer = Quote(**{name: getattr(listed, f"{name}_nano") for name in DIMENSIONS})
-            self._offers[listed.version] = offer
+        if len(self._offers) >= KEPT_OFFERS:
+            self._offers.clear()
+        offer = Quote(**{name: getattr(listed, f"{name}_nano") for name in DIMENSIONS})
+        self._offers[listed.version] = offer
         return offer
 
 

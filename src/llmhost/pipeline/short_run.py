@@ -159,8 +159,7 @@ class ShortRuns:
         plugins = self._plugins
         if not plugins.has("check_input"):
             return True
-        facts = {"request": context.request, "caller": context.caller}
-        return ask_now(plugins, "check_input", **facts) is None
+        return ask_now(plugins, "check_input", context.request, context.caller) is None
 
 
 def _is_in_time(known: KnownRun, utc_ns: int) -> bool:

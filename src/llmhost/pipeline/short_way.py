@@ -211,10 +211,10 @@ class ShortWay:
     def _passes(self, known: Known, context: RequestContext) -> bool:
         """Whether plugins have nothing against the prompt and the answer. Raises NotNow."""
         plugins = self._plugins
-        facts = {"request": context.request, "caller": context.caller}
-        if plugins.has("check_input") and ask_now(plugins, "check_input", **facts):
+        facts = context.request, context.caller
+        if plugins.has("check_input") and ask_now(plugins, "check_input", *facts):
             return False
-        return not any(ask_now(plugins, "check_output", text=t, **facts) for t in known.windows)
+        return not any(ask_now(plugins, "check_output", text, *facts) for text in known.windows)
 
     def _settle(self, known: Known, context: RequestContext, slot: Slot) -> None:
         """Do all that the stages do of an answer that ends, but for what `_tell` does."""
@@ -292,8 +292,7 @@ def is_routed_here(plugins: Plugins, candidates: tuple[str, ...], context: Reque
     """Whether plugins leave a request the model that it names. Raises NotNow."""
     if not plugins.has("route_request"):
         return True
-    facts = {"request": context.request, "candidates": candidates}
-    said = ask_now(plugins, "route_request", **facts)
+    said = ask_now(plugins, "route_request", context.request, candidates)
     return said is None or said.opinion == context.request.model
 
 

@@ -180,7 +180,7 @@ class AuditLog:
                 org=org,
                 actor=NODE,
                 action="allow",
-                target=direction,
+                target=str(direction),  # it may be more than text
                 detail=detail,
             )
             self._waiting.append(row)  # few, whatever the traffic is: they go out with the next try
@@ -260,7 +260,7 @@ class AuditJournal:
     def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
         if self._each and self._audit.has_room:
             return False
-        self._audit.count(caller.org, str(direction), policy, at_ns)
+        self._audit.count(caller.org, direction, policy, at_ns)
         return True
 
     async def make_room(self, screening: Screening) -> None:

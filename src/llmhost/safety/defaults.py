@@ -143,7 +143,7 @@ class CountedJournal:
     def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
         if not self._journal.count(caller, direction, policy, at_ns):
             return False
-        self._count(str(direction), "allow", "none")
+        self._count(direction, "allow", "none")
         return True
 
     async def make_room(self, screening: Screening) -> None:

@@ -126,9 +126,8 @@ class Judges:
                 return False
         if not self._asks_output:
             return True
-        facts = {"text": text, "request": request, "caller": caller}
         try:
-            return ask_once(self.plugins, "check_output", **facts) or True
+            return ask_once(self.plugins, "check_output", text, request, caller) or True
         except NotNow:
             return False
 

@@ -1,7 +1,9 @@
 """An answer as it is written: held back in windows, each judged before its first character leaves."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from msgspec import structs
 
@@ -25,8 +27,33 @@ from llmhost.safety.verdict import (
 )
 from llmhost.safety.window import Cut, Piece, Window
 
-Screened = Callable[[Judged], Screening]
-"""Makes a record of what was decided."""
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where one host has decisions written down and reviewed."""
+
+    journal: Journal
+    reviews: Reviews | None
+    utc_ns: Callable[[], int]
+
+    def screening(
+        self,
+        request: GenerationRequest,
+        caller: Caller,
+        model: str | None,
+        direction: Direction,
+        judged: Judged,
+    ) -> Screening:
+        """A record of what was decided."""
+        return Screening(
+            at_ns=self.utc_ns(),
+            request_id=request.request_id,
+            caller=caller,
+            model=model or request.model,
+            direction=direction,
+            decision=judged.decision,
+            findings=tuple(judged.findings),
+        )
 
 
 class OutputScreen:
@@ -35,7 +62,7 @@ class OutputScreen:
     Once `is_refused`, nothing comes out any more and the choice ends with `content_filter`.
     """
 
-    # What most answers leave as it is costs nothing to make here.
+    # What most answers leave as it is costs nothing to make here; nothing of it is changed in its place.
     refused_by: str | None = None
     """`blocked_words[0]`, or `plugin:name`."""
     is_refused = False
@@ -49,36 +76,38 @@ class OutputScreen:
     _is_referred = False
     _to_hold: Judged | None = None
     """Why the answer is to wait, when all of it is there."""
+    _noted: AbstractSet[tuple[Action, str, str]] = frozenset()
+    """What was written down of this answer: what was done, and by which rule and category."""
+    _passed: Mapping[tuple[str, str], Finding] = MappingProxyType({})
+    """What was found and let pass, by rule and category: written down when the answer has ended."""
+    _found: AbstractSet[tuple[str, str]] = frozenset()
+    """What reviewers see a mark of in place of it, if it is to wait."""
+    _opened: Window | None = None
+    """Where an answer waits of which something has come, and more is to come."""
 
     def __init__(
         self,
+        desk: Desk,
         judges: Judges,
-        window: Window,
         request: GenerationRequest,
         caller: Caller,
-        screened: Screened,
-        count: Callable[[], bool],
-        journal: Journal,
-        reviews: Reviews | None,
+        model: str | None,
         note: Callable[[Screening], None],
     ) -> None:
+        self._desk = desk
         self._judges = judges
-        self._window = window
         self._request = request
         self._caller = caller
-        self._screened = screened
-        self._count = count
-        """As `Journal.count`, for an answer in which nothing was found."""
-        self._journal = journal
-        self._reviews = reviews
+        self._model = model
         self._note = note
-        self._may_be_json = bool(request.tools or request.grammar)
-        self._noted: set[tuple[Action, str, str]] = set()
-        """What was written down of this answer: what was done, and by which rule and category."""
-        self._passed: dict[tuple[str, str], Finding] = {}
-        """What was found and let pass, by rule and category: written down when the answer has ended."""
-        self._found: set[tuple[str, str]] = set()
-        """What reviewers see a mark of in place of it, if it is to wait."""
+
+    @property
+    def _window(self) -> Window:
+        window = self._opened
+        if window is None:
+            rules = self._judges.rules
+            self._opened = window = Window(rules.window_chars, rules.overlap_chars)
+        return window
 
     @property
     def has_guard(self) -> bool:
@@ -89,13 +118,13 @@ class OutputScreen:
     def can_wait(self) -> bool:
         """It is one answer that nobody has begun to read, and that may be held."""
         asked, mode = self._request, self._judges.policy.review_mode
-        if self._reviews is None or mode is not ReviewMode.HOLD or not asked.can_be_held:
+        if self._desk.reviews is None or mode is not ReviewMode.HOLD or not asked.can_be_held:
             return False
         return asked.runs == 1 and len(asked.prompts) <= 1 and not asked.stream
 
     def hold(self, text: str) -> bool:
         """Take text that need not be judged yet; False, and nothing is taken, when it is for `push`."""
-        return not self.is_refused and self._window.hold(text)
+        return not self.is_refused and (self._opened or self._window).hold(text)
 
     def pass_whole(self, text: str) -> str | None:
         """All of an answer that ends with this text, where it fits into one window, is judged without waiting for
@@ -103,19 +132,28 @@ class OutputScreen:
 
         It is for `push` and `finish` then.
         """
-        judges, whole = self._judges, self._window.whole(text)
+        judges, window = self._judges, self._opened
+        is_all = window is None and len(text) < judges.rules.window_chars
+        whole = text if is_all else self._window.whole(text)
         if not whole or judges.guard is not None or self.is_refused or self._noted or self._passed:
             return None
         said = judges.passes_now(whole, self._request, self._caller)
         if said is not True:
             self._heard = said or None
             return None
-        if not self._count():
+        if not self._is_counted():
             try:
                 self._record(Judged(Decision(Action.ALLOW, judges.policy.name), []))
             except SafetyUnavailable:  # which is raised where somebody waits for it
                 return None
         return whole
+
+    def _is_counted(self) -> bool:
+        """Nothing was found in the answer: as `Journal.count`."""
+        desk = self._desk
+        return desk.journal.count(
+            self._caller, Direction.OUTPUT, self._judges.policy.name, desk.utc_ns()
+        )
 
     async def push(self, text: str) -> str:
         """Judge what there is enough of; the text that may be sent now. Raises SafetyUnavailable."""
@@ -135,7 +173,7 @@ class OutputScreen:
                 self._record(self._to_hold)
             else:
                 await self._hold_whole(self._to_hold)
-        if not self._passed and not self._noted and self._count():
+        if not self._passed and not self._noted and self._is_counted():
             return last
         if self._passed or not self._noted:
             allowed = Decision(Action.ALLOW, self._judges.policy.name)
@@ -164,7 +202,7 @@ class OutputScreen:
         for found in findings:
             name = found.rule, found.category
             if name not in self._passed or found.score > self._passed[name].score:
-                self._passed[name] = found
+                self._passed = {**self._passed, name: found}
 
     def take_cuts(self) -> tuple[Cut, ...]:
         """What was replaced since the last call, for those who tell of tokens."""
@@ -172,10 +210,10 @@ class OutputScreen:
 
     def _redact(self, findings: Sequence[Finding], piece: Piece) -> bool:
         """Whether all that is to be replaced has a place."""
-        whole = piece.body
+        whole, may_be_json = piece.body, bool(self._request.tools or self._request.grammar)
         cut = self._judges.redacts(findings, Direction.OUTPUT)
         for edit in reversed(edits_of(cut)):
-            if self._may_be_json:
+            if may_be_json:
                 edit = in_json(whole, edit)
             rule = RULES.get(edit.rule)
             self._window.cut(edit.start, edit.end, edit.mark, None if rule is None else rule.tail)
@@ -198,7 +236,7 @@ class OutputScreen:
             self._to_hold = self._to_hold or judged
             body = piece.body
             self._found |= {(body[e.start : e.end], e.mark) for e in edits_of(judged.findings)}
-            self._noted.add((Action.REVIEW, rule, category))
+            self._noted |= {(Action.REVIEW, rule, category)}
             return
         if judged.decision.action is Action.REVIEW:
             action = await self._reviewed(judged, piece)
@@ -211,43 +249,45 @@ class OutputScreen:
         if judged.decision.action > Action.REDACT:
             self.refused_by, self.is_refused = rule, True
             judged.findings += self._passed.values()  # no other row will tell of them
-            self._passed.clear()
+            self._passed = {}
         if isinstance(judged.error, SafetyUnavailable):
             self._record(judged)
             raise judged.error
         decided = (judged.decision.action, rule, category)
         if decided not in self._noted:
             self._record(judged)
-        self._noted.add(decided)
+        self._noted |= {decided}
 
     async def _reviewed(self, judged: Judged, piece: Piece) -> Action:
         """What becomes of what a human is to decide on. An answer is one item, however often something is found."""
-        if self._reviews is None:
+        reviews = self._desk.reviews
+        if reviews is None:
             return Action.BLOCK
         text = self._said + piece.body
-        if self._reviews.approved(self._caller, text):
+        if reviews.approved(self._caller, text):
             return Action.ALLOW
         mode = self._judges.policy.review_mode
         if not self._is_referred:
             self._is_referred = True
             screening = self._screened(judged)
             shown = self._said + redacted(piece.body, judged.findings)
-            self.review_id = await self._reviews.refer(screening, text, shown, mode)
+            self.review_id = await reviews.refer(screening, text, shown, mode)
             if self.review_id is None and mode is not ReviewMode.RELEASE:
                 return Action.BLOCK  # a reviewer has rejected it before
         return Action.WARN if mode is ReviewMode.RELEASE else Action.REVIEW
 
     async def _hold_whole(self, judged: Judged) -> None:
         """Reviewers see all of an answer, and it goes out as it is or not at all."""
-        assert self._reviews is not None
-        if self._reviews.approved(self._caller, self._said):
+        reviews = self._desk.reviews
+        assert reviews is not None
+        if reviews.approved(self._caller, self._said):
             judged.decision = structs.replace(judged.decision, action=Action.ALLOW)
             self._record(judged)
             return
         shown = self._said
         for text, mark in sorted(self._found, key=lambda pair: -len(pair[0])):
             shown = shown.replace(text, mark)
-        self.held_by = self.review_id = await self._reviews.refer(
+        self.held_by = self.review_id = await reviews.refer(
             self._screened(judged), self._said, shown, ReviewMode.HOLD
         )
         if self.held_by is None:  # what was let out so far waits for its end, and must not go out
@@ -256,5 +296,10 @@ class OutputScreen:
 
     def _record(self, judged: Judged) -> None:
         screening = replace(self._screened(judged), review_id=self.review_id)
-        self._journal.record(screening)
+        self._desk.journal.record(screening)
         self._note(screening)
+
+    def _screened(self, judged: Judged) -> Screening:
+        return self._desk.screening(
+            self._request, self._caller, self._model, Direction.OUTPUT, judged
+        )

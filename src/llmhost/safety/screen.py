@@ -28,7 +28,7 @@ from llmhost.hooks.registry import Plugins
 from llmhost.safety.asking import NoGuard
 from llmhost.safety.defaults import LogJournal, NodePolicy, SamePolicy
 from llmhost.safety.judges import Judged, Judges
-from llmhost.safety.output import OutputScreen
+from llmhost.safety.output import Desk, OutputScreen
 from llmhost.safety.pack.pack import Pack
 from llmhost.safety.rules import Rules
 from llmhost.safety.verdict import (
@@ -93,6 +93,7 @@ class Screen:
         self._reviews = reviews
         self._guard = guard or NoGuard()
         self._utc_ns = utc_ns
+        self._desk = Desk(self._journal, reviews, utc_ns)
         self._rules: dict[RulesKey, Rules] = {}
         self._compiled = threading.Lock()  # policies are prepared in threads
         self._known: dict[tuple[int, Direction], tuple[Policy, Judges | None]] = {}
@@ -235,7 +236,7 @@ class Screen:
         if whole := next((found for found in cuts if found.start >= found.end), None):
             # It was found in the text as a whole, and can't be taken out of it.
             judged.decision = Decision(Action.BLOCK, judged.decision.policy, whole)
-        screening = self._screening(case.request, case.caller, model, case.direction, judged)
+        screening = self._desk.screening(case.request, case.caller, model, case.direction, judged)
         if judged.decision.action is Action.REVIEW:
             screening = await self._reviewed(screening, judges, sent)
             if screening.decision.action is Action.WARN and case.request is not sent:
@@ -268,18 +269,10 @@ class Screen:
     ) -> OutputScreen | None:
         """A screen for one choice; None when nothing judges answers, so that their streams pay nothing."""
         judges = self._judges(self._policies.of(caller), Direction.OUTPUT)
-        if judges is None:
-            return None
-        window = Window(judges.rules.window_chars, judges.rules.overlap_chars)
-
-        def screening(judged: Judged) -> Screening:
-            return self._screening(request, caller, model, Direction.OUTPUT, judged)
-
-        def count() -> bool:
-            return self._journal.count(caller, Direction.OUTPUT, judges.policy.name, self._utc_ns())
-
-        return OutputScreen(
-            judges, window, request, caller, screening, count, self._journal, self._reviews, note
+        return (
+            None
+            if judges is None
+            else OutputScreen(self._desk, judges, request, caller, model, note)
         )
 
     def check_length(self, request: GenerationRequest) -> None:
@@ -344,24 +337,6 @@ class Screen:
                 return
             oldest.was_used = False
             self._rules[key] = oldest
-
-    def _screening(
-        self,
-        request: GenerationRequest,
-        caller: Caller,
-        model: str | None,
-        direction: Direction,
-        judged: Judged,
-    ) -> Screening:
-        return Screening(
-            at_ns=self._utc_ns(),
-            request_id=request.request_id,
-            caller=caller,
-            model=model or request.model,
-            direction=direction,
-            decision=judged.decision,
-            findings=tuple(judged.findings),
-        )
 
     async def _reviewed(
         self, screening: Screening, judges: Judges, request: GenerationRequest

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
+from itertools import permutations
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,8 @@ from llmhost.hooks.spec import RULES, Price, Refusal
 
 TINY_S = 0.01
 """A timeout for implementations that never answer."""
+FACTS: dict[str, Any] = {"request": 1, "caller": 2, "price": 3, "now": 4}
+"""Of `quote_price`."""
 
 
 def plugin(name: str, *functions: Callable[..., Any]) -> SimpleNamespace:
@@ -555,3 +558,57 @@ async def test_an_implementation_can_be_tried_alone():
     (one,) = plugins.implementations("observe")
 
     assert await attempt(plugins, one, {"event": 1}) == "ignored"
+
+
+@pytest.mark.parametrize(
+    "names", [names for count in range(5) for names in permutations(FACTS, count)]
+)
+async def test_each_gets_the_facts_that_it_names_however_it_is_asked(names: tuple[str, ...]):
+    source = f"def check({', '.join(names)}): seen.append(({', '.join(names)}{',' * bool(names)}))"
+    seen: list[tuple[object, ...]] = []
+    made: dict[str, Any] = {"seen": seen}
+    exec(source, made)  # a function for each order
+    plugins = Plugins.of(SimpleNamespace(__name__="p", quote_price=hookimpl(made["check"])))
+
+    ask_now(plugins, "quote_price", *FACTS.values())
+    ask_once(plugins, "quote_price", *FACTS.values())
+    await ask(plugins, "quote_price", **FACTS)
+
+    assert seen == [tuple(FACTS[name] for name in names)] * 3
+    assert report(plugins).calls == 3
+
+
+@pytest.mark.parametrize("ask_at_once", [ask_now, ask_once])
+async def test_what_is_handed_out_in_passing_is_not_left_to_run(ask_at_once):
+    ended = asyncio.Event()
+
+    async def think() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    def check_output():
+        return task
+
+    task = asyncio.create_task(think())
+    await asyncio.sleep(0)
+    plugins = Plugins.of(plugin("p", check_output))
+    with pytest.raises(NotNow):
+        ask_at_once(plugins, "check_output")
+
+    await ended.wait()
+    assert task.cancelled()
+
+
+def test_an_opinion_that_is_none_is_a_failure_to_who_is_asked_once(caplog):
+    def check_output(): return "no"  # fmt: skip
+
+    def may_cache(): return 1  # fmt: skip
+
+    plugins = Plugins.of(plugin("p", check_output, may_cache))
+    refused = ask_once(plugins, "check_output", "text", None, None)
+
+    assert refused is not None and refused.is_assumed
+    assert ask_once(plugins, "may_cache", None) == Answer("p", False, is_assumed=True)
+    assert len(lines(caplog, "hook.failed")) == 2

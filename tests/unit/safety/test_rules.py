@@ -8,7 +8,7 @@ from tests.unit.safety.pack_samples import AROUND, FOUND
 from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.errors import ConfigError
 from llmhost.safety.pack.pack import CATEGORIES, Pack
-from llmhost.safety.rules import PIECE_CHARS, Rules
+from llmhost.safety.rules import FEW_WORDS, PIECE_CHARS, Rules
 from llmhost.safety.verdict import Direction, Finding
 from llmhost.safety.window import Piece
 
@@ -194,14 +194,19 @@ def test_many_words_cost_one_table():
     assert rules.judge("so word20000") == []
 
 
-EVERYTHING = Rules(
-    SafetySettings(
-        blocked_words=("bad", "c++", "Straße", "foul play", "禁止", "İstanbul"),
-        blocked_patterns=(r"\b\d{4}-\d{4}\b", r"x\\n"),
-    ),
-    ("ugly",),
-    Pack(CATEGORIES, Direction.INPUT),
-)
+def everything(*more: str) -> Rules:
+    return Rules(
+        SafetySettings(
+            blocked_words=("bad", "c++", "Straße", "foul play", "禁止", "İstanbul"),
+            blocked_patterns=(r"\b\d{4}-\d{4}\b", r"x\\n"),
+        ),
+        ("ugly", *more),
+        Pack(CATEGORIES, Direction.INPUT),
+    )
+
+
+EVERYTHING = everything()
+EVERYTHING_AND_MORE = everything(*(f"word{number}" for number in range(FEW_WORDS)))
 parts = st.sampled_from(
     [
         *(
@@ -231,8 +236,10 @@ parts = st.sampled_from(
 
 @given(st.lists(parts | st.text(max_size=5), max_size=8).map("".join))
 def test_what_is_clean_has_nothing_that_judging_finds(text: str):
-    if EVERYTHING.is_clean(text):
-        assert EVERYTHING.judge(text) == []
+    for rules in (EVERYTHING, EVERYTHING_AND_MORE):
+        if rules.is_clean(text):
+            assert rules.judge(text) == []
+    assert EVERYTHING.is_clean(text) == EVERYTHING_AND_MORE.is_clean(text)
 
 
 @pytest.mark.parametrize("name", FOUND)
