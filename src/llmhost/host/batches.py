@@ -107,7 +107,7 @@ def open_deferred(
         store,
         files,
         lines,
-        Booking(store, bill.book_late, books.ledger.known),
+        Booking(store, bill.settle.book_late, books.ledger.known),
         pace,
         clock,
         metrics.batches,

@@ -57,7 +57,7 @@ def open_holds(
         clock,
         error_body=lambda path, error: dialect_of_path(path).error_body(error),
         caller_of=lambda caller: caller_now(books.keys, caller),
-        book_late=bill.book_late,
+        book_late=bill.settle.book_late,
         known=books.ledger.known,
     )
 

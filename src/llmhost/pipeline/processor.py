@@ -368,7 +368,7 @@ class Processor:
         self._stages.store(context)
 
     def _book(self, context: RequestContext, then: Then) -> None:
-        self._stages.bill(context, partial(self._booked, context, then))
+        self._stages.bill.settle(context, partial(self._booked, context, then))
 
     def _booked(self, context: RequestContext, then: Then, failure: BaseException | None) -> None:
         """An answer whose entry is safe is told of when its end is on its way, with others of this turn."""
@@ -400,7 +400,7 @@ class Processor:
         if unrecorded is not None:
             context.error = context.error or ledger_unavailable(unrecorded)
             context.outcome, context.finish_reason = Outcome.FAILED, FinishReason.ERROR
-            self._stages.bill.take_back(context)
+            self._stages.bill.settle.take_back(context)
             context.ended = None
         self._stages.store.count(context)
         self._stages.log(context)
@@ -420,7 +420,7 @@ class Processor:
         context.ended_ns = self._clock.monotonic_ns()
         self._stages.limit.settle(context)
         self._stages.store(context)
-        self._stages.bill(context, _log_unrecorded)
+        self._stages.bill.settle(context, _log_unrecorded)
         self._stages.log(context)
 
 

@@ -1,0 +1,182 @@
+"""The end of stage 9: what a request is booked by that has ended, and the budgets that it is charged to.
+
+How requests end, and what their callers pay:
+
+    answered                                  what it used
+    its reader left, or its time was over     what was made of it until it was stopped
+    refused                                   nothing; after a guard has judged it, with `refused_prompts = "judged"`,
+                                              its prompt
+    failed before or amid the answer          nothing; amid it, with `failed_answers = "delivered"`, what had come
+    this process was killed                   the prompt and what its caller was given, see `cost/under_way.py`
+    the ledger could not take the entry       the same as otherwise, a little later
+
+The line of a batch is booked when its answer is kept, and not before: see `pipeline/deferral.py`.
+"""
+
+import asyncio
+from functools import partial
+
+from msgspec import structs
+
+from llmhost.config.schema.money import BillingSettings
+from llmhost.core.caller import Caller
+from llmhost.core.errors import ContentRefused
+from llmhost.core.output import Outcome, Usage
+from llmhost.core.request import Kind
+from llmhost.cost.attribution import TrueCosts
+from llmhost.cost.entries import Entry
+from llmhost.cost.pricing import amount_nano
+from llmhost.cost.under_way import Settlements, Then, tell
+from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.tabs import NOTHING_USED, Judging, Tabs
+from llmhost.storage.journal import Slot
+from llmhost.tenants.accounts import Accounts
+
+
+class Settle:
+    """Books what has ended. Only answers and what a caller left behind are paid for: refusals and failures are not."""
+
+    def __init__(
+        self,
+        settlements: Settlements,
+        accounts: Accounts,
+        costs: TrueCosts,
+        settings: BillingSettings,
+        tabs: Tabs,
+    ) -> None:
+        self._settlements = settlements
+        self._accounts = accounts
+        self._costs = costs
+        self._settings = settings
+        self._tabs = tabs
+
+    def __call__(self, context: RequestContext, then: Then) -> None:
+        """Book the request; `then` is called in a later turn of the loop, when its entry can't be lost. Without a
+        caller there is no account to book to."""
+        entry = self.closed(context)
+        slot, deferral = context.slot, context.deferral
+        if entry is not None:
+            context.slot = None
+            if deferral is None:
+                self.book(context, slot, entry, then)
+                return
+            deferral.take(entry, partial(self._book_deferred, context, slot))
+        asyncio.get_running_loop().call_soon(then, None)
+
+    def closed(self, context: RequestContext) -> Entry | None:
+        """What a request that has ended is booked by; None where nobody is known to book it to."""
+        judging = self._tabs.take(context.request.request_id)
+        is_judged = judging.texts > 0 and self._pays_for_judging(context)
+        if is_judged:
+            context.usage = _prompt_alone(context)
+        if is_judged or self._is_paid(context):
+            is_embedding = context.request.kind is Kind.EMBEDDING
+            context.amount_nano = amount_nano(
+                context.price, context.usage, is_embedding=is_embedding
+            )
+            if context.full_price is not None:
+                full_nano = amount_nano(context.full_price, context.usage)
+                context.discount_nano = full_nano - context.amount_nano
+        load_id = None if context.replica is None else context.replica.load_id
+        if judging.embedding is not NOTHING_USED:
+            self._add_embedding(context, judging)
+        context.costs = self._costs.settle(
+            context.usage, context.ticket, load_id, safety_nano=judging.usage.cost_nano
+        )
+        if context.caller is None:
+            return None
+        version = context.price.version if context.price is not None else None
+        entry = Entry.of(
+            context.event(),
+            price_version=version,
+            costs=context.costs,
+            safety_units=judging.texts,
+            safety_ns=judging.usage.engine_ns,
+            from_cache=_from_cache(context),
+        )
+        return entry.unpaid() if context.is_waived else entry
+
+    def _add_embedding(self, context: RequestContext, judging: Judging) -> None:
+        """A request that ended before its costs began bears none: the operator does."""
+        embedding = judging.embedding
+        if context.ticket is None:
+            self._costs.bear(judging.embedder_device, embedding)
+            embedding = Usage(engine_ns=embedding.engine_ns)
+        context.usage += embedding
+
+    def book(self, context: RequestContext, slot: Slot | None, entry: Entry, then: Then) -> None:
+        self._settlements.settle_then(entry, slot, then)
+        # In the same turn: a budget that is made meanwhile sees the amount here or in the ledger, and never in both.
+        self._charge(context, context.known_caller, entry.amount_nano)
+
+    def _book_deferred(
+        self, context: RequestContext, slot: Slot | None, entry: Entry
+    ) -> "asyncio.Future[None]":
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.book(context, slot, entry, partial(tell, settled))
+        settled.add_done_callback(partial(self._check_deferred, entry))
+        return settled
+
+    def book_late(self, entry: Entry) -> "asyncio.Future[None]":
+        """Book what could not be booked when its request ended, and whose request nobody has any more."""
+        settled = self._settlements.settle(entry, None)
+        self._charge_anew(entry, entry.amount_nano)
+        settled.add_done_callback(partial(self._check_deferred, entry))
+        return settled
+
+    def _check_deferred(self, entry: Entry, booked: "asyncio.Future[None]") -> None:
+        if booked.exception() is not None:
+            self._charge_anew(entry, -entry.amount_nano)
+
+    def _charge_anew(self, entry: Entry, nano: int) -> None:
+        caller = Caller(entry.key_id, entry.org, entry.team)
+        self._accounts.charge(caller, entry.run_id, nano, entry.utc_ns)
+
+    def take_back(self, context: RequestContext) -> None:
+        """The entry could be recorded nowhere: what it said is nobody's money."""
+        if context.caller is not None:
+            self._accounts.charge(
+                context.caller, context.run_id, -context.amount_nano, context.arrived_utc_ns
+            )
+        context.amount_nano = 0
+
+    def _is_paid(self, context: RequestContext) -> bool:
+        if context.is_waived:
+            return False
+        if context.outcome is Outcome.FAILED:
+            has_come = context.first_token_ns is not None
+            has_come = has_come and context.deferral is None  # lines are given whole, or not at all
+            return has_come and self._settings.failed_answers == "delivered"
+        return context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED)
+
+    def _pays_for_judging(self, context: RequestContext) -> bool:
+        is_refused = context.outcome is Outcome.REFUSED and isinstance(
+            context.error, ContentRefused
+        )
+        return is_refused and self._settings.refused_prompts == "judged"
+
+    def _charge(self, context: RequestContext, caller: Caller, nano: int) -> None:
+        if (spending := context.spending) is not None:
+            spending.hold.settle(nano)
+            context.budget_remaining_nano = spending.hold.remaining_nano
+        elif nano:
+            self._accounts.charge(caller, context.run_id, nano, context.arrived_utc_ns)
+
+
+def _prompt_alone(context: RequestContext) -> Usage:
+    """What a prompt is charged by that was refused: a guard has read all of it, and what a model had made of it
+    meanwhile is nobody's to pay."""
+    terms = context.known_terms
+    return structs.replace(
+        context.usage,
+        prompt_tokens=terms.prompt_tokens,
+        cached_tokens=0,
+        completion_tokens=0,
+        reasoning_tokens=0,
+    )
+
+
+def _from_cache(context: RequestContext) -> str | None:
+    """How it had another request's answer."""
+    use = context.cache
+    return str(use.status) if use is not None and use.is_hit else None
