@@ -7,12 +7,17 @@ else in a comment, which no reader of events looks at unless it wants to.
 
 from collections.abc import Mapping
 
-from llmhost.core.units import nano_to_dollars
+from llmhost.core.units import nano_to_dollars, show_dollars
 from llmhost.pipeline.context import RequestContext
 
 REVIEW = "x-llmhost-review"
 BUDGET = "x-llmhost-budget-remaining-usd"
-NAMES = ("x-llmhost-cost-usd", "x-llmhost-price-version", BUDGET, "x-llmhost-stop", REVIEW)
+COST = "x-llmhost-cost-usd"
+VERSION = "x-llmhost-price-version"
+STOP = "x-llmhost-stop"
+NAMES = (COST, VERSION, BUDGET, STOP, REVIEW)
+_PRICE_LINES = f"{COST}: %s\r\n{VERSION}: %s\r\n"
+_BUDGET_LINE = f"{BUDGET}: %s\r\n"
 _FACTS = ("cost_usd", "price_version", "budget_remaining_usd", "stop", "review")
 
 
@@ -25,6 +30,20 @@ def bill_facts(context: RequestContext, *, with_cost: bool = True) -> dict[str, 
 def bill_headers(context: RequestContext, *, with_cost: bool = True) -> dict[str, str]:
     """The same as headers; without the cost, of an answer that has only begun."""
     return _told(context, NAMES, with_cost=with_cost)
+
+
+def bill_lines(context: RequestContext) -> str:
+    """`bill_headers` as lines."""
+    text = ""
+    if context.price is not None:
+        text = _PRICE_LINES % (nano_to_dollars(context.amount_nano), context.price.version)
+    if context.budget_remaining_nano is not None:
+        text += _BUDGET_LINE % remaining_usd(context.budget_remaining_nano)
+    if context.stop is not None:
+        text += f"{STOP}: {context.stop}\r\n"
+    if context.screening is not None and context.screening.review_id is not None:
+        text += f"{REVIEW}: {context.screening.review_id}\r\n"
+    return text
 
 
 def _told(
@@ -56,4 +75,4 @@ def bill_comment(facts: Mapping[str, str]) -> bytes:
 
 def remaining_usd(nano: int) -> str:
     """A budget that was lowered below what is spent has nothing left, and not less."""
-    return nano_to_dollars(max(nano, 0))
+    return show_dollars(nano if nano > 0 else 0)

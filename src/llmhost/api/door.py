@@ -76,7 +76,29 @@ class Line(Wire, Protocol):
         has done so already."""
 
 
-Told = tuple[int, dict[str, str], bytes]
+class Lines:
+    """Headers as text that goes out as it is, for answers that go out in one piece. Nobody asks for one of them."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        """Each of the text's lines has a header and ends."""
+        self.text = text
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> "Lines":
+        return cls("".join([f"{name}: {value}\r\n" for name, value in headers.items()]))
+
+    def __setitem__(self, name: str, value: str) -> None:
+        """Add one that is not there."""
+        self.text += f"{name}: {value}\r\n"
+
+    def items(self) -> list[tuple[str, str]]:
+        lines = [line.partition(": ") for line in self.text.split("\r\n")[:-1]]
+        return [(name, value) for name, _, value in lines]
+
+
+Told = tuple[int, Lines, bytes]
 """A whole answer: status, headers, body."""
 Leave = Callable[[], None]
 """Called when a client is gone: nothing more is done for it."""
@@ -350,7 +372,7 @@ async def send_whole(
     send: Send,
     status: int,
     body: bytes,
-    headers: Mapping[str, str],
+    headers: Mapping[str, str] | Lines,
     content_type: str = JSON,
     line: Line | None = None,
 ) -> None:
@@ -360,7 +382,7 @@ async def send_whole(
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _encoded(content_type: str, headers: Mapping[str, str], length: int | None) -> Headers:
+def _encoded(content_type: str, headers: Mapping[str, str] | Lines, length: int | None) -> Headers:
     raw = [(b"content-type", content_type.encode())]
     if length is not None:
         raw.append((b"content-length", b"%d" % length))

@@ -101,36 +101,38 @@ def whole_answer(
     return _encode(body)
 
 
-def plain_answer(is_chat: bool, deltas: Iterable[Delta], usage: Usage) -> bytes:
-    """The same from `choices` on, of one choice that is text alone."""
-    reason = FinishReason.STOP
-    texts: list[str] = []
-    for delta in deltas:
-        texts.append(delta.text)
-        reason = delta.finish_reason or reason
-    return b'%b"finish_reason":"%b"}],"usage":%b}' % (
-        (_PLAIN_CHAT if is_chat else _PLAIN_TEXT) % _encode("".join(texts)),
-        reason.value.encode(),
-        _PLAIN_USAGE
-        % (
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            usage.prompt_tokens + usage.completion_tokens,
-            usage.cached_tokens,
-            usage.reasoning_tokens,
-        ),
+def plain_facts(
+    deltas: Sequence[Delta], usage: Usage
+) -> tuple[bytes, bytes, int, int, int, int, int]:
+    """What `PLAIN_CHAT` and `PLAIN_TEXT` are filled with."""
+    if len(deltas) == 1:
+        text, reason = deltas[0].text, deltas[0].finish_reason
+    else:
+        text = "".join([delta.text for delta in deltas])
+        reason = next((d.finish_reason for d in reversed(deltas) if d.finish_reason), None)
+    prompt_tokens, completion_tokens = usage.prompt_tokens, usage.completion_tokens
+    return (
+        _encode(text),
+        _REASONS[reason or FinishReason.STOP],
+        prompt_tokens,
+        completion_tokens,
+        prompt_tokens + completion_tokens,
+        usage.cached_tokens,
+        usage.reasoning_tokens,
     )
 
 
-_PLAIN_CHAT = (
+_REASONS = {reason: reason.value.encode() for reason in FinishReason}
+_PLAIN_END = (
+    b'"logprobs":null,"finish_reason":"%b"}],"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
+    b'"prompt_tokens_details":{"cached_tokens":%d},"completion_tokens_details":{"reasoning_tokens":%d}}}'
+)
+PLAIN_CHAT = (
     b'"choices":[{"index":0,"message":{"role":"assistant","content":%b,"refusal":null,"annotations":[]},'
-    b'"logprobs":null,'
+    + _PLAIN_END
 )
-_PLAIN_TEXT = b'"choices":[{"index":0,"text":%b,"logprobs":null,'
-_PLAIN_USAGE = (
-    b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-    b'"prompt_tokens_details":{"cached_tokens":%d},"completion_tokens_details":{"reasoning_tokens":%d}}'
-)
+"""The body of an answer from `choices` on, of one choice that is text alone."""
+PLAIN_TEXT = b'"choices":[{"index":0,"text":%b,' + _PLAIN_END
 
 
 def _chat_choice(index: int, text: str, reason: str | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ _NAMES = {
 }
 _BOTH = tuple(_NAMES.values())
 NAMES = (*_NAMES["requests"], *_NAMES["tokens"])
+_REQUESTS, _TOKENS = ("{}: %d\r\n{}: %d\r\n{}: %s\r\n".format(*names) for names in _BOTH)
 
 
 _ANTHROPICS = tuple(
@@ -35,6 +36,16 @@ def limit_headers(allowances: Allowances) -> dict[str, str]:
             headers[remaining] = str(allowance.remaining)
             headers[reset] = show_duration(allowance.reset_ns)
     return headers
+
+
+def limit_lines(allowances: Allowances) -> str:
+    """The same as lines."""
+    text, one, other = "", allowances.requests, allowances.tokens
+    if one is not None:
+        text = _REQUESTS % (one.limit, one.remaining, show_duration(one.reset_ns))
+    if other is not None:
+        text += _TOKENS % (other.limit, other.remaining, show_duration(other.reset_ns))
+    return text
 
 
 def anthropic_limit_headers(allowances: Allowances, now_utc_ns: int) -> dict[str, str]:

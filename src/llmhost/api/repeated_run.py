@@ -3,24 +3,25 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from llmhost.api.bill_facts import bill_headers
+from llmhost.api.bill_facts import bill_lines
 from llmhost.api.cache_headers import cache_headers
 from llmhost.api.dialect import OPENAI
-from llmhost.api.door import Leave, Told
+from llmhost.api.door import Leave, Lines, Told
 from llmhost.api.errors import error_headers, forget_frames, known_error
-from llmhost.api.frames import plain_answer
+from llmhost.api.frames import PLAIN_CHAT, PLAIN_TEXT, plain_facts
 from llmhost.api.gatekeeper import Mark
-from llmhost.api.limit_headers import limit_headers
+from llmhost.api.limit_headers import limit_lines
 from llmhost.api.safety_headers import safety_headers
 from llmhost.core.errors import LlmhostError
-from llmhost.core.request import Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.short_run import KnownRun, ShortRuns
 
 log = logging.getLogger("llmhost.api")
+
+CLIENT_ID = "x-client-request-id"
 
 
 @dataclass(slots=True)
@@ -31,11 +32,14 @@ class RepeatedRun:
     mark: Mark
     """The address and the key, as the gatekeeper knows them."""
     client_id: str | None
-    head: bytes
-    """Of the answer's body, up to the digits of its id; then up to its time; and up to its choices."""
-    middle: bytes
-    envelope: bytes
+    body: bytes
+    """Of an answer: what is put in are the digits of its id, its time, and `plain_facts`."""
     size_bytes: int
+    _client: str = field(init=False)
+    """The line that answers have of their client's own id."""
+
+    def __post_init__(self) -> None:
+        self._client = "" if self.client_id is None else f"{CLIENT_ID}: {self.client_id}\r\n"
 
     def begin(
         self,
@@ -65,21 +69,15 @@ class RepeatedRun:
         context = generation.context
         request_id = context.request.request_id
         try:
-            body = b"%b%b%b%d%b%b" % (
-                self.head,
+            body = self.body % (
                 request_id.removeprefix("req_").encode(),
-                self.middle,
                 context.arrived_utc_ns // 1_000_000_000,
-                self.envelope,
-                plain_answer(
-                    context.request.kind is Kind.CHAT, generation.stream.whole(), context.usage
-                ),
+                *plain_facts(generation.stream.whole(), context.usage),
             )
-            headers = self._headers(context, request_id, began_s)
-            headers.update(bill_headers(context))
+            text = self._lines(context, request_id, began_s) + bill_lines(context)
         except Exception as error:  # noqa: BLE001 - boundary: as around a route
             return self._refused(error, request_id, began_s, context)
-        return 200, headers, body
+        return 200, Lines(text), body
 
     def _refused(
         self,
@@ -91,28 +89,32 @@ class RepeatedRun:
         known = known_error(error)
         if not isinstance(error, LlmhostError):
             log.error("api.failed request=%s", request_id, exc_info=error)
-        headers = self._headers(context, request_id, began_s)
+        headers = dict(Lines(self._lines(context, request_id, began_s)).items())
         headers.update(error_headers(known))
         body = OPENAI.error_body(known, request_id)
         forget_frames(error)
-        return known.status, headers, body
+        return known.status, Lines.of(headers), body
 
-    def _headers(
-        self, context: RequestContext | None, request_id: str, began_s: float
-    ) -> dict[str, str]:
-        headers = names(request_id, self.client_id, began_s)
+    def _lines(self, context: RequestContext | None, request_id: str, began_s: float) -> str:
+        text = names(request_id, began_s) + self._client
         if context is None:
-            return headers
-        headers |= limit_headers(context.allowances)
+            return text
+        text += limit_lines(context.allowances)
         if context.screening is not None:
-            headers |= safety_headers(context)
-        return headers if context.cache is None else headers | cache_headers(context.cache)
+            text += Lines.of(safety_headers(context)).text
+        if context.cache is not None:
+            text += Lines.of(cache_headers(context.cache)).text
+        return text
 
 
-def names(request_id: str, client_id: str | None, began_s: float) -> dict[str, str]:
-    """The headers that each answer has."""
+def body_of(is_chat: bool, head: bytes, middle: bytes, envelope: bytes) -> bytes:
+    """Of one run, for those that come again: `head` is the body up to the digits of its id, `middle` up to its time,
+    and `envelope` up to its choices."""
+    head, middle, envelope = (part.replace(b"%", b"%%") for part in (head, middle, envelope))
+    return b"%b%%b%b%%d%b" % (head, middle, envelope) + (PLAIN_CHAT if is_chat else PLAIN_TEXT)
+
+
+def names(request_id: str, began_s: float) -> str:
+    """The headers that each answer has, but for its client's own id."""
     took_ms = int((time.perf_counter() - began_s) * 1000)
-    headers = {"x-request-id": request_id, "openai-processing-ms": str(took_ms)}
-    if client_id is not None:
-        headers["x-client-request-id"] = client_id
-    return headers
+    return f"x-request-id: {request_id}\r\nopenai-processing-ms: {took_ms}\r\n"

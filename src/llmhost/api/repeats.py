@@ -21,7 +21,7 @@ import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
-from llmhost.api.bill_facts import bill_headers
+from llmhost.api.bill_facts import bill_lines
 from llmhost.api.cache_headers import cache_headers
 from llmhost.api.door import (
     JSON,
@@ -29,6 +29,7 @@ from llmhost.api.door import (
     Headers,
     Leave,
     Line,
+    Lines,
     Outflow,
     Told,
     header,
@@ -37,11 +38,12 @@ from llmhost.api.door import (
 )
 from llmhost.api.frames import answer_id
 from llmhost.api.gatekeeper import Gatekeeper, Mark
-from llmhost.api.limit_headers import limit_headers
-from llmhost.api.repeated_run import RepeatedRun, names
+from llmhost.api.limit_headers import limit_lines
+from llmhost.api.repeated_run import CLIENT_ID, RepeatedRun, body_of, names
 from llmhost.api.report import report_of
 from llmhost.api.visit import Visit
 from llmhost.core.ids import new_request_id
+from llmhost.core.request import Kind
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.short_run import ShortRuns
 from llmhost.pipeline.short_way import Known, ShortWay
@@ -131,8 +133,8 @@ class Repeats:
         key = self._key(scope, raw)
         found = self._found(key)
         if found is not None:
-            headers, body = self._said(*found, began_s)
-            await send_whole(send, 200, body, headers, JSON, line)
+            status, headers, body = self._said(*found, began_s)
+            await send_whole(send, status, body, headers, JSON, line)
             return True
         told = await self._ran(key, line)
         if told is not None:
@@ -174,8 +176,7 @@ class Repeats:
         began_s = time.perf_counter()
         found = self._found(key)
         if found is not None:
-            headers, body = self._said(*found, began_s)
-            return self.bytes_of((200, headers, body), defaults)
+            return self.bytes_of(self._said(*found, began_s), defaults)
         running = self._runs(key, tell)
         return self.bytes_of(running, defaults) if isinstance(running, tuple) else running
 
@@ -184,11 +185,15 @@ class Repeats:
         if defaults is not self._defaults:
             self._defaults = defaults
             first = [b"%b: %b\r\n" % each for each in defaults]
-            self._begin = b"".join((*first, b"content-type: application/json\r\n"))
-        lines = "\r\n".join(map(": ".join, headers.items()))  # not one call of ours for each
-        head = f"content-length: {len(body)}\r\n{lines}\r\n\r\n"
-        begin = _LINES[status]
-        return b"%b%b%b%b" % (begin, self._begin, head.encode("latin-1", "replace"), body)
+            first.append(b"content-type: application/json\r\ncontent-length: ")
+            self._begin = b"".join(first)
+        return b"%b%b%d\r\n%b\r\n%b" % (
+            _LINES[status],
+            self._begin,
+            len(body),
+            headers.text.encode("latin-1", "replace"),
+            body,
+        )
 
     def _runs(self, key: bytes, tell: Callable[[Told], None]) -> Leave | Told | None:
         """Have one run that ran before: what ends it, or why it is refused."""
@@ -285,7 +290,8 @@ class Repeats:
         mark = self._gatekeeper.mark_of(visit.scope)
         head, middle, rest = parts
         envelope = rest.partition(b'"choices":')[0]
-        return RepeatedRun(known, mark, visit.client_id, head, middle, envelope, size_bytes)
+        body_around = body_of(request.kind is Kind.CHAT, head, middle, envelope)
+        return RepeatedRun(known, mark, visit.client_id, body_around, size_bytes)
 
     def _key(self, scope: HTTPScope, raw: bytes) -> bytes:
         """Of all that a request is made of, in a form that tells its parts apart."""
@@ -304,10 +310,8 @@ class Repeats:
         made.update(_encode(parts))
         return made.digest()
 
-    def _said(
-        self, repeat: _Repeat, context: RequestContext, began_s: float
-    ) -> tuple[dict[str, str], bytes]:
-        """Headers and body of an answer."""
+    def _said(self, repeat: _Repeat, context: RequestContext, began_s: float) -> Told:
+        """An answer that is kept."""
         request_id = context.request.request_id
         body = b"%b%b%b%d%b" % (
             repeat.head,
@@ -316,13 +320,13 @@ class Repeats:
             context.arrived_utc_ns // 1_000_000_000,
             repeat.tail,
         )
-        headers = names(request_id, repeat.client_id, began_s)
-        headers.update(limit_headers(context.allowances))
-        headers.update(cache_headers(context.cache))
-        headers.update(bill_headers(context))
+        text = names(request_id, began_s)
+        if repeat.client_id is not None:
+            text += f"{CLIENT_ID}: {repeat.client_id}\r\n"
+        text += limit_lines(context.allowances) + Lines.of(cache_headers(context.cache)).text
         self.answered += 1
         self._count(len(body))
-        return headers, body
+        return 200, Lines(text + bill_lines(context)), body
 
     def _drop(self, key: bytes) -> None:
         gone = self._kept.pop(key, None)

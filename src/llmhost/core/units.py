@@ -25,13 +25,17 @@ def dollars_to_nano(text: str) -> int:
     return -nano if match[1] else nano
 
 
-@lru_cache(1_000)
-def nano_to_dollars(nano: int) -> str:
+def show_dollars(nano: int) -> str:
     """100,000,000 to `"0.10"`: exact, at least two places, no trailing zeros beyond them."""
-    sign = "-" if nano < 0 else ""
-    whole, rest = divmod(abs(nano), NANO)
-    places = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{whole}.{places}"
+    if nano < 0:
+        return "-" + show_dollars(-nano)
+    text = f"{nano:010d}"
+    whole, places = text[:-NANO_PLACES], text[-NANO_PLACES:].rstrip("0")
+    return f"{whole}.{places}" if len(places) > 1 else f"{whole}.{places:0<2}"
+
+
+nano_to_dollars = lru_cache(1_000)(show_dollars)
+"""The same for amounts that come again and again, as what requests cost."""
 
 
 def show_duration(ns: int) -> str:

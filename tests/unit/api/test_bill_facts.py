@@ -1,12 +1,14 @@
 """What an answer says of its price: headers, and the end of a stream."""
 
+from itertools import combinations
 from typing import Any
 
 import pytest
 from tests.unit.pipeline.node import asks
 
 from llmhost.api import bill_facts as module
-from llmhost.api.bill_facts import bill_comment, bill_facts, bill_headers
+from llmhost.api.bill_facts import bill_comment, bill_facts, bill_headers, bill_lines
+from llmhost.api.door import Lines
 from llmhost.config.schema import Settings
 from llmhost.config.schema.money import BillingSettings
 from llmhost.core.caller import LOCAL_CALLER
@@ -72,6 +74,14 @@ def test_all_that_is_known_is_said_in_exact_dollars() -> None:
 )
 def test_nothing_is_said_of_what_there_is_not(facts: dict[str, Any], names: list[str]) -> None:
     assert list(bill_facts(context(**facts))) == names
+
+
+@pytest.mark.parametrize("count", range(len(FULL) + 1))
+def test_lines_say_what_headers_say(count: int) -> None:
+    for names in combinations(FULL, count):
+        known = context(**{name: FULL[name] for name in names})
+
+        assert Lines(bill_lines(known)).items() == list(bill_headers(known).items())
 
 
 def test_an_answer_that_has_begun_has_no_cost_yet() -> None:

@@ -23,7 +23,10 @@ from tests.unit.api.test_repeats import (
 )
 from tests.unit.pipeline.node import Held, until
 
-from llmhost.api.frames import plain_answer, whole_answer
+from llmhost.api.door import Lines
+from llmhost.api.frames import plain_facts, whole_answer
+from llmhost.api.limit_headers import limit_headers, limit_lines
+from llmhost.api.repeated_run import body_of
 from llmhost.config.schema.models import ModelSpec
 from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Limits
@@ -39,6 +42,7 @@ from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
+from llmhost.tenants.refusals import Allowance, Allowances
 from llmhost.testing import FAKE_MODEL, TestHost, fake_chat_words
 
 CHECKED = msgspec.structs.replace(
@@ -422,10 +426,25 @@ def test_a_plain_answer_is_written_as_any_whole_answer(
     deltas = [Delta(0, text) for text in texts]
     deltas[-1].finish_reason = reason
     usage = Usage(numbers[0], numbers[1], numbers[2], reasoning_tokens=numbers[3])
-    request = GenerationRequest(request_id="req_1", kind=kind, model='"choices":')
+    request = GenerationRequest(request_id="req_1", kind=kind, model='100% "choices":')
     whole = whole_answer(request, 5, deltas, usage)
     envelope = whole.partition(b'"choices":')[0]
-    assert envelope + plain_answer(kind is Kind.CHAT, deltas, usage) == whole
+    body = body_of(kind is Kind.CHAT, b"%d 1", b"%%", envelope)
+    assert body % (b"id", 5, *plain_facts(deltas, usage)) == b"%d 1id%%5" + whole
+
+
+allowance = st.none() | st.builds(Allowance, *[st.integers(0, 10**12)] * 3)
+
+
+@given(allowance, allowance)
+def test_lines_say_of_limits_what_headers_say(
+    requests: Allowance | None, tokens: Allowance | None
+) -> None:
+    known = Allowances(requests, tokens)
+    lines = Lines(limit_lines(known))
+
+    assert lines.items() == list(limit_headers(known).items())
+    assert Lines.of(limit_headers(known)).text == lines.text
 
 
 # ------------------------------------------------------------ no old news
