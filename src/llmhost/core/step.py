@@ -5,6 +5,7 @@ position `start`, and wants a token drawn after the last of them, or not.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 from typing import Any, NamedTuple, Protocol, overload
 
 from llmhost.core.errors import EngineFailed
@@ -200,7 +201,7 @@ class StepResult(NamedTuple):
 
     def shares_nano(self) -> list[int]:
         """`nano` split over the rows as the time is; it adds up to it."""
-        return split_exactly(self.nano, self.shares_ns)
+        return split_exactly(self.nano, list(self.shares_ns))
 
     @property
     def work_units(self) -> list[int]:
@@ -227,6 +228,8 @@ def split_exactly(total: int, weights: Sequence[int]) -> list[int]:
     whole = sum(weights)
     if whole == 0:
         weights, whole = [1] * len(weights), len(weights)
+    if 4 * len(set(weights)) <= len(weights):
+        return _split_runs(total, weights, whole)
     shares = [total * weight // whole for weight in weights]
     left = total - sum(shares)
     if left:
@@ -234,6 +237,23 @@ def split_exactly(total: int, weights: Sequence[int]) -> list[int]:
         for i in sorted(range(len(weights)), key=remainders.__getitem__, reverse=True)[:left]:
             shares[i] += 1
     return shares
+
+
+def _split_runs(total: int, weights: Sequence[int], whole: int) -> list[int]:
+    """The same where few weights differ, as of prompts that are as long as one another: run by run of equal ones."""
+    runs = [(weight, len(list(run))) for weight, run in groupby(weights)]
+    parts = [divmod(total * weight, whole) for weight, _ in runs]
+    counts = [count for _, count in runs]
+    left = total - sum([share * count for (share, _), count in zip(parts, counts, strict=True)])
+    more = [0] * len(runs)
+    for i in sorted(range(len(runs)), key=lambda at: parts[at][1], reverse=True):
+        more[i] = min(counts[i], left)
+        left -= more[i]
+    columns = zip(parts, counts, more, strict=True)
+    runs_of_shares = [
+        [share + 1] * up + [share] * (count - up) for (share, _), count, up in columns
+    ]
+    return list(chain.from_iterable(runs_of_shares))
 
 
 def units_of(rows: Sequence[Row]) -> list[int]:

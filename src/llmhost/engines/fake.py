@@ -133,14 +133,12 @@ class FakeRunner:
         self._delay(rows)
         if type(rows) is DecodeRows and self._options.fail_after_tokens is None:
             return self._decode(rows)
-        has_grammar = any(row.grammar is not None for row in rows)
-        masks = fill(rows, self._options.vocab) if has_grammar else None
-        return self._run_rows(rows, masks)
+        return self._run_rows(rows)
 
     def launch(self, rows: Sequence[Row]) -> "FakeFlight":
         """Computed here and now; the time that it takes passes until it lands."""
         known = [row._replace(tokens=self._known(row)) for row in rows]
-        drawn = self._run_rows(known, None)
+        drawn = self._run_rows(known)
         self._launched = {row.seq_id: one for row, one in zip(rows, drawn, strict=True)}
         return FakeFlight(drawn, lambda: self._delay(rows))
 
@@ -181,8 +179,9 @@ class FakeRunner:
             drawn.append(state % vocab)
         return drawn
 
-    def _run_rows(self, rows: Iterable[Row], masks: Masks | None) -> list[Drawn]:
+    def _run_rows(self, rows: Sequence[Row]) -> list[Drawn]:
         vocab, is_scripted = self._options.vocab, self._options.fail_after_tokens is not None
+        masks: Masks | None = None
         plain: Sampling | None = None  # most rows of a step have one that is as another's
         drawn: list[Drawn] = []
         for row in rows:
@@ -190,6 +189,8 @@ class FakeRunner:
             if (is_scripted or row.drafts or row.barred or row.grammar is not None) or not (
                 sampling is plain or sampling.is_plain
             ):
+                if masks is None and row.grammar is not None:
+                    masks = fill(rows, vocab)
                 drawn.append(self._run_row(row, masks))
                 continue
             plain = sampling

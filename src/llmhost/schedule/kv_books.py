@@ -82,12 +82,12 @@ class KvBooks:
 
     def match(self, salt: str, tokens: Sequence[int], most_tokens: int) -> list[Place]:
         """The known beginning of `tokens`, of its first `most_tokens` only, on the device or on the host."""
-        size = self.block_tokens
+        size, find, find_on_host = self.block_tokens, self._index.places.get, self.host.find
         places: list[Place] = []
         parent: Parent = salt
         for end in range(size, most_tokens + 1, size):
             text = (parent, tuple(tokens[end - size : end]))
-            place = self._index.find(text) or self.host.find(text)
+            place = find(text) or find_on_host(text)
             if place is None:
                 break
             places.append(place)

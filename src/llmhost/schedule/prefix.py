@@ -28,9 +28,9 @@ class PrefixIndex:
     """Full blocks by their text. `serials` is shared by all indexes between which texts move."""
 
     def __init__(self, serials: Iterator[int], *, is_on_host: bool = False) -> None:
-        self._places: dict[Text, Place] = {}
+        self.places: dict[Text, Place] = {}
         self.texts: dict[int, Text] = {}
-        """Of each block that is known. To be looked at only."""
+        """Of each block that is known. Both are to be looked at only."""
         self._serials = serials
         self._is_on_host = is_on_host
 
@@ -41,24 +41,24 @@ class PrefixIndex:
         return block in self.texts
 
     def find(self, text: Text) -> Place | None:
-        return self._places.get(text)
+        return self.places.get(text)
 
     def enter(self, text: Text, block: int, serial: int | None = None) -> Place:
         """Make `block` known, under the serial number that its text had elsewhere, or a new one.
 
         Neither the text nor the block may be known yet.
         """
-        assert text not in self._places and block not in self.texts, (block, "is known already")
+        assert text not in self.places and block not in self.texts, (block, "is known already")
         if serial is None:
             serial = next(self._serials)
-        place = self._places[text] = Place(block, serial, self._is_on_host)
+        place = self.places[text] = Place(block, serial, self._is_on_host)
         self.texts[block] = text
         return place
 
     def leave(self, block: int) -> tuple[Text, int]:
         """Forget `block`; returns what it held, and under which serial number."""
         text = self.texts.pop(block)
-        return text, self._places.pop(text).serial
+        return text, self.places.pop(text).serial
 
     def blocks(self) -> Iterator[int]:
         return iter(self.texts)

@@ -340,7 +340,9 @@ class Scheduler:
         for seq_id in plan.admitted:
             self._waiting.remove(self._sequences[seq_id])
             insort(self._running, self._sequences[seq_id], key=_by_key)
-        self.kv.begin((self._sequences[seq_id], hits[seq_id]) for seq_id in plan.admitted)
+            found = len(self._sequences[seq_id].found) * self.limits.block_tokens
+            assert found == hits[seq_id].tokens, "it was found before"
+        self.kv.begin([self._sequences[seq_id] for seq_id in plan.admitted])
 
     # ------------------------------------------------------------ absorb
 

@@ -101,7 +101,8 @@ class Sequence(Struct, eq=False):
             grammar,
             is_pooled,
             ends if is_long else _NOTHING_BARRED,
-            _is_plain(spec, grammar),
+            (asked.is_plain and not (is_pooled or is_long or spec.adapter))
+            and (spec.grammar is None or _is_plain(spec, grammar)),
             spec.index,
             ends,
             (spec.priority, spec.arrival_ns, seq_id),
@@ -150,11 +151,12 @@ class Sequence(Struct, eq=False):
 
     def halt(self, longest_tokens: int) -> None:
         """Note where it halts, in a cache in which a sequence can have so many tokens."""
-        if self.is_atomic or self.is_scored_only:
+        spec, halts_at = self.spec, min(self.most_tokens, longest_tokens)
+        if self.is_atomic or (not spec.max_new_tokens and self.is_scored_only):
             return  # they draw nothing
-        self.halts_at = min(self.most_tokens, longest_tokens)
-        if self.spec.held_tokens is not None:
-            self.halts_at = min(self.halts_at, len(self.spec.prompt) + self.spec.held_tokens)
+        if spec.held_tokens is not None:
+            halts_at = min(halts_at, len(spec.prompt) + spec.held_tokens)
+        self.halts_at = halts_at
 
     def export(self) -> SequenceSpec:
         """This sequence as data, to be started again here or elsewhere."""

@@ -40,8 +40,17 @@ class SequenceKv:
 
         `about_to` gathers the hashes of what this plan's own admissions will compute, and of what they fetch.
         """
+        places = self.look_up(sequence, about_to)
+        if not places:
+            return None if places is None else NO_HIT
+        here = [place.block for place in places if not place.is_on_host]
+        tokens = len(places) * self.books.block_tokens
+        return Hit(tokens, len(here), self.books.count_kept(here))
+
+    def look_up(self, sequence: Sequence, about_to: set[int]) -> Seq[Place] | None:
+        """Where that is; it is kept in mind for `begin`."""
         if not sequence.may_hit:
-            return NO_HIT
+            return ()
         books, prompt, asked = self.books, sequence.spec.prompt, sequence.spec.sampling
         # One token at least is computed, to draw from what it gives, or to tell how likely the one after it is.
         most = len(sequence.tokens) - 1
@@ -60,41 +69,39 @@ class SequenceKv:
                 return None
         if count:
             fetched = [-place.serial for place in places if place.is_on_host]
-            if fetched and not about_to.isdisjoint(fetched):
-                return None
-            about_to.update(fetched)
-        about_to.update(coming)
-        here = [place.block for place in places if not place.is_on_host]
-        return Hit(count * books.block_tokens, len(here), books.count_kept(here))
+            if fetched:
+                if not about_to.isdisjoint(fetched):
+                    return None
+                about_to.update(fetched)
+        if coming:
+            about_to.update(coming)
+        return places
 
-    def begin(self, admitted: Iterable[tuple[Sequence, Hit]]) -> None:
-        """Have admitted sequences go on after what is known of them."""
-        books, found = self.books, []
-        for sequence, hit in admitted:  # all of them before any block is taken: that may evict
+    def begin(self, admitted: Iterable[Sequence]) -> None:
+        """Have admitted sequences go on after what was found of them when they were looked up."""
+        books = self.books
+        claimed = [  # all of them before any block is taken: that may evict
+            (sequence, books.claim(sequence.found) if sequence.found else ())
+            for sequence in admitted
+        ]
+        size, promised = books.block_tokens, self._promised
+        for sequence, claims in claimed:
             places, sequence.found = sequence.found, ()
-            assert len(places) * books.block_tokens == hit.tokens, "it was found before"
-            found.append((sequence, places, books.claim(places) if places else ()))
-        for sequence, places, claims in found:
-            self._begin(sequence, places, books.fetch(places, claims) if places else [])
-
-    def _begin(self, sequence: Sequence, places: Seq[Place], blocks: list[int]) -> None:
-        """Go on after the blocks that are known, and promise to compute the others."""
-        size, count = self.books.block_tokens, len(places)
-        sequence.blocks = blocks
-        sequence.parent = places[-1].serial if places else sequence.salt
-        sequence.recorded = sequence.promised = count
-        sequence.computed = sequence.fed = count * size
-        if count < len(sequence.hashes):
-            promised = self._promised
-            for coming in sequence.hashes[count:]:  # `update` would be five calls
-                promised[coming] = promised.get(coming, 0) + 1
-        if sequence.high_water == 0 and sequence.may_hit:  # not again after a preemption
-            sequence.cached_tokens = sequence.computed
-            self.query_tokens += len(sequence.spec.prompt)
-            self.hit_tokens += sequence.computed
-            for place in places:
-                if place.is_on_host:
-                    self.host_hit_tokens += size
+            count = len(places)
+            sequence.blocks = (
+                books.fetch(places, claims) if claims else [place.block for place in places]
+            )
+            sequence.parent = places[-1].serial if places else sequence.salt
+            sequence.recorded = sequence.promised = count
+            sequence.computed = sequence.fed = count * size
+            if count < len(sequence.hashes):
+                for coming in sequence.hashes[count:]:  # `update` would be five calls
+                    promised[coming] = promised.get(coming, 0) + 1
+            if sequence.high_water == 0 and sequence.may_hit:  # not again after a preemption
+                sequence.cached_tokens = count * size
+                self.query_tokens += len(sequence.spec.prompt)
+                self.hit_tokens += count * size
+                self.host_hit_tokens += len(claims) * size
 
     def grow(self, sequence: Sequence, tokens: int) -> None:
         """Take blocks until the sequence has room for `tokens`."""

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from llmhost.core.sequence import Purpose
 from llmhost.core.step import Drawn, Row
 from llmhost.schedule.limits import SchedulerLimits
-from llmhost.schedule.plan import Hit
 from llmhost.schedule.rows import row_of
 from llmhost.schedule.saying import say_next
 from llmhost.schedule.sequence import Sequence
@@ -32,24 +31,22 @@ def begin_together(
     lengths = [len(sequence.tokens) for sequence in line]
     if sum(lengths) > limits.max_tokens_per_batch:
         return None
-    books, size = kv.books, limits.block_tokens
+    size = limits.block_tokens
+    room = kv.books.free - int(kv.books.total * limits.watermark_share)
+    if sum([-(-tokens // size) for tokens in lengths]) > room:  # perhaps not, with what is known
+        return None
     about_to: set[int] = set()
-    spare = books.free - int(books.total * limits.watermark_share)
-    begun: list[tuple[Sequence, Hit]] = []
+    may_be_on_host = kv.books.host.used > 0
     for sequence, tokens in zip(line, lengths, strict=True):
         if sequence.is_atomic or tokens >= sequence.halts_at:
             return None
-        hit = kv.hit(sequence, about_to)
-        if (
-            hit is None or hit.tokens > hit.blocks * size
-        ):  # it waits for another, or for the host's memory
+        places = kv.look_up(sequence, about_to)
+        if places is None:  # it waits for another
             return None
-        spare -= -(-tokens // size) - hit.blocks + hit.kept_blocks
-        begun.append((sequence, hit))
-    if spare < 0:
-        return None
+        if may_be_on_host and any(place.is_on_host for place in places):
+            return None
     waiting.clear()
-    kv.begin(begun)
+    kv.begin(line)
     return line
 
 
@@ -135,7 +132,7 @@ def take_fresh(
             serve(sequence.spec.tenant, ns)
         if end >= (sequence.recorded + 1) * size:
             kv.record(sequence)
-        delta = say_next(sequence, token, longest)
+        delta = sequence.accept(token) if end + 1 < longest else say_next(sequence, token, longest)
         if delta.finish_reason is not None:
             ended.append(sequence)
         said.append((row.seq_id, delta))

@@ -12,10 +12,11 @@ neighbour only (WordPiece, `</w>` suffixes, no decoder at all).
 """
 
 import re
+from abc import ABC, abstractmethod
 from codecs import utf_8_decode
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 P = TypeVar("P")
 
@@ -26,11 +27,21 @@ WINDOW_TOKENS = 64
 """How long the window may grow while its text ends in an incomplete character."""
 
 
-class Detokeniser(Protocol):
-    """The text that each further token makes certain. Ids without text (special, unknown) add nothing."""
+class Detokeniser(ABC):
+    """The text that each further token makes certain. Ids without text (special, unknown) add nothing.
 
+    It is the `TextWatch` of a text without stop strings, too: who watches for nothing costs nothing."""
+
+    __slots__ = ("is_armed",)
+
+    is_armed: bool
+    is_stopped = False
+    stop: str | None = None
+
+    @abstractmethod
     def push(self, token: int) -> str: ...
 
+    @abstractmethod
     def flush(self) -> str: ...
 
 
@@ -46,7 +57,7 @@ class Pieces(dict[int, P | None], Generic[P]):
         return piece
 
 
-class ShowingDetokeniser:
+class ShowingDetokeniser(Detokeniser):
     """Another detokeniser, and some special tokens as they are spelled."""
 
     __slots__ = ("_inner", "_shown")
@@ -63,7 +74,7 @@ class ShowingDetokeniser:
         return self._inner.flush()
 
 
-class ByteDetokeniser:
+class ByteDetokeniser(Detokeniser):
     """Pieces are `str` where they are whole characters, else `bytes`."""
 
     __slots__ = ("_pending", "_pieces")
@@ -92,7 +103,7 @@ class ByteDetokeniser:
         return utf_8_decode(cut, "replace", True)[0]
 
 
-class SentencePieceDetokeniser:
+class SentencePieceDetokeniser(Detokeniser):
     """Pieces are `str`, or `int` for a byte token. A run of bytes that is not UTF-8 becomes one U+FFFD per byte.
 
     `first` holds the pieces as they read at the start of a text; up to `strip` leading `space`s are dropped
@@ -172,7 +183,7 @@ class SentencePieceDetokeniser:
         return text
 
 
-class WindowDetokeniser:
+class WindowDetokeniser(Detokeniser):
     """The difference that a token makes to the text of a short window."""
 
     def __init__(

@@ -137,6 +137,8 @@ class FileTokenizer:
 
     def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> TextWatch:
         detokeniser = self._detokeniser()
+        if not (stop or shown):
+            return detokeniser
         special = {
             token: text
             for text in shown

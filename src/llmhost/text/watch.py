@@ -70,21 +70,7 @@ def _automaton(stop: tuple[str, ...]) -> StopStrings:
 
 
 def watch_for(detokeniser: Detokeniser, stop: Sequence[str] = ()) -> TextWatch:
-    """Who watches for nothing costs nothing: each token goes to the detokeniser at once."""
-    return Watch(detokeniser, stop) if any(stop) else Unwatched(detokeniser)
-
-
-class Unwatched:
-    """The `TextWatch` of a text without stop strings."""
-
-    __slots__ = ("flush", "is_armed", "push")
-
-    is_stopped = False
-    stop = None
-
-    def __init__(self, detokeniser: Detokeniser) -> None:
-        self.push, self.flush = detokeniser.push, detokeniser.flush
-        self.is_armed = True
+    return Watch(detokeniser, stop) if any(stop) else detokeniser
 
 
 class Watch:

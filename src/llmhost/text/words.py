@@ -10,6 +10,7 @@ from llmhost.core.errors import UnsupportedParameter
 from llmhost.core.grammar import GrammarSpec
 from llmhost.core.ports import NO_MARKS, Marks, TextWatch
 from llmhost.core.step import GrammarState
+from llmhost.text.detokenise import Detokeniser
 from llmhost.text.grammar import Grammars, Vocabulary
 from llmhost.text.pairs import fit
 from llmhost.text.watch import watch_for
@@ -76,7 +77,8 @@ class WordTokenizer:
         return "\n".join([*lines, "assistant:"] if add_generation_prompt else lines)
 
     def watch(self, stop: Sequence[str] = (), shown: Sequence[str] = ()) -> TextWatch:
-        return watch_for(_WordDetokeniser(self._words), stop)
+        detokeniser = _WordDetokeniser(self._words)
+        return watch_for(detokeniser, stop) if stop else detokeniser
 
     def begins_with_thoughts(self, prompt: Sequence[int]) -> bool:
         return False
@@ -131,7 +133,7 @@ class _Ids(dict[str, int]):
         return token
 
 
-class _WordDetokeniser:
+class _WordDetokeniser(Detokeniser):
     __slots__ = ("_space", "_words")
 
     def __init__(self, words: Sequence[str]) -> None:

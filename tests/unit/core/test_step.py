@@ -29,6 +29,20 @@ def test_shares_add_up_to_the_total_and_are_proportional_within_one(
         assert max(shares) - min(shares) <= 1
 
 
+@given(st.integers(0, 10**15), st.lists(st.sampled_from([0, 1, 2, 1_000_003]), max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_the_largest_remainders_get_one_more_also_where_few_weights_differ(
+    total: int, weights: list[int]
+) -> None:
+    whole = sum(weights) or len(weights)
+    products = [total * (weight if sum(weights) else 1) for weight in weights]
+    expected = [product // whole for product in products]
+    places = sorted(range(len(weights)), key=lambda at: (-(products[at] % whole), at))
+    for place in places[: total - sum(expected)]:
+        expected[place] += 1
+    assert split_exactly(total, weights) == expected
+
+
 @given(st.integers(0, 10**6), weights)
 @settings(max_examples=50, deadline=None)
 def test_more_weight_never_gets_less(total: int, weights: list[int]) -> None:
