@@ -22,9 +22,9 @@ def read_words() -> tuple[str, ...]:
 
 
 def pattern_of(words: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of the words, whole."""
-    any_of_them = "|".join(re.escape(word.casefold()) for word in words)
-    return re.compile(rf"(?<!\w)(?:{any_of_them})(?!\w)" if any_of_them else "(?!)")
+    """Finds any of the words, whole. What is before one is looked at last: it is quicker to find a word's letters."""
+    found = (re.escape(word.casefold()) for word in words)
+    return re.compile("|".join(rf"{word}(?<!\w{word})(?!\w)" for word in found) or "(?!)")
 
 
 BLOCKED = pattern_of(read_words())

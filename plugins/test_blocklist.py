@@ -21,6 +21,17 @@ async def test_whole_words_are_refused_whatever_their_case(text: str, status: in
         assert response.json()["error"]["code"] == "blocked_word"
 
 
+@pytest.mark.parametrize("text", ["a-b", "xa-b a-b", "(c++)", "one two", "x two", "a-b", "two"])
+def test_any_of_the_words_is_found(text: str) -> None:
+    assert blocklist.pattern_of(["a-b", "C++", "two"]).search(text) is not None
+
+
+@pytest.mark.parametrize("text", ["xa-b", "a-bx", "a-b_", "_two", "twofold", "c+", "", "1two2"])
+def test_parts_of_other_words_are_not_found(text: str) -> None:
+    assert blocklist.pattern_of(["a-b", "C++", "two"]).search(text) is None
+    assert blocklist.pattern_of([]).search(text) is None
+
+
 async def test_a_blocked_word_ends_the_answer_before_it_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -18,6 +18,7 @@ STOP = "x-llmhost-stop"
 NAMES = (COST, VERSION, BUDGET, STOP, REVIEW)
 _PRICE_LINES = f"{COST}: %s\r\n{VERSION}: %s\r\n"
 _BUDGET_LINE = f"{BUDGET}: %s\r\n"
+_BOTH_LINES = _PRICE_LINES + _BUDGET_LINE
 _FACTS = ("cost_usd", "price_version", "budget_remaining_usd", "stop", "review")
 
 
@@ -34,11 +35,17 @@ def bill_headers(context: RequestContext, *, with_cost: bool = True) -> dict[str
 
 def bill_lines(context: RequestContext) -> str:
     """`bill_headers` as lines."""
-    text = ""
-    if context.price is not None:
-        text = _PRICE_LINES % (nano_to_dollars(context.amount_nano), context.price.version)
-    if context.budget_remaining_nano is not None:
-        text += _BUDGET_LINE % remaining_usd(context.budget_remaining_nano)
+    price, budget_nano, text = context.price, context.budget_remaining_nano, ""
+    if price is not None and budget_nano is not None:
+        text = _BOTH_LINES % (
+            nano_to_dollars(context.amount_nano),
+            price.version,
+            show_dollars(budget_nano if budget_nano > 0 else 0),
+        )
+    elif price is not None:
+        text = _PRICE_LINES % (nano_to_dollars(context.amount_nano), price.version)
+    elif budget_nano is not None:
+        text = _BUDGET_LINE % remaining_usd(budget_nano)
     if context.stop is not None:
         text += f"{STOP}: {context.stop}\r\n"
     if context.screening is not None and context.screening.review_id is not None:

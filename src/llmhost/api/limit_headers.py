@@ -14,7 +14,7 @@ _NAMES = {
 _BOTH = tuple(_NAMES.values())
 NAMES = (*_NAMES["requests"], *_NAMES["tokens"])
 _REQUESTS, _TOKENS = ("{}: %d\r\n{}: %d\r\n{}: %s\r\n".format(*names) for names in _BOTH)
-
+_BOTH_LINES = _REQUESTS + _TOKENS
 
 _ANTHROPICS = tuple(
     (
@@ -39,13 +39,22 @@ def limit_headers(allowances: Allowances) -> dict[str, str]:
 
 
 def limit_lines(allowances: Allowances) -> str:
-    """The same as lines."""
-    text, one, other = "", allowances.requests, allowances.tokens
+    """The same as lines; both are made at once, since they are most often both there."""
+    one, other = allowances.requests, allowances.tokens
+    if one is not None and other is not None:
+        return _BOTH_LINES % (
+            one.limit,
+            one.remaining,
+            show_duration(one.reset_ns),
+            other.limit,
+            other.remaining,
+            show_duration(other.reset_ns),
+        )
     if one is not None:
-        text = _REQUESTS % (one.limit, one.remaining, show_duration(one.reset_ns))
+        return _REQUESTS % (one.limit, one.remaining, show_duration(one.reset_ns))
     if other is not None:
-        text += _TOKENS % (other.limit, other.remaining, show_duration(other.reset_ns))
-    return text
+        return _TOKENS % (other.limit, other.remaining, show_duration(other.reset_ns))
+    return ""
 
 
 def anthropic_limit_headers(allowances: Allowances, now_utc_ns: int) -> dict[str, str]:

@@ -22,7 +22,6 @@ from llmhost.pipeline.semantic import Semantic
 from llmhost.pipeline.stages import Stages
 from llmhost.pipeline.store import Store
 from llmhost.safety.audit import AuditJournal
-from llmhost.safety.defaults import CountedJournal
 from llmhost.safety.screen import Screen
 from llmhost.tenants.levels import Levels
 from llmhost.tenants.limiter import Limiter
@@ -39,9 +38,10 @@ def screen_of(host: "Host") -> Screen:
         host.plugins,
         reviews=host.reviews,
         policies=host.policies,
-        journal=CountedJournal(
-            AuditJournal(host.audit, each=host.settings.audit.each_allowed),
-            host.metrics.safety.decided,
+        journal=AuditJournal(
+            host.audit,
+            each=host.settings.audit.each_allowed,
+            decided=host.metrics.safety.decided,
         ),
         guard=ModelGuard(host.deployments, host.clock, host.tabs, host.costs.bear),
         utc_ns=host.clock.utc_ns,

@@ -8,7 +8,7 @@ nobody objected to is counted by the minute. Prompts that are to be kept wait fo
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -248,19 +248,29 @@ class AuditLog:
             self._waiting.append(row)
 
 
+Decided = Callable[[str, str, str], None]
+"""Told direction, action and category; `none` for a text in which nothing was found."""
+
+
+def _nobody(direction: str, action: str, category: str) -> None:
+    """Where nobody counts."""
+
+
 class AuditJournal:
     """Writes screenings down, in the audit log and as lines of the log. Implements the seam's Journal."""
 
-    def __init__(self, audit: AuditLog, *, each: bool) -> None:
-        """`each`: write down each text that passes, and not only how many did."""
+    def __init__(self, audit: AuditLog, *, each: bool, decided: Decided = _nobody) -> None:
+        """`each`: write down each text that passes, and not only how many did. `decided` is told of all."""
         self._audit = audit
         self._each = each
+        self._decided = decided
         self._lines = LogJournal()
 
     def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
         if self._each and self._audit.has_room:
             return False
         self._audit.count(caller.org, direction, policy, at_ns)
+        self._decided(direction, "allow", "none")
         return True
 
     async def make_room(self, screening: Screening) -> None:
@@ -269,10 +279,14 @@ class AuditJournal:
 
     def record(self, screening: Screening) -> None:
         """Raises SafetyUnavailable when it can't be written down, nor remembered until it can."""
-        is_plain = screening.decision.action is Action.ALLOW and not screening.findings
+        decision = screening.decision
+        found = decision.finding or next(iter(screening.findings), None)
+        category = "none" if found is None else found.category
+        self._decided(screening.direction.value, decision.action.name.lower(), category)
+        is_plain = decision.action is Action.ALLOW and not screening.findings
         wants_row = self._each or screening.prompt is not None
         if is_plain and not (wants_row and self._audit.has_room):
-            policy, direction = screening.decision.policy, screening.direction.value
+            policy, direction = decision.policy, screening.direction.value
             self._audit.count(screening.caller.org, direction, policy, screening.at_ns)
         else:
             self._audit.record_soon(row_of(screening, self._audit.prompts))

@@ -1,7 +1,7 @@
 """What a node does without policies, an audit log and reviewers: one policy made of [safety], and lines in the log."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import Caller
@@ -13,7 +13,6 @@ from llmhost.safety.verdict import (
     Direction,
     Finding,
     GuardUse,
-    Journal,
     KeepPrompts,
     Policy,
     ReviewMode,
@@ -130,31 +129,6 @@ class LogJournal:
             "" if decision.finding is None else decision.finding.rule,
             decision.policy,
         )
-
-
-class CountedJournal:
-    """Tells somebody who counts, and then a journal. Implements Journal."""
-
-    def __init__(self, journal: Journal, count: Callable[[str, str, str], None]) -> None:
-        """`count` is told direction, action and category; `none` for a text in which nothing was found."""
-        self._journal = journal
-        self._count = count
-
-    def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
-        if not self._journal.count(caller, direction, policy, at_ns):
-            return False
-        self._count(direction, "allow", "none")
-        return True
-
-    async def make_room(self, screening: Screening) -> None:
-        await self._journal.make_room(screening)
-
-    def record(self, screening: Screening) -> None:
-        decision = screening.decision
-        found = decision.finding or next(iter(screening.findings), None)
-        category = "none" if found is None else found.category
-        self._count(screening.direction.value, decision.action.name.lower(), category)
-        self._journal.record(screening)
 
 
 DONE = {
