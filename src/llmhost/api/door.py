@@ -100,6 +100,8 @@ class Lines:
 
 Told = tuple[int, Lines, bytes]
 """A whole answer: status, headers, body."""
+Tell = Callable[[Told | None], None]
+"""Told once; None is of a request that has to take its usual way."""
 Leave = Callable[[], None]
 """Called when a client is gone: nothing more is done for it."""
 
@@ -114,11 +116,10 @@ class Shortcut(Protocol):
     def key(self, begun: Begun, data: bytes) -> bytes | None:
         """Of a request; None for one that is never answered."""
 
-    def answer_of(
-        self, key: bytes, defaults: Headers, tell: Callable[[Told], None]
-    ) -> bytes | Leave | None:
+    def answer_of(self, key: bytes, defaults: Headers, tell: Tell) -> bytes | Leave | None:
         """All of the answer's bytes, with the headers that each answer of the server has. Or what ends a request that
-        runs: its answer is given to `tell`, later and once, whether or not it was ended."""
+        may run: its answer is given to `tell`, later and once, whether or not it was ended; or None, where it goes on
+        to the application."""
 
     def bytes_of(self, told: Told, defaults: Headers) -> bytes:
         """All of such an answer's bytes."""

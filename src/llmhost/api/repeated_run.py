@@ -1,14 +1,13 @@
-"""One request that comes again word for word and runs, from its client's side: begun, and told of when it has ended."""
+"""One request that comes again word for word and runs, from its client's side: what its answer is made of."""
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llmhost.api.bill_facts import bill_lines
 from llmhost.api.cache_headers import cache_headers
 from llmhost.api.dialect import OPENAI
-from llmhost.api.door import Leave, Lines, Told
+from llmhost.api.door import Lines, Told
 from llmhost.api.errors import error_headers, forget_frames, known_error
 from llmhost.api.frames import PLAIN_CHAT, PLAIN_TEXT, plain_facts
 from llmhost.api.gatekeeper import Mark
@@ -17,7 +16,7 @@ from llmhost.api.safety_headers import safety_headers
 from llmhost.core.errors import LlmhostError
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.generation import Generation
-from llmhost.pipeline.short_run import KnownRun, ShortRuns
+from llmhost.pipeline.short_run import KnownRun
 
 log = logging.getLogger("llmhost.api")
 
@@ -41,29 +40,11 @@ class RepeatedRun:
     def __post_init__(self) -> None:
         self._client = "" if self.client_id is None else f"{CLIENT_ID}: {self.client_id}\r\n"
 
-    def begin(
-        self,
-        runs: ShortRuns,
-        request_id: str,
-        tell: Callable[[Told], None],
-        count: Callable[[int], None],
-    ) -> Leave | Told | None:
-        """What ends it, while `tell` and `count`, which gets the bytes of its body, wait for its end. Or why it is
-        refused; or None where it has to take the long way."""
-        began_s = time.perf_counter()
-
-        def end(generation: Generation) -> None:
-            told = self._answered(generation, began_s)
-            count(len(told[2]))
-            tell(told)
-
-        try:
-            generation = runs.run(self.known, request_id, end)
-        except Exception as error:  # noqa: BLE001 - boundary: as around a route
-            told = self._refused(error, request_id, began_s)
-            count(len(told[2]))
-            return told
-        return None if generation is None else generation.leave
+    def told(self, request_id: str, ran: Generation | Exception, began_s: float) -> Told:
+        """The answer of what ran and has ended, or why it was refused."""
+        if isinstance(ran, Exception):
+            return self._refused(ran, request_id, began_s)
+        return self._answered(ran, began_s)
 
     def _answered(self, generation: Generation, began_s: float) -> Told:
         context = generation.context

@@ -8,11 +8,12 @@ once if it had a kept answer, and else when it came for the second time.
 """
 
 import asyncio
+import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any
@@ -31,6 +32,7 @@ from llmhost.api.door import (
     Line,
     Lines,
     Outflow,
+    Tell,
     Told,
     header,
     line_of,
@@ -44,9 +46,12 @@ from llmhost.api.report import report_of
 from llmhost.api.visit import Visit
 from llmhost.core.ids import new_request_id
 from llmhost.core.request import Kind
+from llmhost.pipeline.asked import Ran
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.short_run import ShortRuns
 from llmhost.pipeline.short_way import Known, ShortWay
+
+log = logging.getLogger("llmhost.api")
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 LINES = tuple(f"POST {path} HTTP/1.1\r\n".encode() for path in PATHS)
@@ -103,8 +108,12 @@ class Repeats:
         self.bytes = 0
         self.answered = 0
         """Requests that took the short way to a kept answer."""
-        self.ran = 0
-        """Requests that ran by the short way."""
+        self._untold: list[tuple[RepeatedRun, str, float, Tell, Ran]] = []
+
+    @property
+    def ran(self) -> int:
+        """Requests that ran by the short way, or were refused by it."""
+        return self._short_runs.ran
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -136,7 +145,7 @@ class Repeats:
             status, headers, body = self._said(*found, began_s)
             await send_whole(send, status, body, headers, JSON, line)
             return True
-        told = await self._ran(key, line)
+        told = await self._told(key, line)
         if told is not None:
             await send_whole(send, told[0], told[2], told[1], JSON, line)
             return True
@@ -144,12 +153,12 @@ class Repeats:
         self.note(state, key)
         return False
 
-    async def _ran(self, key: bytes, line: Line) -> Told | None:
+    async def _told(self, key: bytes, line: Line) -> Told | None:
         """The answer of one that runs, once it has ended."""
-        telling: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        telling: asyncio.Future[Told | None] = asyncio.get_running_loop().create_future()
         running = self._runs(key, lambda told: _resolve(telling, told))
-        if running is None or isinstance(running, tuple):
-            return running
+        if running is None:
+            return None
         try:
             if not line.on_gone(running):
                 running()
@@ -170,15 +179,12 @@ class Repeats:
         made.update(data)
         return made.digest()
 
-    def answer_of(
-        self, key: bytes, defaults: Headers, tell: Callable[[Told], None]
-    ) -> bytes | Leave | None:
+    def answer_of(self, key: bytes, defaults: Headers, tell: Tell) -> bytes | Leave | None:
         began_s = time.perf_counter()
         found = self._found(key)
         if found is not None:
             return self.bytes_of(self._said(*found, began_s), defaults)
-        running = self._runs(key, tell)
-        return self.bytes_of(running, defaults) if isinstance(running, tuple) else running
+        return self._runs(key, tell)
 
     def bytes_of(self, told: Told, defaults: Headers) -> bytes:
         status, headers, body = told
@@ -195,21 +201,44 @@ class Repeats:
             body,
         )
 
-    def _runs(self, key: bytes, tell: Callable[[Told], None]) -> Leave | Told | None:
-        """Have one run that ran before: what ends it, or why it is refused."""
+    def _runs(self, key: bytes, tell: Tell) -> Leave | None:
+        """Have one run that ran before: what ends it."""
         run = self._kept.get(key)
         if not isinstance(run, RepeatedRun):
             return None
-        if not self._short_runs.holds(run.known):
+        if run.known.has_ended:
             self._drop(key)
             return None
         if not self._gatekeeper.still_lets_in(run.mark):
             return None
-        running = run.begin(self._short_runs, new_request_id(), tell, self._count)
-        if running is not None:
-            self.ran += 1
-            self._kept.move_to_end(key)
-        return running
+        self._kept.move_to_end(key)
+        request_id, began_s = new_request_id(), time.perf_counter()
+        hear = partial(self._heard, run, request_id, began_s, tell)
+        return self._short_runs.ask(run.known, request_id, hear).leave
+
+    def _heard(
+        self, run: RepeatedRun, request_id: str, began_s: float, tell: Tell, ran: Ran
+    ) -> None:
+        """One has ended, or was refused, or did not begin. With others of this turn of the loop its answer is made, and
+        then they are written: either goes quicker where the other does not come in between."""
+        self._untold.append((run, request_id, began_s, tell, ran))
+        if len(self._untold) == 1:
+            asyncio.get_running_loop().call_soon(self._tell_all)
+
+    def _tell_all(self) -> None:
+        untold, self._untold = self._untold, []
+        told: list[tuple[Tell, Told | None]] = []
+        for run, request_id, began_s, tell, ran in untold:
+            one = None
+            if ran is not None:
+                one = run.told(request_id, ran, began_s)
+                self._count(len(one[2]))
+            told.append((tell, one))
+        for tell, one in told:
+            try:
+                tell(one)
+            except Exception:  # boundary: one connection's bug must not cost others their answers
+                log.exception("api.not_told")
 
     def _count(self, sent_bytes: int) -> None:
         if self._outflow is not None:
@@ -334,7 +363,7 @@ class Repeats:
             self.bytes -= gone.size_bytes
 
 
-def _resolve(telling: "asyncio.Future[Told]", told: Told) -> None:
+def _resolve(telling: "asyncio.Future[Told | None]", told: Told | None) -> None:
     if not telling.done():  # else whoever waited was cancelled
         telling.set_result(told)
 

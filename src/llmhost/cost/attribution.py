@@ -7,7 +7,7 @@ thread. With nothing configured it costs nothing, and records nothing.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmhost.core.errors import LlmhostError
@@ -98,6 +98,10 @@ class TrueCosts:
     def join(self) -> Ticket | None:
         """A request is in flight from now on. None where nothing is configured."""
         return None if self._is_free else self.infrastructure.join()
+
+    def join_all(self, count: int) -> Sequence[Ticket | None]:
+        """As `join`, for so many that come at one moment."""
+        return [None] * count if self._is_free else self.infrastructure.join_all(count)
 
     def settle(
         self, usage: Usage, ticket: Ticket | None, load_id: str | None, *, safety_nano: int = 0

@@ -98,6 +98,15 @@ class Infrastructure:
         self.bring_up_to_date()
         return Ticket((self.host.join(), self.egress.join()))
 
+    def join_all(self, count: int) -> list[Ticket]:
+        """As `join`, for so many that come at one moment."""
+        self.bring_up_to_date()
+        host, egress = self.host, self.egress
+        for pool in (host, egress):
+            pool.heads += count
+            pool._joined += count * pool.level
+        return [Ticket((host.level, egress.level)) for _ in range(count)]
+
     def leave(self, ticket: Ticket) -> int:
         """The nano-dollars of a stay; nothing for one that is over already."""
         if ticket.has_left:

@@ -178,7 +178,9 @@ class Connection(HttpToolsProtocol):
     _answered_s = float("-inf")
     """When the shortcut has answered, on the loop's clock."""
     _leave: Leave | None = None
-    """Of a request that the shortcut has run."""
+    """Of a request that the shortcut has run, or will if it can."""
+    _asked: tuple[bytes, bytes] | None = None
+    """Its key, and its bytes."""
     _early = b""
     """What has come since that."""
     _is_last = False
@@ -208,11 +210,15 @@ class Connection(HttpToolsProtocol):
         key = self._key(data)
         if key is None:
             self._read(data)
-        elif not self._is_answered(key):
-            before = self.cycle
-            self._read(data)
-            if self.cycle is not before:
-                self._note(key)
+        elif not self._is_answered(key, data):
+            self._read_whole(key, data)
+
+    def _read_whole(self, key: bytes, data: bytes) -> None:
+        """What may be one whole request, and be learnt from."""
+        before = self.cycle
+        self._read(data)
+        if self.cycle is not before:
+            self._note(key)
 
     def _read(self, data: bytes) -> None:
         if not self._is_in_body and b"pgrade:" in data:
@@ -247,7 +253,7 @@ class Connection(HttpToolsProtocol):
             return None
         return self.shortcut.key(self._begun, data)
 
-    def _is_answered(self, key: bytes) -> bool:
+    def _is_answered(self, key: bytes, data: bytes) -> bool:
         assert self.shortcut is not None
         try:
             answer = self.shortcut.answer_of(key, self.server_state.default_headers, self._tell)
@@ -260,7 +266,7 @@ class Connection(HttpToolsProtocol):
         if isinstance(answer, bytes):
             self._write(answer)
         else:
-            self._leave = answer
+            self._leave, self._asked = answer, (key, data)
         self._is_in_head = False
         if self._alarm is not None:
             self._stop_alarm()
@@ -274,18 +280,28 @@ class Connection(HttpToolsProtocol):
         self.server_state.total_requests += 1
         self._answered_s = self.loop.time()
 
-    def _tell(self, told: Told) -> None:
-        """What ran has ended; then what came meanwhile is looked at."""
-        self._leave = None
+    def _tell(self, told: Told | None) -> None:
+        """What ran has ended, or is to be read; then what came meanwhile is looked at."""
+        self._leave, asked, self._asked = None, self._asked, None
         if self.transport.is_closing():
             return
-        assert self.shortcut is not None
+        assert self.shortcut is not None and asked is not None
+        if told is None:
+            self._read_whole(*asked)
+            if self._is_last:
+                self.shutdown()
+            self._look_at_early()
+            return
         if self._is_last:
             told[1]["connection"] = "close"
         self._write(self.shortcut.bytes_of(told, self.server_state.default_headers))
         if self._is_last:
             self.transport.close()
-        elif self._early:
+        else:
+            self._look_at_early()
+
+    def _look_at_early(self) -> None:
+        if self._early:
             early, self._early = self._early, b""
             self.flow.resume_reading()
             self.data_received(early)

@@ -3,6 +3,7 @@ is written once, at the end, and what was held and not used is given back in the
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -152,15 +153,49 @@ class Bill:
 
         Raises QuotaExhausted, ModelNotPriced, or Overloaded while the ledger can't be written.
         """
+        self._check_takes_entries()
+        if context.price is not None:
+            context.spending = self._held(context, context.price)
+        elif self._accounts.is_budgeted(context.known_caller, context.run_id):
+            raise ModelNotPriced(context.request.model)
+        self._open_slot(context)
+
+    def hold_alike(self, contexts: Sequence[RequestContext]) -> bool:
+        """The part of `hold` that budgets have, of requests that are alike and pay one price; False, and nothing is
+        held, where each has to ask for itself."""
+        first = contexts[0]
+        if (price := first.price) is None or any(each.price is not price for each in contexts):
+            return False
+        if not self._accounts.has_budgets(first.known_caller.org):
+            return True
+        size = size_of(first, self._settings.slice_tokens)
+        holds = self._accounts.hold_in_turn(
+            first.known_caller,
+            first.run_id,
+            Spending.first_nano(price, **size),
+            [(each.arrived_utc_ns, each.request.request_id) for each in contexts],
+        )
+        if holds is None:
+            return False
+        for context, hold in zip(contexts, holds, strict=True):
+            if hold is not None:
+                context.budget_remaining_nano = hold.first_remaining_nano
+                context.spending = Spending(hold, price, **size)
+        return True
+
+    def hold_slot(self, context: RequestContext) -> None:
+        """The other part. Raises Overloaded while the ledger can't be written."""
+        self._check_takes_entries()
+        self._open_slot(context)
+
+    def _check_takes_entries(self) -> None:
         if not self.takes_entries:
             raise Overloaded(
                 "The server can't write its ledger now, so it takes no requests. Try again.",
                 retry_after_s=1.0,
             )
-        if context.price is not None:
-            context.spending = self._held(context, context.price)
-        elif self._accounts.is_budgeted(context.known_caller, context.run_id):
-            raise ModelNotPriced(context.request.model)
+
+    def _open_slot(self, context: RequestContext) -> None:
         try:
             context.slot = self._settlements.begin(under_way(context))
         except StorageFailed as error:
@@ -276,6 +311,13 @@ class Bill:
         """It is in flight from here on."""
         context.ticket = self._costs.join()
         context.may_see_costs = self._costs.is_shown
+
+    def take_part_all(self, contexts: Sequence[RequestContext]) -> None:
+        """As `take_part`, for those that come at one moment."""
+        is_shown = self._costs.is_shown
+        for context, ticket in zip(contexts, self._costs.join_all(len(contexts)), strict=True):
+            context.ticket = ticket
+            context.may_see_costs = is_shown
 
     async def _quoted(self, context: RequestContext, listed: Price) -> Price | None:
         facts = dict(zip(QUOTED_BY, self._offered(context, listed), strict=True))

@@ -1,6 +1,6 @@
 """Stage 3: may this caller ask now, and so much; and, when the request has ended, what it really was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from llmhost.core.caller import Caller
@@ -62,6 +62,19 @@ class Limit:
         except (NoPlace, LlmhostError):
             return False
         return True
+
+    def enter_all(self, contexts: Sequence[RequestContext], size: Size) -> list[bool]:
+        """As `enter`, for each of some requests that are alike and come at one moment."""
+        first = contexts[0]
+        name = first.known_deployment.entry.name
+        passes = self._limiter.admit_in_turn(
+            first.known_caller, name, first.run_id, size, len(contexts)
+        )
+        if passes is None:
+            return [self.enter(context, size) for context in contexts]
+        for context, one in zip(contexts, passes, strict=True):
+            context.limits_pass = one
+        return [True] * len(contexts)
 
     async def count(self, context: RequestContext) -> None:
         """Of a request that will not run: it counts as a request, and takes no tokens and no place.

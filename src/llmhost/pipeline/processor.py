@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from llmhost.cache.wish import HEADER, TAG_HEADER
 from llmhost.core.caller import Caller
@@ -27,6 +28,7 @@ from llmhost.core.request import GenerationRequest
 from llmhost.core.sequence import SequenceSpec
 from llmhost.cost.under_way import Then
 from llmhost.observe.logs import request_id
+from llmhost.pipeline.asked import Asked
 from llmhost.pipeline.authenticate import RUN_HEADER, check_run, run_of
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.deferral import Deferral
@@ -62,11 +64,13 @@ class Processor:
         """Those that are settled, and of which nobody has been told yet."""
         self._unknown = 0
         """Those of whom it is not known yet who they are."""
+        self.coming = 0
+        """Those that repeat others, and are let in before this turn of the loop ends."""
 
     @property
     def in_flight(self) -> int:
         """Requests that have arrived and have not been settled."""
-        return len(self._live) + len(self._opening) + self._unknown
+        return len(self._live) + len(self._opening) + self._unknown + self.coming
 
     def has_been_idle(self, for_ns: int) -> bool:
         """Nothing runs, and nobody who is no batch has asked for so long: whoever asks all the time does so again."""
@@ -140,36 +144,60 @@ class Processor:
             await self._hear(exchange, generation, context.verdict)
         return exchange
 
-    def run_again(
-        self,
-        context: RequestContext,
-        spec: SequenceSpec,
-        policy: str | None,
-        then: Callable[[Generation], None],
-    ) -> Generation:
-        """What is left of `open` for a request that is as one before it, once limits have let it in and its price is
-        known: hold for it, and run it. `policy` is what its prompt passes by; `then` is called when it has ended.
+    def run_again(self, alike: list[Asked[Any]], spec: SequenceSpec, policy: str | None) -> None:
+        """What is left of `open` for requests that are as one before them, once limits have let them in and their price
+        is known: hold for them and run them, stage by stage. `policy` is what their prompts pass by.
 
-        Raises why it is refused, after that has been metered.
+        Each has its outcome then, and is told of it when it runs and has ended. What is refused has been metered.
         """
-        stages = self._stages
-        self.heard_ns = context.arrived_ns
+        stages, contexts = self._stages, [each.known_context for each in alike]
+        self.heard_ns = contexts[-1].arrived_ns
+        stages.bill.take_part_all(contexts)
+        is_held = stages.bill.hold_alike(contexts)
+        left = self._each(alike, stages.bill.hold_slot if is_held else stages.bill.hold)
+        if policy is not None:
+            left = self._each(
+                left, lambda context: stages.screen.note_passed(context, Direction.INPUT, policy)
+            )
+        for each in left:
+            request_id.set(each.request_id)
+            try:
+                generation = stages.execute.again(
+                    each.known_context,
+                    self._settle_soon,
+                    spec,
+                    partial(self._ended_again, each.then),
+                )
+            except Exception as error:  # noqa: BLE001 - boundary: told to whoever asked
+                self._failed(each.known_context, error)
+                each.ran = error
+            else:
+                self._live.add(generation)
+                each.ran = generation
 
-        def end(ended: Generation) -> None:
-            self._ended(ended)
-            then(ended)
+    def _each(
+        self, alike: list[Asked[Any]], stage: Callable[[RequestContext], None]
+    ) -> list[Asked[Any]]:
+        """Those that pass a stage; the others have been refused by it."""
+        left = []
+        for each in alike:
+            request_id.set(each.request_id)
+            try:
+                stage(each.known_context)
+            except Exception as error:  # noqa: BLE001 - boundary: told to whoever asked
+                self._failed(each.known_context, error)
+                each.ran = error
+            else:
+                left.append(each)
+        return left
 
-        try:
-            stages.bill.take_part(context)
-            stages.bill.hold(context)
-            if policy is not None:
-                stages.screen.note_passed(context, Direction.INPUT, policy)
-            generation = stages.execute.again(context, self._settle_soon, spec, end)
-        except BaseException as error:
-            self._failed(context, error)
-            raise
-        self._live.add(generation)
-        return generation
+    def _ended_again(self, then: Callable[[Generation], None], ended: Generation) -> None:
+        self._ended(ended)
+        then(ended)
+
+    def give_up(self, context: RequestContext, error: Exception) -> None:
+        """Meter a request that could not be let in because something broke."""
+        self._failed(context, error)
 
     async def _hear(
         self, exchange: Exchange, running: Running, verdict: "asyncio.Task[Screening]"

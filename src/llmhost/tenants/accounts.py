@@ -7,7 +7,7 @@ every budget over the caller, and all of them are asked before any is changed. U
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -210,6 +210,50 @@ class Accounts:
             hold.first_remaining_nano = hold.remaining_nano
         self._holds[hold] = None
         return hold
+
+    def hold_in_turn(
+        self,
+        caller: Caller,
+        run_id: str | None,
+        nano: int,
+        arrivals: Sequence[tuple[int, str]],
+    ) -> Sequence[BudgetHold | None] | None:
+        """As `hold`, for each of several requests that cost the same at most, of which the time of their arrival and
+        the id are given. None, and nothing is held, where each has to ask for itself."""
+        accounts = self._accounts_over(caller) if caller.org in self._by_org else ()
+        if not accounts:
+            return [None] * len(arrivals)
+        assert nano >= 0, "nobody is paid for asking"
+        first_ns, last_ns = min(arrivals)[0], max(arrivals)[0]
+        all_nano, least = nano * len(arrivals), UNLIMITED
+        pots: list[Pot] = []
+        for account in accounts:
+            pot = account.usual
+            if pot is None or not pot.is_plain or account.is_counting:
+                return None
+            if not account.usual_since_ns <= first_ns <= last_ns < account.usual_until_ns:
+                return None
+            room = account.limit_nano - pot.spent - pot.held  # as `room`, without a call
+            if room < all_nano or last_ns >= account.until_ns:
+                return None
+            if room < least:
+                least = room
+            pots.append(pot)
+        for pot in pots:
+            pot.users += len(arrivals)
+            pot.held += all_nano
+        all_pots = tuple(pots)
+        holds: list[BudgetHold] = []
+        for utc_ns, request_id in arrivals:
+            least -= nano
+            expires_ns = utc_ns + HOLD_NS
+            holds.append(
+                BudgetHold(
+                    *(self, caller, run_id, nano, utc_ns, request_id, expires_ns, all_pots, least)
+                )
+            )
+        self._holds.update(dict.fromkeys(holds))
+        return holds
 
     def charge(self, caller: Caller, run_id: str | None, nano: int, utc_ns: int) -> None:
         """Count what a request cost that held nothing, for budgets that were made meanwhile.

@@ -226,6 +226,34 @@ def tightest(
     return None if least < 0 else (least, -(-owed // than), than)
 
 
+def tightest_in_turn(
+    buckets: Sequence[Bucket], units: int, count: int, now_ns: int, *, most: int = 0
+) -> list[Standing] | None:
+    """What `tightest` says of each of `count` that take so many units, one after the other, at one moment. None where
+    that is not known at once: one of them finds no room, a bucket never has as many, or two that have as little left
+    fill up at different rates, so that either may be the one that answers."""
+    first = tightest(buckets, units, now_ns, most=most)
+    if first is None:
+        return None
+    least, _, than = first
+    if least < (count - 1) * units:
+        return None
+    owed = 0
+    for bucket in buckets:
+        if units > bucket.burst:
+            return None
+        rate = bucket.per_minute
+        debt = bucket.tat - now_ns * rate
+        debt = (debt if debt > 0 else 0) + units * UNIT
+        if bucket.burst + -debt // UNIT == least:
+            if rate != than:
+                return None
+            if debt > owed:
+                owed = debt
+    cost = units * UNIT
+    return [(least - units * turn, -(-(owed + cost * turn) // than), than) for turn in range(count)]
+
+
 def take_each(buckets: Iterable[Bucket], units: int, now_ns: int) -> None:
     """As `take` of each, without a call for each."""
     cost = units * UNIT
@@ -257,6 +285,23 @@ def hold_each(buckets: Sequence[Bucket], units: int, now_ns: int) -> Hold | tupl
         bucket._added = added + cost
         bucket.tat = (tat if tat > now else now) + cost
     return hold
+
+
+def hold_in_turn(buckets: Sequence[Bucket], units: int, count: int, now_ns: int) -> list[Hold]:
+    """As `hold_each`, for `count` that come at one moment, of units that no bucket has fewer of."""
+    holds, cost = [Hold(units) for _ in range(count)], units * UNIT
+    for bucket in buckets:
+        if len(bucket._holds) >= bucket._most_holds:
+            bucket._forget_closed()
+        now, tat, added = now_ns * bucket.per_minute, bucket.tat, bucket._added
+        peak = now - added
+        bucket._holds += holds
+        bucket._peaks.append(peak if peak > bucket._last else bucket._last)
+        bucket._peaks += [peak - cost * turn for turn in range(1, count)]
+        bucket._last = _NEVER
+        bucket._added = added + cost * count
+        bucket.tat = (tat if tat > now else now) + cost * count
+    return holds
 
 
 def _hold_less(buckets: Sequence[Bucket], units: int, now_ns: int) -> tuple[Hold, ...]:

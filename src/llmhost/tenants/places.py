@@ -78,6 +78,15 @@ class Places:
             running.count += 1
         return True
 
+    def enter_all(self, levels: Sequence[Level], count: int) -> bool:
+        """`enter` for so many, all of them or none."""
+        bounds = self._bounds(levels)
+        if any(running.count + count > most for running, most in bounds):
+            return False
+        for running, _ in bounds:
+            running.count += count
+        return True
+
     def has_room(self, levels: Sequence[Level]) -> bool:
         """Whether each level has a place, of those that count them."""
         return all(running.count < most for running, most in self._bounds(levels))
@@ -112,6 +121,11 @@ class Places:
         if self._queues:
             for level in levels:
                 self._call_next(level)
+
+    def leave_all(self, levels: Sequence[Level], count: int) -> None:
+        """Give back what `enter_all` took, in the same turn: nobody can have begun to wait for it."""
+        for running, _ in self._bounds(levels):
+            running.count -= count
 
     def send_away(self, error: LlmhostError) -> None:
         """Nobody need wait any longer: all hear why."""

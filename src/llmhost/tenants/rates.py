@@ -16,9 +16,11 @@ from llmhost.tenants.gcra import (
     Hold,
     Standing,
     hold_each,
+    hold_in_turn,
     settle_each,
     take_each,
     tightest,
+    tightest_in_turn,
 )
 from llmhost.tenants.levels import INPUT, OUTPUT, REQUESTS, Level, Rate
 from llmhost.tenants.refusals import Allowance, Allowances, LimitReached
@@ -134,6 +136,35 @@ class Rates:
         take_each(requests, wish.requests, now_ns)
         fed_holds = hold_each(fed, wish.input_tokens, now_ns)
         return Taken(allowances, fed, fed_holds, said, hold_each(said, wish.output_tokens, now_ns))
+
+    def take_in_turn(
+        self, levels: Sequence[Level], wish: Wish, count: int, now_ns: int
+    ) -> list[Taken] | None:
+        """As `take` for each of `count` that come at one moment with the same wish. None, and nothing is taken, where
+        each has to ask for itself."""
+        if id(levels) not in self._known:
+            return None
+        requests, fed, said = self._buckets_of(levels, now_ns)
+        nobody: list[Standing | None] = [None] * count
+        most, tokens = wish.most_output_tokens or 0, wish.input_tokens
+        stood: Sequence[Standing | None] | None = nobody
+        stood_fed = stood_said = stood
+        if requests:
+            stood = tightest_in_turn(requests, wish.requests, count, now_ns)
+        if fed:
+            stood_fed = tightest_in_turn(fed, tokens, count, now_ns, most=tokens)
+        if said:
+            stood_said = tightest_in_turn(said, wish.output_tokens, count, now_ns, most=most)
+        if stood is None or stood_fed is None or stood_said is None:
+            return None
+        take_each(requests, wish.requests * count, now_ns)
+        fed_holds = hold_in_turn(fed, tokens, count, now_ns)
+        said_holds = hold_in_turn(said, wish.output_tokens, count, now_ns)
+        columns = zip(stood, stood_fed, stood_said, fed_holds, said_holds, strict=True)
+        return [
+            Taken(_told(of_requests, of_fed, of_said), fed, fed_hold, said, said_hold)
+            for of_requests, of_fed, of_said, fed_hold, said_hold in columns
+        ]
 
     def spend(
         self, levels: Sequence[Level], wish: Wish, used: "Used", now_ns: int

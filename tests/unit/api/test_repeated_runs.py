@@ -367,7 +367,7 @@ async def test_a_clock_that_is_set_back_finds_the_price_of_its_time() -> None:
     assert cheap["amount_nano"] < dear["amount_nano"]
 
 
-async def test_a_price_that_begins_between_two_looks_at_the_clock_is_that_of_its_arrival(
+async def test_a_price_that_begins_while_it_is_let_in_is_that_of_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     holds = ShortRuns.holds
@@ -385,11 +385,15 @@ async def test_a_price_that_begins_between_two_looks_at_the_clock_is_that_of_its
 
         monkeypatch.setattr(ShortRuns, "holds", slowly)
         await asked.of(host)
+        assert short(host) == 1
+        monkeypatch.undo()
+        await asked.of(host)
         await settled(host)
-        last = host.entries()[-1]
+        before, behind = host.entries()[-2:]
 
-    assert last["utc_ns"] >= dear.effective_from_ns
-    assert last["price_version"] == dear.version
+    assert before["utc_ns"] < dear.effective_from_ns <= behind["utc_ns"]
+    assert before["price_version"] != dear.version
+    assert behind["price_version"] == dear.version
 
 
 async def test_a_body_that_came_once_is_not_kept() -> None:

@@ -45,6 +45,19 @@ def test_two_in_flight_share_the_hour_evenly_and_one_alone_bears_it_whole() -> N
     assert pools.host.unowned_nano == 10 * 10**9
 
 
+def test_those_who_come_together_bear_what_each_would() -> None:
+    clock = at("2026-01-01T00:00Z")
+    rates = NodeRates(host=Rate(3_600 * 10**9, HOUR_NS))
+    together, alone = Infrastructure(rates, clock), Infrastructure(rates, clock)
+    both = [*zip([together.join()], [alone.join()], strict=True)]
+    clock.advance(7)
+    both += zip(together.join_all(3), [alone.join() for _ in range(3)], strict=True)
+    for one, other in both:
+        clock.advance(5)
+        assert together.leave(one) == alone.leave(other)
+    assert together.host.error_nano == 0 and together.host.open_nano == 0
+
+
 def test_bytes_are_shared_by_those_who_are_there_while_they_are_sent() -> None:
     sent = [0]
     pools = Infrastructure(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from errno import ENOSPC
 from typing import Any
 
 import msgspec
@@ -24,7 +25,14 @@ from tests.unit.pipeline.node import Held, until
 from uvicorn.server import ServerState
 
 from llmhost.config.schema.cache import CacheSettings
+from llmhost.core.caller import Limits
+from llmhost.core.request import GenerationRequest
+from llmhost.hooks.spec import hookimpl
 from llmhost.host.connection import Connection, connection_with
+from llmhost.storage.connect import StorageFailed
+from llmhost.storage.journal import Slot
+from llmhost.tenants.budgets import Budget
+from llmhost.tenants.periods import Period
 from llmhost.testing import TestHost
 
 KEEP_ALIVE_S = 75
@@ -325,6 +333,7 @@ async def test_what_comes_while_one_runs_is_answered_behind_it() -> None:
     async with node(held, spec=runs.HELD) as host:
         client, data = await held_client(held, host)
         client.connection.data_received(data)
+        await asyncio.sleep(0)
         assert runs.short(host) == 1 and client.connection.timeout_keep_alive_task is not None
         client.connection.timeout_keep_alive_handler()
         assert not client.pipe.is_closed
@@ -375,3 +384,163 @@ async def test_a_server_that_stops_lets_it_end_and_closes_behind_it() -> None:
         answer = client.answer()
         assert answer is not None and answer.status == 200
         assert answer.headers["connection"] == "close"
+
+
+# ------------------------------------------------------------ several of one turn
+
+
+async def all_at_once(asked: Asked, clients: list[Client]) -> list[Answer]:
+    """As many of the same as there are clients, in one turn of the loop."""
+    for client in clients:
+        client.pipe.written = b""
+        client.connection.data_received(raw(asked))
+    await until(lambda: all(client.answer() is not None for client in clients))
+    return [answer for client in clients if (answer := client.answer()) is not None]
+
+
+class Fickle(Plugin):
+    """Quotes another price for each second of some requests."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @hookimpl
+    def quote_price(self, request: GenerationRequest, price: Any) -> Any:
+        self.asked += "fickle" in request.text
+        return price.times(1, 2 + self.asked % 2)
+
+
+async def crowd(host: TestHost) -> list[list[Answer]]:
+    """Of each kind of request seven at once, after it has become known."""
+    books, clients = host.host.books, [Client(host) for _ in range(7)]
+    key = await host.make_key(team="t", limits=Limits(requests_per_minute=99, max_concurrency=9))
+    few = await host.make_key(limits=Limits(requests_per_minute=7))
+    wordy = await host.make_key(limits=Limits(output_tokens_per_minute=40))
+    poor = await host.make_key(org="poor")
+    budget = Budget(id="bud_1", org="poor", period=Period.MONTH, limit_nano=150_000)
+    await books.budgets.create(budget, who="test")
+    answers = []
+    for asked in (
+        runs.run(key=key),
+        runs.run(runs.plain(max_tokens=300), key),
+        runs.run(runs.plain("a fickle price"), key),
+        runs.run(runs.plain("limits"), few),
+        runs.run(runs.plain("tokens"), wordy),
+        runs.run(runs.plain("money", max_tokens=16), poor),
+        Asked({"model": "other", "prompt": "a", "max_tokens": 5}, key, {}, "/v1/completions"),
+    ):
+        for _ in range(2):
+            await clients[0].ask(raw(asked))
+            await runs.settled(host)
+        answers.append(await all_at_once(asked, clients))
+        await runs.settled(host)
+    return answers
+
+
+async def test_those_of_one_turn_are_let_in_as_one_after_the_other_would_be() -> None:
+    seen = []
+    for is_on in (True, False):
+        async with node(Fickle(), settings=runs.CHECKED) as host:
+            host.host.repeats.is_on = is_on
+            answers = await crowd(host)
+            said = [sorted((each.said for each in kind), key=str) for kind in answers]
+            statuses = [sorted(each.status for each in kind) for kind in answers]
+            ran, accounts = runs.short(host), host.host.processor._stages.bill._accounts
+            seen.append((said, statuses, rows(host), sorted(map(str, await audited(host))), ran))
+            assert accounts.audit() == 0 and not accounts.live_holds()
+    (said, statuses, written, audit, ran), (said_long, statuses_long, *long_ones, none) = seen
+
+    assert ran > 30 and none == 0
+    assert statuses == statuses_long
+    for kind, kind_long in zip(said, said_long, strict=True):
+        assert kind == kind_long
+    for name, found in written.items():
+        assert found == long_ones[0][name], name
+    assert audit == long_ones[1]
+
+
+async def known_to(host: TestHost, count: int) -> tuple[list[Client], bytes]:
+    """Connections, and bytes that are known."""
+    clients, data = [Client(host) for _ in range(count)], raw(runs.run())
+    for _ in range(2):
+        await clients[0].ask(data)
+    await runs.settled(host)
+    clients[0].pipe.written = b""
+    return clients, data
+
+
+async def test_who_hangs_up_before_he_is_let_in_pays_for_what_was_made() -> None:
+    async with node() as host:
+        (one, other), data = await known_to(host, 2)
+        one.connection.data_received(data)
+        other.connection.data_received(data)
+        assert host.host.processor.in_flight == 2
+        one.pipe.is_closed = True
+        one.connection.connection_lost(None)
+        await until(lambda: other.answer() is not None)
+        await runs.settled(host)
+        assert one.pipe.written == b"" and runs.short(host) == 2
+        outcomes = sorted(entry["outcome"] for entry in host.entries()[-2:])
+        assert outcomes == ["answered", "cancelled"]
+
+
+async def test_what_can_not_be_let_in_is_read_with_what_came_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with node() as host:
+        (client, stopped), data = await known_to(host, 2)
+        monkeypatch.setattr(host.host.repeats._short_runs, "holds", lambda known: False)
+        client.connection.data_received(data)
+        client.connection.data_received(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" + data)
+        stopped.connection.data_received(data)
+        stopped.connection.shutdown()
+        await until(lambda: client.pipe.written.count(b"HTTP/1.1 200 OK") == 3)
+        assert client.pipe.written.count(b"chatcmpl") == 2
+        await until(lambda: stopped.pipe.is_closed)
+        answer = stopped.answer()
+        assert answer is not None and answer.headers["connection"] == "close"
+        assert runs.short(host) == 0
+
+
+async def test_something_that_breaks_for_all_is_told_to_each_and_nothing_stays_held(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("broken")
+
+    async with node() as host:
+        clients, data = await known_to(host, 3)
+        for where, name in (
+            (host.host.processor._stages.limit, "enter_all"),
+            (host.host.processor._stages.bill, "hold_alike"),
+        ):
+            with monkeypatch.context() as patched:
+                patched.setattr(where, name, broken)
+                answers = await all_at_once(runs.run(), clients)
+            assert [answer.status for answer in answers] == [500] * 3
+            await runs.settled(host)
+        assert "broken" in caplog.text and host.host.processor.in_flight == 0
+        outcomes = [entry["outcome"] for entry in host.entries()]
+        assert outcomes == ["answered"] * 2 + ["failed"] * 6
+        assert (await clients[0].ask(data)).status == 200
+
+
+async def test_a_journal_that_is_full_refuses_those_alone_who_find_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with node() as host:
+        clients, _ = await known_to(host, 4)
+        journal = host.host.books.settlements._journal
+        opened = journal.open
+
+        def small(note: bytes) -> Slot:
+            if journal.open_slots >= 2:
+                raise StorageFailed(journal.path, OSError(ENOSPC, "full"))
+            return opened(note)
+
+        monkeypatch.setattr(journal, "open", small)
+        answers = await all_at_once(runs.run(), clients)
+        assert sorted(answer.status for answer in answers) == [200, 200, 503, 503]
+        await runs.settled(host)
+        outcomes = [entry["outcome"] for entry in host.entries()]
+        assert outcomes.count("answered") == 4 and outcomes.count("refused") == 2

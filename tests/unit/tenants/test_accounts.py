@@ -472,3 +472,50 @@ def test_organisations_standings_are_for_metrics():
 
     assert one.level == "org"
     assert (standing.limit, standing.spent, standing.held, standing.remaining) == (100, 3, 4, 93)
+
+
+# -- several of one moment
+
+
+def test_several_hold_what_one_after_the_other_would():
+    arrivals = [(NOON_NS + at, f"req_{at}") for at in (2, 0, 1)]
+    budgets = (budget(100), budget(95, team="search"), budget(500, key_id="laptop"))
+    together, alone = accounts(*budgets), accounts(*budgets)
+
+    holds = together.hold_in_turn(LAPTOP, None, 30, arrivals)
+    assert holds is not None
+    for hold, (utc_ns, request_id) in zip(holds, arrivals, strict=True):
+        other = alone.hold(LAPTOP, None, 30, utc_ns, request_id=request_id)
+        assert hold is not None and other is not None
+        facts = ("held_nano", "utc_ns", "request_id", "expires_ns", "first_remaining_nano")
+        assert [getattr(hold, name) for name in facts] == [getattr(other, name) for name in facts]
+    assert together.audit() == 0 and len(together.live_holds()) == 3
+    for at, hold in enumerate(holds):
+        assert hold is not None
+        hold.settle(10 * at)
+    assert together.tightest(LAPTOP, None, NOON_NS) == Tightest("team", 95, 65, None)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "run"),
+    [
+        ((budget(89),), None),
+        ((budget(1_000), budget(89, key_id="laptop")), None),
+        ((budget(1_000, is_per_run=True),), "r"),
+        ((budget(1_000, until_ns=NOON_NS + 1),), None),
+    ],
+)
+def test_where_each_has_to_ask_for_itself_nothing_is_held(budgets: tuple[Budget, ...], run: str):
+    made = accounts(*budgets)
+    arrivals = [(NOON_NS + at, "") for at in range(3)]
+
+    assert made.hold_in_turn(LAPTOP, run, 30, arrivals) is None
+    assert made.live_holds() == () and made.audit() == 0
+
+
+def test_several_of_two_days_ask_each_for_itself():
+    made = accounts(budget(1_000, Period.DAY))
+    arrivals = [(NOON_NS, "a"), (NOON_NS + DAY_NS, "b")]
+
+    assert made.hold_in_turn(LAPTOP, None, 30, arrivals) is None
+    assert made.hold_in_turn(STRANGER, None, 30, arrivals) == [None, None]

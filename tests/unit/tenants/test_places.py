@@ -264,3 +264,14 @@ def test_whatever_comes_and_goes_no_level_is_overfull_and_no_place_is_lost(
         assert not crowd.room._waiting
 
     asyncio.run(trial())
+
+
+async def test_several_have_their_places_together_or_none() -> None:
+    room = Places(queue_size=1, queue_wait_s=1)
+    levels = [level("key", "k", 3), level("org", "acme", 5)]
+    assert room.enter_all(levels, 2)
+    assert not room.enter_all(levels, 2)
+    assert room.running == 4
+    assert room.enter_all(levels, 1)
+    room.leave_all(levels, 3)
+    assert room.running == 0

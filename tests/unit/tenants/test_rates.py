@@ -1,5 +1,7 @@
 """Rates of several levels: all or nothing, the tightest answers, and its message says whose it is."""
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from llmhost.core.caller import Limits
 from llmhost.core.errors import ExceedsLimit, LlmhostError, RateLimited
 from llmhost.tenants.levels import Level
-from llmhost.tenants.rates import Rates, Used, Wish
+from llmhost.tenants.rates import Rates, Taken, Used, Wish
 from llmhost.tenants.refusals import Allowance, Allowances, LimitReached
 
 SECOND = 10**9
@@ -232,3 +234,54 @@ def test_rates_that_change_hold_at_once_for_what_is_spent_at_once() -> None:
         rates.spend(after, ONE, Used(1, 0), 0)
     allowances, _ = rates.spend(before, ONE, Used(1, 0), 0)
     assert allowances.requests == Allowance(60, 57, 3 * SECOND)
+
+
+@given(
+    st.lists(limits, min_size=1, max_size=3),
+    st.lists(st.tuples(wishes, st.integers(1, 5), small, st.integers(0, 90 * SECOND)), max_size=12),
+)
+def test_several_of_one_moment_take_what_one_after_the_other_would(
+    of_levels: list[Limits], asked: list[tuple[Wish, int, int, int]]
+) -> None:
+    levels = [Level.of("key", at, "This key", each) for at, each in enumerate(of_levels)]
+    quick, slow, now_ns = Rates(), Rates(), 10**12
+    held: list[tuple[Taken, Taken]] = []
+    for wish, count, used, later_ns in asked:
+        now_ns += later_ns
+        together = quick.take_in_turn(levels, wish, count, now_ns)
+        if together is None:
+            together = list(taken_by_each(quick, levels, wish, count, now_ns))
+        alone = list(taken_by_each(slow, levels, wish, count, now_ns))
+        assert [one.allowances for one in together] == [one.allowances for one in alone]
+        held += zip(together, alone, strict=True)
+        if len(held) > 3:
+            for one in held.pop(used % len(held)):
+                one.settle(used, used // 2, now_ns)
+    for pair in held:
+        for one in pair:
+            one.settle(1, 1, now_ns)
+    for bucket, other in zip(quick._buckets.values(), slow._buckets.values(), strict=True):
+        assert (bucket.tat, bucket.standing(now_ns)) == (other.tat, other.standing(now_ns))
+
+
+def taken_by_each(
+    rates: Rates, levels: list[Level], wish: Wish, count: int, now_ns: int
+) -> Iterator[Taken]:
+    for _ in range(count):
+        try:
+            yield rates.take(levels, wish, now_ns)
+        except LlmhostError:
+            return
+
+
+def test_of_several_with_one_wish_nobody_takes_anything_where_the_last_would_be_refused() -> None:
+    rates, levels = Rates(), [key(3, requests_per_minute=60), org(input_tokens_per_minute=60)]
+    assert rates.take_in_turn(levels, ONE, 2, 0) is None, "nothing is known of them yet"
+    rates.take(levels, ONE, 0)
+    assert rates.take_in_turn(levels, ONE, 3, 0) is None
+    two = rates.take_in_turn(levels, ONE, 2, 0)
+    assert two is not None
+    assert [one.allowances.requests for one in two] == [
+        Allowance(60, 1, 2 * SECOND),
+        Allowance(60, 0, 3 * SECOND),
+    ]
