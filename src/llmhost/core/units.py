@@ -1,6 +1,7 @@
 """Money, memory and time as integers, and how they are read and shown."""
 
 import re
+from datetime import UTC, datetime
 from fractions import Fraction
 from functools import lru_cache
 
@@ -55,6 +56,18 @@ def _shown(total_ms: int) -> str:
     if hours or minutes:
         text = f"{minutes}m{text}"
     return f"{hours}h{text}" if hours else text
+
+
+def moment(utc_ns: int) -> datetime:
+    """Aware and in UTC, to the microsecond that has begun. What a second is in a calendar is looked up once for all
+    moments of it."""
+    seconds, rest_ns = divmod(utc_ns, NANO)
+    return datetime(*_second(seconds), rest_ns // 1000, tzinfo=UTC)
+
+
+@lru_cache(4)
+def _second(seconds: int) -> tuple[int, int, int, int, int, int]:
+    return datetime.fromtimestamp(seconds, UTC).timetuple()[:6]
 
 
 def parse_bytes(text: str) -> int:

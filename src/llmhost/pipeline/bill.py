@@ -5,7 +5,7 @@ is written once, at the end, and what was held and not used is given back in the
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from fractions import Fraction
 from functools import partial
 
@@ -13,6 +13,7 @@ from llmhost.config.schema.money import BillingSettings
 from llmhost.core.caller import Caller
 from llmhost.core.errors import ModelNotPriced, Overloaded
 from llmhost.core.request import GenerationRequest
+from llmhost.core.units import moment
 from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
@@ -340,7 +341,7 @@ class Bill:
             request if request.model == name else replace(request, model=name),
             context.known_caller,
             self._offers.get(listed.version) or self._offer(listed),
-            datetime.fromtimestamp(context.arrived_utc_ns / 1e9, UTC),
+            moment(context.arrived_utc_ns),
         )
 
     def _offer(self, listed: Price) -> Quote:

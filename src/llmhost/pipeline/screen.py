@@ -9,6 +9,8 @@ from llmhost.safety.output import OutputScreen
 from llmhost.safety.screen import Screen
 from llmhost.safety.verdict import Direction, Screening
 
+MODERATION = Kind.MODERATION
+
 
 class ScreenStage:
     def __init__(self, screen: Screen) -> None:
@@ -23,7 +25,7 @@ class ScreenStage:
 
         Where a guard judges it, too, the context has its `verdict` to be awaited.
         """
-        if context.request.kind is Kind.MODERATION:
+        if context.request.kind is MODERATION:
             return False  # who asks what is wrong with a text is told, and not refused for it
         assert context.tokenizer is not None
         passed = await self._screen.check_input(
@@ -65,7 +67,7 @@ class ScreenStage:
 
     def output(self, context: RequestContext) -> OutputScreen | None:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""
-        if context.request.kind is Kind.MODERATION:
+        if context.request.kind is MODERATION:
             return None
         screen = self._screen.watch_output(
             context.request,

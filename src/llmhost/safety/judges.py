@@ -26,6 +26,7 @@ from llmhost.safety.verdict import (
     Guard,
     Opinion,
     Policy,
+    ReviewMode,
     Tier,
 )
 from llmhost.safety.window import Piece
@@ -62,6 +63,8 @@ class Judges:
         self._has_rules = bool(rules)
         self._asks_input = plugins.has("check_input")
         self._asks_output = plugins.has("check_output")
+        self.holds = policy.review_mode is ReviewMode.HOLD
+        """What is to be reviewed waits for it."""
 
     async def judge_input(self, request: GenerationRequest, caller: Caller) -> Judged:
         """By rules and plugins: the guard is asked for itself. Raises SafetyUnavailable when a plugin failed."""

@@ -117,8 +117,8 @@ class OutputScreen:
     @property
     def can_wait(self) -> bool:
         """It is one answer that nobody has begun to read, and that may be held."""
-        asked, mode = self._request, self._judges.policy.review_mode
-        if self._desk.reviews is None or mode is not ReviewMode.HOLD or not asked.can_be_held:
+        asked = self._request
+        if not self._judges.holds or self._desk.reviews is None or not asked.can_be_held:
             return False
         return asked.runs == 1 and len(asked.prompts) <= 1 and not asked.stream
 

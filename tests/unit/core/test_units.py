@@ -1,10 +1,19 @@
 """Money, sizes and their text: exact both ways, and anything unclear is refused."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmhost.core.units import NANO, dollars_to_nano, nano_to_dollars, parse_bytes, show_bytes
+from llmhost.core.units import (
+    NANO,
+    dollars_to_nano,
+    moment,
+    nano_to_dollars,
+    parse_bytes,
+    show_bytes,
+)
 
 
 @given(st.integers(-(10**18), 10**18))
@@ -13,6 +22,13 @@ def test_nano_dollars_survive_the_way_to_text_and_back(nano: int) -> None:
     text = nano_to_dollars(nano)
     assert dollars_to_nano(text) == nano
     assert len(text.split(".")[1]) >= 2
+
+
+@given(st.integers(0, 4 * 10**18))
+def test_a_moment_is_exact_to_the_microsecond(utc_ns: int) -> None:
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    assert moment(utc_ns) - epoch == timedelta(microseconds=utc_ns // 1000)
+    assert moment(utc_ns).tzinfo is UTC
 
 
 @pytest.mark.parametrize(
