@@ -60,11 +60,10 @@ class Execute:
         settle: Settle,
         then: Callable[[Generation], None] | None = None,
     ) -> Generation:
-        gaps = self._metrics.gaps(context.model)
         context.submitted_ns = self._clock.monotonic_ns()
         if context.slot is not None:
             context.slot.count(INPUT, context.known_terms.prompt_tokens)
-        return Generation(context, self._clock, settle, gaps, self._bear, then)
+        return Generation(context, self._clock, settle, self._metrics.gaps, self._bear, then)
 
     def __call__(self, context: RequestContext, settle: Settle) -> Generation:
         generation = self._begun(context, settle)

@@ -6,6 +6,7 @@ of an answer whose ledger entry could still be lost.
 
 import asyncio
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from functools import partial
 
 from msgspec import structs
@@ -21,7 +22,7 @@ from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.screen_pump import ScreenPump
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.stream import ReplayStream
-from llmhost.pipeline.voice import Said, Voice
+from llmhost.pipeline.voice import Voice
 from llmhost.safety.output import OutputScreen
 from llmhost.safety.verdict import Screening
 
@@ -45,7 +46,7 @@ class Generation:
         context: RequestContext,
         clock: Clock,
         settle: Settle,
-        gaps: Gaps,
+        gaps_of: Callable[[str], Gaps],
         bear: Bear = nobody,
         then: "Callable[[Generation], None] | None" = None,
     ) -> None:
@@ -56,15 +57,14 @@ class Generation:
         self._is_over = False
         self._clock = clock
         self._settle = settle
-        self._gaps = gaps
+        self._gaps_of = gaps_of
         self._bear = bear
         self._then = then
-        self._sequences: dict[int, int] = {}  # choice -> sequence id
-        self._open: set[int] = set()  # choices that have not ended
+        self._sequences: dict[int, int] = {}  # choice that has not ended -> sequence id
         self._usage: dict[int, Usage] = {}
-        self._said = Said()
-        self._pumps: list[ScreenPump] = []
-        self._is_screened = False
+        self._screens: Seq[OutputScreen] = ()
+        self.is_detached = False
+        """Nobody is told any more what it says."""
         request = context.request
         self._contest = None if request.best_of is None else BestOf(n=request.n, runs=request.runs)
         self._is_refused = False
@@ -85,33 +85,26 @@ class Generation:
     @property
     def is_screened(self) -> bool:
         """Something judges its answer on the way."""
-        return self._is_screened
+        return bool(self._screens)
 
     def submit(self, index: int, spec: SequenceSpec, screen: OutputScreen | None) -> None:
         """Start one choice. Raises Overloaded; then nothing of it runs."""
-        voice = self._voice(index)
-        sink: Callable[[Delta], None] = voice if self._contest is None else voice.hear
-        pump = None
+        context, contest = self.context, self._contest
+        push = None if contest is None else contest.push
+        voice = Voice(self, index, now_ns=self._clock.monotonic_ns, push=push)
+        sink: Callable[[Delta], None] = voice if contest is None else voice.hear
         if screen is not None:
-            stop = partial(self._cancel_choice, index)
-            pump = ScreenPump(index, screen, voice.hear, stop, self._lose)
-            sink = pump.push
-        assert self.context.replica is not None
-        spending = self.context.spending
+            sink = ScreenPump(screen, voice, self).push
+        assert context.replica is not None
+        spending = context.spending
         if spending is not None and not spending.is_final:
-            if pump is None:
+            if screen is None:
                 voice.spend(spending, self._allow)
             else:
                 sink = partial(self._spend, spending, sink)
-        self._open.add(index)
-        try:
-            self._sequences[index] = self.context.replica.engine.submit(spec, sink)
-        except BaseException:
-            self._open.discard(index)
-            raise
-        if pump is not None:
-            self._pumps.append(pump)
-            self._is_screened = True
+        self._sequences[index] = context.replica.engine.submit(spec, sink)
+        if screen is not None:
+            self._screens = (*self._screens, screen)
 
     def end_at_once(self) -> None:
         """Of a request that asks for nothing but its model: all of it has been done."""
@@ -120,14 +113,14 @@ class Generation:
 
     def cancel(self) -> None:
         """Stop every choice; each still delivers its last delta, with what it used. Idempotent."""
-        for index in list(self._open):
-            self._cancel_choice(index)
+        for index in list(self._sequences):
+            self.cancel_choice(index)
 
     def cut(self, error: LlmhostError) -> None:
         """Stop every choice on the server's own account: a failure, which nobody pays for."""
         if self._held_end is not None:
             self.context.outcome, self.context.finish_reason = Outcome.FAILED, FinishReason.ERROR
-        if self._open or self._held_end is not None:
+        if self._sequences or self._held_end is not None:
             self.context.error = self.context.error or error
             self.cancel()
             if self.context.verdict is not None:
@@ -146,7 +139,7 @@ class Generation:
 
     def detach(self) -> None:
         """Stop what was submitted of a request that could not be submitted whole; nobody is told."""
-        self._said.is_detached = True
+        self.is_detached = True
         self.cancel()
 
     def _hear(self, verdict: "asyncio.Task[Screening]") -> None:
@@ -164,13 +157,17 @@ class Generation:
             held, self._held_end = self._held_end, None
             self._complete(held)
 
-    def _lose(self, delta: Delta) -> None:
+    def gaps(self) -> Gaps:
+        """Where the times between two of its tokens are noted."""
+        return self._gaps_of(self.context.model)
+
+    def lose(self, delta: Delta) -> None:
         """What a choice has cost whose end comes too late for its request to bear it."""
         assert self.context.replica is not None
         if delta.usage is not None:
             self._bear(self.context.replica.facts.device, delta.usage)
 
-    def _cancel_choice(self, index: int) -> None:
+    def cancel_choice(self, index: int) -> None:
         assert self.context.replica is not None
         if index in self._sequences:
             self.context.replica.engine.cancel(self._sequences[index])
@@ -183,36 +180,18 @@ class Generation:
 
     def _allow(self, index: int, tokens: int, is_final: bool) -> None:
         assert self.context.replica is not None
-        self.context.replica.engine.allow(self._sequences[index], tokens, is_final=is_final)
+        if index in self._sequences:
+            self.context.replica.engine.allow(self._sequences[index], tokens, is_final=is_final)
 
-    def _voice(self, index: int) -> Voice:
-        return Voice(
-            *(self.context, self._said, index),
-            now_ns=self._clock.monotonic_ns,
-            gaps=self._gaps,
-            stream=self.stream,
-            push=None if self._contest is None else self._contest.push,
-            end=self._end_choice,
-            lose=self._lose,
-        )
-
-    def _end_choice(self, delta: Delta) -> None:
-        self._open.discard(delta.index)
-        self._note_end(delta)
-        if not self._open:
-            self._complete(delta)
-        elif self._contest is not None:
-            self._contest.push(delta)
-        else:
-            self.stream.push(_for_readers(delta))
-
-    def _note_end(self, delta: Delta) -> None:
-        """Fold one choice's end into the request's: an error or a leaving reader outweighs an answer."""
-        context = self.context
+    def end_choice(self, delta: Delta) -> None:
+        """Its last words have come: fold its end into the request's."""
+        context, error = self.context, delta.error
+        self._sequences.pop(delta.index, None)
         if delta.usage is not None:
             self._usage[delta.index] = delta.usage
-        if delta.error is not None and context.error is None:
-            context.error = _for_caller(delta.error, context.request.timeout_ms)
+        # An error or a leaving reader outweighs an answer.
+        if error is not None and context.error is None:
+            context.error = _for_caller(error, context.request.timeout_ms)
             self.cancel()
         if context.finish_reason is None or delta.index == 0:
             context.finish_reason = delta.finish_reason
@@ -222,6 +201,12 @@ class Generation:
             context.outcome = Outcome.CANCELLED
         elif context.outcome is None:
             context.outcome = Outcome.ANSWERED
+        if not self._sequences:
+            self._complete(delta)
+        elif self._contest is not None:
+            self._contest.push(delta)
+        else:
+            self.stream.push(_for_readers(delta))
 
     def _complete(self, last: Delta) -> None:
         context = self.context
@@ -231,11 +216,8 @@ class Generation:
         if self._is_refused:
             context.outcome, context.finish_reason = Outcome.REFUSED, FinishReason.ERROR
         context.usage = self._merged_usage()
-        if self._pumps:
-            held = [pump.held_by for pump in self._pumps]
-            context.held_by = next(filter(None, held), None)
-            # They refer to it: kept, all of a request would stay in memory until somebody looks for garbage.
-            self._pumps.clear()
+        for screen in self._screens:
+            context.held_by = context.held_by or screen.held_by
         if context.spending is not None and context.spending.was_cut:
             context.stop = "budget"
         context.ended_ns = self._clock.monotonic_ns()
@@ -257,12 +239,8 @@ class Generation:
         if failure is not None:
             self.stream.fail(self.context.error or ledger_unavailable(failure))
         else:
-            for delta in ends:
-                self.stream.push(delta if self.context.error is None else _for_readers(delta))
-            if self.context.error is not None:
-                self.stream.fail(self.context.error)
-            else:
-                self.stream.close()
+            error = self.context.error
+            self.stream.end(ends if error is None else list(map(_for_readers, ends)), error)
         self._is_over = True
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)

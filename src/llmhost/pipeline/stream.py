@@ -11,7 +11,7 @@ waits, what comes is given to that, from one callback for all readers, and the t
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from llmhost.core.errors import LlmhostError
@@ -126,6 +126,10 @@ class Outbox:
                 reader._fail(error)
 
 
+_NOBODY: "set[StreamReader]" = set()
+"""Nobody is ever added to this one."""
+
+
 class ReplayStream:
     """A buffer of deltas that ends once, by `close` or `fail`; what is pushed after the end is ignored.
 
@@ -143,8 +147,7 @@ class ReplayStream:
         self._on_abandoned = on_abandoned
         self._deltas: list[Delta] = []
         self._error: LlmhostError | None = None
-        self._readers: set[StreamReader] = set()
-        self._waiting: set[StreamReader] = set()
+        self._readers = self._waiting = _NOBODY  # many an answer is taken whole, and read by nobody
 
     def __len__(self) -> int:
         """How many deltas there are: the cursor of a reader that wants only what is new."""
@@ -169,23 +172,29 @@ class ReplayStream:
                     reader._hear()
 
     def close(self) -> None:
+        self.end(())
+
+    def fail(self, error: LlmhostError) -> None:
+        """End it with `error`, which every reader gets raised after the deltas that came before."""
+        self.end((), error)
+
+    def end(self, deltas: Iterable[Delta], error: LlmhostError | None = None) -> None:
+        """Push the last ones, and close it, or fail."""
         if not self.is_ended:
+            self._deltas += deltas
+            self._error = error
             self.is_ended = True
             self._on_abandoned = None  # it refers to whoever fills the stream, who refers to it
             for reader in self._waiting:
                 reader._wake()
-
-    def fail(self, error: LlmhostError) -> None:
-        """End it with `error`, which every reader gets raised after the deltas that came before."""
-        if not self.is_ended:
-            self._error = error
-            self.close()
 
     def reader(self, cursor: int = 0, *, outbox: Outbox | None = None) -> "StreamReader":
         """A reader that starts at the delta numbered `cursor`; 0 replays everything. `outbox` serves its `take`s."""
         if cursor < 0:
             raise ValueError(f"a cursor counts from 0, and this one is {cursor}")
         reader = StreamReader(self, cursor, outbox)
+        if self._readers is _NOBODY:
+            self._readers, self._waiting = set(), set()
         self._readers.add(reader)
         return reader
 

@@ -6,59 +6,47 @@ that a step brings in a few short loops, and leaves to `hear` whatever is not th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmhost.core.output import Delta
 from llmhost.cost.under_way import OUTPUT
 from llmhost.observe.loop import Gaps
-from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.spending import Allow, Spending
-from llmhost.pipeline.stream import ReplayStream, push_all
+from llmhost.pipeline.stream import push_all
 from llmhost.storage.journal import Slot, count_one_more
 
+if TYPE_CHECKING:
+    from llmhost.pipeline.generation import Generation
+
 NEVER = 2**62
-
-
-@dataclass(slots=True)
-class Said:
-    """By all choices of one request."""
-
-    is_detached: bool = False
-    """Nobody is told any more."""
+NO_GAPS = Gaps((), lambda counts, seconds: None)
 
 
 class Voice:
     """The sink of one choice."""
 
     __slots__ = (
-        *("_allow", "_context", "_end", "_gaps", "_last_ns", "_lose", "_now_ns", "_push"),
-        *("_said", "_spending", "_unheard", "_until_raise", "index", "stream"),
+        *("_allow", "_context", "_gaps", "_generation", "_last_ns", "_now_ns", "_push"),
+        *("_spending", "_unheard", "_until_raise", "index", "stream"),
     )
 
     def __init__(
         self,
-        context: RequestContext,
-        said: Said,
+        generation: "Generation",
         index: int,
         *,
         now_ns: Callable[[], int],
-        gaps: Gaps,
-        stream: ReplayStream,
-        end: Callable[[Delta], None],
-        lose: Callable[[Delta], None],
         push: Callable[[Delta], None] | None = None,
     ) -> None:
-        """What it says goes to `push` instead of the stream, if there is one, its last words to `end`, and to `lose`
-        what comes once nobody is told any more."""
+        """What it says goes to `push` instead of the generation's stream, if there is one."""
         self.index = index
-        self.stream = stream
-        self._context = context
-        self._said = said
+        self.stream = generation.stream
+        self._generation = generation
+        self._context = generation.context
         self._now_ns = now_ns
-        self._gaps = gaps
-        self._push = push or stream.push
-        self._end = end
-        self._lose = lose
+        self._push = push or self.stream.push
+        self._gaps: Gaps = NO_GAPS
+        """Not asked for before there is one."""
         self._last_ns = 0
         self._spending: Spending | None = None
         self._allow: Allow | None = None
@@ -74,8 +62,9 @@ class Voice:
 
     def hear(self, delta: Delta) -> None:
         """Take what it said."""
-        if self._said.is_detached:
-            self._lose(delta)
+        generation = self._generation
+        if generation.is_detached:
+            generation.lose(delta)
             return
         is_last = delta.finish_reason is not None
         if tokens := delta.tokens:
@@ -89,12 +78,15 @@ class Voice:
             if last_ns:
                 self._gaps.append(now_ns - last_ns)
                 self._gaps.fold_if_many()
-            elif self._context.first_token_ns is None:
-                self._context.first_token_ns = now_ns
+            else:
+                if self._context.first_token_ns is None:
+                    self._context.first_token_ns = now_ns
+                if not is_last:
+                    self._gaps = generation.gaps()
             if (slot := self._context.slot) is not None:
                 slot.add(OUTPUT, count)
         if is_last:
-            self._end(delta)
+            generation.end_choice(delta)
         else:
             self._push(delta)
 

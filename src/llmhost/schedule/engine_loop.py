@@ -101,8 +101,7 @@ class EngineLoop:
         self._calls: set[asyncio.Future[None]] = set()
         self._inbox = Inbox(self._loop)
         self._hurry = Hurry(is_ever=runner.facts.reenters)
-        self._is_stopping = False
-        self._is_draining = False
+        self._is_started = self._is_stopping = self._is_draining = False
         self._stopped = asyncio.Event()
         self._load: EngineLoad | None = None
         """Of an engine that has ended."""
@@ -113,6 +112,7 @@ class EngineLoop:
 
     def start(self) -> None:
         self._thread.start()
+        self._is_started = True
         self._watch()
 
     # ------------------------------------------------------------ HTTP loop's side
@@ -131,11 +131,11 @@ class EngineLoop:
 
     def submit(self, spec: SequenceSpec, sink: DeltaSink) -> int:
         # A thread that has ended says first that it is stopping, and `is_alive` takes as long as all the rest.
-        if self._is_stopping or self._is_draining or self._thread.ident is None:
+        if self._is_stopping or self._is_draining or not self._is_started:
             raise Overloaded(
                 f"The model {spec.model} is being unloaded or put to sleep.", retry_after_s=1
             )
-        if self._watchdog.running_s is not None:
+        if self._stepper.began_ns is not None and self._watchdog.running_s is not None:
             raise Overloaded(
                 f"The model {spec.model} hangs in a step. Its operator knows; try again later.",
                 retry_after_s=HUNG_RETRY_S,
@@ -231,18 +231,18 @@ class EngineLoop:
             if self._ears.hear(emissions, self._drain, now_s, self._tell):
                 return
         self._part()
-        sinks, is_measured = self._sinks, False
+        sinks, drain, is_measured = self._sinks, self._drain, False
         for seq_id, delta in emissions:
             if (entry := sinks.get(seq_id)) is None:
                 continue
             _, sink, speaker = entry
-            if delta.tokens:
-                speaker.said += len(delta.tokens)
+            if tokens := delta.tokens:
+                speaker.said += len(tokens)
                 if not is_measured or speaker.first_s is None:
-                    is_measured |= self._drain.heard(speaker, now_s)
-            if delta.finish_reason is not None:
+                    is_measured |= drain.heard(speaker, now_s)
+            if (reason := delta.finish_reason) is not None:
                 del sinks[seq_id]
-                self._drain.ended(seq_id, is_whole=delta.finish_reason in WHOLE)
+                drain.ended(seq_id, is_whole=reason in WHOLE)
             try:  # as `_tell`, without a call for every token
                 sink(delta)
             except Exception:

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from llmhost.core.output import Delta, FinishReason
 from llmhost.observe.loop import Gaps
-from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.spending import Spending
 from llmhost.pipeline.stream import ReplayStream
-from llmhost.pipeline.voice import Choir, Said, Voice
+from llmhost.pipeline.voice import Choir, Voice
 
 MOST = 3
 
@@ -57,6 +57,7 @@ class Crowd:
 
     def __init__(self, count: int, every: int | None) -> None:
         self.ns = 0
+        self.ended: list[Delta] = []
         self.slots = [FakeSlot() for _ in range(count)]
         self.streams = [ReplayStream() for _ in range(count)]
         self.gaps = Gaps((1.0,), lambda counts, seconds: None)
@@ -68,14 +69,14 @@ class Crowd:
                 voice.spend(cast(Spending, spending), lambda *_: None)
 
     def _voice(self, index: int) -> Voice:
-        return Voice(
-            *(cast(RequestContext, self.contexts[index]), Said(), 0),
-            now_ns=lambda: self.ns,
-            gaps=self.gaps,
+        generation = SimpleNamespace(
+            context=self.contexts[index],
             stream=self.streams[index],
-            end=lambda _: None,
-            lose=lambda _: None,
+            gaps=lambda: self.gaps,
+            is_detached=False,
+            end_choice=self.ended.append,
         )
+        return Voice(cast(Generation, generation), 0, now_ns=lambda: self.ns)
 
     def outcome(self) -> dict[str, Any]:
         return {
@@ -141,10 +142,8 @@ def test_what_is_counted_of_a_closed_slot_is_nothing() -> None:
 
 
 def test_last_words_go_to_the_end() -> None:
-    ended: list[Delta] = []
     crowd = Crowd(1, None)
-    crowd.voices[0]._end = ended.append
     crowd.voices[0](Delta(0, "a", (1,), FinishReason.STOP))
 
-    assert [delta.text for delta in ended] == ["a"]
+    assert [delta.text for delta in crowd.ended] == ["a"]
     assert not crowd.streams[0].so_far()
