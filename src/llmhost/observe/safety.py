@@ -18,5 +18,5 @@ class SafetyMetrics:
         for direction in ("input", "output"):
             self._decisions.add(0, direction, "allow", "none")  # there from the start, at 0
 
-    def decided(self, direction: str, action: str, category: str) -> None:
-        self._decisions.sums[direction, action, category] += 1
+    def decided(self, direction: str, action: str, category: str, texts: int) -> None:
+        self._decisions.sums[direction, action, category] += texts

@@ -155,10 +155,8 @@ class Processor:
         stages.bill.take_part_all(contexts)
         is_held = stages.bill.hold_alike(contexts)
         left = self._each(alike, stages.bill.hold_slot if is_held else stages.bill.hold)
-        if policy is not None:
-            left = self._each(
-                left, lambda context: stages.screen.note_passed(context, Direction.INPUT, policy)
-            )
+        if policy is not None and left:
+            left = self._passed(left, policy)
         for each in left:
             request_id.set(each.request_id)
             try:
@@ -174,6 +172,15 @@ class Processor:
             else:
                 self._live.add(generation)
                 each.ran = generation
+
+    def _passed(self, alike: list[Asked[Any]], policy: str) -> list[Asked[Any]]:
+        """Write down that their prompts pass, which are one caller's."""
+        screen, caller = self._stages.screen, alike[0].known_context.known_caller
+        if screen.count_passed(caller, Direction.INPUT, policy, len(alike)):
+            return alike
+        return self._each(
+            alike, lambda context: screen.note_passed(context, Direction.INPUT, policy)
+        )
 
     def _each(
         self, alike: list[Asked[Any]], stage: Callable[[RequestContext], None]

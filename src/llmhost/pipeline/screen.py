@@ -61,6 +61,10 @@ class ScreenStage:
             context.request, context.known_caller, context.model, direction, policy
         )
 
+    def count_passed(self, caller: Caller, direction: Direction, policy: str, texts: int) -> bool:
+        """The same of texts of one caller; False, and nothing is written down, where that is done for each."""
+        return self._screen.count_passed(caller, direction, policy, texts)
+
     def policy_of(self, caller: Caller) -> str:
         """Name and version of the policy by which a caller's texts are judged."""
         return self._screen.policy_of(caller)

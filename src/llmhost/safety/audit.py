@@ -158,14 +158,14 @@ class AuditLog:
             if self._clock.utc_ns() >= self._minute_ns + MINUTE_NS:
                 self.write_counters()
 
-    def count(self, org: str, direction: str, policy: str, at_ns: int) -> None:
-        """Nobody objected to a text."""
+    def count(self, org: str, direction: str, policy: str, at_ns: int, texts: int = 1) -> None:
+        """Nobody objected to a text, or to several."""
         minute_ns = at_ns - at_ns % MINUTE_NS
         if minute_ns != self._minute_ns:
             self.write_counters()
         if not self._allowed:
             self._minute_ns = minute_ns
-        self._allowed[org, direction, policy] += 1
+        self._allowed[org, direction, policy] += texts
 
     def write_counters(self, *, is_end: bool = False) -> None:
         """A row for each count of the minute that has passed; of all that time, where the disk has refused rows."""
@@ -248,11 +248,11 @@ class AuditLog:
             self._waiting.append(row)
 
 
-Decided = Callable[[str, str, str], None]
-"""Told direction, action and category; `none` for a text in which nothing was found."""
+Decided = Callable[[str, str, str, int], None]
+"""Told direction, action and category, `none` for texts in which nothing was found; and how many they are."""
 
 
-def _nobody(direction: str, action: str, category: str) -> None:
+def _nobody(direction: str, action: str, category: str, texts: int) -> None:
     """Where nobody counts."""
 
 
@@ -266,11 +266,13 @@ class AuditJournal:
         self._decided = decided
         self._lines = LogJournal()
 
-    def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
+    def count(
+        self, caller: Caller, direction: Direction, policy: str, at_ns: int, texts: int = 1
+    ) -> bool:
         if self._each and self._audit.has_room:
             return False
-        self._audit.count(caller.org, direction, policy, at_ns)
-        self._decided(direction, "allow", "none")
+        self._audit.count(caller.org, direction, policy, at_ns, texts)
+        self._decided(direction, "allow", "none", texts)
         return True
 
     async def make_room(self, screening: Screening) -> None:
@@ -282,7 +284,7 @@ class AuditJournal:
         decision = screening.decision
         found = decision.finding or next(iter(screening.findings), None)
         category = "none" if found is None else found.category
-        self._decided(screening.direction.value, decision.action.name.lower(), category)
+        self._decided(screening.direction.value, decision.action.name.lower(), category, 1)
         is_plain = decision.action is Action.ALLOW and not screening.findings
         wants_row = self._each or screening.prompt is not None
         if is_plain and not (wants_row and self._audit.has_room):

@@ -111,7 +111,9 @@ class SamePolicy:
 class LogJournal:
     """One log line for each decision that is more than to let a text pass. Implements Journal."""
 
-    def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
+    def count(
+        self, caller: Caller, direction: Direction, policy: str, at_ns: int, texts: int = 1
+    ) -> bool:
         return True
 
     async def make_room(self, screening: Screening) -> None:

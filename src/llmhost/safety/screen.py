@@ -156,6 +156,10 @@ class Screen:
             )
         )
 
+    def count_passed(self, caller: Caller, direction: Direction, policy: str, texts: int) -> bool:
+        """The same of texts of one caller; False, and nothing is written down, where that is done for each."""
+        return self._journal.count(caller, direction, policy, self._utc_ns(), texts)
+
     async def check_input(
         self,
         request: GenerationRequest,

@@ -163,9 +163,11 @@ class Screening:
 class Journal(Protocol):
     """Where decisions are written down. Called on the HTTP loop; it takes them and blocks nobody."""
 
-    def count(self, caller: Caller, direction: Direction, policy: str, at_ns: int) -> bool:
-        """Take it that a text passed in which nothing was found; False where that is for `record`, because somebody
-        wants to read of each."""
+    def count(
+        self, caller: Caller, direction: Direction, policy: str, at_ns: int, texts: int = 1
+    ) -> bool:
+        """Take it that a text passed in which nothing was found, or several did; False where that is for `record`,
+        because somebody wants to read of each."""
 
     async def make_room(self, screening: Screening) -> None:
         """Come back when the prompt of a screening can be taken with it. Raises SafetyUnavailable when none can for

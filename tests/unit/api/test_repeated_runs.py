@@ -28,7 +28,7 @@ from llmhost.api.frames import plain_facts, whole_answer
 from llmhost.api.limit_headers import limit_headers, limit_lines
 from llmhost.api.repeated_run import body_of
 from llmhost.config.schema.models import ModelSpec
-from llmhost.config.schema.safety import SafetySettings
+from llmhost.config.schema.safety import AuditSettings, SafetySettings
 from llmhost.core.caller import Limits
 from llmhost.core.errors import EngineFailed
 from llmhost.core.output import Delta, FinishReason, Usage
@@ -152,6 +152,31 @@ async def test_both_ways_say_and_write_down_the_same() -> None:
     for name, found in written.items():
         assert found == written_long[name], name
     assert audit == audit_long
+
+
+@pytest.mark.parametrize("each_allowed", [True, False])
+async def test_of_texts_that_pass_at_once_each_is_counted(each_allowed: bool) -> None:
+    settings = msgspec.structs.replace(CHECKED, audit=AuditSettings(each_allowed=each_allowed))
+    seen = []
+    for is_on in (True, False):
+        async with node(settings=settings) as host:
+            host.host.repeats.is_on = is_on
+            for asked in (run(), run(plain("a second one"))):
+                for _ in range(2):
+                    await asked.of(host)
+            both = (run(), run(plain("a second one")), run())
+            await asyncio.gather(*(asked.of(host) for asked in both))
+            await settled(host)
+            host.host.audit.write_counters(is_end=True)
+            metrics = [line for line in rows(host)["metrics"] if "safety" in line]
+            allowed = await audited(host, "screening", "allowed")
+            seen.append((sorted(allowed), metrics))
+            assert short(host) == (3 if is_on else 0)
+    passed = 'llmhost_safety_decisions_total{action="allow",category="none",direction="input"} 7.0'
+
+    assert seen[0] == seen[1]
+    assert passed in seen[0][1]
+    assert len(seen[0][0]) == (14 if each_allowed else 2)
 
 
 async def test_the_third_of_the_same_requests_takes_the_short_way() -> None:

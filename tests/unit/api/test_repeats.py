@@ -278,14 +278,14 @@ def _is_own(line: str) -> bool:
     )
 
 
-async def audited(host: TestHost) -> list[tuple[Any, ...]]:
-    """What was screened, as it was written down: with `each_allowed` all of it."""
+async def audited(host: TestHost, *kinds: str) -> list[tuple[Any, ...]]:
+    """What was screened, as it was written down: with `each_allowed` all of it. Or rows of other kinds."""
     query = "SELECT kind, org, action, target, detail FROM rows ORDER BY seq"
     await host.host.audit.record(actor="x", action="end", target="x")  # behind all others
     rows: list[tuple[Any, ...]] = host.host.audit.trail.reader.read_now(
         lambda c: c.execute(query).fetchall()
     )
-    return [row for row in rows if row[0] == "screening"]
+    return [row for row in rows if row[0] in (kinds or ("screening",))]
 
 
 @pytest.mark.parametrize("factor", ["0", "0.5"])

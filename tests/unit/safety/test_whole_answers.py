@@ -46,7 +46,7 @@ class Written:
         self._each = each
         self.told: list[object] = []
 
-    def count(self, caller: Any, direction: Any, policy: str, at_ns: int) -> bool:
+    def count(self, caller: Any, direction: Any, policy: str, at_ns: int, texts: int = 1) -> bool:
         if not self._each:
             self.told.append((direction, policy))
         return not self._each
