@@ -140,12 +140,12 @@ class Repeats:
         if line is None or raw is None or len(raw) > LARGEST_BYTES:
             return False
         key = self._key(scope, raw)
-        found = self._found(key)
-        if found is not None:
-            status, headers, body = self._said(*found, began_s)
-            await send_whole(send, status, body, headers, JSON, line)
-            return True
-        told = await self._told(key, line)
+        known = self._kept.get(key)
+        told: Told | None = None
+        if isinstance(known, RepeatedRun):
+            told = await self._told(key, known, line)
+        elif known is not None and (found := self._found(key, known)) is not None:
+            told = self._said(*found, began_s)
         if told is not None:
             await send_whole(send, told[0], told[2], told[1], JSON, line)
             return True
@@ -153,10 +153,10 @@ class Repeats:
         self.note(state, key)
         return False
 
-    async def _told(self, key: bytes, line: Line) -> Told | None:
+    async def _told(self, key: bytes, run: RepeatedRun, line: Line) -> Told | None:
         """The answer of one that runs, once it has ended."""
         telling: asyncio.Future[Told | None] = asyncio.get_running_loop().create_future()
-        running = self._runs(key, lambda told: _resolve(telling, told))
+        running = self._runs(key, run, lambda told: _resolve(telling, told))
         if running is None:
             return None
         try:
@@ -180,11 +180,12 @@ class Repeats:
         return made.digest()
 
     def answer_of(self, key: bytes, defaults: Headers, tell: Tell) -> bytes | Leave | None:
+        known = self._kept.get(key)
+        if isinstance(known, RepeatedRun):
+            return self._runs(key, known, tell)
         began_s = time.perf_counter()
-        found = self._found(key)
-        if found is not None:
-            return self.bytes_of(self._said(*found, began_s), defaults)
-        return self._runs(key, tell)
+        found = None if known is None else self._found(key, known)
+        return None if found is None else self.bytes_of(self._said(*found, began_s), defaults)
 
     def bytes_of(self, told: Told, defaults: Headers) -> bytes:
         status, headers, body = told
@@ -201,11 +202,8 @@ class Repeats:
             body,
         )
 
-    def _runs(self, key: bytes, tell: Tell) -> Leave | None:
+    def _runs(self, key: bytes, run: RepeatedRun, tell: Tell) -> Leave | None:
         """Have one run that ran before: what ends it."""
-        run = self._kept.get(key)
-        if not isinstance(run, RepeatedRun):
-            return None
         if run.known.has_ended:
             self._drop(key)
             return None
@@ -244,10 +242,9 @@ class Repeats:
         if self._outflow is not None:
             self._outflow.sent_bytes += sent_bytes
 
-    def _found(self, key: bytes) -> tuple[_Repeat, RequestContext] | None:
+    def _found(self, key: bytes, repeat: _Repeat) -> tuple[_Repeat, RequestContext] | None:
         """An answer that is kept for a request, once it is paid for and counted."""
-        repeat = self._kept.get(key)
-        if not isinstance(repeat, _Repeat) or not self._gatekeeper.still_lets_in(repeat.mark):
+        if not self._gatekeeper.still_lets_in(repeat.mark):
             return None
         context = self._short_way.answer(repeat.known, new_request_id())
         if context is None:
