@@ -104,10 +104,16 @@ class TrueCosts:
         return [None] * count if self._is_free else self.infrastructure.join_all(count)
 
     def settle(
-        self, usage: Usage, ticket: Ticket | None, load_id: str | None, *, safety_nano: int = 0
+        self,
+        usage: Usage,
+        ticket: Ticket | None,
+        load_id: str | None,
+        *,
+        safety_nano: int = 0,
+        is_now: bool = False,
     ) -> Breakdown | None:
         """What a request has cost that ends now; None for one that never was in flight. `safety_nano` is what guards
-        took for it."""
+        took for it. `is_now` says that `infrastructure` was brought up to date in this moment."""
         if ticket is None:
             return None
         share = self._loads.get(load_id or "")
@@ -115,7 +121,7 @@ class TrueCosts:
         return Breakdown(
             gpu_compute_nano=usage.cost_nano,
             input_nano=usage.input_cost_nano,
-            infrastructure_nano=self.infrastructure.leave(ticket),
+            infrastructure_nano=self.infrastructure.leave(ticket, is_now=is_now),
             model_loading_nano=load_nano,
             safety_moderation_nano=safety_nano,
             load_id=None if share is None else share.load_id,

@@ -26,7 +26,7 @@ from llmhost.cost.sums import Level, add_up, spent_nano
 from llmhost.cost.tables import SCHEMA
 from llmhost.observe.logs import log_event
 from llmhost.storage.connect import Clash, Connection
-from llmhost.storage.doorbell import Hear
+from llmhost.storage.doorbell import Hear, HearAll
 from llmhost.storage.reader import Reader
 from llmhost.storage.rows import AT_ONCE, insert_rows, select_among
 from llmhost.storage.writer import Writer
@@ -111,6 +111,10 @@ class Ledger:
     def settle_then(self, entry: Entry, hear: Hear) -> None:
         """As `settle`, without a future: `hear` is told in a later turn of the loop."""
         self._writer.append_then(self._append, entry, hear)
+
+    def settle_together(self, entries: Sequence[Entry], hear: HearAll) -> None:
+        """As `settle_then`, of a few at once: `hear` is told all their results."""
+        self._writer.append_together(self._append, entries, hear)
 
     def settle_all(self, entries: Sequence[Entry]) -> "asyncio.Future[None]":
         """As `settle`, of several at once; fails where any of them does, though others may be recorded."""

@@ -107,12 +107,14 @@ class Infrastructure:
             pool._joined += count * pool.level
         return [Ticket((host.level, egress.level)) for _ in range(count)]
 
-    def leave(self, ticket: Ticket) -> int:
-        """The nano-dollars of a stay; nothing for one that is over already."""
+    def leave(self, ticket: Ticket, *, is_now: bool = False) -> int:
+        """The nano-dollars of a stay; nothing for one that is over already. `is_now` says that this was brought up to
+        date in the same moment, in which several leave."""
         if ticket.has_left:
             return 0
         ticket.has_left = True
-        self.bring_up_to_date()
+        if not is_now:
+            self.bring_up_to_date()
         nano = 0
         for pool, level in zip((self.host, self.egress), ticket.levels, strict=True):
             pool.heads -= 1  # as `leave`, without a call

@@ -8,8 +8,9 @@ take now stays in its slot and is tried again.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -19,7 +20,8 @@ from llmhost.cost.ledger import Entry, Ledger, Recorded
 from llmhost.cost.pricing import Rates, amount_nano
 from llmhost.observe.logs import log_event
 from llmhost.storage.connect import StorageFailed
-from llmhost.storage.journal import Journal, Slot
+from llmhost.storage.doorbell import Result
+from llmhost.storage.journal import Journal, Slot, close_all
 
 log = logging.getLogger("llmhost.ledger")
 
@@ -64,6 +66,8 @@ class Unsettled(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=
 
 Then = Callable[[BaseException | None], None]
 """Told once that an entry can't be lost any more, or why it could not be taken."""
+
+SomeThen = TypeVar("SomeThen", bound=Then)
 
 _NOTHING_OWED = Entry(request_id="", utc_ns=0, key_id=None, org="", model="", outcome="")
 
@@ -149,6 +153,39 @@ class Settlements:
             self._ledger.settle_then(entry, partial(self._recorded, entry, slot, then))
         except LlmhostError as error:
             self._refused(entry, slot, then, error)
+
+    def settle_together(
+        self,
+        entries: Sequence[Entry],
+        slots: Sequence[Slot | None],
+        thens: Sequence[SomeThen],
+        done: Callable[[Sequence[SomeThen]], None],
+    ) -> None:
+        """As `settle_then` of each, with one wish to the ledger: of those that it takes none is called, and `done` is
+        told which they are, in one turn."""
+        owed = list(zip(entries, slots, thens, strict=True))
+        try:
+            self._ledger.settle_together(entries, partial(self._all_told, owed, done))
+        except LlmhostError:
+            for entry, slot, then in owed:
+                self.settle_then(entry, slot, then)  # there may be room for some
+
+    def _all_told(
+        self,
+        owed: Sequence[tuple[Entry, Slot | None, SomeThen]],
+        done: Callable[[Sequence[SomeThen]], None],
+        results: Sequence[Result],
+    ) -> None:
+        taken: list[SomeThen] = []
+        freed: list[Slot | None] = []
+        for (entry, slot, then), (_, failure) in zip(owed, results, strict=True):
+            if failure is None:
+                freed.append(slot)
+                taken.append(then)
+            else:
+                self._refused(entry, slot, then, failure)
+        close_all(freed)
+        done(taken)
 
     def _recorded(
         self,

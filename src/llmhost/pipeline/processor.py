@@ -6,7 +6,7 @@ Each stage is one sentence here and one module beside. However a request ends, i
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,8 @@ from llmhost.safety.verdict import Direction, Screening
 
 log = logging.getLogger("llmhost.request")
 
+TOGETHER = 32
+"""So many that ended in one turn are booked, and told of, at once: with more the loop would be held for too long."""
 REFUSALS = (CacheMiss, DeadlineExceeded, Overloaded, PluginFailed)
 """With a status of 5xx, and yet nothing that broke."""
 
@@ -58,7 +60,7 @@ class Processor:
         self.heard_ns: int | None = None
         """When somebody last asked who is no batch, on the monotonic clock."""
         self._refreshes: set[asyncio.Task[None]] = set()
-        self._ending: list[tuple[RequestContext, Then]] = []
+        self._ending: list[_Ending] = []
         """Requests that have ended in this turn of the loop, and are to be settled in the next."""
         self._unlogged: deque[RequestContext] = deque()
         """Those that are settled, and of which nobody has been told yet."""
@@ -371,12 +373,13 @@ class Processor:
     def _settle(self, context: RequestContext, then: Then) -> None:
         """Store and bill what has ended; once it is known whether the entry was taken, `then` let the answer's end out,
         and log it."""
-        for stage in (self._free, self._keep, self._book):
-            stage(context, then)
+        self._free(context)
+        self._keep(context)
+        self._stages.bill.settle(context, partial(self._booked, context, then))
 
     def _settle_soon(self, context: RequestContext, then: Then) -> None:
         """The same in the loop's next turn, with all others that end in this one: with a step many do."""
-        self._ending.append((context, then))
+        self._ending.append(_Ending(self, context, then))
         if len(self._ending) == 1:
             asyncio.get_running_loop().call_soon(self._settle_all, context=Context())
 
@@ -384,26 +387,37 @@ class Processor:
         """What ended in one turn, stage by stage: what is done for one request after the other takes less time, since
         its code and its data are at hand. Each is for itself: none costs another its end."""
         ending, self._ending = self._ending, []
-        for stage in (self._free, self._keep, self._book):
+        for stage in (self._free, self._keep):
             left = []
-            for context, then in ending:
-                request_id.set(context.request.request_id)
+            for end in ending:
+                request_id.set(end.context.request.request_id)
                 try:
-                    stage(context, then)
+                    stage(end.context)
                 except Exception:  # boundary: as around what an engine tells
                     log.exception("request.not_settled")
                 else:
-                    left.append((context, then))
+                    left.append(end)
             ending = left
+        for at in range(0, len(ending), TOGETHER):
+            self._stages.bill.settle.all(ending[at : at + TOGETHER], self._all_booked)
 
-    def _free(self, context: RequestContext, then: Then) -> None:
+    def _free(self, context: RequestContext) -> None:
         self._stages.limit.settle(context)
 
-    def _keep(self, context: RequestContext, then: Then) -> None:
+    def _keep(self, context: RequestContext) -> None:
         self._stages.store(context)
 
-    def _book(self, context: RequestContext, then: Then) -> None:
-        self._stages.bill.settle(context, partial(self._booked, context, then))
+    def _all_booked(self, endings: "Sequence[_Ending]") -> None:
+        """As `_booked` of each whose entry is safe: the answers go out one after the other."""
+        if not self._unlogged:
+            asyncio.get_running_loop().call_soon(self._log_all)
+        self._unlogged.extend([end.context for end in endings])
+        for end in endings:
+            request_id.set(end.context.request.request_id)
+            try:
+                end.then(None)
+            except Exception:  # boundary: as above
+                log.exception("request.not_let_out")
 
     def _booked(self, context: RequestContext, then: Then, failure: BaseException | None) -> None:
         """An answer whose entry is safe is told of when its end is on its way, with others of this turn."""
@@ -457,6 +471,20 @@ class Processor:
         self._stages.store(context)
         self._stages.bill.settle(context, _log_unrecorded)
         self._stages.log(context)
+
+
+class _Ending:
+    """A request that has ended, and what is to be done once its entry is safe, or can't be taken."""
+
+    __slots__ = ("_processor", "context", "then")
+
+    def __init__(self, processor: Processor, context: RequestContext, then: Then) -> None:
+        self._processor = processor
+        self.context = context
+        self.then = then
+
+    def __call__(self, failure: BaseException | None) -> None:
+        self._processor._booked(self.context, self.then, failure)
 
 
 class _Metered:

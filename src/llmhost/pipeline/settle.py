@@ -14,7 +14,10 @@ The line of a batch is booked when its answer is kept, and not before: see `pipe
 """
 
 import asyncio
+import logging
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol, TypeVar
 
 from msgspec import structs
 
@@ -27,10 +30,24 @@ from llmhost.cost.attribution import TrueCosts
 from llmhost.cost.entries import Entry
 from llmhost.cost.pricing import amount_nano
 from llmhost.cost.under_way import Settlements, Then, tell
+from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.tabs import NOTHING_USED, Judging, Tabs
 from llmhost.storage.journal import Slot
 from llmhost.tenants.accounts import Accounts
+
+log = logging.getLogger("llmhost.request")
+
+
+class Ending(Protocol):
+    """A request that has ended. Called, if not told of otherwise, when its entry can't be lost, or why it is."""
+
+    context: RequestContext
+
+    def __call__(self, failure: BaseException | None) -> None: ...
+
+
+SomeEnding = TypeVar("SomeEnding", bound=Ending)
 
 
 class Settle:
@@ -53,7 +70,43 @@ class Settle:
     def __call__(self, context: RequestContext, then: Then) -> None:
         """Book the request; `then` is called in a later turn of the loop, when its entry can't be lost. Without a
         caller there is no account to book to."""
-        entry = self.closed(context)
+        self._end(context, self.closed(context), then)
+
+    def all(
+        self, endings: Sequence[SomeEnding], done: Callable[[Sequence[SomeEnding]], None]
+    ) -> None:
+        """As calling it for each of a few that ended in one moment. Those whose entries are safe are not called: `done`
+        is told of them together."""
+        self._costs.infrastructure.bring_up_to_date()
+        entries: list[Entry] = []
+        slots: list[Slot | None] = []
+        booked: list[SomeEnding] = []
+        for ending in endings:
+            context = ending.context
+            request_id.set(context.request.request_id)
+            try:
+                entry = self.closed(context, is_now=True)
+                if entry is None or context.deferral is not None:
+                    self._end(context, entry, ending)
+                    continue
+            except Exception:  # boundary: as around what an engine tells
+                log.exception("request.not_settled")
+                continue
+            entries.append(entry)
+            slots.append(context.slot)
+            booked.append(ending)
+            context.slot = None
+        if entries:
+            self._settlements.settle_together(entries, slots, booked, done)
+        for ending, entry in zip(booked, entries, strict=True):  # in the same turn: see `book`
+            context = ending.context
+            try:
+                self._charge(context, context.known_caller, entry.amount_nano)
+            except Exception:  # boundary: as above
+                request_id.set(context.request.request_id)
+                log.exception("request.not_settled")
+
+    def _end(self, context: RequestContext, entry: Entry | None, then: Then) -> None:
         slot, deferral = context.slot, context.deferral
         if entry is not None:
             context.slot = None
@@ -63,8 +116,9 @@ class Settle:
             deferral.take(entry, partial(self._book_deferred, context, slot))
         asyncio.get_running_loop().call_soon(then, None)
 
-    def closed(self, context: RequestContext) -> Entry | None:
-        """What a request that has ended is booked by; None where nobody is known to book it to."""
+    def closed(self, context: RequestContext, *, is_now: bool = False) -> Entry | None:
+        """What a request that has ended is booked by; None where nobody is known to book it to. `is_now` says that what
+        pools cost was brought up to date in this moment."""
         judging = self._tabs.take(context.request.request_id)
         is_judged = judging.texts > 0 and self._pays_for_judging(context)
         if is_judged:
@@ -81,7 +135,11 @@ class Settle:
         if judging.embedding is not NOTHING_USED:
             self._add_embedding(context, judging)
         context.costs = self._costs.settle(
-            context.usage, context.ticket, load_id, safety_nano=judging.usage.cost_nano
+            context.usage,
+            context.ticket,
+            load_id,
+            safety_nano=judging.usage.cost_nano,
+            is_now=is_now,
         )
         if context.caller is None:
             return None

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
@@ -15,6 +15,9 @@ AT_ONCE = 64
 
 Hear = Callable[[Any, BaseException | None], None]
 """Told a result, or why there is none."""
+Result = tuple[Any, Exception | None]
+HearAll = Callable[[Sequence[Result]], None]
+"""Told the results of several things, each of which may be why there is none."""
 
 
 class Doorbell:
@@ -22,7 +25,7 @@ class Doorbell:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._ready: deque[tuple[Hear, Any, BaseException | None]] = deque()
+        self._ready: deque[tuple[Hear, Any, BaseException | None, int]] = deque()
         self._has_rung = False
 
     def promise(self) -> "Promise[Any]":
@@ -32,6 +35,10 @@ class Doorbell:
     def errand(self, hear: Hear) -> "Errand":
         """For a result that `hear` is told on the loop, without a future and its turn; called on it."""
         return Errand(self, hear)
+
+    def parcel(self, hear: HearAll) -> "Parcel":
+        """For the results of several things, which `hear` is told on the loop at once; called on it."""
+        return Parcel(self, hear)
 
     def tally(self, count: int) -> "Tally":
         """For the end of so many things; called on the loop."""
@@ -43,9 +50,11 @@ class Doorbell:
         future.add_done_callback(promise.keep)
         return promise.waiter
 
-    def ring(self, hear: Hear, value: Any, error: BaseException | None) -> None:
-        """Bring a result, or an error, from any thread."""
-        self._ready.append((hear, value, error))
+    def ring(
+        self, hear: Hear, value: Any, error: BaseException | None, *, results: int = 1
+    ) -> None:
+        """Bring a result, or an error, from any thread; `results` is of how many things it tells."""
+        self._ready.append((hear, value, error, results))
         # Set here and cleared before the answer below: what comes in between rings once too often, never too seldom.
         if not self._has_rung and not self.loop.is_closed():
             self._has_rung = True
@@ -54,8 +63,10 @@ class Doorbell:
     def _answer(self) -> None:
         self._has_rung = False
         try:
-            for _ in range(min(len(self._ready), AT_ONCE)):
-                hear, value, error = self._ready.popleft()
+            left = AT_ONCE
+            while left > 0 and self._ready:
+                hear, value, error, results = self._ready.popleft()
+                left -= results
                 hear(value, error)
         finally:  # who fails when told is the loop's to log, and others wait for theirs behind him
             if self._ready and not self._has_rung:
@@ -114,6 +125,22 @@ class Errand:
 
     def _told(self, value: object, error: BaseException | None) -> None:
         self._context.run(self._hear, value, error)
+
+
+class Parcel:
+    """What a thread resolves for several things at once, and a function on the loop is told."""
+
+    __slots__ = ("_bell", "_hear")
+
+    def __init__(self, bell: Doorbell, hear: HearAll) -> None:
+        self._bell = bell
+        self._hear = hear
+
+    def set_results(self, results: Sequence[Result]) -> None:
+        self._bell.ring(self._told, results, None, results=len(results))
+
+    def _told(self, results: Sequence[Result], _: BaseException | None) -> None:
+        self._hear(results)
 
 
 class Tally:

@@ -68,6 +68,16 @@ def count_one_more(slots: Iterable[Slot], counter: int) -> None:
             journal._words[slot._at + place] += 1
 
 
+def close_all(slots: Iterable[Slot | None]) -> None:
+    """Each of them that there is: as `close`, without a call."""
+    for slot in slots:
+        if slot is not None:
+            journal, slot._journal = slot._journal, None
+            if journal is not None and journal._fd >= 0:
+                journal._words[slot._at + _STATE] = _FREE
+                journal._free.append(slot._at)
+
+
 class Journal:
     """The slots of one process, which owns the file. Used from one thread, but for `flush`.
 

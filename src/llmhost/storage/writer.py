@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -34,7 +34,7 @@ from llmhost.storage.connect import (
     open_for_writing,
     storage_error,
 )
-from llmhost.storage.doorbell import Doorbell, Errand, Hear, Promise, Tally
+from llmhost.storage.doorbell import Doorbell, Errand, Hear, HearAll, Parcel, Promise, Result, Tally
 from llmhost.storage.schema import Schema, migrate
 
 T = TypeVar("T")
@@ -57,10 +57,12 @@ ROOM_BYTES = 1 << 20
 log = logging.getLogger(__name__)
 
 
-class _Task(msgspec.Struct):  # one is made for every row
+class _Task(msgspec.Struct):  # one is made for every row, but for rows that come together
     work: Work[Any, Any]
-    item: Any
-    future: "Future[Any] | Promise[Any] | Errand | Tally | _Complaint"
+    items: Sequence[Any]
+    """One, which has a future; or several, which have a parcel."""
+    future: "Future[Any] | Promise[Any] | Errand | Tally | _Complaint | None"
+    parcel: "Parcel | _Complaints | None" = None
 
 
 class _Complaint:
@@ -82,7 +84,18 @@ class _Complaint:
         self._complain()
 
 
-_Result = tuple[Any, Exception | None]
+class _Complaints:
+    """The same in place of a parcel."""
+
+    __slots__ = ("_complain",)
+
+    def __init__(self, complain: Callable[[], None]) -> None:
+        self._complain = complain
+
+    def set_results(self, results: Sequence[Result]) -> None:
+        for _, failure in results:
+            if failure is not None:
+                self._complain()
 
 
 class Writer:
@@ -122,6 +135,8 @@ class Writer:
         """Whoever comes need wake nobody: it is looked at in a moment."""
         self._on_commit = on_commit
         self._waiting: deque[_Task] = deque()
+        self._items = 0
+        """Of all that wait."""
         self._turn = (
             threading.RLock()
         )  # taken by itself, since a condition's own way to it is in Python
@@ -160,7 +175,7 @@ class Writer:
     @property
     def waiting(self) -> int:
         """Jobs accepted and not yet begun."""
-        return len(self._waiting)
+        return self._items
 
     def submit(self, job: Job[T]) -> Future[T]:
         """Queue a job; its future has the job's result once that is committed, and can't be cancelled.
@@ -176,24 +191,29 @@ class Writer:
         handed to it at once, and it returns a result for each."""
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()  # whoever stops waiting, what was accepted is carried out
-        self._enqueue(_Task(work, item, future))
+        self._enqueue(_Task(work, (item,), future))
         return future
 
     def append_here(self, work: Work[Item, T], item: Item) -> asyncio.Future[T]:
         """As `append`, for the running event loop alone. Cancelling the wait does not cancel the work."""
         promise = self._bell().promise()
-        self._enqueue(_Task(work, item, promise))
+        self._enqueue(_Task(work, (item,), promise))
         return promise.waiter
 
     def append_then(self, work: Work[Item, T], item: Item, hear: Hear) -> None:
         """As `append_here`, without a future: `hear` is told the result, or the error, in a later turn of the loop."""
-        self._enqueue(_Task(work, item, self._bell().errand(hear)))
+        self._enqueue(_Task(work, (item,), self._bell().errand(hear)))
+
+    def append_together(self, work: Work[Item, T], items: Sequence[Item], hear: HearAll) -> None:
+        """As `append_then` of each item, in one commit, and `hear` is told all their results at once. There are few,
+        and one at least. Raises Overloaded, with none of them accepted."""
+        self._enqueue(_Task(work, items, None, self._bell().parcel(hear)))
 
     def append_all_here(self, work: Work[Item, T], items: Sequence[Item]) -> asyncio.Future[None]:
         """As `append_here` of each item, and one future for the end of all. There is at least one. Raises Overloaded,
         with none of them accepted."""
         tally = self._bell().tally(len(items))
-        self._enqueue(*[_Task(work, item, tally) for item in items])
+        self._enqueue(*[_Task(work, (item,), tally) for item in items])
         return tally.waiter
 
     def tell(
@@ -205,31 +225,31 @@ class Writer:
     ) -> None:
         """As `append`, for nobody who waits; `complain` is called on another thread if it could not be stored, and
         `stored` if it could."""
-        self._enqueue(_Task(work, item, _Complaint(complain, stored)))
+        self._enqueue(_Task(work, (item,), _Complaint(complain, stored)))
 
     def tell_all(
         self, work: Work[Item, T], items: Sequence[Item], complain: Callable[[], None]
     ) -> None:
         """As `tell` of each item, with one look at the queue. Raises Overloaded, with none of them accepted."""
         if items:
-            complaint = _Complaint(complain)
-            self._enqueue(*[_Task(work, item, complaint) for item in items])
+            self._enqueue(_Task(work, items, None, _Complaints(complain)))
 
     def _enqueue(self, *tasks: "_Task") -> None:
         with self._turn:
             if self._is_closing:
                 raise Overloaded("The server is stopping and records nothing more.")
-            waiting = len(self._waiting)
-            if waiting + len(tasks) > self._max_queue:
+            waiting, items = self._items, sum([len(task.items) for task in tasks])
+            if waiting + items > self._max_queue:
                 raise Overloaded(
                     f"{self._max_queue} records are waiting to be written to {self.path.name}, which is the limit."
                     " Try again in a second.",
                     retry_after_s=1.0,
                 )
             self._waiting.extend(tasks)
+            self._items = waiting + items
             # Whoever gathers need not hear of each.
             is_first = not waiting and not self._is_pausing
-            if is_first or waiting < MAX_GROUP <= waiting + len(tasks):
+            if is_first or waiting < MAX_GROUP <= waiting + items:
                 self._changed.notify()
 
     async def run(self, job: Job[T]) -> T:
@@ -280,14 +300,19 @@ class Writer:
                 self._pause()
             timeout = None if self._health is None else PROBE_S
             if not self._changed.wait_for(lambda: self._waiting or self._is_closing, timeout):
-                return [_Task(self._probe, None, Future())]
+                return [_Task(self._probe, (None,), Future())]
             if self._linger_s:
                 self._changed.wait_for(self._is_due, self._linger_s)
-            count = min(len(self._waiting), MAX_GROUP)
+            group, count = [], 0
+            while self._waiting and count < MAX_GROUP:
+                task = self._waiting.popleft()
+                group.append(task)
+                count += len(task.items)
+            self._items -= count
             self._is_busy = count >= BUSY_GROUP
             if self._pace_s and count > 1:
                 self._due_s = time.monotonic() + self._pace_s
-            return [self._waiting.popleft() for _ in range(count)]
+            return group
 
     def _pause(self) -> None:
         """Let the next group gather."""
@@ -304,14 +329,14 @@ class Writer:
         """Go on for as long as more come: whoever waits may be all that there are."""
         until_s = time.monotonic() + 2 * self._pace_s
         while time.monotonic() < until_s:
-            count = len(self._waiting)
+            count = self._items
             if not 0 < count < FULL_GROUP or self._changed.wait_for(self._is_due, self._pace_s / 2):
                 return
-            if len(self._waiting) == count:
+            if self._items == count:
                 return
 
     def _is_due(self) -> bool:
-        return self._is_closing or len(self._waiting) >= MAX_GROUP
+        return self._is_closing or self._items >= MAX_GROUP
 
     def _commit(self, connection: Connection, group: Sequence[_Task]) -> None:
         try:
@@ -325,15 +350,11 @@ class Writer:
             self._on_commit(connection)
         failures = [error for _, error in results if isinstance(error, StorageFailed)]
         self._note(failures[-1] if failures else None)
-        for task, (value, failure) in zip(group, results, strict=True):
-            if failure is None:
-                task.future.set_result(value)
-            else:
-                task.future.set_exception(failure)
+        _tell_all(group, results)
 
-    def _attempt_all(self, connection: Connection, group: Sequence[_Task]) -> list[_Result]:
+    def _attempt_all(self, connection: Connection, group: Sequence[_Task]) -> list[Result]:
         parts = [
-            (work, [task.item for task in tasks])
+            (work, list(chain.from_iterable([task.items for task in tasks])))
             for work, tasks in groupby(group, key=lambda task: task.work)
         ]
         if (
@@ -348,14 +369,14 @@ class Writer:
                     raise StorageFailed(self.path, error) from error
                 connection.execute("ROLLBACK")
                 connection.execute("BEGIN IMMEDIATE")
-        results: list[_Result] = []
+        results: list[Result] = []
         for work, items in parts:
             results += self._attempt(connection, work, items)
         return results
 
     def _attempt(
         self, connection: Connection, work: Work[Any, Any], items: list[Any]
-    ) -> list[_Result]:
+    ) -> list[Result]:
         """A value or an error for each item, with nothing left behind of those that failed.
 
         Raises StorageFailed when a failure ended the transaction, and everybody's work with it.
@@ -387,8 +408,8 @@ class Writer:
                 connection.execute("ROLLBACK")
         except sqlite3.Error as second:
             log.warning("storage.rollback_failed file=%s error=%s", self.path.name, second)
-        for task in group:
-            task.future.set_exception(StorageFailed(self.path, cause))
+        failures = [StorageFailed(self.path, cause) for task in group for _ in task.items]
+        _tell_all(group, [(None, failure) for failure in failures])
 
     def _note(self, failure: Exception | None) -> None:
         before, self._health = self._health, failure
@@ -413,7 +434,25 @@ class Writer:
             log.warning("storage.checkpoint_failed file=%s error=%s", self.path.name, error)
 
 
-def _results(work: Work[Any, Any], items: Sequence[Any], connection: Connection) -> list[_Result]:
+def _tell_all(group: Sequence[_Task], results: Sequence[Result]) -> None:
+    """Each task its own, of the results of all their items."""
+    at = 0
+    for task in group:
+        until = at + len(task.items)
+        if task.future is None:
+            assert task.parcel is not None
+            task.parcel.set_results(results[at:until])
+        else:
+            value, failure = results[at]
+            if failure is None:
+                task.future.set_result(value)
+            else:
+                task.future.set_exception(failure)
+        at = until
+    assert at == len(results), "a result for each item"
+
+
+def _results(work: Work[Any, Any], items: Sequence[Any], connection: Connection) -> list[Result]:
     values = work(connection, items)
     if len(values) != len(items):
         raise RuntimeError(f"{work} gave {len(values)} results for {len(items)} items")

@@ -58,6 +58,19 @@ def test_those_who_come_together_bear_what_each_would() -> None:
     assert together.host.error_nano == 0 and together.host.open_nano == 0
 
 
+def test_those_who_leave_in_one_moment_bear_what_each_would() -> None:
+    clock = at("2026-01-01T00:00Z")
+    rates = NodeRates(host=Rate(3_600 * 10**9, HOUR_NS))
+    together, alone = Infrastructure(rates, clock), Infrastructure(rates, clock)
+    tickets = list(zip(together.join_all(3), alone.join_all(3), strict=True))
+    clock.advance(6)
+    together.bring_up_to_date()
+    for one, other in tickets:
+        assert together.leave(one, is_now=True) == alone.leave(other) == 2 * 10**9
+    for pools in (together, alone):
+        assert pools.host.error_nano == 0 and pools.host.open_nano == 0
+
+
 def test_bytes_are_shared_by_those_who_are_there_while_they_are_sent() -> None:
     sent = [0]
     pools = Infrastructure(

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,76 @@ async def test_entries_that_can_not_be_settled_together_are_settled_each(
     till.settlements.hand_over()
     await until(lambda: len(till.rows) == 2)
     await until(lambda: not till.settlements.under_way)
+
+
+def ending(told: list[Any], number: int) -> Callable[[BaseException | None], None]:
+    return lambda failure: told.append((number, failure))
+
+
+async def together(till: Till, entries: Sequence[Any]) -> tuple[list[int], list[Any]]:
+    """Settle them with one wish: the places of those that are safe, and what the others are told."""
+    failed: list[Any] = []
+    safe: list[int] = []
+    thens = [ending(failed, place) for place in range(len(entries))]
+    slots = [till.settlements.begin(under_way(place)) for place in range(len(entries))]
+    till.settlements.settle_together(
+        entries, slots, thens, lambda taken: safe.extend(map(thens.index, taken))
+    )
+    assert (safe, failed) == ([], []), "nobody is told in the same turn"
+    await until(lambda: len(safe) + len(failed) == len(entries))
+    return safe, failed
+
+
+async def test_what_ends_together_is_settled_by_one_wish(till: Till) -> None:
+    assert await together(till, [entry(number) for number in range(3)]) == ([0, 1, 2], [])
+    assert [row["request_id"] for row in till.rows] == ["req_0", "req_1", "req_2"]
+    assert till.settlements.under_way == 0
+    assert till.restart() == 0
+
+
+async def test_of_what_ends_together_one_that_can_never_be_fails_alone(till: Till) -> None:
+    safe, failed = await together(till, [entry(0), entry(1, output_tokens=-1), entry(2)])
+    assert safe == [0, 2]
+    assert [number for number, _ in failed] == [1]
+    assert "CHECK" in str(failed[0][1])
+    assert [row["request_id"] for row in till.rows] == ["req_0", "req_2"]
+    assert till.restart() == 0
+
+
+async def test_what_finds_no_room_together_is_settled_each(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(entries: Any, hear: Any) -> None:
+        raise Overloaded("full")
+
+    monkeypatch.setattr(till.books.ledger, "settle_together", full)
+    safe, told = await together(till, [entry(number) for number in range(3)])
+    assert (safe, told) == ([], [(0, None), (1, None), (2, None)])
+    assert len(till.rows) == 3
+    assert till.settlements.under_way == 0
+
+
+async def test_what_the_disk_refuses_together_is_kept_and_tried_again_each(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmhost.cost.under_way.RETRY_S", 0.0)
+    ledger = till.books.ledger
+    settle = ledger.settle
+
+    async def failing(entry: Any) -> Any:
+        raise disk_full()
+
+    with monkeypatch.context() as patch:
+        settle_by(patch, ledger, lambda entry: asyncio.ensure_future(failing(entry)))
+        safe, told = await together(till, [entry(number) for number in range(3)])
+    assert (safe, sorted(told)) == ([], [(0, None), (1, None), (2, None)])
+    assert (till.settlements.unsettled, till.rows) == (3, [])
+    assert ledger.settle == settle
+    trying = asyncio.create_task(till.settlements.keep_trying())
+    await until(lambda: not till.settlements.unsettled)
+    trying.cancel()
+    assert len(till.rows) == 3
+    assert till.restart() == 0
 
 
 async def test_without_a_slot_what_the_disk_refuses_is_told(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.unit.cost.settling import then_by
+from tests.unit.cost.settling import then_by, together_by
 
 from llmhost.config.schema.engines import FakeOptions
 from llmhost.config.schema.models import ModelSpec
@@ -134,10 +134,11 @@ def slow_ledger(host: TestHost) -> Iterator[SlowLedger]:
     ledger: Any = slow._ledger
     ledger.record, ledger.settle = slow.record, slow.settle
     ledger.settle_then = then_by(slow.settle)
+    ledger.settle_together = together_by(slow.settle)
     try:
         yield slow
     finally:
-        del ledger.record, ledger.settle, ledger.settle_then
+        del ledger.record, ledger.settle, ledger.settle_then, ledger.settle_together
 
 
 def asks(text: str = "hello world", **facts: Any) -> GenerationRequest:

@@ -534,11 +534,11 @@ async def test_one_that_can_not_be_settled_costs_no_other_its_end(
         lost, kept, other = [await one.open(text) for text in ("a", "b", "c")]
         keep, turns = processor._keep, list[str]()
 
-        def failing(context: Any, then: Any) -> None:
+        def failing(context: Any) -> None:
             turns.append(context.request.request_id)
             if context is lost.context:
                 raise RuntimeError("broken")
-            keep(context, then)
+            keep(context)
 
         monkeypatch.setattr(processor, "_keep", failing)
         one.held.go()

@@ -228,7 +228,7 @@ async def test_rows_of_one_turn_are_handed_over_together_and_none_is_left_behind
     enqueue = writer._enqueue
 
     def counted(*tasks: Any) -> None:
-        looks.append(len(tasks))
+        looks.append(sum(len(task.items) for task in tasks))
         enqueue(*tasks)
 
     monkeypatch.setattr(writer, "_enqueue", counted)
@@ -250,9 +250,10 @@ async def test_of_rows_that_are_too_many_for_the_queue_those_are_taken_that_fit(
 
     def crowded(*tasks: Any) -> None:
         nonlocal room
-        if len(tasks) > room:
+        rows = sum(len(task.items) for task in tasks)
+        if rows > room:
             raise Overloaded("full")
-        room -= len(tasks)
+        room -= rows
         enqueue(*tasks)
 
     monkeypatch.setattr(writer, "_enqueue", crowded)

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -145,3 +146,36 @@ async def test_who_fails_when_told_holds_up_nobody(bell: Doorbell) -> None:
     await asyncio.to_thread(lambda: (bell.errand(fail).set_result(1), waiter.set_result(2)))
     assert await waiter.waiter == 2
     assert [type(failure) for failure in failures] == [KeyError]
+
+
+async def test_a_parcel_is_told_of_once_with_all_results(bell: Doorbell) -> None:
+    told: list[Any] = []
+    done = asyncio.Event()
+
+    def hear(results: Sequence[Any]) -> None:
+        told.append((list(results), threading.current_thread()))
+        done.set()
+
+    parcel, why = bell.parcel(hear), ValueError("no")
+    await asyncio.to_thread(parcel.set_results, [(7, None), (None, why)])
+    await done.wait()
+    assert told == [([(7, None), (None, why)], threading.current_thread())]
+
+
+async def test_parcels_count_by_what_is_in_them_and_let_others_in_between(bell: Doorbell) -> None:
+    told: list[str] = []
+    done = asyncio.Event()
+
+    def first(_: Sequence[Any]) -> None:
+        told.append("a")
+        bell.loop.call_soon(told.append, "another")
+
+    def last(value: object, error: BaseException | None) -> None:
+        told.append("c")
+        done.set()
+
+    for parcel in (bell.parcel(first), bell.parcel(lambda _: told.append("b"))):
+        parcel.set_results([(None, None)] * AT_ONCE)
+    bell.errand(last).set_result(None)
+    await done.wait()
+    assert told == ["a", "another", "b", "c"]

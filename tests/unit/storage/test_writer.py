@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,81 @@ def test_one_bad_item_fails_alone_among_a_hundred(writer: Writer, path: Path, ba
     assert failed == [bad]
     assert isinstance(futures[bad].exception(), sqlite3.IntegrityError)
     assert texts(path) == ["taken", *(str(i) for i in range(100) if i != bad)]
+
+
+async def told_of(writer: Writer, parcels: Sequence[Sequence[str]]) -> list[list[Any]]:
+    """The results of parcels that are in one group."""
+    told: dict[int, list[Any]] = {}
+    done = asyncio.Event()
+
+    def hear(place: int, results: Sequence[Any]) -> None:
+        told[place] = list(results)
+        if len(told) == len(parcels):
+            done.set()
+
+    with held(writer):
+        for place, parcel in enumerate(parcels):
+            writer.append_together(note_all, parcel, partial(hear, place))
+    await asyncio.wait_for(done.wait(), 10)
+    return [told[place] for place in range(len(parcels))]
+
+
+async def test_what_comes_together_is_told_together(writer: Writer, path: Path) -> None:
+    assert await told_of(writer, ["abc", "d"]) == [[(4, None)] * 3, [(4, None)]]
+    assert texts(path) == list("abcd")
+    assert writer.waiting == 0
+
+
+async def test_one_bad_item_of_a_parcel_fails_alone(writer: Writer, path: Path) -> None:
+    writer.submit(note("taken")).result(10)
+    first, second = await told_of(writer, [["a", "taken", "b"], ["c"]])
+    assert [failure is None for _, failure in (*first, *second)] == [True, False, True, True]
+    assert isinstance(first[1][1], sqlite3.IntegrityError)
+    assert texts(path) == ["taken", "a", "b", "c"]
+
+
+async def test_where_the_commit_fails_each_item_of_a_parcel_has_failed(
+    writer: Writer, path: Path
+) -> None:
+    def broken(connection: Connection) -> None:
+        connection.execute("COMMIT")
+        raise Conflict("no")
+
+    done = asyncio.Event()
+    told: list[Any] = []
+
+    def hear(results: Sequence[Any]) -> None:
+        told.extend(results)
+        done.set()
+
+    with held(writer):
+        writer.append_together(note_all, ["a", "b"], hear)
+        ended = writer.submit(broken)
+    await asyncio.wait_for(done.wait(), 10)
+    assert isinstance(ended.exception(10), StorageFailed)
+    assert [type(failure) for _, failure in told] == [StorageFailed] * 2
+
+
+async def test_of_a_parcel_that_finds_no_room_nothing_is_taken(path: Path) -> None:
+    with Writer(path, migrations=[NOTES], max_queue=3) as writer:
+        with held(writer):
+            kept = writer.append(note_all, "a")
+            with pytest.raises(Overloaded):
+                writer.append_together(note_all, ["b", "c", "d"], lambda _: None)
+            assert writer.waiting == 1
+            also = writer.append(note_all, "e")
+        assert (kept.result(10), also.result(10)) == (2, 2)
+    assert texts(path) == ["a", "e"]
+
+
+async def test_rows_of_parcels_count_for_the_size_of_a_group(writer: Writer, path: Path) -> None:
+    parcel, count = 32, MAX_GROUP // 32 + 2
+    names = [[f"{n}/{i}" for i in range(parcel)] for n in range(count)]
+    told = await told_of(writer, names)
+    sizes = {size for results in told for size, _ in results}
+    assert max(sizes) < MAX_GROUP + parcel
+    assert len(sizes) == 2
+    assert texts(path) == [name for each in names for name in each]
 
 
 def test_where_several_wait_the_next_group_gathers(path: Path) -> None:
