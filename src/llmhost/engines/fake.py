@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
@@ -47,6 +48,7 @@ LIKING, FALL = 10.0, 2.0
 """Logit of the favourite word, and what is taken for each e-fold in the order after it: with 4,096 words the
 favourite has a probability of 0.61 and the last word one of 4e-8."""
 
+_packed = Struct("<I").pack
 Logits = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
@@ -55,7 +57,7 @@ def _blank(count: int) -> "array[int]":
 
 
 def _advance(state: int, token: int) -> int:
-    return crc32(token.to_bytes(4, "little"), state)
+    return crc32(_packed(token), state)
 
 
 def fake_answer(prompt: Iterable[int], count: int, vocab: int) -> list[int]:
@@ -175,7 +177,7 @@ class FakeRunner:
             offset = start % size
             at = blocks[start // size] * size + offset
             before = at - 1 if offset else (blocks[start // size - 1] + 1) * size - 1
-            states[at] = state = crc32(token.to_bytes(4, "little"), states[before])
+            states[at] = state = crc32(_packed(token), states[before])
             drawn.append(state % vocab)
         return drawn
 
@@ -224,7 +226,7 @@ class FakeRunner:
         before = row.start - 1
         state = states[blocks[before // size] * size + before % size] if row.start else 0
         # As `_advance` for each, without a call and in one go.
-        fed = [state := crc32(token.to_bytes(4, "little"), state) for token in row.tokens]
+        fed = [state := crc32(_packed(token), state) for token in row.tokens]
         at, end = row.start, row.start + len(fed)
         while at < end:  # block by block
             upto = min(at - at % size + size, end)

@@ -77,6 +77,21 @@ class SequenceKv:
             about_to.update(coming)
         return places
 
+    def look_up_all(self, sequences: Iterable[Sequence]) -> bool:
+        """`look_up` for those of one plan. False where one of them has to wait."""
+        about_to: set[int] = set()
+        last: Sequence | None = None
+        for sequence in sequences:
+            if last is not None and _are_alike(sequence, last):
+                sequence.found = last.found
+                continue
+            places = self.look_up(sequence, about_to)
+            if places is None:
+                return False
+            is_all_known = len(places) == len(sequence.spec.prompt) // self.books.block_tokens
+            last = sequence if is_all_known else None
+        return True
+
     def begin(self, admitted: Iterable[Sequence]) -> None:
         """Have admitted sequences go on after what was found of them when they were looked up."""
         books = self.books
@@ -158,3 +173,14 @@ class SequenceKv:
         """Texts are shared within a scope and an adapter, and without the cache among one request's choices."""
         scope = (spec.cache_scope or spec.tenant) if self._is_kept else spec.request_id
         return f"{scope}\0{spec.adapter or ''}"
+
+
+def _are_alike(one: Sequence, other: Sequence) -> bool:
+    """The same is found of them: choices of one request, or of one that came again."""
+    prompt = one.spec.prompt
+    return (
+        prompt is other.spec.prompt
+        and one.salt == other.salt
+        and (one.is_plain and other.is_plain)
+        and len(one.tokens) == len(other.tokens) == len(prompt)
+    )

@@ -35,16 +35,11 @@ def begin_together(
     room = kv.books.free - int(kv.books.total * limits.watermark_share)
     if sum([-(-tokens // size) for tokens in lengths]) > room:  # perhaps not, with what is known
         return None
-    about_to: set[int] = set()
-    may_be_on_host = kv.books.host.used > 0
     for sequence, tokens in zip(line, lengths, strict=True):
         if sequence.is_atomic or tokens >= sequence.halts_at:
             return None
-        places = kv.look_up(sequence, about_to)
-        if places is None:  # it waits for another
-            return None
-        if may_be_on_host and any(place.is_on_host for place in places):
-            return None
+    if kv.books.host.used or not kv.look_up_all(line):
+        return None
     waiting.clear()
     kv.begin(line)
     return line

@@ -91,7 +91,8 @@ class WaitingQueue:
         line: list[Sequence] = []
         last: _Line | None = None
         for sequence in sequences:
-            name = _line_of(sequence)
+            spec = sequence.spec
+            name = (spec.priority, sequence.was_preempted, spec.tenant)  # as `_line_of`
             if name != last:
                 line, last = self._lines.setdefault(name, []), name
             if not line or line[-1].key < sequence.key:

@@ -21,6 +21,8 @@ from llmhost.schedule.sequence import Sequence
 BLOCK_TOKENS = 4
 BLOCKS = 24
 ENDS = frozenset({9})
+PROMPTS = [tuple(range(10, 10 + length)) for length in range(11)]
+"""Whoever has the same has the same object, as choices of one request do."""
 STEP_NS, STEP_NANO = 1_000_003, 7_001
 
 act = st.one_of(
@@ -111,7 +113,7 @@ def spec(seq_id: int, prompt: int, answer: int) -> SequenceSpec:
         request_id=f"req_{seq_id}",
         index=0,
         model=ModelRef("m", 1),
-        prompt=tuple(range(10, 10 + prompt)),
+        prompt=PROMPTS[prompt],
         sampling=Sampling(),
         seed=seq_id,
         max_new_tokens=answer,
