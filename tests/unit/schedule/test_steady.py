@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import structs
 from tests.unit.schedule.kit import SpelledWatch
@@ -27,7 +27,7 @@ STEP_NS, STEP_NANO = 1_000_003, 7_001
 
 act = st.one_of(
     st.tuples(st.just("add"), st.integers(1, 9), st.integers(1, 12)),
-    st.tuples(st.just("come"), st.integers(1, 7), st.integers(1, 12)),
+    st.tuples(st.just("come"), st.integers(1, 6), st.integers(1, 12)),
     st.tuples(st.just("cancel"), st.integers(0, 5), st.just(0)),
     st.tuples(st.just("allow"), st.integers(0, 5), st.integers(1, 6)),
     st.tuples(st.just("step"), st.integers(0, 11), st.integers(0, 11)),
@@ -62,7 +62,7 @@ class Run:
             self._ids += 1
             self._hear(self.scheduler.add(self._ids, spec(self._ids, one, other), SpelledWatch()))
         elif name == "come":
-            self._come([spec(self._ids + at, one + at, other) for at in (1, 2, 3)])
+            self._come(one, one + BLOCK_TOKENS * (other % 2), other)
         elif name == "cancel":
             self._hear(self.scheduler.cancel(one))
         elif name == "allow":
@@ -71,7 +71,13 @@ class Run:
             for _ in range(other if name == "steps" else 1):
                 self._step(one, 0 if name == "steps" else other)
 
-    def _come(self, specs: list[SequenceSpec]) -> None:
+    def _come(self, prompt: int, longer: int, answer: int) -> None:
+        """Three of one tenant: two that may share what is known, and one that shares with nobody."""
+        asked = [(prompt, "acme"), (longer, "acme"), (prompt, f"team {self._ids}")]
+        specs = [
+            structs.replace(spec(seq_id, length, answer), tenant="acme", cache_scope=scope)
+            for seq_id, (length, scope) in enumerate(asked, self._ids + 1)
+        ]
         started = [Sequence.start(each.seed, each, SpelledWatch()) for each in specs]
         self._ids += len(specs)
         for group in [[one] for one in started] if self._is_let_in_alone else [started]:
@@ -124,6 +130,7 @@ def spec(seq_id: int, prompt: int, answer: int) -> SequenceSpec:
     )
 
 
+@example([("come", 5, 1), ("steps", 0, 8), ("come", 5, 2), ("steps", 0, 8)] * 2, False, 2)
 @given(st.lists(act, max_size=60), st.booleans(), st.sampled_from([2, steady.SPLIT_TOGETHER]))
 def test_both_ways_have_the_same_outcome(
     acts: list[tuple[str, int, int]], is_looked_at: bool, together: int
