@@ -8,12 +8,11 @@ import asyncio
 import inspect
 import logging
 import reprlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llmhost.core.errors import ConfigError, LlmhostError
-from llmhost.hooks.check import hook_arguments
 from llmhost.hooks.registry import Implementation, Plugins
 from llmhost.hooks.spec import Kind
 
@@ -60,14 +59,12 @@ async def ask(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
                 opinion = await attempt(plugins, implementation, facts)
             else:
                 args = [facts[name] for name in implementation.argnames]
-                opinion = _called_here(
-                    plugins.timer, implementation, implementation.function, *args
-                )
+                opinion = called_here(plugins.timer, implementation, implementation.function, *args)
                 if opinion is None:
                     continue
                 opinion = await _heard(plugins, implementation, facts, opinion)
         except HookFailed as failure:
-            if (assumed := _meaning(implementation, failure)) is not None:
+            if (assumed := meaning(implementation, failure)) is not None:
                 return assumed
             continue
         if opinion is not None:
@@ -75,75 +72,12 @@ async def ask(plugins: Plugins, hook: str, **facts: object) -> Answer | None:
     return None
 
 
-class NotNow(Exception):
-    """Somebody has to be waited for, or failed: `ask` deals with that."""
-
-
-def ask_now(plugins: Plugins, hook: str, *facts: object) -> Answer | None:
-    """As `ask`, of plugins that answer at once; `facts` are all of the hook's, in its order. Raises NotNow, and then
-    has to be asked again."""
-    timer = plugins.timer
-    for implementation in plugins.lists.get(hook, ()):
-        if implementation.is_async or implementation.workers is not None or plugins.trace:
-            raise NotNow
-        started = timer()
-        try:
-            opinion = implementation.given(facts)
-        except RAISED as error:
-            _note_failure(implementation, error)
-            raise NotNow from None
-        finally:
-            took_s = timer() - started
-            if implementation.stats.took_is_slow(took_s, SLOW_S):
-                _move_away(implementation, took_s)
-        if opinion is not None:
-            try:
-                return _answer_now(implementation, facts, opinion)
-            except HookFailed:
-                raise NotNow from None
-    return None
-
-
-def ask_once(plugins: Plugins, hook: str, *facts: object) -> Answer | None:
-    """As `ask_now`, and what a failure means is what `ask` says. Raises NotNow, and nobody was asked then, but a plain
-    function that handed out something to wait for: which that is, is known the next time."""
-    implementations = plugins.lists.get(hook, ())
-    for implementation in implementations:
-        if implementation.is_async or implementation.workers is not None or plugins.trace:
-            raise NotNow
-    for implementation in implementations:
-        try:
-            opinion = _called_here(plugins.timer, implementation, implementation.given, facts)
-            if opinion is not None:
-                return _answer_now(implementation, facts, opinion)
-        except HookFailed as failure:
-            if (assumed := _meaning(implementation, failure)) is not None:
-                return assumed
-    return None
-
-
-def _answer_now(implementation: Implementation, facts: Sequence[object], opinion: object) -> Answer:
-    """An opinion that is one. Raises NotNow where it has to be waited for, and HookFailed where it is none."""
-    if inspect.isawaitable(opinion):
-        implementation.is_async = True
-        if inspect.iscoroutine(opinion):
-            opinion.close()
-        elif isinstance(opinion, asyncio.Future):
-            opinion.add_done_callback(_forget)
-            opinion.cancel()
-        raise NotNow
-    named = dict(zip(hook_arguments(implementation.hook), facts, strict=False))
-    if (complaint := implementation.rule.complaint(opinion, named)) is not None:
-        raise _failed(implementation, TypeError(complaint))
-    return Answer(implementation.plugin, opinion)
-
-
-def _failed(implementation: Implementation, error: BaseException) -> HookFailed:
-    _note_failure(implementation, error)
+def failed(implementation: Implementation, error: BaseException) -> HookFailed:
+    note_failure(implementation, error)
     return HookFailed(f"{implementation.hook} of {implementation.plugin}")
 
 
-def _meaning(implementation: Implementation, failure: HookFailed) -> Answer | None:
+def meaning(implementation: Implementation, failure: HookFailed) -> Answer | None:
     """What its rule makes of a failure: an answer, or nothing. Raises it where it says so."""
     rule = implementation.rule
     if rule.raises is not None:
@@ -162,7 +96,7 @@ def collect(plugins: Plugins, hook: str) -> list[Registered]:
         try:
             implementation.function(*([items.append] if implementation.argnames else []))
         except RAISED as error:
-            _note_failure(implementation, error)
+            note_failure(implementation, error)
             if implementation.rule.raises is not None:
                 raise _start_failure(implementation, error) from error
             continue
@@ -218,7 +152,7 @@ async def attempt(
             if complaint is not None:
                 raise TypeError(complaint)
     except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
-        raise _failed(implementation, error) from error
+        raise failed(implementation, error) from error
     finally:
         took_s = plugins.timer() - started
         implementation.stats.took(took_s)
@@ -233,7 +167,7 @@ async def attempt(
     return opinion
 
 
-def _called_here(
+def called_here(
     timer: Callable[[], float],
     implementation: Implementation,
     function: Callable[..., Any],
@@ -244,11 +178,11 @@ def _called_here(
     try:
         opinion = function(*args)
     except RAISED as error:
-        raise _failed(implementation, error) from error
+        raise failed(implementation, error) from error
     finally:
         took_s = timer() - started
         if implementation.stats.took_is_slow(took_s, SLOW_S):
-            _move_away(implementation, took_s)
+            move_away(implementation, took_s)
     return opinion
 
 
@@ -270,7 +204,7 @@ async def _heard(
             if complaint is not None:
                 raise TypeError(complaint)
     except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
-        raise _failed(implementation, error) from error
+        raise failed(implementation, error) from error
     return opinion
 
 
@@ -287,7 +221,7 @@ async def _within(awaitable: Awaitable[Any], timeout_s: float) -> Any:
             raise TimedOut(f"no answer within {timeout_s:g} s")
     finally:
         if not task.done():
-            task.add_done_callback(_forget)
+            task.add_done_callback(forget)
             task.cancel()
     try:
         return task.result()
@@ -300,7 +234,7 @@ def _cancelled() -> RuntimeError:
     return RuntimeError("it was cancelled from within")
 
 
-def _forget(task: "asyncio.Future[Any]") -> None:
+def forget(task: "asyncio.Future[Any]") -> None:
     """Look at the outcome that nobody waits for, so that asyncio does not complain about it."""
     if not task.cancelled():
         task.exception()
@@ -309,10 +243,10 @@ def _forget(task: "asyncio.Future[Any]") -> None:
 def _note_time(implementation: Implementation, took_s: float) -> None:
     """A plain function that blocks the loop is called in a thread from then on."""
     if implementation.stats.is_slow(took_s, SLOW_S):
-        _move_away(implementation, took_s)
+        move_away(implementation, took_s)
 
 
-def _move_away(implementation: Implementation, took_s: float) -> None:
+def move_away(implementation: Implementation, took_s: float) -> None:
     implementation.move_to_threads()
     log.warning(
         "hook.slow hook=%s plugin=%s took_ms=%.1f limit_ms=%g why=%s",
@@ -324,7 +258,7 @@ def _move_away(implementation: Implementation, took_s: float) -> None:
     )
 
 
-def _note_failure(implementation: Implementation, error: BaseException) -> None:
+def note_failure(implementation: Implementation, error: BaseException) -> None:
     """One line each time; the first comes with its traceback, which is for the plugin's author."""
     stats = implementation.stats
     is_first = stats.errors + stats.timeouts == 0

@@ -43,6 +43,16 @@ class CallStats:
         self._mean_s = mean_s
         return mean_s > limit_s
 
+    def took_all_is_slow(self, taken_s: list[float], limit_s: float) -> bool:
+        """The same of several calls, after the last of them."""
+        self.calls += len(taken_s)
+        self._durations.extend(taken_s)
+        mean_s = self._mean_s
+        for took_s in taken_s:
+            mean_s += WEIGHT * ((took_s if took_s < MOST_S else MOST_S) - mean_s)
+        self._mean_s = mean_s
+        return mean_s > limit_s
+
     def took_longer(self, seconds: float) -> None:
         """The call that was noted last was not over then."""
         self._durations[-1] += seconds

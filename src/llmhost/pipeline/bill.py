@@ -20,12 +20,13 @@ from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import Price, Rates, factor_of
 from llmhost.cost.shares import Share
 from llmhost.cost.under_way import Settlements
-from llmhost.hooks.call import ask, ask_now
+from llmhost.hooks.call import Answer, ask
+from llmhost.hooks.now import NotNow, ask_each_now, ask_now
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import DIMENSIONS
 from llmhost.hooks.spec import Price as Quote
 from llmhost.pipeline.admission import size_of, under_way
-from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.context import RequestContext, each_named
 from llmhost.pipeline.estimate import Estimate, estimate_of
 from llmhost.pipeline.settle import Settle
 from llmhost.pipeline.spending import Spending
@@ -242,14 +243,34 @@ class Bill:
 
     def price_now(self, context: RequestContext, listed: Price | None) -> bool:
         """Find the price of one that runs; False where it has to be waited for. Raises NotNow."""
-        full = listed
+        answer = None
         if self._plugins.has("quote_price"):
-            answer = ask_now(self._plugins, "quote_price", *self._offered(context, full or FREE))
-            if answer is not None:
-                key = (context.known_deployment.entry.name, answer.plugin, answer.opinion)
-                if (full := self._quotes.get(key)) is None:
-                    return False
-        context.price = full
+            answer = ask_now(self._plugins, "quote_price", *self._offered(context, listed or FREE))
+        return self._take_quote(context, listed, answer)
+
+    def priced_now(
+        self, contexts: Sequence[RequestContext], listed: Price | None
+    ) -> Sequence[RequestContext]:
+        """Those of requests that are alike, and about to run, whose price is found without waiting for it."""
+        said: Sequence[Answer | NotNow | None] = [None] * len(contexts)
+        if self._plugins.has("quote_price"):
+            facts = (self._offered(each, listed or FREE) for each in each_named(contexts))
+            said = ask_each_now(self._plugins, "quote_price", facts)
+        return [
+            context
+            for context, answer in zip(contexts, said, strict=True)
+            if not isinstance(answer, NotNow) and self._take_quote(context, listed, answer)
+        ]
+
+    def _take_quote(
+        self, context: RequestContext, listed: Price | None, answer: Answer | None
+    ) -> bool:
+        """What a plugin quoted, or the list price if it has no opinion; False for a quote that is new."""
+        context.price = listed
+        if answer is not None:
+            key = (context.known_deployment.entry.name, answer.plugin, answer.opinion)
+            context.price = self._quotes.get(key)
+            return context.price is not None
         return True
 
     def quote_hit_now(self, context: RequestContext) -> bool:

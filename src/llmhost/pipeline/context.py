@@ -1,7 +1,7 @@
 """What each stage fills in about one request. One context has one owner: the processor that runs it."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,6 +21,7 @@ from llmhost.deploy.adapters import AdapterHold
 from llmhost.deploy.catalogue import Served
 from llmhost.deploy.deployment import Deployment
 from llmhost.deploy.replica import Replica, together
+from llmhost.observe.logs import request_id
 from llmhost.pipeline.cache_use import CacheUse
 from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.reading import Reading
@@ -246,6 +247,13 @@ class RequestContext(msgspec.Struct, eq=False):
 for _name in ("caller", "deployment", "terms"):
     # The slots themselves: they are read some thirty times for each request, and a property is a call.
     setattr(RequestContext, f"known_{_name}", vars(RequestContext)[_name])
+
+
+def each_named(contexts: Iterable[RequestContext]) -> Iterator[RequestContext]:
+    """One after the other, with what is logged meanwhile under its id."""
+    for context in contexts:
+        request_id.set(context.request.request_id)
+        yield context
 
 
 def _safety_of(screening: Screening) -> SafetyNote | None:

@@ -15,7 +15,7 @@ here as it is there, and raised.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 
@@ -26,12 +26,11 @@ from llmhost.core.world import World
 from llmhost.cost.pricing import Price
 from llmhost.deploy.deployment import State
 from llmhost.deploy.replica import Replica
-from llmhost.hooks.call import NotNow, ask_now
+from llmhost.hooks.now import ask_each_now
 from llmhost.hooks.registry import Plugins
-from llmhost.observe.logs import request_id as named
 from llmhost.pipeline.asked import Asked, Ran
 from llmhost.pipeline.cache_use import CacheUse, Status
-from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.context import RequestContext, each_named
 from llmhost.pipeline.execute import spec_of
 from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.limit import size_of
@@ -40,8 +39,8 @@ from llmhost.pipeline.short_way import (
     STATEFUL,
     again,
     is_of_now,
-    is_routed_here,
     known_of,
+    routed_here,
     until_ns,
 )
 from llmhost.pipeline.stages import Stages
@@ -185,10 +184,9 @@ class ShortRuns:
             if not _is_in_time(known, each.utc_ns):  # the price and the key hold for its arrival
                 continue
             use = CacheUse(Status.BYPASS) if is_cached else None
-            context = again(before, each.request_id, each.arrived_ns, each.utc_ns, use)
-            if self._is_plain_now(known, context):
-                each.context = context
-                left.append(each)
+            each.context = again(before, each.request_id, each.arrived_ns, each.utc_ns, use)
+            left.append(each)
+        left = self._plain_now(known, left)
         if not left:
             return
         # Asked last: it has counted those whom it lets in.
@@ -200,24 +198,28 @@ class ShortRuns:
         if left:
             self._processor.run_again(left, known.spec, known.judged_in)
 
-    def _is_plain_now(self, known: KnownRun, context: RequestContext) -> bool:
-        """Whether plugins, and who makes prices, need not be waited for and have nothing against it."""
-        named.set(context.request.request_id)
-        try:
-            return (
-                is_routed_here(self._plugins, known.candidates, context)
-                and self._stages.bill.price_now(context, known.listed)
-                and self._passes(context)
-            )
-        except NotNow:
-            return False
+    def _plain_now(self, known: KnownRun, asked: list[Asked[KnownRun]]) -> list[Asked[KnownRun]]:
+        """Those that plugins, and who makes prices, need not be waited for and have nothing against; the others have no
+        context any more. Each plugin is asked for one after the other."""
+        contexts: Sequence[RequestContext] = [each.known_context for each in asked]
+        contexts = routed_here(self._plugins, known.candidates, contexts)
+        contexts = self._stages.bill.priced_now(contexts, known.listed)
+        contexts = self._passed(contexts)
+        if len(contexts) == len(asked):
+            return asked
+        left = {id(context) for context in contexts}
+        for each in asked:
+            if id(each.context) not in left:
+                each.context = None
+        return [each for each in asked if each.context is not None]
 
-    def _passes(self, context: RequestContext) -> bool:
-        """Whether plugins have nothing against the prompt. Raises NotNow."""
-        plugins = self._plugins
-        if not plugins.has("check_input"):
-            return True
-        return ask_now(plugins, "check_input", context.request, context.caller) is None
+    def _passed(self, contexts: Sequence[RequestContext]) -> Sequence[RequestContext]:
+        """Those against whose prompts plugins have nothing."""
+        if not self._plugins.has("check_input"):
+            return contexts
+        facts = ((context.request, context.caller) for context in each_named(contexts))
+        said = ask_each_now(self._plugins, "check_input", facts)
+        return [c for c, answer in zip(contexts, said, strict=True) if answer is None]
 
 
 def _is_in_time(known: KnownRun, utc_ns: int) -> bool:

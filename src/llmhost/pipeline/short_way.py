@@ -11,6 +11,7 @@ twice on that occasion. Where plugins identify callers, admit requests or decide
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmhost.cache.answer import Answer
@@ -20,11 +21,12 @@ from llmhost.core.errors import SafetyUnavailable
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.ports import Clock
 from llmhost.core.world import World
-from llmhost.hooks.call import NotNow, ask_now
+from llmhost.hooks.call import Answer as Opinion
+from llmhost.hooks.now import NotNow, ask_each_now, ask_now
 from llmhost.hooks.registry import Plugins
 from llmhost.observe.logs import request_id as named
 from llmhost.pipeline.cache_use import CacheUse, Status
-from llmhost.pipeline.context import RequestContext
+from llmhost.pipeline.context import RequestContext, each_named
 from llmhost.pipeline.limit import size_of
 from llmhost.pipeline.processor import Processor
 from llmhost.pipeline.stages import Stages
@@ -294,6 +296,22 @@ def is_routed_here(plugins: Plugins, candidates: tuple[str, ...], context: Reque
         return True
     said = ask_now(plugins, "route_request", context.request, candidates)
     return said is None or said.opinion == context.request.model
+
+
+def routed_here(
+    plugins: Plugins, candidates: tuple[str, ...], contexts: Sequence[RequestContext]
+) -> Sequence[RequestContext]:
+    """Those that plugins, which need not be waited for, leave the model that they name."""
+    if not plugins.has("route_request"):
+        return contexts
+    facts = ((context.request, candidates) for context in each_named(contexts))
+    said = ask_each_now(plugins, "route_request", facts)
+    return [
+        context
+        for context, answer in zip(contexts, said, strict=True)
+        if answer is None
+        or (isinstance(answer, Opinion) and answer.opinion == context.request.model)
+    ]
 
 
 def is_of_now(before: RequestContext) -> bool:

@@ -12,7 +12,8 @@ import msgspec
 from llmhost.core.caller import Caller
 from llmhost.core.errors import ContentRefused, LlmhostError
 from llmhost.core.request import GenerationRequest
-from llmhost.hooks.call import Answer, NotNow, ask, ask_once
+from llmhost.hooks.call import Answer, ask
+from llmhost.hooks.now import NotNow, ask_once
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.asking import ask_guard, no_answer, unavailable
 from llmhost.safety.redact import redacted, redacted_request

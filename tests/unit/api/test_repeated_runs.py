@@ -1,6 +1,7 @@
 """Requests that repeat word for word and run: the short way says and writes down what the long one does."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from errno import ENOSPC
@@ -35,6 +36,7 @@ from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.core.sequence import SequenceSpec
 from llmhost.cost.pricing import Rates
+from llmhost.hooks.spec import Price as Quote
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.pipeline.short_run import KnownRun, ShortRuns
 from llmhost.safety.policy import PolicyBody
@@ -369,6 +371,59 @@ async def test_a_plugin_that_has_to_be_awaited_for_the_answer_is() -> None:
         third, fourth = await run().of(host), await run().of(host)
         assert short(host) == 2 and fourth.said == second.said
         assert b"content_filter" in third.body
+
+
+class Once:
+    """Of each thing that it is asked, it has something to say the fourth time alone."""
+
+    def __init__(self, hook: str, said: Any) -> None:
+        self.asked: Counter[str] = Counter()
+        self._hook, self._said = hook, said
+
+    def _say(self, hook: str) -> Any:
+        self.asked[hook] += 1
+        is_now = hook == self._hook and self.asked[hook] == 4
+        if is_now and isinstance(self._said, Exception):
+            raise self._said
+        return self._said if is_now else None
+
+    @hookimpl
+    def route_request(self):
+        return self._say("route_request")
+
+    @hookimpl
+    def quote_price(self):
+        return self._say("quote_price")
+
+    @hookimpl
+    def check_input(self):
+        return self._say("check_input")
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        ("route_request", ValueError("broken")),
+        ("quote_price", Quote.of(input="9", output="9")),
+        ("quote_price", ValueError("broken")),
+        ("check_input", Refusal("no")),
+        ("check_input", ValueError("broken")),
+    ],
+)
+async def test_one_of_a_group_that_a_plugin_speaks_of_takes_the_long_way(
+    hook: str, said: Any
+) -> None:
+    plugin = Once(hook, said)
+    async with node(plugin) as host:
+        await warmed(host, run())
+        answers = await asyncio.gather(*(run().of(host) for _ in range(3)))
+        await settled(host)
+
+        assert [answer.status for answer in answers] == [200, 200, 200]
+        assert short(host) == 2
+        assert plugin.asked[hook] == 6
+        prices = [entry["price_version"] for entry in host.entries()]
+        assert len(prices) == 5 and len(set(prices)) == 1
 
 
 async def test_a_clock_that_is_set_back_finds_the_price_of_its_time() -> None:

@@ -11,23 +11,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmhost import hookimpl
 from llmhost.core.errors import ConfigError, PluginFailed, SafetyUnavailable
 from llmhost.hooks.call import (
     SLOW_S,
     Answer,
-    NotNow,
     Registered,
     ask,
-    ask_now,
-    ask_once,
     attempt,
     collect,
     shut_down,
     start_up,
 )
 from llmhost.hooks.find import Found
+from llmhost.hooks.now import NotNow, ask_each_now, ask_now, ask_once
 from llmhost.hooks.registry import HookReport, Plugins
 from llmhost.hooks.spec import RULES, Price, Refusal
 
@@ -612,3 +612,92 @@ def test_an_opinion_that_is_none_is_a_failure_to_who_is_asked_once(caplog):
     assert refused is not None and refused.is_assumed
     assert ask_once(plugins, "may_cache", None) == Answer("p", False, is_assumed=True)
     assert len(lines(caplog, "hook.failed")) == 2
+
+
+class Mixed:
+    """Does as it is asked: has no opinion, has one, fails, or returns what is none."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+        self.asked: list[object] = []
+
+    @hookimpl
+    def check_input(self, request, caller):
+        self.asked.append(request)
+        wish = caller.get(self.__name__)
+        if wish == "fails":
+            raise ValueError
+        return {"refuses": Refusal(f"no {request}"), "errs": "no"}.get(wish)
+
+
+wishes = st.sampled_from(("passes", "refuses", "fails", "errs"))
+
+
+@given(st.lists(st.fixed_dictionaries({"a": wishes, "b": wishes}), max_size=6), st.booleans())
+def test_one_after_the_other_each_is_told_what_he_would_be_told_alone(asked, has_two: bool):
+    names = ("a", "b")[: 1 + has_two]
+    together, alone = [Mixed(name) for name in names], [Mixed(name) for name in names]
+    facts = list(enumerate(asked))
+
+    plugins = Plugins.of(*alone)
+    expected: list[object] = []
+    for each in facts:
+        try:
+            expected.append(ask_now(plugins, "check_input", *each))
+        except NotNow:
+            expected.append(NotNow)
+    said = ask_each_now(asked_together := Plugins.of(*together), "check_input", iter(facts))
+
+    assert [NotNow if isinstance(one, NotNow) else one for one in said] == expected
+    assert [one.asked for one in together] == [one.asked for one in alone]
+    for each, other in zip(asked_together.report(), plugins.report(), strict=True):
+        assert (each.hooks[0].calls, each.hooks[0].errors) == (
+            other.hooks[0].calls,
+            other.hooks[0].errors,
+        )
+
+
+def test_a_function_that_blocks_is_not_called_for_the_others_of_its_group(caplog):
+    asked = []
+
+    def check_input(request): asked.append(request)  # fmt: skip
+
+    plugins = slow(plugin("p", check_input))
+    said = ask_each_now(plugins, "check_input", [(number, None) for number in range(3)])
+
+    assert asked == [0] and said[0] is None
+    assert isinstance(said[1], NotNow) and isinstance(said[2], NotNow)
+    assert len(lines(caplog, "hook.slow")) == 1
+    assert report(plugins).calls == 1
+    plugins.close()
+
+
+def test_facts_are_looked_at_when_those_before_have_been_asked_about():
+    seen = []
+
+    def check_input(request): seen.append(f"asked {request}")  # fmt: skip
+
+    def facts():
+        for number in range(2):
+            seen.append(f"looked at {number}")
+            yield number, None
+
+    ask_each_now(Plugins.of(plugin("p", check_input)), "check_input", facts())
+
+    assert seen == ["looked at 0", "asked 0", "looked at 1", "asked 1"]
+
+
+def test_what_one_hands_out_to_be_awaited_is_asked_of_nobody_else_at_once():
+    async def think() -> None: ...
+
+    asked = []
+
+    def check_input(request):
+        asked.append(request)
+        return think()
+
+    plugins = Plugins.of(plugin("p", check_input))
+    said = ask_each_now(plugins, "check_input", [(1, None), (2, None)])
+
+    assert asked == [1]
+    assert all(isinstance(one, NotNow) for one in said)
