@@ -12,6 +12,8 @@ GENESIS = bytes(32)
 
 _json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
 _encode = msgspec.json.Encoder().encode
+_begun = hashlib.sha256().copy
+"""Another one is made in half the time that it takes to look for the algorithm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,9 @@ def struct_hash(prev_hash: bytes, row: msgspec.Struct) -> bytes:
         return row_hash(prev_hash, msgspec.structs.asdict(row))
     if not said.isascii() or b"\x7f" in said:  # what only one of the two escapes
         return row_hash(prev_hash, msgspec.structs.asdict(row))
-    return hashlib.sha256(prev_hash + said).digest()
+    made = _begun()
+    made.update(prev_hash + said)
+    return made.digest()
 
 
 def verify(rows: Iterable[tuple[bytes, bytes, Mapping[str, str | int | None]]]) -> VerifyReport:

@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -104,6 +104,13 @@ class Gatherer(logging.StreamHandler[TextIO]):
             line += f" request={_quoted(current)}"
         with self.lock or nullcontext():
             self._take(level, line)
+
+    def say_all(self, level: int, lines: Sequence[str]) -> None:
+        """As `say` of each, of one moment: a name, and facts that name a request."""
+        begun = _begun(time.time(), level)
+        with self.lock or nullcontext():
+            for line in lines:
+                self._take(level, f"{begun} {line}")
 
     def _take(self, level: int, line: str) -> None:
         try:

@@ -126,7 +126,7 @@ class Metrics:
         labels, e2e, first = of_model
         self._requests.sums[model, str(event.outcome), event.code or ""] += 1
         if event.outcome is Outcome.ANSWERED:
-            self._success.sums[model, event.finish_reason or ""] += 1
+            self._success.sums[model, str(event.finish_reason or "")] += 1
         self._prompt.sums[labels] += usage.prompt_tokens
         self._output.sums[labels] += usage.completion_tokens
         self._amount.sums[labels] += event.amount_nano

@@ -1,13 +1,13 @@
 """Stage 10: say what happened, once: the log line, metrics, the analytics row, observers."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from llmhost.core.events import RequestEnded
 from llmhost.core.output import Outcome
-from llmhost.observe.logs import alone_for, log_facts, text_of
+from llmhost.observe.logs import alone_for, log_facts, request_id, text_of
 from llmhost.observe.metrics import Metrics
 from llmhost.pipeline.context import RequestContext
 
@@ -17,6 +17,7 @@ MANY_MS = 99_999.0
 """Of so many `:g` shows no tenths."""
 
 Observer = Callable[[RequestEnded], None]
+One = TypeVar("One")
 
 
 class Log:
@@ -28,10 +29,57 @@ class Log:
 
     def __call__(self, context: RequestContext) -> None:
         event = context.event()
-        self._metrics.request_ended(event, is_resolved=context.deployment is not None)
+        self._count(context)
         _write(event)
         for observer in self._observers:
             observer(event)
+
+    def all(self, contexts: Sequence[RequestContext]) -> None:
+        """As calling it for each, one listener after the other. What fails for one is said, and is no other's loss."""
+        tell_of_each(self._count, contexts, _id_of)
+        events = [context.event() for context in contexts]
+        _write_all(events)
+        for observer in self._observers:
+            tell_of_each(observer, events, _name_of)
+
+    def _count(self, context: RequestContext) -> None:
+        self._metrics.request_ended(context.event(), is_resolved=context.deployment is not None)
+
+
+def tell_of_each(
+    tell: Callable[[One], None], ended: Iterable[One], name: Callable[[One], str]
+) -> None:
+    """Tell of each request; `name` says which one it is."""
+    for one in ended:
+        try:
+            tell(one)
+        except Exception:  # boundary: nothing that is told may cost another request its telling
+            request_id.set(name(one))
+            log.exception("request.not_told")
+
+
+def _id_of(context: RequestContext) -> str:
+    return context.request.request_id
+
+
+def _name_of(event: RequestEnded) -> str:
+    return event.request_id
+
+
+def _write_all(events: Sequence[RequestEnded]) -> None:
+    alone = alone_for(log) if log.isEnabledFor(logging.INFO) else None
+    if alone is None:
+        tell_of_each(_write, events, _name_of)
+        return
+    lines: list[str] = []
+    for event in events:
+        if event.outcome is Outcome.FAILED:
+            alone.say_all(logging.INFO, lines)  # in the order in which they ended
+            lines = []
+            _write(event)
+        else:
+            lines.append(f"request.{event.outcome}{_text(event)}")
+    alone.say_all(logging.INFO, lines)
 
 
 def _write(event: RequestEnded) -> None:
@@ -66,7 +114,7 @@ def _terms(event: RequestEnded) -> tuple[Any, ...]:
         event.run_id,
         event.status,
         event.code,
-        event.finish_reason,
+        event.finish_reason and str(event.finish_reason),  # of another type its hash is a call
     )
 
 

@@ -5,7 +5,6 @@ Each stage is one sentence here and one module beside. However a request ends, i
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
@@ -35,6 +34,7 @@ from llmhost.pipeline.deferral import Deferral
 from llmhost.pipeline.exchange import Exchange, Running
 from llmhost.pipeline.generation import Generation, ledger_unavailable
 from llmhost.pipeline.inquiries import Inquiries
+from llmhost.pipeline.log import tell_of_each
 from llmhost.pipeline.stages import Stages
 from llmhost.pipeline.stream import Outbox
 from llmhost.safety.verdict import Direction, Screening
@@ -62,7 +62,7 @@ class Processor:
         self._refreshes: set[asyncio.Task[None]] = set()
         self._ending: list[_Ending] = []
         """Requests that have ended in this turn of the loop, and are to be settled in the next."""
-        self._unlogged: deque[RequestContext] = deque()
+        self._unlogged: list[RequestContext] = []
         """Those that are settled, and of which nobody has been told yet."""
         self._unknown = 0
         """Those of whom it is not known yet who they are."""
@@ -434,15 +434,9 @@ class Processor:
 
     def _log_all(self) -> None:
         """Before anything is looked at that comes in after the answers."""
-        unlogged = self._unlogged
-        try:
-            while unlogged:
-                context = unlogged.popleft()
-                request_id.set(context.request.request_id)
-                self._log(context, None)
-        finally:
-            if unlogged:
-                asyncio.get_running_loop().call_soon(self._log_all)
+        unlogged, self._unlogged = self._unlogged, []
+        tell_of_each(self._stages.store.count, unlogged, _id_of)
+        self._stages.log.all(unlogged)
 
     def _log(self, context: RequestContext, unrecorded: BaseException | None) -> None:
         """Say how it ended. An answer whose entry was not taken has failed, and is counted as nobody's money."""
@@ -505,6 +499,10 @@ class _Metered:
                 self._processor._failed(self._context, error)
         finally:
             self._processor._opening.discard(self._context.request.request_id)
+
+
+def _id_of(context: RequestContext) -> str:
+    return context.request.request_id
 
 
 def _is_cancelled() -> bool:

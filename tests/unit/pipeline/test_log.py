@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -69,6 +69,13 @@ def told(ended: RequestEnded, kind: type[Gatherer]) -> str:
     return said.getvalue().partition(" ")[2]
 
 
+def told_together(ended: Sequence[RequestEnded], kind: type[Gatherer]) -> list[str]:
+    """The lines of several, without their times."""
+    with heard(kind) as said:
+        Log(Metrics(), ()).all([Context(each) for each in ended])  # type: ignore[misc]
+    return [line.partition(" ")[2] for line in said.getvalue().splitlines(keepends=True)]
+
+
 class Context:
     deployment = None
 
@@ -123,7 +130,32 @@ def test_a_line_is_the_same_whether_or_not_a_record_is_made_of_it(
         total_ms=total_ms,
         caller=None if code else Caller("key1", "acme", None),
     )
-    assert told(ended, Gatherer) == told(ended, Other)
+    line = told(ended, Gatherer)
+    assert line == told(ended, Other)
+    broken = event(outcome=Outcome.FAILED)
+    for kind in (Gatherer, Other):
+        assert told_together([ended, broken, ended], kind) == [line, told(broken, kind), line]
+
+
+def test_counts_are_the_same_whether_or_not_requests_are_told_of_together() -> None:
+    ended = [
+        event(outcome=outcome, finish_reason=reason)
+        for outcome in Outcome
+        for reason in FinishReason
+    ]
+    ended += [event(ttft_ms=None, code="broken"), event()]
+    alone, together = Metrics(), Metrics()
+    observed: list[RequestEnded] = []
+    for each in ended:
+        Log(alone, ())(Context(each))  # type: ignore[arg-type]
+    Log(together, (observed.append,)).all([Context(each) for each in ended])  # type: ignore[misc]
+    assert observed == ended
+    counted, again = (
+        [line for line in metrics.render().splitlines() if b'model_name="unknown"' in line]
+        for metrics in (alone, together)
+    )
+    assert counted == again
+    assert any(line.startswith(b"llmhost_requests_total{") for line in counted)
 
 
 def test_of_a_name_that_was_never_looked_up_nothing_is_kept() -> None:

@@ -1,9 +1,10 @@
 """However a request ends, it ends once, is booked once, and nobody sees its end before it is booked."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -550,28 +551,31 @@ async def test_one_that_can_not_be_settled_costs_no_other_its_end(
         processor._live.discard(next(run for run in processor._live if run.context is lost.context))
 
 
+@pytest.mark.parametrize("broken", ["cache", "metrics", "observer"])
 async def test_of_answers_that_are_told_together_each_is_told_of_though_one_can_not_be(
-    monkeypatch: pytest.MonkeyPatch,
+    broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told, failures = list[str](), list[BaseException]()
+    told: dict[str, list[str]] = {"cache": [], "metrics": [], "observer": []}
+    caplog.set_level(logging.INFO, "llmhost.request")
+
+    def hears(who: str, ended: Any) -> None:
+        told[who].append(getattr(ended, "request", ended).request_id)
+        if who == broken and len(told[who]) == 1:
+            raise RuntimeError("broken")
+
     async with node() as one:
-        asyncio.get_running_loop().set_exception_handler(
-            lambda _, said: failures.append(said["exception"])
-        )
         stages = one.host.host.processor._stages
         exchanges = [await one.open(text) for text in ("a", "b", "c")]
-        log = stages.log
-
-        def heard(context: Any) -> None:
-            told.append(context.request.request_id)
-            if len(told) == 1:
-                raise RuntimeError("broken")
-            log(context)
-
-        monkeypatch.setattr(one.host.host.processor, "_stages", replace(stages, log=heard))
+        names = sorted(each.context.request.request_id for each in exchanges)
+        monkeypatch.setattr(stages.store, "count", partial(hears, "cache"))
+        monkeypatch.setattr(
+            stages.log._metrics, "request_ended", lambda event, **_: hears("metrics", event)
+        )
+        monkeypatch.setattr(stages.log, "_observers", (partial(hears, "observer"),))
         one.held.go()
         await asyncio.gather(*map(read_all, exchanges))
-        await until(lambda: len(told) == 3)
-        asyncio.get_running_loop().set_exception_handler(None)
-    assert sorted(told) == sorted(each.context.request.request_id for each in exchanges)
-    assert [str(failure) for failure in failures] == ["broken"]
+        await until(lambda: len(told["observer"]) == 3)
+    assert {who: sorted(ids) for who, ids in told.items()} == dict.fromkeys(told, names)
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("request.not_told") == 1
+    assert said.count("request.answered") == 3
