@@ -12,7 +12,6 @@ from llmhost.hooks.call import (
     SLOW_S,
     Answer,
     HookFailed,
-    called_here,
     failed,
     forget,
     meaning,
@@ -109,14 +108,23 @@ def ask_once(plugins: Plugins, hook: str, *facts: object) -> Answer | None:
     for implementation in implementations:
         if implementation.is_async or implementation.workers is not None or plugins.trace:
             raise NotNow
+    timer = plugins.timer
     for implementation in implementations:
+        opinion, failure, started = None, None, timer()
         try:
-            opinion = called_here(plugins.timer, implementation, implementation.given, facts)
-            if opinion is not None:
+            opinion = implementation.given(facts)
+        except RAISED as error:
+            failure = failed(implementation, error)
+        took_s = timer() - started
+        if implementation.stats.took_is_slow(took_s, SLOW_S):
+            move_away(implementation, took_s)
+        if opinion is not None:
+            try:
                 return _answer_now(implementation, facts, opinion)
-        except HookFailed as failure:
-            if (assumed := meaning(implementation, failure)) is not None:
-                return assumed
+            except HookFailed as error:
+                failure = error
+        if failure is not None and (assumed := meaning(implementation, failure)) is not None:
+            return assumed
     return None
 
 

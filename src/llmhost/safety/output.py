@@ -141,19 +141,13 @@ class OutputScreen:
         if said is not True:
             self._heard = said or None
             return None
-        if not self._is_counted():
+        desk, name = self._desk, judges.policy.name
+        if not desk.journal.count(self._caller, Direction.OUTPUT, name, desk.utc_ns()):
             try:
-                self._record(Judged(Decision(Action.ALLOW, judges.policy.name), []))
+                self._record(Judged(Decision(Action.ALLOW, name), []))
             except SafetyUnavailable:  # which is raised where somebody waits for it
                 return None
         return whole
-
-    def _is_counted(self) -> bool:
-        """Nothing was found in the answer: as `Journal.count`."""
-        desk = self._desk
-        return desk.journal.count(
-            self._caller, Direction.OUTPUT, self._judges.policy.name, desk.utc_ns()
-        )
 
     async def push(self, text: str) -> str:
         """Judge what there is enough of; the text that may be sent now. Raises SafetyUnavailable."""
@@ -173,10 +167,12 @@ class OutputScreen:
                 self._record(self._to_hold)
             else:
                 await self._hold_whole(self._to_hold)
-        if not self._passed and not self._noted and self._is_counted():
+        desk, name = self._desk, self._judges.policy.name
+        is_plain = not self._passed and not self._noted
+        if is_plain and desk.journal.count(self._caller, Direction.OUTPUT, name, desk.utc_ns()):
             return last
         if self._passed or not self._noted:
-            allowed = Decision(Action.ALLOW, self._judges.policy.name)
+            allowed = Decision(Action.ALLOW, name)
             self._record(Judged(allowed, list(self._passed.values())))
         return last
 

@@ -49,9 +49,9 @@ class Rules:
         self._plain = {word: rule for word, rule in words.items() if _is_plain(word)}
         self._other = {word: rule for word, rule in words.items() if word not in self._plain}
         self._other_pattern = re.compile(pattern_of(self._other, _before, _after))
-        self._parts = tuple(max(word.split(), key=len) for word in words)
-        """Of each word something that has no blank, which any text has that has the word."""
-        self._has_few = len(words) <= FEW_WORDS
+        parts = tuple(max(word.split(), key=len) for word in words)
+        self._parts = parts if len(words) <= FEW_WORDS else ("",)
+        """Of each word something without a blank, which any text has that has the word; of many what all texts have."""
         self._patterns = tuple(
             _compiled(index, pattern) for index, pattern in enumerate(settings.blocked_patterns)
         )
@@ -85,20 +85,19 @@ class Rules:
         places. False says nothing."""
         if len(text) > PIECE_CHARS or "\\" in text:
             return False
-        if self._parts and self._may_have_words(text.casefold()):
-            return False
+        if self._parts:
+            folded = text.casefold()
+            for part in self._parts:
+                if part in folded:
+                    if self._has_words(folded):
+                        return False
+                    break
         for pattern in self._patterns:
             if pattern.search(text) is not None:
                 return False
         return self._pack is None or self._pack.is_clean(text)
 
-    def _may_have_words(self, folded: str) -> bool:
-        if self._has_few:
-            for part in self._parts:
-                if part in folded:
-                    break
-            else:
-                return False
+    def _has_words(self, folded: str) -> bool:
         if self._plain and not self._plain.keys().isdisjoint(_runs(folded)):
             return True
         return bool(self._other) and self._other_pattern.search(folded) is not None
