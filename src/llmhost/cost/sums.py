@@ -61,7 +61,7 @@ _ADD = "ON CONFLICT DO UPDATE SET " + ", ".join(f"{n} = {n} + excluded.{n}" for 
 _FIRST, _LAST = -(2**53), 2**53
 """Before and after every quarter that 64 bits of nanoseconds can tell."""
 
-_Sums = dict[tuple[str | int, ...], list[int]]
+_Groups = dict[tuple[str | int, ...], list[Entry]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +110,16 @@ def of_entries(table: str, where: str = "TRUE") -> str:
 
 def add_up(connection: Connection, entries: Iterable[Entry]) -> None:
     """Add new entries to the sums that they belong to: a statement or two for a whole group."""
-    sums: _Sums = {}
-    run_sums: _Sums = {}
+    sums: _Groups = {}
+    run_sums: _Groups = {}
     for entry in entries:
         if not entry.is_use:
             continue
         quarter = entry.utc_ns // QUARTER_NS
         team, key_id = entry.team or "", entry.key_id or ""
-        _add(sums, (entry.org, quarter, team, key_id, entry.model), entry)
+        _join(sums, (entry.org, quarter, team, key_id, entry.model), entry)
         if entry.run_id is not None:
-            _add(run_sums, (entry.org, team, key_id, entry.run_id, quarter), entry)
+            _join(run_sums, (entry.org, team, key_id, entry.run_id, quarter), entry)
     _upsert(connection, "sums", sums)
     _upsert(connection, "run_sums", run_sums)
 
@@ -198,20 +198,29 @@ def _sum(connection: Connection, rows: str, values: tuple[str | int, ...]) -> in
     return total
 
 
-def _add(sums: _Sums, group: tuple[str | int, ...], entry: Entry) -> None:
-    if (total := sums.get(group)) is None:
-        total = sums[group] = [0] * len(AMOUNTS)
-    total[0] += entry.kind == "request"
-    total[1] += entry.fresh_input_tokens
-    total[2] += entry.cached_input_tokens
-    total[3] += entry.output_tokens
-    total[4] += entry.reasoning_tokens
-    total[5] += entry.embedding_tokens
-    total[6] += entry.engine_ns
-    total[7] += entry.amount_nano
+def _join(groups: _Groups, key: tuple[str | int, ...], entry: Entry) -> None:
+    group = groups.get(key)
+    if group is None:
+        groups[key] = [entry]
+    else:
+        group.append(entry)
 
 
-def _upsert(connection: Connection, table: str, sums: _Sums) -> None:
-    if sums:
-        rows = [(*group, *total) for group, total in sums.items()]
+def _amounts(group: Sequence[Entry]) -> tuple[int, ...]:
+    """Column by column, which takes a fraction of what entry by entry does."""
+    return (
+        [entry.kind for entry in group].count("request"),
+        sum([entry.fresh_input_tokens for entry in group]),
+        sum([entry.cached_input_tokens for entry in group]),
+        sum([entry.output_tokens for entry in group]),
+        sum([entry.reasoning_tokens for entry in group]),
+        sum([entry.embedding_tokens for entry in group]),
+        sum([entry.engine_ns for entry in group]),
+        sum([entry.amount_nano for entry in group]),
+    )
+
+
+def _upsert(connection: Connection, table: str, groups: _Groups) -> None:
+    if groups:
+        rows = [(*key, *_amounts(group)) for key, group in groups.items()]
         insert_rows(connection, table, (*_GROUPS[table], *AMOUNTS), rows, or_else=_ADD)

@@ -175,6 +175,7 @@ class Settlements:
         owed: Sequence[tuple[Entry, Slot | None, SomeThen]],
         done: Callable[[Sequence[SomeThen]], None],
         results: Sequence[Result],
+        _: BaseException | None,
     ) -> None:
         taken: list[SomeThen] = []
         freed: list[Slot | None] = []

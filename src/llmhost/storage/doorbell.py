@@ -16,8 +16,8 @@ AT_ONCE = 64
 Hear = Callable[[Any, BaseException | None], None]
 """Told a result, or why there is none."""
 Result = tuple[Any, Exception | None]
-HearAll = Callable[[Sequence[Result]], None]
-"""Told the results of several things, each of which may be why there is none."""
+HearAll = Callable[[Sequence[Result], BaseException | None], None]
+"""Told the results of several things, each of which may be why there is none; the second is None."""
 
 
 class Doorbell:
@@ -134,13 +134,13 @@ class Parcel:
 
     def __init__(self, bell: Doorbell, hear: HearAll) -> None:
         self._bell = bell
-        self._hear = hear
+        self._hear: HearAll | None = hear
 
     def set_results(self, results: Sequence[Result]) -> None:
-        self._bell.ring(self._told, results, None, results=len(results))
-
-    def _told(self, results: Sequence[Result], _: BaseException | None) -> None:
-        self._hear(results)
+        """Once. What `hear` refers to is the loop's from now on, and no thread's to throw away."""
+        hear, self._hear = self._hear, None
+        assert hear is not None, "a parcel comes once"
+        self._bell.ring(hear, results, None, results=len(results))
 
 
 class Tally:

@@ -289,6 +289,7 @@ class Writer:
             opened.set_result(None)
             while group := self._next_group():
                 self._commit(connection, group)
+                group.clear()  # nobody's things are kept until the next comes
             self._checkpoint(connection)
         finally:
             connection.close()

@@ -31,7 +31,7 @@ def together_by(settle: Settle) -> Callable[[Sequence[Entry], HearAll], None]:
 
     def together(entries: Sequence[Entry], hear: HearAll) -> None:
         def told(done: "asyncio.Future[list[Any]]") -> None:
-            hear([_result(found) for found in done.result()])
+            hear([_result(found) for found in done.result()], None)
 
         every = asyncio.gather(*map(settle, entries), return_exceptions=True)
         every.add_done_callback(told)

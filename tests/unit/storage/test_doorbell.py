@@ -152,7 +152,7 @@ async def test_a_parcel_is_told_of_once_with_all_results(bell: Doorbell) -> None
     told: list[Any] = []
     done = asyncio.Event()
 
-    def hear(results: Sequence[Any]) -> None:
+    def hear(results: Sequence[Any], _: BaseException | None) -> None:
         told.append((list(results), threading.current_thread()))
         done.set()
 
@@ -166,7 +166,7 @@ async def test_parcels_count_by_what_is_in_them_and_let_others_in_between(bell: 
     told: list[str] = []
     done = asyncio.Event()
 
-    def first(_: Sequence[Any]) -> None:
+    def first(results: Sequence[Any], _: BaseException | None) -> None:
         told.append("a")
         bell.loop.call_soon(told.append, "another")
 
@@ -174,7 +174,7 @@ async def test_parcels_count_by_what_is_in_them_and_let_others_in_between(bell: 
         told.append("c")
         done.set()
 
-    for parcel in (bell.parcel(first), bell.parcel(lambda _: told.append("b"))):
+    for parcel in (bell.parcel(first), bell.parcel(lambda *_: told.append("b"))):
         parcel.set_results([(None, None)] * AT_ONCE)
     bell.errand(last).set_result(None)
     await done.wait()

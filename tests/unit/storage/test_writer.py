@@ -5,6 +5,7 @@ import resource
 import shutil
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -124,7 +125,7 @@ async def told_of(writer: Writer, parcels: Sequence[Sequence[str]]) -> list[list
     told: dict[int, list[Any]] = {}
     done = asyncio.Event()
 
-    def hear(place: int, results: Sequence[Any]) -> None:
+    def hear(place: int, results: Sequence[Any], _: BaseException | None) -> None:
         told[place] = list(results)
         if len(told) == len(parcels):
             done.set()
@@ -160,7 +161,7 @@ async def test_where_the_commit_fails_each_item_of_a_parcel_has_failed(
     done = asyncio.Event()
     told: list[Any] = []
 
-    def hear(results: Sequence[Any]) -> None:
+    def hear(results: Sequence[Any], _: BaseException | None) -> None:
         told.extend(results)
         done.set()
 
@@ -177,7 +178,7 @@ async def test_of_a_parcel_that_finds_no_room_nothing_is_taken(path: Path) -> No
         with held(writer):
             kept = writer.append(note_all, "a")
             with pytest.raises(Overloaded):
-                writer.append_together(note_all, ["b", "c", "d"], lambda _: None)
+                writer.append_together(note_all, ["b", "c", "d"], lambda *_: None)
             assert writer.waiting == 1
             also = writer.append(note_all, "e")
         assert (kept.result(10), also.result(10)) == (2, 2)
@@ -520,3 +521,21 @@ def test_after_a_busy_group_the_next_one_still_comes(path: Path) -> None:
             assert [future.result(10) for future in futures] == [*busy]
         assert writer.submit(note("alone")).result(10) == "alone"
     assert len(texts(path)) == 13
+
+
+async def test_whoever_hears_of_a_parcel_is_nothing_to_the_writer_afterwards(
+    writer: Writer,
+) -> None:
+    told = asyncio.Event()
+
+    class Hearer:
+        def hear(self, results: Sequence[Any], _: BaseException | None) -> None:
+            told.set()
+
+    hearer = Hearer()
+    gone = weakref.ref(hearer)
+    writer.append_together(note_all, ["a", "b"], hearer.hear)
+    del hearer
+    await asyncio.wait_for(told.wait(), 10)
+    await asyncio.sleep(0)
+    assert gone() is None
