@@ -1,10 +1,12 @@
-"""The process is killed at random instants amid 64 streams, a hundred times on one data dir, and while it starts.
+"""The process is killed at random instants amid 64 streams, a hundred times on one data dir, and while it starts; and
+amid whole answers that repeat word for word, which are let in, settled and told in groups.
 
 What a client saw complete is in the ledger once and exactly. What a kill cut off is there once too, with at least the
 tokens that its client was given and at most those that could be made.
 """
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -139,7 +141,7 @@ class Books:
             assert entry["outcome"] == "answered", entry
             assert entry["output_tokens"] == usage["completion_tokens"], entry
             assert entry["input_tokens"] == usage["prompt_tokens"], entry
-            assert entry["amount_nano"] == self._price(entry), entry
+            assert entry["amount_nano"] == self.price(entry), entry
         lost = heard.cut.keys() - self.entries.keys()
         assert not lost, f"{len(lost)} of the streams that were cut are not in the ledger"
         for request_id, (body, told) in heard.cut.items():
@@ -150,10 +152,10 @@ class Books:
         made, most = entry["output_tokens"], body["max_tokens"] * body["n"]
         assert came <= made <= most, (entry, came, most)
         assert entry["input_tokens"] in (0, len(body["prompt"].split())), entry
-        assert entry["amount_nano"] == self._price(entry), entry
+        assert entry["amount_nano"] == self.price(entry), entry
         self.unheard_tokens.append(made - came)
 
-    def _price(self, entry: dict[str, Any]) -> int:
+    def price(self, entry: dict[str, Any]) -> int:
         return INPUT_NANO * int(entry["input_tokens"]) + OUTPUT_NANO * int(entry["output_tokens"])
 
 
@@ -212,5 +214,96 @@ def test_no_kill_loses_doubles_or_leaves_anything(
         f" {len(heard.cut)} cut, 0 lost, billed at most {max(books.unheard_tokens)} tokens more than came"
         f" (mean {sum(books.unheard_tokens) / len(books.unheard_tokens):.2f}); budgets hold nothing and have spent"
         f" what the ledger says after each start; chain of {report['entries']} whole;"
+        f" {time.monotonic() - began:.0f} s"
+    )
+
+
+# ------------------------------------------------------------ whole answers that repeat
+
+REPEAT_KILLS = max(KILLS // 4, 1)
+CONNECTIONS = 64
+REPEATED: Body = {"model": "echo", "prompt": "the same again", "max_tokens": 3, "temperature": 1}
+QUICK = SETTINGS.replace("token_delay_ms = 15", "token_delay_ms = 1")
+
+
+@dataclass
+class Whole:
+    """What the clients of one life know."""
+
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Usage, by the request's id."""
+    cut: int = 0
+    """Requests that had been sent, and of whose answers not all came."""
+
+
+async def _ask_again_and_again(node: Node, request: bytes, heard: Whole) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    try:
+        while True:
+            writer.write(request)
+            heard.cut += 1
+            head = await reader.readuntil(b"\r\n\r\n")
+            first, *lines = head.decode().split("\r\n")
+            headers = dict(line.split(": ", 1) for line in lines if line)
+            body = json.loads(await reader.readexactly(int(headers["content-length"])))
+            assert " 200 " in first, (first, body)
+            heard.cut -= 1
+            heard.answers[headers["x-request-id"]] = body["usage"]
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass  # it was killed
+    finally:
+        writer.close()
+
+
+async def _repeat_until_killed(node: Node, key: str, rng: random.Random, heard: Whole) -> None:
+    body = json.dumps(REPEATED).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n"
+    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    callers = [
+        asyncio.create_task(_ask_again_and_again(node, request, heard)) for _ in range(CONNECTIONS)
+    ]
+    await asyncio.sleep(rng.uniform(*LIFE_S))  # the random instant
+    os.kill(node.pid, signal.SIGKILL)
+    await asyncio.wait_for(asyncio.gather(*callers), 60)
+
+
+def test_no_kill_loses_an_answer_that_repeats_word_for_word(
+    new_node: Callable[..., Node], bar: Callable[[str], None]
+) -> None:
+    node, rng = new_node(QUICK).start(), random.Random(SEED)
+    key = node.create_key("acme")["key"]
+    wish = {"org": "acme", "period": "total", "usd": "1000"}
+    budget_id = node.admin("POST", "/budgets", wish).json()["id"]
+    books, answers, cut, began = Books(), 0, 0, time.monotonic()
+
+    for _ in range(REPEAT_KILLS):
+        heard, known = Whole(), set(books.entries)
+        asyncio.run(_repeat_until_killed(node, key, rng, heard))
+        node.wait()
+        node.start()
+        books.read(node)
+        lost = heard.answers.keys() - books.entries.keys()
+        assert not lost, f"{len(lost)} answers are not in the ledger"
+        for request_id, usage in heard.answers.items():
+            entry = books.entries[request_id]
+            assert entry["outcome"] == "answered", entry
+            assert entry["output_tokens"] == usage["completion_tokens"], entry
+            assert entry["input_tokens"] == usage["prompt_tokens"], entry
+        others = books.entries.keys() - known - heard.answers.keys()
+        assert len(others) <= heard.cut, "somebody pays for what he has not asked for"
+        for entry in books.entries.values():
+            assert entry["output_tokens"] <= REPEATED["max_tokens"], entry
+            assert entry["amount_nano"] == books.price(entry), entry
+        row = budget_row(node, budget_id)
+        assert nano(row["held_usd"]) == 0, row
+        assert nano(row["spent_usd"]) == books.paid_nano, row
+        answers, cut = answers + len(heard.answers), cut + heard.cut
+
+    report = node.verified()
+    assert report["ok"], report
+    bar(
+        f"{REPEAT_KILLS} kills under {CONNECTIONS} connections that repeat one request (BARS_SEED={SEED}):"
+        f" {answers} answers, each in the ledger once and exact; {cut} cut off, {len(books.entries) - answers} of"
+        f" them in the ledger; budgets hold nothing and have spent what it says; chain of {report['entries']} whole;"
         f" {time.monotonic() - began:.0f} s"
     )
