@@ -433,6 +433,16 @@ class JointSink(Protocol):
         ...
 
 
+class ReadySink(Protocol):
+    """A DeltaSink of which several can get ready together for the last words that each is about to be told."""
+
+    def __call__(self, delta: Delta) -> None: ...
+
+    def get_ready(self, told: Sequence[tuple[Any, Delta]]) -> None:
+        """For these, itself among them. Raises nothing."""
+        ...
+
+
 class EngineLoad(msgspec.Struct, frozen=True):
     """How busy an engine is, as advice: acting on it is the engine's own business."""
 

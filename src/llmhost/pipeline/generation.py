@@ -94,7 +94,7 @@ class Generation:
         voice = Voice(self, index, now_ns=self._clock.monotonic_ns, push=push)
         sink: Callable[[Delta], None] = voice if contest is None else voice.hear
         if screen is not None:
-            sink = ScreenPump(screen, voice, self).push
+            sink = ScreenPump(screen, voice, self)
         assert context.replica is not None
         spending = context.spending
         if spending is not None and not spending.is_final:

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmhost.core.errors import SafetyUnavailable
 from llmhost.core.output import Delta, FinishReason, Usage
 from llmhost.pipeline.begin import begin
 from llmhost.pipeline.voice import Voice
-from llmhost.safety.output import OutputScreen
+from llmhost.safety.output import OutputScreen, pass_all
 
 if TYPE_CHECKING:
     from llmhost.pipeline.generation import Generation
@@ -25,6 +26,9 @@ class ScreenPump:
     _usage: Usage | None = None
     """Of the choice, once its last delta is looked at."""
     _has_failed = False
+    _is_ready = False
+    """It has been looked whether all of its answer passes."""
+    _passed: str | None = None
     _task: "asyncio.Task[None] | None" = None
 
     def __init__(self, screen: OutputScreen, voice: Voice, generation: "Generation") -> None:
@@ -32,7 +36,18 @@ class ScreenPump:
         self._voice = voice
         self._generation = generation
 
-    def push(self, delta: Delta) -> None:
+    def get_ready(self, told: Sequence[tuple["ScreenPump", Delta]]) -> None:
+        """Have answers judged that are all there. The ReadySink port."""
+        first = [
+            (pump, delta)
+            for pump, delta in told
+            if pump._task is None and not (pump._has_failed or pump._is_ready)
+        ]
+        passed = pass_all([(pump._screen, delta.text) for pump, delta in first])
+        for (pump, _), text in zip(first, passed, strict=True):
+            pump._is_ready, pump._passed = True, text
+
+    def __call__(self, delta: Delta) -> None:
         if self._has_failed:
             self._generation.lose(delta)
         elif self._task is not None or not self._is_taken_now(delta):
@@ -48,7 +63,7 @@ class ScreenPump:
                 voice.hear(delta.but(text=""))
             return True
         try:
-            text = screen.pass_whole(delta.text)
+            text = self._passed if self._is_ready else screen.pass_whole(delta.text)
         except Exception:  # noqa: BLE001 - nobody would end the choice here; `_run` does, if it meets the same
             return False
         if text is None:

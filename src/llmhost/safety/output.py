@@ -132,6 +132,11 @@ class OutputScreen:
 
         It is for `push` and `finish` then.
         """
+        whole = self._pass_now(text)
+        return whole if whole and (self._is_counted() or self._is_recorded()) else None
+
+    def _pass_now(self, text: str) -> str | None:
+        """The same, before it is written down."""
         judges, window = self._judges, self._opened
         is_all = window is None and len(text) < judges.rules.window_chars
         whole = text if is_all else self._window.whole(text)
@@ -141,13 +146,19 @@ class OutputScreen:
         if said is not True:
             self._heard = said or None
             return None
-        desk, name = self._desk, judges.policy.name
-        if not desk.journal.count(self._caller, Direction.OUTPUT, name, desk.utc_ns()):
-            try:
-                self._record(Judged(Decision(Action.ALLOW, name), []))
-            except SafetyUnavailable:  # which is raised where somebody waits for it
-                return None
         return whole
+
+    def _is_recorded(self) -> bool:
+        try:
+            self._record(Judged(Decision(Action.ALLOW, self._judges.policy.name), []))
+        except SafetyUnavailable:  # which is raised where somebody waits for it
+            return False
+        return True
+
+    def _is_counted(self, answers: int = 1) -> bool:
+        """Nothing was found in the answer, or in several of its caller's: as `Journal.count`."""
+        desk, policy = self._desk, self._judges.policy.name
+        return desk.journal.count(self._caller, Direction.OUTPUT, policy, desk.utc_ns(), answers)
 
     async def push(self, text: str) -> str:
         """Judge what there is enough of; the text that may be sent now. Raises SafetyUnavailable."""
@@ -167,12 +178,10 @@ class OutputScreen:
                 self._record(self._to_hold)
             else:
                 await self._hold_whole(self._to_hold)
-        desk, name = self._desk, self._judges.policy.name
-        is_plain = not self._passed and not self._noted
-        if is_plain and desk.journal.count(self._caller, Direction.OUTPUT, name, desk.utc_ns()):
+        if not self._passed and not self._noted and self._is_counted():
             return last
         if self._passed or not self._noted:
-            allowed = Decision(Action.ALLOW, name)
+            allowed = Decision(Action.ALLOW, self._judges.policy.name)
             self._record(Judged(allowed, list(self._passed.values())))
         return last
 
@@ -299,3 +308,25 @@ class OutputScreen:
         return self._desk.screening(
             self._request, self._caller, self._model, Direction.OUTPUT, judged
         )
+
+
+def pass_all(ended: Sequence[tuple[OutputScreen, str]]) -> list[str | None]:
+    """`pass_whole` of each: those that pass are written down at once, where they are one caller's and judged by the
+    same. Of one that can't be judged now nothing is taken; that shows again where it is waited for."""
+    passed: list[str | None] = []
+    groups: dict[tuple[int, int], list[int]] = {}
+    for at, (screen, text) in enumerate(ended):
+        try:
+            whole = screen._pass_now(text)
+        except Exception:  # noqa: BLE001 - one answer's bug is none of the others'
+            whole = None
+        passed.append(whole)
+        if whole is not None:
+            groups.setdefault((id(screen._caller), id(screen._judges)), []).append(at)
+    for places in groups.values():
+        if ended[places[0]][0]._is_counted(len(places)):
+            continue
+        for at in places:
+            if not ended[at][0]._is_recorded():
+                passed[at] = None
+    return passed

@@ -1,12 +1,16 @@
 """Who hears what a convoy says: one call for each step, where their sinks can be told together. On the HTTP loop."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from llmhost.core.output import Delta
-from llmhost.core.ports import DeltaSink, Joint, JointSink
+from llmhost.core.ports import DeltaSink, Joint, JointSink, ReadySink
 from llmhost.schedule.drain import DrainForecast, Speaker
+from llmhost.schedule.scheduler import Emission
 from llmhost.schedule.steady import Chorus
+
+log = logging.getLogger("llmhost.schedule")
 
 Entry = tuple[int, DeltaSink, Speaker]
 """Of a sequence: the choice's index, who hears it, and what the forecast of waits notes of it."""
@@ -67,3 +71,19 @@ class Ears:
         if len(places) < len(entries):
             self._places = places
         return joint[0].together(joint) if joint else None
+
+
+def get_ready(emissions: Iterable[Emission], sinks: Mapping[int, Entry]) -> None:
+    """Of those that are about to be told their last words, have those get ready together that can."""
+    told: list[tuple[ReadySink, Delta]] = []
+    for seq_id, delta in emissions:
+        if delta.finish_reason is None or (entry := sinks.get(seq_id)) is None:
+            continue
+        sink = entry[1]
+        if hasattr(sink, "get_ready") and (not told or type(sink) is type(told[0][0])):
+            told.append((cast(ReadySink, sink), delta))
+    if len(told) > 1:
+        try:
+            told[0][0].get_ready(told)
+        except Exception:  # boundary: as around a sink that is told
+            log.exception("sink.not_ready")

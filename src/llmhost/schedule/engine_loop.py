@@ -29,7 +29,7 @@ from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import Row
 from llmhost.schedule.bed import Bed
 from llmhost.schedule.drain import DrainForecast
-from llmhost.schedule.ears import Ears, Entry
+from llmhost.schedule.ears import Ears, Entry, get_ready
 from llmhost.schedule.flights import Flights, GuessRhythm
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.inbox import Arrival, AtRest, Inbox
@@ -231,6 +231,7 @@ class EngineLoop:
             if self._ears.hear(emissions, self._drain, now_s, self._tell):
                 return
         self._part()
+        get_ready(emissions, self._sinks)
         sinks, drain, is_measured = self._sinks, self._drain, False
         for seq_id, delta in emissions:
             if (entry := sinks.get(seq_id)) is None:

@@ -96,6 +96,28 @@ async def test_a_plugin_sees_windows_of_the_answer_and_may_stop_it() -> None:
     assert WORDS[10] not in choice["text"]
 
 
+async def test_answers_that_end_in_one_step_are_each_judged_once() -> None:
+    class Censor:
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        @hookimpl
+        def check_output(self, text: str) -> Refusal | None:
+            self.seen.append(text)
+            return Refusal("no") if text == fake_words("other thing", 1) else None
+
+    censor = Censor()
+    prompts = ["hello", "other thing", "a third one"]
+    async with make_host(plugins=[censor]) as host:
+        answer = await host.client.post(
+            "/v1/completions", json={"model": "fake", "prompt": prompts, "max_tokens": 1}
+        )
+
+    assert sorted(censor.seen) == sorted(fake_words(prompt, 1) for prompt in prompts)
+    reasons = [choice["finish_reason"] for choice in answer.json()["choices"]]
+    assert reasons == ["length", "content_filter", "length"]
+
+
 async def test_an_answer_that_a_plugin_could_not_check_is_not_given_out() -> None:
     class Broken:
         @hookimpl

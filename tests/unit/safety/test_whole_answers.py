@@ -1,6 +1,7 @@
 """An answer that is all there is judged as one that comes in pieces."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.caller import LOCAL_CALLER
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.hooks.registry import Plugins
-from llmhost.safety.output import OutputScreen
+from llmhost.safety.output import OutputScreen, pass_all
 from llmhost.safety.screen import Screen
 from llmhost.safety.verdict import Screening
 
@@ -48,7 +49,7 @@ class Written:
 
     def count(self, caller: Any, direction: Any, policy: str, at_ns: int, texts: int = 1) -> bool:
         if not self._each:
-            self.told.append((direction, policy))
+            self.told += [(direction, policy)] * texts
         return not self._each
 
     def record(self, screening: Screening) -> None:
@@ -92,6 +93,26 @@ def test_a_whole_answer_is_judged_and_written_down_as_one_in_pieces(parts: list[
 
     assert seen[1] == seen[0]
     assert seen[2] == seen[0]
+
+
+@given(st.lists(st.tuples(pieces, st.booleans()), max_size=5), st.booleans())
+def test_whole_answers_are_judged_together_as_one_by_one(
+    answers: list[tuple[list[str], bool]], each: bool
+) -> None:
+    seen: list[object] = []
+    for are_together in (True, False):
+        journal = Written(each=each)
+        screen = Screen(SETTINGS, Plugins.of(Judge()), journal=journal, utc_ns=lambda: 1)  # type: ignore[arg-type]
+        callers = [LOCAL_CALLER, replace(LOCAL_CALLER, org="another")]
+        watched = [screen.watch_output(REQUEST, callers[is_other]) for _, is_other in answers]
+        ends = [
+            (one, "".join(parts)) for one, (parts, _) in zip(watched, answers, strict=True) if one
+        ]
+        passed = pass_all(ends) if are_together else [one.pass_whole(text) for one, text in ends]
+        told = sorted(map(repr, journal.told))
+        seen.append((passed, told, [one.is_refused for one, _ in ends]))
+
+    assert seen[0] == seen[1]
 
 
 def test_an_answer_that_a_plugin_fails_over_is_refused_either_way():

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from llmhost.core.output import Delta
+from llmhost.core.output import Delta, FinishReason
 from llmhost.core.ports import DeltaSink
 from llmhost.schedule.drain import DrainForecast
-from llmhost.schedule.ears import Ears, Entry
+from llmhost.schedule.ears import Ears, Entry, get_ready
 from llmhost.schedule.steady import Chorus
 
 
@@ -102,3 +102,45 @@ def test_who_has_left_is_told_nothing() -> None:
 def test_a_chorus_stands_for_the_deltas_of_each() -> None:
     assert list(Hall().chorus())[1] == (1, Delta(0, "b", (6,)))
     assert len(Hall().chorus()) == 3
+
+
+class Listener:
+    """A sink that can get ready with others, unless it breaks over it."""
+
+    def __init__(self, log: list[str], *, breaks: bool = False) -> None:
+        self.log, self.breaks = log, breaks
+
+    def __call__(self, delta: Delta) -> None:
+        self.log.append(delta.text)
+
+    def get_ready(self, told: Sequence[tuple["Listener", Delta]]) -> None:
+        if self.breaks:
+            raise ValueError
+        self.log.append("ready for " + " ".join(delta.text for _, delta in told))
+
+
+def get_them_ready(listeners: Sequence[DeltaSink], ends: str) -> None:
+    drain = DrainForecast(batch=4, most_live=8)
+    sinks: dict[int, Entry] = {
+        seq_id: (0, sink, drain.came(seq_id, 10, 0.0)) for seq_id, sink in enumerate(listeners)
+    }
+    reasons = [FinishReason.STOP if end == "." else None for end in ends]
+    said = [(at, Delta(0, "abcd"[at], finish_reason=reason)) for at, reason in enumerate(reasons)]
+    get_ready([*said, (9, Delta(0, "of nobody", finish_reason=FinishReason.STOP))], sinks)
+
+
+def test_those_get_ready_together_who_are_told_their_last_words() -> None:
+    log: list[str] = []
+    one, another = Listener(log), Listener(log)
+
+    get_them_ready([one, log.clear, another, Listener(log)], ".. .")  # type: ignore[list-item]
+    assert log == ["ready for a d"]
+
+    get_them_ready([one, another], ". ")
+    assert log == ["ready for a d"], "one alone is told as ever"
+
+
+def test_who_breaks_over_getting_ready_costs_nobody_his_words() -> None:
+    log: list[str] = []
+    get_them_ready([Listener(log, breaks=True), Listener(log)], "..")
+    assert not log
