@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import Any, cast
 
 from llmhost.core.output import Delta
-from llmhost.core.ports import DeltaSink, Joint, JointSink, ReadySink
+from llmhost.core.ports import DeltaSink, Joint, JointSink
 from llmhost.schedule.drain import DrainForecast, Speaker
 from llmhost.schedule.scheduler import Emission
 from llmhost.schedule.steady import Chorus
@@ -75,13 +75,13 @@ class Ears:
 
 def get_ready(emissions: Iterable[Emission], sinks: Mapping[int, Entry]) -> None:
     """Of those that are about to be told their last words, have those get ready together that can."""
-    told: list[tuple[ReadySink, Delta]] = []
+    told: list[tuple[Any, Delta]] = []  # whose sinks are a `ReadySink`
     for seq_id, delta in emissions:
         if delta.finish_reason is None or (entry := sinks.get(seq_id)) is None:
             continue
         sink = entry[1]
         if hasattr(sink, "get_ready") and (not told or type(sink) is type(told[0][0])):
-            told.append((cast(ReadySink, sink), delta))
+            told.append((sink, delta))
     if len(told) > 1:
         try:
             told[0][0].get_ready(told)
