@@ -5,7 +5,7 @@ Whoever has to be waited for is not asked here; `hooks.call` does that.
 
 import asyncio
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from llmhost.hooks.call import (
     RAISED,
@@ -52,16 +52,18 @@ def ask_now(plugins: Plugins, hook: str, *facts: object) -> Answer | None:
 
 
 def ask_each_now(
-    plugins: Plugins, hook: str, all_facts: Iterable[Sequence[object]]
+    plugins: Plugins, hook: str, all_facts: Iterable[Sequence[object]], *, once: bool = False
 ) -> list[Answer | NotNow | None]:
-    """`ask_now` with the facts of one after the other: what it would return for each, or raise.
+    """`ask_now` with the facts of one after the other, or `ask_once`: what it would return for each, or that it would
+    raise NotNow.
 
     The next facts are looked at when those before have been asked about. Of one implementation the clock is read once
     between two calls.
     """
     implementations = plugins.lists.get(hook, ())
     if len(implementations) != 1:
-        return [_asked_now(plugins, hook, facts) for facts in all_facts]
+        ask_one = ask_once if once else ask_now
+        return [_asked(ask_one, plugins, hook, facts) for facts in all_facts]
     (implementation,) = implementations
     timer, given, stats = plugins.timer, implementation.given, implementation.stats
     said: list[Answer | NotNow | None] = []
@@ -76,11 +78,11 @@ def ask_each_now(
             answer = None if opinion is None else _answer_now(implementation, facts, opinion)
         except NotNow as later:
             said.append(later)
-        except HookFailed:
-            said.append(NotNow())
+        except HookFailed as failure:
+            said.append(meaning(implementation, failure) if once else NotNow())
         except RAISED as error:
-            note_failure(implementation, error)
-            said.append(NotNow())
+            noted = failed(implementation, error)
+            said.append(meaning(implementation, noted) if once else NotNow())
         else:
             said.append(answer)
         ended_s = timer()
@@ -94,9 +96,11 @@ def ask_each_now(
     return said
 
 
-def _asked_now(plugins: Plugins, hook: str, facts: Sequence[object]) -> Answer | NotNow | None:
+def _asked(
+    ask_one: Callable[..., Answer | None], plugins: Plugins, hook: str, facts: Sequence[object]
+) -> Answer | NotNow | None:
     try:
-        return ask_now(plugins, hook, *facts)
+        return ask_one(plugins, hook, *facts)
     except NotNow as later:
         return later
 

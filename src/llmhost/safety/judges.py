@@ -4,7 +4,7 @@ They only find. A later one is not asked about what the policy blocks already.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -13,7 +13,7 @@ from llmhost.core.caller import Caller
 from llmhost.core.errors import ContentRefused, LlmhostError
 from llmhost.core.request import GenerationRequest
 from llmhost.hooks.call import Answer, ask
-from llmhost.hooks.now import NotNow, ask_once
+from llmhost.hooks.now import NotNow, ask_each_now
 from llmhost.hooks.registry import Plugins
 from llmhost.safety.asking import ask_guard, no_answer, unavailable
 from llmhost.safety.redact import redacted, redacted_request
@@ -121,18 +121,29 @@ class Judges:
     def _action(self, finding: Finding, direction: Direction) -> Action:
         return self.policy.decide((finding,), direction).action
 
-    def passes_now(self, text: str, request: GenerationRequest, caller: Caller) -> "Answer | bool":
-        """Whether nothing is found in a whole answer, by rules and by plugins that answer at once; or what a plugin has
-        against it."""
-        if self._has_rules and not self.rules.is_clean(text):
-            piece = Piece(text)
-            if not self.rules.takes_whole(piece) or self.rules.judge_piece(piece):
-                return False
+    def pass_each_now(
+        self, wholes: Sequence[tuple[str, GenerationRequest, Caller]]
+    ) -> "list[Answer | bool]":
+        """Of whole answers, whether nothing is found by rules, which judge all of them first, and by plugins that
+        answer at once; or what a plugin has against it."""
+        said: list[Answer | bool] = [not self._has_rules or self._is_clean(w[0]) for w in wholes]
         if not self._asks_output:
-            return True
+            return said
+        asked = [at for at, is_clean in enumerate(said) if is_clean]
+        facts = map(wholes.__getitem__, asked)
+        answers = ask_each_now(self.plugins, "check_output", facts, once=True)
+        for at, answer in zip(asked, answers, strict=True):
+            said[at] = False if isinstance(answer, NotNow) else answer or True
+        return said
+
+    def _is_clean(self, text: str) -> bool:
+        """Whether rules find nothing in it. A rule that breaks says no, and breaks again where that is waited for."""
         try:
-            return ask_once(self.plugins, "check_output", text, request, caller) or True
-        except NotNow:
+            if self.rules.is_clean(text):
+                return True
+            piece = Piece(text)
+            return self.rules.takes_whole(piece) and not self.rules.judge_piece(piece)
+        except Exception:  # noqa: BLE001 - one answer's bug is none of the others'
             return False
 
     async def judge_output(self, piece: Piece, case: Case, heard: Answer | None = None) -> Judged:

@@ -132,19 +132,15 @@ class OutputScreen:
 
         It is for `push` and `finish` then.
         """
-        whole = self._pass_now(text)
-        return whole if whole and (self._is_counted() or self._is_recorded()) else None
+        (passed,) = pass_all([(self, text)])
+        return passed
 
-    def _pass_now(self, text: str) -> str | None:
-        """The same, before it is written down."""
+    def _whole(self, text: str) -> str | None:
+        """All of an answer that ends with this text, where it may pass without anybody who is waited for."""
         judges, window = self._judges, self._opened
         is_all = window is None and len(text) < judges.rules.window_chars
         whole = text if is_all else self._window.whole(text)
         if not whole or judges.guard is not None or self.is_refused or self._noted or self._passed:
-            return None
-        said = judges.passes_now(whole, self._request, self._caller)
-        if said is not True:
-            self._heard = said or None
             return None
         return whole
 
@@ -311,22 +307,30 @@ class OutputScreen:
 
 
 def pass_all(ended: Sequence[tuple[OutputScreen, str]]) -> list[str | None]:
-    """`pass_whole` of each: those that pass are written down at once, where they are one caller's and judged by the
-    same. Of one that can't be judged now nothing is taken; that shows again where it is waited for."""
-    passed: list[str | None] = []
-    groups: dict[tuple[int, int], list[int]] = {}
+    """`pass_whole` of each: those of one policy are judged together, and those that pass are written down at once where
+    they are one caller's. Of one that can't be judged now nothing is taken; that shows again where it is waited for."""
+    passed: list[str | None] = [None] * len(ended)
+    alike: dict[int, list[tuple[int, str]]] = {}
     for at, (screen, text) in enumerate(ended):
-        try:
-            whole = screen._pass_now(text)
-        except Exception:  # noqa: BLE001 - one answer's bug is none of the others'
-            whole = None
-        passed.append(whole)
-        if whole is not None:
-            groups.setdefault((id(screen._caller), id(screen._judges)), []).append(at)
-    for places in groups.values():
-        if ended[places[0]][0]._is_counted(len(places)):
-            continue
-        for at in places:
-            if not ended[at][0]._is_recorded():
-                passed[at] = None
+        if whole := screen._whole(text):
+            alike.setdefault(id(screen._judges), []).append((at, whole))
+    for answers in alike.values():
+        _pass_alike([(at, ended[at][0], whole) for at, whole in answers], passed)
     return passed
+
+
+def _pass_alike(answers: list[tuple[int, OutputScreen, str]], passed: list[str | None]) -> None:
+    """Those whose judges are the same."""
+    judges = answers[0][1]._judges
+    said = judges.pass_each_now([(whole, s._request, s._caller) for _, s, whole in answers])
+    groups: dict[int, list[tuple[int, OutputScreen, str]]] = {}
+    for answer, one in zip(answers, said, strict=True):
+        if one is True:
+            groups.setdefault(id(answer[1]._caller), []).append(answer)
+        else:
+            answer[1]._heard = one or None
+    for group in groups.values():
+        is_counted = group[0][1]._is_counted(len(group))
+        for at, screen, whole in group:
+            if is_counted or screen._is_recorded():
+                passed[at] = whole

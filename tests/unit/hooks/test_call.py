@@ -622,6 +622,10 @@ class Mixed:
         self.asked: list[object] = []
 
     @hookimpl
+    def check_output(self, text, caller):
+        return self.check_input(text, caller)
+
+    @hookimpl
     def check_input(self, request, caller):
         self.asked.append(request)
         wish = caller.get(self.__name__)
@@ -633,28 +637,34 @@ class Mixed:
 wishes = st.sampled_from(("passes", "refuses", "fails", "errs"))
 
 
-@given(st.lists(st.fixed_dictionaries({"a": wishes, "b": wishes}), max_size=6), st.booleans())
-def test_one_after_the_other_each_is_told_what_he_would_be_told_alone(asked, has_two: bool):
+@given(
+    st.lists(st.fixed_dictionaries({"a": wishes, "b": wishes}), max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
+def test_one_after_the_other_each_is_told_what_he_would_be_told_alone(
+    asked, has_two: bool, once: bool
+):
     names = ("a", "b")[: 1 + has_two]
     together, alone = [Mixed(name) for name in names], [Mixed(name) for name in names]
-    facts = list(enumerate(asked))
+    facts = [(number, None, wish) if once else (number, wish) for number, wish in enumerate(asked)]
+    hook, ask_one = ("check_output", ask_once) if once else ("check_input", ask_now)
 
     plugins = Plugins.of(*alone)
     expected: list[object] = []
     for each in facts:
         try:
-            expected.append(ask_now(plugins, "check_input", *each))
+            expected.append(ask_one(plugins, hook, *each))
         except NotNow:
             expected.append(NotNow)
-    said = ask_each_now(asked_together := Plugins.of(*together), "check_input", iter(facts))
+    asked_together = Plugins.of(*together)
+    said = ask_each_now(asked_together, hook, iter(facts), once=once)
 
     assert [NotNow if isinstance(one, NotNow) else one for one in said] == expected
     assert [one.asked for one in together] == [one.asked for one in alone]
     for each, other in zip(asked_together.report(), plugins.report(), strict=True):
-        assert (each.hooks[0].calls, each.hooks[0].errors) == (
-            other.hooks[0].calls,
-            other.hooks[0].errors,
-        )
+        counts = [[(h.hook, h.calls, h.errors) for h in one.hooks] for one in (each, other)]
+        assert counts[0] == counts[1]
 
 
 def test_a_function_that_blocks_is_not_called_for_the_others_of_its_group(caplog):
