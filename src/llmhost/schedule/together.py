@@ -24,25 +24,28 @@ _NOTHING_BARRED: frozenset[int] = frozenset()
 def begin_together(
     waiting: WaitingQueue, kv: SequenceKv, limits: SchedulerLimits
 ) -> list[Sequence] | None:
-    """All who wait, with what is known of them. None, and nobody holds anything, where more is to be decided."""
+    """All who wait, or as many of the first as may run at once, with what is known of them. None, and nobody holds
+    anything, where more is to be decided."""
     line = waiting.only_line
-    if line is None or len(line) > limits.max_batch_size:
+    if line is None:
         return None
-    lengths = [len(sequence.tokens) for sequence in line]
-    if sum(lengths) > limits.max_tokens_per_batch:
-        return None
+    first = line[: limits.max_batch_size]
+    lengths = [len(sequence.tokens) for sequence in first]
     size = limits.block_tokens
     room = kv.books.free - int(kv.books.total * limits.watermark_share)
     if sum([-(-tokens // size) for tokens in lengths]) > room:  # perhaps not, with what is known
         return None
-    for sequence, tokens in zip(line, lengths, strict=True):
+    for sequence, tokens in zip(first, lengths, strict=True):
         if sequence.is_atomic or tokens >= sequence.halts_at:
             return None
-    if kv.books.host.used or not kv.look_up_all(line):
+    if kv.books.host.used or not kv.look_up_all(first):
         return None
-    waiting.clear()
-    kv.begin(line)
-    return line
+    found = size * sum([len(sequence.found) for sequence in first])
+    if sum(lengths) - found > limits.max_tokens_per_batch:
+        return None
+    waiting.take_first(len(first))
+    kv.begin(first)
+    return first
 
 
 def rows_together(begun: list[Sequence], kv: SequenceKv) -> list[Row]:

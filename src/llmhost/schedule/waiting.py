@@ -82,10 +82,13 @@ class WaitingQueue:
         """All who wait, in order, where only arrival tells them apart."""
         return next(iter(self._lines.values())) if len(self._lines) == 1 else None
 
-    def clear(self) -> None:
-        """All are admitted."""
-        self._lines.clear()
-        self._size = 0
+    def take_first(self, count: int) -> None:
+        """So many of the only line are admitted."""
+        [(name, line)] = self._lines.items()
+        del line[:count]
+        if not line:
+            del self._lines[name]
+        self._size -= count
 
     def add(self, *sequences: Sequence) -> None:
         line: list[Sequence] = []

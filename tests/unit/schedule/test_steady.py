@@ -185,3 +185,19 @@ def test_what_is_not_plain_shows_in_no_row_of_such_a_step() -> None:
     for _ in range(4):
         run.do("step", 1, 0)
     assert run.decoded_steps == 0
+
+
+def test_as_many_begin_together_as_may_run_at_once_and_what_is_known_needs_no_room() -> None:
+    run = Run()
+    long = structs.replace(spec(0, 10, 1), prompt=tuple(range(10, 23)), tenant="acme")
+    run.scheduler.add(99, long, SpelledWatch())
+    run.do("steps", 0, 4)
+    assert not run.scheduler.has_work, "12 of its 13 tokens are known from now on"
+    for seq_id in range(1, 5):
+        run.scheduler.add(seq_id, long, SpelledWatch())
+
+    begun = run.scheduler._begin_together()
+
+    assert begun is not None, "of three with 39 tokens 3 are fed, and a step takes 32"
+    assert [sequence.seq_id for sequence in begun] == [1, 2, 3]
+    assert len(run.scheduler._waiting) == 1
