@@ -16,6 +16,7 @@ from llmhost.config.schema.money import BillingSettings
 from llmhost.core.errors import EngineFailed, ModelNotPriced, QuotaExhausted
 from llmhost.core.output import Outcome
 from llmhost.pipeline.exchange import Exchange
+from llmhost.pipeline.processor import TOGETHER
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import TestHost, fake_words, make_host
@@ -250,3 +251,53 @@ async def test_the_entry_of_an_answer_that_its_budget_ended_says_so() -> None:
         await read_all(exchange)
 
     assert exchange.context.outcome is Outcome.ANSWERED
+
+
+async def booked(monkeypatch: pytest.MonkeyPatch, *, together: bool) -> tuple[Any, ...]:
+    """What is in the books after 40 requests that end in one moment: answered, failed, and left."""
+    held = Held(
+        fails=lambda seq_id, at: EngineFailed("no") if seq_id % 5 == 0 and at == 3 else None
+    )
+    sizes: list[int] = []
+    async with node(held=held) as one:
+        budget = await one.budget(10**9)
+        processor, ledger = one.host.host.processor, one.host.host.books.ledger
+        settle = ledger.settle_together
+        monkeypatch.setattr(
+            *(ledger, "settle_together"),
+            lambda entries, hear: (sizes.append(len(entries)), settle(entries, hear)),
+        )
+        if not together:
+            monkeypatch.setattr(processor, "_settle_soon", processor._settle)
+        texts = [f"word {'and ' * (number % 3)}word" for number in range(40)]
+        running = [await one.open(text, max_tokens=3) for text in texts]
+        for exchange in running[::7]:
+            exchange.leave()
+        one.held.go()
+        stayed = [exchange for exchange in running if exchange not in running[::7]]
+        await asyncio.gather(*map(read_all, stayed), return_exceptions=True)
+        entries = await settled(one.host)
+        spent, drift, holds = one.spent(budget), ledger.drift(), one.holds
+        assert ledger.verify().is_intact
+    own = {"node_id", "seq", "hash", "prev_hash", "request_id", "utc_ns", "engine_ns"}
+    rows = sorted(
+        str({name: said for name, said in entry.items() if name not in own})
+        for entry in entries
+        if entry["outcome"] != "cancelled"  # how far those came that left is chance
+    )
+    assert (max(sizes, default=0) > 1) is together
+    assert max(sizes, default=0) <= TOGETHER
+    assert [entry["outcome"] for entry in entries].count("cancelled") == 6
+    assert spent == sum(entry["amount_nano"] for entry in entries)
+    return rows, drift, holds
+
+
+async def test_the_books_say_the_same_whether_or_not_requests_are_settled_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        together = await booked(patch, together=True)
+    assert together == await booked(monkeypatch, together=False)
+    rows, drift, holds = together
+    assert (len(rows), any(drift.values()), holds) == (34, False, [])
+    assert 0 < sum("engine_failed" in row for row in rows) < 10
