@@ -61,6 +61,7 @@ DIMENSIONS = ("fresh_input", "cached_input", "output", "reasoning", "embedding")
 TASKS = {Kind.DECISION.value: "decisions", Kind.MODERATION.value: "moderations"}
 """By kinds of requests, as OpenAI's reports of usage call them."""
 
+_EMBEDDING = Kind.EMBEDDING.value
 _RARE = ("reasoning", "embedding")
 _MODEL_CHARS = 200
 """Of a model that was asked for and does not exist, this much of the name is kept: callers make it up."""
@@ -71,7 +72,7 @@ def account_of(org: str) -> str:
     return f"org:{org}"
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing to record. `kind` and `request_id` together are its identity."""
 
     request_id: str
@@ -127,7 +128,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         It has a caller: without one there is no account to book to."""
         caller = event.caller
         assert caller is not None, "strangers are counted, and not booked"
-        usage, is_embedding, model = event.usage, event.kind == Kind.EMBEDDING, event.model
+        usage, is_embedding, model = event.usage, event.kind == _EMBEDDING, event.model
         if not model.isascii() or len(model) > _MODEL_CHARS:
             model = model.encode("utf-8", "replace").decode()[:_MODEL_CHARS]
         return cls(
@@ -195,7 +196,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return self.credit is None or self.credit == REVENUE
 
 
-class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+class Recorded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An entry's place in the chain."""
 
     node_id: str

@@ -38,6 +38,9 @@ from llmhost.tenants.accounts import Accounts
 
 log = logging.getLogger("llmhost.request")
 
+ANSWERED, EMBEDDING = Outcome.ANSWERED, Kind.EMBEDDING
+"""Looked up once: a member of an enumeration is found by several steps."""
+
 
 class Ending(Protocol):
     """A request that has ended. Called, if not told of otherwise, when its entry can't be lost, or why it is."""
@@ -124,7 +127,7 @@ class Settle:
         if is_judged:
             context.usage = _prompt_alone(context)
         if is_judged or self._is_paid(context):
-            is_embedding = context.request.kind is Kind.EMBEDDING
+            is_embedding = context.request.kind is EMBEDDING
             context.amount_nano = amount_nano(
                 context.price, context.usage, is_embedding=is_embedding
             )
@@ -201,11 +204,13 @@ class Settle:
     def _is_paid(self, context: RequestContext) -> bool:
         if context.is_waived:
             return False
+        if context.outcome is ANSWERED:
+            return True
         if context.outcome is Outcome.FAILED:
             has_come = context.first_token_ns is not None
             has_come = has_come and context.deferral is None  # lines are given whole, or not at all
             return has_come and self._settings.failed_answers == "delivered"
-        return context.outcome in (Outcome.ANSWERED, Outcome.CANCELLED)
+        return context.outcome is Outcome.CANCELLED
 
     def _pays_for_judging(self, context: RequestContext) -> bool:
         is_refused = context.outcome is Outcome.REFUSED and isinstance(
