@@ -273,11 +273,9 @@ class Screen:
     ) -> OutputScreen | None:
         """A screen for one choice; None when nothing judges answers, so that their streams pay nothing."""
         judges = self._judges(self._policies.of(caller), Direction.OUTPUT)
-        return (
-            None
-            if judges is None
-            else OutputScreen(self._desk, judges, request, caller, model, note)
-        )
+        if judges is None:
+            return None
+        return OutputScreen(self._desk, judges, request, caller, model, note)
 
     def check_length(self, request: GenerationRequest) -> None:
         """Before a prompt is rendered or tokenised: a token id counts as a character. Raises InvalidValue."""
