@@ -42,9 +42,12 @@ class RepeatedRun:
 
     def told(self, request_id: str, ran: Generation | Exception, began_s: float) -> Told:
         """The answer of what ran and has ended, or why it was refused."""
-        if isinstance(ran, Exception):
-            return self._refused(ran, request_id, began_s)
-        return self._answered(ran, began_s)
+        try:
+            if isinstance(ran, Exception):
+                return self._refused(ran, request_id, began_s)
+            return self._answered(ran, began_s)
+        except Exception as error:  # noqa: BLE001 - boundary: others are told together with this one
+            return self._refused(error, request_id, began_s)
 
     def _answered(self, generation: Generation, began_s: float) -> Told:
         context = generation.context

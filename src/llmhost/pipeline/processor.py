@@ -169,8 +169,7 @@ class Processor:
                     partial(self._ended_again, each.then),
                 )
             except Exception as error:  # noqa: BLE001 - boundary: told to whoever asked
-                self._failed(each.known_context, error)
-                each.ran = error
+                each.ran = self.give_up(each.known_context, error)
             else:
                 self._live.add(generation)
                 each.ran = generation
@@ -194,8 +193,7 @@ class Processor:
             try:
                 stage(each.known_context)
             except Exception as error:  # noqa: BLE001 - boundary: told to whoever asked
-                self._failed(each.known_context, error)
-                each.ran = error
+                each.ran = self.give_up(each.known_context, error)
             else:
                 left.append(each)
         return left
@@ -204,9 +202,15 @@ class Processor:
         self._ended(ended)
         then(ended)
 
-    def give_up(self, context: RequestContext, error: Exception) -> None:
-        """Meter a request that could not be let in because something broke."""
-        self._failed(context, error)
+    def give_up(self, context: RequestContext, error: Exception) -> Exception:
+        """Meter a request of a group that is not let in; what its client hears: why, or what broke amid that, which
+        must not cost the others of the group their answers."""
+        try:
+            self._failed(context, error)
+        except Exception as bug:  # boundary: as around a route
+            log.error("request.bug", exc_info=bug)
+            return bug
+        return error
 
     async def _hear(
         self, exchange: Exchange, running: Running, verdict: "asyncio.Task[Screening]"

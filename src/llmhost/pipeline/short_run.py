@@ -159,8 +159,7 @@ class ShortRuns:
                 log.error("request.bug", exc_info=error)
                 for each in group:
                     if each.context is not None and each.ran is None:
-                        self._processor.give_up(each.context, error)
-                        each.ran = error
+                        each.ran = self._processor.give_up(each.context, error)
         for each in asked:
             self._tell(each)
 

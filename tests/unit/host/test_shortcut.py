@@ -24,15 +24,20 @@ from tests.unit.api.test_repeats import (
 from tests.unit.pipeline.node import Held, until
 from uvicorn.server import ServerState
 
+from llmhost.api import repeated_run
+from llmhost.api.limit_headers import limit_lines
 from llmhost.config.schema.cache import CacheSettings
 from llmhost.core.caller import Limits
+from llmhost.core.errors import Overloaded
 from llmhost.core.request import GenerationRequest
 from llmhost.hooks.spec import hookimpl
 from llmhost.host.connection import Connection, connection_with
+from llmhost.pipeline.context import RequestContext
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
+from llmhost.tenants.refusals import Allowances
 from llmhost.testing import TestHost
 
 KEEP_ALIVE_S = 75
@@ -520,9 +525,56 @@ async def test_something_that_breaks_for_all_is_told_to_each_and_nothing_stays_h
             assert [answer.status for answer in answers] == [500] * 3
             await runs.settled(host)
         assert "broken" in caplog.text and host.host.processor.in_flight == 0
+        await until(lambda: len(host.entries()) >= 8)  # nobody waits for those of failures
         outcomes = [entry["outcome"] for entry in host.entries()]
         assert outcomes == ["answered"] * 2 + ["failed"] * 6
         assert (await clients[0].ask(data)).status == 200
+
+
+async def test_one_that_can_not_be_metered_costs_the_others_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of four are refused, and what writes down the first of these breaks."""
+    async with node() as host:
+        clients, _ = await known_to(host, 4)
+        stages, hurt = host.host.processor._stages, list[str]()
+        opened, settle = stages.bill._open_slot, stages.limit.settle
+
+        def refusing(context: RequestContext) -> None:
+            if len(hurt) < 2:
+                hurt.append(context.request.request_id)
+                raise Overloaded("full", retry_after_s=1)
+            opened(context)
+
+        def broken(context: RequestContext) -> None:
+            settle(context)
+            if hurt[0] == context.request.request_id:
+                raise ValueError("broken")
+
+        monkeypatch.setattr(stages.bill, "_open_slot", refusing)
+        monkeypatch.setattr(stages.limit, "settle", broken)
+        answers = await all_at_once(runs.run(), clients)
+        assert sorted(answer.status for answer in answers) == [200, 200, 500, 503]
+        assert host.host.processor.in_flight == 0
+
+
+async def test_an_answer_that_can_not_be_told_costs_the_others_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What breaks in its headers breaks again when that is told with the same ones."""
+    tried: list[Allowances] = []
+
+    def broken(allowances: Allowances) -> str:
+        tried.append(allowances)
+        if len(tried) <= 2:
+            raise ValueError("broken")
+        return limit_lines(allowances)
+
+    async with node() as host:
+        clients, _ = await known_to(host, 3)
+        monkeypatch.setattr(repeated_run, "limit_lines", broken)
+        answers = await all_at_once(runs.run(), clients)
+        assert sorted(answer.status for answer in answers) == [200, 200, 500]
 
 
 async def test_a_journal_that_is_full_refuses_those_alone_who_find_no_room(
