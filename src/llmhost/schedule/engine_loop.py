@@ -27,16 +27,14 @@ from llmhost.core.ports import (
 )
 from llmhost.core.sequence import SequenceSpec
 from llmhost.core.step import Row
+from llmhost.schedule.audience import Audience
 from llmhost.schedule.bed import Bed
-from llmhost.schedule.drain import DrainForecast
-from llmhost.schedule.ears import Ears, Entry, get_ready
 from llmhost.schedule.flights import Flights, GuessRhythm
 from llmhost.schedule.guesser import Guesser
 from llmhost.schedule.inbox import Arrival, AtRest, Inbox
 from llmhost.schedule.interpreter import Hurry
 from llmhost.schedule.scheduler import Emission, Scheduler
 from llmhost.schedule.sequence import Sequence
-from llmhost.schedule.steady import Chorus
 from llmhost.schedule.stepping import StepObserver, Stepper, joined
 from llmhost.schedule.watchdog import Watchdog
 
@@ -54,9 +52,6 @@ QUIET_S = 1.0
 
 GATHER_MOST_S = 0.05
 """A first step waits for more prompts no longer than this, however steadily they come."""
-
-WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
-"""Ends of answers that nobody cut."""
 
 
 class EngineLoop:
@@ -95,9 +90,9 @@ class EngineLoop:
         self._guesser = guesser
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._sinks: dict[int, Entry] = {}
-        self._drain = DrainForecast(batch=scheduler.limits.max_batch_size, most_live=self._max_live)
-        self._ears: Ears | None = None
+        self._audience = Audience(
+            name, batch=scheduler.limits.max_batch_size, most_live=self._max_live
+        )
         self._calls: set[asyncio.Future[None]] = set()
         self._inbox = Inbox(self._loop)
         self._hurry = Hurry(is_ever=runner.facts.reenters)
@@ -120,7 +115,7 @@ class EngineLoop:
     @property
     def live(self) -> int:
         """Sequences submitted and not yet ended."""
-        return len(self._sinks)
+        return len(self._audience.entries)
 
     def load(self) -> EngineLoad:
         # Counts that the engine's thread goes on changing: each is right for itself, and all are advice. To note them
@@ -140,26 +135,24 @@ class EngineLoop:
                 f"The model {spec.model} hangs in a step. Its operator knows; try again later.",
                 retry_after_s=HUNG_RETRY_S,
             )
-        if len(self._sinks) >= self._max_live:
+        if len(self._audience.entries) >= self._max_live:
             raise Overloaded(
                 f"{self.live} sequences are running or waiting for {spec.model}, which is all it takes."
                 " Try again later.",
-                retry_after_s=self._drain.wait_s(time.monotonic()),
+                retry_after_s=self._audience.wait_s(),
             )
         seq_id = next(self._ids)
-        left = spec.max_new_tokens - len(spec.generated)
-        speaker = self._drain.came(seq_id, left, time.monotonic())
-        self._sinks[seq_id] = (spec.index, sink, speaker)
+        self._audience.join(seq_id, spec, sink)
         self._inbox.post((seq_id, spec))
         return seq_id
 
     def cancel(self, seq_id: int) -> None:
-        if seq_id in self._sinks:
+        if seq_id in self._audience.entries:
             self._inbox.post(lambda: self._cancel(seq_id))
 
     def allow(self, seq_id: int, held_tokens: int, *, is_final: bool = False) -> None:
         """So many of a sequence's tokens are paid for. Wakes the engine, if all that it runs waits for that."""
-        if seq_id in self._sinks:
+        if seq_id in self._audience.entries:
             self._inbox.post(lambda: self._allow(seq_id, held_tokens, is_final))
 
     def resize_kv(self, blocks: int) -> None:
@@ -185,9 +178,9 @@ class EngineLoop:
         """
         self._is_draining = True
         try:
-            if self._sinks:
+            if self._audience.entries:
                 await self._drained(drain_s)
-            for seq_id in list(self._sinks):
+            for seq_id in list(self._audience.entries):
                 self.cancel(seq_id)
             await self.call(self._bed.lie_down)
         except BaseException:
@@ -202,10 +195,10 @@ class EngineLoop:
     async def stop(self, *, drain_s: float = 0.0) -> None:
         """Let what runs end for up to `drain_s`, cancel the rest, then end the thread. Idempotent."""
         self._is_draining = True
-        if self._thread.is_alive() and drain_s > 0 and self._sinks:
+        if self._thread.is_alive() and drain_s > 0 and self._audience.entries:
             await self._drained(drain_s)
         self._is_stopping = True
-        if self._runner.facts.can_be_interrupted and self._sinks:
+        if self._runner.facts.can_be_interrupted and self._audience.entries:
             cast(InterruptibleRunner, self._runner).interrupt()
         self._inbox.post(list)
         if self._thread.ident is None:
@@ -219,56 +212,13 @@ class EngineLoop:
 
     async def _drained(self, drain_s: float) -> None:
         deadline = time.monotonic() + drain_s
-        while self._sinks and time.monotonic() < deadline:  # noqa: ASYNC110 - ends are rare here
+        while self._audience.entries and time.monotonic() < deadline:  # noqa: ASYNC110 - ends are rare here
             await asyncio.sleep(0.02)
-
-    def _deliver(self, emissions: Seq[Emission]) -> None:
-        now_s = time.monotonic()
-        if type(emissions) is Chorus:
-            if self._ears is None or not self._ears.are_of(emissions):
-                self._part()
-                self._ears = Ears(emissions, self._sinks)
-            if self._ears.hear(emissions, self._drain, now_s, self._tell):
-                return
-        self._part()
-        get_ready(emissions, self._sinks)
-        sinks, drain, is_measured = self._sinks, self._drain, False
-        for seq_id, delta in emissions:
-            if (entry := sinks.get(seq_id)) is None:
-                continue
-            _, sink, speaker = entry
-            if tokens := delta.tokens:
-                speaker.said += len(tokens)
-                if not is_measured or speaker.first_s is None:
-                    is_measured |= drain.heard(speaker, now_s)
-            if (reason := delta.finish_reason) is not None:
-                del sinks[seq_id]
-                drain.ended(seq_id, is_whole=reason in WHOLE)
-            try:  # as `_tell`, without a call for every token
-                sink(delta)
-            except Exception:
-                log.exception("sink.failed model=%s", self.name)
-
-    def _part(self) -> None:
-        if self._ears is not None:
-            self._ears.part()
-            self._ears = None
-
-    def _tell(self, sink: DeltaSink, delta: Delta) -> None:
-        try:
-            sink(delta)
-        except (
-            Exception
-        ):  # boundary: one reader's bug must not cost the others of the step their deltas
-            log.exception("sink.failed model=%s", self.name)
 
     def _ended(self) -> None:
         """The thread's last word. Streams that it knew nothing of, or lost in a crash, end here."""
         error = self._cut_short()
-        self._part()
-        for index, sink, _ in list(self._sinks.values()):
-            self._tell(sink, Delta(index, finish_reason=FinishReason.ERROR, error=error))
-        self._sinks.clear()
+        self._audience.leave(error)
         for done in self._calls:
             _settle(done, error)
         self._stopped.set()
@@ -466,7 +416,7 @@ class EngineLoop:
 
     def _emit(self, emissions: Seq[Emission]) -> None:
         if emissions:
-            self._call_back(lambda: self._deliver(emissions))
+            self._call_back(lambda: self._audience.hear(emissions))
 
     def _call_back(self, callback: Callable[[], None]) -> None:
         try:
