@@ -220,8 +220,7 @@ class Settle:
 
     def _charge(self, context: RequestContext, caller: Caller, nano: int) -> None:
         if (spending := context.spending) is not None:
-            spending.hold.settle(nano)
-            context.budget_remaining_nano = spending.hold.remaining_nano
+            context.budget_remaining_nano = spending.hold.settle(nano)
         elif nano:
             self._accounts.charge(caller, context.run_id, nano, context.arrived_utc_ns)
 

@@ -74,20 +74,36 @@ class BudgetHold(msgspec.Struct, eq=False):
         self.held_nano += nano
         return nano
 
-    def settle(self, nano: int) -> None:
-        """The request has ended and cost so much, of what it held; the rest is free again. The first end counts."""
+    def settle(self, nano: int) -> int | None:
+        """The request has ended and cost so much, of what it held; the rest is free again. The first end counts. What
+        `remaining_nano` says then."""
         if not self._is_live:
             self._accounts.settled_late(self, nano)
-            return
-        held_nano = self.held_nano
-        self._end()
-        for pot in self.pots:
+            return self.remaining_nano
+        held_nano, utc_ns = self.held_nano, self.utc_ns
+        self._is_live, self.held_nano = False, 0
+        self._accounts.drop(self)
+        least: int | None = None
+        for pot in self.pots:  # as `_end` and `remaining_nano`, in one loop
+            account = pot.account
+            pot.users -= 1
             if pot.is_plain:
+                pot.held -= held_nano
                 pot.spent += nano
             else:
-                pot.spend(nano, self.utc_ns)
+                pot.hold(-held_nano, utc_ns)
+                pot.spend(nano, utc_ns)
                 self._accounts.forget_if_idle(pot)
+            if account.is_counting:
+                continue
+            if pot.is_plain and utc_ns < account.until_ns:
+                room = account.limit_nano - pot.spent - pot.held
+            else:
+                room = pot.room(utc_ns)
+            if least is None or room < least:
+                least = room
         assert 0 <= nano <= held_nano, f"{nano} nano-dollars were used, and {held_nano} were held"
+        return least if least is None or least > 0 else 0
 
     def void(self) -> None:
         """The request has ended and cost nothing. The first end counts."""

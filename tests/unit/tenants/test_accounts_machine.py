@@ -78,9 +78,9 @@ class Spending(RuleBasedStateMachine):
     def settle(self, place: int, share: int) -> None:
         hold = self.holds.pop(place % len(self.holds))
         nano = hold.held_nano * share // 100
-        hold.settle(nano)
+        assert hold.settle(nano) == hold.remaining_nano
         self.ledger.append((hold.caller, hold.run_id, hold.utc_ns, nano))
-        hold.settle(nano)
+        assert hold.settle(nano) == hold.remaining_nano, "it has ended, and its budgets go on"
 
     @precondition(lambda self: self.holds)
     @rule(place=st.integers(0, 99))
