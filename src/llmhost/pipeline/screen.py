@@ -71,14 +71,10 @@ class ScreenStage:
 
     def output(self, context: RequestContext) -> OutputScreen | None:
         """Judges one choice; None when nothing judges answers, so that streams pay nothing."""
-        if context.request.kind is MODERATION:
+        request = context.request
+        if request.kind is MODERATION:
             return None
-        screen = self._screen.watch_output(
-            context.request,
-            context.known_caller,
-            model=context.model,
-            note=context.note_screening,
-        )
+        screen = self._screen.watch_output(request, context.known_caller, context)
         context.can_wait = screen is not None and screen.can_wait
         return screen
 

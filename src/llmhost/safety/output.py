@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Protocol
 
 from msgspec import structs
 
@@ -56,6 +57,17 @@ class Desk:
         )
 
 
+class Asker(Protocol):
+    """The request whose answer it is, on its way."""
+
+    @property
+    def model(self) -> str:
+        """The one that was chosen, for the journal."""
+
+    def note_screening(self, screening: Screening) -> None:
+        """Told what was decided, where anything was found."""
+
+
 class OutputScreen:
     """One choice's answer: give it text as it comes, send on what it lets out. Not to be called concurrently.
 
@@ -91,15 +103,13 @@ class OutputScreen:
         judges: Judges,
         request: GenerationRequest,
         caller: Caller,
-        model: str | None,
-        note: Callable[[Screening], None],
+        asker: Asker | None,
     ) -> None:
         self._desk = desk
         self._judges = judges
         self._request = request
         self._caller = caller
-        self._model = model
-        self._note = note
+        self._asker = asker
 
     @property
     def _window(self) -> Window:
@@ -298,12 +308,12 @@ class OutputScreen:
     def _record(self, judged: Judged) -> None:
         screening = replace(self._screened(judged), review_id=self.review_id)
         self._desk.journal.record(screening)
-        self._note(screening)
+        if self._asker is not None:
+            self._asker.note_screening(screening)
 
     def _screened(self, judged: Judged) -> Screening:
-        return self._desk.screening(
-            self._request, self._caller, self._model, Direction.OUTPUT, judged
-        )
+        model = None if self._asker is None else self._asker.model
+        return self._desk.screening(self._request, self._caller, model, Direction.OUTPUT, judged)
 
 
 def pass_all(ended: Sequence[tuple[OutputScreen, str]]) -> list[str | None]:

@@ -28,7 +28,7 @@ from llmhost.hooks.registry import Plugins
 from llmhost.safety.asking import NoGuard
 from llmhost.safety.defaults import LogJournal, NodePolicy, SamePolicy
 from llmhost.safety.judges import Judged, Judges
-from llmhost.safety.output import Desk, OutputScreen
+from llmhost.safety.output import Asker, Desk, OutputScreen
 from llmhost.safety.pack.pack import Pack
 from llmhost.safety.rules import Rules
 from llmhost.safety.verdict import (
@@ -267,15 +267,13 @@ class Screen:
         self,
         request: GenerationRequest,
         caller: Caller,
-        *,
-        model: str | None = None,
-        note: Note = _nobody,
+        asker: Asker | None = None,
     ) -> OutputScreen | None:
         """A screen for one choice; None when nothing judges answers, so that their streams pay nothing."""
         judges = self._judges(self._policies.of(caller), Direction.OUTPUT)
         if judges is None:
             return None
-        return OutputScreen(self._desk, judges, request, caller, model, note)
+        return OutputScreen(self._desk, judges, request, caller, asker)
 
     def check_length(self, request: GenerationRequest) -> None:
         """Before a prompt is rendered or tokenised: a token id counts as a character. Raises InvalidValue."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -227,7 +228,9 @@ async def test_that_an_answer_passes_which_was_approved_as_a_whole_is_written_do
     strict, journal = screen(policy, reviews=reviews)
     reviews.let_pass.add(("local", "it is so bad"))
     asked = replace(ASKED, can_be_held=True)
-    output = strict.watch_output(asked, LOCAL_CALLER, note=notes.append)
+    output = strict.watch_output(
+        asked, LOCAL_CALLER, SimpleNamespace(model="m", note_screening=notes.append)
+    )
 
     assert await output.push("it is so bad") + await output.finish() == "it is so bad"
 

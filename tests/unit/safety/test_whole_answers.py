@@ -62,7 +62,8 @@ def ended(way: Any, parts: list[str], *, each: bool) -> tuple[object, ...]:
     """All that can be seen of an answer."""
     journal, noted = Written(each=each), []
     screen = Screen(SETTINGS, Plugins.of(Judge()), journal=journal, utc_ns=lambda: 1)  # type: ignore[arg-type]
-    output = screen.watch_output(REQUEST, LOCAL_CALLER, model="m", note=noted.append)
+    asker = SimpleNamespace(model="m", note_screening=noted.append)
+    output = screen.watch_output(REQUEST, LOCAL_CALLER, asker)
     assert output is not None
     said = asyncio.run(way(output, parts))
     return said, output.is_refused, output.refused_by, output.take_cuts(), journal.told, noted
