@@ -72,13 +72,16 @@ def _write_all(events: Sequence[RequestEnded]) -> None:
         tell_of_each(_write, events, _name_of)
         return
     lines: list[str] = []
-    for event in events:
+
+    def take(event: RequestEnded) -> None:
         if event.outcome is Outcome.FAILED:
             alone.say_all(logging.INFO, lines)  # in the order in which they ended
-            lines = []
+            lines.clear()
             _write(event)
         else:
             lines.append(f"request.{event.outcome}{_text(event)}")
+
+    tell_of_each(take, events, _name_of)
     alone.say_all(logging.INFO, lines)
 
 

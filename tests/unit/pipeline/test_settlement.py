@@ -28,6 +28,7 @@ from llmhost.core.request import Kind
 from llmhost.hooks.spec import Price, hookimpl
 from llmhost.pipeline.bill import FREE
 from llmhost.pipeline.exchange import Exchange
+from llmhost.pipeline.generation import Generation
 from llmhost.storage.connect import StorageFailed
 from llmhost.testing import FAKE_MODEL, TestHost, at, fake_words, make_host
 
@@ -548,6 +549,27 @@ async def test_one_that_can_not_be_settled_costs_no_other_its_end(
         assert "request.not_settled" in caplog.text
         entries = {entry["request_id"] for entry in one.host.entries()}
         assert entries == {each.context.request.request_id for each in (kept, other)}
+        processor._live.discard(next(run for run in processor._live if run.context is lost.context))
+
+
+async def test_one_whose_answer_can_not_be_let_out_keeps_no_other_from_its_reader(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with node() as one:
+        lost, kept, other = [await one.open(text) for text in ("a", "b", "c")]
+        release = Generation._release
+
+        def failing(generation: Generation, *args: Any) -> None:
+            if generation.context is lost.context:
+                raise RuntimeError("broken")
+            release(generation, *args)
+
+        monkeypatch.setattr(Generation, "_release", failing)
+        one.held.go()
+        await asyncio.gather(read_all(kept), read_all(other))
+        assert "request.not_let_out" in caplog.text
+        await until(lambda: len(one.host.entries()) == 3)
+        processor = one.host.host.processor
         processor._live.discard(next(run for run in processor._live if run.context is lost.context))
 
 
