@@ -41,6 +41,29 @@ def nobody(device: str, usage: Usage) -> None:
 class Generation:
     """The running part of one request: its sequences, its stream, and the moment when all have ended."""
 
+    __slots__ = (
+        *(
+            "_bear",
+            "_clock",
+            "_contest",
+            "_ended",
+            "_gaps_of",
+            "_held_end",
+            "_is_over",
+            "_is_refused",
+        ),
+        *(
+            "_screens",
+            "_sequences",
+            "_settle",
+            "_then",
+            "_usage",
+            "context",
+            "is_detached",
+            "stream",
+        ),
+    )
+
     def __init__(
         self,
         context: RequestContext,

@@ -21,20 +21,22 @@ log = logging.getLogger("llmhost.request")
 class ScreenPump:
     """Takes one choice's deltas through its screen, in order, off the engine's delivery path."""
 
-    # What most answers leave as it is costs nothing to make here.
-    _waiting: deque[Delta] | None = None
-    _usage: Usage | None = None
-    """Of the choice, once its last delta is looked at."""
-    _has_failed = False
-    _is_ready = False
-    """It has been looked whether all of its answer passes."""
-    _passed: str | None = None
-    _task: "asyncio.Task[None] | None" = None
+    __slots__ = (
+        *("_generation", "_has_failed", "_is_ready", "_passed", "_screen", "_task", "_usage"),
+        *("_voice", "_waiting"),
+    )
 
     def __init__(self, screen: OutputScreen, voice: Voice, generation: "Generation") -> None:
         self._screen = screen
         self._voice = voice
         self._generation = generation
+        self._has_failed = self._is_ready = False
+        """`_is_ready`: it has been looked whether all of its answer passes."""
+        self._passed: str | None = None
+        self._waiting: deque[Delta] | None = None
+        self._usage: Usage | None = None
+        """Of the choice, once its last delta is looked at."""
+        self._task: asyncio.Task[None] | None = None
 
     def get_ready(self, told: Sequence[tuple["ScreenPump", Delta]]) -> None:
         """Have answers judged that are all there. The ReadySink port."""

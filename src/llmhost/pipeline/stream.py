@@ -137,6 +137,11 @@ class ReplayStream:
     somebody else (a background response's store) wants the whole.
     """
 
+    __slots__ = (
+        *("_deltas", "_error", "_keep", "_on_abandoned", "_readers", "_waiting"),
+        *("__weakref__", "is_abandoned", "is_ended"),
+    )
+
     def __init__(
         self, *, keep: bool = False, on_abandoned: Callable[[], None] | None = None
     ) -> None:
