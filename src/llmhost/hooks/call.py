@@ -20,9 +20,9 @@ log = logging.getLogger("llmhost.hooks")
 
 SLOW_S = 0.005
 """A sync implementation that takes longer on the average of its last calls is called in a thread from then on."""
-RAISED = (Exception, SystemExit, asyncio.CancelledError)
+RAISED = BaseException
 """Boundary: what a plugin's plain function may raise is anything. Nobody is cancelled while one runs, so a cancellation
-is what it asked for and did not get."""
+is what it asked for and did not get. Only KeyboardInterrupt is the operator's, and `note_failure` raises it again."""
 
 
 _SHORT = reprlib.Repr()
@@ -151,7 +151,9 @@ async def attempt(
             complaint = implementation.rule.complaint(opinion, facts)
             if complaint is not None:
                 raise TypeError(complaint)
-    except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
+    except (asyncio.CancelledError, GeneratorExit):  # of whoever asks
+        raise
+    except BaseException as error:  # boundary: plugins may raise anything
         raise failed(implementation, error) from error
     finally:
         took_s = plugins.timer() - started
@@ -203,7 +205,9 @@ async def _heard(
             complaint = implementation.rule.complaint(opinion, facts)
             if complaint is not None:
                 raise TypeError(complaint)
-    except (Exception, SystemExit) as error:  # boundary: plugins may raise anything
+    except (asyncio.CancelledError, GeneratorExit):  # of whoever asks
+        raise
+    except BaseException as error:  # boundary: plugins may raise anything
         raise failed(implementation, error) from error
     return opinion
 
@@ -259,7 +263,10 @@ def move_away(implementation: Implementation, took_s: float) -> None:
 
 
 def note_failure(implementation: Implementation, error: BaseException) -> None:
-    """One line each time; the first comes with its traceback, which is for the plugin's author."""
+    """One line each time; the first comes with its traceback, which is for the plugin's author. Raises the error if it
+    is no plugin's."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
     stats = implementation.stats
     is_first = stats.errors + stats.timeouts == 0
     if isinstance(error, TimedOut):

@@ -373,6 +373,10 @@ async def test_a_plugin_that_has_to_be_awaited_for_the_answer_is() -> None:
         assert b"content_filter" in third.body
 
 
+class Stranger(BaseException):
+    """What a library raises where a time is over."""
+
+
 class Once:
     """Of each thing that it is asked, it has something to say the fourth time alone."""
 
@@ -383,7 +387,7 @@ class Once:
     def _say(self, hook: str) -> Any:
         self.asked[hook] += 1
         is_now = hook == self._hook and self.asked[hook] == 4
-        if is_now and isinstance(self._said, Exception):
+        if is_now and isinstance(self._said, BaseException):
             raise self._said
         return self._said if is_now else None
 
@@ -408,6 +412,7 @@ class Once:
         ("quote_price", ValueError("broken")),
         ("check_input", Refusal("no")),
         ("check_input", ValueError("broken")),
+        ("check_input", Stranger("no Exception")),
     ],
 )
 async def test_one_of_a_group_that_a_plugin_speaks_of_takes_the_long_way(

@@ -311,7 +311,9 @@ async def test_a_plain_function_that_says_it_was_cancelled_has_failed(is_traced,
     plugins.close()
 
 
-@pytest.mark.parametrize("fault", [ValueError("x"), asyncio.CancelledError(), SystemExit(1), None])
+@pytest.mark.parametrize(
+    "fault", [ValueError("x"), asyncio.CancelledError(), SystemExit(1), GeneratorExit(), None]
+)
 def test_what_fails_of_who_is_asked_in_passing_is_counted_and_logged(fault, caplog):
     def may_cache():
         if fault is not None:
@@ -332,6 +334,44 @@ async def test_a_plugin_can_not_end_the_server():
 
     with pytest.raises(PluginFailed):
         await ask(Plugins.of(plugin("p", admit_request)), "admit_request")
+
+
+class Stranger(BaseException):
+    """As some libraries raise where a time is over: no Exception, and yet a plugin's failure."""
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+@pytest.mark.parametrize("is_moved", [False, True])
+async def test_whatever_a_plugin_raises_is_its_failure(is_traced, is_moved):
+    def admit_request():
+        raise Stranger
+
+    async def may_cache():
+        raise Stranger
+
+    plugins = Plugins.of(plugin("p", admit_request), plugin("q", may_cache), trace=is_traced)
+    if is_moved:
+        plugins.implementations("admit_request")[0].move_to_threads()
+    with pytest.raises(PluginFailed):
+        await ask(plugins, "admit_request")
+
+    assert await ask(plugins, "may_cache") == Answer("q", False, is_assumed=True)
+    assert report(plugins).errors == 1
+    plugins.close()
+
+
+async def test_an_interrupt_is_no_plugins_failure():
+    def admit_request():
+        raise KeyboardInterrupt
+
+    plugins = Plugins.of(plugin("p", admit_request))
+    for asking in (ask_now, ask_once):
+        with pytest.raises(KeyboardInterrupt):
+            asking(plugins, "admit_request")
+    with pytest.raises(KeyboardInterrupt):
+        await ask(plugins, "admit_request")
+
+    assert report(plugins).errors == 0
 
 
 async def test_a_caller_who_leaves_stops_the_plugin_too():
