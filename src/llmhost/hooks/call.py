@@ -218,7 +218,8 @@ class TimedOut(Exception):
 
 async def _within(awaitable: Awaitable[Any], timeout_s: float) -> Any:
     """Its result, or TimedOut. Left behind when it won't stop: a plugin that eats its cancellation holds up nobody."""
-    task = asyncio.ensure_future(awaitable)
+    is_future = isinstance(awaitable, asyncio.Future)
+    task = asyncio.ensure_future(awaitable if is_future else _without_exit(awaitable))
     try:
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
@@ -231,6 +232,14 @@ async def _within(awaitable: Awaitable[Any], timeout_s: float) -> Any:
         return task.result()
     except asyncio.CancelledError as error:
         raise _cancelled() from error
+
+
+async def _without_exit(awaitable: Awaitable[Any]) -> Any:
+    """A task that is left by an exit takes the loop with it."""
+    try:
+        return await awaitable
+    except SystemExit as error:
+        raise RuntimeError(f"it asked for the process's end with {error.code!r}") from error
 
 
 def _cancelled() -> RuntimeError:
@@ -297,4 +306,8 @@ def _start_failure(implementation: Implementation, error: BaseException) -> Conf
 
 def _said(error: BaseException) -> str:
     """On one line and not long, whatever the plugin wrote."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    try:
+        text = " ".join(str(error).split())[:300]
+    except Exception as worse:  # noqa: BLE001 - boundary: as it was raised by a plugin
+        text = f"its text can't be read ({type(worse).__name__})"
+    return f"{type(error).__name__}: {text}"

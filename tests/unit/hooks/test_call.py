@@ -336,6 +336,36 @@ async def test_a_plugin_can_not_end_the_server():
         await ask(Plugins.of(plugin("p", admit_request)), "admit_request")
 
 
+async def test_a_plugin_that_was_awaited_can_not_end_the_server(caplog):
+    async def admit_request():
+        await asyncio.sleep(0)
+        raise SystemExit(3)
+
+    with pytest.raises(PluginFailed):
+        await ask(Plugins.of(plugin("p", admit_request)), "admit_request")
+
+    assert "it asked for the process's end with 3" in lines(caplog, "hook.failed")[0]
+
+
+def test_a_failure_that_can_not_be_read_is_one_all_the_same(caplog):
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError
+
+    asked = []
+
+    def check_input():
+        asked.append(1)
+        if len(asked) == 2:
+            raise Mute
+
+    plugins = Plugins.of(plugin("p", check_input))
+    said = ask_each_now(plugins, "check_input", [(None, None)] * 3)
+
+    assert [answer is None for answer in said] == [True, False, True]
+    assert "Mute: its text can't be read (ValueError)" in lines(caplog, "hook.failed")[0]
+
+
 class Stranger(BaseException):
     """As some libraries raise where a time is over: no Exception, and yet a plugin's failure."""
 
