@@ -76,8 +76,13 @@ class Ears:
 def get_ready(emissions: Iterable[Emission], sinks: Mapping[int, Entry]) -> None:
     """Of those that are about to be told their last words, have those get ready together that can."""
     told: list[tuple[Any, Delta]] = []  # whose sinks are a `ReadySink`
+    goes_on: set[int] = set()
     for seq_id, delta in emissions:
-        if delta.finish_reason is None or (entry := sinks.get(seq_id)) is None:
+        if delta.finish_reason is None:
+            goes_on.add(seq_id)
+            continue
+        # Two steps may be told of at once: what is not heard yet of an answer comes before its last words.
+        if seq_id in goes_on or (entry := sinks.get(seq_id)) is None:
             continue
         sink = entry[1]
         if hasattr(sink, "get_ready") and (not told or type(sink) is type(told[0][0])):

@@ -140,6 +140,17 @@ def test_those_get_ready_together_who_are_told_their_last_words() -> None:
     assert log == ["ready for a d"], "one alone is told as ever"
 
 
+def test_whoever_is_told_more_before_his_last_words_does_not_get_ready_for_them() -> None:
+    log: list[str] = []
+    drain = DrainForecast(batch=4, most_live=8)
+    sinks: dict[int, Entry] = {at: (0, Listener(log), drain.came(at, 10, 0.0)) for at in range(3)}
+    ends = [(at, Delta(0, f"end {at}", finish_reason=FinishReason.STOP)) for at in range(3)]
+
+    get_ready([(1, Delta(0, "amid 1", (5,))), *ends], sinks)
+
+    assert log == ["ready for end 0 end 2"]
+
+
 def test_who_breaks_over_getting_ready_costs_nobody_his_words() -> None:
     log: list[str] = []
     get_them_ready([Listener(log, breaks=True), Listener(log)], "..")
