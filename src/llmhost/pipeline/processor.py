@@ -389,19 +389,16 @@ class Processor:
 
     def _settle_all(self) -> None:
         """What ended in one turn, stage by stage: what is done for one request after the other takes less time, since
-        its code and its data are at hand. Each is for itself: none costs another its end."""
+        its code and its data are at hand. Each is for itself: none costs another its end, nor a stage that breaks the
+        request its own."""
         ending, self._ending = self._ending, []
         for stage in (self._free, self._keep):
-            left = []
             for end in ending:
                 request_id.set(end.context.request.request_id)
                 try:
                     stage(end.context)
                 except Exception:  # boundary: as around what an engine tells
                     log.exception("request.not_settled")
-                else:
-                    left.append(end)
-            ending = left
         for at in range(0, len(ending), TOGETHER):
             self._stages.bill.settle.all(ending[at : at + TOGETHER], self._all_booked)
 

@@ -73,7 +73,12 @@ class Settle:
     def __call__(self, context: RequestContext, then: Then) -> None:
         """Book the request; `then` is called in a later turn of the loop, when its entry can't be lost. Without a
         caller there is no account to book to."""
-        self._end(context, self.closed(context), then)
+        try:
+            entry = self.closed(context)
+        except Exception:
+            self._let_go(context)
+            raise
+        self._end(context, entry, then)
 
     def all(
         self, endings: Sequence[SomeEnding], done: Callable[[Sequence[SomeEnding]], None]
@@ -92,8 +97,10 @@ class Settle:
                 if entry is None or context.deferral is not None:
                     self._end(context, entry, ending)
                     continue
-            except Exception:  # boundary: as around what an engine tells
+            except Exception as error:  # boundary: as around what an engine tells
                 log.exception("request.not_settled")
+                self._let_go(context)
+                asyncio.get_running_loop().call_soon(ending, error)
                 continue
             entries.append(entry)
             slots.append(context.slot)
@@ -108,6 +115,16 @@ class Settle:
             except Exception:  # boundary: as above
                 request_id.set(context.request.request_id)
                 log.exception("request.not_settled")
+
+    def _let_go(self, context: RequestContext) -> None:
+        """Of one that can't be booked since something is broken: nobody pays for it, and it holds nothing any more."""
+        context.amount_nano = context.discount_nano = 0
+        if context.ticket is not None:
+            self._costs.infrastructure.leave(context.ticket)
+        if context.spending is not None:
+            context.spending.hold.settle(0)
+        if context.slot is not None:
+            context.slot.close()
 
     def _end(self, context: RequestContext, entry: Entry | None, then: Then) -> None:
         slot, deferral = context.slot, context.deferral

@@ -528,28 +528,69 @@ async def test_a_drain_refuses_what_comes_and_lets_what_runs_go_on() -> None:
     assert cut == 0
 
 
-async def test_one_that_can_not_be_settled_costs_no_other_its_end(
+async def test_a_stage_that_breaks_at_the_end_of_an_answer_costs_nobody_its_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with node() as one:
         processor = one.host.host.processor
-        lost, kept, other = [await one.open(text) for text in ("a", "b", "c")]
+        exchanges = [await one.open(text) for text in ("a", "b", "c")]
         keep, turns = processor._keep, list[str]()
 
         def failing(context: Any) -> None:
             turns.append(context.request.request_id)
-            if context is lost.context:
+            if context is exchanges[0].context:
                 raise RuntimeError("broken")
             keep(context)
 
         monkeypatch.setattr(processor, "_keep", failing)
         one.held.go()
-        await asyncio.gather(read_all(kept), read_all(other))
+        await asyncio.gather(*map(read_all, exchanges))
         assert len(turns) == 3
+        assert "request.not_settled" in caplog.text
+        entries = [entry["request_id"] for entry in one.host.entries()]
+        assert sorted(entries) == sorted(turns)
+
+
+async def test_one_that_can_not_be_booked_hears_of_it_holds_nothing_and_costs_no_other_its_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with node() as one:
+        processor = one.host.host.processor
+        lost, kept, other = [await one.open(text) for text in ("a", "b", "c")]
+        settle = processor._stages.bill.settle
+        closed = settle.closed
+
+        def failing(context: Any, **facts: Any) -> Any:
+            if context is lost.context:
+                raise RuntimeError("broken")
+            return closed(context, **facts)
+
+        monkeypatch.setattr(settle, "closed", failing)
+        one.held.go()
+        with pytest.raises(LlmhostError, match="could not be recorded"):
+            await read_all(lost)
+        await asyncio.gather(read_all(kept), read_all(other))
         assert "request.not_settled" in caplog.text
         entries = {entry["request_id"] for entry in one.host.entries()}
         assert entries == {each.context.request.request_id for each in (kept, other)}
-        processor._live.discard(next(run for run in processor._live if run.context is lost.context))
+        assert processor.in_flight == 0
+        assert one.host.host.books.settlements.under_way == 0
+
+
+async def test_a_refusal_that_can_not_be_booked_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with node(max_queue=1, max_batch_size=1) as one:
+        settle = one.host.host.processor._stages.bill.settle
+
+        def failing(*_: Any, **__: Any) -> None:
+            raise RuntimeError("broken")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(settle, "closed", failing)
+            with pytest.raises(RuntimeError, match="broken"):
+                await one.open(n=3)
+        assert one.host.host.books.settlements.under_way == 0
 
 
 async def test_one_whose_answer_can_not_be_let_out_keeps_no_other_from_its_reader(
