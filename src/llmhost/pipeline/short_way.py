@@ -28,6 +28,7 @@ from llmhost.observe.logs import request_id as named
 from llmhost.pipeline.cache_use import CacheUse, Status
 from llmhost.pipeline.context import RequestContext, each_named
 from llmhost.pipeline.limit import size_of
+from llmhost.pipeline.log import tell_of_each
 from llmhost.pipeline.processor import Processor
 from llmhost.pipeline.stages import Stages
 from llmhost.safety.verdict import Direction
@@ -232,10 +233,13 @@ class ShortWay:
         """Have all counted and written down that nobody's answer waits for: while clients read theirs, and before
         anything else that they send is looked at."""
         untold, self._untold = self._untold, []
-        for known, context in untold:
-            self._note_judged(known, context)
-            self._stages.store.count(context, known.answer_bytes)
-            self._stages.log(context)
+        tell_of_each(self._tell_of, untold, _id_of)
+
+    def _tell_of(self, answered: tuple[Known, RequestContext]) -> None:
+        known, context = answered
+        self._note_judged(known, context)
+        self._stages.store.count(context, known.answer_bytes)
+        self._stages.log(context)
 
     def _note_judged(self, known: Known, context: RequestContext) -> None:
         screen = self._stages.screen
@@ -318,6 +322,10 @@ def is_of_now(before: RequestContext) -> bool:
     """Whether its prompt would be the same tokens now."""
     tokenizer = before.tokenizer
     return tokenizer is not None and before.known_terms.still_hold(tokenizer)
+
+
+def _id_of(answered: tuple[Known, RequestContext]) -> str:
+    return answered[1].request.request_id
 
 
 def _signature(use: CacheUse) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from llmhost.cost.ledger import Ledger
 from llmhost.cost.pricing import Rates
 from llmhost.hooks.spec import Price, Refusal, hookimpl
 from llmhost.pipeline.bill import MOST_BEHIND
+from llmhost.pipeline.context import RequestContext
 from llmhost.safety.policy import PolicyBody
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
@@ -588,3 +590,32 @@ async def test_nobody_is_answered_while_the_node_drains() -> None:
         await warmed(host, asked)
         host.host.processor.drain()
         assert (await asked.of(host)).status == 503
+
+
+async def test_one_that_can_not_be_counted_is_no_others_loss(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted: list[str] = []
+    caplog.set_level(logging.INFO, "llmhost")
+    async with node() as host:
+        asked, store = Asked(chat()), host.host.processor._stages.store
+        await warmed(host, asked)
+        for _ in range(5):  # until it is told of
+            await asyncio.sleep(0)
+        count = store.count
+
+        def broken(context: RequestContext, *rest: Any) -> None:
+            counted.append(context.request.request_id)
+            if len(counted) == 1:
+                raise ValueError("broken")
+            count(context, *rest)
+
+        monkeypatch.setattr(store, "count", broken)
+        caplog.clear()
+        answers = await asyncio.gather(*(asked.of(host) for _ in range(3)))
+        await asyncio.sleep(0)
+
+    assert [answer.cache for answer in answers] == ["hit"] * 3 and short(host) == 3
+    assert counted == [answer.headers["x-request-id"] for answer in answers]
+    assert caplog.text.count("request.answered") == 2
+    assert "request.not_told" in caplog.text
