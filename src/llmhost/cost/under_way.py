@@ -205,12 +205,18 @@ class Settlements:
 
     def _refused(self, entry: Entry, slot: Slot | None, then: Then, failure: BaseException) -> None:
         """What the disk or a full queue refuses is kept, and tried again; anything else can't ever be taken."""
-        if slot is None or not isinstance(failure, LlmhostError):
+        kept: Slot | None = None
+        if slot is not None and isinstance(failure, LlmhostError):
+            try:
+                kept = self._said_anew(slot, Unsettled(entry=entry))
+            except ValueError as error:  # no slot has room for all that it says
+                failure = error
+        if kept is None:
             if slot is not None:
                 slot.close()
             asyncio.get_running_loop().call_soon(then, failure)
             return
-        self._unsettled[entry.request_id] = entry, self._said_anew(slot, Unsettled(entry=entry))
+        self._unsettled[entry.request_id] = entry, kept
         self._is_wanted.set()
         forced = asyncio.ensure_future(asyncio.to_thread(self._journal.flush))
         forced.add_done_callback(lambda done: self._forced(entry, then, done.exception()))

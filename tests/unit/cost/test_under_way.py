@@ -13,7 +13,7 @@ from llmhost.core.errors import Overloaded
 from llmhost.cost.pricing import Price, Rates
 from llmhost.cost.under_way import CRASHED, INPUT, OUTPUT, Settlements, UnderWay, Unsettled, _encode
 from llmhost.storage.connect import StorageFailed
-from llmhost.storage.journal import Journal
+from llmhost.storage.journal import NOTE_BYTES, Journal
 
 PRICE = Price(version="tiny/1", input_nano=10**8, cached_input_nano=10**7, output_nano=4 * 10**8)
 
@@ -272,6 +272,19 @@ async def test_what_the_disk_refuses_together_is_kept_and_tried_again_each(
     trying.cancel()
     assert len(till.rows) == 3
     assert till.restart() == 0
+
+
+async def test_an_entry_that_its_slot_has_no_room_for_keeps_no_other_from_being_told_of(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(entry: Any) -> Any:
+        raise disk_full()
+
+    settle_by(monkeypatch, till.books.ledger, lambda entry: asyncio.ensure_future(failing(entry)))
+    safe, told = await together(till, [entry(0), entry(1, org="o" * NOTE_BYTES), entry(2)])
+    assert safe == [] and sorted(number for number, _ in told) == [0, 1, 2]
+    assert [number for number, why in told if why is not None] == [1]
+    assert (till.settlements.unsettled, till.settlements.under_way) == (2, 2)
 
 
 async def test_without_a_slot_what_the_disk_refuses_is_told(
