@@ -15,7 +15,7 @@ here as it is there, and raised.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 
@@ -48,6 +48,9 @@ from llmhost.safety.verdict import Direction
 from llmhost.tenants.limiter import Size
 
 log = logging.getLogger("llmhost.request")
+
+FEW = 8
+"""So many that are the same are let in at once where others come with them."""
 
 
 @dataclass(slots=True)
@@ -149,10 +152,7 @@ class ShortRuns:
         """All that asked in this turn of the loop."""
         asked, self._asked = self._asked, []
         self._processor.coming -= len(asked)
-        groups: dict[int, list[Asked[KnownRun]]] = {}
-        for each in asked:
-            groups.setdefault(id(each.known), []).append(each)
-        for group in groups.values():
+        for group in _in_turns(asked):
             try:
                 self._let_in_alike(group[0].known, group)
             except Exception as error:  # boundary: as around a route
@@ -219,6 +219,22 @@ class ShortRuns:
         facts = ((context.request, context.caller) for context in each_named(contexts))
         said = ask_each_now(self._plugins, "check_input", facts)
         return [c for c, answer in zip(contexts, said, strict=True) if answer is None]
+
+
+def _in_turns(asked: Sequence[Asked[KnownRun]]) -> Iterator[list[Asked[KnownRun]]]:
+    """Those that are the same, in the order of their coming. Where others ask in the same moment they take turns, a few
+    at a time: whoever asks more often must not have all that limits, budgets and engines have room for."""
+    groups: dict[int, list[Asked[KnownRun]]] = {}
+    for each in asked:
+        groups.setdefault(id(each.known), []).append(each)
+    while groups:
+        most = FEW if len(groups) > 1 else len(asked)
+        for which, group in list(groups.items()):
+            yield group[:most]
+            if len(group) > most:
+                groups[which] = group[most:]
+            else:
+                del groups[which]
 
 
 def _is_in_time(known: KnownRun, utc_ns: int) -> bool:

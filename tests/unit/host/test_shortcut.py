@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from errno import ENOSPC
 from typing import Any
 
@@ -462,6 +463,34 @@ async def test_those_of_one_turn_are_let_in_as_one_after_the_other_would_be() ->
     for name, found in written.items():
         assert found == long_ones[0][name], name
     assert audit == long_ones[1]
+
+
+async def test_those_who_ask_for_different_things_in_one_turn_take_turns() -> None:
+    """Of one organisation, whose money is enough for 16: who asked first does not get all of it."""
+    async with node() as host:
+        keys = [await host.make_key(org="poor") for _ in range(2)]
+        clients = [Client(host) for _ in range(32)]
+        asked = [raw(runs.run(runs.plain(max_tokens=16), key)) for key in keys]
+        for data in asked * 2:
+            await clients[0].ask(data)
+            await runs.settled(host)
+        books, clock = host.host.books, host.host.clock
+        accounts = host.host.processor._stages.bill._accounts
+        budget = Budget(id="bud_1", org="poor", period=Period.MONTH, limit_nano=10**9)
+        await books.budgets.create(budget, who="test")
+        clients[0].connection.data_received(asked[0])
+        await asyncio.sleep(0)
+        (hold,) = accounts.live_holds()
+        account, nano = hold.pots[0].account, hold.held_nano
+        await runs.settled(host)
+        spent = account.standing(clock.utc_ns()).spent
+        account.change(replace(account.budget, limit_nano=spent + 16 * nano))
+        for i, client in enumerate(clients):
+            client.pipe.written = b""
+            client.connection.data_received(asked[i >= 16])
+        await until(lambda: all(client.answer() is not None for client in clients))
+        statuses = [answer.status for client in clients if (answer := client.answer())]
+        assert [statuses[:16].count(200), statuses[16:].count(200)] == [8, 8]
 
 
 async def known_to(host: TestHost, count: int) -> tuple[list[Client], bytes]:
