@@ -255,6 +255,7 @@ class EngineLoop:
         While whoever is here waits for payment, it looks up from time to time: a deadline may have come.
         """
         if self._inbox.has_any or self._has_work():
+            self._hurry.set(True)
             return
         self._hurry.set(False)
         is_audited = False

@@ -1,6 +1,7 @@
 """How long threads keep the interpreter, with models whose steps go in and out of it and with others."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from tests.unit.pipeline.node import until
 from tests.unit.schedule.kit import a_spec
 from tests.unit.schedule.test_engine_loop import Gate, Reader, Spoilt, running
 
+from llmhost.schedule.engine_loop import EngineLoop
 from llmhost.schedule.interpreter import QUICK_S, RELAXED_S, Hurry
 
 
@@ -65,6 +67,28 @@ async def test_an_engine_hurries_while_it_has_work(*, reenters: bool) -> None:
             gate.let_through()
             await reader.end()
             await until(lambda: not is_quick())
+
+
+async def test_an_engine_that_has_work_before_it_looks_for_some_hurries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_some, gate, wait_for_work = threading.Event(), Gate(), EngineLoop._wait_for_work
+
+    def late(self: EngineLoop) -> None:
+        has_some.wait()
+        wait_for_work(self)
+
+    monkeypatch.setattr(EngineLoop, "_wait_for_work", late)
+    runner = Spoilt(sleep=gate)
+    runner.facts = replace(runner.facts, reenters=True)
+    async with running(runner) as engine:
+        reader = Reader()
+        engine.submit(a_spec(max_new_tokens=1), reader)
+        has_some.set()
+        await gate.step_begun()
+        assert is_quick()
+        gate.open()
+        await reader.end()
 
 
 async def test_an_engine_that_is_stopped_amid_its_work_leaves_it_as_it_was() -> None:
