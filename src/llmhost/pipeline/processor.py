@@ -5,8 +5,7 @@ Each stage is one sentence here and one module beside. However a request ends, i
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import Context
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,37 +13,29 @@ from typing import Any
 from llmhost.cache.wish import HEADER, TAG_HEADER
 from llmhost.core.caller import Caller
 from llmhost.core.errors import (
-    CacheMiss,
     DeadlineExceeded,
     LlmhostError,
     Overloaded,
-    PluginFailed,
 )
 from llmhost.core.ids import new_request_id
-from llmhost.core.output import FinishReason, Outcome
+from llmhost.core.output import Outcome
 from llmhost.core.ports import Clock
 from llmhost.core.request import GenerationRequest
 from llmhost.core.sequence import SequenceSpec
-from llmhost.cost.under_way import Then
 from llmhost.observe.logs import request_id
 from llmhost.pipeline.asked import Asked
 from llmhost.pipeline.authenticate import RUN_HEADER, check_run, run_of
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.deferral import Deferral
+from llmhost.pipeline.endings import Endings
 from llmhost.pipeline.exchange import Exchange, Running
-from llmhost.pipeline.generation import Generation, ledger_unavailable
+from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.inquiries import Inquiries
-from llmhost.pipeline.log import tell_of_each
 from llmhost.pipeline.stages import Stages
 from llmhost.pipeline.stream import Outbox
 from llmhost.safety.verdict import Direction, Screening
 
 log = logging.getLogger("llmhost.request")
-
-TOGETHER = 32
-"""So many that ended in one turn are booked, and told of, at once: with more the loop would be held for too long."""
-REFUSALS = (CacheMiss, DeadlineExceeded, Overloaded, PluginFailed)
-"""With a status of 5xx, and yet nothing that broke."""
 
 
 class Processor:
@@ -53,6 +44,7 @@ class Processor:
     def __init__(self, stages: Stages, clock: Clock, *, write_share: float = 1.0) -> None:
         self._stages = stages
         self._clock = clock
+        self._endings = Endings(stages, clock)
         self.inquiries = Inquiries(stages, self._arrived)
         self._outbox = Outbox(write_share)
         self._live: set[Running] = set()
@@ -60,10 +52,6 @@ class Processor:
         self.heard_ns: int | None = None
         """When somebody last asked who is no batch, on the monotonic clock."""
         self._refreshes: set[asyncio.Task[None]] = set()
-        self._ending: list[_Ending] = []
-        """Requests that have ended in this turn of the loop, and are to be settled in the next."""
-        self._unlogged: list[RequestContext] = []
-        """Those that are settled, and of which nobody has been told yet."""
         self._unknown = 0
         """Those of whom it is not known yet who they are."""
         self.coming = 0
@@ -111,11 +99,11 @@ class Processor:
     ) -> None:
         """Meter a request that was refused before it could be opened."""
         context = self._arrived(request, None, {}, caller)
-        self._refused(context, error)
+        self._endings.refuse(context, error)
 
     def lose(self, request: GenerationRequest, caller: Caller) -> None:
         """Meter a request whose client left before all of it had come."""
-        self._end_early(self._arrived(request, None, {}, caller), Outcome.CANCELLED)
+        self._endings.end_early(self._arrived(request, None, {}, caller), Outcome.CANCELLED)
 
     async def open(
         self,
@@ -164,7 +152,7 @@ class Processor:
             try:
                 generation = stages.execute.again(
                     each.known_context,
-                    self._settle_soon,
+                    self._endings.settle_soon,
                     spec,
                     partial(self._ended_again, each.then),
                 )
@@ -206,7 +194,7 @@ class Processor:
         """Meter a request of a group that is not let in; what its client hears: why, or what broke amid that, which
         must not cost the others of the group their answers."""
         try:
-            self._failed(context, error)
+            self._endings.fail(context, error)
         except Exception as bug:  # boundary: as around a route
             log.error("request.bug", exc_info=bug)
             return bug
@@ -257,15 +245,6 @@ class Processor:
     def _metered(self, context: RequestContext) -> "_Metered":
         """Whatever is raised in there ended the request, and is metered."""
         return _Metered(self, context)
-
-    def _failed(self, context: RequestContext, error: BaseException) -> None:
-        if isinstance(error, LlmhostError):
-            self._refused(context, error)
-        elif isinstance(error, asyncio.CancelledError):
-            self._end_early(context, Outcome.CANCELLED)
-        elif isinstance(error, Exception):
-            log.error("request.bug", exc_info=error)
-            self._refused(context, LlmhostError(f"Internal error: {type(error).__name__}."))
 
     def has(self, request_id: str) -> bool:
         """Whether a request has arrived and has not ended: it may wait for its model longer than for anything else."""
@@ -330,7 +309,7 @@ class Processor:
                 stages.authenticate.check_still(context)
                 if stages.cached.may_refresh(context):
                     self._start_refresh(context)
-                return stages.cached.replay(context, self._settle)
+                return stages.cached.replay(context, self._endings.settle)
             stages.cached.give_up(context)
             await stages.resolve.compile_grammar(context)
             await stages.bill.hold_again(context)
@@ -338,7 +317,7 @@ class Processor:
         if context.verdict is not None and context.verdict.done():
             context.verdict.result()  # raises what it was refused with
         stages.authenticate.check_still(context)
-        generation = stages.execute(context, self._settle_soon)
+        generation = stages.execute(context, self._endings.settle_soon)
         stages.cached.began(context, generation)
         return generation
 
@@ -374,113 +353,6 @@ class Processor:
         finally:
             self._stages.cached.refreshed(context)
 
-    def _settle(self, context: RequestContext, then: Then) -> None:
-        """Store and bill what has ended; once it is known whether the entry was taken, `then` let the answer's end out,
-        and log it."""
-        self._free(context)
-        self._keep(context)
-        self._stages.bill.settle(context, partial(self._booked, context, then))
-
-    def _settle_soon(self, context: RequestContext, then: Then) -> None:
-        """The same in the loop's next turn, with all others that end in this one: with a step many do."""
-        self._ending.append(_Ending(self, context, then))
-        if len(self._ending) == 1:
-            asyncio.get_running_loop().call_soon(self._settle_all, context=Context())
-
-    def _settle_all(self) -> None:
-        """What ended in one turn, stage by stage: what is done for one request after the other takes less time, since
-        its code and its data are at hand. Each is for itself: none costs another its end, nor a stage that breaks the
-        request its own."""
-        ending, self._ending = self._ending, []
-        for stage in (self._free, self._keep):
-            for end in ending:
-                request_id.set(end.context.request.request_id)
-                try:
-                    stage(end.context)
-                except Exception:  # boundary: as around what an engine tells
-                    log.exception("request.not_settled")
-        for at in range(0, len(ending), TOGETHER):
-            self._stages.bill.settle.all(ending[at : at + TOGETHER], self._all_booked)
-
-    def _free(self, context: RequestContext) -> None:
-        self._stages.limit.settle(context)
-
-    def _keep(self, context: RequestContext) -> None:
-        self._stages.store(context)
-
-    def _all_booked(self, endings: "Sequence[_Ending]") -> None:
-        """As `_booked` of each whose entry is safe: the answers go out one after the other."""
-        if not self._unlogged:
-            asyncio.get_running_loop().call_soon(self._log_all)
-        self._unlogged.extend([end.context for end in endings])
-        for end in endings:
-            request_id.set(end.context.request.request_id)
-            try:
-                end.then(None)
-            except Exception:  # boundary: as above
-                log.exception("request.not_let_out")
-
-    def _booked(self, context: RequestContext, then: Then, failure: BaseException | None) -> None:
-        """An answer whose entry is safe is told of when its end is on its way, with others of this turn."""
-        if failure is None:
-            self._unlogged.append(context)
-            if len(self._unlogged) == 1:
-                asyncio.get_running_loop().call_soon(self._log_all)
-            then(None)
-            return
-        try:
-            self._log(context, failure)
-        finally:
-            then(failure)
-
-    def _log_all(self) -> None:
-        """Before anything is looked at that comes in after the answers."""
-        unlogged, self._unlogged = self._unlogged, []
-        tell_of_each(self._stages.store.count, unlogged, _id_of)
-        self._stages.log.all(unlogged)
-
-    def _log(self, context: RequestContext, unrecorded: BaseException | None) -> None:
-        """Say how it ended. An answer whose entry was not taken has failed, and is counted as nobody's money."""
-        if unrecorded is not None:
-            context.error = context.error or ledger_unavailable(unrecorded)
-            context.outcome, context.finish_reason = Outcome.FAILED, FinishReason.ERROR
-            self._stages.bill.settle.take_back(context)
-            context.ended = None
-        self._stages.store.count(context)
-        self._stages.log(context)
-
-    def _refused(self, context: RequestContext, error: LlmhostError) -> None:
-        context.error = error
-        is_refusal = error.status < 500 or isinstance(error, REFUSALS)
-        self._end_early(context, Outcome.REFUSED if is_refusal else Outcome.FAILED)
-
-    def _end_early(self, context: RequestContext, outcome: Outcome) -> None:
-        """End a request that never reached an engine. Its zero-amount entry need not be waited for."""
-        context.let_go()
-        context.outcome = outcome
-        context.finish_reason = (
-            FinishReason.CANCELLED if outcome is Outcome.CANCELLED else FinishReason.ERROR
-        )
-        context.ended_ns = self._clock.monotonic_ns()
-        self._stages.limit.settle(context)
-        self._stages.store(context)
-        self._stages.bill.settle(context, _log_unrecorded)
-        self._stages.log(context)
-
-
-class _Ending:
-    """A request that has ended, and what is to be done once its entry is safe, or can't be taken."""
-
-    __slots__ = ("_processor", "context", "then")
-
-    def __init__(self, processor: Processor, context: RequestContext, then: Then) -> None:
-        self._processor = processor
-        self.context = context
-        self.then = then
-
-    def __call__(self, failure: BaseException | None) -> None:
-        self._processor._booked(self.context, self.then, failure)
-
 
 class _Metered:
     """A context manager by hand: one made of a generator costs several times as much, and each request has it."""
@@ -497,21 +369,12 @@ class _Metered:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is not None:
-                self._processor._failed(self._context, error)
+                self._processor._endings.fail(self._context, error)
         finally:
             self._processor._opening.discard(self._context.request.request_id)
-
-
-def _id_of(context: RequestContext) -> str:
-    return context.request.request_id
 
 
 def _is_cancelled() -> bool:
     """Whether whoever waits here is to end, and not only what he waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _log_unrecorded(failure: BaseException | None) -> None:
-    if failure is not None:
-        log.error("ledger.unrecorded error=%s", failure)

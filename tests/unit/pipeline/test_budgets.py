@@ -15,8 +15,8 @@ from llmhost.config.schema import Settings
 from llmhost.config.schema.money import BillingSettings
 from llmhost.core.errors import EngineFailed, ModelNotPriced, QuotaExhausted
 from llmhost.core.output import Outcome
+from llmhost.pipeline.endings import TOGETHER
 from llmhost.pipeline.exchange import Exchange
-from llmhost.pipeline.processor import TOGETHER
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import TestHost, fake_words, make_host
@@ -268,7 +268,7 @@ async def booked(monkeypatch: pytest.MonkeyPatch, *, together: bool) -> tuple[An
             lambda entries, hear: (sizes.append(len(entries)), settle(entries, hear)),
         )
         if not together:
-            monkeypatch.setattr(processor, "_settle_soon", processor._settle)
+            monkeypatch.setattr(processor._endings, "settle_soon", processor._endings.settle)
         texts = [f"word {'and ' * (number % 3)}word" for number in range(40)]
         running = [await one.open(text, max_tokens=3) for text in texts]
         for exchange in running[::7]:

@@ -532,9 +532,9 @@ async def test_a_stage_that_breaks_at_the_end_of_an_answer_costs_nobody_its_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with node() as one:
-        processor = one.host.host.processor
+        endings = one.host.host.processor._endings
         exchanges = [await one.open(text) for text in ("a", "b", "c")]
-        keep, turns = processor._keep, list[str]()
+        keep, turns = endings._keep, list[str]()
 
         def failing(context: Any) -> None:
             turns.append(context.request.request_id)
@@ -542,7 +542,7 @@ async def test_a_stage_that_breaks_at_the_end_of_an_answer_costs_nobody_its_end(
                 raise RuntimeError("broken")
             keep(context)
 
-        monkeypatch.setattr(processor, "_keep", failing)
+        monkeypatch.setattr(endings, "_keep", failing)
         one.held.go()
         await asyncio.gather(*map(read_all, exchanges))
         assert len(turns) == 3
