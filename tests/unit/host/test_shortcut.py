@@ -33,6 +33,7 @@ from llmhost.core.errors import Overloaded
 from llmhost.core.request import GenerationRequest
 from llmhost.hooks.spec import hookimpl
 from llmhost.host.connection import Connection, connection_with
+from llmhost.observe.logs import request_id
 from llmhost.pipeline.context import RequestContext
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
@@ -534,6 +535,23 @@ async def test_what_can_not_be_let_in_is_read_with_what_came_behind_it(
         answer = stopped.answer()
         assert answer is not None and answer.headers["connection"] == "close"
         assert runs.short(host) == 0
+
+
+async def test_what_came_behind_one_that_ran_is_not_logged_under_its_id() -> None:
+    named: list[str | None] = []
+    async with node() as host:
+        (client,), data = await known_to(host, 1)
+        app = client.connection.app
+
+        async def noting(*args: Any) -> None:
+            named.append(request_id.get())
+            await app(*args)
+
+        client.connection.app = noting
+        client.connection.data_received(data)
+        client.connection.data_received(raw(runs.run(runs.plain("another"))))
+        await until(lambda: client.pipe.written.count(b"HTTP/1.1 200 OK") == 2)
+        assert named == [None]
 
 
 async def test_something_that_breaks_for_all_is_told_to_each_and_nothing_stays_held(
