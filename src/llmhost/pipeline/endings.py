@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from functools import partial
 
@@ -44,8 +44,8 @@ class Endings:
     def settle(self, context: RequestContext, then: Then) -> None:
         """Store and bill what has ended; once it is known whether the entry was taken, `then` let the answer's end out,
         and log it."""
-        self._free(context)
-        self._keep(context)
+        self._past(self._free, context)
+        self._past(self._keep, context)
         self._stages.bill.settle(context, partial(self._booked, context, then))
 
     def settle_soon(self, context: RequestContext, then: Then) -> None:
@@ -62,12 +62,16 @@ class Endings:
         for stage in (self._free, self._keep):
             for end in ending:
                 request_id.set(end.context.request.request_id)
-                try:
-                    stage(end.context)
-                except Exception:  # boundary: as around what an engine tells
-                    log.exception("request.not_settled")
+                self._past(stage, end.context)
         for at in range(0, len(ending), TOGETHER):
             self._stages.bill.settle.all(ending[at : at + TOGETHER], self._all_booked)
+
+    def _past(self, stage: Callable[[RequestContext], None], context: RequestContext) -> None:
+        """One that breaks keeps no request from being booked: what it holds would never come back."""
+        try:
+            stage(context)
+        except Exception:  # boundary: as around what an engine tells
+            log.exception("request.not_settled")
 
     def _free(self, context: RequestContext) -> None:
         self._stages.limit.settle(context)
@@ -130,8 +134,8 @@ class Endings:
             FinishReason.CANCELLED if outcome is Outcome.CANCELLED else FinishReason.ERROR
         )
         context.ended_ns = self._clock.monotonic_ns()
-        self._stages.limit.settle(context)
-        self._stages.store(context)
+        self._past(self._free, context)
+        self._past(self._keep, context)
         self._stages.bill.settle(context, _log_unrecorded)
         self._stages.log(context)
 

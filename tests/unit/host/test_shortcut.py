@@ -578,14 +578,20 @@ async def test_something_that_breaks_for_all_is_told_to_each_and_nothing_stays_h
         assert (await clients[0].ask(data)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("where", "status", "metered"), [("limit", 503, ["refused"] * 2), ("bill", 500, ["refused"])]
+)
 async def test_one_that_can_not_be_metered_costs_the_others_no_answer(
-    monkeypatch: pytest.MonkeyPatch,
+    where: str, status: int, metered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of four are refused, and what writes down the first of these breaks."""
+    """Two of four are refused, and what gives back what the first of these held breaks, or what books it."""
     async with node() as host:
         clients, _ = await known_to(host, 4)
         stages, hurt = host.host.processor._stages, list[str]()
-        opened, settle = stages.bill._open_slot, stages.limit.settle
+        owner, name = (
+            (stages.limit, "settle") if where == "limit" else (stages.bill.settle, "closed")
+        )
+        opened, ended = stages.bill._open_slot, getattr(owner, name)
 
         def refusing(context: RequestContext) -> None:
             if len(hurt) < 2:
@@ -593,16 +599,20 @@ async def test_one_that_can_not_be_metered_costs_the_others_no_answer(
                 raise Overloaded("full", retry_after_s=1)
             opened(context)
 
-        def broken(context: RequestContext) -> None:
-            settle(context)
+        def broken(context: RequestContext, **facts: Any) -> Any:
+            found = ended(context, **facts)
             if hurt[0] == context.request.request_id:
                 raise ValueError("broken")
+            return found
 
         monkeypatch.setattr(stages.bill, "_open_slot", refusing)
-        monkeypatch.setattr(stages.limit, "settle", broken)
+        monkeypatch.setattr(owner, name, broken)
         answers = await all_at_once(runs.run(), clients)
-        assert sorted(answer.status for answer in answers) == [200, 200, 500, 503]
-        assert host.host.processor.in_flight == 0
+        assert sorted(answer.status for answer in answers) == [200, 200, *sorted((status, 503))]
+        await runs.settled(host)
+        await until(lambda: len(host.entries()) >= 4 + len(metered))  # of refusals nobody waits
+        outcomes = [entry["outcome"] for entry in host.entries()]
+        assert sorted(outcomes) == ["answered"] * 4 + metered
 
 
 async def test_an_answer_that_can_not_be_told_costs_the_others_none(
