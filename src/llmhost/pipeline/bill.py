@@ -15,6 +15,7 @@ from llmhost.core.errors import ModelNotPriced, Overloaded
 from llmhost.core.request import GenerationRequest
 from llmhost.core.units import moment
 from llmhost.cost.attribution import TrueCosts
+from llmhost.cost.entries import Entry
 from llmhost.cost.ledger import Ledger
 from llmhost.cost.prices import PriceBook
 from llmhost.cost.pricing import Price, Rates, factor_of
@@ -311,6 +312,18 @@ class Bill:
     def settle_hit(self, context: RequestContext, slot: Slot) -> None:
         """Hold, book and settle a kept answer for which there is room. When this returns, its entry is in the journal,
         and nobody need wait for the ledger."""
+        try:
+            entry = self._secured(context, slot)
+        except Exception:
+            slot.close()
+            self.settle.let_go(context)
+            raise
+        if entry.amount_nano or context.spending is not None:
+            self.settle.book(context, slot, entry, partial(self._check_hit, context))
+        else:
+            self._settlements.settle_soon(entry, slot)
+
+    def _secured(self, context: RequestContext, slot: Slot) -> Entry:
         is_paid = self._hits_cost and context.price is not None
         if is_paid and self._accounts.is_budgeted(context.known_caller, context.run_id):
             assert context.price is not None
@@ -318,10 +331,7 @@ class Bill:
         entry = self.settle.closed(context)
         assert entry is not None, "who has a kept answer is known"
         self._settlements.secure(entry, slot)
-        if entry.amount_nano or context.spending is not None:
-            self.settle.book(context, slot, entry, partial(self._check_hit, context))
-        else:
-            self._settlements.settle_soon(entry, slot)
+        return entry
 
     def _check_hit(self, context: RequestContext, failure: BaseException | None) -> None:
         """Neither the ledger nor the journal's disk could take the entry of an answer that has gone out."""

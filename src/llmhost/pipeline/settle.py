@@ -76,7 +76,7 @@ class Settle:
         try:
             entry = self.closed(context)
         except Exception:
-            self._let_go(context)
+            self.let_go(context)
             raise
         self._end(context, entry, then)
 
@@ -99,7 +99,7 @@ class Settle:
                     continue
             except Exception as error:  # boundary: as around what an engine tells
                 log.exception("request.not_settled")
-                self._let_go(context)
+                self.let_go(context)
                 asyncio.get_running_loop().call_soon(ending, error)
                 continue
             entries.append(entry)
@@ -116,7 +116,7 @@ class Settle:
                 request_id.set(context.request.request_id)
                 log.exception("request.not_settled")
 
-    def _let_go(self, context: RequestContext) -> None:
+    def let_go(self, context: RequestContext) -> None:
         """Of one that can't be booked since something is broken: nobody pays for it, and it holds nothing any more."""
         context.amount_nano = context.discount_nano = 0
         if context.ticket is not None:

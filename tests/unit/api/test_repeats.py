@@ -600,8 +600,7 @@ async def test_one_that_can_not_be_counted_is_no_others_loss(
     async with node() as host:
         asked, store = Asked(chat()), host.host.processor._stages.store
         await warmed(host, asked)
-        for _ in range(5):  # until it is told of
-            await asyncio.sleep(0)
+        await until(lambda: caplog.text.count("request.answered") == 2)
         count = store.count
 
         def broken(context: RequestContext, *rest: Any) -> None:
@@ -619,3 +618,23 @@ async def test_one_that_can_not_be_counted_is_no_others_loss(
     assert counted == [answer.headers["x-request-id"] for answer in answers]
     assert caplog.text.count("request.answered") == 2
     assert "request.not_told" in caplog.text
+
+
+async def test_one_that_can_not_be_booked_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("broken")
+
+    settings = msgspec.structs.replace(SETTINGS, cache=CacheSettings(price_factor="0.5"))
+    async with node(settings=settings) as host:
+        books, bill = host.host.books, host.host.processor._stages.bill
+        asked = Asked(chat(), await host.make_key(org="poor"))
+        budget = Budget(id="bud_1", org="poor", period=Period.MONTH, limit_nano=10**9)
+        await books.budgets.create(budget, who="test")
+        await warmed(host, asked)
+        await until(lambda: not books.settlements.under_way)
+        monkeypatch.setattr(books.settlements, "secure", broken)
+        with pytest.raises(ValueError, match="broken"):
+            await asked.of(host)
+        assert books.settlements.under_way == 0
+        assert not bill._accounts.live_holds()
+        assert bill._costs.infrastructure.host.heads == 0
