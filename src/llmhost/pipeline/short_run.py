@@ -49,6 +49,9 @@ from llmhost.tenants.limiter import Size
 
 log = logging.getLogger("llmhost.request")
 
+AT_ONCE = 128
+"""So many are let in at once, which takes some milliseconds."""
+
 FEW = 8
 """So many that are the same are let in at once where others come with them."""
 
@@ -149,9 +152,11 @@ class ShortRuns:
         return asked
 
     def _let_in(self) -> None:
-        """All that asked in this turn of the loop."""
-        asked, self._asked = self._asked, []
+        """All that asked in this turn of the loop; a crowd in several, since streams wait meanwhile."""
+        asked, self._asked = self._asked[:AT_ONCE], self._asked[AT_ONCE:]
         self._processor.coming -= len(asked)
+        if self._asked:
+            asyncio.get_running_loop().call_soon(self._let_in, context=Context())
         for group in _in_turns(asked):
             try:
                 self._let_in_alike(group[0].known, group)

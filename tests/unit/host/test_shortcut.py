@@ -34,6 +34,7 @@ from llmhost.core.request import GenerationRequest
 from llmhost.hooks.spec import hookimpl
 from llmhost.host.connection import Connection, connection_with
 from llmhost.observe.logs import request_id
+from llmhost.pipeline import short_run
 from llmhost.pipeline.context import RequestContext
 from llmhost.storage.connect import StorageFailed
 from llmhost.storage.journal import Slot
@@ -653,3 +654,21 @@ async def test_a_journal_that_is_full_refuses_those_alone_who_find_no_room(
         await runs.settled(host)
         outcomes = [entry["outcome"] for entry in host.entries()]
         assert outcomes.count("answered") == 4 and outcomes.count("refused") == 2
+
+
+async def test_a_crowd_is_let_in_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with node() as host:
+        clients, _ = await known_to(host, 5)
+        monkeypatch.setattr(short_run, "AT_ONCE", 2)
+        short_runs, sizes = host.host.repeats._short_runs, list[int]()
+        let_in = short_runs._let_in_alike
+
+        def counted(known: short_run.KnownRun, group: list[Any]) -> None:
+            sizes.append(len(group))
+            let_in(known, group)
+
+        monkeypatch.setattr(short_runs, "_let_in_alike", counted)
+        answers = await all_at_once(runs.run(), clients)
+        assert [answer.status for answer in answers] == [200] * 5
+        assert sizes == [2, 2, 1] and host.host.processor.coming == 0
+        assert (await clients[0].ask(raw(runs.run()))).status == 200
