@@ -172,7 +172,7 @@ class EngineLoop:
             self._calls.discard(done)
 
     async def sleep(self, *, drain_s: float = 0.0) -> None:
-        """Let what runs end for up to `drain_s`, cancel the rest, then give back what is held of the device.
+        """Let what runs end for up to `drain_s`, cut the rest, then give back what is held of the device.
 
         Nothing is let in until `wake`. Raises what the runner raises, and then it goes on as before.
         """
@@ -180,8 +180,8 @@ class EngineLoop:
         try:
             if self._audience.entries:
                 await self._drained(drain_s)
-            for seq_id in list(self._audience.entries):
-                self.cancel(seq_id)
+            if self._audience.entries:
+                self._inbox.post(AtRest(self._cut_all))
             await self.call(self._bed.lie_down)
         except BaseException:
             self._is_draining = self._is_stopping
@@ -392,6 +392,13 @@ class EngineLoop:
             failure = error
         self._call_back(lambda: _settle(done, failure))
         return []
+
+    def _cut_all(self) -> list[Emission]:
+        """Whatever runs ends as a failure of the server's, which nobody pays for, and not as if its caller had left."""
+        error = EngineFailed(
+            f"The model {self.name} was put to sleep before the answer was complete."
+        )
+        return self._scheduler.fail(self._scheduler.ids(), error)
 
     def _abandon(self) -> list[Emission]:
         """At the end of the thread: whatever is still here ends, so that no stream hangs."""

@@ -8,7 +8,7 @@ from tests.unit.schedule.kit import BLOCK_TOKENS, VOCAB, a_spec, some_limits
 from tests.unit.schedule.test_engine_loop import PATIENCE_S, Reader, running
 
 from llmhost.config.schema.engines import FakeOptions
-from llmhost.core.errors import DeadlineExceeded
+from llmhost.core.errors import DeadlineExceeded, EngineFailed
 from llmhost.core.output import Delta, FinishReason
 from llmhost.core.step import Row
 from llmhost.engines.fake import FakeRunner, fake_answer
@@ -137,8 +137,9 @@ async def test_a_stop_and_a_sleep_cut_who_waits_for_ever() -> None:
         engine.submit(a_spec(held_tokens=1, max_new_tokens=4), stopped)
         await scheduler.is_waiting()
 
-    assert asleep.deltas[-1].finish_reason is FinishReason.CANCELLED
-    assert stopped.deltas[-1].finish_reason is FinishReason.ERROR
+    for last, how in ((asleep.deltas[-1], "put to sleep"), (stopped.deltas[-1], "stopped")):
+        assert last.finish_reason is FinishReason.ERROR
+        assert isinstance(last.error, EngineFailed) and how in last.error.message
 
 
 async def test_waiting_for_payment_is_no_hang() -> None:

@@ -870,15 +870,20 @@ async def test_answers_that_take_too_long_are_cut_before_a_model_sleeps() -> Non
     gate = Gate()
     runner = Spoilt(sleep=gate)
     async with running(runner) as engine:
-        reader = Reader()
-        engine.submit(a_spec(max_new_tokens=40), reader)
+        readers = [Reader(), Reader()]
+        engine.submit(a_spec(max_new_tokens=40), readers[0])
         await gate.step_begun()
+        engine.submit(a_spec(max_new_tokens=40), readers[1])
         sleeping = asyncio.create_task(engine.sleep(drain_s=0))
         await asyncio.sleep(0)
         gate.open()
         await sleeping
-        assert (await reader.end()).finish_reason is FinishReason.CANCELLED
-        assert runner.is_asleep
+        for reader in readers:  # as by an unload: their callers have not left, and pay nothing
+            last = await reader.end()
+            assert last.finish_reason is FinishReason.ERROR
+            assert isinstance(last.error, EngineFailed)
+            assert "was put to sleep before" in last.error.message
+        assert runner.is_asleep and engine.live == 0
 
 
 @pytest.mark.parametrize("act", ["sleep", "wake", "set_kv_blocks"])
