@@ -92,6 +92,15 @@ def test_a_head_that_is_too_large_is_431(open_node: Node) -> None:
     assert (status(response), error(response)["code"]) == (431, "headers_too_large")
 
 
+@pytest.mark.parametrize("second", ["localhost", "elsewhere.example"])
+def test_a_head_with_two_hosts_is_400(open_node: Node, second: str) -> None:
+    response = raw(open_node, get("/health", Host=second))
+
+    assert status(response) == 400
+    assert "more than one 'Host'" in error(response)["message"]
+    assert b"connection: close" in response
+
+
 def test_as_many_headers_as_clients_and_proxies_send_are_fine(open_node: Node) -> None:
     many = {f"x-{i}": "v" * 100 for i in range(200)}
 

@@ -245,6 +245,11 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS:
             self._fault = _TOO_MANY_HEADERS
             raise ValueError("too many headers")  # the parser ends, and so to `send_400_response`
+        if [name for name, _ in self.headers].count(b"host") > 1:
+            self._fault = (
+                _TWO_HOSTS  # whoever stands before this server may have read the other one
+            )
+            raise ValueError("two hosts")
         if self.parser.should_upgrade() and not self._may_upgrade():
             self._fault = _NO_UPGRADE
             raise ValueError("no upgrade")
@@ -379,6 +384,7 @@ _HEAD_TOO_LARGE = HeadersTooLarge(
 _TOO_MANY_HEADERS = HeadersTooLarge(
     f"The request has more than {MAX_HEADERS} headers, which is all this server takes."
 )
+_TWO_HOSTS = BadRequest("The request has more than one 'Host' header. Send one.")
 _NO_UPGRADE = BadRequest(
     "A request that offers another protocol has no body here, and a WebSocket begins when the answers before it have"
     " ended. Leave out 'Upgrade', or use a connection of its own."
