@@ -178,9 +178,10 @@ class AheadRunner(Runner, Protocol):
     """A runner that can be given a step before the last one is done. Steps are done in the order of their launch."""
 
     def launch(self, rows: Sequence[Row]) -> Flight:
-        """Begin with a step. Rows want a token at most, and nothing shapes their logits.
+        """Begin with a step. Its rows have no guesses, grammar, adapter or pooling, and score no prompt.
 
-        A row whose token is `PENDING` was in the step launched before, and wanted a token there.
+        A row whose token is `PENDING` was in the step launched before, and wanted a token there. Its `known` ends
+        before that token, which counts for all that looks at the text.
         """
         ...
 

@@ -46,6 +46,12 @@ class Sampling:
         """One token is all that is wanted, and nothing but temperature and the filters after it touches the logits."""
         return _more_than_a_token(self) == _NO_MORE
 
+    @property
+    def goes_ahead(self) -> bool:
+        """It can be drawn by what the device knows, and what is told of the token can be told later. Log probabilities
+        of the prompt are not."""
+        return self.prompt_logprobs is None
+
 
 _more_than_a_token = attrgetter(
     "repetition_penalty",

@@ -14,7 +14,7 @@ import numpy as np
 from llmhost.core.errors import EngineFailed, FormTooComplex
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.sampling import Sampling
-from llmhost.core.step import Draw, Drawn, Row
+from llmhost.core.step import PENDING, Draw, Drawn, Row
 
 Picked = int | EngineFailed
 """What came of one place."""
@@ -50,6 +50,11 @@ class Place(NamedTuple):
         """Those that are part of the text before this place."""
         first = len(self.row.tokens) - self.row.drafts
         return self.row.tokens[first : first + self.depth]
+
+    @property
+    def is_pending(self) -> bool:
+        """The last token of the text before it is known to the device alone."""
+        return self.row.tokens[0] == PENDING
 
 
 def places_of(row: Row) -> int:
@@ -94,19 +99,38 @@ def has_penalty(asked: Sampling) -> bool:
 
 
 def bars(place: Place) -> Iterator[int]:
-    """Ids that must not be drawn: ends of an answer that is too short, last tokens of bad words."""
+    """Ids that must not be drawn: ends of an answer that is too short, last tokens of bad words. Of a place that is
+    pending those that are barred whatever its last token is; `bars_after` has the others."""
     row = place.row
     if place.position < row.barred_until:
         yield from row.barred
     words = row.sampling.bad_words
     if not words:
         return
-    longest = max(len(word) for word in words) - 1
-    tail = (*row.known[max(0, len(row.known) - longest) :], *place.guesses)
-    for word in words:
-        before = len(word) - 1
-        if before <= len(tail) and tail[len(tail) - before :] == word[:-1]:
-            yield word[-1]
+    if place.is_pending:
+        yield from (word[-1] for word in words if len(word) == 1)
+        return
+    tail = _tail(place)
+    yield from (word[-1] for word in words if _ends_with(tail, word[:-1]))
+
+
+def bars_after(place: Place) -> Iterator[tuple[int, int]]:
+    """Of a place that is pending: ids, each after the token that bars it if the text before the place ends in it."""
+    tail = _tail(place)
+    for word in place.row.sampling.bad_words:
+        if len(word) > 1 and _ends_with(tail, word[:-2]):
+            yield word[-2], word[-1]
+
+
+def _tail(place: Place) -> tuple[int, ...]:
+    """As much of what is known before a place as bad words look at."""
+    known = place.row.known
+    longest = max((len(word) for word in place.row.sampling.bad_words), default=1) - 1
+    return (*known[max(0, len(known) - longest) :], *place.guesses)
+
+
+def _ends_with(tail: tuple[int, ...], end: tuple[int, ...]) -> bool:
+    return len(end) <= len(tail) and tail[len(tail) - len(end) :] == end
 
 
 class Tally:

@@ -23,7 +23,7 @@ from llmhost.core.errors import EngineFailed
 from llmhost.core.output import TokenLogprobs
 from llmhost.core.ports import RunnerFacts
 from llmhost.core.sampling import Sampling
-from llmhost.core.step import PENDING, DecodeRows, Drawn, KvMove, Row
+from llmhost.core.step import PENDING, DecodeRows, Draw, Drawn, KvMove, Row
 from llmhost.engines.drawing import (
     Picked,
     Place,
@@ -139,16 +139,19 @@ class FakeRunner:
 
     def launch(self, rows: Sequence[Row]) -> "FakeFlight":
         """Computed here and now; the time that it takes passes until it lands."""
-        known = [row._replace(tokens=self._known(row)) for row in rows]
-        drawn = self._run_rows(known)
+        drawn = self._run_rows([self._told(row) for row in rows])
         self._launched = {row.seq_id: one for row, one in zip(rows, drawn, strict=True)}
         return FakeFlight(drawn, lambda: self._delay(rows))
 
-    def _known(self, row: Row) -> Sequence[int]:
+    def _told(self, row: Row) -> Row:
+        """With the token that was pending."""
         if PENDING not in row.tokens:
-            return row.tokens
+            return row
         drawn = self._launched[row.seq_id]
-        return [drawn if isinstance(drawn, int) else 0]  # after a failure nobody reads it
+        if isinstance(drawn, Draw):
+            (drawn,) = drawn.tokens
+        token = drawn if isinstance(drawn, int) else 0  # after a failure nobody reads it
+        return row._replace(tokens=[token], known=[*row.known, token])
 
     def sleep(self) -> None:
         """There are no weights to move."""

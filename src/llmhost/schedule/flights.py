@@ -150,10 +150,9 @@ def _flies(row: Row) -> bool:
     return (
         row.drafts == 0
         and row.grammar is None
-        and not row.barred
         and row.adapter is None
         and row.pooling is None
-        and row.sampling.is_plain
+        and row.sampling.goes_ahead
     )
 
 

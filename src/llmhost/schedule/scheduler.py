@@ -125,7 +125,7 @@ class Scheduler:
         for sequence in sequences:
             sequence.halt(longest)
             known[sequence.seq_id] = sequence
-            self._intricate += not sequence.is_plain
+            self._intricate += not sequence.goes_ahead
             is_short = len(sequence.tokens) < sequence.halts_at != NOWHERE
             if not is_short and self._is_full(sequence):
                 full.append(sequence.seq_id)
@@ -418,9 +418,9 @@ class Scheduler:
         if delta is not None and delta.finish_reason is not None:
             self._remove(sequence)
         if sequence.grammar is not None and row.seq_id in self._sequences:
-            self._intricate += sequence.is_plain
+            self._intricate += sequence.goes_ahead
             sequence.look_again()
-            self._intricate -= sequence.is_plain
+            self._intricate -= sequence.goes_ahead
         return [] if delta is None else [(row.seq_id, delta)]
 
     def check(self) -> None:
@@ -464,7 +464,7 @@ class Scheduler:
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.seq_id]
-        self._intricate -= not sequence.is_plain
+        self._intricate -= not sequence.goes_ahead
         self._shares.leave(sequence.spec.tenant)
         running = self._running
         is_first = bool(running) and running[0] is sequence  # most often, as steps tell of them

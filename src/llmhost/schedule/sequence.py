@@ -35,6 +35,8 @@ class Sequence(Struct, eq=False):
     barred: frozenset[int]
     """Ids that are not drawn while the answer is too short to end."""
     is_plain: bool
+    """Nothing is wanted of it but tokens, which temperature and filters alone shape: so it is with most."""
+    goes_ahead: bool
     """What it says next depends on nothing that the runner does not know: its next step can be run before the token
     of the last one has been looked at."""
     index: int
@@ -92,6 +94,7 @@ class Sequence(Struct, eq=False):
         if said:
             _say_again(spec, watch, grammar)
         is_pooled, is_long = spec.pooling is not None, spec.min_new_tokens > 0
+        is_bare = _is_bare(spec, grammar)
         return cls(  # by place: by name it takes twice as long
             seq_id,
             spec,
@@ -101,8 +104,8 @@ class Sequence(Struct, eq=False):
             grammar,
             is_pooled,
             ends if is_long else _NOTHING_BARRED,
-            (asked.is_plain and not (is_pooled or is_long or spec.adapter))
-            and (spec.grammar is None or _is_plain(spec, grammar)),
+            is_bare and asked.is_plain and not is_long,
+            is_bare and asked.goes_ahead,
             spec.index,
             ends,
             (spec.priority, spec.arrival_ns, seq_id),
@@ -245,7 +248,10 @@ class Sequence(Struct, eq=False):
 
     def look_again(self) -> None:
         """Its answer may have become held to its grammar, or free of it."""
-        self.is_plain = _is_plain(self.spec, self.grammar)
+        spec, grammar = self.spec, self.grammar
+        is_bare = _is_bare(spec, grammar)
+        self.is_plain = is_bare and not spec.min_new_tokens and spec.sampling.is_plain
+        self.goes_ahead = is_bare and spec.sampling.goes_ahead
 
     @property
     def holding(self) -> GrammarState | None:
@@ -304,7 +310,7 @@ def _say_again(spec: SequenceSpec, watch: TextWatch, grammar: GrammarState | Non
             grammar.accept(token)
 
 
-def _is_plain(spec: SequenceSpec, grammar: GrammarState | None) -> bool:
+def _is_bare(spec: SequenceSpec, grammar: GrammarState | None) -> bool:
+    """The model alone says what comes, and says it token by token."""
     is_free = spec.grammar is None or (grammar is not None and grammar.is_free)
-    is_bare = is_free and spec.adapter is None and spec.pooling is None
-    return is_bare and not spec.min_new_tokens and spec.sampling.is_plain
+    return is_free and not spec.adapter and spec.pooling is None

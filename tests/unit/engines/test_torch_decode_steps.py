@@ -29,7 +29,12 @@ class Seen:
 
 def steps_of(seen: Seen) -> DecodeSteps:
     return DecodeSteps(
-        seen.compute, seen.draw, block_tokens=SIZE, longest=64, device=torch.device("cpu")
+        seen.compute,
+        seen.draw,
+        lambda *_: None,
+        block_tokens=SIZE,
+        longest=64,
+        device=torch.device("cpu"),
     )
 
 

@@ -7,17 +7,23 @@ import numpy as np
 import pytest
 import tests.unit.kernels.interpreting  # noqa: F401
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.sampling import Sampling
-from llmhost.core.step import Draw, Drawn, GrammarState, Row
+from llmhost.core.step import PENDING, Draw, Drawn, GrammarState, Row
+from llmhost.engines.drawing import Place
 from llmhost.engines.masks import Masks
 from llmhost.engines.torch import sampler
+from llmhost.engines.torch.asked import asked_of
+from llmhost.engines.torch.decode_steps import Draws
 from llmhost.engines.torch.kernels import draw
 from llmhost.engines.torch.lines import bar, bar_bits
 from llmhost.engines.torch.logprobs import measure, read, report
-from llmhost.engines.torch.sampler import sample
+from llmhost.engines.torch.sampler import Sampler, sample
+from llmhost.engines.torch.shaping import Shaper
 from llmhost.text.grammar import Closing
 
 GREEDY = Sampling(temperature=0.0)
@@ -152,3 +158,82 @@ def test_packed_masks_bar_what_unpacked_ones_bar() -> None:
     bar_bits(found, torch.tensor([0, 2]), torch.from_numpy(words))
 
     assert torch.equal(found, wanted)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=2, max_size=9),
+    st.sampled_from([1.0, 1.6]),
+    st.sampled_from([0.0, 0.75]),
+    st.sampled_from([0.0, 0.3]),
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple), max_size=5).map(tuple),
+    st.data(),
+)
+def test_a_token_that_only_the_device_knows_counts_as_one_that_is_known(
+    known: list[int],
+    repetition: float,
+    presence: float,
+    frequency: float,
+    words: tuple[tuple[int, ...], ...],
+    data: st.DataObject,
+) -> None:
+    sampling = Sampling(
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        bad_words=words,
+    )
+    told = [
+        Row(i, known[-1:], len(known) - 1, (0,), sampling, 0, wants_token=True)._replace(
+            known=known[: len(known) - i], prompt_tokens=data.draw(st.integers(1, len(known) - i))
+        )
+        for i in range(2 if len(known) > 2 else 1)
+    ]
+    pending = [
+        told[0]._replace(
+            tokens=[PENDING],
+            known=known[:-1],
+            prompt_tokens=min(told[0].prompt_tokens, len(known) - 1),
+        ),
+        *told[1:],
+    ]
+    told[0] = told[0]._replace(prompt_tokens=pending[0].prompt_tokens)
+    fed = torch.tensor([row.known[-1] for row in told], dtype=torch.int32)
+    plain, ahead = (LOGITS[: len(told), :10].float().contiguous() for _ in "12")
+
+    Shaper().shape(plain, [Place(row) for row in told], Masks())
+    Shaper().shape(ahead, [Place(row) for row in pending], Masks(), fed)
+
+    assert ahead.equal(plain)
+
+
+def test_what_is_drawn_ahead_is_what_would_be_drawn() -> None:
+    """Rows that only temperature shapes have been drawn before, by the same kernel."""
+    penalties = Sampling(repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.2)
+    rows = [
+        row(Sampling()),
+        row(penalties, seed=1),
+        row(replace(penalties, logprobs=2), seed=2),
+        row(Sampling(logprobs=3), seed=3),
+        row(replace(GREEDY, allowed_token_ids=(700,)), seed=4),
+        row(replace(penalties, logprobs=1), seed=5),
+    ]
+    logits = LOGITS[: len(rows)].clone()
+    logits[5, 3] = float("nan")
+    expected = by_kernels(logits, rows)
+    pending = [one._replace(tokens=[PENDING], known=one.known[:-1]) for one in rows]
+    fed = torch.tensor([one.known[-1] for one in rows], dtype=torch.int32)
+
+    drawn = torch.zeros(20, dtype=torch.int32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw, "CHUNK_GROUPS", 1)
+        draw.draw_tokens(
+            logits,
+            asked_of([Place(one) for one in pending], DEVICE),
+            drawn,
+            draw.DrawRoom(8, VOCABULARY, DEVICE),
+        )
+        reports = Sampler().draw_ahead(logits, pending, range(1, len(rows)), fed, drawn)
+    landed = Draws(pending, drawn, reports).land()
+
+    assert [str(one) for one in landed] == [str(one) for one in expected]
+    assert [isinstance(one, EngineFailed) for one in landed] == [False] * 4 + [True] * 2

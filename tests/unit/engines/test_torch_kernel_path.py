@@ -1,6 +1,7 @@
 """The way that models run on a GPU, computed here by Triton's interpreter: the same tokens as transformers' own way."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.sampling import Sampling
-from llmhost.core.step import PENDING, Row
+from llmhost.core.step import PENDING, Draw, Drawn, Row
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.probe import layer_windows
@@ -90,6 +91,48 @@ def test_steps_launched_ahead_draw_what_steps_one_by_one_draw(runner: TorchRunne
         ahead.append(flights[-2].land())
     ahead.append(flights[-1].land())
     assert [ahead[0], *(landed[::-1] for landed in ahead[1:])] == one_by_one
+
+
+def test_what_shapes_a_token_does_so_in_steps_launched_ahead(
+    runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token before is in the text that penalties and bad words look at, though only the device knows it."""
+    monkeypatch.setattr("llmhost.engines.torch.sampler.KERNELS", "cpu")
+    prompts, tables = [[3], [4], [5], [6]], [[5, 2], [9, 1], [4, 8], [7, 3]]
+    penalties = Sampling(repetition_penalty=1.8, presence_penalty=1.0, frequency_penalty=1.0)
+    wishes = [penalties, WARM, Sampling(logprobs=2), replace(penalties, logprobs=0)]
+    wishes[1] = replace(WARM, logit_bias=((9, 1.0),), bad_words=((4,), (9, 9)))
+
+    def rows(texts: list[list[int]], start: int, *, is_ahead: bool) -> list[Row]:
+        return [
+            Row(number, [PENDING if is_ahead else text[-1]], start, table, wish, number, True)
+            ._replace(prompt_tokens=1, known=text)
+            for number, (text, table, wish) in enumerate(zip(texts, tables, wishes, strict=True))
+        ]  # fmt: skip
+
+    texts, one_by_one = [list(prompt) for prompt in prompts], []
+    for start in range(4):
+        drawn = runner.run(rows(texts, start, is_ahead=False))
+        one_by_one.append(drawn)
+        for text, one in zip(texts, drawn, strict=True):
+            text.append(_token(one))
+
+    flights = [runner.launch(rows(prompts, 0, is_ahead=False))]
+    ahead, known = [], [list(prompt) for prompt in prompts]
+    for start in range(1, 4):
+        flights.append(runner.launch(rows(known, start, is_ahead=True)))
+        ahead.append(flights[-2].land())
+        for text, one in zip(known, ahead[-1], strict=True):
+            text.append(_token(one))
+    ahead.append(flights[-1].land())
+    assert ahead == one_by_one
+
+
+def _token(drawn: Drawn) -> int:
+    if isinstance(drawn, Draw):
+        (drawn,) = drawn.tokens
+    assert isinstance(drawn, int)
+    return drawn
 
 
 def test_a_prompt_joins_while_others_are_ahead(runner: TorchRunner) -> None:

@@ -9,7 +9,7 @@ from msgspec import structs
 from llmhost.config.schema.engines import FakeOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.meter import Meter, Rate
-from llmhost.core.output import Delta, FinishReason
+from llmhost.core.output import Delta, FinishReason, TokenLogprobs
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import ModelRef, SequenceSpec
 from llmhost.core.step import Row, StepResult, split_exactly, work_units
@@ -74,6 +74,7 @@ class Heard:
 
     spec: SequenceSpec
     tokens: list[int] = field(default_factory=list)
+    reports: list[TokenLogprobs] = field(default_factory=list)
     last: Delta | None = None
     limit_at_end: int = 0
     """`longest_tokens` when it ended."""

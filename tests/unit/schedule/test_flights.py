@@ -1,7 +1,7 @@
 """Steps that are begun before the last one has been looked at: the same answers, whatever happens in the air."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from hypothesis import given
@@ -62,6 +62,14 @@ class Stormy(FakeRunner):
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         assert not any(PENDING in row.tokens for row in rows)
         return super().run(rows)
+
+
+class Walking(Stormy):
+    """Every step is looked at before the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.facts = replace(self.facts, runs_ahead=False)
 
 
 def _crash() -> None:
@@ -149,6 +157,7 @@ class Airfield:
             heard = self.heard[seq_id]
             assert heard.last is None, "something was said after the last delta"
             heard.tokens += delta.tokens
+            heard.reports += delta.logprobs
             held_tokens = heard.spec.held_tokens
             assert held_tokens is None or len(heard.tokens) <= held_tokens, "not paid for"
             if delta.finish_reason is not None:
@@ -169,6 +178,17 @@ specs = st.builds(
     st.sets(st.integers(0, VOCAB - 1), max_size=2),
     st.sampled_from([None, None, None, None, 1]),
     st.none() | st.integers(1, 8),
+)
+shapes = st.builds(
+    Sampling,
+    temperature=st.just(0.0),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.7]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 2.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 1.5]),
+    logit_bias=st.sampled_from([(), (), ((2, 6.0), (4, -3.0))]),
+    allowed_token_ids=st.sampled_from([None, None, (1, 2, 3, 4)]),
+    bad_words=st.sampled_from([(), (), ((4,), (2, 1), (1, 2, 1))]),
+    logprobs=st.sampled_from([None, None, 2]),
 )
 acts = st.one_of(
     st.tuples(st.just("add"), specs),
@@ -260,14 +280,46 @@ def test_busy_intervals_of_overlapping_steps_lie_one_after_the_other() -> None:
     assert all(before[1] == after[0] for before, after in pairwise(bounds))
 
 
-def test_while_somebody_wants_to_know_more_than_tokens_nothing_flies_ahead() -> None:
+def test_while_somebody_wants_to_know_the_prompt_s_log_probabilities_nothing_flies_ahead() -> None:
     field = Airfield(runner := Stormy())
     field.add(a_spec(max_new_tokens=6))
-    field.add(a_spec(max_new_tokens=6, sampling=Sampling(temperature=0.0, presence_penalty=1.0)))
+    field.add(a_spec(max_new_tokens=6, sampling=Sampling(temperature=0.0, prompt_logprobs=1)))
     for _ in range(4):
         field.turn()
 
     assert runner.pending_rows == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 6), min_size=1, max_size=20), shapes, st.integers(0, 5)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_what_shapes_an_answer_does_so_ahead_as_well(
+    asked: list[tuple[list[int], Sampling, int]],
+) -> None:
+    """Penalties, biases, bad words, least lengths and reports, also beside those that want nothing special."""
+    flying, walking = Airfield(runner := Stormy()), Airfield(Walking())
+    for one in (flying, walking):
+        for prompt, sampling, least in asked:
+            spec = a_spec(
+                prompt,
+                max_new_tokens=9,
+                sampling=sampling,
+                stop_token_ids=frozenset({3}),
+                min_new_tokens=least,
+            )
+            one.add(spec)
+        while one.scheduler.has_work or one.flights.is_up:
+            one.turn()
+
+    assert runner.pending_rows > 0 or flying.scheduler.steps < 3
+    for seq_id, heard in flying.heard.items():
+        assert heard.tokens == walking.heard[seq_id].tokens
+        assert heard.reports == walking.heard[seq_id].reports
+        assert heard.last is not None
 
 
 def test_after_a_crash_steps_go_on_foot_for_a_while() -> None:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from llmhost.core.step import PENDING, Drawn, Row
-from llmhost.engines.drawing import Place
+from llmhost.engines.drawing import Place, answer, is_plain
 from llmhost.engines.torch.asked import DrawAsked, asked_of, to_device
+from llmhost.engines.torch.logprobs import read
 from llmhost.engines.torch.row_tables import ASKED_WORDS, COLUMNS, RowTables
-from llmhost.engines.torch.sampler import broken
+from llmhost.engines.torch.sampler import Reports, failed_draw
 
 log = logging.getLogger("llmhost.engines")
 
@@ -46,28 +47,50 @@ class DecodeRows:
 class Draws:
     """Tokens that a launched step has drawn, on their way to the host."""
 
-    def __init__(self, rows: Sequence[Row | None], drawn: Tensor) -> None:
+    def __init__(
+        self, rows: Sequence[Row | None], drawn: Tensor, reports: Reports | None = None
+    ) -> None:
         """`rows` are those of the first places of `drawn`, and None for a row that wants no token."""
         self._rows = rows
-        count = sum(row is not None for row in rows)
+        self._asked = () if reports is None else reports.asked
+        self._count = count = sum(row is not None for row in rows)
+        numbers = drawn[:count]
+        if reports is not None:
+            numbers = torch.cat([numbers, reports.measured.view(-1)])
         self._event: torch.cuda.Event | None = None
         if drawn.device.type == "cuda":
-            self._tokens = torch.empty(count, dtype=torch.int32, pin_memory=True)
-            self._tokens.copy_(drawn[:count], non_blocking=True)
+            self._numbers = torch.empty(len(numbers), dtype=torch.int32, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
         else:
-            self._tokens = drawn[:count].clone()
+            self._numbers = numbers.clone()
 
     def land(self) -> list[Drawn]:
         if self._event is not None:
             self._event.synchronize()
-        tokens = iter(self._tokens.tolist())
-        drawn: list[Drawn] = []
-        for row in self._rows:
-            token = next(tokens) if row is not None else None
-            drawn.append(broken(row) if row is not None and token == -1 else token)
-        return drawn
+        tokens = self._numbers[: self._count].tolist()
+        said: list[Drawn] = tokens
+        if self._asked or (tokens and min(tokens) < 0):
+            said = self._more_than_tokens(tokens)
+        if self._count == len(self._rows):
+            return said
+        rest = iter(said)
+        return [None if row is None else next(rest) for row in self._rows]
+
+    def _more_than_tokens(self, tokens: Sequence[int]) -> list[Drawn]:
+        rows = [row for row in self._rows if row is not None]
+        said: list[Drawn] = [
+            failed_draw(Place(row), token) if token < 0 else token
+            for row, token in zip(rows, tokens, strict=True)
+        ]
+        if not self._asked:
+            return said
+        table = self._numbers[self._count :].numpy().reshape(len(self._asked), -1)
+        for (place, count), measured in zip(self._asked, table, strict=True):
+            if (token := tokens[place]) >= 0:
+                said[place] = answer((token,), (read(measured, token, count),))
+        return said
 
 
 class InOrder(NamedTuple):
@@ -83,6 +106,9 @@ class InOrder(NamedTuple):
         return drawn
 
 
+DrawSpecial = Callable[[Tensor, Sequence[Row], Sequence[int], Tensor, Tensor], Reports | None]
+
+
 class _Graph(NamedTuple):
     replay: Callable[[], None]
     logits: Tensor
@@ -90,12 +116,13 @@ class _Graph(NamedTuple):
 
 class DecodeSteps:
     """Runs them for one model. `compute` makes logits [width, vocabulary] of a step's rows; `draw` takes logits and how
-    to draw, and fills `drawn`."""
+    to draw, and fills `drawn`; `draw_special` does so after it for rows that want more, as `Sampler.draw_ahead`."""
 
     def __init__(
         self,
         compute: Callable[[DecodeRows], Tensor],
         draw: Callable[[Tensor, DrawAsked, Tensor], None],
+        draw_special: DrawSpecial,
         *,
         block_tokens: int,
         longest: int,
@@ -106,6 +133,7 @@ class DecodeSteps:
 
         self._compute = compute
         self._draw = draw
+        self._draw_special = draw_special
         self._feed = feed_tokens
         self._device = device
         self._captures = self._may_capture = captures and device.type == "cuda"
@@ -133,9 +161,10 @@ class DecodeSteps:
 
     def launch(self, rows: Sequence[Row]) -> Draws:
         """Compute and draw; the tokens are known once it lands."""
-        self.logits(rows)
+        logits = self.logits(rows)
         self.places = {row.seq_id: place for place, row in enumerate(rows)}
-        return Draws(rows, self.drawn)
+        special = self._tables.special(rows)
+        return Draws(rows, self.drawn, self._specially(logits, rows, special, self._ids))
 
     def fill_pending(self, ids: Tensor, offsets: Sequence[int], rows: Sequence[Row]) -> None:
         """Put what the step before has drawn into `ids` [T] of a step of any form, whose row r begins at offsets[r]."""
@@ -148,16 +177,26 @@ class DecodeSteps:
             at, places = to_device(torch.tensor(found).T.contiguous(), self._device)
             ids[at] = self.drawn[places].clamp(min=0).to(ids.dtype)
 
-    def draw(self, logits: Tensor | None, rows: Sequence[Row], order: Sequence[int]) -> "InOrder":
-        """Draw for a step of any form: `logits` [rows that want a token, vocabulary]. `order` leads back to the order
-        in which the rows were given."""
+    def draw(
+        self, logits: Tensor | None, rows: Sequence[Row], order: Sequence[int], fed: Tensor
+    ) -> "InOrder":
+        """Draw for a step of any form: `logits` [rows that want a token, vocabulary], each of which was `fed` that
+        token last. `order` leads back to the order in which the rows were given."""
         drawing = [row for row in rows if row.wants_token]
+        reports = None
         if logits is not None:
             asked = asked_of([Place(row) for row in drawing], self._device)
             self._draw(logits, asked, self.drawn)
+            special = [place for place, row in enumerate(drawing) if not is_plain(row)]
+            reports = self._specially(logits, drawing, special, fed)
         self.places = {row.seq_id: place for place, row in enumerate(drawing)}
-        draws = Draws([row if row.wants_token else None for row in rows], self.drawn)
+        draws = Draws([row if row.wants_token else None for row in rows], self.drawn, reports)
         return InOrder(draws, order)
+
+    def _specially(
+        self, logits: Tensor, rows: Sequence[Row], special: Sequence[int], fed: Tensor
+    ) -> Reports | None:
+        return self._draw_special(logits, rows, special, fed, self.drawn) if special else None
 
     def logits(self, rows: Sequence[Row]) -> Tensor:
         """[rows, vocabulary], in the order of the rows; valid until the next step."""

@@ -36,14 +36,26 @@ class DeviceDraws:
             return self._draw(logits, places)
         some = [places[line] for line in shaped]
         lines = to_device(torch.tensor(shaped), logits.device)
-        scores = logits[lines].float()
-        is_sound = scores.amax(-1).isfinite()
-        shaper.shape(scores, some, masks)
-        drawn = self._draw(scores, some, NOTHING_LEFT).where(is_sound, NO_NUMBERS)
+        drawn = self.pick_shaped(logits[lines], some, masks, shaper)
         if len(shaped) == len(places):
             return drawn
         # The shaped lines' draws among these are of no use, but to leave them out would take a copy.
         return self._draw(logits, places).index_copy_(0, lines, drawn)
+
+    def pick_shaped(
+        self,
+        logits: Tensor,
+        places: Sequence[Place],
+        masks: Masks,
+        shaper: Shaper,
+        fed: Tensor | None = None,
+    ) -> Tensor:
+        """`pick` at places whose logits are shaped, some of which may be pending: see `Shaper.shape`. `logits` may be
+        changed."""
+        scores = logits.float()
+        is_sound = scores.amax(-1).isfinite()
+        shaper.shape(scores, places, masks, fed)
+        return self._draw(scores, places, NOTHING_LEFT).where(is_sound, NO_NUMBERS)
 
     def _draw(self, logits: Tensor, places: Sequence[Place], failure: int = NO_NUMBERS) -> Tensor:
         from llmhost.engines.torch.kernels.draw import DrawRoom, draw_tokens

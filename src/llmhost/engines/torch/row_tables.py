@@ -30,6 +30,8 @@ class _Known:
     line: int
     sampling: Sampling
     seed: int
+    is_plain: bool
+    """One token is wanted of it, and temperature and filters alone shape that."""
     blocks: list[int] = field(default_factory=list)
     """As its table has them."""
     seen: int = 0
@@ -43,6 +45,7 @@ class RowTables:
         self._block_tokens = block_tokens
         self._known: dict[int, _Known] = {}
         self._free: list[int] = []
+        self._special = 0
         self._step = 0
         self._seeds = np.zeros(0, np.int64)
         self._heat = np.zeros((3, 0), np.float32)  # temperature, top_p, min_p
@@ -55,6 +58,13 @@ class RowTables:
         """Where each row is kept, with its table up to date."""
         self._step += 1
         return np.array([self._line(row) for row in rows], np.int64)
+
+    def special(self, rows: Sequence[Row]) -> list[int]:
+        """Places among `rows`, of which `lines` was asked last, of those that want more than tokens as most do."""
+        if not self._special:
+            return []
+        known = self._known
+        return [place for place, row in enumerate(rows) if not known[row.seq_id].is_plain]
 
     def pack(
         self,
@@ -119,12 +129,14 @@ class RowTables:
         return known.line
 
     def _admit(self, row: Row) -> _Known:
-        if (before := self._known.pop(row.seq_id, None)) is not None:
-            self._free.append(before.line)
+        if row.seq_id in self._known:
+            self._forget(row.seq_id)
         if not self._free:
             self._make_room()
         line, asked = self._free.pop(), row.sampling
-        known = self._known[row.seq_id] = _Known(line, asked, row.seed)
+        known = _Known(line, asked, row.seed, asked.is_plain and not row.barred)
+        self._known[row.seq_id] = known
+        self._special += not known.is_plain
         self._seeds[line] = np.uint64(row.seed & _MASK).astype(np.int64)
         heat = max(asked.temperature, COLDEST) if asked.temperature else 0.0
         self._heat[:, line] = heat, asked.top_p, asked.min_p
@@ -133,8 +145,8 @@ class RowTables:
 
     def _make_room(self) -> None:
         """Lines of sequences that are gone, or new ones."""
-        gone = [i for i, known in self._known.items() if known.seen < self._step - 1]
-        self._free += [self._known.pop(seq_id).line for seq_id in gone]
+        for seq_id in [i for i, known in self._known.items() if known.seen < self._step - 1]:
+            self._forget(seq_id)
         if not self._free:
             had = len(self._seeds)
             more = max(had, _FIRST_ROWS)
@@ -143,6 +155,11 @@ class RowTables:
             self._heat = np.pad(self._heat, ((0, 0), (0, more)))
             self._top_k = np.pad(self._top_k, (0, more))
             self._tables = np.pad(self._tables, ((0, more), (0, 0)))
+
+    def _forget(self, seq_id: int) -> None:
+        known = self._known.pop(seq_id)
+        self._free.append(known.line)
+        self._special -= not known.is_plain
 
     def _update(self, known: _Known, blocks: Sequence[int]) -> None:
         width = self._tables.shape[1]

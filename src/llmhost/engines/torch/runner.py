@@ -99,6 +99,7 @@ class TorchRunner:
             self._decode = DecodeSteps(
                 lambda rows: path.decode(rows, self.windows),
                 path.draw,
+                self.sampler.draw_ahead,
                 block_tokens=shape.block_tokens,
                 longest=max_sequence_length,
                 device=self.device,
@@ -202,8 +203,9 @@ class TorchRunner:
                 return decode.launch(rows)
             layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
             ordered = [rows[i] for i in layout.order]
-            decode.fill_pending(layout.input_ids[0], layout.offsets, ordered)
-            return decode.draw(self.forward(layout), ordered, layout.order)
+            ids = layout.input_ids[0]
+            decode.fill_pending(ids, layout.offsets, ordered)
+            return decode.draw(self.forward(layout), ordered, layout.order, ids[layout.sampled])
 
     @_on_its_device
     def forward(self, layout: StepLayout, *, ahead: int = 0) -> Tensor | None:

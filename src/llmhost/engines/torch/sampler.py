@@ -9,6 +9,7 @@ set probabilities to zero. On a GPU a kernel holds a race (`kernels/draw.py`), a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,15 @@ _GOLDEN = 0x9E3779B97F4A7C15
 KERNELS = "cuda"
 """The kind of device on which kernels draw."""
 Said = tuple[int, ...] | EngineFailed
+
+
+class Reports(NamedTuple):
+    """Log probabilities of what is drawn, before anybody has read them."""
+
+    asked: Sequence[tuple[int, int]]
+    """Lines of a step, and how many of the likeliest tokens each wants beside its own."""
+    measured: Tensor
+    """One line for each, as `measure` has it."""
 
 
 class Sampler:
@@ -95,6 +105,39 @@ class Sampler:
         reports = {line: read(one, drawn[line], count) for (line, count), one in table}
         said, firsts = _said(rows, places, _picked(places, drawn))
         return _answers(rows, said, firsts, reports)
+
+    def draw_ahead(
+        self,
+        logits: Tensor,
+        rows: Sequence[Row],
+        special: Sequence[int],
+        fed: Tensor,
+        drawn: Tensor,
+    ) -> Reports | None:
+        """Draw where kernels draw, for the rows at the places `special`, which want more than a token or have logits
+        that are shaped. None has guesses or a grammar. `drawn` [at least rows] gets the tokens. Nothing is waited for.
+
+        `logits` [rows, vocabulary] and `fed` [rows], the token that each row fed last, are on the device.
+        """
+        places = {line: Place(rows[line]) for line in special}
+        shaped = [line for line, place in places.items() if is_shaped(place)]
+        if shaped:
+            at = to_device(torch.tensor(shaped), logits.device)
+            those = [places[line] for line in shaped]
+            picked = self._device_draws.pick_shaped(
+                logits[at], those, Masks(), self._shaper, fed[at]
+            )
+            drawn.index_copy_(0, at, picked)
+        asked = [
+            (line, min(rows[line].sampling.logprobs or 0, logits.shape[1]))
+            for line in special
+            if rows[line].sampling.logprobs is not None
+        ]
+        if not asked:
+            return None
+        lines, tops = zip(*asked, strict=True)
+        at = to_device(torch.tensor(lines), logits.device)
+        return Reports(asked, measure(logits, at, drawn[at], max(tops)))
 
     def _pick(self, logits: Tensor, places: Sequence[Place], masks: Masks) -> list[Picked]:
         """What would be drawn at each place if the text before it is right."""
@@ -161,9 +204,15 @@ def _picked(places: Sequence[Place], drawn: Sequence[int]) -> list[Picked]:
     picked: list[Picked] = [*drawn]
     for line, token in enumerate(drawn):
         if token < 0:
-            place = places[line]
-            picked[line] = broken(place.row) if token == NO_NUMBERS else nothing_left(place)
+            picked[line] = failed_draw(places[line], token)
     return picked
+
+
+def failed_draw(place: Place, token: int) -> EngineFailed:
+    """Why a kernel drew a negative number. Of logits that nothing shapes it is always that they are no numbers."""
+    if token == NO_NUMBERS or not is_shaped(place):
+        return broken(place.row)
+    return nothing_left(place)
 
 
 def _said(

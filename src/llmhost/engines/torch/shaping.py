@@ -13,7 +13,15 @@ from torch import Tensor
 
 from llmhost.core.sampling import Sampling
 from llmhost.core.step import Row
-from llmhost.engines.drawing import Ids, Numbers, Place, Tally, bars, has_penalty
+from llmhost.engines.drawing import (
+    Ids,
+    Numbers,
+    Place,
+    Tally,
+    bars,
+    bars_after,
+    has_penalty,
+)
 from llmhost.engines.masks import Masks
 from llmhost.engines.torch.asked import to_device
 from llmhost.engines.torch.lines import bar, bar_bits
@@ -32,13 +40,21 @@ class Shaper:
     def __init__(self) -> None:
         self._kept: dict[int, Wishes] = {}
 
-    def shape(self, scores: Tensor, places: Sequence[Place], masks: Masks) -> None:
-        """Change `scores` [places, vocabulary], float32, in place. What may not be drawn becomes negative infinity."""
+    def shape(
+        self, scores: Tensor, places: Sequence[Place], masks: Masks, fed: Tensor | None = None
+    ) -> None:
+        """Change `scores` [places, vocabulary], float32, in place. What may not be drawn becomes negative infinity.
+
+        `fed` [places] has the token that was fed last before each place, where some of these are pending.
+        """
         wishes = self._wishes(places, scores.shape[1])
+        pending = None if fed is None else _Pending.of(places, fed)
         _allow(scores, wishes)
         _mask(scores, places, masks)
         _bar(scores, places)
-        _penalise(scores, places, wishes)
+        if pending is not None:
+            pending.bar(scores, places)
+        _penalise(scores, places, wishes, pending)
         _favour(scores, wishes)
 
     def _wishes(self, places: Sequence[Place], vocabulary: int) -> list["Wishes"]:
@@ -134,7 +150,36 @@ def _bar(scores: Tensor, places: Sequence[Place]) -> None:
         scores[spots] = float("-inf")
 
 
-def _penalise(scores: Tensor, places: Sequence[Place], wishes: Sequence[Wishes]) -> None:
+class _Pending(NamedTuple):
+    """Places whose last token only the device knows."""
+
+    is_at: Sequence[bool]
+    fed: Tensor
+    """[places]: that token, and at other places one that is known."""
+
+    @classmethod
+    def of(cls, places: Sequence[Place], fed: Tensor) -> "_Pending | None":
+        is_at = [place.is_pending for place in places]
+        return cls(is_at, fed.long()) if any(is_at) else None
+
+    def bar(self, scores: Tensor, places: Sequence[Place]) -> None:
+        """Bar what would end a bad word, if that token was the one before its end."""
+        found = [
+            (line, before, barred)
+            for line, (place, is_here) in enumerate(zip(places, self.is_at, strict=True))
+            if is_here and place.row.sampling.bad_words
+            for before, barred in bars_after(place)
+            if 0 <= barred < scores.shape[1]
+        ]
+        if found:
+            lines, before, barred = _there(np.array(found).T.copy(), scores.device)
+            fall = torch.where(self.fed[lines] == before, float("-inf"), 0.0)
+            scores.index_put_((lines, barred), fall, accumulate=True)  # one may be there twice
+
+
+def _penalise(
+    scores: Tensor, places: Sequence[Place], wishes: Sequence[Wishes], pending: _Pending | None
+) -> None:
     read = [
         (line, places[line].row.sampling, *one.tally.read(places[line].guesses))
         for line, one in enumerate(wishes)
@@ -145,14 +190,27 @@ def _penalise(scores: Tensor, places: Sequence[Place], wishes: Sequence[Wishes])
         return
     lengths = [len(ids) for _, _, ids, _ in read]
     counts = _there(np.concatenate([counts for *_, counts in read]), scores.device)
-    repetition, presence, frequency = (
-        _there(np.repeat(column, lengths), scores.device)
-        for column in _penalties([asked for _, asked, _, _ in read])
-    )
-    values = scores[spots]
-    values = torch.where(values > 0, values / repetition, values * repetition)
-    values -= frequency * counts + presence * (counts > 0)
+    columns = _penalties([asked for _, asked, _, _ in read])
+    values = _penalised(scores[spots], counts, [np.repeat(column, lengths) for column in columns])
+    some = [] if pending is None else [i for i, (at, *_) in enumerate(read) if pending.is_at[at]]
+    if pending is None or not some:
+        scores[spots] = values
+        return
+    # The token that is not known here is in the answer once more than what is known of it says.
+    lines = _there(np.array([read[i][0] for i in some]), scores.device)
+    at = Spots(lines, pending.fed[lines])
+    had = counts * (pending.fed[spots.lines] == spots.tokens)
+    times = torch.zeros(len(places), device=scores.device).index_add_(0, spots.lines, had)[lines]
+    again = _penalised(scores[at], times + 1, [column[some] for column in columns])
     scores[spots] = values
+    scores[at] = again
+
+
+def _penalised(values: Tensor, counts: Tensor, columns: Sequence[Numbers]) -> Tensor:
+    """Logits of tokens that the text has, and that the answer has so many times, by the penalties in `columns`."""
+    repetition, presence, frequency = (_there(column, values.device) for column in columns)
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    return values.sub_(frequency * counts + presence * (counts > 0))
 
 
 def _penalties(asked: Sequence[Sampling]) -> tuple[Numbers, ...]:
