@@ -25,6 +25,8 @@ def launches() -> Iterator[Launch]:
             types,
             {"TILE_GROUPS": draw.TILE_GROUPS, "GROUP": draw.GROUP_TOKENS},
             {"num_warps": draw.TILE_WARPS, "enable_fp_fusion": False},
+            form=kind,
+            odd=("groups",),
         )
         yield Launch(
             draw_kernels.settle,
@@ -34,4 +36,6 @@ def launches() -> Iterator[Launch]:
                 "FIRST_GROUPS": draw.NUCLEUS_GROUPS, "SPARE_BITS": spare_bits,
             },
             {"num_warps": draw.SETTLE_WARPS, "enable_fp_fusion": False},
+            form=kind,
+            odd=("groups", "tiles"),
         )  # fmt: skip

@@ -17,6 +17,7 @@ def launches() -> Iterator[Launch]:
             {"gate_up": f"*{kind}", "out": f"*{kind}", "stride": "i32"},
             {"FEATURES": 14336, "BLOCK": layers.SILU_ELEMENTS, "EARLY": kind == "bf16"},
             {"num_warps": layers.SILU_WARPS, **_options(kind == "bf16")},
+            form=kind,
         )
 
 
@@ -30,6 +31,7 @@ def _norm(kind: str, adds: bool) -> Launch:
         },
         {"HIDDEN": 3584, "BLOCK": 4096, "ADDS": adds, "EARLY": adds},
         {"num_warps": 16, **_options(adds)},
+        form=kind[1:],
     )
 
 
@@ -50,6 +52,7 @@ def _rope(kind: str, cache: str, has_norms: bool) -> Launch:
             "NORMS": has_norms, "SATURATES": cache == "*fp8e4nv", "EARLY": has_norms,
         },
         {"num_warps": layers.ROPE_WARPS, **_options(has_norms)},
+        form=f"{kind[1:]} to {cache[1:]}",
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ def launches() -> Iterator[Launch]:
     for weight, size in (("*bf16", 2), ("*fp8e4nv", 1)):
         for rows in (1, 16, 64):
             yield _few_rows(weight, rows, (skinny.VECTOR if rows == 1 else skinny.SKINNY)[size])
-    for rows in (1, 16):
+    for rows in (1, 16, 64):
         yield _four_bits(rows, int4.VECTOR if rows == 1 else int4.SKINNY)
     yield Launch(
         int4._widen,
@@ -47,7 +47,11 @@ def _few_rows(weight: str, rows: int, blocks: skinny.Blocks) -> Launch:
         "N": "i32",
     }
     constants = {"K": WIDTH, "BLOCK_K": blocks.k, "HAS_SCALE": has_scale}
-    return _launch(skinny._vector, skinny._skinny, types, constants, rows, blocks)
+    size = 1 if has_scale else 2
+    stages = skinny.stages_within(blocks.stages, blocks.k * (2 * rows + size * blocks.n))
+    return _launch(
+        skinny._vector, skinny._skinny, types, constants, rows, blocks, stages, blocks.k * size
+    )
 
 
 def _four_bits(rows: int, blocks: skinny.Blocks) -> Launch:
@@ -57,7 +61,10 @@ def _four_bits(rows: int, blocks: skinny.Blocks) -> Launch:
         "w_ptr": "*u8",
     }
     constants = {"K": WIDTH, "CHUNK": int4.CHUNK}
-    return _launch(int4._vector, int4._skinny, types, constants, rows, blocks)
+    stages = skinny.stages_within(blocks.stages, int4.CHUNK * (2 * rows + blocks.n // 2))
+    return _launch(
+        int4._vector, int4._skinny, types, constants, rows, blocks, stages, int4.CHUNK // 2
+    )
 
 
 def _launch(
@@ -67,9 +74,16 @@ def _launch(
     constants: dict[str, Any],
     rows: int,
     blocks: skinny.Blocks,
+    stages: int,
+    line_bytes: int,
 ) -> Launch:
+    """`line_bytes`: of a row of weights in a block. One row has the stages that it was given."""
     shared = {**constants, "HAS_BIAS": True, "BLOCK_N": blocks.n, "STAGES": blocks.stages}
     options = {"num_warps": blocks.warps}
+    form = f"{types['w_ptr'][1:]} {rows} rows"
     if rows == 1:
-        return Launch(one, types, shared, options)
-    return Launch(some, {**types, "M": "i32"}, {**shared, "BLOCK_M": rows}, options)
+        return Launch(one, types, shared, options, form, blocks.n * line_bytes)
+    shared = {**shared, "BLOCK_M": rows, "STAGES": stages}
+    size = blocks.n * line_bytes
+    room = skinny.SHARED_BYTES
+    return Launch(some, {**types, "M": "i32"}, shared, options, form, size, shared_bytes=room)

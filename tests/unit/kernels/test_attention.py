@@ -128,7 +128,12 @@ def test_few_rows_are_split_and_many_are_not() -> None:
 @pytest.mark.parametrize("kib", [64, 99, 163, 227])
 @pytest.mark.parametrize("dim", [64, 96, 128, 256])
 def test_tiles_fit_into_the_shared_memory_of_smaller_devices(dim: int, kib: int) -> None:
-    for tiles in (decode_tiles(2, dim), prefill_tiles(2, dim, 16), prefill_tiles(2, dim, 999)):
+    prompts = [
+        prefill_tiles(2, dim, pairs, joins_warps=joins)
+        for pairs in (16, 999)
+        for joins in (True, False)
+    ]
+    for tiles in (decode_tiles(2, dim), *prompts):
         found = fitted(tiles, dim, 2, kib * 2**10)
         rows = found.queries + 2 * (found.stages - 1) * found.tile
         assert rows * dim * 2 < kib * 2**10

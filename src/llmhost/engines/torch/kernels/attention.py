@@ -52,15 +52,22 @@ def decode_tiles(query_bytes: int, dim: int) -> Tiles:
     return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3)
 
 
-def prefill_tiles(query_bytes: int, dim: int, pairs: int, *, keeps_busy: bool = True) -> Tiles:
+def prefill_tiles(
+    query_bytes: int, dim: int, pairs: int, *, keeps_busy: bool = True, joins_warps: bool = True
+) -> Tiles:
     """For rows of at most so many (token, head) pairs for each head of keys.
 
-    Large programs read keys less often, if there are enough of them to keep the device busy.
+    Large programs read keys less often, if there are enough of them to keep the device busy. Where warps don't join for
+    a product they hold more of it in registers, of which smaller tiles leave some.
     """
     if query_bytes == 4:
         return Tiles(tile=32 if dim <= 128 else 16, warps=8, stages=2, queries=16)
     if pairs <= 16:
         return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3, queries=16)
+    if not joins_warps and dim <= 128 and pairs > 64 and keeps_busy:
+        return Tiles(tile=32, warps=8, stages=3, queries=128)
+    if not joins_warps:
+        return Tiles(tile=64 if dim <= 128 else 32, warps=8, stages=3, queries=64)
     if pairs <= 64 or dim <= 128 or not keeps_busy:
         return Tiles(tile=64 if dim <= 128 else 32, warps=4, stages=3, queries=64)
     return Tiles(tile=32, warps=8, stages=3, queries=128)
@@ -123,6 +130,12 @@ def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return CPU_MULTIPROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def _joins_warps(device: torch.device) -> bool:
+    """Whether four warps compute a product together: on servers' GPUs from compute capability 9.0 on."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 @cache
@@ -228,7 +241,13 @@ def prefill_attention(
     if tiles is None:
         programs = rows * kv_heads * longest * group / 128
         keeps_busy = programs >= _multiprocessors(query.device)
-        tiles = prefill_tiles(query.itemsize, dim, longest * group, keeps_busy=keeps_busy)
+        tiles = prefill_tiles(
+            query.itemsize,
+            dim,
+            longest * group,
+            keeps_busy=keeps_busy,
+            joins_warps=_joins_warps(query.device),
+        )
     tiles = fitted(tiles, dim, query.itemsize, _shared_bytes(query.device))
     places = max(tiles.queries, triton.next_power_of_2(group))
     attention_kernels.prefill[(kv_heads, triton.cdiv(longest, places // group), rows)](
