@@ -1,7 +1,7 @@
 """Attention over block tables by Triton kernels: what `backend_torch` does, in one or two launches a layer.
 
-One-token rows, which the layout has first, go to the decode kernel, all others to the prefill kernel. The numbers that
-both read go to the device once per step, together.
+One-token rows, which the layout has first, go to the decode kernel, all others to the prefill kernel, or to a library
+in its place. The numbers that they read go to the device once per step, together.
 """
 
 from collections.abc import Iterable
@@ -20,6 +20,7 @@ from llmhost.engines.torch.kernels.attention import (
 )
 from llmhost.engines.torch.kv import KeyValue
 from llmhost.engines.torch.layout import StepLayout
+from llmhost.engines.torch.prefill import OWN, ByLibrary, PrefillRows, RowsThere, scaling_of
 
 ACCEPTABLE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """The largest error in `self_test` of a backend that may serve, by the type of queries."""
@@ -30,8 +31,12 @@ SHORT_TOKENS = 8
 class TritonAttention:
     """Attention of one step, in all layers."""
 
-    def __init__(self, layout: StepLayout, room: DecodeRoom) -> None:
+    def __init__(
+        self, layout: StepLayout, room: DecodeRoom, prefill: ByLibrary | None = None
+    ) -> None:
+        """`prefill` is who attends to long rows in some layers; our kernel does in all others."""
         self._room = room
+        self._prefill = prefill
         rows = range(layout.decode_rows, len(layout.starts))
         self._longest = max((layout.ends[row] - layout.starts[row] for row in rows), default=0)
         if 1 < self._longest <= SHORT_TOKENS and 2 * len(rows) * room.kv_heads <= room.programs:
@@ -39,13 +44,16 @@ class TritonAttention:
             return
         self._decoding = decoding = layout.decode_rows
         self._decode_tables = layout.block_tables[:decoding]
-        self._prefill_tables = layout.block_tables[decoding:]
-        self._ends, self._starts, self._offsets = _on_device(
-            layout.ends[:decoding],
-            layout.starts[decoding:],
-            [offset - decoding for offset in layout.offsets[decoding:]],
-            device=layout.block_tables.device,
+        starts, ends = layout.starts[decoding:], layout.ends[decoding:]
+        offsets = [offset - decoding for offset in layout.offsets[decoding:]]
+        self._ends, *there = _on_device(
+            layout.ends[:decoding], starts, ends, offsets, device=layout.block_tables.device
         )
+        self._rows = PrefillRows(
+            layout.block_tables[decoding:], starts, ends, offsets, RowsThere(*there), self._longest
+        )
+        if self._longest <= SHORT_TOKENS:  # bound by memory, and not worth a plan
+            self._prefill = None
 
     def _take_every_token_for_a_row(self, layout: StepLayout) -> None:
         """A few short rows would keep a few multiprocessors busy for long: the kernel for one token splits them.
@@ -82,12 +90,6 @@ class TritonAttention:
         if out is None:
             out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         decoding = self._decoding
-        asked: dict[str, Any] = {
-            "scaling": query.shape[2] ** -0.5 if scores.scaling is None else scores.scaling,
-            "window": scores.window,
-            "softcap": scores.softcap,
-            "sinks": scores.sinks,
-        }
         with _current(query.device):
             if decoding:
                 decode_attention(
@@ -97,19 +99,14 @@ class TritonAttention:
                     self._ends,
                     out[:decoding],
                     room=self._room,
-                    **asked,
+                    scaling=scaling_of(scores, query),
+                    window=scores.window,
+                    softcap=scores.softcap,
+                    sinks=scores.sinks,
                 )
             if self._longest:
-                prefill_attention(
-                    query[decoding:],
-                    *cache,
-                    self._prefill_tables,
-                    self._starts,
-                    self._offsets,
-                    out[decoding:],
-                    longest=self._longest,
-                    **asked,
-                )
+                way = OWN if self._prefill is None else self._prefill.for_layer(scores)
+                way.attend(self._rows, query[decoding:], cache, scores, out[decoding:])
         return out
 
 

@@ -70,7 +70,7 @@ def lay_out(rows: Sequence[Row], *, block_tokens: int, device: torch.device) -> 
     scored = np.array([scored_of(row) for row in ordered])
 
     ids = np.fromiter(chain.from_iterable(row.tokens for row in ordered), np.int64, total)
-    sampled, asked = _runs(offsets[1:] - drawn, drawn), _runs(offsets[:-1], scored)
+    sampled, asked = runs(offsets[1:] - drawn, drawn), runs(offsets[:-1], scored)
     entered = tables[is_entered, -1]
     on_device = _to_device([ids, positions, slots, tables, entered, sampled, asked], device)
     return StepLayout(
@@ -89,7 +89,7 @@ def lay_out(rows: Sequence[Row], *, block_tokens: int, device: torch.device) -> 
     )
 
 
-def _runs(
+def runs(
     firsts: "np.ndarray[tuple[int], np.dtype[np.int64]]",
     lengths: "np.ndarray[tuple[int], np.dtype[np.int64]]",
 ) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
