@@ -198,7 +198,9 @@ def gpus() -> Iterator[Finding]:
     yield attention()
     yield Finding("cuda graphs", "ok", "steps that decode are recorded once and replayed")
     for index, line in enumerate(lines):
-        yield float8(index, line.rpartition(",")[2].strip())
+        capability = line.rpartition(",")[2].strip()
+        yield prefill(index, capability)
+        yield float8(index, capability)
 
 
 def attention() -> Finding:
@@ -212,6 +214,36 @@ def attention() -> Finding:
     if (lack := missing_headers()) is not None:
         return Finding("attention", "warning", found, f"{lack}.")
     return Finding("attention", "ok", found)
+
+
+def prefill(index: int, capability: str) -> Finding:
+    """Who attends to prompts, as far as it can be told before a model is loaded."""
+    from llmhost.config.environment import process_environment
+    from llmhost.engines import attention_libraries as libraries
+    from llmhost.engines.kernel_needs import kernels_refusal
+
+    environ = process_environment()
+    name = f"prefill {index}"
+    if kernels_refusal(environ) is not None:
+        return Finding(name, "info", "torch, as attention is")
+    known = numbers(capability)
+    others: list[str] = []
+    for library in libraries.LIBRARIES:
+        release = libraries.installed_version(library)
+        shown = f"{library.shown} {release}" if release else library.shown
+        reason = libraries.library_refusal(
+            library, (known[0], known[1]) if len(known) > 1 else None
+        )
+        has_kernels = library is not libraries.FLASHINFER or libraries.has_flashinfer_kernels(
+            environ
+        )
+        if reason is None and not has_kernels:
+            reason = "no kernels compiled"
+        if reason is None:
+            found = f"{shown}, where it proves right when a model is loaded; decode by triton"
+            return Finding(name, "ok", "; ".join([found, *others]))
+        others.append(f"{shown}: {reason}")
+    return Finding(name, "ok", "; ".join(["triton", *others]))
 
 
 def float8(index: int, capability: str) -> Finding:

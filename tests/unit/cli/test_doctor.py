@@ -14,6 +14,7 @@ from certificates import write_certificate
 
 from llmhost.cli import doctor
 from llmhost.config.schema.server import ServerSettings
+from llmhost.engines import attention_libraries as libraries
 from llmhost.engines import kernel_needs
 
 
@@ -108,10 +109,36 @@ def test_what_a_gpu_will_be_used_with_is_said(monkeypatch: pytest.MonkeyPatch):
     found = {finding.name: finding for finding in doctor.gpus()}
 
     assert found["attention"].found == "triton, by kernels of Triton 3.6.0"
+    assert found["prefill 0"].found.startswith("triton; FlashAttention-3")
     assert found["cuda graphs"].status == "ok"
     assert found["fp8 0"].found == "yes, compute capability 9.0"
     assert found["fp8 1"].found == "no: compute capability 8.0, and float8 needs 8.9"
     assert found["fp8 2"].found.startswith("not known")
+
+
+def test_who_attends_to_prompts_is_said_and_why_no_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernel_needs, "kernels_refusal", lambda environ: None)
+    has_kernels = False
+    monkeypatch.setattr(libraries, "has_flashinfer_kernels", lambda environ: has_kernels)
+    monkeypatch.setattr(libraries, "installed_version", lambda library: None)
+    present = set[str]()
+    monkeypatch.setattr(libraries, "_finds", lambda module, finds: module in present)
+    assert doctor.prefill(0, "9.0").found == (
+        "triton; FlashAttention-3: not installed; FlashInfer: not installed"
+    )
+    present.update(library.module for library in libraries.LIBRARIES)
+    monkeypatch.setattr(libraries, "installed_version", lambda library: "3.0.0")
+    assert doctor.prefill(0, "9.0").found == (
+        "FlashAttention-3 3.0.0, where it proves right when a model is loaded; decode by triton"
+    )
+    assert "FlashInfer 3.0.0: no kernels compiled" in doctor.prefill(0, "8.9").found
+    has_kernels = True
+    assert doctor.prefill(1, "8.9").found == (
+        "FlashInfer 3.0.0, where it proves right when a model is loaded; decode by triton;"
+        " FlashAttention-3 3.0.0: made for compute capability 9.0, and this GPU has 8.9"
+    )
+    monkeypatch.setattr(kernel_needs, "kernels_refusal", lambda environ: "no compiler")
+    assert doctor.prefill(0, "9.0").found == "torch, as attention is"
 
 
 def test_a_gpu_that_has_to_do_without_kernels_is_told_why(monkeypatch: pytest.MonkeyPatch):

@@ -319,7 +319,7 @@ def test_a_bad_variable_is_named(environ: dict[str, str], message: str):
             "[models.a.options]\ntoken_delay_ms = 1",
             "models.toml: [models.a.options] has no key 'token_delay_ms'."
             " It has dtype, device, threads, trust_remote_code, task, pooling, normalize, weights,"
-            " kv_dtype.",
+            " kv_dtype, attention.",
         ),
         (
             '[models.a]\nengine = "fake"\n[models.a.options]\nvocab = 1',

@@ -11,14 +11,17 @@ import torch
 from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.runner_contract import PROMPTS, ask
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
+from tests.unit.kernels import attention_doubles as doubles
 
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.sampling import Sampling
 from llmhost.core.step import PENDING, Draw, Drawn, Row
 from llmhost.engines.torch.kv import KvShape
+from llmhost.engines.torch.layout import lay_out
 from llmhost.engines.torch.load import load_runner
-from llmhost.engines.torch.probe import layer_windows
+from llmhost.engines.torch.pieces import Pieces
+from llmhost.engines.torch.probe import layer_scores
 from llmhost.engines.torch.runner import TorchRunner
 
 Load = Callable[..., TorchRunner]
@@ -31,7 +34,8 @@ def load_with_kernels(load: Load, monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def look(runner: TorchRunner, model: Any, folder: Path, shape: KvShape) -> None:
         with torch.inference_mode():
-            runner.windows = layer_windows(model, [1, 2, 3], shape, 64)
+            runner.layers_ask = layer_scores(model, [1, 2, 3], shape, 64)
+            runner.windows = [scores.window for scores in runner.layers_ask]
 
     monkeypatch.setattr("llmhost.engines.torch.load.has_kernels", lambda device: True)
     monkeypatch.setattr("llmhost.engines.torch.load.check_against_eager", look)
@@ -164,3 +168,46 @@ def test_a_row_without_numbers_fails_alone(runner: TorchRunner) -> None:
 
     assert isinstance(drawn[0], int)
     assert isinstance(drawn[1], EngineFailed)
+
+
+@pytest.mark.usefixtures("load_with_kernels")
+def test_a_library_attends_to_prompts_between_pieces_and_beside_a_sequence_that_writes(
+    one_layer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubles.install_fa3(monkeypatch)
+    options = TorchOptions(dtype="float16", attention="flash_attention_3")
+    runner = load_runner(one_layer, block_tokens=8, options=options)
+    runner.set_kv_blocks(16)
+    path = runner.path
+    assert path is not None and path.decoder is not None and path.prefill is not None
+    kv, called = runner._open_kv(), list[int]()
+    path.pieces = Pieces(path.decoder, lambda: kv.layers, record=played)
+    tokens = list(range(3, 24))
+
+    def hidden() -> torch.Tensor:
+        for layer in kv.layers:
+            for part in layer:
+                part.fill_(torch.nan)
+        for start, end in ((0, 12), (12, 21)):  # the second chunk reads what the first one left
+            rows = [
+                Row(0, tokens[start:end], start, [3, 6, 9], GREEDY, 0, wants_token=True),
+                Row(1, [5], 0, [start // 8], GREEDY, 0, wants_token=True),
+            ]
+            layout = lay_out(rows, block_tokens=8, device=runner.device)
+            found = path.hidden(layout, runner.windows).clone()
+        return found
+
+    with (
+        torch.inference_mode(),
+        doubles.twisting("flash_attention_3", lambda out: called.append(len(out))),
+    ):
+        by_library = hidden()
+        path.prefill = None
+        by_our_kernel = hidden()
+    assert called == [12, 9]
+    torch.testing.assert_close(by_library, by_our_kernel, rtol=1e-2, atol=1e-2)
+
+
+def played(piece: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+    out = piece()
+    return lambda: out.copy_(piece()), out

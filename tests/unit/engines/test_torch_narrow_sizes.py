@@ -1,9 +1,13 @@
 """What narrow numbers save, and where they can't be had."""
 
+from typing import Any
+
 import pytest
+from tests.unit.kernels import attention_doubles as doubles
 
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
+from llmhost.engines.torch import narrow_sizes
 from llmhost.engines.torch.narrow import GROUPS
 from llmhost.engines.torch.narrow_sizes import NARROW_LAYERS, check_options
 
@@ -54,3 +58,29 @@ def test_narrow_weights_need_triton(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_model_that_embeds_has_no_narrow_weights():
     assert "this one is to embed" in refusal(FP8, task="embed")
+
+
+@pytest.mark.parametrize("option", ["triton", "flashinfer", "flash_attention_3"])
+def test_who_attends_on_a_gpu_is_not_asked_on_a_cpu(option: Any):
+    asked = TorchOptions(attention=option)
+    assert "needs a GPU, and this model would run on cpu:0" in refusal(asked, "cpu:0", None)
+    assert "this one is to embed" in refusal(asked, task="embed")
+
+
+def test_a_library_that_attends_must_be_there_and_made_for_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    hopper = TorchOptions(attention="flash_attention_3")
+    doubles.remove(monkeypatch)
+    assert "FlashAttention-3 is not installed" in refusal(hopper)
+    assert "pip install 'llmhost[flashinfer]'" in refusal(TorchOptions(attention="flashinfer"))
+    doubles.install_fa3(monkeypatch)
+    check_options(hopper, device="cuda:0", capability=(9, 0), task="generate")
+    assert "made for compute capability 9.0, and this GPU has 8.9" in refusal(
+        hopper, capability=(8, 9)
+    )
+
+
+def test_a_library_attends_beside_our_kernels(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(narrow_sizes, "kernels_refusal", lambda environ: "no compiler")
+    assert "needs our kernels beside it. no compiler." in refusal(TorchOptions(attention="triton"))

@@ -45,6 +45,8 @@ class TorchOptions(Section, frozen=True):
     """Bits of a weight on a GPU: `fp8` has 8 and `int4` 4, which saves memory and changes answers; or as loaded."""
     kv_dtype: Literal["auto", "fp8"] = "auto"
     """What the KV cache keeps: `fp8` holds twice the tokens that 16 bits do, and changes answers; or as computed."""
+    attention: Literal["auto", "triton", "flashinfer", "flash_attention_3"] = "auto"
+    """Who attends to prompts on a GPU: our own kernels are `triton`; `auto` takes a library where one is there."""
 
 
 class LlamaOptions(Section, frozen=True):

@@ -47,9 +47,10 @@ class KernelPath:
         self._vocabulary = vocabulary
         self._make_draw_room = DrawRoom
         shape, config = kv().shape, model.config.get_text_config()
-        self.room = DecodeRoom(
-            WIDTHS[-1], config.num_attention_heads, shape.kv_heads, shape.head_dim, model.device
-        )
+        self.heads: int = config.num_attention_heads
+        self.room = DecodeRoom(WIDTHS[-1], self.heads, shape.kv_heads, shape.head_dim, model.device)
+        self.prefill: Any = None
+        """A library that attends to long rows (`prefill.ByLibrary`); None where our kernel does."""
         self._draw_rooms: list[Any] = []  # none is ever dropped: a captured graph may write there
 
     def unfuse(self) -> None:
@@ -112,7 +113,7 @@ class KernelPath:
         """Attends for the modules in a step of any form, as `StepAttention` does."""
         from llmhost.engines.torch.backend_triton import TritonAttention
 
-        return TritonAttention(layout, self.room)
+        return TritonAttention(layout, self.room, self.prefill)
 
     @contextmanager
     def through_modules(self, attention: Any, slots: Tensor, windows: Windows) -> Iterator[None]:

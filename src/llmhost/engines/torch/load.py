@@ -18,6 +18,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from llmhost.config.environment import process_environment
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import DoesNotFit, ModelUnavailable
 from llmhost.core.units import show_bytes
@@ -27,7 +28,7 @@ from llmhost.engines.torch.compile_ahead import CompileAhead, launches_of
 from llmhost.engines.torch.cpu_linear import pack_beside, widen_where_it_helps
 from llmhost.engines.torch.expand import expand
 from llmhost.engines.torch.footprint import Footprint, read_footprint
-from llmhost.engines.torch.kernel_path import has_kernels
+from llmhost.engines.torch.kernel_path import KernelPath, has_kernels
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.memory import give_back
 from llmhost.engines.torch.packed import rows_at_once
@@ -97,6 +98,7 @@ def _load_to(
         folder=folder,
         before_bytes=before,
         kv_dtype=options.kv_dtype,
+        attention=options.attention,
     )
 
 
@@ -107,9 +109,13 @@ def _compile_ahead(
     options: TorchOptions,
     device: torch.device,
 ) -> CompileAhead:
-    """Nothing where there are no kernels, or where it can't be told what they will be."""
+    """Nothing where there are no kernels. Libraries that may attend are imported, too."""
     if not has_kernels(device):
         return CompileAhead(())
+    from llmhost.engines.torch.prefill_choice import imports_of
+
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    imports = imports_of(options.attention, capability, process_environment())
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=options.trust_remote_code
@@ -125,7 +131,7 @@ def _compile_ahead(
     except _LOADING_ERRORS as error:  # loading will say what is wrong, if anything is
         log.debug("compile.unknown", exc_info=error)
         launches = []
-    return CompileAhead(launches, device)
+    return CompileAhead([*imports, *launches], device)
 
 
 def proved_runner(
@@ -137,11 +143,13 @@ def proved_runner(
     folder: Path,
     before_bytes: int,
     kv_dtype: str = "auto",
+    attention: str = "auto",
 ) -> TorchRunner:
     """A runner of `model`, whose weights are on their device, once it agrees with transformers.
 
-    `folder` is what errors call it, `before_bytes` what was allocated on the device before its weights, `kv_dtype` the
-    option of that name: the check is made with a cache that rounds nothing. Raises ModelUnavailable.
+    `folder` is what errors call it, `before_bytes` what was allocated on the device before its weights, `kv_dtype` and
+    `attention` the options of those names: the check is made with a cache that rounds nothing, and our kernels. Raises
+    ModelUnavailable.
     """
     widen_where_it_helps(model)
     is_steady = _make_steady(model, shape)
@@ -153,19 +161,46 @@ def proved_runner(
         kernels=has_kernels(model.device),
         is_steady=is_steady,
     )
-    if runner.device.type == "cuda":
-        grown = allocated_bytes(runner.device) - before_bytes
-        runner.facts = replace(runner.facts, measured_bytes=grown)
     with threads_for(runner.facts.weights_bytes, runner.device):
         _prove(runner, model, folder, shape)
     narrow.compile_products(model)
     if kv_dtype == "fp8":
         runner.keep_kv_as(torch.float8_e4m3fn)
+    if runner.path is not None:
+        _choose_attention(runner, runner.path, attention, folder)
+    if runner.device.type == "cuda":
+        grown = allocated_bytes(runner.device) - before_bytes
+        runner.facts = replace(runner.facts, measured_bytes=grown)
     if runner.path is None:
         runner.packing = pack_beside(model)
         if runner.packing.layers:
             runner.facts = replace(runner.facts, rows_at_once=rows_at_once())
     return runner
+
+
+def _choose_attention(runner: TorchRunner, path: KernelPath, option: str, folder: Path) -> None:
+    """Who attends to rows of several tokens. Raises ModelUnavailable where that is named and can't be had."""
+    from llmhost.engines.torch.prefill import Form
+    from llmhost.engines.torch.prefill_choice import Model, choose
+
+    is_gpu = runner.device.type == "cuda"
+    shape = runner.kv_shape
+    model = Model(
+        name=folder.name,
+        form=Form(
+            heads=path.heads,
+            kv_heads=shape.kv_heads,
+            dim=shape.head_dim,
+            block_tokens=shape.block_tokens,
+            dtype=runner.dtype,
+            stored=shape.dtype,
+        ),
+        layers=runner.layers_ask,
+        device=runner.device,
+        capability=torch.cuda.get_device_capability(runner.device) if is_gpu else None,
+        environ=process_environment(),
+    )
+    path.prefill = choose(option, model).prefill
 
 
 def _make_steady(model: Any, shape: KvShape) -> bool:

@@ -1,10 +1,13 @@
-"""Options that keep numbers in fewer bits: where they can be had, and what they save. No torch is imported."""
+"""Options of a GPU: where they can be had, and what fewer bits of numbers save. No torch is imported."""
 
 import importlib.util
 from collections.abc import Mapping
 
+from llmhost.config.environment import process_environment
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
+from llmhost.engines.attention_libraries import library_of, library_refusal
+from llmhost.engines.kernel_needs import kernels_refusal
 
 NARROW_LAYERS = (
     *("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -59,6 +62,32 @@ def check_options(
     if options.kv_dtype != "auto" and capability is not None:
         key = f'options.kv_dtype = "{options.kv_dtype}"'
         _check_capability(key, device, capability, LEAST_CAPABILITY)
+    if options.attention != "auto":
+        _check_attention(options.attention, device, capability, task)
+
+
+def _check_attention(
+    option: str, device: str, capability: tuple[int, int] | None, task: str
+) -> None:
+    """What can be seen from outside; a library has to prove itself when a model is loaded."""
+    key = f'options.attention = "{option}"'
+    if capability is None:
+        raise ModelUnavailable(
+            f'{key} needs a GPU, and this model would run on {device}. Leave it at "auto" there.'
+        )
+    if task != "generate":
+        raise ModelUnavailable(
+            f'{key} is for models that generate text, and this one is to {task}. Leave it at "auto".'
+        )
+    if (refusal := kernels_refusal(process_environment())) is not None:
+        raise ModelUnavailable(f"{key} needs our kernels beside it. {refusal}.")
+    library = library_of(option)
+    if library is None:
+        return
+    if (reason := library_refusal(library, capability)) is not None:
+        raise ModelUnavailable(
+            f'{key} can\'t be had on {device}: {library.shown} is {reason}. Leave it at "auto", or {library.cure}.'
+        )
 
 
 def _check_capability(

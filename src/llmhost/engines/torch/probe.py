@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import eager_mask
 
+from llmhost.engines.torch.backend_torch import Scores
 from llmhost.engines.torch.kv import KvShape
 
 NAME = "llmhost_probe"
@@ -26,7 +27,9 @@ NAME = "llmhost_probe"
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Of batch place, head, query position and key position: whether the key is seen."""
 
-HONOURED = frozenset({"scaling", "sliding_window", "softcap", "s_aux"})
+SCORED = ("scaling", "sliding_window", "softcap", "s_aux")
+"""Arguments of an attention call that say how keys are scored, in the order of `Scores`."""
+HONOURED = frozenset(SCORED)
 NEUTRAL = frozenset(
     {
         "cache_position", "dropout", "is_causal", "layer_idx", "output_attentions", "output_hidden_states",
@@ -48,7 +51,8 @@ class Call:
     kv_heads: int
     key_dim: int
     value_dim: int
-    window: int | None
+    scores: Scores
+    """With the window of the arguments, which a mask overrules."""
     mask: "Mask | None"
 
 
@@ -79,7 +83,12 @@ _current: ContextVar[_Heard] = ContextVar("llmhost_probe")
 def layer_windows(
     model: Any, tokens: Sequence[int], shape: KvShape, longest: int
 ) -> list[int | None]:
-    """How many last positions each layer sees; None is all of them.
+    """How many last positions each layer sees; None is all of them. Raises as `layer_scores`."""
+    return [scores.window for scores in layer_scores(model, tokens, shape, longest)]
+
+
+def layer_scores(model: Any, tokens: Sequence[int], shape: KvShape, longest: int) -> list[Scores]:
+    """How each layer scores keys, and which it sees.
 
     Raises Unservable when a layer needs something that paged attention over `shape` does not have, at any position
     below `longest`.
@@ -94,19 +103,19 @@ def layer_windows(
     if max(calls) >= shape.layers:
         raise Unservable(f"it has a layer {max(calls)}, and its config says {shape.layers} layers")
     rules: dict[int, int | None] = {}
-    windows = []
+    found = []
     for layer in range(shape.layers):
         (call,) = calls[layer]
         _check_shape(layer, call, shape)
         if call.mask is None:
-            windows.append(call.window)
+            found.append(call.scores)
             continue
         known = id(call.mask)
         if known not in rules:
             rules[known] = window_of(layer, call.mask, longest)
-        windows.append(rules[known])
-    _check_cache(model.config, windows, longest)
-    return windows
+        found.append(call.scores._replace(window=rules[known]))
+    _check_cache(model.config, [scores.window for scores in found], longest)
+    return found
 
 
 def _ask(model: Any, tokens: Sequence[int]) -> Mapping[int, Sequence[Call]]:
@@ -240,7 +249,7 @@ def _attend(
             key.shape[1],
             key.shape[-1],
             value.shape[-1],
-            kwargs.get("sliding_window"),
+            Scores(*(kwargs.get(name) for name in SCORED)),
             heard.mask(attention_mask),
         )
     )

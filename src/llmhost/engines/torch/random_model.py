@@ -69,11 +69,12 @@ def random_runner(
     seed: int = 0,
     weights: str = "auto",
     kv_dtype: str = "auto",
+    attention_by: str = "auto",
 ) -> TorchRunner:
     """A runner of that shape, its weights drawn on `device`: no file is written, and an 8B model takes seconds.
 
     It has no KV blocks yet, and has passed the check that every loaded model passes. `weights` and `kv_dtype` are the
-    options of those names.
+    options of those names, and `attention_by` is `attention`.
     """
     before = allocated_bytes(device)
     config, dtype = _config(shape), getattr(torch, shape.dtype)
@@ -108,6 +109,7 @@ def random_runner(
         folder=Path("(random weights)"),
         before_bytes=before,
         kv_dtype=kv_dtype,
+        attention=attention_by,
     )
 
 

@@ -20,6 +20,7 @@ from llmhost.core.step import Drawn, KvMove, Row
 from llmhost.engines.drawing import is_plain
 from llmhost.engines.masks import MaskFiller
 from llmhost.engines.torch.attention import Attention, ForwardPass, forward_pass
+from llmhost.engines.torch.backend_torch import Scores as AttentionScores
 from llmhost.engines.torch.backend_torch import Scratch, StepAttention
 from llmhost.engines.torch.decode_steps import DecodeSteps
 from llmhost.engines.torch.fused import FusedDecoder
@@ -106,6 +107,8 @@ class TorchRunner:
             )
         self.windows: Sequence[int | None] = (None,) * shape.layers
         """For each layer how many last positions it sees; set once they are known (`probe`)."""
+        self.layers_ask: Sequence[AttentionScores] = ()
+        """What each layer asks of attention; as `windows`, and all else."""
         self.facts = RunnerFacts(
             device=f"{self.device.type}:{self.device.index or 0}",
             vocab_size=vocab_size,
@@ -118,6 +121,15 @@ class TorchRunner:
             runs_ahead=kernels,
             reenters=True,
         )
+
+    @property
+    def kv_shape(self) -> KvShape:
+        return self._open_kv().shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is computed."""
+        return self._dtype
 
     def keep_kv_as(self, dtype: torch.dtype) -> None:
         """Have the cache keep keys and values in this type. Only while there are no blocks."""

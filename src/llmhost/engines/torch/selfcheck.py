@@ -20,7 +20,7 @@ from llmhost.core.step import Row
 from llmhost.engines.torch.fp8 import rows_as_they_are
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.layout import lay_out
-from llmhost.engines.torch.probe import Unservable, attending_with, layer_windows
+from llmhost.engines.torch.probe import Unservable, attending_with, layer_scores
 from llmhost.engines.torch.runner import TorchRunner
 
 _LENGTHS = (24, 17)
@@ -45,7 +45,8 @@ def check_against_eager(runner: TorchRunner, model: Any, folder: Path, shape: Kv
     runner.set_kv_blocks(sum(-(-len(text) // size) for text in texts) + 1)
     try:
         with torch.inference_mode(), rows_as_they_are():
-            runner.windows = layer_windows(model, texts[0], shape, longest)
+            runner.layers_ask = layer_scores(model, texts[0], shape, longest)
+            runner.windows = [scores.window for scores in runner.layers_ask]
             mixed = _off(_in_mixed_steps(runner, texts), [_eager(model, text) for text in texts])
             far = _off(_in_mixed_steps(runner, texts[:1], ahead), [_eager(model, texts[0], ahead)])
     except Unservable as error:
