@@ -169,6 +169,13 @@ class Runner(Protocol):
 class Flight(Protocol):
     """A step that was handed to the device."""
 
+    def draw(self) -> None:
+        """Draw what a grammar holds by the token before it, which is known now: the step before has been taken in.
+
+        Called once, before the next launch. The device is not waited for.
+        """
+        ...
+
     def land(self) -> list[Drawn]:
         """Wait for it, without Python's lock; what `Runner.run` would have returned or raised."""
         ...
@@ -178,10 +185,10 @@ class AheadRunner(Runner, Protocol):
     """A runner that can be given a step before the last one is done. Steps are done in the order of their launch."""
 
     def launch(self, rows: Sequence[Row]) -> Flight:
-        """Begin with a step. Its rows have no guesses, grammar, adapter or pooling, and score no prompt.
+        """Begin with a step. Its rows have no guesses, adapter or pooling, and score no prompt.
 
         A row whose token is `PENDING` was in the step launched before, and wanted a token there. Its `known` ends
-        before that token, which counts for all that looks at the text.
+        before that token, which counts for all that looks at the text; its grammar may turn out to hold nothing.
         """
         ...
 

@@ -68,6 +68,7 @@ class Row(NamedTuple):
     """Ids that are not drawn at positions below `barred_until`: the end of an answer that is still too short."""
     barred_until: int = 0
     grammar: GrammarState | None = None
+    """What the draw is held to. While the row's token is `PENDING` it stands before that token."""
     adapter: str | None = None
     pooling: Pooling | None = None
     """Set where the row's whole text is fed at once and a vector is wanted, not a token."""

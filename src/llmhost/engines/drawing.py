@@ -57,6 +57,17 @@ class Place(NamedTuple):
         return self.row.tokens[0] == PENDING
 
 
+def settled(row: Row) -> Row:
+    """A row of a step that was begun ahead, once the step before it has been taken in: with the token that was pending,
+    and held to its grammar only if that holds anything by now."""
+    grammar = row.grammar
+    if grammar is not None and (grammar.is_free or grammar.is_ended):
+        row = row._replace(grammar=None)
+    if row.tokens[0] == PENDING and len(row.known) > row.start:
+        row = row._replace(tokens=[row.known[row.start]])
+    return row
+
+
 def places_of(row: Row) -> int:
     """At how many places a row's tokens are drawn: the last so many of those that it feeds."""
     return row.drafts + 1 if row.wants_token else 0

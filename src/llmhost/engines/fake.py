@@ -10,10 +10,10 @@ bans, penalties and biases do what they do to a model's logits.
 
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from struct import Struct
-from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -36,6 +36,7 @@ from llmhost.engines.drawing import (
     nothing_left,
     scored_of,
     scored_tokens,
+    settled,
 )
 from llmhost.engines.masks import Masks, fill
 
@@ -72,14 +73,22 @@ def fake_answer(prompt: Iterable[int], count: int, vocab: int) -> list[int]:
     return answer
 
 
-class FakeFlight(NamedTuple):
-    """A launched step of the fake runner."""
+@dataclass
+class FakeFlight:
+    """A launched step of the fake runner. The time that it takes passes when it lands."""
 
-    drawn: list[Drawn]
+    compute: Callable[[], list[Drawn]]
     wait: Callable[[], None]
+    drawn: list[Drawn] | None = None
+
+    def draw(self) -> None:
+        if self.drawn is None:
+            self.drawn = self.compute()
 
     def land(self) -> list[Drawn]:
+        self.draw()
         self.wait()
+        assert self.drawn is not None
         return self.drawn
 
 
@@ -138,16 +147,25 @@ class FakeRunner:
         return self._run_rows(rows)
 
     def launch(self, rows: Sequence[Row]) -> "FakeFlight":
-        """Computed here and now; the time that it takes passes until it lands."""
-        drawn = self._run_rows([self._told(row) for row in rows])
-        self._launched = {row.seq_id: one for row, one in zip(rows, drawn, strict=True)}
-        return FakeFlight(drawn, lambda: self._delay(rows))
+        """Computed here and now, unless a grammar must know the token before."""
 
-    def _told(self, row: Row) -> Row:
+        def compute() -> list[Drawn]:
+            drawn = self._run_rows([self._told(row, before) for row in rows])
+            self._launched = {row.seq_id: one for row, one in zip(rows, drawn, strict=True)}
+            return drawn
+
+        before = self._launched
+        flight = FakeFlight(compute, lambda: self._delay(rows))
+        if not any(row.grammar is not None for row in rows):
+            flight.draw()
+        return flight
+
+    def _told(self, row: Row, before: Mapping[int, Drawn]) -> Row:
         """With the token that was pending."""
+        row = settled(row)
         if PENDING not in row.tokens:
             return row
-        drawn = self._launched[row.seq_id]
+        drawn = before[row.seq_id]
         if isinstance(drawn, Draw):
             (drawn,) = drawn.tokens
         token = drawn if isinstance(drawn, int) else 0  # after a failure nobody reads it

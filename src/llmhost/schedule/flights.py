@@ -71,6 +71,8 @@ class Flights:
             if moves:
                 self._runner.move_blocks(moves)
             flight = self._runner.launch(rows)
+            if is_first:
+                flight.draw()
         except Exception as error:  # noqa: BLE001 - boundary: a runner may raise anything
             if moves:  # what was to come from host memory is not there
                 self._scheduler.forget_texts()
@@ -105,9 +107,21 @@ class Flights:
             self._give()
         shares = Shares(turn.ended_ns - turn.started_ns, rows)
         self._stepper.failures = 0
-        return self._stepper.absorb(
+        emissions = self._stepper.absorb(
             StepResult(rows, drawn, turn.started_ns, turn.ended_ns, shares, turn.nano)
         )
+        self._draw()
+        return emissions
+
+    def _draw(self) -> None:
+        """What the step in the air draws may depend on what was just taken in."""
+        for rows, flight in self._up:
+            try:
+                flight.draw()
+            except Exception as error:  # noqa: BLE001 - boundary: a runner may raise anything
+                self._up.clear()
+                self._crash(rows, error)
+                return
 
     def land_all(self) -> list[Emission]:
         emissions: list[Emission] = []
@@ -148,11 +162,7 @@ class Flights:
 def _flies(row: Row) -> bool:
     """The runner can begin with it and have nothing said before it lands."""
     return (
-        row.drafts == 0
-        and row.grammar is None
-        and row.adapter is None
-        and row.pooling is None
-        and row.sampling.goes_ahead
+        row.drafts == 0 and row.adapter is None and row.pooling is None and row.sampling.goes_ahead
     )
 
 

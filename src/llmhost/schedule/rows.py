@@ -15,7 +15,7 @@ def next_row(sequence: Sequence, kv: SequenceKv) -> Row:
     """
     start, tokens, owed = sequence.fed, sequence.tokens, sequence.owed
     known = len(tokens) + owed
-    if start != known - 1 or sequence.draft:
+    if start != known - 1 or sequence.draft or (owed and sequence.grammar is not None):
         return row_of(sequence, 1, kv)
     if start >= len(sequence.blocks) * kv.books.block_tokens:
         kv.grow(sequence, known)

@@ -58,6 +58,8 @@ class Scheduler:
         self._ns_per_token = 0.0
         self._intricate = 0
         """Sequences whose next step can't be made before their last token is known."""
+        self._formal = 0
+        """Sequences with a grammar, whether it holds them at the moment or not."""
         self._convoy: Convoy | None = None
         self._has_drafts = False
         """The next step checks guesses."""
@@ -126,6 +128,7 @@ class Scheduler:
             sequence.halt(longest)
             known[sequence.seq_id] = sequence
             self._intricate += not sequence.goes_ahead
+            self._formal += sequence.grammar is not None
             is_short = len(sequence.tokens) < sequence.halts_at != NOWHERE
             if not is_short and self._is_full(sequence):
                 full.append(sequence.seq_id)
@@ -241,7 +244,7 @@ class Scheduler:
                 sequence.owed -= row.wants_token
 
     def _plan(self, now_ns: int, *, is_ahead: bool = False) -> Seq[Row]:
-        if (steady := self._steady()) is not None:
+        if not (is_ahead and self._formal) and (steady := self._steady()) is not None:
             return steady
         self._part()
         if not self._running and (begun := self._begin_together()) is not None:
@@ -418,9 +421,7 @@ class Scheduler:
         if delta is not None and delta.finish_reason is not None:
             self._remove(sequence)
         if sequence.grammar is not None and row.seq_id in self._sequences:
-            self._intricate += sequence.goes_ahead
             sequence.look_again()
-            self._intricate -= sequence.goes_ahead
         return [] if delta is None else [(row.seq_id, delta)]
 
     def check(self) -> None:
@@ -465,6 +466,7 @@ class Scheduler:
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.seq_id]
         self._intricate -= not sequence.goes_ahead
+        self._formal -= sequence.grammar is not None
         self._shares.leave(sequence.spec.tenant)
         running = self._running
         is_first = bool(running) and running[0] is sequence  # most often, as steps tell of them

@@ -105,7 +105,7 @@ class Sequence(Struct, eq=False):
             is_pooled,
             ends if is_long else _NOTHING_BARRED,
             is_bare and asked.is_plain and not is_long,
-            is_bare and asked.goes_ahead,
+            asked.goes_ahead and not (is_pooled or spec.adapter),
             spec.index,
             ends,
             (spec.priority, spec.arrival_ns, seq_id),
@@ -248,15 +248,15 @@ class Sequence(Struct, eq=False):
 
     def look_again(self) -> None:
         """Its answer may have become held to its grammar, or free of it."""
-        spec, grammar = self.spec, self.grammar
-        is_bare = _is_bare(spec, grammar)
+        spec = self.spec
+        is_bare = _is_bare(spec, self.grammar)
         self.is_plain = is_bare and not spec.min_new_tokens and spec.sampling.is_plain
-        self.goes_ahead = is_bare and spec.sampling.goes_ahead
 
     @property
     def holding(self) -> GrammarState | None:
-        """What the next token is held to."""
-        return None if self.grammar is None or self.grammar.is_free else self.grammar
+        """What the next token is held to, or may be, as a token is still to come before it."""
+        grammar = self.grammar
+        return None if grammar is None or (grammar.is_free and not self.owed) else grammar
 
     def fresh_logprobs(
         self, start: int, found: tuple[TokenLogprobs, ...]

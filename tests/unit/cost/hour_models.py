@@ -4,7 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.unit.engines.guessing import Eager
@@ -147,7 +147,7 @@ class SlowRunner(FakeRunner):
         self._passes(self._luck.randrange(1, 1_000_000))
         if self._luck.random() < self.bad_luck:
             raise ValueError("not launched")
-        return super().launch(rows)._replace(wait=self._work)
+        return replace(super().launch(rows), wait=self._work)
 
     def move_blocks(self, moves: Sequence[KvMove]) -> None:
         self._passes(self._luck.randrange(1, 5_000_000))

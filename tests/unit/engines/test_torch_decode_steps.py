@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from llmhost.core.sampling import Sampling
-from llmhost.core.step import Row
+from llmhost.core.step import Drawn, Row
+from llmhost.engines.masks import Masks
 from llmhost.engines.torch.asked import DrawAsked
 from llmhost.engines.torch.decode_steps import DecodeRows, DecodeSteps
 
@@ -38,6 +39,10 @@ def steps_of(seen: Seen) -> DecodeSteps:
     )
 
 
+def step(steps: DecodeSteps, row: Row) -> list[Drawn]:
+    return steps.finish(steps.begin([row]), lambda _: Masks()).land()
+
+
 def a_row(start: int, blocks: list[int]) -> Row:
     return Row(1, [3], start, blocks, GREEDY, 0, wants_token=True)
 
@@ -46,15 +51,15 @@ def test_a_block_that_was_taken_early_is_there_when_it_is_reached() -> None:
     """Guesses that came to nothing leave a sequence with more blocks than it sees."""
     steps, blocks = steps_of(seen := Seen()), [5, 6, 7]
     for start in (6, 7, 8, 9):
-        assert steps.launch([a_row(start, blocks)]).land() == [5]
+        assert step(steps, a_row(start, blocks)) == [5]
         used = start // SIZE + 1
         assert seen.tables[0, :used].tolist() == blocks[:used]
 
 
 def test_a_block_that_was_exchanged_is_noticed() -> None:
     steps, blocks = steps_of(seen := Seen()), [5, 6]
-    steps.launch([a_row(5, blocks)])
+    step(steps, a_row(5, blocks))
     blocks[0] = 9  # its text was computed by another as well
-    steps.launch([a_row(6, blocks)])
+    step(steps, a_row(6, blocks))
 
     assert seen.tables[0, :2].tolist() == [9, 6]

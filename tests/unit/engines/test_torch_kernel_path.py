@@ -1,5 +1,6 @@
 """The way that models run on a GPU, computed here by Triton's interpreter: the same tokens as transformers' own way."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.unit.kernels import attention_doubles as doubles
 
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import EngineFailed
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.sampling import Sampling
 from llmhost.core.step import PENDING, Draw, Drawn, Row
 from llmhost.engines.torch.kv import KvShape
@@ -23,6 +25,7 @@ from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.pieces import Pieces
 from llmhost.engines.torch.probe import layer_scores
 from llmhost.engines.torch.runner import TorchRunner
+from llmhost.text.words import WordTokenizer
 
 Load = Callable[..., TorchRunner]
 WARM = Sampling(temperature=1.0)
@@ -97,39 +100,72 @@ def test_steps_launched_ahead_draw_what_steps_one_by_one_draw(runner: TorchRunne
     assert [ahead[0], *(landed[::-1] for landed in ahead[1:])] == one_by_one
 
 
+@pytest.mark.parametrize("is_held", [False, True])
 def test_what_shapes_a_token_does_so_in_steps_launched_ahead(
-    runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+    runner: TorchRunner, monkeypatch: pytest.MonkeyPatch, *, is_held: bool
 ) -> None:
-    """The token before is in the text that penalties and bad words look at, though only the device knows it."""
+    """The token before is in the text that penalties and bad words look at, though only the device knows it. Where a
+    grammar must know it, draws wait for the step before to be taken in."""
     monkeypatch.setattr("llmhost.engines.torch.sampler.KERNELS", "cpu")
-    prompts, tables = [[3], [4], [5], [6]], [[5, 2], [9, 1], [4, 8], [7, 3]]
     penalties = Sampling(repetition_penalty=1.8, presence_penalty=1.0, frequency_penalty=1.0)
-    wishes = [penalties, WARM, Sampling(logprobs=2), replace(penalties, logprobs=0)]
-    wishes[1] = replace(WARM, logit_bias=((9, 1.0),), bad_words=((4,), (9, 9)))
+    wishes = [
+        penalties,
+        replace(WARM, logit_bias=((9, 1.0),), bad_words=((4,), (9, 9))),
+        Sampling(logprobs=2),
+        replace(penalties, logprobs=0),
+        WARM,
+    ]
+    one_by_one, ahead = (_Texts(runner, wishes, is_held=is_held) for _ in "12")
 
-    def rows(texts: list[list[int]], start: int, *, is_ahead: bool) -> list[Row]:
-        return [
-            Row(number, [PENDING if is_ahead else text[-1]], start, table, wish, number, True)
-            ._replace(prompt_tokens=1, known=text)
-            for number, (text, table, wish) in enumerate(zip(texts, tables, wishes, strict=True))
-        ]  # fmt: skip
-
-    texts, one_by_one = [list(prompt) for prompt in prompts], []
-    for start in range(4):
-        drawn = runner.run(rows(texts, start, is_ahead=False))
-        one_by_one.append(drawn)
-        for text, one in zip(texts, drawn, strict=True):
-            text.append(_token(one))
-
-    flights = [runner.launch(rows(prompts, 0, is_ahead=False))]
-    ahead, known = [], [list(prompt) for prompt in prompts]
+    expected = [one_by_one.take(runner.run(one_by_one.rows(0)))]
     for start in range(1, 4):
-        flights.append(runner.launch(rows(known, start, is_ahead=True)))
-        ahead.append(flights[-2].land())
-        for text, one in zip(known, ahead[-1], strict=True):
+        expected.append(one_by_one.take(runner.run(one_by_one.rows(start))))
+
+    flight, said = runner.launch(ahead.rows(0)), []
+    flight.draw()
+    for start in range(1, 4):
+        after = runner.launch(ahead.rows(start, is_ahead=True))
+        said.append(ahead.take(flight.land()))
+        after.draw()
+        flight = after
+    said.append(ahead.take(flight.land()))
+    assert said == expected
+
+
+class _Texts:
+    """Five sequences that decode; the last one is held to a form, if that is asked for."""
+
+    def __init__(self, runner: TorchRunner, wishes: list[Sampling], *, is_held: bool) -> None:
+        words = WordTokenizer(runner.facts.vocab_size)
+        form = GrammarSpec(
+            "choice", json.dumps([words.decode([7, 8, 9, 7]), words.decode([8] * 4)])
+        )
+        words.compile_grammar(form)
+        self._grammar = words.grammar(form) if is_held else None
+        self._wishes = wishes
+        self._texts = [[token] for token in (3, 4, 5, 6, 7)]
+
+    def rows(self, start: int, *, is_ahead: bool = False) -> list[Row]:
+        tables = [[5, 2], [9, 1], [4, 8], [7, 3], [6, 10]]
+        rows = [
+            Row(number, [PENDING if is_ahead else text[-1]], start, table, wish, number, True)
+            for number, (text, table, wish) in enumerate(
+                zip(self._texts, tables, self._wishes, strict=True)
+            )
+        ]
+        rows = [
+            row._replace(prompt_tokens=1, known=text)
+            for row, text in zip(rows, self._texts, strict=True)
+        ]
+        return [*rows[:-1], rows[-1]._replace(grammar=self._grammar)]
+
+    def take(self, drawn: list[Drawn]) -> list[Drawn]:
+        for text, one in zip(self._texts, drawn, strict=True):
             text.append(_token(one))
-    ahead.append(flights[-1].land())
-    assert ahead == one_by_one
+        if self._grammar is not None:
+            assert self._texts[-1][-1] in (7, 8, 9)
+            self._grammar.accept(self._texts[-1][-1])
+        return drawn
 
 
 def _token(drawn: Drawn) -> int:

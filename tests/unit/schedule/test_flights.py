@@ -1,5 +1,6 @@
 """Steps that are begun before the last one has been looked at: the same answers, whatever happens in the air."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -17,17 +18,19 @@ from tests.unit.schedule.kit import (
 )
 
 from llmhost.config.schema.engines import FakeOptions
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.meter import FREE, Rate
 from llmhost.core.output import FinishReason, Usage
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import SequenceSpec
-from llmhost.core.step import PENDING, Drawn, KvMove, Row, StepResult
+from llmhost.core.step import PENDING, Drawn, GrammarState, KvMove, Row, StepResult
 from llmhost.engines.fake import FakeFlight, FakeRunner, fake_answer
 from llmhost.gpu.lane import DeviceLane
 from llmhost.schedule.flights import LEAST_AHEAD, MOST_AHEAD, STEPS_ON_FOOT, Flights, GuessRhythm
 from llmhost.schedule.limits import SchedulerLimits
 from llmhost.schedule.scheduler import Scheduler
 from llmhost.schedule.stepping import Stepper
+from llmhost.text.words import WordTokenizer
 
 
 class Ticking:
@@ -57,7 +60,7 @@ class Stormy(FakeRunner):
         if weather == "launch":
             raise RuntimeError("could not be launched")
         flight = super().launch(rows)
-        return flight._replace(wait=_crash) if weather == "land" else flight
+        return replace(flight, wait=_crash) if weather == "land" else flight
 
     def run(self, rows: Sequence[Row]) -> list[Drawn]:
         assert not any(PENDING in row.tokens for row in rows)
@@ -101,10 +104,10 @@ class Airfield:
         )
         self.flights = Flights(self.runner, self.scheduler, self.stepper, self.lane)
 
-    def add(self, spec: SequenceSpec) -> int:
+    def add(self, spec: SequenceSpec, grammar: GrammarState | None = None) -> int:
         seq_id = len(self.heard) + 1
         self.heard[seq_id] = Heard(spec)
-        self._hear([self.scheduler.add(seq_id, spec, SpelledWatch(spec.stop))])
+        self._hear([self.scheduler.add(seq_id, spec, SpelledWatch(spec.stop), grammar)])
         return seq_id
 
     def cancel(self, seq_id: int) -> None:
@@ -179,6 +182,10 @@ specs = st.builds(
     st.sampled_from([None, None, None, None, 1]),
     st.none() | st.integers(1, 8),
 )
+WORDS = WordTokenizer(VOCAB)
+CHOICES = [WORDS.decode(tokens) for tokens in ([5, 6, 7, 8], [5, 9], [6, 2, 2, 2, 1], [1, 3, 1])]
+FORM = GrammarSpec("choice", json.dumps(CHOICES))
+WORDS.compile_grammar(FORM)
 shapes = st.builds(
     Sampling,
     temperature=st.just(0.0),
@@ -292,26 +299,32 @@ def test_while_somebody_wants_to_know_the_prompt_s_log_probabilities_nothing_fli
 
 @given(
     st.lists(
-        st.tuples(st.lists(st.integers(0, 6), min_size=1, max_size=20), shapes, st.integers(0, 5)),
+        st.tuples(
+            st.lists(st.integers(0, 6), min_size=1, max_size=20),
+            shapes,
+            st.integers(0, 5),
+            st.sampled_from([None, None, FORM]),
+        ),
         min_size=1,
         max_size=4,
     )
 )
 def test_what_shapes_an_answer_does_so_ahead_as_well(
-    asked: list[tuple[list[int], Sampling, int]],
+    asked: list[tuple[list[int], Sampling, int, GrammarSpec | None]],
 ) -> None:
-    """Penalties, biases, bad words, least lengths and reports, also beside those that want nothing special."""
+    """Penalties, biases, bad words, least lengths, reports and grammars, beside those that want nothing special."""
     flying, walking = Airfield(runner := Stormy()), Airfield(Walking())
     for one in (flying, walking):
-        for prompt, sampling, least in asked:
+        for prompt, sampling, least, form in asked:
             spec = a_spec(
                 prompt,
                 max_new_tokens=9,
                 sampling=sampling,
                 stop_token_ids=frozenset({3}),
                 min_new_tokens=least,
+                grammar=form,
             )
-            one.add(spec)
+            one.add(spec, None if form is None else WORDS.grammar(form))
         while one.scheduler.has_work or one.flights.is_up:
             one.turn()
 
@@ -320,6 +333,47 @@ def test_what_shapes_an_answer_does_so_ahead_as_well(
         assert heard.tokens == walking.heard[seq_id].tokens
         assert heard.reports == walking.heard[seq_id].reports
         assert heard.last is not None
+        assert heard.last.finish_reason is walking.heard[seq_id].last.finish_reason  # type: ignore[union-attr]
+
+
+def test_a_grammar_keeps_nobody_from_going_ahead() -> None:
+    field = Airfield(runner := Stormy())
+    field.add(a_spec(max_new_tokens=4))
+    field.add(a_spec(max_new_tokens=4, grammar=FORM), WORDS.grammar(FORM))
+    for _ in range(4):
+        field.turn()
+
+    assert runner.pending_rows == 6
+    assert WORDS.decode(field.heard[2].tokens) in CHOICES
+
+
+def test_a_draw_that_fails_is_made_on_foot() -> None:
+    class Torn(Stormy):
+        is_torn = False
+
+        def launch(self, rows: Sequence[Row]) -> FakeFlight:
+            flight = super().launch(rows)
+            compute = flight.compute
+
+            def torn() -> list[Drawn]:
+                if self.is_torn:
+                    raise RuntimeError("could not be drawn")
+                return compute()
+
+            return replace(flight, compute=torn)
+
+    field = Airfield(runner := Torn())
+    field.add(a_spec(max_new_tokens=4))
+    field.add(a_spec(max_new_tokens=4, grammar=FORM), WORDS.grammar(FORM))
+    field.turn()
+    runner.is_torn = True
+    field.turn()
+    assert not field.flights.is_up
+    while field.scheduler.has_work:
+        field.turn()
+
+    assert WORDS.decode(field.heard[2].tokens) in CHOICES
+    assert field.heard[1].tokens == fake_answer((1, 2, 3), 4, VOCAB)
 
 
 def test_after_a_crash_steps_go_on_foot_for_a_while() -> None:

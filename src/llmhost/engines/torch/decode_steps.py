@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from llmhost.core.step import PENDING, Drawn, Row
-from llmhost.engines.drawing import Place, answer, is_plain
+from llmhost.engines.drawing import Place, answer, is_plain, settled
+from llmhost.engines.masks import Masks
 from llmhost.engines.torch.asked import DrawAsked, asked_of, to_device
 from llmhost.engines.torch.logprobs import read
 from llmhost.engines.torch.row_tables import ASKED_WORDS, COLUMNS, RowTables
@@ -106,7 +107,23 @@ class InOrder(NamedTuple):
         return drawn
 
 
-DrawSpecial = Callable[[Tensor, Sequence[Row], Sequence[int], Tensor, Tensor], Reports | None]
+DrawSpecial = Callable[
+    [Tensor, Sequence[Row], Sequence[int], Tensor, Tensor, Masks], Reports | None
+]
+
+
+class Begun(NamedTuple):
+    """A step whose plain rows have been drawn for, on the device."""
+
+    rows: Sequence[Row | None]
+    """As they are given, and None for a row that wants no token."""
+    logits: Tensor | None
+    """[rows that want a token, vocabulary]; valid until the next step."""
+    drawing: Sequence[Row]
+    special: Sequence[int]
+    """Places among those that draw, of rows that are yet to be drawn for or reported of."""
+    fed: Tensor
+    order: Sequence[int] | None = None
 
 
 class _Graph(NamedTuple):
@@ -159,12 +176,12 @@ class DecodeSteps:
             len(row.tokens) == 1 and row.wants_token for row in rows
         )
 
-    def launch(self, rows: Sequence[Row]) -> Draws:
-        """Compute and draw; the tokens are known once it lands."""
+    def begin(self, rows: Sequence[Row]) -> Begun:
+        """Compute, and draw for rows that want nothing special."""
         logits = self.logits(rows)
         self.places = {row.seq_id: place for place, row in enumerate(rows)}
         special = self._tables.special(rows)
-        return Draws(rows, self.drawn, self._specially(logits, rows, special, self._ids))
+        return Begun(rows, logits, rows, special, self._ids)
 
     def fill_pending(self, ids: Tensor, offsets: Sequence[int], rows: Sequence[Row]) -> None:
         """Put what the step before has drawn into `ids` [T] of a step of any form, whose row r begins at offsets[r]."""
@@ -177,26 +194,32 @@ class DecodeSteps:
             at, places = to_device(torch.tensor(found).T.contiguous(), self._device)
             ids[at] = self.drawn[places].clamp(min=0).to(ids.dtype)
 
-    def draw(
+    def begin_drawing(
         self, logits: Tensor | None, rows: Sequence[Row], order: Sequence[int], fed: Tensor
-    ) -> "InOrder":
+    ) -> Begun:
         """Draw for a step of any form: `logits` [rows that want a token, vocabulary], each of which was `fed` that
         token last. `order` leads back to the order in which the rows were given."""
         drawing = [row for row in rows if row.wants_token]
-        reports = None
         if logits is not None:
             asked = asked_of([Place(row) for row in drawing], self._device)
             self._draw(logits, asked, self.drawn)
-            special = [place for place, row in enumerate(drawing) if not is_plain(row)]
-            reports = self._specially(logits, drawing, special, fed)
         self.places = {row.seq_id: place for place, row in enumerate(drawing)}
-        draws = Draws([row if row.wants_token else None for row in rows], self.drawn, reports)
-        return InOrder(draws, order)
+        special = [place for place, row in enumerate(drawing) if not is_plain(row)]
+        given = [row if row.wants_token else None for row in rows]
+        return Begun(given, logits, drawing, special, fed, order)
 
-    def _specially(
-        self, logits: Tensor, rows: Sequence[Row], special: Sequence[int], fed: Tensor
-    ) -> Reports | None:
-        return self._draw_special(logits, rows, special, fed, self.drawn) if special else None
+    def finish(self, begun: Begun, masks: Callable[[Sequence[Row]], Masks]) -> "Draws | InOrder":
+        """Draw what is special, and have it all on its way to the host. `masks` makes those of rows with grammars."""
+        rows, special = begun.drawing, begun.special
+        reports = None
+        if special and begun.logits is not None:
+            rows = [*rows]
+            for place in special:
+                rows[place] = settled(rows[place])
+            held = masks([rows[place] for place in special])
+            reports = self._draw_special(begun.logits, rows, special, begun.fed, self.drawn, held)
+        draws = Draws(begun.rows, self.drawn, reports)
+        return draws if begun.order is None else InOrder(draws, begun.order)
 
     def logits(self, rows: Sequence[Row]) -> Tensor:
         """[rows, vocabulary], in the order of the rows; valid until the next step."""

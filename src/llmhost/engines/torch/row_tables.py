@@ -61,10 +61,15 @@ class RowTables:
 
     def special(self, rows: Sequence[Row]) -> list[int]:
         """Places among `rows`, of which `lines` was asked last, of those that want more than tokens as most do."""
+        held = [place for place, row in enumerate(rows) if row.grammar is not None]
         if not self._special:
-            return []
+            return held
         known = self._known
-        return [place for place, row in enumerate(rows) if not known[row.seq_id].is_plain]
+        return [
+            place
+            for place, row in enumerate(rows)
+            if row.grammar is not None or not known[row.seq_id].is_plain
+        ]
 
     def pack(
         self,

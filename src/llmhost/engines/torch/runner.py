@@ -16,13 +16,13 @@ from torch import Tensor
 
 from llmhost.core.errors import EngineFailed
 from llmhost.core.ports import Flight, RunnerFacts
-from llmhost.core.step import Drawn, KvMove, Row
+from llmhost.core.step import PENDING, Drawn, KvMove, Row
 from llmhost.engines.drawing import is_plain
-from llmhost.engines.masks import MaskFiller
+from llmhost.engines.masks import MaskFiller, Masks
 from llmhost.engines.torch.attention import Attention, ForwardPass, forward_pass
 from llmhost.engines.torch.backend_torch import Scores as AttentionScores
 from llmhost.engines.torch.backend_torch import Scratch, StepAttention
-from llmhost.engines.torch.decode_steps import DecodeSteps
+from llmhost.engines.torch.decode_steps import Begun, DecodeSteps, Draws, InOrder
 from llmhost.engines.torch.fused import FusedDecoder
 from llmhost.engines.torch.kernel_path import KernelPath
 from llmhost.engines.torch.kv import KeyValue, KvShape, PagedKv
@@ -56,6 +56,23 @@ def _on_its_device(
             return method(self, *args, **kwargs)
 
     return on_its_device
+
+
+class _Flight:
+    """See `Flight`. A step without a grammar that waits has been drawn for when it is launched."""
+
+    def __init__(self, finish: Callable[[], Draws | InOrder]) -> None:
+        self._finish = finish
+        self._draws: Draws | InOrder | None = None
+
+    def draw(self) -> None:
+        if self._draws is None:
+            self._draws = self._finish()
+
+    def land(self) -> list[Drawn]:
+        self.draw()
+        assert self._draws is not None
+        return self._draws.land()
 
 
 class TorchRunner:
@@ -200,24 +217,42 @@ class TorchRunner:
         """A step of one token per row, one of which wants more than to be drawn at once, or is not in a hurry."""
         with torch.inference_mode(), memory_errors(self.device):
             if all(is_plain(row) for row in rows):
-                return decode.launch(rows).land()
+                return decode.finish(decode.begin(rows), lambda _: Masks()).land()
             masks = self._masks.start(rows, self.facts.vocab_size)
             return self.sampler.sample(decode.logits(rows), rows, masks())
 
     @_on_its_device
     def launch(self, rows: Sequence[Row]) -> Flight:
         """See `AheadRunner.launch`."""
-        decode = self._decode
+        decode, masks = self._decode, self._masks
         assert decode is not None, "it runs ahead on a GPU only"
         self._is_plain_step = True
+        held = [row for row in rows if row.grammar is not None]
+        waits = any(row.tokens[0] == PENDING for row in held)
+        filled = None if waits else masks.start(held, self.facts.vocab_size)
         with torch.inference_mode(), memory_errors(self.device):
             if decode.takes(rows):
-                return decode.launch(rows)
-            layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
-            ordered = [rows[i] for i in layout.order]
-            ids = layout.input_ids[0]
-            decode.fill_pending(ids, layout.offsets, ordered)
-            return decode.draw(self.forward(layout), ordered, layout.order, ids[layout.sampled])
+                begun = decode.begin(rows)
+            else:
+                layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
+                ordered = [rows[i] for i in layout.order]
+                ids = layout.input_ids[0]
+                decode.fill_pending(ids, layout.offsets, ordered)
+                logits = self.forward(layout)
+                begun = decode.begin_drawing(logits, ordered, layout.order, ids[layout.sampled])
+        flight = _Flight(lambda: self._finish(begun, filled))
+        if not waits:
+            flight.draw()
+        return flight
+
+    @_on_its_device
+    def _finish(self, begun: Begun, filled: Callable[[], Masks] | None) -> Draws | InOrder:
+        assert self._decode is not None
+        with torch.inference_mode(), memory_errors(self.device):
+            return self._decode.finish(
+                begun,
+                lambda rows: (filled or self._masks.start(rows, self.facts.vocab_size))(),
+            )
 
     @_on_its_device
     def forward(self, layout: StepLayout, *, ahead: int = 0) -> Tensor | None:

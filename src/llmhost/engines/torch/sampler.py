@@ -113,9 +113,10 @@ class Sampler:
         special: Sequence[int],
         fed: Tensor,
         drawn: Tensor,
+        masks: Masks | None = None,
     ) -> Reports | None:
         """Draw where kernels draw, for the rows at the places `special`, which want more than a token or have logits
-        that are shaped. None has guesses or a grammar. `drawn` [at least rows] gets the tokens. Nothing is waited for.
+        that are shaped. None has guesses. `drawn` [at least rows] gets the tokens. The device is not waited for.
 
         `logits` [rows, vocabulary] and `fed` [rows], the token that each row fed last, are on the device.
         """
@@ -125,7 +126,7 @@ class Sampler:
             at = to_device(torch.tensor(shaped), logits.device)
             those = [places[line] for line in shaped]
             picked = self._device_draws.pick_shaped(
-                logits[at], those, Masks(), self._shaper, fed[at]
+                logits[at], those, masks or Masks(), self._shaper, fed[at]
             )
             drawn.index_copy_(0, at, picked)
         asked = [
