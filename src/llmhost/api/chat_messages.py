@@ -25,6 +25,14 @@ _more = attrgetter(
 _NO_MORE = (None, None, NULL, NULL, None, None, None)
 
 
+def is_bare(message: WireMessage) -> bool:
+    """It is text, and nothing beside."""
+    content = message.content
+    if content is None or _more(message) != _NO_MORE:
+        return False
+    return isinstance(content, str) or all(part.type == "text" for part in content)
+
+
 def message_of(message: WireMessage, place: int) -> dict[str, Any]:
     """Raises BadRequest."""
     content, at = message.content, f"messages[{place}]"

@@ -26,6 +26,9 @@ Headers = list[tuple[bytes, bytes]]
 Begun = blake2b
 """A hash that more is added to."""
 
+Came = tuple[Begun, bytes]
+"""A request as it came, and what its connection has in common with others."""
+
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -107,8 +110,9 @@ Leave = Callable[[], None]
 
 
 class Shortcut(Protocol):
-    """Answers requests that come again byte for byte, before anything of them is read. A server that has a request
-    whole, as it came, asks with a key of its bytes; whatever is not answered goes on to the application."""
+    """Answers requests that come again byte for byte, or but for what they say, before anything else of them is read. A
+    server that has a request whole, as it came, asks with a key of its bytes; whatever is not answered goes on to the
+    application."""
 
     def begun(self, client: str | None, *, is_unix: bool) -> Begun:
         """What the keys of all requests of a connection have in common."""
@@ -116,7 +120,9 @@ class Shortcut(Protocol):
     def key(self, begun: Begun, data: bytes) -> bytes | None:
         """Of a request; None for one that is never answered."""
 
-    def answer_of(self, key: bytes, defaults: Headers, tell: Tell) -> bytes | Leave | None:
+    def answer_of(
+        self, key: bytes, came: Came, defaults: Headers, tell: Tell
+    ) -> bytes | Leave | None:
         """All of the answer's bytes, with the headers that each answer of the server has. Or what ends a request that
         may run: its answer is given to `tell`, later and once, whether or not it was ended; or None, where it goes on
         to the application."""
@@ -124,7 +130,7 @@ class Shortcut(Protocol):
     def bytes_of(self, told: Told, defaults: Headers) -> bytes:
         """All of such an answer's bytes."""
 
-    def note(self, state: dict[str, Any], key: bytes) -> None:
+    def note(self, state: dict[str, Any], key: bytes, came: Came) -> None:
         """The request goes on as a scope with this state, and may be learnt from."""
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmhost.api.bill_facts import bill_lines
 from llmhost.api.cache_headers import cache_headers
@@ -39,6 +39,10 @@ class RepeatedRun:
 
     def __post_init__(self) -> None:
         self._client = "" if self.client_id is None else f"{CLIENT_ID}: {self.client_id}\r\n"
+
+    def of(self, known: KnownRun) -> "RepeatedRun":
+        """The same of other requests."""
+        return replace(self, known=known)
 
     def told(self, request_id: str, ran: Generation | Exception, began_s: float) -> Told:
         """The answer of what ran and has ended, or why it was refused."""

@@ -1,10 +1,11 @@
-"""Requests that come again word for word, and are answered from the cache, or run, past all routes.
+"""Requests that come again, and are answered from the cache, or run, past all routes.
 
 What a request is made of is one hash, keyed by this process: its connection's address and its bytes, where these came
 at once and alone (`Shortcut`); and else, as the outermost of the application, path, headers and body. It finds what
 `pipeline/short_way.py` remembers and the answer's bytes, in which a new id and a new time are put; or what
 `pipeline/short_run.py` remembers. Whatever else would be answered takes its usual way, and is learnt from there: at
-once if it had a kept answer, and else when it came for the second time.
+once if it had a kept answer, and else when it came for the second time. Of a request that runs all is learnt, too, that
+does not rest on what it says: the next of its mould (`api/moulds.py`) run by the same way.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +30,7 @@ from llmhost.api.cache_headers import cache_headers
 from llmhost.api.door import (
     JSON,
     Begun,
+    Came,
     Headers,
     Leave,
     Line,
@@ -42,6 +45,7 @@ from llmhost.api.door import (
 from llmhost.api.frames import answer_id
 from llmhost.api.gatekeeper import Gatekeeper, Mark
 from llmhost.api.limit_headers import limit_lines
+from llmhost.api.moulds import Cast, Moulds, cast_of, cast_of_body, mould_of
 from llmhost.api.repeated_run import CLIENT_ID, RepeatedRun, body_of, names
 from llmhost.api.report import report_of
 from llmhost.api.visit import Visit
@@ -54,7 +58,8 @@ from llmhost.pipeline.short_way import Known, ShortWay
 
 log = logging.getLogger("llmhost.api")
 
-PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+CHATS = "/v1/chat/completions"
+PATHS = frozenset({CHATS, "/v1/completions"})
 LINES = tuple(f"POST {path} HTTP/1.1\r\n".encode() for path in PATHS)
 LARGEST_BYTES = 32 * 1024
 """Of a body, or of all that came at once: hashing more would cost those who never come again too much."""
@@ -101,6 +106,9 @@ class Repeats:
         self._hash = blake2b(key=os.urandom(32), digest_size=16)
         self._kept: OrderedDict[bytes, _Repeat | RepeatedRun] = OrderedDict()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._moulds = Moulds()
+        self._missed: tuple[bytes, Cast | None] = (b"", None)
+        """What was looked for last, and not found."""
         self._generation = short_way.generation
         self._defaults: Headers | None = None
         self._begin = b""
@@ -113,8 +121,13 @@ class Repeats:
 
     @property
     def ran(self) -> int:
-        """Requests that ran by the short way, or were refused by it."""
+        """Requests that came again word for word and ran by the short way, or were refused by it."""
         return self._short_runs.ran
+
+    @property
+    def ran_alike(self) -> int:
+        """The same of those that said something else than one before."""
+        return self._short_runs.ran_alike
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -140,24 +153,29 @@ class Repeats:
         raw = None if line is None else line.peek_body()
         if line is None or raw is None or len(raw) > LARGEST_BYTES:
             return False
-        key = self._key(scope, raw)
+        around = _around(scope)
+        key = self._key(around, raw)
         known = self._kept.get(key)
         told: Told | None = None
+        cast: Cast | None = None
         if isinstance(known, RepeatedRun):
-            told = await self._told(key, known, line)
-        elif known is not None and (found := self._found(key, known)) is not None:
-            told = self._said(*found, began_s)
+            told = await self._told(partial(self._runs, key, known), line)
+        elif known is not None:
+            if (found := self._found(key, known)) is not None:
+                told = self._said(*found, began_s)
+        elif (cast := self._cast(around, raw)) is not None:
+            told = await self._told(partial(self._runs_alike, key, cast), line)
         if told is not None:
             await send_whole(send, told[0], told[2], told[1], JSON, line)
             return True
         state: dict[str, Any] = scope.setdefault("state", {})
-        self.note(state, key)
+        self._note(state, key, cast)
         return False
 
-    async def _told(self, key: bytes, run: RepeatedRun, line: Line) -> Told | None:
+    async def _told(self, runs: Callable[[Tell], Leave | None], line: Line) -> Told | None:
         """The answer of one that runs, once it has ended."""
         telling: asyncio.Future[Told | None] = asyncio.get_running_loop().create_future()
-        running = self._runs(key, run, lambda told: _resolve(telling, told))
+        running = runs(lambda told: _resolve(telling, told))
         if running is None:
             return None
         try:
@@ -180,12 +198,17 @@ class Repeats:
         made.update(data)
         return made.digest()
 
-    def answer_of(self, key: bytes, defaults: Headers, tell: Tell) -> bytes | Leave | None:
+    def answer_of(
+        self, key: bytes, came: Came, defaults: Headers, tell: Tell
+    ) -> bytes | Leave | None:
         known = self._kept.get(key)
         if isinstance(known, RepeatedRun):
             return self._runs(key, known, tell)
+        if known is None:
+            self._missed = key, cast = key, cast_of(*came)
+            return None if cast is None else self._runs_alike(key, cast, tell)
         began_s = time.perf_counter()
-        found = None if known is None else self._found(key, known)
+        found = self._found(key, known)
         return None if found is None else self.bytes_of(self._said(*found, began_s), defaults)
 
     def bytes_of(self, told: Told, defaults: Headers) -> bytes:
@@ -214,6 +237,24 @@ class Repeats:
         request_id, began_s = new_request_id(), time.perf_counter()
         hear = partial(self._heard, run, request_id, began_s, tell)
         return self._short_runs.ask(run.known, request_id, hear).leave
+
+    def _runs_alike(self, key: bytes, cast: Cast, tell: Tell) -> Leave | None:
+        """The same of one that says something else. Whoever says a thing for the second time is learnt from on the long
+        way: it costs less each time after that."""
+        mould = self._moulds.get(cast.key)
+        if mould is None or key in self._seen:
+            return None
+        run = mould.run
+        if run.known.has_ended:
+            self._moulds.drop(cast.key)
+            return None
+        if not self._gatekeeper.still_lets_in(run.mark):
+            return None
+        self._sees(key)
+        request_id, began_s = new_request_id(), time.perf_counter()
+        hear = partial(self._heard, run, request_id, began_s, tell)
+        read = mould.words.reader(cast.words, request_id)
+        return self._short_runs.ask(run.known, request_id, hear, read, len(cast.words)).leave
 
     def _heard(
         self, run: RepeatedRun, request_id: str, began_s: float, tell: Tell, ran: Ran
@@ -255,16 +296,20 @@ class Repeats:
         self._kept.move_to_end(key)
         return repeat, context
 
-    def note(self, state: dict[str, Any], key: bytes) -> None:
+    def note(self, state: dict[str, Any], key: bytes, came: Came) -> None:
         """It takes its usual way, on which it may be learnt."""
-        state[KEY] = key, self._short_way.generation
+        missed, cast = self._missed
+        self._note(state, key, cast if missed is key else cast_of(*came))
+
+    def _note(self, state: dict[str, Any], key: bytes, cast: Cast | None) -> None:
+        state[KEY] = key, self._short_way.generation, cast
 
     def learn(self, visit: Visit, body: bytes) -> None:
         """A route has answered with these bytes, whole."""
-        noted: tuple[bytes, int] | None = visit.scope.get("state", {}).get(KEY)
+        noted: tuple[bytes, int, Cast | None] | None = visit.scope.get("state", {}).get(KEY)
         if noted is None or visit.line is None or visit.exchange is None or visit.is_recorded:
             return
-        key, came_in = noted
+        key, came_in, cast = noted
         if came_in != self._short_way.generation:
             return  # while it was answered its key may have ended: what was found out is old news
         context = visit.exchange.context
@@ -274,14 +319,33 @@ class Repeats:
         parts = _parts(context, body)
         if parts is None:
             return
-        learnt = (
-            self._repeat(visit, context, parts) if is_hit else self._run(visit, context, parts, key)
-        )
-        if learnt is None:
-            return
         if self._generation != came_in:
             self._kept.clear()
+            self._moulds.clear()
             self.bytes, self._generation = 0, came_in
+        if is_hit:
+            self._keep(key, self._repeat(visit, context, parts))
+            return
+        # The first time it is only remembered that it came.
+        is_again, is_alike = self._sees(key), cast is not None and self._sees(cast.key)
+        if (is_again or is_alike) and (run := self._run(visit, context, parts)) is not None:
+            if is_again:
+                self._keep(key, run)
+            if cast is not None and is_alike and (mould := mould_of(cast, run)) is not None:
+                self._moulds.put(cast.key, mould)
+
+    def _sees(self, key: bytes) -> bool:
+        """Whether one came before."""
+        if key in self._seen:
+            return True
+        self._seen[key] = None
+        if len(self._seen) > MOST_SEEN:
+            self._seen.popitem(last=False)
+        return False
+
+    def _keep(self, key: bytes, learnt: "_Repeat | RepeatedRun | None") -> None:
+        if learnt is None:
+            return
         self._drop(key)
         self._kept[key] = learnt
         self.bytes += learnt.size_bytes
@@ -297,15 +361,8 @@ class Repeats:
         mark = self._gatekeeper.mark_of(visit.scope)
         return _Repeat(known, mark, visit.client_id, *parts, size_bytes)
 
-    def _run(
-        self, visit: Visit, context: RequestContext, parts: Parts, key: bytes
-    ) -> RepeatedRun | None:
-        """The same of one that ran. The first time it is only remembered that it came."""
-        if key not in self._seen:
-            self._seen[key] = None
-            if len(self._seen) > MOST_SEEN:
-                self._seen.popitem(last=False)
-            return None
+    def _run(self, visit: Visit, context: RequestContext, parts: Parts) -> RepeatedRun | None:
+        """The same of one that ran."""
         request, tokenizer = context.request, context.tokenizer
         if tokenizer is None or report_of(request, context.known_terms, tokenizer):
             return None
@@ -321,22 +378,15 @@ class Repeats:
         body_around = body_of(request.kind is Kind.CHAT, head, middle, envelope)
         return RepeatedRun(known, mark, visit.client_id, body_around, size_bytes)
 
-    def _key(self, scope: HTTPScope, raw: bytes) -> bytes:
+    def _key(self, around: "_Around", raw: bytes) -> bytes:
         """Of all that a request is made of, in a form that tells its parts apart."""
-        client, server = scope.get("client"), scope.get("server")
-        parts = (
-            raw,
-            scope["headers"],
-            scope["method"],
-            scope["path"],
-            scope["query_string"],
-            client and client[0],
-            server is not None
-            and server[1] is None,  # a unix socket's, where addresses say nothing
-        )
         made = self._hash.copy()
-        made.update(_encode(parts))
+        made.update(_encode((around, raw)))
         return made.digest()
+
+    def _cast(self, around: "_Around", raw: bytes) -> Cast | None:
+        headers = [header for header in around[0] if header[0] != b"content-length"]
+        return cast_of_body(self._hash, (headers, *around[1:]), raw, around[2] == CHATS)
 
     def _said(self, repeat: _Repeat, context: RequestContext, began_s: float) -> Told:
         """An answer that is kept."""
@@ -360,6 +410,22 @@ class Repeats:
         gone = self._kept.pop(key, None)
         if gone is not None:
             self.bytes -= gone.size_bytes
+
+
+_Around = tuple[Any, ...]
+"""What a request is made of beside its body: first its headers, and its path as the third."""
+
+
+def _around(scope: HTTPScope) -> _Around:
+    client, server = scope.get("client"), scope.get("server")
+    return (
+        scope["headers"],
+        scope["method"],
+        scope["path"],
+        scope["query_string"],
+        client and client[0],
+        server is not None and server[1] is None,  # a unix socket's, where addresses say nothing
+    )
 
 
 def _resolve(telling: "asyncio.Future[Told | None]", told: Told | None) -> None:

@@ -1,7 +1,7 @@
 """What a caller asks for, once it has been checked: nothing unvalidated has a type that the scheduler accepts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from enum import StrEnum
 from operator import attrgetter
 from typing import Any
@@ -213,6 +213,29 @@ class GenerationRequest:
             object.__setattr__(self, "_all", known)
         copied = _Copy(*known)
         copied.request_id, copied.client_request_id = request_id, client_request_id
+        copied.__class__ = GenerationRequest
+        request: GenerationRequest = copied
+        return request
+
+    def without_words(self) -> "GenerationRequest":
+        """The same, and nothing is said in it: what is `saying` something goes on from there."""
+        return replace(self, messages=(), prompts=())
+
+    def saying(
+        self,
+        request_id: str,
+        *,
+        messages: tuple[dict[str, Any], ...] = (),
+        prompts: tuple[str, ...] = (),
+    ) -> "GenerationRequest":
+        """The same under an id of its own, and something is said in it: of one `without_words`, whose client's id it
+        keeps."""
+        known = self._all
+        if known is None:
+            known = _read_all(self)
+            object.__setattr__(self, "_all", known)
+        copied = _Copy(*known)
+        copied.request_id, copied.messages, copied.prompts = request_id, messages, prompts
         copied.__class__ = GenerationRequest
         request: GenerationRequest = copied
         return request

@@ -115,9 +115,22 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return msgspec.structs.replace(self, held_tokens=held_tokens, max_new_tokens=most)
 
     def anew(
-        self, request_id: str, *, seed: int, arrival_ns: int, held_tokens: int | None
+        self,
+        request_id: str,
+        *,
+        prompt: tuple[int, ...],
+        max_new_tokens: int,
+        seed: int,
+        arrival_ns: int,
+        held_tokens: int | None,
     ) -> "SequenceSpec":
-        """The same for a request that is as the one before it."""
+        """The same for a request that is as the one before it, but for its prompt."""
         return msgspec.structs.replace(
-            self, request_id=request_id, seed=seed, arrival_ns=arrival_ns, held_tokens=held_tokens
+            self,
+            request_id=request_id,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            arrival_ns=arrival_ns,
+            held_tokens=held_tokens,
         )

@@ -102,7 +102,7 @@ class Connection(HttpToolsProtocol):
         before = self.cycle
         self._read(data)
         if self.cycle is not before:
-            self._note(key)
+            self._note(key, data)
 
     def _read(self, data: bytes) -> None:
         if not self._is_in_body and b"pgrade:" in data:
@@ -138,9 +138,10 @@ class Connection(HttpToolsProtocol):
         return self.shortcut.key(self._begun, data)
 
     def _is_answered(self, key: bytes, data: bytes) -> bool:
-        assert self.shortcut is not None
+        assert self.shortcut is not None and self._begun is not None
         try:
-            answer = self.shortcut.answer_of(key, self.server_state.default_headers, self._tell)
+            came, defaults = (self._begun, data), self.server_state.default_headers
+            answer = self.shortcut.answer_of(key, came, defaults, self._tell)
         except Exception as error:  # boundary: the API edge, as around a route
             log.error("api.failed why=shortcut", exc_info=error)
             self._refuse(INTERNAL)
@@ -190,12 +191,12 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()
             self.data_received(early)
 
-    def _note(self, key: bytes) -> None:
+    def _note(self, key: bytes, data: bytes) -> None:
         """What came was one whole request, and no more: it may be learnt from what is answered."""
         cycle = self.cycle
         is_whole = not (self._is_in_head or self._is_in_body or self.pipeline or cycle.more_body)
-        if is_whole and cycle.keep_alive and self.shortcut is not None:
-            self.shortcut.note(self.scope["state"], key)
+        if is_whole and cycle.keep_alive and self.shortcut is not None and self._begun is not None:
+            self.shortcut.note(self.scope["state"], key, (self._begun, data))
 
     def _wait_for_next(self, for_s: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(for_s, self.timeout_keep_alive_handler)

@@ -1,10 +1,11 @@
-"""A request that repeats one before it, on its way in."""
+"""A request that repeats one before it, or differs from it in what it says alone, on its way in."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import msgspec
 
+from llmhost.core.request import GenerationRequest
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.generation import Generation
 
@@ -23,6 +24,10 @@ class Asked(msgspec.Struct, Generic[Known], eq=False):
     utc_ns: int
     then: Callable[[Ran], None]
     """Told once: of a generation when it has ended, and of what else there is as soon as that is known."""
+    read: Callable[[], GenerationRequest | None] | None = None
+    """Of one that says something else: what it asks, under its id; None where that is read on the long way alone."""
+    weight: int = 1
+    """How many that say the same take as long to let in."""
     context: RequestContext | None = None
     ran: Ran = None
     is_gone: bool = False

@@ -172,6 +172,11 @@ class Bill:
         if not self._accounts.has_budgets(first.known_caller.org):
             return True
         size = size_of(first, self._settings.slice_tokens)
+        if any(
+            each.terms is not first.terms and size_of(each, self._settings.slice_tokens) != size
+            for each in contexts
+        ):
+            return False
         holds = self._accounts.hold_in_turn(
             first.known_caller,
             first.run_id,

@@ -37,12 +37,15 @@ class Execute:
         spec: SequenceSpec,
         then: Callable[[Generation], None],
     ) -> Generation:
-        """As calling it, of a request with one choice that is as one before it, whose sequence was `spec`; `then` is
-        called when it has ended."""
+        """As calling it, of a request with one choice that is as one before it, but for its prompt, and whose sequence
+        was `spec`; `then` is called when it has ended."""
         generation = self._begun(context, settle, then)
         seed, spending = context.request.sampling.seed, context.spending
+        (prompt,) = context.known_terms.prompts
         mine = spec.anew(
             context.request.request_id,
+            prompt=prompt,
+            max_new_tokens=_most_tokens(context, prompt),
             seed=spec.seed if seed is not None else new_seed() & SEED_MASK,
             arrival_ns=context.arrived_ns,
             held_tokens=None if spending is None else spending.first_tokens or None,
@@ -93,7 +96,6 @@ def spec_of(context: RequestContext, index: int) -> SequenceSpec:
     seed = request.sampling.seed if request.sampling.seed is not None else new_seed()
     eos = frozenset() if request.ignore_eos else context.replica.tokenizer.eos_ids
     room = context.longest_tokens - len(prompt)
-    wanted = room if request.max_tokens is None else request.max_tokens
     return SequenceSpec(
         request_id=request.request_id,
         index=index,
@@ -101,7 +103,7 @@ def spec_of(context: RequestContext, index: int) -> SequenceSpec:
         prompt=prompt,
         sampling=_sampling(context, index),
         seed=(seed + index * SEED_STRIDE) & SEED_MASK,
-        max_new_tokens=min(wanted, room),
+        max_new_tokens=_most_tokens(context, prompt),
         held_tokens=None if context.spending is None else context.spending.first_tokens or None,
         min_new_tokens=request.min_tokens,
         stop=request.stop,
@@ -119,6 +121,12 @@ def spec_of(context: RequestContext, index: int) -> SequenceSpec:
         cache_scope=_cache_scope(context),
         adapter=context.adapter_hold.key if context.adapter_hold is not None else None,
     )
+
+
+def _most_tokens(context: RequestContext, prompt: tuple[int, ...]) -> int:
+    """That one choice may have."""
+    room, wanted = context.longest_tokens - len(prompt), context.request.max_tokens
+    return room if wanted is None else min(wanted, room)
 
 
 def _silent(context: RequestContext) -> Iterator[SequenceSpec] | None:

@@ -63,6 +63,13 @@ class Limit:
             return False
         return True
 
+    def enter_each(self, contexts: Sequence[RequestContext]) -> list[bool]:
+        """As `enter_all`, of requests that may differ in their sizes."""
+        sizes = [size_of(context) for context in contexts]
+        if all(size == sizes[0] for size in sizes):
+            return self.enter_all(contexts, sizes[0])
+        return [self.enter(context, size) for context, size in zip(contexts, sizes, strict=True)]
+
     def enter_all(self, contexts: Sequence[RequestContext], size: Size) -> list[bool]:
         """As `enter`, for each of some requests that are alike and come at one moment."""
         first = contexts[0]

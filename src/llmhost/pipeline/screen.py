@@ -51,6 +51,10 @@ class ScreenStage:
         """No model judges a caller's texts, and no prompt is kept in which nothing was found."""
         return self._screen.is_light(caller)
 
+    def is_clean(self, context: RequestContext) -> bool:
+        """Whether rules are sure to find nothing in a prompt of short texts; False says nothing."""
+        return self._screen.is_clean(context.request, context.known_caller)
+
     def windows(self, caller: Caller, text: str) -> list[str]:
         """The parts of an answer that plugins are asked about."""
         return self._screen.windows(caller, text)

@@ -1,4 +1,5 @@
-"""The short way of a request that repeats one word for word which ran: admitted and given to its engine at once.
+"""The short way of a request that repeats one which ran, word for word or but for what it says: admitted and given to
+its engine at once.
 
 As on the way of `short_way`, what the stages found out about the first is remembered and holds while nothing has
 changed that it rests on. Limits, budgets, plugins, the journal and the engine are asked anew each time, by the stages'
@@ -6,7 +7,8 @@ own parts, and what ends it, settles it, judges its answer and writes it down is
 
 Those that come in one turn of the loop are let in together before the next one, stage by stage: what is done for one
 request after the other takes less time, since its code and its data are at hand, and what is the same for all is asked
-once, of limits and of budgets as of so many.
+once, of limits and of budgets as of so many. Of one that says something else all that rests on its words is found out
+first, by the functions that the stages use: its texts are judged by rules, and become tokens.
 
 Whoever has to wait before he runs takes the long way, and nothing has been taken for him by then. So does whoever a
 limit or a plugin refuses. What refuses him later (a budget, a full engine, a ledger that can't be written) is metered
@@ -17,10 +19,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from llmhost.core.output import Outcome
 from llmhost.core.ports import Clock
+from llmhost.core.request import GenerationRequest
 from llmhost.core.sequence import SequenceSpec
 from llmhost.core.world import World
 from llmhost.cost.pricing import Price
@@ -28,6 +33,7 @@ from llmhost.deploy.deployment import State
 from llmhost.deploy.replica import Replica
 from llmhost.hooks.now import ask_each_now
 from llmhost.hooks.registry import Plugins
+from llmhost.observe.logs import request_id
 from llmhost.pipeline.asked import Asked, Ran
 from llmhost.pipeline.cache_use import CacheUse, Status
 from llmhost.pipeline.context import RequestContext, each_named
@@ -44,13 +50,18 @@ from llmhost.pipeline.short_way import (
     until_ns,
 )
 from llmhost.pipeline.stages import Stages
+from llmhost.pipeline.terms import is_short, terms_anew
 from llmhost.safety.verdict import Direction
 from llmhost.tenants.limiter import Size
 
 log = logging.getLogger("llmhost.request")
 
+Read = Callable[[], GenerationRequest | None]
+
 AT_ONCE = 128
 """So many are let in at once, which takes some milliseconds."""
+HEAVY_BYTES = 256
+"""Words to read, judge and make tokens of take as long as one that is the same."""
 
 FEW = 8
 """So many that are the same are let in at once where others come with them."""
@@ -75,6 +86,13 @@ class KnownRun:
     has_ended: bool = False
     """It is not so any more."""
 
+    def without_words(self) -> "KnownRun":
+        """The same of all requests that are as this one, but for what they say."""
+        known = known_of(self.context)
+        known.request = known.request.without_words()
+        known.terms = replace(known.known_terms, prompts=())
+        return replace(self, context=known, spec=msgspec.structs.replace(self.spec, prompt=()))
+
 
 class ShortRuns:
     """Learns from requests that took the long way, and has those run that are the same."""
@@ -90,7 +108,9 @@ class ShortRuns:
         self._is_open = not any(map(plugins.has, STATEFUL))
         self._asked: list[Asked[KnownRun]] = []
         self.ran = 0
-        """Requests that were let in, or refused, by this way."""
+        """Requests that were let in, or refused, by this way, and are the same as one before."""
+        self.ran_alike = 0
+        """Those that say something else."""
 
     def learn(self, context: RequestContext, bearer: str | None) -> KnownRun | None:
         """What there is to know of a request that has just been answered; None where the next can't be short."""
@@ -140,11 +160,20 @@ class ShortRuns:
         is_old = known.generation != self._world.generation
         return not is_old and _is_in_time(known, self._clock.utc_ns()) and is_of_now(context)
 
-    def ask(self, known: KnownRun, request_id: str, then: Callable[[Ran], None]) -> Asked[KnownRun]:
-        """Have a request run that is the same. `then` is told once: of what ran when it has ended, why it is refused,
-        after that has been metered, or nothing for one that has to take the long way, and of which nothing is taken."""
-        clock = self._clock
-        asked = Asked(known, request_id, clock.monotonic_ns(), clock.utc_ns(), then)
+    def ask(
+        self,
+        known: KnownRun,
+        named: str,
+        then: Callable[[Ran], None],
+        read: Read | None = None,
+        size_bytes: int = 0,
+    ) -> Asked[KnownRun]:
+        """Have a request run that is the same, or what is `read`, whose words are so many bytes, where the one that is
+        known is `without_words`. `then` is told once: of what ran when it has ended, why it is refused, after that has
+        been metered, or nothing for one that has to take the long way, and of which nothing is taken."""
+        clock, weight = self._clock, 1 + size_bytes // HEAVY_BYTES
+        times = clock.monotonic_ns(), clock.utc_ns()
+        asked = Asked(known, named, *times, then, read, weight)
         self._asked.append(asked)
         self._processor.coming += 1
         if len(self._asked) == 1:
@@ -153,7 +182,8 @@ class ShortRuns:
 
     def _let_in(self) -> None:
         """All that asked in this turn of the loop; a crowd in several, since streams wait meanwhile."""
-        asked, self._asked = self._asked[:AT_ONCE], self._asked[AT_ONCE:]
+        count = _fit(self._asked)
+        asked, self._asked = self._asked[:count], self._asked[count:]
         self._processor.coming -= len(asked)
         if self._asked:
             asyncio.get_running_loop().call_soon(self._let_in, context=Context())
@@ -170,7 +200,10 @@ class ShortRuns:
 
     def _tell(self, asked: Asked[KnownRun]) -> None:
         ran = asked.ran
-        self.ran += ran is not None
+        if asked.read is None:
+            self.ran += ran is not None
+        else:
+            self.ran_alike += ran is not None
         if not isinstance(ran, Generation):
             asked.then(ran)
         elif asked.is_gone:
@@ -182,25 +215,51 @@ class ShortRuns:
             return
         if self._stages.limit.is_draining or not _is_ready(known):
             return
-        before, is_cached = known.context, known.context.cache is not None
         left = []
         for each in group:
-            if not _is_in_time(known, each.utc_ns):  # the price and the key hold for its arrival
-                continue
-            use = CacheUse(Status.BYPASS) if is_cached else None
-            each.context = again(before, each.request_id, each.arrived_ns, each.utc_ns, use)
-            left.append(each)
+            if _is_in_time(known, each.utc_ns):  # the price and the key hold for its arrival
+                each.context = self._context(known, each)
+            if each.context is not None:
+                left.append(each)
         left = self._plain_now(known, left)
         if not left:
             return
         # Asked last: it has counted those whom it lets in.
-        are_in = self._stages.limit.enter_all([each.known_context for each in left], known.size)
+        contexts, limit = [each.known_context for each in left], self._stages.limit
+        is_same = left[0].read is None
+        are_in = limit.enter_all(contexts, known.size) if is_same else limit.enter_each(contexts)
         for each, is_in in zip(left, are_in, strict=True):
             if not is_in:
                 each.context = None
         left = [each for each in left if each.context is not None]
         if left:
             self._processor.run_again(left, known.spec, known.judged_in)
+
+    def _context(self, known: KnownRun, asked: Asked[KnownRun]) -> RequestContext | None:
+        """What is known of it; None for one that has to take the long way."""
+        before = known.context
+        use = None if before.cache is None else CacheUse(Status.BYPASS)
+        if asked.read is None:
+            return again(before, asked.request_id, asked.arrived_ns, asked.utc_ns, use)
+        request_id.set(asked.request_id)
+        try:
+            if (request := asked.read()) is None or not is_short(request):
+                return None
+            context = again(before, asked.request_id, asked.arrived_ns, asked.utc_ns, use, request)
+            return context if self._is_read(known, context) else None
+        except Exception:  # noqa: BLE001 - it breaks once more on the long way, and is told of it there
+            return None
+
+    def _is_read(self, known: KnownRun, context: RequestContext) -> bool:
+        """Whether its words can be run as they are, once they are tokens. Raises BadRequest."""
+        request, tokenizer, stages = context.request, context.tokenizer, self._stages
+        assert tokenizer is not None
+        stages.screen.check_length(context)
+        if known.judged_in is not None and not stages.screen.is_clean(context):
+            return False
+        context.terms = terms_anew(known.context.known_terms, request, tokenizer)
+        context.max_new_tokens = stages.resolve.room(context, context.longest_tokens)
+        return True
 
     def _plain_now(self, known: KnownRun, asked: list[Asked[KnownRun]]) -> list[Asked[KnownRun]]:
         """Those that plugins, and who makes prices, need not be waited for and have nothing against; the others have no
@@ -224,6 +283,16 @@ class ShortRuns:
         facts = ((context.request, context.caller) for context in each_named(contexts))
         said = ask_each_now(self._plugins, "check_input", facts)
         return [c for c, answer in zip(contexts, said, strict=True) if answer is None]
+
+
+def _fit(asked: Sequence[Asked[KnownRun]]) -> int:
+    """How many are let in at once, and at least one."""
+    weight = 0
+    for count, each in enumerate(asked):
+        weight += each.weight
+        if weight > AT_ONCE:
+            return max(count, 1)
+    return len(asked)
 
 
 def _in_turns(asked: Sequence[Asked[KnownRun]]) -> Iterator[list[Asked[KnownRun]]]:

@@ -20,6 +20,7 @@ from llmhost.cache.response_cache import ResponseCache, Sought, answer_bytes
 from llmhost.core.errors import SafetyUnavailable
 from llmhost.core.output import Outcome, Usage
 from llmhost.core.ports import Clock
+from llmhost.core.request import GenerationRequest
 from llmhost.core.world import World
 from llmhost.hooks.call import Answer as Opinion
 from llmhost.hooks.now import NotNow, ask_each_now, ask_now
@@ -271,12 +272,19 @@ def known_of(context: RequestContext) -> RequestContext:
 
 
 def again(
-    before: RequestContext, request_id: str, arrived_ns: int, utc_ns: int, use: CacheUse | None
+    before: RequestContext,
+    request_id: str,
+    arrived_ns: int,
+    utc_ns: int,
+    use: CacheUse | None,
+    request: GenerationRequest | None = None,
 ) -> RequestContext:
-    """What is known of a request that is the same, once it has come."""
-    request = before.request
+    """What is known of a request that is the same, once it has come; or of one that says something else, but for what
+    rests on its words."""
+    if request is None:
+        request = before.request.again(request_id, before.request.client_request_id)
     return RequestContext(
-        request.again(request_id, request.client_request_id),
+        request,
         None,
         before.headers,
         arrived_ns,

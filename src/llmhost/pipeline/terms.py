@@ -92,6 +92,19 @@ def terms_of(request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
     )
 
 
+def terms_anew(known: Terms, request: GenerationRequest, tokenizer: Tokenizer) -> Terms:
+    """As `terms_of`, of a request that is as the one whose terms are known, but for what it says: of one whose answer
+    repeats nothing of its prompt. Raises BadRequest."""
+    moment = _moment(tokenizer) if request.kind.is_chat else ""
+    return Terms(
+        _prompts(request, tokenizer),
+        known.sampling,
+        known.stop_ids,
+        predicted=known.predicted,
+        moment=moment,
+    )
+
+
 def _predicted(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
     if not request.prediction:
         return ()

@@ -80,6 +80,16 @@ class Judges:
             judged.error = answer.opinion.as_error(ContentRefused)
         return judged
 
+    def is_clean(self, request: GenerationRequest) -> bool:
+        """Whether rules are sure to find nothing in a prompt of short texts, as most are; False says nothing."""
+        if not self._has_rules:
+            return True
+        rules = self.rules
+        return all(
+            rules.is_clean(text) or (len(text) <= PIECE_CHARS and not rules.judge(text))
+            for text in request.texts
+        )
+
     async def redact_input(
         self, request: GenerationRequest, *, is_released: bool = False
     ) -> GenerationRequest | None:

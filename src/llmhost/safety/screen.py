@@ -120,6 +120,11 @@ class Screen:
         has_guard = any(policy.guard(direction) is not None for direction in Direction)
         return not has_guard and policy.keep_prompts.which != "all"
 
+    def is_clean(self, request: GenerationRequest, caller: Caller) -> bool:
+        """Whether rules are sure to find nothing in a prompt of short texts; False says nothing."""
+        judges = self._judges(self._policies.of(caller), Direction.INPUT)
+        return judges is None or judges.is_clean(request)
+
     def windows(self, caller: Caller, text: str) -> list[str]:
         """The parts of an answer, all of which is there, that plugins are asked about if they let each pass."""
         judges = self._judges(self._policies.of(caller), Direction.OUTPUT)

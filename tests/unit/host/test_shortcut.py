@@ -431,7 +431,7 @@ async def crowd(host: TestHost) -> list[list[Answer]]:
     for asked in (
         runs.run(key=key),
         runs.run(runs.plain(max_tokens=300), key),
-        runs.run(runs.plain("a fickle price"), key),
+        runs.run(runs.plain("a fickle price", max_tokens=5), key),
         runs.run(runs.plain("limits"), few),
         runs.run(runs.plain("tokens"), wordy),
         runs.run(runs.plain("money", max_tokens=16), poor),
@@ -550,7 +550,7 @@ async def test_what_came_behind_one_that_ran_is_not_logged_under_its_id() -> Non
 
         client.connection.app = noting
         client.connection.data_received(data)
-        client.connection.data_received(raw(runs.run(runs.plain("another"))))
+        client.connection.data_received(raw(runs.run(runs.plain("another", max_tokens=5))))
         await until(lambda: client.pipe.written.count(b"HTTP/1.1 200 OK") == 2)
         assert named == [None]
 

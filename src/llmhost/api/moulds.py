@@ -1,0 +1,172 @@
+"""Requests of one mould: their bytes are the same, but for what they say and how long that is.
+
+Most programs send such ones, with other words each time. What is around the words is compared byte for byte, and the
+words are read as the whole body is: by the same decoder, and into the same messages. JSON's values don't know what is
+around them, so the body around other words means what it meant around those that were learnt from. A mould is for words
+alone: messages with calls, files or other extras take the long way.
+"""
+
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+from msgspec.structs import replace
+
+from llmhost.api.bodies import ChatBody, CompletionBody, WireMessage
+from llmhost.api.chat_messages import is_bare, message_of
+from llmhost.api.door import Begun
+from llmhost.api.repeated_run import RepeatedRun
+from llmhost.core.attached import has_marks
+from llmhost.core.request import GenerationRequest, Kind
+from llmhost.pipeline.short_run import Read
+
+LARGEST_BYTES = 16 * 1024
+"""Of a body: larger ones are read in a thread, or nearly so."""
+MOST_MOULDS = 1_000
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,6})\r\n", re.IGNORECASE)
+_END = b"\r\n\r\n"
+_CHAT_LINE = b"POST /v1/chat/"
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _Chat(msgspec.Struct):
+    messages: msgspec.Raw
+
+
+class _Completion(msgspec.Struct):
+    prompt: msgspec.Raw
+
+
+_chat = msgspec.json.Decoder(_Chat).decode
+_completion = msgspec.json.Decoder(_Completion).decode
+_messages = msgspec.json.Decoder(list[WireMessage]).decode
+_prompt = msgspec.json.Decoder(str).decode
+
+
+class Cast(msgspec.Struct, frozen=True):
+    """A request, taken apart."""
+
+    key: bytes
+    """Of its mould."""
+    before: bytes
+    """Of the body, up to its words."""
+    words: bytes
+    behind: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How requests of one mould are read."""
+
+    bare: GenerationRequest
+    """One of them that says nothing."""
+    is_chat: bool
+
+    def reader(self, words: bytes, request_id: str) -> Read:
+        """Reads one of them when it is called. Raises what msgspec does for words that can't be read."""
+        return partial(self._chat if self.is_chat else self._completion, words, request_id)
+
+    def _chat(self, words: bytes, request_id: str) -> GenerationRequest | None:
+        messages = _messages(words)
+        if not messages or not all(map(is_bare, messages)):
+            return None
+        said = tuple([message_of(message, place) for place, message in enumerate(messages)])
+        if any(has_marks(message["content"]) for message in said):
+            return None
+        return self.bare.saying(request_id, messages=said)
+
+    def _completion(self, words: bytes, request_id: str) -> GenerationRequest:
+        return self.bare.saying(request_id, prompts=(_prompt(words),))
+
+
+@dataclass(frozen=True, slots=True)
+class Mould:
+    """What is known of all requests of one."""
+
+    run: RepeatedRun
+    words: Words
+
+
+class Moulds:
+    """Those that are known, by their keys. The one that was not used for longest goes first."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, Mould] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: bytes) -> Mould | None:
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def put(self, key: bytes, mould: Mould) -> None:
+        self._kept[key] = mould
+        if len(self._kept) > MOST_MOULDS:
+            self._kept.popitem(last=False)
+
+    def drop(self, key: bytes) -> None:
+        self._kept.pop(key, None)
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
+def cast_of(begun: Begun, data: bytes) -> Cast | None:
+    """A request as it came, if it is whole and has words."""
+    end = data.find(_END)
+    found = _LENGTH.search(data, 0, end + 2)
+    if found is None or int(found[1]) != len(data) - end - len(_END):
+        return None
+    around = data[: found.start(1)], data[found.end(1) : end]
+    return cast_of_body(begun, around, data[end + len(_END) :], data.startswith(_CHAT_LINE))
+
+
+def cast_of_body(begun: Begun, around: object, body: bytes, is_chat: bool) -> Cast | None:
+    """The same of a body; `around` is all else that the request is made of, but its length."""
+    if len(body) > LARGEST_BYTES:
+        return None
+    try:
+        words = bytes(_chat(body).messages if is_chat else _completion(body).prompt)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    before, _, behind = body.partition(words)
+    made = begun.copy()
+    made.update(_encode((around, is_chat, before, behind)))
+    return Cast(made.digest(), before, words, behind)
+
+
+def mould_of(cast: Cast, run: RepeatedRun) -> Mould | None:
+    """What is learnt from a request that ran; None where others that look like it may mean something else."""
+    words = words_of(cast, run.known.context.request)
+    return None if words is None else Mould(run.of(run.known.without_words()), words)
+
+
+def words_of(cast: Cast, request: GenerationRequest) -> Words | None:
+    """How what was cast as this is read; None where that is not this request, or may not be another one's."""
+    is_chat = request.kind is Kind.CHAT
+    words = Words(request.without_words(), is_chat)
+    try:
+        is_alone = _is_chat_around(cast) if is_chat else _is_completion_around(cast)
+        is_read = is_alone and words.reader(cast.words, request.request_id)() == request
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return words if is_read else None
+
+
+def _is_chat_around(cast: Cast) -> bool:
+    """Whether what is around the words says nothing of them, nor has other words."""
+    whole = msgspec.json.decode(cast.before + cast.words + cast.behind, type=ChatBody)
+    empty = msgspec.json.decode(cast.before + b"[]" + cast.behind, type=ChatBody)
+    return empty.messages == [] and replace(whole, messages=[]) == empty and not whole.echo
+
+
+def _is_completion_around(cast: Cast) -> bool:
+    whole = msgspec.json.decode(cast.before + cast.words + cast.behind, type=CompletionBody)
+    empty = msgspec.json.decode(cast.before + b'""' + cast.behind, type=CompletionBody)
+    return empty.prompt == "" and replace(whole, prompt="") == empty
