@@ -62,12 +62,13 @@ class _Flight:
     """See `Flight`. A step without a grammar that waits has been drawn for when it is launched."""
 
     def __init__(self, finish: Callable[[], Draws | InOrder]) -> None:
-        self._finish = finish
+        self._finish: Callable[[], Draws | InOrder] | None = finish
         self._draws: Draws | InOrder | None = None
 
     def draw(self) -> None:
-        if self._draws is None:
+        if self._finish is not None:
             self._draws = self._finish()
+            self._finish = None  # and with it the step's logits
 
     def land(self) -> list[Drawn]:
         self.draw()
