@@ -47,9 +47,6 @@ class KvBooks:
     def capacity_tokens(self) -> int:
         return self.total * self.block_tokens
 
-    def blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self.block_tokens)
-
     def take(self, count: int) -> list[int]:
         """`count` blocks, evicting the least recently used of the kept ones if need be.
 

@@ -75,8 +75,3 @@ def test_low_numbers_go_out_first_so_that_a_shrunken_cache_preempts_few() -> Non
     assert books.take(2) == [0, 1]
     books.resize(5)
     assert books.take(3) == [2, 3, 4]
-
-
-@pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2)])
-def test_tokens_need_whole_blocks(tokens: int, blocks: int) -> None:
-    assert KvBooks(8, 4).blocks_for(tokens) == blocks
