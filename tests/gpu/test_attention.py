@@ -16,9 +16,17 @@ from tests.unit.kernels.paged import (
     prefilled,
     scatter_bytes,
 )
+from tests.unit.kernels.prefill_rows import form_of, rows_of
 
+from llmhost.config.environment import process_environment
+from llmhost.engines.attention_libraries import LIBRARIES, Library, library_refusal
+from llmhost.engines.torch.backend_torch import Scores
 from llmhost.engines.torch.backend_triton import ACCEPTABLE, self_test
 from llmhost.engines.torch.kernels.attention import DecodeRoom, decode_attention
+from llmhost.engines.torch.kv import KeyValue
+from llmhost.engines.torch.prefill import ByLibrary, Form, Kind, TritonPrefill
+from llmhost.engines.torch.prefill_choice import Model, Unusable, tried
+from llmhost.engines.torch.prefill_trial import Trial
 
 pytestmark = [
     pytest.mark.gpu,
@@ -144,3 +152,61 @@ def test_a_captured_graph_is_right_for_other_lengths() -> None:
             out=long.out,
         )
         torch.testing.assert_close(long.out.double(), expected(step, **ask), rtol=0.05, atol=0.02)
+
+
+LAYERS: list[tuple[Shape, list[Scores]]] = [
+    (Shape(heads=32, kv_heads=8, dim=128, block_tokens=16, dtype=BF16), [Scores(), Scores(window=300)]),
+    (Shape(heads=28, kv_heads=4, dim=64, block_tokens=8, dtype=HALF), [Scores(0.2), Scores(window=17)]),
+    (Shape(heads=8, kv_heads=4, dim=256, block_tokens=32, dtype=BF16), [Scores(softcap=9.0, window=100)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.option)
+@pytest.mark.parametrize(("shape", "layers"), LAYERS)
+def test_libraries_that_are_installed_give_what_float64_gives(
+    library: Library, shape: Shape, layers: list[Scores]
+) -> None:
+    """FlashInfer with those kernels that it has compiled."""
+    rng = random.Random(str(shape))
+    prefill = by_library(library, form_of(shape), layers)
+    for _ in range(ROUNDS):
+        step = random_step(shape, rng, is_decode=False)
+        for scores in layers:
+            if Kind.of(scores) not in prefill.kinds:
+                continue
+            out = torch.full_like(step.out, float("nan"))
+            cache = KeyValue(step.keys, step.values)
+            prefill.library.attend(rows_of(step), step.query, cache, scores, out)
+            scaling = shape.dim**-0.5 if scores.scaling is None else scores.scaling
+            reference = expected(
+                step, scaling=scaling, window=scores.window, softcap=scores.softcap
+            )
+            error = ((out.double() - reference).norm() / reference.norm()).item()
+            assert error < WORST[shape.dtype], (step.counts, step.ends, scores)
+
+
+def by_library(library: Library, form: Form, layers: list[Scores]) -> ByLibrary:
+    capability = torch.cuda.get_device_capability()
+    if (reason := library_refusal(library, capability)) is not None:
+        pytest.skip(reason)
+    model = Model(
+        name="test",
+        form=form,
+        layers=layers,
+        device=torch.device("cuda"),
+        capability=capability,
+        environ=process_environment(),
+    )
+    try:
+        return tried(library, model, compiles=False)
+    except Unusable as why:
+        if "not compiled" in str(why):
+            pytest.skip(str(why))
+        raise
+
+
+@pytest.mark.parametrize(("shape", "layers"), LAYERS)
+def test_the_trial_of_libraries_finds_our_kernel_right(shape: Shape, layers: list[Scores]) -> None:
+    for scores in layers:
+        trial = Trial.of(form_of(shape), scores, torch.device("cuda"))
+        assert 0 < trial.error_of(TritonPrefill()) < ACCEPTABLE[shape.dtype]

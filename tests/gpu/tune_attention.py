@@ -3,7 +3,8 @@
 For each case the five fastest of the constants that are tried, and the ones in use: positions per tile, warps, stages,
 and for decode programs per multiprocessor, for prefill places of a program. Calls take turns over more data than the
 GPU's cache holds and are timed by CUDA graph, so that what the host takes doesn't count. What decode gives for some
-rows is compared with float64 first: what is wrong is said, and not timed.
+rows is compared with float64 first: what is wrong is said, and not timed. Libraries that are installed and right attend
+to the same prompts beside our kernel.
 """
 
 import argparse
@@ -13,13 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import accumulate, product
 
 import torch
 from tests.unit.kernels.paged import Step, expected
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from llmhost.config.environment import process_environment
+from llmhost.engines.attention_libraries import LIBRARIES
+from llmhost.engines.torch import flashinfer_attention
+from llmhost.engines.torch.backend_torch import Scores
 from llmhost.engines.torch.kernels import attention
 from llmhost.engines.torch.kernels.attention import (
     DecodeRoom,
@@ -29,6 +34,9 @@ from llmhost.engines.torch.kernels.attention import (
     prefill_attention,
     prefill_tiles,
 )
+from llmhost.engines.torch.kv import KeyValue
+from llmhost.engines.torch.prefill import Form, PrefillAttention, PrefillRows, RowsThere
+from llmhost.engines.torch.prefill_choice import Model, Unusable, tried
 
 HEADS, KV_HEADS, DIM, BLOCK_TOKENS = 32, 8, 128, 16
 BLOCKS = 2**16
@@ -200,6 +208,56 @@ def prefill_times(
         yield label, graph_us(call, len(tables))
 
 
+def library_times(pool: Pool, rows: int, tokens: int, start: int) -> Iterator[tuple[str, float]]:
+    """Of each library that `auto` would take for such layers."""
+    query = torch.randn(rows * tokens, HEADS, DIM, device=DEVICE, dtype=torch.bfloat16)
+    out = torch.empty_like(query)
+    ends = [start + tokens] * rows
+    steps = [told_of(tables, ends, [tokens] * rows) for tables in pool.tables(rows, start + tokens)]
+    for name, library in installed_libraries():
+
+        def call(at: int, library: PrefillAttention = library) -> None:
+            library.attend(steps[at], query, KeyValue(pool.keys, pool.values), Scores(), out)
+
+        for at in range(len(steps)):  # plans are made on the host, and no part of what is timed
+            call(at)
+        yield name, graph_us(call, len(steps))
+
+
+def told_of(tables: Tensor, ends: list[int], counts: list[int]) -> PrefillRows:
+    starts = [end - count for end, count in zip(ends, counts, strict=True)]
+    offsets = [0, *accumulate(counts)]
+    there = (
+        torch.tensor(given, dtype=torch.int32, device=DEVICE) for given in (starts, ends, offsets)
+    )
+    return PrefillRows(tables, starts, ends, offsets, RowsThere(*there), max(counts))
+
+
+def installed_libraries() -> Iterator[tuple[str, PrefillAttention]]:
+    flashinfer_attention.TURNS = MOST_CALLS  # all data sets are planned before any is timed
+    form = Form(
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        dim=DIM,
+        block_tokens=BLOCK_TOKENS,
+        dtype=torch.bfloat16,
+        stored=torch.bfloat16,
+    )
+    model = Model(
+        name="tuned",
+        form=form,
+        layers=[Scores()],
+        device=DEVICE,
+        capability=torch.cuda.get_device_capability(),
+        environ=process_environment(),
+    )
+    for library in LIBRARIES:
+        try:
+            yield library.option, tried(library, model, compiles=False).library
+        except Unusable as why:
+            sys.stdout.write(f"  {library.shown}: {why}\n")
+
+
 def report(case: str, times: Iterator[tuple[str, float]], amount: float, unit: str) -> None:
     """`amount` is what a call does, in units of 1,000 `unit` a microsecond."""
     found = list(times)
@@ -240,11 +298,14 @@ def main() -> None:
         pool = new_pool(torch.bfloat16)
         for rows, tokens, start in PREFILL_CASES:
             chosen = prefill_tiles(2, DIM, tokens * HEADS // KV_HEADS)
-            tried = first(chosen, PREFILL_TILES if tokens > 16 else SHORT_TILES)
+            tiles = first(chosen, PREFILL_TILES if tokens > 16 else SHORT_TILES)
             pairs = rows * tokens * (start + (tokens + 1) / 2)
             case = f"prefill: {rows} rows of {tokens} after {start}"
             times = partial(prefill_times, pool, rows, tokens, start)
-            report(case, times(tried), 4 * HEADS * DIM * pairs / 1e6, "TFLOP/s")
+            amount = 4 * HEADS * DIM * pairs / 1e6
+            report(case, times(tiles), amount, "TFLOP/s")
+            for name, us in library_times(pool, rows, tokens, start):
+                sys.stdout.write(f"  {us:9.1f} us {amount / us:8.1f} TFLOP/s  {name}\n")
     sys.stdout.write(f"{time.monotonic() - began:.0f} s\n")
 
 

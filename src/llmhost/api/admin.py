@@ -247,5 +247,6 @@ def _ps_row(name: str, state: str, replica: Replica, load: EngineLoad) -> dict[s
         "kv_blocks_total": load.kv_blocks_total,
         "since_ns": replica.ready_utc_ns,
         "load_s": replica.load_s,
+        "attention": replica.facts.attends,
         "adapters": [] if replica.adapters is None else replica.adapters.names(),
     }

@@ -50,6 +50,7 @@ class LoadedRow(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks_total: int | UnsetType = UNSET
     since_ns: int | UnsetType | None = UNSET
     load_s: float | UnsetType | None = UNSET
+    attention: str | UnsetType | None = UNSET
     adapters: list[str] | UnsetType = UNSET
 
 

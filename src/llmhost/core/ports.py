@@ -107,6 +107,8 @@ class RunnerFacts:
     """Of intermediate results, for each sequence that draws in a step."""
     measured_bytes: int | None = None
     """What loading them took on the device, by the device's own count; None where it has none."""
+    attends: str | None = None
+    """Who attends to prompts on a GPU, as the option `attention` calls it; None where there is no choice."""
     runs_ahead: bool = False
     """It has `launch` and takes rows whose token is `PENDING`."""
     checks_drafts: bool = False

@@ -216,7 +216,8 @@ def test_a_library_attends_to_prompts_between_pieces_and_beside_a_sequence_that_
     runner.set_kv_blocks(16)
     path = runner.path
     assert path is not None and path.decoder is not None and path.prefill is not None
-    kv, called = runner._open_kv(), list[int]()
+    assert runner.facts.attends == "flash_attention_3"
+    kv, called = runner._open_kv(), []
     path.pieces = Pieces(path.decoder, lambda: kv.layers, record=played)
     tokens = list(range(3, 24))
 

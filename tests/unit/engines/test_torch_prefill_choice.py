@@ -16,7 +16,7 @@ from llmhost.core.errors import ModelUnavailable
 from llmhost.engines.torch.backend_torch import Scores
 from llmhost.engines.torch.kv import KeyValue
 from llmhost.engines.torch.prefill import OWN, Form, Kind, PrefillAttention, PrefillRows
-from llmhost.engines.torch.prefill_choice import ACCEPTABLE, Choice, Model, choose
+from llmhost.engines.torch.prefill_choice import ACCEPTABLE, Choice, Model, choose, imports_of
 from llmhost.engines.torch.prefill_trial import MOST_WINDOW, Trial
 
 CPU, HALF = torch.device("cpu"), torch.float16
@@ -156,6 +156,19 @@ def test_a_library_without_any_kernels_is_not_even_imported(
     monkeypatch.setattr("llmhost.engines.torch.prefill_choice.FlashInfer", fail)
     bare = replace(model, capability=(8, 0), environ={"FLASHINFER_WORKSPACE_BASE": "/nowhere"})
     assert "not compiled" in choose("auto", bare).why[FLASHINFER]
+
+
+@pytest.mark.usefixtures("both")
+def test_what_is_imported_ahead_is_what_will_be_tried(model: Model) -> None:
+    def ahead(option: str, capability: tuple[int, int], **environ: str) -> list[str]:
+        given = {**model.environ, **environ}
+        return [done().__name__ for done in imports_of(option, capability, given)]  # type: ignore[attr-defined]
+
+    assert ahead("auto", (9, 0)) == ["flash_attn_interface"]
+    assert ahead("auto", (8, 0)) == ["flashinfer"]
+    bare = {"FLASHINFER_WORKSPACE_BASE": "/nowhere"}
+    assert ahead("auto", (8, 0), **bare) == ahead("triton", (9, 0)) == []
+    assert ahead("flashinfer", (8, 0), **bare) == ["flashinfer"]
 
 
 @pytest.mark.usefixtures("both")

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.kernels import attention_doubles as doubles
 from tests.unit.kernels.paged import Shape, Step, expected, make_step
+from tests.unit.kernels.prefill_rows import form_of, rows_of
 
 from llmhost.engines.torch.backend_torch import Scores
 from llmhost.engines.torch.flash_attention_3 import FlashAttention3
@@ -23,8 +24,6 @@ from llmhost.engines.torch.prefill import (
     Form,
     Kind,
     PrefillAttention,
-    PrefillRows,
-    RowsThere,
     TritonPrefill,
 )
 
@@ -42,35 +41,12 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def form_of(shape: Shape) -> Form:
-    return Form(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        dim=shape.dim,
-        block_tokens=shape.block_tokens,
-        dtype=shape.dtype,
-        stored=shape.stored or shape.dtype,
-    )
-
-
 MAKERS: dict[str, Callable[[Form], PrefillAttention]] = {
     "triton": lambda form: TritonPrefill(),
     "flash_attention_3": FlashAttention3,
     "flashinfer": lambda form: FlashInfer(form, CPU, (8, 0)),
     "flashinfer_on_hopper": lambda form: FlashInfer(form, CPU, (9, 0)),
 }
-
-
-def rows_of(step: Step) -> PrefillRows:
-    starts = [end - count for end, count in zip(step.ends, step.counts, strict=True)]
-    return PrefillRows(
-        step.tables.long(),
-        starts,
-        step.ends,
-        step.offsets,
-        RowsThere(step.numbers(starts), step.numbers(step.ends), step.numbers(step.offsets)),
-        max(step.counts),
-    )
 
 
 def scores_of(window: int | None, softcap: float | None, scaling: float | None) -> Scores:

@@ -161,6 +161,9 @@ def proved_runner(
         kernels=has_kernels(model.device),
         is_steady=is_steady,
     )
+    if runner.device.type == "cuda":
+        grown = allocated_bytes(runner.device) - before_bytes
+        runner.facts = replace(runner.facts, measured_bytes=grown)
     with threads_for(runner.facts.weights_bytes, runner.device):
         _prove(runner, model, folder, shape)
     narrow.compile_products(model)
@@ -168,10 +171,7 @@ def proved_runner(
         runner.keep_kv_as(torch.float8_e4m3fn)
     if runner.path is not None:
         _choose_attention(runner, runner.path, attention, folder)
-    if runner.device.type == "cuda":
-        grown = allocated_bytes(runner.device) - before_bytes
-        runner.facts = replace(runner.facts, measured_bytes=grown)
-    if runner.path is None:
+    else:
         runner.packing = pack_beside(model)
         if runner.packing.layers:
             runner.facts = replace(runner.facts, rows_at_once=rows_at_once())
@@ -179,7 +179,8 @@ def proved_runner(
 
 
 def _choose_attention(runner: TorchRunner, path: KernelPath, option: str, folder: Path) -> None:
-    """Who attends to rows of several tokens. Raises ModelUnavailable where that is named and can't be had."""
+    """Who attends to rows of several tokens, with the room that it needs. Raises ModelUnavailable where that is named
+    and can't be had."""
     from llmhost.engines.torch.prefill import Form
     from llmhost.engines.torch.prefill_choice import Model, choose
 
@@ -200,7 +201,17 @@ def _choose_attention(runner: TorchRunner, path: KernelPath, option: str, folder
         capability=torch.cuda.get_device_capability(runner.device) if is_gpu else None,
         environ=process_environment(),
     )
-    path.prefill = choose(option, model).prefill
+    before_bytes = allocated_bytes(runner.device)
+    choice = choose(option, model)
+    path.prefill = choice.prefill
+    room_bytes = max(allocated_bytes(runner.device) - before_bytes, 0)
+    runner.facts = replace(
+        runner.facts,
+        attends=choice.name,
+        measured_bytes=None
+        if runner.facts.measured_bytes is None
+        else runner.facts.measured_bytes + room_bytes,
+    )
 
 
 def _make_steady(model: Any, shape: KvShape) -> bool:

@@ -117,9 +117,10 @@ def _cache(form: Form, rows: PrefillRows, blocks: int, numbers: torch.Generator)
 
 
 def _exact(query: Tensor, past: KeyValue, start: int, scores: Scores) -> Tensor:
-    group = query.shape[1] // past.key.shape[1]
-    keys, values = (part.double().repeat_interleave(group, 1) for part in past)
-    products = torch.einsum("thd,phd->htp", query.double(), keys) * scaling_of(scores, query)
+    keys, values = (part.double() for part in past)
+    # [T, heads of keys, heads of queries for each, dim]
+    groups = query.double().reshape(len(query), keys.shape[1], -1, query.shape[2])
+    products = torch.einsum("tkgd,pkd->kgtp", groups, keys) * scaling_of(scores, query)
     if scores.softcap is not None:
         products = scores.softcap * torch.tanh(products / scores.softcap)
     own = torch.arange(start, start + len(query), device=query.device)[:, None]
@@ -128,4 +129,4 @@ def _exact(query: Tensor, past: KeyValue, start: int, scores: Scores) -> Tensor:
     if scores.window is not None:
         hidden |= at <= own - scores.window
     products.masked_fill_(hidden, float("-inf"))
-    return torch.einsum("htp,phd->thd", products.softmax(-1), values)
+    return torch.einsum("kgtp,pkd->tkgd", products.softmax(-1), values).flatten(1, 2)
