@@ -23,7 +23,7 @@ pytestmark = [
 HALVES = [torch.bfloat16, torch.float16]
 CASES = [(torch.bfloat16, (1040, 4096)), (torch.float16, (544, 14336))]
 """Each combination compiles kernels of its own, which takes most of the time."""
-ROWS = [1, 7, 24, 64]
+ROWS = [1, 7, 12, 24, 64]
 MOST_OFF = {torch.bfloat16: 4e-3, torch.float16: 6e-4}
 """What rounding a result makes of it."""
 

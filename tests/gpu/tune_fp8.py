@@ -41,12 +41,17 @@ SECONDS = 40.0
 VECTOR = {
     "bf16": (Blocks(8, 1024, 3, 4), Blocks(4, 1024, 4, 4), Blocks(8, 512, 1, 4), Blocks(4, 2048, 1, 8)),
     "fp8": (Blocks(8, 1024, 3, 4), Blocks(4, 2048, 3, 4), Blocks(8, 1024, 1, 4), Blocks(4, 2048, 1, 4)),
-    "int4": (Blocks(16, 256, 4, 2), Blocks(16, 256, 4, 1), Blocks(32, 256, 4, 2)),
+    "int4": (Blocks(32, 256, 4, 2), Blocks(32, 256, 8, 2), Blocks(16, 256, 8, 1), Blocks(64, 256, 4, 4)),
 }  # fmt: skip
 SKINNY = {
-    "bf16": (Blocks(32, 256, 4, 4), Blocks(16, 256, 6, 4), Blocks(64, 128, 5, 4)),
-    "fp8": (Blocks(32, 256, 4, 4), Blocks(16, 512, 5, 4), Blocks(64, 256, 4, 4)),
-    "int4": (Blocks(32, 256, 4, 4), Blocks(64, 256, 4, 4)),
+    "bf16": (Blocks(32, 256, 4, 2), Blocks(16, 256, 6, 1), Blocks(64, 128, 4, 4)),
+    "fp8": (
+        Blocks(32, 256, 3, 2),
+        Blocks(32, 256, 4, 2),
+        Blocks(64, 256, 4, 4),
+        Blocks(32, 512, 3, 4),
+    ),
+    "int4": (Blocks(32, 256, 4, 2), Blocks(16, 256, 8, 1), Blocks(64, 256, 4, 4)),
 }
 
 

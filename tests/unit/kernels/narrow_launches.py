@@ -13,9 +13,10 @@ WIDTH = 14336
 def launches() -> Iterator[Launch]:
     for weight, size in (("*bf16", 2), ("*fp8e4nv", 1)):
         for rows in (1, 16, 64):
-            yield _few_rows(weight, rows, (skinny.VECTOR if rows == 1 else skinny.SKINNY)[size])
+            yield _few_rows(weight, rows, skinny.blocks_for(rows, size))
     for rows in (1, 16, 64):
-        yield _four_bits(rows, int4.VECTOR if rows == 1 else int4.SKINNY)
+        yield _four_bits(rows, int4.blocks_for(rows))
+    yield _four_bits(16, int4.blocks_for(16), "fp16")
     yield Launch(
         int4._widen,
         {
@@ -38,6 +39,14 @@ def launches() -> Iterator[Launch]:
     )  # fmt: skip
 
 
+def more_launches() -> Iterator[Launch]:
+    """What `launches` leaves out, for the report."""
+    for rows in (8, 32):
+        for weight, size in (("*bf16", 2), ("*fp8e4nv", 1)):
+            yield _few_rows(weight, rows, skinny.blocks_for(rows, size))
+        yield _four_bits(rows, int4.blocks_for(rows))
+
+
 def _few_rows(weight: str, rows: int, blocks: skinny.Blocks) -> Launch:
     has_scale = weight == "*fp8e4nv"
     types = {
@@ -48,28 +57,34 @@ def _few_rows(weight: str, rows: int, blocks: skinny.Blocks) -> Launch:
     }
     constants = {"K": WIDTH, "BLOCK_K": blocks.k, "HAS_SCALE": has_scale}
     size = 1 if has_scale else 2
-    stages = skinny.stages_within(blocks.stages, blocks.k * (2 * rows + size * blocks.n))
-    return _launch(
-        skinny._vector, skinny._skinny, types, constants, rows, blocks, stages, blocks.k * size
-    )
+    block_m = max(rows, skinny.LEAST_ROWS)
+    stages = skinny.stages_within(blocks.stages, blocks.k * (2 * block_m + size * blocks.n))
+    line_bytes = blocks.k * size
+    return _launch(types, constants, rows, blocks, stages, line_bytes)
 
 
-def _four_bits(rows: int, blocks: skinny.Blocks) -> Launch:
-    types = {
-        **dict.fromkeys(("x_ptr", "scale_ptr", "bias_ptr", "out_ptr"), "*bf16"),
-        **dict.fromkeys(("N", "scale_stride"), "i32"),
-        "w_ptr": "*u8",
-    }
-    constants = {"K": WIDTH, "CHUNK": int4.CHUNK}
-    stages = skinny.stages_within(blocks.stages, int4.CHUNK * (2 * rows + blocks.n // 2))
-    return _launch(
-        int4._vector, int4._skinny, types, constants, rows, blocks, stages, int4.CHUNK // 2
+def _four_bits(rows: int, blocks: skinny.Blocks, kind: str = "bf16") -> Launch:
+    block_m = max(rows, skinny.LEAST_ROWS)
+    stages = skinny.stages_within(blocks.stages, int4.CHUNK * (2 * block_m + blocks.n // 2))
+    return Launch(
+        int4._skinny,
+        {
+            **dict.fromkeys(("x_ptr", "scale_ptr", "bias_ptr", "out_ptr"), f"*{kind}"),
+            **dict.fromkeys(("M", "N", "scale_stride"), "i32"),
+            "w_ptr": "*u8",
+        },
+        {
+            **{"K": WIDTH, "CHUNK": int4.CHUNK, "HAS_BIAS": True, "ON_GPU": True},
+            **{"BLOCK_N": blocks.n, "BLOCK_M": block_m, "STAGES": stages},
+        },
+        {"num_warps": blocks.warps},
+        form=f"4 bits{'' if kind == 'bf16' else f' {kind}'} {rows} rows",
+        turn_bytes=blocks.n * int4.CHUNK // 2,
+        shared_bytes=skinny.SHARED_BYTES,
     )
 
 
 def _launch(
-    one: Any,
-    some: Any,
     types: dict[str, str],
     constants: dict[str, Any],
     rows: int,
@@ -82,8 +97,10 @@ def _launch(
     options = {"num_warps": blocks.warps}
     form = f"{types['w_ptr'][1:]} {rows} rows"
     if rows == 1:
-        return Launch(one, types, shared, options, form, blocks.n * line_bytes)
-    shared = {**shared, "BLOCK_M": rows, "STAGES": stages}
+        return Launch(skinny._vector, types, shared, options, form, blocks.n * line_bytes)
+    shared = {**shared, "BLOCK_M": max(rows, skinny.LEAST_ROWS), "STAGES": stages}
     size = blocks.n * line_bytes
     room = skinny.SHARED_BYTES
-    return Launch(some, {**types, "M": "i32"}, shared, options, form, size, shared_bytes=room)
+    return Launch(
+        skinny._skinny, {**types, "M": "i32"}, shared, options, form, size, shared_bytes=room
+    )

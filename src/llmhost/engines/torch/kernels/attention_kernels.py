@@ -158,12 +158,11 @@ def _halves(words, WIDENS: tl.constexpr):
             """
             {
             .reg .b16 low, high;
-            .reg .b32 first, second;
-            mov.b32 {low, high}, $2;
-            cvt.rn.f16x2.e4m3x2 first, low;
-            cvt.rn.f16x2.e4m3x2 second, high;
-            prmt.b32 $0, first, second, 0x5410;
-            prmt.b32 $1, first, second, 0x7632;
+            .reg .b32 sorted;
+            prmt.b32 sorted, $2, 0, 0x3120;
+            mov.b32 {low, high}, sorted;
+            cvt.rn.f16x2.e4m3x2 $0, low;
+            cvt.rn.f16x2.e4m3x2 $1, high;
             }
             """,
             "=r,=r,r", [words], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,

@@ -31,8 +31,13 @@ class Blocks(NamedTuple):
 
 VECTOR = {1: Blocks(8, 1024, 3, 4), 2: Blocks(4, 2048, 1, 8), 4: Blocks(8, 256, 3, 4)}
 """For one row, by bytes of a weight."""
-SKINNY = {1: Blocks(32, 256, 4, 4), 2: Blocks(32, 256, 4, 4), 4: Blocks(16, 128, 3, 4)}
-"""For some rows, by bytes of a weight."""
+FEW_ROWS = 16
+FEW = {1: Blocks(32, 256, 3, 2), 2: Blocks(32, 256, 4, 2), 4: Blocks(16, 128, 3, 4)}
+"""For up to FEW_ROWS, by bytes of a weight: a warp has 16 rows of weights, and nobody else widens those."""
+MANY = {1: Blocks(64, 256, 4, 4), 2: Blocks(64, 128, 4, 4), 4: Blocks(16, 128, 3, 4)}
+"""For more."""
+LEAST_ROWS = 8
+"""Of `x` that a product of the tensor cores has."""
 SHARED_BYTES = 96 * 2**10
 """What the blocks on their way may take of a processor's memory: it is the smaller GPUs', and leaves the larger ones
 room for a second program."""
@@ -60,7 +65,7 @@ def skinny_linear(
     count = weight.shape[0]
     out = torch.empty(rows, count, dtype=x.dtype, device=x.device)
     if blocks is None:
-        blocks = (VECTOR if rows <= VECTOR_ROWS else SKINNY)[weight.itemsize]
+        blocks = blocks_for(rows, weight.itemsize)
     block_k = min(blocks.k, _whole_block(width))
     grid = (triton.cdiv(count, blocks.n),)
     held = scale if scale is not None else weight
@@ -73,11 +78,17 @@ def skinny_linear(
     if rows <= VECTOR_ROWS:
         _vector[grid](x, weight, held, added, out, count, **settings)
     else:
-        settings["BLOCK_M"] = block_m = max(16, triton.next_power_of_2(rows))
+        settings["BLOCK_M"] = block_m = max(LEAST_ROWS, triton.next_power_of_2(rows))
         stage_bytes = block_k * (block_m * x.itemsize + blocks.n * weight.itemsize)
         settings["STAGES"] = stages_within(blocks.stages, stage_bytes)
         _skinny[grid](x, weight, held, added, out, rows, count, **settings)
     return out
+
+
+def blocks_for(rows: int, weight_bytes: int) -> Blocks:
+    if rows <= VECTOR_ROWS:
+        return VECTOR[weight_bytes]
+    return (FEW if rows <= FEW_ROWS else MANY)[weight_bytes]
 
 
 def stages_within(stages: int, stage_bytes: int) -> int:
@@ -131,18 +142,20 @@ def _skinny(
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     read = tl.minimum(rows, N - 1).to(tl.int64)
     tokens = tl.arange(0, BLOCK_M)
+    is_token = (tokens < M)[None, :]
     columns = tl.arange(0, BLOCK_K)
-    x_block = x_ptr + tl.minimum(tokens, M - 1)[:, None] * K + columns[None, :]
-    w_block = w_ptr + read[None, :] * K + columns[:, None]
-    out = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    # Weights come first in the product, to be widened in the registers that it takes them from.
+    w_block = w_ptr + read[:, None] * K + columns[None, :]
+    x_block = x_ptr + tokens[None, :] * K + columns[:, None]
+    out = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-        x = tl.load(x_block + start)
         w = widened(tl.load(w_block + start), x_ptr.dtype.element_ty)
-        out = tl.dot(x, w, out, input_precision="ieee")
+        x = tl.load(x_block + start, mask=is_token, other=0.0)
+        out = tl.dot(w, x, out, input_precision="ieee")
     if HAS_SCALE:
-        out *= tl.load(scale_ptr + read)[None, :]
+        out *= tl.load(scale_ptr + read)[:, None]
     if HAS_BIAS:
-        out += tl.load(bias_ptr + read).to(tl.float32)[None, :]
-    at = tokens.to(tl.int64)[:, None] * N + rows[None, :]
-    inside = (tokens < M)[:, None] & (rows < N)[None, :]
+        out += tl.load(bias_ptr + read).to(tl.float32)[:, None]
+    at = tokens.to(tl.int64)[None, :] * N + rows[:, None]
+    inside = is_token & (rows < N)[:, None]
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
