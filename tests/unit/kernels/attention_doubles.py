@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.gpu_double import no_waiting
 from torch import Tensor
 
 FA3_SCHEMA = (
@@ -64,18 +65,18 @@ def attend_row(
     softcap: float,
 ) -> None:
     """The last queries of a row [tokens, heads, dim] over all of its keys, the mask aligned to the end."""
-    tokens, heads, _ = query.shape
-    group = heads // keys.shape[1]
-    keys, values = (part.double().repeat_interleave(group, 1) for part in (keys, values))
-    products = torch.einsum("thd,phd->htp", query.double(), keys) * scale
+    tokens, _, dim = query.shape
+    groups = query.double().reshape(tokens, keys.shape[1], -1, dim)
+    products = torch.einsum("tkgd,pkd->kgtp", groups, keys.double()) * scale
     if softcap > 0:
         products = torch.tanh(products / softcap) * softcap
-    distance = torch.arange(len(keys) - tokens, len(keys))[:, None] - torch.arange(len(keys))
+    at = torch.arange(len(keys), device=query.device)
+    distance = at[len(keys) - tokens :, None] - at
     seen = distance >= 0
     if window_left >= 0:
         seen &= distance <= window_left
     weights = products.masked_fill(~seen, -math.inf).softmax(-1)
-    out.copy_(torch.einsum("htp,phd->thd", weights, values))
+    out.copy_(torch.einsum("kgtp,pkd->tkgd", weights, values.double()).flatten(1, 2))
 
 
 # ------------------------------------------------------------ FlashAttention-3
@@ -209,7 +210,11 @@ class BatchPrefillWithPagedKVCacheWrapper:
     ) -> None:
         assert float_workspace_buffer.dtype is torch.uint8 and kv_layout == "NHD"
         assert not use_cuda_graph and backend in ("fa2", "fa3") and jit_args is None
+        self._device = float_workspace_buffer.device
+        is_gpu = self._device.type == "cuda"
         self._page_locked: dict[str, Any] = {}
+        self._memory = torch.zeros(1024, dtype=torch.int32, pin_memory=is_gpu)
+        self._memory_there = torch.zeros(1024, dtype=torch.int32, device=self._device)
         self._there: dict[str, Any] = {}
 
     def plan(
@@ -272,6 +277,13 @@ class BatchPrefillWithPagedKVCacheWrapper:
             "window_left": window_left,
             "softcap": logits_soft_cap or 0.0,
         }
+
+        with no_waiting():
+            for one in numbers:
+                one.to(self._device, non_blocking=non_blocking)
+        planned = torch.cat([qo_indptr, paged_kv_indptr, paged_kv_last_page_len])
+        self._memory[: len(planned)] = planned
+        self._memory_there.copy_(self._memory, non_blocking=True)
 
         def copy() -> None:
             self._there = dict(self._page_locked)

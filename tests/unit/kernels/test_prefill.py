@@ -69,7 +69,7 @@ def chunks(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name != "triton"])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=chunks(),
     heads=st.sampled_from([(4, 4), (4, 2), (8, 1), (6, 2)]),
