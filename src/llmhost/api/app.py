@@ -252,13 +252,14 @@ def _past_router(app: ASGIApp, routes: Mapping[str, ASGIApp]) -> ASGIApp:
 
 def _generation_routes(surface: Surface) -> dict[str, ASGIApp]:
     limits = _limits(surface)
-    processor, learn = surface.processor, surface.repeats.learn
+    processor, repeats = surface.processor, surface.repeats
+    again: dict[str, Any] = {"learn": repeats.learn, "streams": repeats.streams}
     return {
         CHATS: generation_route(
-            processor, Kind.CHAT, parse_chat, keep=surface.chats.keep, learn=learn, **limits
+            processor, Kind.CHAT, parse_chat, keep=surface.chats.keep, **again, **limits
         ),
         "/v1/completions": generation_route(
-            processor, Kind.COMPLETION, parse_completion, learn=learn, **limits
+            processor, Kind.COMPLETION, parse_completion, **again, **limits
         ),
         "/v1/messages": messages_route(processor, **limits),
         RESPONSES_PATH: responses_route(processor, surface.responses, surface.outflow, **limits),

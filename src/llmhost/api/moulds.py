@@ -10,8 +10,10 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Generic, TypeVar
 
 import msgspec
+from litestar.types import Scope
 from msgspec.structs import replace
 
 from llmhost.api.bodies import ChatBody, CompletionBody, WireMessage
@@ -28,8 +30,12 @@ MOST_MOULDS = 1_000
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,6})\r\n", re.IGNORECASE)
 _END = b"\r\n\r\n"
+_NOTED = "llmhost.repeat"
 _CHAT_LINE = b"POST /v1/chat/"
 _encode = msgspec.msgpack.Encoder().encode
+
+
+M = TypeVar("M")
 
 
 class _Chat(msgspec.Struct):
@@ -55,6 +61,26 @@ class Cast(msgspec.Struct, frozen=True):
     """Of the body, up to its words."""
     words: bytes
     behind: bytes
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """What is known of a request that takes its usual way, on which it may be learnt."""
+
+    key: bytes
+    """Of all its bytes."""
+    generation: int
+    """The world's, when it came."""
+    cast: Cast | None
+
+
+def note(state: dict[str, Any], came: Noted) -> None:
+    """In a scope's state."""
+    state[_NOTED] = came
+
+
+def noted(scope: Scope) -> Noted | None:
+    came: Noted | None = scope.get("state", {}).get(_NOTED)
+    return came
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +116,22 @@ class Mould:
     words: Words
 
 
-class Moulds:
-    """Those that are known, by their keys. The one that was not used for longest goes first."""
+class Moulds(Generic[M]):
+    """What is known, by the keys of moulds. The one that was not used for longest goes first."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[bytes, Mould] = OrderedDict()
+        self._kept: OrderedDict[bytes, M] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, key: bytes) -> Mould | None:
+    def get(self, key: bytes) -> M | None:
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
         return found
 
-    def put(self, key: bytes, mould: Mould) -> None:
+    def put(self, key: bytes, mould: M) -> None:
         self._kept[key] = mould
         if len(self._kept) > MOST_MOULDS:
             self._kept.popitem(last=False)

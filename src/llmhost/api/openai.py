@@ -35,6 +35,7 @@ from llmhost.api.idempotency import HEADER as IDEMPOTENCY_KEY
 from llmhost.api.idempotency import Idempotency, call_of, looked_at, pour, start_of
 from llmhost.api.known_bodies import KnownBodies
 from llmhost.api.loose import read_body
+from llmhost.api.moulded_streams import MouldedStreams
 from llmhost.api.recording import Playback
 from llmhost.api.report import Report, report_of
 from llmhost.api.reviews.held import hold_answer, hold_call, read_answer, say_held
@@ -112,17 +113,19 @@ def generation_route(  # noqa: PLR0913 - all that a route may do in its own way
     holds: Holds | None = None,
     can_hold: CanHold | None = None,
     learn: Learn | None = None,
+    streams: MouldedStreams | None = None,
 ) -> ASGIApp:
     """An ASGI app for one route. `respond` answers in another way than generation does; what it writes goes out at
     once, so that only prompts can wait for a reviewer, unless `can_hold` says of which requests answers can."""
     if can_hold is None and respond is None:
         can_hold = _always
-    respond = respond or _responder(keep, holds, learn)
+    respond = respond or _responder(keep, holds, learn, streams)
     return _Route(
         *(processor, kind, parse, max_body_bytes, heartbeat_s, idempotency, respond, prepare),
         holds=holds,
         can_hold=None if holds is None else can_hold,
         known=None if learn is None else KnownBodies(),
+        streams=streams,
     ).call
 
 
@@ -145,6 +148,7 @@ class _Route:
     """Of which requests answers can wait, too, and not only prompts."""
     known: KnownBodies | None = None
     """What came before; None where a body alone does not say what is asked."""
+    streams: MouldedStreams | None = None
 
     async def call(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP
@@ -172,6 +176,9 @@ class _Route:
             refusal = MethodNotAllowed(f"{scope['method']} is not allowed here; use POST.")
             self.processor.turn_away(blank(), refusal)
             raise refusal
+        respond = partial(self.respond, visit, send, self.heartbeat_s)
+        if self.streams is not None and await self.streams.answers(visit, receive, respond):
+            return
         headers = SentHeaders(scope)
         try:
             caller = await self.processor.identify(blank, visit.secret, headers)
@@ -298,7 +305,12 @@ class Framing(Protocol):
     ) -> bytes: ...
 
 
-def _responder(keep: Keep | None, holds: Holds | None, learn: Learn | None = None) -> Respond:
+def _responder(
+    keep: Keep | None,
+    holds: Holds | None,
+    learn: Learn | None = None,
+    streams: MouldedStreams | None = None,
+) -> Respond:
     async def respond(
         visit: Visit, send: Send, heartbeat_s: float | None, beside: ChatBeside
     ) -> None:
@@ -306,6 +318,8 @@ def _responder(keep: Keep | None, holds: Holds | None, learn: Learn | None = Non
         kept = None if keep is None or beside.wish is None else partial(keep, beside.wish)
         if visit.exchange.context.request.stream:
             await _stream(visit, send, heartbeat_s, beside.options, kept)
+            if streams is not None and kept is None:
+                streams.learn(visit, beside)
         else:
             await _answer(visit, send, kept, holds, learn)
 

@@ -45,7 +45,18 @@ from llmhost.api.door import (
 from llmhost.api.frames import answer_id
 from llmhost.api.gatekeeper import Gatekeeper, Mark
 from llmhost.api.limit_headers import limit_lines
-from llmhost.api.moulds import Cast, Moulds, cast_of, cast_of_body, mould_of
+from llmhost.api.moulded_streams import MouldedStreams
+from llmhost.api.moulds import (
+    Cast,
+    Mould,
+    Moulds,
+    Noted,
+    cast_of,
+    cast_of_body,
+    mould_of,
+    note,
+    noted,
+)
 from llmhost.api.repeated_run import CLIENT_ID, RepeatedRun, body_of, names
 from llmhost.api.report import report_of
 from llmhost.api.visit import Visit
@@ -72,8 +83,6 @@ ENTRY_BYTES = 6_000
 _encode = msgspec.msgpack.Encoder().encode
 Parts = tuple[bytes, bytes, bytes]
 """Of an answer's body: up to the digits of its id, up to its time, and the rest."""
-KEY = "llmhost.repeat"
-"""Where a request's hash is among a scope's state, and the world's generation when it came."""
 
 
 @dataclass(slots=True)
@@ -101,12 +110,13 @@ class Repeats:
     ) -> None:
         self._short_way = short_way
         self._short_runs = short_runs
+        self.streams = MouldedStreams(short_runs)
         self._gatekeeper = gatekeeper
         self._outflow = outflow
         self._hash = blake2b(key=os.urandom(32), digest_size=16)
         self._kept: OrderedDict[bytes, _Repeat | RepeatedRun] = OrderedDict()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
-        self._moulds = Moulds()
+        self._moulds: Moulds[Mould] = Moulds()
         self._missed: tuple[bytes, Cast | None] = (b"", None)
         """What was looked for last, and not found."""
         self._generation = short_way.generation
@@ -148,7 +158,7 @@ class Repeats:
     async def _answers(self, scope: HTTPScope, send: Send) -> bool:
         began_s = time.perf_counter()
         line = line_of(scope)
-        if KEY in scope.get("state", ()):
+        if noted(scope) is not None:
             return False  # its connection has looked
         raw = None if line is None else line.peek_body()
         if line is None or raw is None or len(raw) > LARGEST_BYTES:
@@ -302,14 +312,14 @@ class Repeats:
         self._note(state, key, cast if missed is key else cast_of(*came))
 
     def _note(self, state: dict[str, Any], key: bytes, cast: Cast | None) -> None:
-        state[KEY] = key, self._short_way.generation, cast
+        note(state, Noted(key, self._short_way.generation, cast))
 
     def learn(self, visit: Visit, body: bytes) -> None:
         """A route has answered with these bytes, whole."""
-        noted: tuple[bytes, int, Cast | None] | None = visit.scope.get("state", {}).get(KEY)
-        if noted is None or visit.line is None or visit.exchange is None or visit.is_recorded:
+        came = noted(visit.scope)
+        if came is None or visit.line is None or visit.exchange is None or visit.is_recorded:
             return
-        key, came_in, cast = noted
+        key, came_in, cast = came.key, came.generation, came.cast
         if came_in != self._short_way.generation:
             return  # while it was answered its key may have ended: what was found out is old news
         context = visit.exchange.context

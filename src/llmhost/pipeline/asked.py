@@ -28,6 +28,8 @@ class Asked(msgspec.Struct, Generic[Known], eq=False):
     """Of one that says something else: what it asks, under its id; None where that is read on the long way alone."""
     weight: int = 1
     """How many that say the same take as long to let in."""
+    is_stream: bool = False
+    """Its answer is read while it is made: `then` is told of the generation when that runs, and not of its end."""
     context: RequestContext | None = None
     ran: Ran = None
     is_gone: bool = False

@@ -138,7 +138,8 @@ class Processor:
         """What is left of `open` for requests that are as one before them, once limits have let them in and their price
         is known: hold for them and run them, stage by stage. `policy` is what their prompts pass by.
 
-        Each has its outcome then, and is told of it when it runs and has ended. What is refused has been metered.
+        Each has its outcome then, and is told of it when it runs and has ended, but for streams, which are read. What
+        is refused has been metered.
         """
         stages, contexts = self._stages, [each.known_context for each in alike]
         self.heard_ns = contexts[-1].arrived_ns
@@ -149,18 +150,20 @@ class Processor:
             left = self._passed(left, policy)
         for each in left:
             request_id.set(each.request_id)
+            then = self._ended if each.is_stream else partial(self._ended_again, each.then)
             try:
                 generation = stages.execute.again(
-                    each.known_context,
-                    self._endings.settle_soon,
-                    spec,
-                    partial(self._ended_again, each.then),
+                    each.known_context, self._endings.settle_soon, spec, then
                 )
             except Exception as error:  # noqa: BLE001 - boundary: told to whoever asked
                 each.ran = self.give_up(each.known_context, error)
             else:
                 self._live.add(generation)
                 each.ran = generation
+
+    def exchange(self, generation: Generation) -> Exchange:
+        """One that runs, for whoever reads its answer while it is made."""
+        return Exchange(generation, self._outbox)
 
     def _passed(self, alike: list[Asked[Any]], policy: str) -> list[Asked[Any]]:
         """Write down that their prompts pass, which are one caller's."""

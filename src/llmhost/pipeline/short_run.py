@@ -20,6 +20,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 
@@ -37,6 +38,7 @@ from llmhost.observe.logs import request_id
 from llmhost.pipeline.asked import Asked, Ran
 from llmhost.pipeline.cache_use import CacheUse, Status
 from llmhost.pipeline.context import RequestContext, each_named
+from llmhost.pipeline.exchange import Exchange
 from llmhost.pipeline.execute import spec_of
 from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.limit import size_of
@@ -111,10 +113,21 @@ class ShortRuns:
         """Requests that were let in, or refused, by this way, and are the same as one before."""
         self.ran_alike = 0
         """Those that say something else."""
+        self.streamed = 0
+        """Those of them that are streamed."""
 
-    def learn(self, context: RequestContext, bearer: str | None) -> KnownRun | None:
+    @property
+    def generation(self) -> int:
+        """What was learnt under another one is of no use any more."""
+        return self._world.generation
+
+    def learn(
+        self, context: RequestContext, bearer: str | None, *, is_stream: bool = False
+    ) -> KnownRun | None:
         """What there is to know of a request that has just been answered; None where the next can't be short."""
-        if not self._is_open or not self._is_plain(context):
+        if not self._is_open or context.request.stream is not is_stream:
+            return None
+        if not self._is_plain(context):
             return None
         assert context.replica is not None
         stages, caller = self._stages, context.known_caller
@@ -149,7 +162,7 @@ class ShortRuns:
             and isinstance(next(iter(request.prompts), ""), str)
             and request.batch is None
             and request.timeout_ms is None
-            and not (request.include_cost or request.stream or request.only_loads)
+            and not (request.include_cost or request.only_loads)
             and self._stages.screen.is_light(context.known_caller)
             and self._stages.resolve.is_named(context)
         )
@@ -167,18 +180,38 @@ class ShortRuns:
         then: Callable[[Ran], None],
         read: Read | None = None,
         size_bytes: int = 0,
+        *,
+        is_stream: bool = False,
     ) -> Asked[KnownRun]:
         """Have a request run that is the same, or what is `read`, whose words are so many bytes, where the one that is
         known is `without_words`. `then` is told once: of what ran when it has ended, why it is refused, after that has
-        been metered, or nothing for one that has to take the long way, and of which nothing is taken."""
+        been metered, or nothing for one that has to take the long way, and of which nothing is taken. Of an answer
+        that is read as a stream it is told when that runs."""
         clock, weight = self._clock, 1 + size_bytes // HEAVY_BYTES
         times = clock.monotonic_ns(), clock.utc_ns()
-        asked = Asked(known, named, *times, then, read, weight)
+        asked = Asked(known, named, *times, then, read, weight, is_stream)
         self._asked.append(asked)
         self._processor.coming += 1
         if len(self._asked) == 1:
             asyncio.get_running_loop().call_soon(self._let_in, context=Context())
         return asked
+
+    async def begin(
+        self, known: KnownRun, named: str, read: Read, size_bytes: int
+    ) -> Exchange | None:
+        """Have a request run whose answer is read while it is made; None, and nothing is taken for it, where it has to
+        take the long way. Raises why it is refused, after that has been metered."""
+        telling: asyncio.Future[Ran] = asyncio.get_running_loop().create_future()
+        then = partial(_resolve, telling)
+        asked = self.ask(known, named, then, read, size_bytes, is_stream=True)
+        try:
+            ran = await telling
+        except BaseException:
+            asked.leave()
+            raise
+        if isinstance(ran, Exception):
+            raise ran
+        return None if ran is None else self._processor.exchange(ran)
 
     def _let_in(self) -> None:
         """All that asked in this turn of the loop; a crowd in several, since streams wait meanwhile."""
@@ -200,14 +233,16 @@ class ShortRuns:
 
     def _tell(self, asked: Asked[KnownRun]) -> None:
         ran = asked.ran
-        if asked.read is None:
+        if asked.is_stream:
+            self.streamed += ran is not None
+        elif asked.read is None:
             self.ran += ran is not None
         else:
             self.ran_alike += ran is not None
-        if not isinstance(ran, Generation):
-            asked.then(ran)
-        elif asked.is_gone:
+        if isinstance(ran, Generation) and asked.is_gone:
             ran.leave()
+        elif asked.is_stream or not isinstance(ran, Generation):
+            asked.then(ran)
 
     def _let_in_alike(self, known: KnownRun, group: list[Asked[KnownRun]]) -> None:
         if not self.holds(known):
@@ -283,6 +318,11 @@ class ShortRuns:
         facts = ((context.request, context.caller) for context in each_named(contexts))
         said = ask_each_now(self._plugins, "check_input", facts)
         return [c for c, answer in zip(contexts, said, strict=True) if answer is None]
+
+
+def _resolve(telling: "asyncio.Future[Ran]", ran: Ran) -> None:
+    if not telling.done():  # else whoever asked is gone, and has said so
+        telling.set_result(ran)
 
 
 def _fit(asked: Sequence[Asked[KnownRun]]) -> int:
