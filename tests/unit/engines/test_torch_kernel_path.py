@@ -1,8 +1,6 @@
 """The way that models run on a GPU, computed here by Triton's interpreter: the same tokens as transformers' own way."""
 
-import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +9,20 @@ import tests.unit.kernels.interpreting  # noqa: F401
 import torch
 from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.runner_contract import PROMPTS, ask
+from tests.unit.engines.steps_ahead import check_that_steps_ahead_draw_the_same
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 from tests.unit.kernels import attention_doubles as doubles
 
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import EngineFailed
-from llmhost.core.grammar import GrammarSpec
 from llmhost.core.sampling import Sampling
-from llmhost.core.step import PENDING, Draw, Drawn, Row
+from llmhost.core.step import PENDING, Row
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.layout import lay_out
 from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.pieces import Pieces
 from llmhost.engines.torch.probe import layer_scores
 from llmhost.engines.torch.runner import TorchRunner
-from llmhost.text.words import WordTokenizer
 
 Load = Callable[..., TorchRunner]
 WARM = Sampling(temperature=1.0)
@@ -107,72 +104,7 @@ def test_what_shapes_a_token_does_so_in_steps_launched_ahead(
     """The token before is in the text that penalties and bad words look at, though only the device knows it. Where a
     grammar must know it, draws wait for the step before to be taken in."""
     monkeypatch.setattr("llmhost.engines.torch.sampler.KERNELS", "cpu")
-    penalties = Sampling(repetition_penalty=1.8, presence_penalty=1.0, frequency_penalty=1.0)
-    wishes = [
-        penalties,
-        replace(WARM, logit_bias=((9, 1.0),), bad_words=((4,), (9, 9))),
-        Sampling(logprobs=2),
-        replace(penalties, logprobs=0),
-        WARM,
-    ]
-    one_by_one, ahead = (_Texts(runner, wishes, is_held=is_held) for _ in "12")
-
-    expected = [one_by_one.take(runner.run(one_by_one.rows(0)))]
-    for start in range(1, 4):
-        expected.append(one_by_one.take(runner.run(one_by_one.rows(start))))
-
-    flight, said = runner.launch(ahead.rows(0)), []
-    flight.draw()
-    for start in range(1, 4):
-        after = runner.launch(ahead.rows(start, is_ahead=True))
-        said.append(ahead.take(flight.land()))
-        after.draw()
-        flight = after
-    said.append(ahead.take(flight.land()))
-    assert said == expected
-
-
-class _Texts:
-    """Five sequences that decode; the last one is held to a form, if that is asked for."""
-
-    def __init__(self, runner: TorchRunner, wishes: list[Sampling], *, is_held: bool) -> None:
-        words = WordTokenizer(runner.facts.vocab_size)
-        form = GrammarSpec(
-            "choice", json.dumps([words.decode([7, 8, 9, 7]), words.decode([8] * 4)])
-        )
-        words.compile_grammar(form)
-        self._grammar = words.grammar(form) if is_held else None
-        self._wishes = wishes
-        self._texts = [[token] for token in (3, 4, 5, 6, 7)]
-
-    def rows(self, start: int, *, is_ahead: bool = False) -> list[Row]:
-        tables = [[5, 2], [9, 1], [4, 8], [7, 3], [6, 10]]
-        rows = [
-            Row(number, [PENDING if is_ahead else text[-1]], start, table, wish, number, True)
-            for number, (text, table, wish) in enumerate(
-                zip(self._texts, tables, self._wishes, strict=True)
-            )
-        ]
-        rows = [
-            row._replace(prompt_tokens=1, known=text)
-            for row, text in zip(rows, self._texts, strict=True)
-        ]
-        return [*rows[:-1], rows[-1]._replace(grammar=self._grammar)]
-
-    def take(self, drawn: list[Drawn]) -> list[Drawn]:
-        for text, one in zip(self._texts, drawn, strict=True):
-            text.append(_token(one))
-        if self._grammar is not None:
-            assert self._texts[-1][-1] in (7, 8, 9)
-            self._grammar.accept(self._texts[-1][-1])
-        return drawn
-
-
-def _token(drawn: Drawn) -> int:
-    if isinstance(drawn, Draw):
-        (drawn,) = drawn.tokens
-    assert isinstance(drawn, int)
-    return drawn
+    check_that_steps_ahead_draw_the_same(runner, is_held=is_held)
 
 
 def test_a_prompt_joins_while_others_are_ahead(runner: TorchRunner) -> None:
