@@ -1,6 +1,8 @@
 """Checkpoints quantised on the spot, as their methods store them."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,132 @@ def save_mxfp4(folder: Path) -> Path:
         tensors[f"{name}_blocks"] = blocks.to(torch.uint8)
         tensors[f"{name}_scales"] = exponents.to(torch.uint8)
     return _save(folder, tensors, quant_method="mxfp4", modules_to_not_convert=["lm_head"])
+
+
+def save_gptq(
+    folder: Path,
+    *,
+    bits: int = 4,
+    group: int = GROUP,
+    is_symmetric: bool = True,
+    is_in_order: bool = True,
+    form: str = "gptq",
+    **changes: Any,
+) -> Path:
+    """A model as GPTQ keeps it, beside itself with plain weights (`plain_beside`)."""
+
+    def pack(layer: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        columns = weight.shape[1]
+        order = torch.arange(columns) // group
+        if not is_in_order:
+            order = order[torch.randperm(columns, generator=torch.Generator().manual_seed(columns))]
+        numbers, zeros, scales = _numbers(weight, order, bits, is_symmetric=is_symmetric)
+        stored = zeros - 1 if form == "gptq" else zeros
+        parts = {
+            "qweight": _words(numbers, bits),
+            "qzeros": _words(stored.t(), bits).t().contiguous(),
+            "scales": scales.half(),
+            "g_idx": order.int(),
+        }
+        plain = ((numbers - zeros[order]) * scales.half().float()[order]).t().contiguous()
+        return {f"{layer}.{name}": part for name, part in parts.items()}, plain
+
+    settings = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": group,
+        "checkpoint_format": form,
+    }
+    return _save_words(folder, pack, settings, **changes)
+
+
+def save_awq(folder: Path, **changes: Any) -> Path:
+    """The same as AWQ keeps it."""
+    places = [
+        0,
+        2,
+        4,
+        6,
+        1,
+        3,
+        5,
+        7,
+    ]  # which of eight numbers is in each 4 bits of a word, from the lowest on
+
+    def interleaved(numbers: Tensor) -> Tensor:
+        eights = numbers.view(len(numbers), -1, 8)[:, :, places]
+        return _words(eights.reshape(len(numbers), -1).t(), 4).t().contiguous()
+
+    def pack(layer: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        order = torch.arange(weight.shape[1]) // GROUP
+        numbers, zeros, scales = _numbers(weight, order, 4, is_symmetric=False)
+        parts = {
+            "qweight": interleaved(numbers),
+            "qzeros": interleaved(zeros),
+            "scales": scales.half(),
+        }
+        plain = ((numbers - zeros[order]) * scales.half().float()[order]).t().contiguous()
+        return {f"{layer}.{name}": part for name, part in parts.items()}, plain
+
+    settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}
+    return _save_words(folder, pack, settings, **changes)
+
+
+def _numbers(
+    weight: Tensor, order: Tensor, bits: int, *, is_symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole numbers [K, N] of a `weight` [N, K], zero points and scales [groups, N]; `order` has columns' groups."""
+    top, rows = 2**bits - 1, weight.t()
+    groups = int(order.max()) + 1
+    lows = torch.stack([rows[order == at].amin(0).clamp(max=0) for at in range(groups)])
+    highs = torch.stack([rows[order == at].amax(0).clamp(min=0) for at in range(groups)])
+    if is_symmetric:
+        highs = torch.maximum(highs, -lows)
+        lows = -highs
+    scales = ((highs - lows) / top).clamp(min=1e-5).half().float()
+    half = torch.full_like(scales, 2 ** (bits - 1))
+    zeros = half if is_symmetric else (-lows / scales).round().clamp(1, top)
+    numbers = (rows / scales[order] + zeros[order]).round().clamp(0, top)
+    return numbers.int(), zeros.int(), scales
+
+
+def _words(numbers: Tensor, bits: int) -> Tensor:
+    """[R, N] packed along R, bit by bit, into int32."""
+    columns = []
+    for column in numbers.t().tolist():
+        whole = sum(number << bits * at for at, number in enumerate(column))
+        words = range(len(column) * bits // 32)
+        columns.append([whole >> 32 * at & 0xFFFFFFFF for at in words])
+    return torch.tensor(columns).t().to(torch.uint32).contiguous().view(torch.int32)
+
+
+def _save_words(
+    folder: Path,
+    pack: Callable[[str, Tensor], tuple[dict[str, Tensor], Tensor]],
+    settings: dict[str, Any],
+    *,
+    family: str = "llama",
+    **changes: Any,
+) -> Path:
+    save_checkpoint(folder, family, **changes)
+    shutil.copytree(folder, plain_beside(folder))
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Tensor] = {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        if name.endswith("proj.weight"):
+            turned = (lambda one: one.t().contiguous()) if family == "gpt2" else (lambda one: one)
+            parts, matrix = pack(name.removesuffix(".weight"), turned(weight))
+            plain[name] = turned(matrix)
+            tensors |= parts
+        else:
+            tensors[name] = plain[name] = weight
+    save_file(plain, plain_beside(folder) / "model.safetensors", metadata={"format": "pt"})
+    return _save(folder, tensors, **settings)
+
+
+def plain_beside(folder: Path) -> Path:
+    """Where the same checkpoint is with plain weights."""
+    return folder / "plain"
 
 
 def _save(folder: Path, tensors: dict[str, Tensor], **settings: Any) -> Path:

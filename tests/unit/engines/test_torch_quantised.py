@@ -9,22 +9,28 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.parity import in_mixed_steps, reference_of
 from tests.unit.engines.quantised_checkpoints import (
     by_hand,
+    plain_beside,
+    save_awq,
     save_bitsandbytes,
     save_compressed,
     save_fp8,
+    save_gptq,
     save_mxfp4,
     save_torchao,
 )
 
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import ModelUnavailable
-from llmhost.engines.torch import quantised
+from llmhost.engines.torch import load, narrow, quantised
 from llmhost.engines.torch.footprint import read_footprint
+from llmhost.engines.torch.int4 import Int4Projection, unpack_matrix
 from llmhost.engines.torch.load import load_runner
+from llmhost.engines.torch.words import Unpacked, unpack
 
 KINDS: dict[str, Callable[..., Path]] = {
     "W4A16": partial(save_compressed, preset="W4A16"),
@@ -34,12 +40,31 @@ KINDS: dict[str, Callable[..., Path]] = {
     "bitsandbytes NF4": partial(save_bitsandbytes, load_in_4bit=True, bnb_4bit_quant_type="nf4"),
     "bitsandbytes int8": partial(save_bitsandbytes, load_in_8bit=True),
     "torchao int8": save_torchao,
+    "gptq": save_gptq,
+    "gptq, out of order": partial(save_gptq, is_in_order=False, is_symmetric=False),
+    "gptq v2, 8 bits": partial(save_gptq, bits=8, form="gptq_v2"),
+    "awq": save_awq,
+    "awq, experts": partial(save_awq, family="qwen3_moe"),
+    "gptq, gpt2": partial(save_gptq, family="gpt2"),
 }
 """Those of libraries that are not installed are skipped."""
+LARGE: dict[str, Any] = {
+    "group": 128,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "head_dim": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 1,
+}
+"""A Llama whose matrices can be in 4 bits, as GPTQ keeps most."""
 
 
 def expanded(folder: Path) -> Any:
     """The model as transformers gives it with plain weights, or as it is by definition where it gives none."""
+    if (plain := plain_beside(folder)).exists():
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            plain, dtype=torch.float32, attn_implementation="eager"
+        )
     if quantised.is_expanded_later(json.loads((folder / "config.json").read_text())):
         return by_hand(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -50,7 +75,11 @@ def expanded(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(  # the others in `make bars`
-    "kind", ["W4A16", "fp8", "bitsandbytes NF4", "bitsandbytes int8", "torchao int8"]
+    "kind",
+    [
+        *("W4A16", "fp8", "bitsandbytes NF4", "bitsandbytes int8", "torchao int8"),
+        *("gptq, out of order", "gptq v2, 8 bits", "gptq, gpt2", "awq, experts"),
+    ],
 )
 def test_a_quantised_model_answers_as_generate_does(kind: str, tmp_path: Path) -> None:
     check(kind, tmp_path)
@@ -76,7 +105,11 @@ def spoiled(folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "awq"}, r"method \(awq\) .* serves compressed-tensors, fp8, mxfp4"),
+        ({"quant_method": "quark"}, r"method \(quark\) .* serves gptq, awq, compressed-tensors, fp8"),
+        ({"quant_method": "awq", "bits": 4, "version": "GEMV"}, "in the form gemv; .* reads gemm"),
+        ({"quant_method": "awq", "bits": 8}, "to 8 bits; .* those of 4"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "form marlin; .* gptq_v2"),
+        ({"quant_method": "gptq", "bits": 5}, "to 5 bits; .* those of 2, 3, 4, 8"),
         ({}, r"method \(not named\)"),
         (
             {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
@@ -122,3 +155,70 @@ def test_the_size_is_known_from_what_is_stored(
 ) -> None:
     config = {"quantization_config": {"quant_method": method}}
     assert quantised.weight_elements(name, kind, 1000, config) == elements
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
+def test_words_hold_the_numbers_that_were_put_into_them(
+    bits: int, form: str, tmp_path: Path
+) -> None:
+    save_gptq(tmp_path, bits=bits, form=form, is_symmetric=False, is_in_order=False)
+    check_words(tmp_path)
+
+
+def test_words_of_awq_hold_the_numbers_that_were_put_into_them(tmp_path: Path) -> None:
+    check_words(save_awq(tmp_path))
+
+
+def check_words(folder: Path) -> Unpacked:
+    config = json.loads((folder / "config.json").read_text())
+    unpacked = unpack(folder, config, dtype=torch.float32, device=torch.device("cpu"))
+    plain = load_file(plain_beside(folder) / "model.safetensors")
+    assert unpacked.tensors.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(unpacked.tensors[name], tensor, rtol=0, atol=0)
+    return unpacked
+
+
+def test_four_bits_of_gptq_stay_the_same_numbers_as_narrow_weights(tmp_path: Path) -> None:
+    """What a GPU is given with `weights = "int4"`."""
+    save_gptq(tmp_path, **LARGE)
+    assert check_words(tmp_path).scales
+    footprint = read_footprint(tmp_path, block_tokens=16)
+    host = torch.device("cpu")
+    model = load._load_model(tmp_path, footprint, TorchOptions(device="cpu"), host)
+    plain = {name: one.clone() for name, one in model.state_dict().items()}
+    narrow.narrow_weights(model, "int4", host)
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, narrow.NarrowLinear):
+            part = layer._part
+            assert isinstance(part, Int4Projection)
+            found = unpack_matrix(part.weight, part.scales)
+            torch.testing.assert_close(found, plain[f"{name}.weight"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"is_symmetric": False}, {"is_in_order": False}, {"group": 64}]
+)
+def test_other_words_have_no_scales_that_narrow_weights_could_take(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    save_gptq(tmp_path, **(LARGE | changes))
+    assert not check_words(tmp_path).scales
+
+
+def test_the_size_of_words_is_known_with_narrow_weights_too(tmp_path: Path) -> None:
+    save_gptq(tmp_path, **LARGE)
+    plain = read_footprint(plain_beside(tmp_path), block_tokens=16, weights="int4")
+    assert read_footprint(tmp_path, block_tokens=16, weights="int4") == plain
+
+
+def test_a_part_without_its_numbers_is_refused(tmp_path: Path) -> None:
+    path = save_gptq(tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.0.mlp.up_proj.qweight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    with pytest.raises(ModelUnavailable, match=r"up_proj.* belongs to no quantised layer"):
+        load_runner(tmp_path, block_tokens=16, options=TorchOptions(device="cpu"))

@@ -83,7 +83,7 @@ def read_footprint(
     architecture = _text_architecture(folder, config)
     config = _text_part(config)
     _refuse_unserved(folder, config)
-    tensors = {name: _expanded(name, one, config) for name, one in read_headers(folder)}
+    tensors = dict(_expanded(name, one, config) for name, one in read_headers(folder))
     if not tensors:
         raise ModelUnavailable(f"The weight files in {folder} hold no tensors.")
     if config.get("tie_word_embeddings"):
@@ -243,7 +243,13 @@ def _computation_dtype(
     return _DTYPES[kinds.most_common(1)[0][0]] if kinds else "float32"
 
 
-def _expanded(name: str, stored: StoredTensor, config: Mapping[str, Any]) -> StoredTensor:
-    """What becomes of a stored tensor when it is loaded."""
+def _expanded(
+    name: str, stored: StoredTensor, config: Mapping[str, Any]
+) -> tuple[str, StoredTensor]:
+    """What becomes of a stored tensor when it is loaded, and what that is called."""
     elements = quantised.weight_elements(name, stored.kind, stored.elements, config)
-    return stored if elements is None else replace(stored, kind=_EXPANDED, elements=elements)
+    if elements is None:
+        return name, stored
+    matrix = quantised.plain_matrix(name, stored.shape, config)
+    name, shape = (name, stored.shape) if matrix is None else matrix
+    return name, replace(stored, kind=_EXPANDED, elements=elements, shape=shape)

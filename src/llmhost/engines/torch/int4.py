@@ -39,9 +39,11 @@ class Int4Projection:
         """[N]"""
 
     @classmethod
-    def of(cls, matrix: Tensor, bias: Tensor | None = None) -> "Int4Projection":
-        """A plain `matrix` [N, K], quantised on its device."""
-        return cls(*pack_matrix(matrix), bias)
+    def of(
+        cls, matrix: Tensor, bias: Tensor | None = None, scales: Tensor | None = None
+    ) -> "Int4Projection":
+        """A plain `matrix` [N, K], quantised on its device; with `scales` [N, K / 128] if it has such already."""
+        return cls(*pack_matrix(matrix, scales), bias)
 
     def part(self, first: int, last: int) -> "Int4Projection":
         """Rows `first` to `last`, exclusive, in the same memory."""
@@ -83,11 +85,12 @@ class Int4Projection:
         return stored if self.bias is None else (*stored, self.bias)
 
 
-def pack_matrix(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def pack_matrix(matrix: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`matrix` [N, K] as uint8 [N, K / 2] and scales [K / 128, N] of its type, on its device, some rows at a time.
 
-    The lowest of the 16 numbers reaches farther than the highest, so a scale has the sign that gives it the farthest
-    number of the group. Of some sizes of scale it has the one with the least squared error.
+    Scales that are `known` [N, K / 128] are taken, as of a matrix that has been quantised before. Else a scale has the
+    sign that gives it the farthest number of its group, as the lowest of the 16 numbers reaches farther than the
+    highest; and of some sizes it has the one with the least squared error.
     """
     count, width = matrix.shape
     packed = torch.empty(count, width // 2, dtype=torch.uint8, device=matrix.device)
@@ -95,8 +98,11 @@ def pack_matrix(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for first in range(0, count, _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
         groups = matrix[rows].float().view(-1, width // GROUP, GROUP)
-        farthest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True)).squeeze(2)
-        scale = _best_scale(groups, farthest / _LOWEST, matrix.dtype)
+        if known is None:
+            farthest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True)).squeeze(2)
+            scale = _best_scale(groups, farthest / _LOWEST, matrix.dtype)
+        else:
+            scale = known[rows].to(matrix.dtype)
         scales[:, rows] = scale.t()
         bits = (_steps(groups, scale) - _LOWEST).to(torch.uint8)
         halves = bits.view(-1, width // CHUNK, 2, GROUP)

@@ -38,6 +38,7 @@ from llmhost.engines.torch.steady_linear import Unsteady, make_linears_steady
 from llmhost.engines.torch.steady_rows import tile_for
 from llmhost.engines.torch.threads import SMALL_BYTES, threads_for
 from llmhost.engines.torch.weights import DIRECT_DEVICES, NotOneToOne, read_model
+from llmhost.engines.torch.words import unpack
 from llmhost.observe.logs import log_event
 
 log = logging.getLogger("llmhost.engines")
@@ -282,7 +283,7 @@ def _load_model(
         if _is_direct(config, footprint, options, device):
             model = _read_directly(folder, config, footprint, name, device)
         if model is None:
-            model = _read_by_transformers(folder, config, footprint, name, local)
+            model = _read_by_transformers(folder, config, footprint, name, local, device)
     except torch.OutOfMemoryError:
         raise
     except _LOADING_ERRORS as error:
@@ -328,22 +329,36 @@ def _read_directly(
 
 
 def _read_by_transformers(
-    folder: Path, config: Any, footprint: Footprint, name: str, local: Mapping[str, Any]
+    folder: Path,
+    config: Any,
+    footprint: Footprint,
+    name: str,
+    local: Mapping[str, Any],
+    device: torch.device,
 ) -> Any:
     """The model on the host."""
     settings = config.to_dict()
-    is_expanded_later = quantised.is_expanded_later(settings)
-    if not is_expanded_later:
-        _expand_weights(config)
     dtype = getattr(torch, footprint.dtype)
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
+    kind: Any = transformers.AutoModelForCausalLM
+    source: dict[str, Any] = {"pretrained_model_name_or_path": folder, **local}
+    scales: Mapping[str, torch.Tensor] = {}
+    if quantised.is_unpacked_here(settings):
+        if local["trust_remote_code"] and getattr(config, "auto_map", None):
+            raise ValueError("its weights are quantised, and transformers has no code for it")
+        unpacked = unpack(folder, settings, dtype=dtype, device=device)
+        del config.quantization_config
+        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        source = {"pretrained_model_name_or_path": None, "state_dict": unpacked.tensors}
+        scales = unpacked.scales
+    elif not quantised.is_expanded_later(settings):
+        _expand_weights(config)
+    model, report = kind.from_pretrained(
         config=config,
         dtype=dtype,
         attn_implementation=name,
         use_safetensors=True,
         output_loading_info=True,
-        **local,
+        **source,
     )
     if missing := sorted(report["missing_keys"]):
         # transformers fills these with random numbers and goes on.
@@ -351,7 +366,8 @@ def _read_by_transformers(
             f"The weights in {folder} lack {len(missing)} tensors that a {footprint.architecture} needs,"
             f" {missing[0]} first. The checkpoint is incomplete or belongs to another config.json."
         )
-    return expand(model, dtype) if is_expanded_later else model
+    narrow.remember_scales(model, scales)
+    return expand(model, dtype) if quantised.is_expanded_later(settings) else model
 
 
 def _has_own_code(config: Any, options: TorchOptions) -> bool:

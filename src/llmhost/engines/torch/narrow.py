@@ -5,8 +5,9 @@ also stays a module of its own, so that transformers' code runs as before. Embed
 are, and so does the head: noise in its weights goes straight into the logits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +47,22 @@ class NarrowLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
+_SCALES: "WeakKeyDictionary[nn.Module, Tensor]" = WeakKeyDictionary()
+
 KINDS: dict[str, type[Fp8Projection] | type[Int4Projection]] = {
     "fp8": Fp8Projection,
     "int4": Int4Projection,
 }
 """By the value of `options.weights`."""
+
+
+def remember_scales(model: Any, scales: Mapping[str, Tensor]) -> None:
+    """Of layers, by their names, whose weights are 4-bit numbers with these scales already: made narrow, they stay the
+    same numbers. Those that the model has put together from several are forgotten."""
+    layers = dict(model.named_modules())
+    for name, of_layer in scales.items():
+        if isinstance(layer := layers.get(name), nn.Linear):
+            _SCALES[layer] = of_layer
 
 
 def narrow_weights(model: Any, kind: str, device: torch.device) -> None:
@@ -61,11 +73,17 @@ def narrow_weights(model: Any, kind: str, device: torch.device) -> None:
     with torch.inference_mode(mode=False), torch.no_grad():
         for parent, names in _groups(model):
             linears = [getattr(parent, name) for name in names]
-            whole = KINDS[kind].of(
-                _stacked([one.weight for one in linears], device),
-                None
-                if linears[0].bias is None
-                else _stacked([one.bias for one in linears], device),
+            weight = _stacked([one.weight for one in linears], device)
+            bias = None
+            if linears[0].bias is not None:
+                bias = _stacked([one.bias for one in linears], device)
+            scales = [_SCALES.get(one) for one in linears]
+            known = [one for one in scales if one is not None]
+            is_known = kind == "int4" and len(known) == len(linears)
+            whole = (
+                Int4Projection.of(weight, bias, _stacked(known, device))
+                if is_known
+                else KINDS[kind].of(weight, bias)
             )
             first = 0
             for name, linear in zip(names, linears, strict=True):

@@ -20,15 +20,23 @@ class Method:
     """What to install for that."""
     is_expanded_later: bool = False
     """transformers reads such weights as they are stored alone; they are made plain after that (`expand`)."""
+    is_unpacked_here: bool = False
+    """transformers is given plain weights, made of what is stored (`words`)."""
 
 
 METHODS = {
+    "gptq": Method("safetensors", "safetensors", is_unpacked_here=True),
+    "awq": Method("safetensors", "safetensors", is_unpacked_here=True),
     "compressed-tensors": Method("compressed_tensors", "compressed-tensors"),
     "fp8": Method("accelerate", "accelerate"),
     "mxfp4": Method("accelerate", "accelerate"),
     "torchao": Method("torchao", "torchao", is_expanded_later=True),
     "bitsandbytes": Method("bitsandbytes", "bitsandbytes accelerate", is_expanded_later=True),
 }
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+"""What GPTQ and AWQ keep of a layer's matrix."""
+GPTQ_BITS = (2, 3, 4, 8)
+_WORD_BITS = 32
 _FOUR_BITS = 4
 _DROPPED = (
     "_g_idx", "_scale", "_scale_inv", "_scales", "_shape", "_zero_point", ".SCB", ".weight_format"
@@ -58,12 +66,54 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     settings = config["quantization_config"]
     if settings.get("kv_cache_scheme"):
         return "has scales for a quantised KV cache, which the torch engine does not read"
+    if method.is_unpacked_here and (reason := _unknown_words(name, settings)) is not None:
+        return reason
     storage = settings.get("bnb_4bit_quant_storage") or "uint8"
     if name == "bitsandbytes" and settings.get("load_in_4bit") and storage != "uint8":
         return f"keeps 4-bit weights as {storage}, which the torch engine does not read; uint8 is served"
     if importlib.util.find_spec(method.module) is None:
         return f"is quantised ({name}) and needs a library that is not installed: pip install {method.package}"
     return None
+
+
+def _unknown_words(name: str, settings: Mapping[str, Any]) -> str | None:
+    """Why the words of a GPTQ or AWQ checkpoint are not understood; None if they are."""
+    kind = "checkpoint_format" if name == "gptq" else "version"
+    known = ("gptq", "gptq_v2") if name == "gptq" else ("gemm",)
+    if (found := str(settings.get(kind) or known[0]).lower()) not in known:
+        return f"is quantised ({name}) in the form {found}; the torch engine reads {' and '.join(known)}"
+    bits = _bits_of(settings)
+    served = GPTQ_BITS if name == "gptq" else (_FOUR_BITS,)
+    if bits not in served:
+        shown = ", ".join(map(str, served))
+        return f"is quantised ({name}) to {bits} bits; the torch engine reads those of {shown}"
+    return None
+
+
+def is_unpacked_here(config: Mapping[str, Any]) -> bool:
+    """The checkpoint's matrices lie in words, and are read by us."""
+    method = METHODS.get(method_of(config) or "")
+    return method is not None and method.is_unpacked_here
+
+
+def plain_matrix(
+    name: str, shape: tuple[int, ...], config: Mapping[str, Any]
+) -> tuple[str, tuple[int, ...]] | None:
+    """Name and shape [N, K] of the matrix that a stored tensor becomes, where it lies in words."""
+    if not (is_unpacked_here(config) and name.endswith(".qweight") and len(shape) == 2):
+        return None
+    bits = _bits_of(config["quantization_config"])
+    rows, columns = shape
+    is_gptq = method_of(config) == "gptq"
+    inputs, outputs = (
+        (rows * _WORD_BITS // bits, columns) if is_gptq else (rows, columns * _WORD_BITS // bits)
+    )
+    return f"{name.removesuffix('.qweight')}.weight", (outputs, inputs)
+
+
+def _bits_of(settings: Mapping[str, Any]) -> int:
+    """Of GPTQ or AWQ, which has called them otherwise once."""
+    return int(settings.get("bits", settings.get("w_bit", _FOUR_BITS)))
 
 
 def is_expanded_later(config: Mapping[str, Any]) -> bool:
@@ -77,6 +127,12 @@ def weight_elements(name: str, kind: str, elements: int, config: Mapping[str, An
     method = method_of(config)
     if method is None:
         return None
+    if is_unpacked_here(config):
+        part = name.rpartition(".")[2]
+        if part not in PARTS:
+            return None
+        bits = _bits_of(config["quantization_config"])
+        return elements * _WORD_BITS // bits if part == "qweight" else 0
     if name.endswith(_DROPPED) or (method == "bitsandbytes" and _BESIDE_WEIGHTS in name):
         return 0
     if name.endswith("_packed"):
