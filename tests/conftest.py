@@ -41,6 +41,7 @@ ROOM_BYTES = 4 << 30
 TESTS = Path(__file__).parent
 DEAREST = (
     "house/test_tools.py",
+    "unit/engines/test_torch_on_a_gpu.py",
     "unit/engines/test_torch_exactness.py",
     "http/test_tenants.py",
     "unit/engines/test_builtin_tiny.py",

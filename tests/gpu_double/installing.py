@@ -20,11 +20,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from triton.runtime import interpreter
 
 PROPERTIES = SimpleNamespace(
-    name="double", major=9, minor=0, multi_processor_count=2, total_memory=memory.CAPACITY_BYTES
+    name="double", major=9, minor=0, multi_processor_count=1, total_memory=memory.CAPACITY_BYTES
 )
 SHARED_BYTES = 232_448
 INTERPRETED = {"WIDENS": False}
 """What kernels are told so that they go without inline assembly, which can't be interpreted."""
+
+_interpreter = threading.Lock()
+"""It has one grid for all threads."""
 
 
 @contextmanager
@@ -113,7 +116,11 @@ def _tensor_maker(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _in_triton(patch: pytest.MonkeyPatch) -> None:
-    launch = interpreter.GridExecutor.__call__
+    interpret = interpreter.GridExecutor.__call__
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        with _interpreter:
+            interpret(self, *args, **kwargs)
 
     def launched(self: Any, *args: Any, **kwargs: Any) -> None:
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
@@ -132,7 +139,7 @@ def _in_triton(patch: pytest.MonkeyPatch) -> None:
         args, kwargs = tree_map_only(DeviceTensor, plain, (args, kwargs))
         launch(self, *args, **kwargs)
 
-    properties = {"max_shared_mem": SHARED_BYTES, "multiprocessor_count": 2}
+    properties = {"max_shared_mem": SHARED_BYTES, "multiprocessor_count": 1}
     utilities = SimpleNamespace(get_device_properties=lambda index: properties)
     patch.setattr(interpreter.GridExecutor, "__call__", launched)
     patch.setattr(triton.runtime.driver, "_active", SimpleNamespace(utils=utilities))
