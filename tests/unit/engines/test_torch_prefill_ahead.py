@@ -22,7 +22,7 @@ from llmhost.engines.torch.flashinfer_attention import FlashInfer
 from llmhost.engines.torch.kv import KeyValue, KvShape
 from llmhost.engines.torch.load import load_runner
 from llmhost.engines.torch.prefill import Form, PrefillAttention
-from llmhost.engines.torch.prefill_trial import rows_of
+from llmhost.engines.torch.prefill_trial import Trial, rows_of
 from llmhost.engines.torch.probe import layer_scores
 from llmhost.engines.torch.runner import TorchRunner
 
@@ -126,3 +126,18 @@ def test_a_plan_waits_for_the_one_before_in_its_memory(monkeypatch: pytest.Monke
     with breaks(ChangedTooEarly):
         attend(FlashInfer(FORM, torch.device("cuda:0"), (9, 0)), more)
         torch.cuda.synchronize()
+
+
+@pytest.mark.skipif(not doubles.HAS_FLASHINFER, reason="FlashInfer is not installed")
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_the_real_flashinfer_plans_and_runs_as_it_is_asked(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it but what it compiles."""
+    flashinfer = doubles.real_flashinfer(monkeypatch)
+    monkeypatch.setattr(flashinfer.prefill, "get_batch_prefill_module", doubles.compiled_for)
+    device = torch.device("cuda:0")
+    attention = FlashInfer(FORM, device, capability)
+    for scores in (Scores(), Scores(0.3, window=7), Scores(softcap=5.0)):
+        assert Trial.of(FORM, scores, device).error_of(attention) < 2e-3
+    attend(FlashInfer(FORM, device, capability), range(flashinfer_attention.TURNS))

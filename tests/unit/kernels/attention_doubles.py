@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from tests.gpu_double import no_waiting
+from tests.gpu_double.memory import plain
 from torch import Tensor
 
 FA3_SCHEMA = (
@@ -31,6 +33,11 @@ FA3_SCHEMA = (
 )
 """How the library registers its operator with torch."""
 DOUBLED_AGAINST = {"flash_attn_3": "3.0.0 of 2026-08", "flashinfer-python": "0.7.2.post1"}
+
+HAS_FLASHINFER, HAS_FA3 = (
+    find_spec(name) is not None for name in ("flashinfer", "flash_attn_interface")
+)
+"""The real ones."""
 
 Twist = Callable[[Tensor], None]
 """Of what a library is about to give: spoils it, or raises."""
@@ -262,6 +269,11 @@ class BatchPrefillWithPagedKVCacheWrapper:
         assert int(paged_kv_indptr[-1]) == len(paged_kv_indices)
         assert int(paged_kv_last_page_len.min()) >= 1
         assert int(paged_kv_last_page_len.max()) <= page_size
+        pages = paged_kv_indptr[1:] - paged_kv_indptr[:-1]
+        assert seq_lens is not None, (
+            "what it counts by itself it copies from memory that is not page-locked"
+        )
+        assert seq_lens.equal((pages - 1) * page_size + paged_kv_last_page_len)
         self._types = (q_data_type, kv_data_type or q_data_type)
         self._shape = (num_qo_heads, head_dim_qk)
         self._pages = (page_size, num_kv_heads, head_dim_qk)
@@ -279,7 +291,7 @@ class BatchPrefillWithPagedKVCacheWrapper:
         }
 
         with no_waiting():
-            for one in numbers:
+            for one in (*numbers, seq_lens):
                 one.to(self._device, non_blocking=non_blocking)
         planned = torch.cat([qo_indptr, paged_kv_indptr, paged_kv_last_page_len])
         self._memory[: len(planned)] = planned
@@ -359,6 +371,49 @@ def gen_batch_prefill_module(
     return SimpleNamespace(is_compiled=form not in unbuilt)
 
 
+def compiled_for(backend: str, *form: Any) -> SimpleNamespace:
+    """In place of what the real library compiles and loads: its real wrapper around it can be tried without a GPU."""
+
+    def plan(
+        workspace: Tensor, numbers_there: Tensor, numbers: Tensor,
+        qo_indptr: Tensor, kv_indptr: Tensor, kv_lens: Tensor, total: int, rows: int,
+        heads: int, kv_heads: int, page_size: int, is_graph: bool, dim: int, dim_out: int,
+        causal: bool, window_left: int, *more: Any,
+    ) -> list[int]:  # fmt: skip
+        given = (qo_indptr, kv_indptr, kv_lens)
+        assert all(one.dtype is torch.int32 and one.device.type == "cpu" for one in given)
+        assert len(qo_indptr) == len(kv_indptr) == rows + 1 == len(kv_lens) + 1
+        assert total == int(qo_indptr[-1]) and causal and not is_graph and dim == dim_out
+        planned = torch.cat(given).view(torch.uint8)
+        numbers[: len(planned)] = planned
+        numbers_there.copy_(numbers, non_blocking=True)
+        return kv_lens.tolist()
+
+    def paged_run(
+        workspace: Tensor, numbers: Tensor, planned: list[int], q: Tensor, keys: Tensor, values: Tensor,
+        qo_indptr: Tensor, kv_indptr: Tensor, kv_indices: Tensor, last_tokens: Tensor,
+        out: Tensor, lse: Any, mask_mode: int, layout: int, window_left: int, enable_pdl: bool,
+        custom_mask: Any, mask_indptr: Any, alibi: Any, prefix: Any, positions: Any, items: Any,
+        softcap: float, sm_scale: float, *more: Any,
+    ) -> None:  # fmt: skip
+        assert (mask_mode, layout, enable_pdl, custom_mask) == (1, 0, False, None)
+        # A kernel reads them on the device.
+        offsets, firsts, lasts = (
+            plain(one) if one.is_cuda else one for one in (qo_indptr, kv_indptr, last_tokens)
+        )
+        for row, end in enumerate(planned):
+            used = kv_indices[int(firsts[row]) : int(firsts[row + 1])].long()
+            assert end == (len(used) - 1) * keys.shape[1] + int(lasts[row])
+            past = (cache[used].flatten(0, 1)[:end] for cache in (keys, values))
+            at = slice(int(offsets[row]), int(offsets[row + 1]))
+            attend_row(
+                q[at], *past, out[at],
+                scale=sm_scale, window_left=window_left, softcap=softcap,
+            )  # fmt: skip
+
+    return SimpleNamespace(plan=plan, paged_run=paged_run, workspace_size=None)
+
+
 unbuilt: set[tuple[bool, bool]] = set()
 """Forms, with a window and with a soft cap, whose kernels are not there."""
 
@@ -369,6 +424,18 @@ def install_flashinfer(patch: pytest.MonkeyPatch) -> None:
     module.jit = SimpleNamespace(gen_batch_prefill_module=gen_batch_prefill_module)
     module.prefill = SimpleNamespace(_gen_batch_prefill_primary_module=gen_batch_prefill_module)
     _install(patch, module)
+
+
+_real: list[Any] = []
+
+
+def real_flashinfer(patch: pytest.MonkeyPatch) -> Any:
+    """The real one in the double's place; it can be imported once only."""
+    if not _real:
+        patch.delitem(sys.modules, "flashinfer")
+        _real.append(pytest.importorskip("flashinfer"))
+    patch.setitem(sys.modules, "flashinfer", _real[0])
+    return _real[0]
 
 
 def _install(patch: pytest.MonkeyPatch, module: ModuleType) -> None:

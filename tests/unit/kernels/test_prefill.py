@@ -2,10 +2,8 @@
 
 import inspect
 import random
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -28,9 +26,6 @@ from llmhost.engines.torch.prefill import (
 )
 
 CPU = torch.device("cpu")
-HAS_FLASHINFER, HAS_FA3 = (
-    find_spec(name) is not None for name in ("flashinfer", "flash_attn_interface")
-)
 HALF, BF16 = torch.float16, torch.bfloat16
 
 
@@ -170,12 +165,11 @@ def names_of(function: Any) -> list[tuple[str, Any]]:
     return [(one.name, one.default) for one in parameters]
 
 
-@pytest.mark.skipif(not HAS_FLASHINFER, reason="FlashInfer is not installed")
+@pytest.mark.skipif(not doubles.HAS_FLASHINFER, reason="FlashInfer is not installed")
 def test_the_double_of_flashinfer_is_called_as_the_real_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "flashinfer")
-    flashinfer = pytest.importorskip("flashinfer")
+    flashinfer = doubles.real_flashinfer(monkeypatch)
     real, double = (
         flashinfer.BatchPrefillWithPagedKVCacheWrapper,
         doubles.BatchPrefillWithPagedKVCacheWrapper,
@@ -189,7 +183,7 @@ def test_the_double_of_flashinfer_is_called_as_the_real_one(
         assert names_of(doubles.gen_batch_prefill_module) == names_of(real_one)
 
 
-@pytest.mark.skipif(not HAS_FA3, reason="it is not installed")
+@pytest.mark.skipif(not doubles.HAS_FA3, reason="it is not installed")
 def test_the_double_of_flash_attention_3_is_called_as_the_real_one() -> None:
     schema = torch.ops.flash_attn_3.fwd.default._schema
     assert schema == torch._C.parse_schema(f"flash_attn_3::{doubles.FA3_SCHEMA}")

@@ -39,6 +39,8 @@ class Numbers(NamedTuple):
     blocks: Tensor
     last_tokens: Tensor
     """[R]: how many places of its last block a row has."""
+    ends: Tensor
+    """[R]: the positions of each row. It would count them by itself, and wait for the copy of them to the device."""
 
 
 @dataclass(slots=True)
@@ -151,6 +153,7 @@ class FlashInfer:
             logits_soft_cap=softcap,
             q_data_type=form.dtype,
             kv_data_type=form.stored,
+            seq_lens=numbers.ends,
         )
         if self._event is not None:
             turn.copied = self._event()
@@ -172,6 +175,7 @@ class FlashInfer:
             self._on_host(np.concatenate(([0], np.cumsum(used)))),
             rows.block_tables.flatten().index_select(0, self._there(places)).int(),
             self._on_host(ends - (used - 1) * size),
+            self._on_host(ends),
         )
 
     def _on_host(self, numbers: Any) -> Tensor:
