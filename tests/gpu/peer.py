@@ -22,7 +22,8 @@ import transformers
 from tests.gpu.models import SHAPES, random_transformers
 from tests.gpu.timing import wait
 
-PAGE = 256
+PAGES = {"tiny": 16, "": 256}
+"""Tokens of a page of their cache. Pages that prompts have in common are computed once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ def run_peer(shape: str, device: str, file: Path, most_s: float) -> Iterator[dic
         yield from map(json.loads, file.read_text().splitlines())
 
 
-def static(model: Any, case: PeerCase) -> float:
+def static(model: Any, case: PeerCase, page: int) -> float:
     """Median seconds of a step of `generate` after the prompts."""
-    ids = torch.tensor(_prompts(model, case), device=model.device)
+    ids = torch.tensor(_prompts(model, case, page), device=model.device)
     ticks: list[float] = []
 
     with torch.inference_mode():
@@ -93,19 +94,22 @@ def _greedy(model: Any, ids: Any, new_tokens: int, watch: _Watch) -> None:
     )
 
 
-def continuous(model: Any, case: PeerCase) -> float:
+def continuous(model: Any, case: PeerCase, page: int) -> float:
     """Mean seconds of a step in which all sequences decode.
 
-    A step has room for one prompt beside those that decode, so that the last one begins before the first one ends.
+    Prompts end differently and are otherwise alike, so that only the first one is computed as a whole: what a step
+    reads is the same, gathered for each sequence by itself. A step has room for a prompt beside those that decode, so
+    that the last one begins before the first one ends. By default they let none in while under 15 % of the pages are
+    free and others decode: then the last ones begin when the first ones are over, and all never decode together.
     """
     new_tokens = case.new_tokens + 2 * case.batch
-    pages = -(-(case.context + new_tokens) // PAGE) + 1
+    pages = -(-(case.context + new_tokens) // page) + 1
     known = signature(transformers.ContinuousBatchingConfig).parameters
     settings: dict[str, Any] = {
-        "page_size" if "page_size" in known else "block_size": PAGE,
+        "page_size" if "page_size" in known else "block_size": page,
         "num_blocks": pages * case.batch,
         "max_batch_tokens": case.context + case.batch,
-        "allow_block_sharing": False,
+        "safety_margin": 0.0,
     }
     if "auto_switch_to_flash" in known:
         settings["auto_switch_to_flash"] = False
@@ -119,34 +123,50 @@ def continuous(model: Any, case: PeerCase) -> float:
         continuous_batching_config=transformers.ContinuousBatchingConfig(**settings),
         timeout=5,
     ) as manager:
-        for prompt in _prompts(model, case):
-            manager.add_request(prompt, max_new_tokens=new_tokens, streaming=True)
-        while max(counts.values(), default=0) < new_tokens:
+
+        def hear() -> None:
             result = manager.get_result(timeout=1)
             if result is None:
                 assert manager.is_running(), "transformers' manager ended"
-                continue
-            counts[result.request_id] = len(result.generated_tokens)
+            elif result.error:
+                raise RuntimeError(result.error)
+            else:
+                counts[result.request_id] = len(result.generated_tokens)
+
+        first, *others = _prompts(model, case, page)
+        manager.add_request(first, max_new_tokens=new_tokens, streaming=True)
+        while not counts:
+            hear()
+        for prompt in others:
+            manager.add_request(prompt, max_new_tokens=new_tokens, streaming=True)
+        while max(counts.values()) < new_tokens:
+            hear()
             if len(counts) == case.batch:
                 ticks.append((time.perf_counter(), sum(counts.values())))
+    if len(ticks) < 2 * case.batch:
+        raise RuntimeError(f"{len(counts)} of {case.batch} had begun when the first one was over")
     (began, before), (ended, after) = ticks[0], ticks[-1]
     return (ended - began) * case.batch / (after - before)
 
 
-def _prompts(model: Any, case: PeerCase) -> list[list[int]]:
+def _prompts(model: Any, case: PeerCase, tail: int) -> list[list[int]]:
+    """The last `tail` tokens of each are its own."""
     rng = random.Random(case.context)
     vocab = range(1, model.config.vocab_size)
-    return [rng.choices(vocab, k=case.context) for _ in range(case.batch)]
+    alike = rng.choices(vocab, k=max(case.context - tail, 0))
+    return [alike + rng.choices(vocab, k=case.context - len(alike)) for _ in range(case.batch)]
 
 
 def main(name: str, device: str, file: Path) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each length, and lengths grow
     model = random_transformers(SHAPES[name], torch.device(device), "sdpa")
+    page = PAGES.get(name, PAGES[""])
     for way in (continuous, static):  # the largest first: it is what the others are for
         for case in reversed(CASES.get(name, CASES[""])):
             try:
-                line = {"way": way.__name__, "case": case.title, "step_s": way(model, case)}
+                line = {"way": way.__name__, "case": case.title, "step_s": way(model, case, page)}
             except Exception as error:  # noqa: BLE001 - one of their ways must not end the others
                 line = {"way": way.__name__, "case": case.title, "error": repr(error)[:300]}
             with file.open("a") as lines:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.gpu import bench_h200
-from tests.gpu.models import SHAPES, write_folder
+from tests.gpu import bench_h200, peer
+from tests.gpu.models import SHAPES, random_transformers, write_folder
 from tests.gpu.report import Figure, Report
 
 from llmhost.config.schema.engines import TorchOptions
@@ -47,3 +47,9 @@ def test_a_rehearsal_on_the_cpu_measures_without_failing(
     said = capsys.readouterr().out
     assert "prefill 50" in said
     assert "mixed 2 x 40 + 32" in said
+
+
+def test_transformers_decodes_all_at_once_though_few_of_its_pages_are_free() -> None:
+    model = random_transformers(SHAPES["tiny"], CPU, "sdpa")
+
+    assert peer.continuous(model, peer.PeerCase(24, 512, 8), page=64) > 0
