@@ -229,7 +229,10 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """Serve a hub, whose `url` is known from then on."""
-    with _running(hub) as hub.url, _running(hub) as hub.store_url:
+    with _running(hub) as hub.url, _running(hub) as store_url:
+        hub.store_url = store_url.replace(
+            "127.0.0.1", "localhost"
+        )  # ports alone make no other host
         try:
             yield hub
         finally:

@@ -6,6 +6,7 @@ go over HTTP, which every mirror speaks.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,7 +197,6 @@ def _the(source: HubSource) -> str:
 @contextmanager
 def _plain_words(source: HubSource, *, passing: bool = False) -> Iterator[None]:
     """What the client library and its HTTP library raise, as Interrupted (if `passing`) or ModelUnavailable."""
-    import httpx2
     from huggingface_hub import errors
 
     try:
@@ -213,7 +213,7 @@ def _plain_words(source: HubSource, *, passing: bool = False) -> Iterator[None]:
         raise ModelUnavailable(_refusal(source, error, status)) from error
     except errors.HFValidationError as error:
         raise ModelUnavailable(f"{source} is not the name of a repository: {error}") from error
-    except httpx2.TransportError as error:
+    except _transport_errors() as error:
         said = str(error).strip().partition("\n")[0] or type(error).__name__
         if passing:
             raise Interrupted(said) from error
@@ -221,6 +221,12 @@ def _plain_words(source: HubSource, *, passing: bool = False) -> Iterator[None]:
             f"Could not fetch {source}: {endpoint()} can't be reached ({said}). Check the network and its proxy;"
             " HF_ENDPOINT names another hub or mirror."
         ) from error
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Of the library that the client speaks HTTP by: httpx2, and before its second version httpx."""
+    spoken = (sys.modules.get(name) for name in ("httpx2", "httpx"))
+    return tuple(library.TransportError for library in spoken if library is not None)
 
 
 def _refusal(source: HubSource, error: Exception, status: int) -> str:

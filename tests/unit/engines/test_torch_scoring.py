@@ -21,7 +21,9 @@ SCORED = replace(GREEDY, prompt_logprobs=3)
 
 
 def of_transformers(folder: Path) -> Tensor:
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )  # transformers 5.17 gives gemma2 one that bounds no scores
     with torch.inference_mode():
         logits: Tensor = model(torch.tensor([PROMPT])).logits[0]
     return logits.log_softmax(-1)

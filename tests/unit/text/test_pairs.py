@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
@@ -54,6 +55,10 @@ def test_a_model_that_does_not_tell_texts_apart_has_no_second_beginning() -> Non
     assert second_from is None
 
 
+@pytest.mark.skipif(
+    tokenizers.__version__ in ("0.23.1", "0.23.2"),
+    reason="these give the odd token to the second text, others before and after to the first",
+)
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @given(st.integers(0, 30), st.integers(0, 30) | st.none(), st.integers(5, 70))
 def test_what_is_too_long_is_cut_as_the_library_itself_cuts_it(

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+_BESIDE = ("weight_", "input_", "output_")
+_USED_UP = ("_g_idx", "_global_scale", "_scale", "_shape", "_zero_point")
+"""Of compressed-tensors, beside a weight that is plain."""
+
 
 def expand(model: Any, dtype: torch.dtype) -> Any:
     """`model` with plain weights of `dtype` alone. Raises ValueError where some can't be had so."""
@@ -23,6 +27,16 @@ def expand(model: Any, dtype: torch.dtype) -> Any:
     if odd:
         raise ValueError(f"{len(odd)} of its quantised weights have no plain form, {odd[0]} first")
     return model.to(dtype)
+
+
+def drop_used_up(model: nn.Module) -> None:
+    """Scales and their like that some versions of transformers leave beside weights that they have made plain."""
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is None:
+            continue
+        for name in [*module._parameters, *module._buffers]:
+            if name.startswith(_BESIDE) and name.endswith(_USED_UP):
+                delattr(module, name)
 
 
 def _is_plain(weight: nn.Parameter) -> bool:

@@ -57,6 +57,10 @@ class Late:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if (
+            _Window.is_first
+        ):  # some only ask whether it is there, which it is in all torches that are served with
+            return Late(self._module, partial(_attribute, self._find, name))
         return getattr(self._find(), name)
 
     def __instancecheck__(self, instance: object) -> bool:
@@ -76,6 +80,10 @@ class Late:
 
 def _call(find: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return find()(*args, **kwargs)
+
+
+def _attribute(find: Callable[[], Any], name: str) -> Any:
+    return getattr(find(), name)
 
 
 def _find(module: str, name: str) -> Any:
@@ -132,8 +140,8 @@ def _itself_or_tuple(value: Any) -> Any:
 
 _ANSWERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true"), _itself),
-    **dict.fromkeys(("statically_known_true", "guarding_hint_or_throw"), _itself),
-    "has_guarding_hint": lambda _: True,
+    **dict.fromkeys(("statically_known_true", "guarding_hint_or_throw", "size_hint"), _itself),
+    **dict.fromkeys(("has_guarding_hint", "has_hint"), lambda _: True),
     "is_nested_int": lambda _: False,
     "sym_and": lambda *conditions: all(conditions),
     "sym_eq": lambda one, other: _itself_or_tuple(one) == _itself_or_tuple(other),

@@ -26,7 +26,7 @@ from llmhost.engines.torch import attention, narrow, quantised
 from llmhost.engines.torch.blank import CantBeBlank
 from llmhost.engines.torch.compile_ahead import CompileAhead, launches_of
 from llmhost.engines.torch.cpu_linear import pack_beside, widen_where_it_helps
-from llmhost.engines.torch.expand import expand
+from llmhost.engines.torch.expand import drop_used_up, expand
 from llmhost.engines.torch.footprint import Footprint, read_footprint
 from llmhost.engines.torch.kernel_path import KernelPath, has_kernels
 from llmhost.engines.torch.kv import KvShape
@@ -367,7 +367,10 @@ def _read_by_transformers(
             f" {missing[0]} first. The checkpoint is incomplete or belongs to another config.json."
         )
     narrow.remember_scales(model, scales)
-    return expand(model, dtype) if quantised.is_expanded_later(settings) else model
+    if quantised.is_expanded_later(settings):
+        return expand(model, dtype)
+    drop_used_up(model)
+    return model
 
 
 def _has_own_code(config: Any, options: TorchOptions) -> bool:

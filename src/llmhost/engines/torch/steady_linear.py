@@ -18,17 +18,18 @@ from llmhost.engines.torch.packed import CantPack, PackedMatrix, can_pack
 
 TRIED_ROWS = (1, 2, 3, 5, 8, 11, 15, 16, 17, 31, 33, 64, 200)
 """Beside each other they show every change of routine that is known of torch's products."""
-MOST_PADDING = 2
-"""A product that is steady from so many rows on is used, and fewer are padded."""
-
 BLOCKED_ROWS = (1, 2, 4, 8, 16, 64)
 """Numbers of rows that oneDNN is given: others are cut into these, and the last piece is padded. It makes code for each
-number, and keeps some 0.6 MB for each of a matrix's shape."""
+number, and keeps some 0.6 MB for each of a matrix's shape. Which of them give the same bits is tried: since torch 2.12
+all; before, without AVX-512, those that leave no tile of six with one to three rows."""
+MOST_PADDING = 4
+"""The least of them may be so many: with torch 2.11 a row alone takes up to three times as long as it could."""
 
 Product = Callable[[Tensor], Tensor]
 """Of rows [any, inputs] with a matrix: [as many, outputs]."""
-Tried = dict[tuple[object, ...], int]
-"""By the kind and shape of a matrix: from how many rows on its products are steady."""
+Sizes = tuple[int, ...]
+Tried = dict[tuple[object, ...], Sizes]
+"""By the kind and shape of a matrix: numbers of rows whose products are steady, or nothing."""
 
 
 class Unsteady(Exception):
@@ -40,7 +41,8 @@ class BlockedMatrix:
     """A float32 matrix [outputs, inputs] as oneDNN wants it."""
 
     blocks: Tensor
-    least_rows: int = 1
+    sizes: Sizes = BLOCKED_ROWS
+    """Numbers of rows that are given to oneDNN."""
 
     @classmethod
     def of(cls, weight: Tensor) -> "BlockedMatrix":
@@ -51,13 +53,13 @@ class BlockedMatrix:
         count = len(rows)
         if not count:
             return rows.new_empty(0, self.blocks.shape[0])
-        outs = [self._piece(rows[first:end]) for first, end in pieces(count)]
+        outs = [self._piece(rows[first:end]) for first, end in pieces(count, self.sizes)]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _piece(self, rows: Tensor) -> Tensor:
-        """Of no more rows than the most of BLOCKED_ROWS."""
-        count, least = len(rows), max(len(rows), self.least_rows)
-        fed = next(size for size in BLOCKED_ROWS if size >= least)
+        """Of no more rows than the last of the sizes."""
+        count = len(rows)
+        fed = next(size for size in self.sizes if size >= count)
         if fed > count:
             rows = nn.functional.pad(rows, (0, 0, 0, fed - count))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.blocks, None, "none", [], "")
@@ -88,10 +90,10 @@ class SteadyLinear(nn.Linear):
         return out.view(*input.shape[:-1], self.out_features)
 
 
-def pieces(count: int) -> Iterator[tuple[int, int]]:
+def pieces(count: int, sizes: Sizes = BLOCKED_ROWS) -> Iterator[tuple[int, int]]:
     """Where so many rows are cut: as often as the largest pieces fit, then the next."""
     first = 0
-    for size in reversed(BLOCKED_ROWS[-2:]):
+    for size in reversed(sizes[-2:]):
         while count - first >= size:
             yield first, first + size
             first += size
@@ -120,39 +122,52 @@ def _matrix(weight: Tensor, tried: Tried) -> PackedMatrix | BlockedMatrix:
         return packed
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         raise Unsteady("neither FBGEMM nor oneDNN has a steady product")
-    blocked = BlockedMatrix.of(weight)
-    least = _least_rows(blocked.product, BlockedMatrix, weight, tried)
-    if least > MOST_PADDING:
+    blocks = BlockedMatrix.of(weight).blocks
+    key = (BlockedMatrix, *weight.shape)
+    if key not in tried:
+        tried[key] = steady_sizes(blocks)
+    if not tried[key]:
         raise Unsteady(f"rows of a matrix {list(weight.shape)} change with their number")
-    return BlockedMatrix(blocked.blocks, least)
+    return BlockedMatrix(blocks, tried[key])
+
+
+def steady_sizes(blocks: Tensor) -> Sizes:
+    """How many rows oneDNN may be given so that each is the same bits; nothing where that doesn't hold."""
+    rows = _rows(blocks.shape[1])[: BLOCKED_ROWS[-1]]
+    whole = BlockedMatrix(blocks, BLOCKED_ROWS[-1:]).product(rows)
+    sizes = tuple(
+        size
+        for size in BLOCKED_ROWS
+        if torch.equal(BlockedMatrix(blocks, (size,)).product(rows[:size]), whole[:size])
+    )
+    if sizes[0] <= MOST_PADDING and is_steady(
+        BlockedMatrix(blocks, sizes).product, blocks.shape[1]
+    ):
+        return sizes
+    return ()
 
 
 def _packed(weight: Tensor, tried: Tried) -> PackedMatrix | None:
     """None where FBGEMM can't have the matrix, or its rows are not steady. Packing takes a while: where they were not,
     it is not tried with another matrix of that shape."""
-    if not can_pack() or tried.get((PackedMatrix, *weight.shape), 1) > 1:
+    key = (PackedMatrix, *weight.shape)
+    if not can_pack() or tried.get(key) == ():
         return None
     with suppress(CantPack):
         packed = PackedMatrix.of(weight)
-        if _least_rows(packed.product, PackedMatrix, weight, tried) == 1:
-            return packed
+        if key not in tried:
+            tried[key] = TRIED_ROWS if is_steady(packed.product, weight.shape[1]) else ()
+        return packed if tried[key] else None
     return None
 
 
-def _least_rows(product: Product, kind: type, weight: Tensor, tried: Tried) -> int:
-    key = (kind, *weight.shape)
-    if key not in tried:
-        tried[key] = steady_from(product, weight.shape[1])
-    return tried[key]
-
-
-def steady_from(product: Product, inputs: int) -> int:
-    """From how many rows on a row's numbers are the same beside any others, as far as it was tried."""
-    most = max(TRIED_ROWS)
-    numbers = torch.Generator().manual_seed(1)
-    rows = torch.rand(most, inputs, generator=numbers, dtype=torch.float32, device="cpu") - 0.5
+def is_steady(product: Product, inputs: int) -> bool:
+    """Whether a row's numbers are the same beside any others, as far as it was tried."""
+    rows = _rows(inputs)
     whole = product(rows)
-    changed = [
-        count for count in TRIED_ROWS if not torch.equal(product(rows[:count]), whole[:count])
-    ]
-    return max(changed) + 1 if changed else 1
+    return all(torch.equal(product(rows[:count]), whole[:count]) for count in TRIED_ROWS)
+
+
+def _rows(inputs: int) -> Tensor:
+    numbers = torch.Generator().manual_seed(1)
+    return torch.rand(TRIED_ROWS[-1], inputs, generator=numbers, device="cpu") - 0.5
