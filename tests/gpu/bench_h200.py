@@ -1,35 +1,36 @@
 """The engine on a GPU beside what the card allows and what transformers does: `python -m tests.gpu.bench_h200`.
 
-A random bf16 model in the shape of Llama 3.1 8B unless told otherwise. Figures are written to `--out` one by one, as
-soon as they are known, and the table comes last. `--shape tiny --device cpu` rehearses all of it without a GPU.
+A random bf16 model in the shape of Llama 3.1 8B unless told otherwise, on 80 GB or more. Figures are written to `--out`
+one by one, as soon as they are known, and the table comes last. Whatever becomes of a section, the next one is begun,
+if `--most-s` leaves it its time. `--ahead` is a folder of `tests.gpu.ahead` with kernels that were compiled before.
+`--shape tiny --device cpu` rehearses all of it without a GPU.
 
-  exact     tokens and logits of small models, and the tests that are marked `gpu`
-  ceilings  memory, matrix products and uploads at their best
+  http      a server process: its start from files, and its callers' latencies
   decode    steps of 1 to 256 sequences: by the runner alone, and by the engine loop
+  fp8       decode with weights and KV cache in float8, where the engine has it
+  exact     tokens and logits of small models, and the tests that are marked `gpu`
+  peer      transformers: continuous batching and a static batch
   prefill   steps that are one prompt, and one beside decoding sequences
   profile   which kernels such steps are made of
-  peer      transformers: continuous batching and a static batch
-  fp8       decode with weights and KV cache in float8, where the engine has it
-  http      a server process: its start, and its callers' latencies
+  ceilings  memory, matrix products and uploads at their best, which are measured before they are needed first
 """
 
 import argparse
 import gc
-import os
 import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-import psutil
 import torch
-from tests.gpu import engine, exact, models, peer, served
+from tests.gpu import ahead, engine, exact, models, peer, served
+from tests.gpu.budget import Budget, end_late, tell_compiles
 from tests.gpu.report import Figure, Report
 from tests.gpu.sizes import Sizes
 from tests.gpu.timing import Speeds, device_times_s, measure_speeds
@@ -38,23 +39,28 @@ from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.sampling import Sampling
 from llmhost.engines.torch import load
 from llmhost.engines.torch.bench import ModelWork, model_work
+from llmhost.engines.torch.kernel_path import has_kernels
 from llmhost.engines.torch.random_model import random_runner
 from llmhost.engines.torch.runner import TorchRunner
 
-SECTIONS = ("exact", "ceilings", "decode", "prefill", "profile", "peer", "fp8", "http")
+SECTIONS = ("http", "decode", "fp8", "exact", "peer", "prefill", "profile", "ceilings")
 BLOCK_TOKENS = 16
 SHOWN_KERNELS = 6
+FIRST_START_S = 60
+"""What a server's first start may take, and its end."""
 SAMPLED = Sampling(temperature=0.8, top_p=0.95)
 
 
 class Bench:
     """What the sections share."""
 
-    def __init__(self, shape: str, device: torch.device, report: Report) -> None:
+    def __init__(self, shape: str, device: torch.device, report: Report, budget: Budget) -> None:
         self.shape_name, self.shape = shape, models.SHAPES[shape]
         self.device = device
         self.report = report
-        self.sizes = Sizes(is_tiny=shape == "tiny")
+        self.budget = budget
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        self.sizes = Sizes(is_tiny=shape == "tiny", free_bytes=free)
         self.scratch = Path(tempfile.mkdtemp(prefix="llmhost-gpu-", dir=_roomy()))
         self.families = list(exact.FAMILIES)
         self._runner: TorchRunner | None = None
@@ -109,7 +115,7 @@ class Bench:
         with exact.marked_tests() as outcome:
             for verdict in exact.small_models(str(self.device), self.families):
                 self._say(verdict)
-            self._say(outcome(self.sizes.tests_s))
+            self._say(outcome(self.budget.within(self.sizes.tests_s)))
 
     def _say(self, verdict: exact.Verdict) -> None:
         word = "right" if verdict.is_right else "WRONG"
@@ -153,11 +159,20 @@ class Bench:
     ) -> None:
         """The runner over rows made by hand."""
         sizes, what = self.sizes, f"{title} {batch} x {context}"
+        if not self._has_room(runner, what, batch, context + sizes.steps + 40):
+            return
         decoders = engine.Decoders(runner, batch, context, sizes.steps + 40, sampling)
         step_s = engine.runner_step_s(decoders, sizes.steps)
         floor_s = self._floor_s(work, batch, decoders.seen)
         note = f"{batch / step_s:,.0f} tokens/s"
         self.report.add(_time(f"{what}: runner", step_s, floor_s, note))
+
+    def _has_room(self, runner: TorchRunner, what: str, batch: int, tokens: int) -> bool:
+        kv_bytes = batch * (tokens + BLOCK_TOKENS) * model_work(runner).kv_token_bytes
+        fits = self.sizes.has_room(runner.facts.weights_bytes, kv_bytes)
+        if not fits:
+            self.report.say(f"  {what}: no room for {kv_bytes / 1e9:.0f} GB of keys and values")
+        return fits
 
     def _floor_s(self, work: ModelWork, batch: int, seen: int) -> float:
         moved = work.weights_bytes + seen * work.kv_token_bytes
@@ -167,16 +182,17 @@ class Bench:
     def _engine(self, batch: int, prompt: int) -> None:
         """The whole loop, prompts first."""
         sizes, work = self.sizes, model_work(self.runner)
-        new_tokens = sizes.engine_tokens
+        new_tokens, what = sizes.engine_tokens, f"decode {batch} x {prompt}: engine"
+        if not self._has_room(self.runner, what, batch, prompt + new_tokens):
+            return
         run = engine.engine_run(
             self.runner,
             prompts=engine.random_prompts(self.runner, batch, prompt),
             new_tokens=new_tokens,
             at_once=batch,
             tokens_per_step=8192,
-            most_s=sizes.engine_s,
+            most_s=self.budget.within(sizes.engine_s),
         )
-        what = f"decode {batch} x {prompt}: engine"
         if run.step_s is None:
             self.report.say(f"  {what}: its time was up before all decoded")
             return
@@ -254,7 +270,8 @@ class Bench:
     def section_peer(self) -> None:
         self.drop_runner()
         file = self.scratch / "peer.jsonl"
-        for line in peer.run_peer(self.shape_name, str(self.device), file, self.sizes.peer_s):
+        most_s = self.budget.within(self.sizes.peer_s)
+        for line in peer.run_peer(self.shape_name, str(self.device), file, most_s):
             if "error" in line:
                 self.report.say(f"  transformers, {line['way']}, {line['case']}: {line['error']}")
                 continue
@@ -288,9 +305,19 @@ class Bench:
         self.drop_runner()
         speeds, sizes, crowd = self.speeds, self.sizes, self.sizes.crowd
         folder, place = self.folder, self.scratch / "node"
-        served.measure(
-            folder, place, str(self.device), vocab=self.shape.vocab, sizes=sizes, report=self.report
-        )
+        given: dict[str, Any] = {"sizes": sizes, "report": self.report, "budget": self.budget}
+        device = str(self.device)
+        failures = served.measure(folder, place, device, vocab=self.shape.vocab, **given)
+        self._each([partial(self._http_floors, folder, speeds, crowd)])
+        if self.budget.left_s > FIRST_START_S:
+            self.drop_runner()
+            served.measure_first_start(folder, self.scratch / "first", device, **given)
+        if failures:
+            raise failures[0]
+
+    def _http_floors(self, folder: Path, speeds: Speeds, crowd: int) -> None:
+        """The engine without a server, on the same files."""
+        sizes = self.sizes
         began = time.perf_counter()
         options = TorchOptions(device=str(self.device))
         runner = load.load_runner(folder, block_tokens=BLOCK_TOKENS, options=options)
@@ -306,7 +333,7 @@ class Bench:
             new_tokens=sizes.crowd_output,
             at_once=crowd,
             tokens_per_step=served.TOKENS_PER_STEP,
-            most_s=sizes.engine_s,
+            most_s=self.budget.within(sizes.engine_s),
             sampling=Sampling(temperature=1.0),
         )
         self.report.add(Figure(what=served.CROWD, unit="tokens/s", floor=run.tokens_per_s))
@@ -339,38 +366,23 @@ def _rate(what: str, unit: str, value: float) -> Figure:
     return Figure(what=what, unit=unit, ours=value)
 
 
-def run(bench: Bench, names: list[str], most_s: float) -> bool:
-    """Whether all sections went well. One that fails is told of, and the next one runs; after `most_s` none begins."""
-    is_fine, began = True, time.monotonic()
+def run(bench: Bench, names: list[str]) -> bool:
+    """Whether all sections went well. One that fails is told of, and the next one runs."""
+    is_fine, say = True, bench.report.say
     for name in names:
-        if time.monotonic() - began > most_s:
-            bench.report.say(f"{name}: not begun, {most_s:.0f} s are over")
+        left_s, least_s = bench.budget.left_s, bench.sizes.section_s[name]
+        if left_s < least_s:
+            say(f"{name}: not begun, it takes {least_s:.0f} s and {left_s:.0f} are left")
             continue
-        bench.report.say(name)
+        say(name)
         section: Callable[[], None] = getattr(bench, f"section_{name}")
         try:
             section()
         except Exception:  # noqa: BLE001 - the other sections' figures are worth having
             is_fine = False
-            bench.report.say(f"{name} failed:\n{traceback.format_exc()[-3000:]}")
+            say(f"{name} failed:\n{traceback.format_exc()[-3000:]}")
+        say(f"  {name} took {left_s - bench.budget.left_s:.1f} s")
     return is_fine
-
-
-def end_late(report: Report, most_s: float) -> threading.Timer:
-    """A run that hangs still shows what it has."""
-
-    def end() -> None:
-        report.say(f"stopped after {most_s:.0f} s")
-        sys.stdout.write(report.table() + "\n")
-        sys.stdout.flush()
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-        os._exit(3)
-
-    timer = threading.Timer(most_s, end)
-    timer.daemon = True
-    timer.start()
-    return timer
 
 
 def main(words: list[str] | None = None) -> int:
@@ -388,23 +400,32 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--tests-s", type=float, help="wait so long for the tests of exact")
     parser.add_argument("--peer-s", type=float, help="give transformers so long")
     parser.add_argument("--families", help="of small models in exact, with semicolons")
-    parser.add_argument("--budget-s", type=float, default=600.0, help="begin no section after this")
-    parser.add_argument("--most-s", type=float, help="end the process after this, with its table")
+    parser.add_argument(
+        "--most-s",
+        type=float,
+        default=470.0,
+        help="end after this, whatever is left, with its table",
+    )
+    parser.add_argument("--ahead", type=Path, help="kernels that tests.gpu.ahead has compiled")
     options = parser.parse_args(words)
     names = options.only.split(",")
     assert set(names) <= set(SECTIONS), f"the sections are {', '.join(SECTIONS)}"
 
-    report = Report(options.out)
-    timer = end_late(report, options.most_s) if options.most_s else None
     device = torch.device(options.device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    report, budget = Report(options.out, card), Budget(options.most_s)
+    timer = end_late(report, budget)
     report.keep({"card": card, "torch": torch.__version__, "words": sys.argv[1:]})
     if options.kernels != "auto":
         load.has_kernels = lambda device: options.kernels == "on"
     if options.kernels == "on" and device.type == "cpu":
         import tests.unit.kernels.interpreting  # noqa: F401 - makes Triton's interpreter fit for it
     report.say(f"{card}, torch {torch.__version__}, {options.shape}")
-    bench = Bench(options.shape, device, report)
+    if options.ahead and device.type == "cuda":
+        report.say(f"kernels that were compiled before: {ahead.fill(options.ahead)}")
+    if has_kernels(device):
+        tell_compiles(report.say)
+    bench = Bench(options.shape, device, report, budget)
     if options.tests_s:
         bench.sizes.tests_s = options.tests_s
     if options.peer_s:
@@ -412,10 +433,9 @@ def main(words: list[str] | None = None) -> int:
     if options.families:
         bench.families = options.families.split(";")
     try:
-        is_fine = run(bench, names, options.budget_s)
+        is_fine = run(bench, names)
     finally:
         bench.close()
-    if timer is not None:
         timer.cancel()
     sys.stdout.write(report.table() + "\n")
     return 0 if is_fine else 1

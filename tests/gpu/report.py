@@ -37,8 +37,10 @@ class Figure:
 class Report:
     """Figures on the screen and, one JSON object a line, in a file: a run may be cut at any moment."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, card: str = "") -> None:
+        """`card` is what the figures are of; it stands with each."""
         self.path = path
+        self.card = card
         self.figures: list[Figure] = []
         self._began = time.monotonic()
         if path is not None:
@@ -48,9 +50,9 @@ class Report:
         self.figures.append(figure)
         self.say(
             f"  {figure.what}: ours {_shown(figure.ours)}, floor {_shown(figure.floor)},"
-            f" peer {_shown(figure.peer)} {figure.unit} {figure.note}"
+            f" peer {_shown(figure.peer)} {figure.unit} {figure.note} [{self.card}]"
         )
-        self.keep(asdict(figure))
+        self.keep({"card": self.card, **asdict(figure)})
 
     def keep(self, fact: dict[str, Any]) -> None:
         """For the file alone."""
@@ -70,13 +72,14 @@ class Report:
             joined[figure.what] = figure if known is None else known.joined(figure)
         rows = [COLUMNS, *(_cells(figure) for figure in joined.values())]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        lines = [
             "  ".join(
                 cell.ljust(width) if place < 2 else cell.rjust(width)
                 for place, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in rows
-        )
+        ]
+        return "\n".join([f"{self.card}:", *lines] if self.card else lines)
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:
