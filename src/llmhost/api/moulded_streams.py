@@ -72,7 +72,7 @@ class MouldedStreams:
 
     async def _is_begun(self, visit: Visit, stream: Stream, cast: Cast) -> bool:
         assert visit.line is not None
-        read = stream.words.reader(cast.words, visit.request_id)
+        read = stream.words.reader(cast, visit.request_id)
         visit.opening = asyncio.current_task()
         try:
             exchange = await self._short_runs.begin(

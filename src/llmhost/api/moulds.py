@@ -1,24 +1,26 @@
-"""Requests of one mould: their bytes are the same, but for what they say and how long that is.
+"""Requests of one mould: their bytes are the same, but for what they say, how long that is, and who counts them how.
 
 Most programs send such ones, with other words each time. What is around the words is compared byte for byte, and the
 words are read as the whole body is: by the same decoder, and into the same messages. JSON's values don't know what is
 around them, so the body around other words means what it meant around those that were learnt from. A mould is for words
-alone: messages with calls, files or other extras take the long way.
+alone: messages with calls, files or other extras take the long way. Of the head the client's own id is told apart, and
+what traces are followed by, which nobody reads here: proxies make both anew for each request.
 """
 
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from litestar.types import Scope
+from litestar.types import HTTPScope, Scope
 from msgspec.structs import replace
 
 from llmhost.api.bodies import ChatBody, CompletionBody, WireMessage
 from llmhost.api.chat_messages import is_bare, message_of
 from llmhost.api.door import Begun
+from llmhost.api.door import client_id as client_id_of
 from llmhost.api.repeated_run import RepeatedRun
 from llmhost.core.attached import has_marks
 from llmhost.core.request import GenerationRequest, Kind
@@ -31,7 +33,15 @@ MOST_MOULDS = 1_000
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,6})\r\n", re.IGNORECASE)
 _END = b"\r\n\r\n"
 _NOTED = "llmhost.repeat"
+_CHATS = "/v1/chat/"
 _CHAT_LINE = b"POST /v1/chat/"
+_ID_HEADER = b"x-request-id"
+_CLIENT_IDS = re.compile(rb"\r\nx-request-id:", re.IGNORECASE)
+_CLIENT_ID = re.compile(rb"\r\nx-request-id: ?([\x21-\x7e]{1,128})\r\n", re.IGNORECASE)
+_TRACES = re.compile(
+    rb"(\r\n(?:traceparent|tracestate|x-amzn-trace-id|x-cloud-trace-context|x-b3-[a-z]+|b3):)[\t\x20-\x7e]*(?=\r\n)",
+    re.IGNORECASE,
+)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -61,6 +71,8 @@ class Cast(msgspec.Struct, frozen=True):
     """Of the body, up to its words."""
     words: bytes
     behind: bytes
+    client_id: str | None
+    """What its client calls it."""
 
 
 class Noted(msgspec.Struct, frozen=True):
@@ -91,21 +103,21 @@ class Words:
     """One of them that says nothing."""
     is_chat: bool
 
-    def reader(self, words: bytes, request_id: str) -> Read:
+    def reader(self, cast: Cast, request_id: str) -> Read:
         """Reads one of them when it is called. Raises what msgspec does for words that can't be read."""
-        return partial(self._chat if self.is_chat else self._completion, words, request_id)
+        return partial(self._chat if self.is_chat else self._completion, cast, request_id)
 
-    def _chat(self, words: bytes, request_id: str) -> GenerationRequest | None:
-        messages = _messages(words)
+    def _chat(self, cast: Cast, request_id: str) -> GenerationRequest | None:
+        messages = _messages(cast.words)
         if not messages or not all(map(is_bare, messages)):
             return None
         said = tuple([message_of(message, place) for place, message in enumerate(messages)])
         if any(has_marks(message["content"]) for message in said):
             return None
-        return self.bare.saying(request_id, messages=said)
+        return self.bare.saying(request_id, cast.client_id, messages=said)
 
-    def _completion(self, words: bytes, request_id: str) -> GenerationRequest:
-        return self.bare.saying(request_id, prompts=(_prompt(words),))
+    def _completion(self, cast: Cast, request_id: str) -> GenerationRequest:
+        return self.bare.saying(request_id, cast.client_id, prompts=(_prompt(cast.words),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +161,34 @@ def cast_of(begun: Begun, data: bytes) -> Cast | None:
     found = _LENGTH.search(data, 0, end + 2)
     if found is None or int(found[1]) != len(data) - end - len(_END):
         return None
-    around = data[: found.start(1)], data[found.end(1) : end]
-    return cast_of_body(begun, around, data[end + len(_END) :], data.startswith(_CHAT_LINE))
+    head = data[: found.start(1)] + data[found.end(1) : end + 2]
+    named, client_id = _CLIENT_ID.search(head), None
+    if named is not None:
+        if len(_CLIENT_IDS.findall(head)) > 1:
+            return None
+        client_id = named[1].decode()
+        head = head[: named.start(1)] + head[named.end(1) :]
+    around, is_chat = _TRACES.sub(rb"\1", head), data.startswith(_CHAT_LINE)
+    return _cast(begun, around, data[end + len(_END) :], is_chat, client_id)
 
 
-def cast_of_body(begun: Begun, around: object, body: bytes, is_chat: bool) -> Cast | None:
-    """The same of a body; `around` is all else that the request is made of, but its length."""
+def cast_of_parts(begun: Begun, scope: HTTPScope, around: object, body: bytes) -> Cast | None:
+    """The same of what was made of it; `around` is all else that it is made of, but its headers."""
+    own, client_id = client_id_of(scope), None
+    headers = []
+    for name, value in scope["headers"]:
+        if name == _ID_HEADER and own is not None:
+            value, client_id = b"", own
+        if name != b"content-length":
+            headers.append((name, b"" if _is_of_traces(name) else value))
+    if sum(name == _ID_HEADER for name, _ in headers) > 1:
+        return None
+    return _cast(begun, (headers, around), body, scope["path"].startswith(_CHATS), client_id)
+
+
+def _cast(
+    begun: Begun, around: object, body: bytes, is_chat: bool, client_id: str | None
+) -> Cast | None:
     if len(body) > LARGEST_BYTES:
         return None
     try:
@@ -164,7 +198,12 @@ def cast_of_body(begun: Begun, around: object, body: bytes, is_chat: bool) -> Ca
     before, _, behind = body.partition(words)
     made = begun.copy()
     made.update(_encode((around, is_chat, before, behind)))
-    return Cast(made.digest(), before, words, behind)
+    return Cast(made.digest(), before, words, behind, client_id)
+
+
+@lru_cache(256)
+def _is_of_traces(name: bytes) -> bool:
+    return _TRACES.match(b"\r\n%b: \r\n" % name) is not None
 
 
 def mould_of(cast: Cast, run: RepeatedRun) -> Mould | None:
@@ -179,7 +218,7 @@ def words_of(cast: Cast, request: GenerationRequest) -> Words | None:
     words = Words(request.without_words(), is_chat)
     try:
         is_alone = _is_chat_around(cast) if is_chat else _is_completion_around(cast)
-        is_read = is_alone and words.reader(cast.words, request.request_id)() == request
+        is_read = is_alone and words.reader(cast, request.request_id)() == request
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return words if is_read else None

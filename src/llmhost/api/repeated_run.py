@@ -34,26 +34,26 @@ class RepeatedRun:
     body: bytes
     """Of an answer: what is put in are the digits of its id, its time, and `plain_facts`."""
     size_bytes: int
-    _client: str = field(init=False)
+    client: str = field(init=False)
     """The line that answers have of their client's own id."""
 
     def __post_init__(self) -> None:
-        self._client = "" if self.client_id is None else f"{CLIENT_ID}: {self.client_id}\r\n"
+        self.client = client_line(self.client_id)
 
     def of(self, known: KnownRun) -> "RepeatedRun":
         """The same of other requests."""
         return replace(self, known=known)
 
-    def told(self, request_id: str, ran: Generation | Exception, began_s: float) -> Told:
-        """The answer of what ran and has ended, or why it was refused."""
+    def told(self, names: str, request_id: str, ran: Generation | Exception) -> Told:
+        """The answer of what ran and has ended, or why it was refused; `names` are the lines that each answer has."""
         try:
             if isinstance(ran, Exception):
-                return self._refused(ran, request_id, began_s)
-            return self._answered(ran, began_s)
+                return self._refused(ran, names, request_id)
+            return self._answered(ran, names)
         except Exception as error:  # noqa: BLE001 - boundary: others are told together with this one
-            return self._refused(error, request_id, began_s)
+            return self._refused(error, names, request_id)
 
-    def _answered(self, generation: Generation, began_s: float) -> Told:
+    def _answered(self, generation: Generation, names: str) -> Told:
         context = generation.context
         request_id = context.request.request_id
         try:
@@ -62,32 +62,31 @@ class RepeatedRun:
                 context.arrived_utc_ns // 1_000_000_000,
                 *plain_facts(generation.stream.whole(), context.usage),
             )
-            text = self._lines(context, request_id, began_s) + bill_lines(context)
+            text = self._lines(context, names) + bill_lines(context)
         except Exception as error:  # noqa: BLE001 - boundary: as around a route
-            return self._refused(error, request_id, began_s, context)
+            return self._refused(error, names, request_id, context)
         return 200, Lines(text), body
 
     def _refused(
         self,
         error: Exception,
+        names: str,
         request_id: str,
-        began_s: float,
         context: RequestContext | None = None,
     ) -> Told:
         known = known_error(error)
         if not isinstance(error, LlmhostError):
             log.error("api.failed request=%s", request_id, exc_info=error)
-        headers = dict(Lines(self._lines(context, request_id, began_s)).items())
+        headers = dict(Lines(self._lines(context, names)).items())
         headers.update(error_headers(known))
         body = OPENAI.error_body(known, request_id)
         forget_frames(error)
         return known.status, Lines.of(headers), body
 
-    def _lines(self, context: RequestContext | None, request_id: str, began_s: float) -> str:
-        text = names(request_id, began_s) + self._client
+    def _lines(self, context: RequestContext | None, names: str) -> str:
         if context is None:
-            return text
-        text += limit_lines(context.allowances)
+            return names
+        text = names + limit_lines(context.allowances)
         if context.screening is not None:
             text += Lines.of(safety_headers(context)).text
         if context.cache is not None:
@@ -100,6 +99,10 @@ def body_of(is_chat: bool, head: bytes, middle: bytes, envelope: bytes) -> bytes
     and `envelope` up to its choices."""
     head, middle, envelope = (part.replace(b"%", b"%%") for part in (head, middle, envelope))
     return b"%b%%b%b%%d%b" % (head, middle, envelope) + (PLAIN_CHAT if is_chat else PLAIN_TEXT)
+
+
+def client_line(client_id: str | None) -> str:
+    return "" if client_id is None else f"{CLIENT_ID}: {client_id}\r\n"
 
 
 def names(request_id: str, began_s: float) -> str:

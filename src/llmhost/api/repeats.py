@@ -52,12 +52,12 @@ from llmhost.api.moulds import (
     Moulds,
     Noted,
     cast_of,
-    cast_of_body,
+    cast_of_parts,
     mould_of,
     note,
     noted,
 )
-from llmhost.api.repeated_run import CLIENT_ID, RepeatedRun, body_of, names
+from llmhost.api.repeated_run import CLIENT_ID, RepeatedRun, body_of, client_line, names
 from llmhost.api.report import report_of
 from llmhost.api.visit import Visit
 from llmhost.core.ids import new_request_id
@@ -127,7 +127,7 @@ class Repeats:
         self.bytes = 0
         self.answered = 0
         """Requests that took the short way to a kept answer."""
-        self._untold: list[tuple[RepeatedRun, str, float, Tell, Ran]] = []
+        self._untold: list[tuple[RepeatedRun, str, str, float, Tell, Ran]] = []
 
     @property
     def ran(self) -> int:
@@ -173,7 +173,7 @@ class Repeats:
         elif known is not None:
             if (found := self._found(key, known)) is not None:
                 told = self._said(*found, began_s)
-        elif (cast := self._cast(around, raw)) is not None:
+        elif (cast := cast_of_parts(self._hash, scope, around[1:], raw)) is not None:
             told = await self._told(partial(self._runs_alike, key, cast), line)
         if told is not None:
             await send_whole(send, told[0], told[2], told[1], JSON, line)
@@ -245,7 +245,7 @@ class Repeats:
             return None
         self._kept.move_to_end(key)
         request_id, began_s = new_request_id(), time.perf_counter()
-        hear = partial(self._heard, run, request_id, began_s, tell)
+        hear = partial(self._heard, run, run.client, request_id, began_s, tell)
         return self._short_runs.ask(run.known, request_id, hear).leave
 
     def _runs_alike(self, key: bytes, cast: Cast, tell: Tell) -> Leave | None:
@@ -262,16 +262,23 @@ class Repeats:
             return None
         self._sees(key)
         request_id, began_s = new_request_id(), time.perf_counter()
-        hear = partial(self._heard, run, request_id, began_s, tell)
-        read = mould.words.reader(cast.words, request_id)
+        client = client_line(cast.client_id)
+        hear = partial(self._heard, run, client, request_id, began_s, tell)
+        read = mould.words.reader(cast, request_id)
         return self._short_runs.ask(run.known, request_id, hear, read, len(cast.words)).leave
 
     def _heard(
-        self, run: RepeatedRun, request_id: str, began_s: float, tell: Tell, ran: Ran
+        self,
+        run: RepeatedRun,
+        client: str,
+        request_id: str,
+        began_s: float,
+        tell: Tell,
+        ran: Ran,
     ) -> None:
         """One has ended, or was refused, or did not begin. With others of this turn of the loop its answer is made, and
         then they are written: either goes quicker where the other does not come in between."""
-        self._untold.append((run, request_id, began_s, tell, ran))
+        self._untold.append((run, client, request_id, began_s, tell, ran))
         if len(self._untold) == 1:
             # What is read from there on is none of this request, which is named where it ends.
             asyncio.get_running_loop().call_soon(self._tell_all, context=Context())
@@ -279,10 +286,10 @@ class Repeats:
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, []
         told: list[tuple[Tell, Told | None]] = []
-        for run, request_id, began_s, tell, ran in untold:
+        for run, client, request_id, began_s, tell, ran in untold:
             one = None
             if ran is not None:
-                one = run.told(request_id, ran, began_s)
+                one = run.told(names(request_id, began_s) + client, request_id, ran)
                 self._count(len(one[2]))
             told.append((tell, one))
         for tell, one in told:
@@ -394,10 +401,6 @@ class Repeats:
         made.update(_encode((around, raw)))
         return made.digest()
 
-    def _cast(self, around: "_Around", raw: bytes) -> Cast | None:
-        headers = [header for header in around[0] if header[0] != b"content-length"]
-        return cast_of_body(self._hash, (headers, *around[1:]), raw, around[2] == CHATS)
-
     def _said(self, repeat: _Repeat, context: RequestContext, began_s: float) -> Told:
         """An answer that is kept."""
         request_id = context.request.request_id
@@ -423,7 +426,7 @@ class Repeats:
 
 
 _Around = tuple[Any, ...]
-"""What a request is made of beside its body: first its headers, and its path as the third."""
+"""What a request is made of beside its body: first its headers."""
 
 
 def _around(scope: HTTPScope) -> _Around:

@@ -224,18 +224,19 @@ class GenerationRequest:
     def saying(
         self,
         request_id: str,
+        client_request_id: str | None,
         *,
         messages: tuple[dict[str, Any], ...] = (),
         prompts: tuple[str, ...] = (),
     ) -> "GenerationRequest":
-        """The same under an id of its own, and something is said in it: of one `without_words`, whose client's id it
-        keeps."""
+        """The same under ids of its own, and something is said in it: of one `without_words`."""
         known = self._all
         if known is None:
             known = _read_all(self)
             object.__setattr__(self, "_all", known)
         copied = _Copy(*known)
-        copied.request_id, copied.messages, copied.prompts = request_id, messages, prompts
+        copied.request_id, copied.client_request_id = request_id, client_request_id
+        copied.messages, copied.prompts = messages, prompts
         copied.__class__ = GenerationRequest
         request: GenerationRequest = copied
         return request

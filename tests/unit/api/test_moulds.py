@@ -143,7 +143,7 @@ def test_what_is_read_of_words_is_what_is_read_of_the_body(
     if cast is None or cast.key != key:
         return
     try:
-        request = words.reader(cast.words, "req_1")()
+        request = words.reader(cast, "req_1")()
     except (LlmhostError, msgspec.MsgspecError):
         with pytest.raises(LlmhostError):
             read(second)
@@ -166,7 +166,7 @@ def test_what_is_read_of_a_prompt_is_what_is_read_of_the_body(
         return
     assert known is not None and cast is not None
     if cast.key == known[0]:  # not where the words are around, too
-        assert known[1].reader(cast.words, "req_1")() == read(second, is_chat=False)
+        assert known[1].reader(cast, "req_1")() == read(second, is_chat=False)
 
 
 def chat(words: str, around: str = '"model":"fake"') -> bytes:
@@ -189,7 +189,7 @@ def test_words_alone_differ_within_a_mould(words: str) -> None:
     assert known is not None
     cast = cast_of(BEGUN, bytes_of(chat(words)))
     assert cast is not None and cast.key == known[0]
-    assert known[1].reader(cast.words, "req_1")() == read(chat(words))
+    assert known[1].reader(cast, "req_1")() == read(chat(words))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_what_is_more_than_text_is_read_on_the_long_way(words: str) -> None:
     known = words_from(chat(USER))
     cast = cast_of(BEGUN, bytes_of(chat(words)))
     assert known is not None and cast is not None and cast.key == known[0]
-    assert known[1].reader(cast.words, "req_1")() is None
+    assert known[1].reader(cast, "req_1")() is None
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,29 @@ def test_what_is_around_the_words_and_who_sends_it_make_the_mould() -> None:
     assert key(chat('[{"role":"user","content":"much longer than that"}]')) == key()
 
 
+TRACED = "traceparent: 00-{0}-b7-01\r\nTraceState: a={0}\r\nx-b3-spanid: {0}\r\n"
+
+
+def test_a_clients_id_and_its_traces_are_no_part_of_the_mould() -> None:
+    casts = [
+        cast_of(BEGUN, bytes_of(chat(USER), head=f"X-Request-Id: {id_}\r\n{TRACED.format(id_)}"))
+        for id_ in ("one", "another")
+    ]
+    first, second = casts
+    assert first is not None and second is not None and first.key == second.key
+    assert (first.client_id, second.client_id) == ("one", "another")
+
+
+@pytest.mark.parametrize(
+    "head", ["x-request-id: a b\r\n", "x-request-id: \r\n", f"x-request-id: {'a' * 129}\r\n"]
+)
+def test_an_id_that_is_none_is_told_to_nobody(head: str) -> None:
+    cast, other = cast_of(BEGUN, bytes_of(chat(USER), head=head)), "x-request-id: c d\r\n"
+    assert cast is not None and cast.client_id is None
+    different = cast_of(BEGUN, bytes_of(chat(USER), head=other))
+    assert different is not None and different.key != cast.key
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -247,6 +270,7 @@ def test_what_is_around_the_words_and_who_sends_it_make_the_mould() -> None:
         bytes_of(b"[" * 9_000),
         bytes_of(chat(f'[{{"role":"user","content":"{"a" * 20_000}"}}]')),
         bytes_of(b'{"model":"fake"}'),
+        bytes_of(chat(USER), head="x-request-id: a\r\nX-Request-Id: b\r\n"),
     ],
 )
 def test_what_is_not_one_whole_request_with_words_is_cast_in_no_mould(data: bytes) -> None:
@@ -383,6 +407,29 @@ async def test_over_a_connection_they_are_answered_before_they_are_read() -> Non
             await settled(host)
             seen.append(([answer.said for answer in answers], rows(host)["entries"]))
             assert alike(host) == (4 if is_on else 0)
+    assert seen[0] == seen[1]
+
+
+async def test_each_hears_the_id_that_its_client_gave_it() -> None:
+    seen = []
+    for is_on in (True, False):
+        async with node() as host:
+            host.host.repeats.is_on = is_on
+            client, answers = Client(host), []
+            for at, text in enumerate(("a", "b", "c", "d", "forbidden", "é")):
+                traced = {
+                    "x-request-id": f"id-{at}" if at != 3 else "no id",
+                    "traceparent": f"{at}",
+                }
+                for stream in (False, True):
+                    asked = Asked(plain(text, stream=stream), None, traced)
+                    answers.append(await client.ask(raw(asked)))
+                    data = raw(Asked(plain(f"{text} in pieces", stream=stream), None, traced))
+                    answers.append(await client.ask(data[:50], data[50:]))
+                    await settled(host)
+            ids = [(each.status, each.headers.get("x-client-request-id")) for each in answers]
+            seen.append((ids, rows(host)["entries"], rows(host)["traffic"]))
+            assert (alike(host), host.host.repeats.streams.ran) == ((4, 4) if is_on else (0, 0))
     assert seen[0] == seen[1]
 
 
