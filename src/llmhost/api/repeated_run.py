@@ -9,11 +9,12 @@ from llmhost.api.cache_headers import cache_headers
 from llmhost.api.dialect import OPENAI
 from llmhost.api.door import Lines, Told
 from llmhost.api.errors import error_headers, forget_frames, known_error
-from llmhost.api.frames import PLAIN_CHAT, PLAIN_TEXT, plain_facts
+from llmhost.api.frames import PLAIN_CHAT, PLAIN_TEXT, plain_facts, whole_answer
 from llmhost.api.gatekeeper import Mark
 from llmhost.api.limit_headers import limit_lines
 from llmhost.api.safety_headers import safety_headers
 from llmhost.core.errors import LlmhostError
+from llmhost.core.output import Delta
 from llmhost.pipeline.context import RequestContext
 from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.short_run import KnownRun
@@ -55,17 +56,23 @@ class RepeatedRun:
 
     def _answered(self, generation: Generation, names: str) -> Told:
         context = generation.context
-        request_id = context.request.request_id
         try:
-            body = self.body % (
-                request_id.removeprefix("req_").encode(),
-                context.arrived_utc_ns // 1_000_000_000,
-                *plain_facts(generation.stream.whole(), context.usage),
-            )
+            body = self._body(context, generation.stream.whole())
             text = self._lines(context, names) + bill_lines(context)
         except Exception as error:  # noqa: BLE001 - boundary: as around a route
-            return self._refused(error, names, request_id, context)
+            return self._refused(error, names, context.request.request_id, context)
         return 200, Lines(text), body
+
+    def _body(self, context: RequestContext, deltas: list[Delta]) -> bytes:
+        created_s = context.arrived_utc_ns // 1_000_000_000
+        if context.reading is not None:
+            facts = context.request, created_s, deltas, context.usage
+            return whole_answer(*facts, reading=context.reading)
+        return self.body % (
+            context.request.request_id.removeprefix("req_").encode(),
+            created_s,
+            *plain_facts(deltas, context.usage),
+        )
 
     def _refused(
         self,

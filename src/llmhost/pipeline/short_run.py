@@ -43,6 +43,7 @@ from llmhost.pipeline.execute import spec_of
 from llmhost.pipeline.generation import Generation
 from llmhost.pipeline.limit import size_of
 from llmhost.pipeline.processor import Processor
+from llmhost.pipeline.reading import reading_of
 from llmhost.pipeline.short_way import (
     STATEFUL,
     again,
@@ -144,7 +145,7 @@ class ShortRuns:
         )
 
     def _is_plain(self, context: RequestContext) -> bool:
-        """It has one answer, which is text, and nothing was to be waited for before it ran."""
+        """It has one answer, which is text, be it thoughts in part, and nothing was to be waited for before it ran."""
         request = context.request
         return (
             context.outcome is Outcome.ANSWERED
@@ -155,7 +156,7 @@ class ShortRuns:
             and not (context.can_wait or context.held_by is not None)
             and context.verdict is None
             and context.deferral is None
-            and context.reading is None
+            and not (request.tools or request.may_call)
             and context.grammar is None
             and context.adapter is None
             and len(context.prompts) * request.runs == 1
@@ -292,7 +293,11 @@ class ShortRuns:
         stages.screen.check_length(context)
         if known.judged_in is not None and not stages.screen.is_clean(context):
             return False
-        context.terms = terms_anew(known.context.known_terms, request, tokenizer)
+        context.terms = terms = terms_anew(known.context.known_terms, request, tokenizer)
+        if context.reading is not None:  # where all is content that rests on no prompt
+            spec = context.known_deployment.entry.spec
+            if reading_of(request, spec, tokenizer, terms.prompts[0]) != context.reading:
+                return False
         context.max_new_tokens = stages.resolve.room(context, context.longest_tokens)
         return True
 

@@ -294,6 +294,7 @@ def again(
         deployment=before.deployment,
         tokenizer=before.tokenizer,
         terms=before.terms,
+        reading=before.reading,
         max_new_tokens=before.max_new_tokens,
         longest_tokens=before.longest_tokens,
         adapter=before.adapter,

@@ -22,11 +22,13 @@ from llmhost.config.schema.safety import SafetySettings
 from llmhost.core.attached import mark_of
 from llmhost.core.caller import Limits
 from llmhost.core.errors import LlmhostError
+from llmhost.core.ports import Marks
 from llmhost.core.request import GenerationRequest
 from llmhost.hooks.spec import Refusal, hookimpl
 from llmhost.tenants.budgets import Budget
 from llmhost.tenants.periods import Period
 from llmhost.testing import FAKE_MODEL, TestHost, fake_chat_words
+from llmhost.text.words import WordTokenizer
 
 BEGUN = blake2b(b"here", key=b"key", digest_size=16)
 FILE = [{"type": "file", "file": {"file_id": "file-1"}}]
@@ -431,6 +433,51 @@ async def test_each_hears_the_id_that_its_client_gave_it() -> None:
             seen.append((ids, rows(host)["entries"], rows(host)["traffic"]))
             assert (alike(host), host.host.repeats.streams.ran) == ((4, 4) if is_on else (0, 0))
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("hides", [True, False])
+async def test_thoughts_are_told_from_content_on_both_ways(
+    hides: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = fake_chat_words([{"role": "user", "content": "the third"}], 6).split()
+    marks = Marks(thoughts=(words[0], words[2]))
+    monkeypatch.setattr(WordTokenizer, "marks", marks)
+    begun = "beginning with thoughts"
+    monkeypatch.setattr(
+        WordTokenizer,
+        "begins_with_thoughts",
+        lambda self, prompt: self.encode(begun)[-1] in prompt,
+    )
+    seen = []
+    for is_on in (True, False):
+        async with node() as host:
+            host.host.repeats.is_on = is_on
+            client, answers, facts = Client(host), [], {"include_reasoning": not hides}
+            for text in ("a", "b", "the third", begun, "the third", "the third", "d"):
+                for stream in (False, True):
+                    asked = run(plain(text, stream=stream, **facts))
+                    answers.append(await client.ask(raw(asked)))
+                    await settled(host)
+            if is_on:
+                ran = alike(host), short(host), host.host.repeats.streams.ran
+                assert ran == (2, 1, 4)
+            told = [each.body for each in answers]
+            assert any(words[1].encode() in each for each in told[4:6]) is not hides
+            seen.append(([_said(each) for each in answers], rows(host)["entries"]))
+    assert seen[0] == seen[1]
+
+
+def _said(answer: Answer) -> Any:
+    """A stream as the texts of all its choices' fields, one after the other."""
+    if "content-length" in answer.headers:
+        return answer.said
+    told: dict[str, str] = {}
+    for line in answer.body.decode().split("\n"):
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                for name, text in choice["delta"].items():
+                    told[name] = told.get(name, "") + (text or "")
+    return told
 
 
 async def test_what_comes_behind_one_that_runs_waits_for_its_answer() -> None:
