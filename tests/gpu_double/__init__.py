@@ -11,6 +11,6 @@ still uses it, and it knows one device. Where CUDA sometimes waits, it always do
 """
 
 from tests.gpu_double.installing import installed
-from tests.gpu_double.rules import breaks, no_waiting
+from tests.gpu_double.rules import breaks, no_waiting, swallows
 
-__all__ = ["breaks", "installed", "no_waiting"]
+__all__ = ["breaks", "installed", "no_waiting", "swallows"]

@@ -57,6 +57,16 @@ def breaks(rule: type[RuleBroken]) -> Iterator[None]:
         raise AssertionError(f"nothing raised {rule.__name__}")
 
 
+@contextmanager
+def swallows(rule: type[RuleBroken]) -> Iterator[None]:
+    """In the block that error is raised, and caught by somebody whose business it is."""
+    before = len(RuleBroken.found)
+    yield
+    found = RuleBroken.found[before:]
+    assert found and all(isinstance(one, rule) for one in found), found
+    del RuleBroken.found[before:]
+
+
 class _Stretch(threading.local):
     depth = 0
 

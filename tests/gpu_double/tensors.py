@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WAITING = frozenset(
     {
         "_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "argwhere", "masked_select", "bincount",
-        "_unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave", "allclose", "one_hot",
+        "_unique", "_unique2", "unique_dim", "unique_consecutive", "allclose",
     }
 )  # fmt: skip
 """Calls whose result, or its size, the host has to know."""
@@ -118,7 +118,7 @@ def _computed(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> A
         _refuse_mixture(func._opname, args, tensors)
     elif stays:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    if func._opname in WAITING and not kwargs.get("output_size"):
+    if _waits(func, *args, **kwargs):
         wait(func._opname)
     there = [storage_of(one) for one in tensors if isinstance(one, DeviceTensor)]
     written = [storage_of(one) for one in _written(func, args, kwargs)]
@@ -128,7 +128,7 @@ def _computed(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> A
         here.graph.will_write(written)
     owners: dict[int, DeviceTensor] = {}
     given = _mapped(partial(_taken, owners), (args, kwargs))
-    result = func(*given[0], **given[1])
+    result = _ON_THE_CPU.get(func._opname, func)(*given[0], **given[1])
     if written:
         _follow(owners, given)
     if not stays:
@@ -140,8 +140,16 @@ def _computed(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> A
     if here.graph is None:
         use((), [storage_of(one) for one in fresh if one is not None])
     elif any(new) or written:
-        here.graph.record(func, (args, kwargs), fresh)
+        here.graph.record(_ON_THE_CPU.get(func._opname, func), (args, kwargs), fresh)
     return made
+
+
+def _waits(func: Any, *args: Any, output_size: int | None = None, **_: Any) -> bool:
+    if func._opname == "repeat_interleave":
+        return func._overloadname != "self_int" and output_size is None
+    if func._opname == "one_hot":
+        return len(args) < 2  # the number of classes
+    return func._opname in WAITING
 
 
 def _taken(owners: dict[int, "DeviceTensor"], one: Tensor) -> Tensor:
@@ -299,6 +307,10 @@ def _copy(into: Tensor, source: Tensor, non_blocking: bool, *, is_new: bool = Fa
     plain(into).copy_(plain(source))
 
 
+_ON_THE_CPU: dict[str, Callable[..., Any]] = {
+    "histc": lambda x, *args, **kwargs: torch.histc(x.float(), *args, **kwargs).to(x.dtype)
+}
+"""What torch can't do there with the numbers that it can do it with on a GPU."""
 SPECIAL: dict[str, Callable[..., Any]] = {
     "_pin_memory": _pinned,
     "_to_copy": _moved,

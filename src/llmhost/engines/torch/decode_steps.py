@@ -297,17 +297,19 @@ class DecodeSteps:
         aside = self._aside = self._aside or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(aside):
-            self._body(width)
-            aside.synchronize()
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            graph.capture_begin(self._pool, capture_error_mode="thread_local")
-            try:
-                logits = self._body(width)
-            finally:
-                graph.capture_end()
-        current.wait_stream(aside)
+        try:
+            with torch.cuda.stream(aside):
+                self._body(width)
+                aside.synchronize()
+                if self._pool is None:
+                    self._pool = torch.cuda.graph_pool_handle()
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                try:
+                    logits = self._body(width)
+                finally:
+                    graph.capture_end()
+        finally:  # what failed amid its first run may still run, over inputs that others use next
+            current.wait_stream(aside)
         return _Graph(graph.replay, logits)
 
 

@@ -154,6 +154,8 @@ class Pieces:
         current = torch.cuda.current_stream()
         aside = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            yield
-        current.wait_stream(aside)
+        try:
+            with torch.cuda.stream(aside):
+                yield
+        finally:
+            current.wait_stream(aside)
