@@ -122,6 +122,7 @@ def test_threads_that_begin_meanwhile_have_the_device_too() -> None:
         lambda x: x[x > 1],
         lambda x: x[torch.tensor([1])],
         lambda x: x.equal(x),
+        lambda x: torch.nn.functional.one_hot(x.long()),
         lambda x: x.repeat_interleave(x.long()),
         lambda x: torch.zeros(4).copy_(x, non_blocking=True),
         lambda x: x.copy_(torch.zeros(4)),
@@ -142,12 +143,17 @@ def test_whatever_waits_is_refused_where_nobody_may(wait: object, infers: bool) 
 
 def test_what_does_not_wait_may_be_done() -> None:
     x, host = numbers(), pinned()
+    total = int(x.sum())
     with no_waiting():
-        x.copy_(host, non_blocking=True)
+        torch.empty_like(x).copy_(host, non_blocking=True)
         host = torch.ones(4).pin_memory().to(HERE, non_blocking=True)
-        x[x > 1] = 0
-        x[host.long()] += 1
+        y = x.clone()
+        y[y > 1] = 0
+        y[host.long()] += 1
         x.to("cpu", non_blocking=True)
+        torch.nn.functional.one_hot(x.long(), 4)
+        x.repeat_interleave(2)
+        x.repeat_interleave(x.long(), output_size=total)
         event = torch.cuda.Event()
         event.record()
         torch.cuda.Stream().wait_event(event)

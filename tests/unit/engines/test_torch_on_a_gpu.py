@@ -13,11 +13,12 @@ import tests.unit.kernels.interpreting  # noqa: F401
 import torch
 from tests.gpu_double import breaks, installed, no_waiting
 from tests.gpu_double import memory as gpu_memory
-from tests.gpu_double.rules import GraphOutdated, RuleBroken
+from tests.gpu_double.rules import GraphOutdated, RuleBroken, UsedTooLate
 from tests.unit.engines.adapters import save_adapter
 from tests.unit.engines.checkpoints import save_checkpoint
 from tests.unit.engines.guessing import BLOCKS, Scripted, say
 from tests.unit.engines.pooling_checkpoints import add_sentence_files, save_embedder
+from tests.unit.engines.steps_ahead import check_that_steps_ahead_draw_the_same
 from tests.unit.engines.toy_scheduler import GREEDY, Asked, ToyScheduler
 from tests.unit.schedule.kit import a_spec, some_limits
 from tests.unit.schedule.test_engine_loop import Reader, running
@@ -28,6 +29,7 @@ from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import Pooling
 from llmhost.core.step import PENDING, Draw, KvMove, Row
 from llmhost.engines.torch import backend_triton, decode_steps, load, pieces, selfcheck
+from llmhost.engines.torch import runner as running_steps
 from llmhost.engines.torch.compile_ahead import CompileAhead
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.pooling_load import load_pooling
@@ -78,17 +80,20 @@ def gpu(
     folder: Path, wide_folder: Path, adapter: Path, embedder: Path
 ) -> Iterator[pytest.MonkeyPatch]:
     """From when all checkpoints have been made. Graphs are captured for few widths."""
-    launch = TorchRunner.launch
 
-    def launch_without_waiting(self: TorchRunner, rows: Sequence[Row]) -> Any:
-        with no_waiting():
-            return launch(self, rows)
+    def without_waiting(method: Any) -> Any:
+        def run(*args: Any) -> Any:
+            with no_waiting():
+                return method(*args)
+
+        return run
 
     with pytest.MonkeyPatch.context() as patch, installed():
-        patch.setattr(decode_steps, "WIDTHS", (1, 4))
+        patch.setattr(decode_steps, "WIDTHS", (1, 5))
         patch.setattr(pieces, "WIDTHS", (4, 8))
         patch.setattr(backend_triton, "warm_up", lambda *_, **__: None)  # thousands of programs
-        patch.setattr(TorchRunner, "launch", launch_without_waiting)
+        patch.setattr(TorchRunner, "launch", without_waiting(TorchRunner.launch))
+        patch.setattr(running_steps._Flight, "draw", without_waiting(running_steps._Flight.draw))
         yield patch
 
 
@@ -129,9 +134,9 @@ def look(runner: TorchRunner, model: Any, folder: Path, shape: KvShape) -> None:
     runner.windows = [scores.window for scores in runner.layers_ask]
 
 
-def with_graphs(runner: TorchRunner, *, most_rows: int = 4, most_tokens: int = 8) -> None:
-    runner.most_rows, runner.most_tokens = most_rows, most_tokens
-    runner.set_kv_blocks(BLOCKS)
+def with_graphs(runner: TorchRunner, *, most_rows: int = 5, blocks: int = BLOCKS) -> None:
+    runner.most_rows, runner.most_tokens = most_rows, 8 if most_rows > 1 else 4
+    runner.set_kv_blocks(blocks)
 
 
 class Kept:
@@ -158,6 +163,11 @@ def answers(runner: TorchRunner, *more: Asked, **options: Any) -> list[list[int]
     return ToyScheduler(Kept(runner), chunk=5).answer(*asked(**options), *more)  # type: ignore[arg-type]
 
 
+def answer(runner: TorchRunner) -> list[int]:
+    """Of one sequence, in three steps."""
+    return ToyScheduler(Kept(runner), chunk=5).answer(Asked((5, 6, 7), 3))[0]  # type: ignore[arg-type]
+
+
 def test_a_model_is_loaded_straight_and_answers_as_on_the_cpu(
     there: TorchRunner, plain: TorchRunner
 ) -> None:
@@ -169,22 +179,15 @@ def test_a_model_is_loaded_straight_and_answers_as_on_the_cpu(
     assert answers(there) == answers(plain)
 
 
-async def test_steps_overlap_and_say_what_steps_one_by_one_say(
+def test_what_shapes_a_token_does_so_in_steps_that_are_launched_ahead(there: TorchRunner) -> None:
+    check_that_steps_ahead_draw_the_same(there, is_held=True)
+
+
+async def test_an_engine_has_its_steps_overlap(
     there: TorchRunner, plain: TorchRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samplings = [
-        GREEDY,
-        Sampling(temperature=1.0, top_p=0.9),
-        Sampling(temperature=0.0, repetition_penalty=1.3, frequency_penalty=0.4, logprobs=2),
-        Sampling(temperature=0.8, bad_words=((4,), (1, 2)), logit_bias=((5, 2.0),)),
-    ]
-    specs = [
-        a_spec(range(2 + place, 5 + 3 * place), sampling=sampling, seed=place, max_new_tokens=4)
-        for place, sampling in enumerate(samplings)
-    ]
-    alone = say(Kept(there), specs)  # type: ignore[arg-type]
-    assert alone.answers[0] == say(plain, specs[:1]).answers[0]
-
+    prompts = [(5, 6, 7), range(2, 12), (60,)]
+    specs = [a_spec(prompt, max_new_tokens=4, index=at) for at, prompt in enumerate(prompts)]
     launched: list[int] = []
     launch = there.launch
     monkeypatch.setattr(there, "launch", lambda rows: (launched.append(len(rows)), launch(rows))[1])
@@ -195,19 +198,19 @@ async def test_steps_overlap_and_say_what_steps_one_by_one_say(
             engine.submit(spec, reader)
         for reader in readers:
             await reader.end()
-    assert [reader.tokens for reader in readers] == alone.answers
-    assert 4 in launched
+    assert [reader.tokens for reader in readers] == say(plain, specs).answers
+    assert len(launched) > 3
 
 
 def test_graphs_are_forgotten_when_the_cache_moves(there: TorchRunner, plain: TorchRunner) -> None:
     one, right = Asked((5, 6, 7), 4), Asked((5, 6, 7), 4)
-    toy = ToyScheduler(Kept(there))  # type: ignore[arg-type]
     ToyScheduler(plain).answer(right)
+    toy = ToyScheduler(Kept(there))  # type: ignore[arg-type]
     toy.step([one])
     toy.step([one])
-    there.set_kv_blocks(BLOCKS - 8)  # its blocks stay what they are
+    with_graphs(there, most_rows=1, blocks=BLOCKS - 8)  # its blocks stay what they are
     toy.step([one])
-    with_graphs(there)
+    with_graphs(there, most_rows=1)
     assert toy.answer(one) == [right.made]
 
 
@@ -218,8 +221,8 @@ def test_a_graph_that_were_not_forgotten_would_be_noticed(
         patch.setattr(there, "_forget_graphs", lambda: None)
         there.set_kv_blocks(BLOCKS - 8)
     with breaks(GraphOutdated):
-        answers(there)
-    with_graphs(there)
+        answer(there)
+    with_graphs(there, most_rows=1)
 
 
 def test_a_model_sleeps_and_wakes(there: TorchRunner, plain: TorchRunner) -> None:
@@ -227,26 +230,28 @@ def test_a_model_sleeps_and_wakes(there: TorchRunner, plain: TorchRunner) -> Non
     there.set_kv_blocks(0)
     there.sleep()
     assert torch.cuda.memory_allocated() < before - there.facts.weights_bytes
+    with breaks(UsedTooLate), torch.inference_mode():
+        there._model(input_ids=torch.tensor([[3]], device=there.device))
     there.wake()
-    with_graphs(there)
+    with_graphs(there, most_rows=1)
     assert torch.cuda.memory_allocated() == pytest.approx(before, rel=0.01)
-    assert answers(there) == answers(plain)
+    assert answer(there) == answer(plain)
 
 
-def test_a_full_device_fails_what_is_asked_and_nothing_else(
+def test_a_full_device_lets_a_model_sleep_on(
     there: TorchRunner, plain: TorchRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there.set_kv_blocks(0)
     there.sleep()
-    full = torch.cuda.memory_allocated() + 1000
+    asleep = torch.cuda.memory_allocated()
     with monkeypatch.context() as patch:
-        patch.setattr(gpu_memory, "CAPACITY_BYTES", full)
+        patch.setattr(gpu_memory, "CAPACITY_BYTES", asleep + 10_000)
         with pytest.raises(OutOfMemory):
             there.wake()
-    assert torch.cuda.memory_allocated() < full
+    assert torch.cuda.memory_allocated() == asleep
     there.wake()
-    with_graphs(there)
-    assert answers(there) == answers(plain)
+    with_graphs(there, most_rows=1)
+    assert answer(there) == answer(plain)
 
 
 def test_blocks_move_to_host_memory_and_back(there: TorchRunner, plain: TorchRunner) -> None:
@@ -299,7 +304,7 @@ def test_narrow_numbers_take_the_same_way(
     asked = TorchOptions(device="cuda:0", **options)
     read = wide_folder if "int4" in options.values() else folder
     runner = load.load_runner(read, block_tokens=BLOCK_TOKENS, options=asked)
-    with_graphs(runner, most_rows=1, most_tokens=4)
+    with_graphs(runner, most_rows=1)
     rows = [Row(1, [5, 6, 7], 0, [3], GREEDY, 0, wants_token=True)]
     (first,) = runner.run(rows)
     (second,) = runner.run([Row(1, [first], 3, [3], GREEDY, 0, wants_token=True)])  # type: ignore[list-item]
@@ -323,7 +328,7 @@ def test_a_model_that_goes_through_its_own_modules_is_captured_too(
         with_graphs(runner, most_rows=3)
         said.append(answers(runner, new_tokens=2))
     assert runner.path is not None and runner.path.decoder is None
-    assert runner._decode is not None and set(runner._decode._graphs) == {1, 4}
+    assert runner._decode is not None and set(runner._decode._graphs) == {1, 5}
     assert said[0] == said[1]
 
 
