@@ -119,7 +119,7 @@ def save_gptq(
     return _save_words(folder, pack, settings, **changes)
 
 
-def save_awq(folder: Path, **changes: Any) -> Path:
+def save_awq(folder: Path, *, group: int = GROUP, **changes: Any) -> Path:
     """The same as AWQ keeps it."""
     places = [
         0,
@@ -137,7 +137,7 @@ def save_awq(folder: Path, **changes: Any) -> Path:
         return _words(eights.reshape(len(numbers), -1).t(), 4).t().contiguous()
 
     def pack(layer: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        order = torch.arange(weight.shape[1]) // GROUP
+        order = torch.arange(weight.shape[1]) // group
         numbers, zeros, scales = _numbers(weight, order, 4, is_symmetric=False)
         parts = {
             "qweight": interleaved(numbers),
@@ -147,7 +147,7 @@ def save_awq(folder: Path, **changes: Any) -> Path:
         plain = ((numbers - zeros[order]) * scales.half().float()[order]).t().contiguous()
         return {f"{layer}.{name}": part for name, part in parts.items()}, plain
 
-    settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}
+    settings = {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemm"}
     return _save_words(folder, pack, settings, **changes)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,38 +181,47 @@ def check_words(folder: Path) -> Unpacked:
     return unpacked
 
 
-def test_four_bits_of_gptq_stay_the_same_numbers_as_narrow_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "save",
+    [save_gptq, partial(save_gptq, is_symmetric=False), save_awq],
+    ids=["gptq", "asym", "awq"],
+)
+def test_four_bits_stay_the_same_numbers_as_narrow_weights(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
     """What a GPU is given with `weights = "int4"`."""
-    save_gptq(tmp_path, **LARGE)
-    assert check_words(tmp_path).scales
+    save(tmp_path, **LARGE)
+    known = check_words(tmp_path).int4
+    assert all((one.zeros is None) is (save is save_gptq) for one in known.values())
     footprint = read_footprint(tmp_path, block_tokens=16)
     host = torch.device("cpu")
     model = load._load_model(tmp_path, footprint, TorchOptions(device="cpu"), host)
     plain = {name: one.clone() for name, one in model.state_dict().items()}
     narrow.narrow_weights(model, "int4", host)
 
-    for name, layer in model.named_modules():
-        if isinstance(layer, narrow.NarrowLinear):
-            part = layer._part
-            assert isinstance(part, Int4Projection)
-            found = unpack_matrix(part.weight, part.scales)
-            torch.testing.assert_close(found, plain[f"{name}.weight"], rtol=0, atol=0)
+    layers = [one for one in model.named_modules() if isinstance(one[1], narrow.NarrowLinear)]
+    assert len(layers) == len(known) == 7
+    for name, layer in layers:
+        part = layer._part
+        assert isinstance(part, Int4Projection)
+        found = unpack_matrix(part.weight, part.scales, part.zeros)
+        torch.testing.assert_close(found, plain[f"{name}.weight"], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"is_symmetric": False}, {"is_in_order": False}, {"group": 64}]
-)
-def test_other_words_have_no_scales_that_narrow_weights_could_take(
+@pytest.mark.parametrize("changes", [{"bits": 8}, {"is_in_order": False}, {"group": 64}])
+def test_other_words_are_rounded_anew_as_narrow_weights(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
     save_gptq(tmp_path, **(LARGE | changes))
-    assert not check_words(tmp_path).scales
+    assert not check_words(tmp_path).int4
 
 
 def test_the_size_of_words_is_known_with_narrow_weights_too(tmp_path: Path) -> None:
     save_gptq(tmp_path, **LARGE)
     plain = read_footprint(plain_beside(tmp_path), block_tokens=16, weights="int4")
-    assert read_footprint(tmp_path, block_tokens=16, weights="int4") == plain
+    found = read_footprint(tmp_path, block_tokens=16, weights="int4")
+    assert replace(found, weights_bytes=plain.weights_bytes) == plain
+    assert 0 < found.weights_bytes - plain.weights_bytes < 0.02 * plain.weights_bytes
 
 
 def test_a_part_without_its_numbers_is_refused(tmp_path: Path) -> None:

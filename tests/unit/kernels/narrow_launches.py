@@ -17,18 +17,22 @@ def launches() -> Iterator[Launch]:
     for rows in (1, 16, 64):
         yield _four_bits(rows, int4.blocks_for(rows))
     yield _four_bits(16, int4.blocks_for(16), "fp16")
-    yield Launch(
-        int4._widen,
-        {
-            "w_ptr": "*u8",
-            "scale_ptr": "*bf16",
-            "out_ptr": "*bf16",
-            "N": "i32",
-            "scale_stride": "i32",
-        },
-        {"K": WIDTH, "CHUNK": int4.CHUNK, "BLOCK_N": int4.WIDEN_ROWS},
-        {"num_warps": 4},
-    )
+    yield _four_bits(1, int4.blocks_for(1), has_zeros=True)
+    yield _four_bits(64, int4.blocks_for(64), has_zeros=True)
+    for has_zeros in (False, True):
+        yield Launch(
+            int4._widen,
+            {
+                **dict.fromkeys(("w_ptr", "zero_ptr"), "*u8"),
+                **dict.fromkeys(("scale_ptr", "out_ptr"), "*bf16"),
+                **dict.fromkeys(("N", "scale_stride", "zero_stride"), "i32"),
+            },
+            {
+                **{"K": WIDTH, "CHUNK": int4.CHUNK},
+                **{"HAS_ZEROS": has_zeros, "BLOCK_N": int4.WIDEN_ROWS},
+            },
+            {"num_warps": 4},
+        )
     yield Launch(
         quantise._quantise_rows,
         {"x_ptr": "*bf16", "out_ptr": "*fp8e4nv", "scale_ptr": "*fp32"},
@@ -63,22 +67,25 @@ def _few_rows(weight: str, rows: int, blocks: skinny.Blocks) -> Launch:
     return _launch(types, constants, rows, blocks, stages, line_bytes)
 
 
-def _four_bits(rows: int, blocks: skinny.Blocks, kind: str = "bf16") -> Launch:
+def _four_bits(
+    rows: int, blocks: skinny.Blocks, kind: str = "bf16", *, has_zeros: bool = False
+) -> Launch:
     block_m = max(rows, skinny.LEAST_ROWS)
     stages = skinny.stages_within(blocks.stages, int4.CHUNK * (2 * block_m + blocks.n // 2))
     return Launch(
         int4._skinny,
         {
             **dict.fromkeys(("x_ptr", "scale_ptr", "bias_ptr", "out_ptr"), f"*{kind}"),
-            **dict.fromkeys(("M", "N", "scale_stride"), "i32"),
-            "w_ptr": "*u8",
+            **dict.fromkeys(("M", "N", "scale_stride", "zero_stride"), "i32"),
+            **dict.fromkeys(("w_ptr", "zero_ptr"), "*u8"),
         },
         {
-            **{"K": WIDTH, "CHUNK": int4.CHUNK, "HAS_BIAS": True, "ON_GPU": True},
+            **{"K": WIDTH, "CHUNK": int4.CHUNK, "HAS_ZEROS": has_zeros},
+            **{"HAS_BIAS": True, "ON_GPU": True},
             **{"BLOCK_N": blocks.n, "BLOCK_M": block_m, "STAGES": stages},
         },
         {"num_warps": blocks.warps},
-        form=f"4 bits{'' if kind == 'bf16' else f' {kind}'} {rows} rows",
+        form=f"4 bits{'' if kind == 'bf16' else f' {kind}'}{' zeros' if has_zeros else ''} {rows} rows",
         turn_bytes=blocks.n * int4.CHUNK // 2,
         shared_bytes=skinny.SHARED_BYTES,
     )

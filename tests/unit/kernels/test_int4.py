@@ -33,6 +33,31 @@ def test_few_rows_times_packed_weights(rows: int, dtype: torch.dtype):
     assert off(got, linear(x.double(), unpack_matrix(packed, scales).double())) < TOLERANCE[dtype]
 
 
+def quantised(count: int, width: int) -> Int4Projection:
+    """As some checkpoints have them: with zero points."""
+    numbers = torch.Generator().manual_seed(3)
+    packed = torch.randint(0, 256, (count, width // 2), generator=numbers, dtype=torch.uint8)
+    scales = random(width // 128, count, seed=4).abs()
+    zeros = torch.randint(0, 17, (width // 128, count), generator=numbers, dtype=torch.uint8)
+    return Int4Projection(packed, scales, random(count, seed=5), zeros)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 17])
+def test_zero_points_are_taken_off(rows: int):
+    matrix, x = quantised(40, 512), random(rows, 512)
+    exact = linear(
+        x.double(),
+        unpack_matrix(matrix.weight, matrix.scales, matrix.zeros).double(),
+        matrix.bias.double(),
+    )
+    got = int4_linear(x, matrix.weight, matrix.scales, matrix.bias, zeros=matrix.zeros)
+    assert off(got, exact) < 1e-5
+    assert off(matrix.widened(x), exact) < 1e-5
+    part = matrix.part(16, 40)
+    got = int4_linear(x, part.weight, part.scales, part.bias, zeros=part.zeros)
+    assert off(got, exact[:, 16:]) < 1e-5
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_part_of_the_rows_with_a_bias_and_other_blocks(rows: int):
     x = random(rows, 256)

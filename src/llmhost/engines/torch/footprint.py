@@ -122,6 +122,8 @@ def read_footprint(
 def _loaded_bytes(name: str, tensor: StoredTensor, item: int, weights: str) -> int:
     if tensor.kind not in _FLOATS and tensor.kind != _EXPANDED:
         return tensor.stored_bytes
+    if weights == "int4" and name.endswith(quantised.ZERO_POINTS):
+        return 2 * tensor.stored_bytes  # one byte for each, where they are kept
     is_whole = math.prod(tensor.shape) == tensor.elements
     narrow = narrow_bytes(weights, name, tensor.shape, item) if is_whole else None
     return tensor.elements * item if narrow is None else narrow

@@ -28,6 +28,7 @@ from llmhost.engines.torch.compile_ahead import CompileAhead, launches_of
 from llmhost.engines.torch.cpu_linear import pack_beside, widen_where_it_helps
 from llmhost.engines.torch.expand import drop_used_up, expand
 from llmhost.engines.torch.footprint import Footprint, read_footprint
+from llmhost.engines.torch.int4 import Quantised
 from llmhost.engines.torch.kernel_path import KernelPath, has_kernels
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.memory import give_back
@@ -341,7 +342,7 @@ def _read_by_transformers(
     dtype = getattr(torch, footprint.dtype)
     kind: Any = transformers.AutoModelForCausalLM
     source: dict[str, Any] = {"pretrained_model_name_or_path": folder, **local}
-    scales: Mapping[str, torch.Tensor] = {}
+    known: Mapping[str, Quantised] = {}
     if quantised.is_unpacked_here(settings):
         if local["trust_remote_code"] and getattr(config, "auto_map", None):
             raise ValueError("its weights are quantised, and transformers has no code for it")
@@ -349,7 +350,7 @@ def _read_by_transformers(
         del config.quantization_config
         kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         source = {"pretrained_model_name_or_path": None, "state_dict": unpacked.tensors}
-        scales = unpacked.scales
+        known = unpacked.int4
     elif not quantised.is_expanded_later(settings):
         _expand_weights(config)
     model, report = kind.from_pretrained(
@@ -366,7 +367,7 @@ def _read_by_transformers(
             f"The weights in {folder} lack {len(missing)} tensors that a {footprint.architecture} needs,"
             f" {missing[0]} first. The checkpoint is incomplete or belongs to another config.json."
         )
-    narrow.remember_scales(model, scales)
+    narrow.remember(model, known)
     if quantised.is_expanded_later(settings):
         return expand(model, dtype)
     drop_used_up(model)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llmhost.engines.torch.fp8 import Fp8Projection
-from llmhost.engines.torch.int4 import Int4Projection
+from llmhost.engines.torch.int4 import ZERO, Int4Projection, Quantised
 from llmhost.engines.torch.projections import Projection
 
 GROUPS = (
@@ -47,7 +47,8 @@ class NarrowLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
-_SCALES: "WeakKeyDictionary[nn.Module, Tensor]" = WeakKeyDictionary()
+_KNOWN: "WeakKeyDictionary[nn.Module, Quantised]" = WeakKeyDictionary()
+"""Layers of checkpoints that were quantised."""
 
 KINDS: dict[str, type[Fp8Projection] | type[Int4Projection]] = {
     "fp8": Fp8Projection,
@@ -56,13 +57,13 @@ KINDS: dict[str, type[Fp8Projection] | type[Int4Projection]] = {
 """By the value of `options.weights`."""
 
 
-def remember_scales(model: Any, scales: Mapping[str, Tensor]) -> None:
-    """Of layers, by their names, whose weights are 4-bit numbers with these scales already: made narrow, they stay the
-    same numbers. Those that the model has put together from several are forgotten."""
+def remember(model: Any, quantised: Mapping[str, Quantised]) -> None:
+    """Of layers, by their names, whose weights have been 4-bit numbers before: made narrow, they stay the same numbers.
+    Those that the model has put together from several are forgotten."""
     layers = dict(model.named_modules())
-    for name, of_layer in scales.items():
+    for name, of_layer in quantised.items():
         if isinstance(layer := layers.get(name), nn.Linear):
-            _SCALES[layer] = of_layer
+            _KNOWN[layer] = of_layer
 
 
 def narrow_weights(model: Any, kind: str, device: torch.device) -> None:
@@ -77,13 +78,11 @@ def narrow_weights(model: Any, kind: str, device: torch.device) -> None:
             bias = None
             if linears[0].bias is not None:
                 bias = _stacked([one.bias for one in linears], device)
-            scales = [_SCALES.get(one) for one in linears]
-            known = [one for one in scales if one is not None]
-            is_known = kind == "int4" and len(known) == len(linears)
+            known = _known(linears, device) if kind == "int4" else None
             whole = (
-                Int4Projection.of(weight, bias, _stacked(known, device))
-                if is_known
-                else KINDS[kind].of(weight, bias)
+                KINDS[kind].of(weight, bias)
+                if known is None
+                else Int4Projection.of(weight, bias, known)
             )
             first = 0
             for name, linear in zip(names, linears, strict=True):
@@ -97,7 +96,7 @@ def narrow_weights(model: Any, kind: str, device: torch.device) -> None:
 def compile_products(model: Any) -> None:
     """Have the compiler make what `model` needs for any number of rows, so that no request waits for it."""
     wholes = {
-        (one.in_features, len(one.whole.tensors)): one.whole
+        (one.in_features, tuple(tensor.dtype for tensor in one.whole.tensors)): one.whole
         for one in model.modules()
         if isinstance(one, NarrowLinear)
     }
@@ -142,6 +141,21 @@ def _groups(model: Any) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
     for layer in model.model.layers:
         for owner, names in GROUPS:
             yield getattr(layer, owner), names
+
+
+def _known(linears: Sequence[nn.Module], device: torch.device) -> Quantised | None:
+    """What is known of all of them together; None where it isn't known of each."""
+    known = [_KNOWN[one] for one in linears if one in _KNOWN]
+    if len(known) < len(linears):
+        return None
+    scales = torch.cat([one.scales for one in known]).to(device)
+    if all(one.zeros is None for one in known):
+        return Quantised(scales, None)
+    zeros = [
+        torch.full_like(one.scales, ZERO, dtype=torch.uint8) if one.zeros is None else one.zeros
+        for one in known
+    ]
+    return Quantised(scales, torch.cat(zeros).to(device))
 
 
 def _stacked(parts: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -35,6 +35,7 @@ METHODS = {
 }
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 """What GPTQ and AWQ keep of a layer's matrix."""
+ZERO_POINTS = ".qzeros"
 GPTQ_BITS = (2, 3, 4, 8)
 _WORD_BITS = 32
 _FOUR_BITS = 4

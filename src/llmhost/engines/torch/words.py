@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from llmhost.engines.torch.int4 import GROUP
+from llmhost.engines.torch.int4 import GROUP, ZERO, Quantised
 from llmhost.engines.torch.quantised import GPTQ_BITS, PARTS, method_of
 from llmhost.engines.torch.weight_files import read_headers
 from llmhost.observe.logs import log_event
@@ -30,8 +30,7 @@ AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 TURNED = ("gpt2",)
 """Model types whose layers keep their matrices as [K, N]."""
 _HOST = torch.device("cpu")
-_SYMMETRIC = 8
-"""The zero point of 4 bits that makes them the numbers from -8 to 7."""
+INT4_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +39,9 @@ class Unpacked:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """On the host."""
-    scales: dict[str, Tensor] = field(default_factory=dict)
-    """Of matrices that are 4-bit numbers from -8 to 7 with a scale for each GROUP columns in their order: [N, K /
-    GROUP], by the name of the layer. `Int4Projection` can have them as they are."""
+    int4: dict[str, Quantised] = field(default_factory=dict)
+    """Of matrices of 4 bits with a scale for each GROUP columns in their order, by the name of the layer:
+    `Int4Projection` can have their numbers as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,9 @@ def _unpack(
     is_turned = config.get("model_type") in TURNED
     found.tensors[f"{layer}.weight"] = (plain if is_turned else plain.t()).cpu().contiguous()
     if _is_int4(numbers, zeros, stored):
-        found.scales[layer] = stored.scales.t().to(dtype).cpu().contiguous()
+        scales, points = stored.scales.t().to(dtype), zeros.t().to(torch.uint8)
+        has_points = bool((points != ZERO).any())
+        found.int4[layer] = Quantised(scales.cpu(), points.cpu() if has_points else None)
 
 
 class _Files:
@@ -195,9 +196,8 @@ def _plain(layer: str, numbers: Tensor, zeros: Tensor, stored: _Matrix) -> Tenso
 
 def _is_int4(numbers: Tensor, zeros: Tensor, stored: _Matrix) -> bool:
     """Whether it is what `Int4Projection` keeps."""
-    if len(numbers) != GROUP * len(zeros) or not bool((zeros == _SYMMETRIC).all()):
-        return False
-    if int(numbers.max()) > 2 * _SYMMETRIC - 1:
+    bits = WORD_BITS * stored.words.numel() // numbers.numel()
+    if bits != INT4_BITS or len(numbers) != GROUP * len(zeros):
         return False
     in_order = torch.arange(len(numbers), device=numbers.device) // GROUP
     return stored.groups is None or bool((stored.groups == in_order).all())

@@ -1,7 +1,7 @@
 """Products with weights of 4 bits, and the same weights as plain numbers.
 
 256 columns of a row are 128 bytes: byte j has column j in its low half and column 128 + j in its high one. 128 columns
-share a scale. A weight is its 4 bits, less 8, times that.
+share a scale. A weight is its 4 bits, less 8 or the zero point that they share too, times that.
 """
 
 import torch
@@ -32,10 +32,13 @@ def int4_linear(
     scales: Tensor,
     bias: Tensor | None = None,
     blocks: Blocks | None = None,
+    *,
+    zeros: Tensor | None = None,
 ) -> Tensor:
     """`x` [M, K] times the transposed weights as [M, N] in the type of `x`, whose M is at most MOST_ROWS.
 
-    `packed` [N, K / 2] uint8, `scales` [K / 128, N] of any float type, whose rows are contiguous.
+    `packed` [N, K / 2] uint8, `scales` [K / 128, N] of any float type and `zeros` [K / 128, N] uint8, which are 8 where
+    there are none. Rows of both are contiguous.
     """
     rows, width = x.shape
     count = packed.shape[0]
@@ -46,8 +49,9 @@ def int4_linear(
     block_m = max(LEAST_ROWS, triton.next_power_of_2(rows))
     stage_bytes = CHUNK * block_m * x.itemsize + CHUNK // 2 * blocks.n
     _skinny[(triton.cdiv(count, blocks.n),)](
-        x.contiguous(), packed, scales, added, out, rows, count, scales.stride(0),
-        K=width, CHUNK=CHUNK, HAS_BIAS=bias is not None, ON_GPU=x.is_cuda, BLOCK_M=block_m,
+        x.contiguous(), packed, scales, scales if zeros is None else zeros, added, out,
+        rows, count, scales.stride(0), scales.stride(0) if zeros is None else zeros.stride(0),
+        K=width, CHUNK=CHUNK, HAS_ZEROS=zeros is not None, HAS_BIAS=bias is not None, ON_GPU=x.is_cuda, BLOCK_M=block_m,
         BLOCK_N=blocks.n, STAGES=stages_within(blocks.stages, stage_bytes), num_warps=blocks.warps,
     )  # fmt: skip
     return out
@@ -57,13 +61,17 @@ def blocks_for(rows: int) -> Blocks:
     return FEW if rows <= FEW_ROWS else MANY
 
 
-def widen(packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+def widen(
+    packed: Tensor, scales: Tensor, dtype: torch.dtype, zeros: Tensor | None = None
+) -> Tensor:
     """The weights [N, K] as plain numbers."""
     count, width = packed.shape[0], 2 * packed.shape[1]
     out = torch.empty(count, width, dtype=dtype, device=packed.device)
     grid = (triton.cdiv(count, WIDEN_ROWS), width // CHUNK)
     _widen[grid](
-        packed, scales, out, count, scales.stride(0), K=width, CHUNK=CHUNK, BLOCK_N=WIDEN_ROWS, num_warps=4
+        packed, scales, scales if zeros is None else zeros, out,
+        count, scales.stride(0), scales.stride(0) if zeros is None else zeros.stride(0),
+        K=width, CHUNK=CHUNK, HAS_ZEROS=zeros is not None, BLOCK_N=WIDEN_ROWS, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -127,8 +135,8 @@ def _plain(packed, KIND: tl.constexpr, ON_GPU: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def _skinny(
-    x_ptr, w_ptr, scale_ptr, bias_ptr, out_ptr, M, N, scale_stride,
-    K: tl.constexpr, CHUNK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x_ptr, w_ptr, scale_ptr, zero_ptr, bias_ptr, out_ptr, M, N, scale_stride, zero_stride,
+    K: tl.constexpr, CHUNK: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, ON_GPU: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = CHUNK // 2
@@ -152,6 +160,10 @@ def _skinny(
         next_low = tl.load(scale_block)
         next_high = tl.load(scale_block + scale_stride)
         low, high = _plain(packed, x_ptr.dtype.element_ty, ON_GPU)
+        if HAS_ZEROS:  # the numbers are small, so nothing is rounded
+            zero_block = zero_ptr + 2 * chunk * zero_stride + read
+            low += (8.0 - tl.load(zero_block).to(tl.float32)).to(low.dtype)[:, None]
+            high += (8.0 - tl.load(zero_block + zero_stride).to(tl.float32)).to(high.dtype)[:, None]
         product = tl.dot(low, low_x, input_precision="ieee")
         out += product * low_scale.to(tl.float32)[:, None]
         product = tl.dot(high, high_x, input_precision="ieee")
@@ -166,8 +178,8 @@ def _skinny(
 
 @triton.jit
 def _widen(
-    w_ptr, scale_ptr, out_ptr, N, scale_stride,
-    K: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr,
+    w_ptr, scale_ptr, zero_ptr, out_ptr, N, scale_stride, zero_stride,
+    K: tl.constexpr, CHUNK: tl.constexpr, HAS_ZEROS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = CHUNK // 2
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -178,8 +190,14 @@ def _widen(
     scale_block = scale_ptr + 2 * chunk * scale_stride + read
     low_scale = tl.load(scale_block).to(tl.float32)
     high_scale = tl.load(scale_block + scale_stride).to(tl.float32)
-    low = ((packed & 15).to(tl.float32) - 8.0) * low_scale[:, None]
-    high = ((packed >> 4).to(tl.float32) - 8.0) * high_scale[:, None]
+    low_zero = tl.full([BLOCK_N], 8.0, tl.float32)
+    high_zero = low_zero
+    if HAS_ZEROS:
+        zero_block = zero_ptr + 2 * chunk * zero_stride + read
+        low_zero = tl.load(zero_block).to(tl.float32)
+        high_zero = tl.load(zero_block + zero_stride).to(tl.float32)
+    low = ((packed & 15).to(tl.float32) - low_zero[:, None]) * low_scale[:, None]
+    high = ((packed >> 4).to(tl.float32) - high_zero[:, None]) * high_scale[:, None]
     place = out_ptr + rows.to(tl.int64)[:, None] * K + chunk * CHUNK + columns[None, :]
     inside = (rows < N)[:, None]
     tl.store(place, low.to(out_ptr.dtype.element_ty), mask=inside)
