@@ -213,7 +213,7 @@ class Bench:
         flops = tokens * work.token_flops + work.logits_flops + pairs * work.attention_flops
         floor_s = max(flops / self.speeds.flops_per_s, work.weights_bytes / self.speeds.bytes_per_s)
         note = f"{flops / spent_s / 1e12:.0f} TFLOP/s, {tokens / spent_s:,.0f} tokens/s"
-        note += f", attended by {self.runner.facts.attends}"
+        note += f", attended by {self.runner.facts.attends or 'torch'}"
         self.report.add(_time(f"prefill {tokens}", spent_s, floor_s, note))
 
     def _mixed(self, work: ModelWork, batch: int, context: int, tokens: int) -> None:

@@ -160,6 +160,17 @@ def test_plans_on_their_way_are_not_written_over(monkeypatch: pytest.MonkeyPatch
         is_right(step, scores)
 
 
+def test_a_plan_may_be_made_in_inference_mode_and_outside() -> None:
+    shape = Shape(heads=4, kv_heads=2, dim=64, block_tokens=8, dtype=HALF)
+    attention = FlashInfer(form_of(shape), CPU, (9, 0))
+    for seed in range(5):
+        step = make_step(shape, [9, 20], [9, 31], seed=seed)
+        cache = KeyValue(step.keys, step.values)
+        with torch.inference_mode(seed % 4 == 0):
+            attention.attend(rows_of(step), step.query, cache, Scores(), step.out)
+        is_right(step, Scores())
+
+
 def names_of(function: Any) -> list[tuple[str, Any]]:
     parameters = inspect.signature(inspect.unwrap(function)).parameters.values()
     return [(one.name, one.default) for one in parameters]

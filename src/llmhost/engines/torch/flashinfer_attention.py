@@ -161,9 +161,10 @@ class FlashInfer:
         return turn.wrapper
 
     def _wrapper(self) -> Any:
-        return self._library.BatchPrefillWithPagedKVCacheWrapper(
-            self._room, "NHD", backend=self._backend
-        )
+        with torch.inference_mode(False):  # what is made within can't be changed outside
+            return self._library.BatchPrefillWithPagedKVCacheWrapper(
+                self._room, "NHD", backend=self._backend
+            )
 
     def _numbers(self, rows: PrefillRows) -> Numbers:
         size, width = self._form.block_tokens, rows.block_tables.shape[1]
