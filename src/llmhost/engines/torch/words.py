@@ -96,7 +96,7 @@ def _unpack(
     plain = _plain(layer, numbers, zeros, stored).to(dtype)
     is_turned = config.get("model_type") in TURNED
     found.tensors[f"{layer}.weight"] = (plain if is_turned else plain.t()).cpu().contiguous()
-    if _is_int4(numbers, zeros, stored):
+    if _is_int4(numbers, stored):
         scales, points = stored.scales.t().to(dtype), zeros.t().to(torch.uint8)
         has_points = bool((points != ZERO).any())
         found.int4[layer] = Quantised(scales.cpu(), points.cpu() if has_points else None)
@@ -182,22 +182,30 @@ def _along_columns(words: Tensor) -> Tensor:
 def _plain(layer: str, numbers: Tensor, zeros: Tensor, stored: _Matrix) -> Tensor:
     """The matrix as [K, N], in float32."""
     scales = stored.scales
-    if stored.groups is not None:
+    if not _is_in_order(numbers, stored):
+        assert stored.groups is not None
         at = stored.groups.long()
         if int(at.min()) < 0 or int(at.max()) >= len(scales):
             raise ValueError(f"{layer}.g_idx names groups that have no scales")
-        return (numbers - zeros[at]) * scales[at]
+        return scales[at].mul_(numbers - zeros[at])
     each = len(numbers) // len(scales)
     if each * len(scales) != len(numbers):
         raise ValueError(f"{layer} has {len(scales)} groups for {len(numbers)} columns")
     grouped = numbers.view(len(scales), each, -1) - zeros[:, None]
-    return (grouped * scales[:, None]).flatten(0, 1)
+    return grouped.float().mul_(scales[:, None]).flatten(0, 1)
 
 
-def _is_int4(numbers: Tensor, zeros: Tensor, stored: _Matrix) -> bool:
+def _is_in_order(numbers: Tensor, stored: _Matrix) -> bool:
+    """Each group has as many columns as the others, and all of them beside each other."""
+    if stored.groups is None:
+        return True
+    each = len(numbers) // len(stored.scales)
+    places = torch.arange(len(numbers), device=numbers.device) // max(each, 1)
+    return bool((stored.groups == places).all())
+
+
+def _is_int4(numbers: Tensor, stored: _Matrix) -> bool:
     """Whether it is what `Int4Projection` keeps."""
     bits = WORD_BITS * stored.words.numel() // numbers.numel()
-    if bits != INT4_BITS or len(numbers) != GROUP * len(zeros):
-        return False
-    in_order = torch.arange(len(numbers), device=numbers.device) // GROUP
-    return stored.groups is None or bool((stored.groups == in_order).all())
+    is_grouped = len(numbers) == GROUP * len(stored.scales)
+    return bits == INT4_BITS and is_grouped and _is_in_order(numbers, stored)
