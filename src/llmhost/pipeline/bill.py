@@ -26,7 +26,7 @@ from llmhost.hooks.now import NotNow, ask_each_now, ask_now
 from llmhost.hooks.registry import Plugins
 from llmhost.hooks.spec import DIMENSIONS
 from llmhost.hooks.spec import Price as Quote
-from llmhost.pipeline.admission import size_of, under_way
+from llmhost.pipeline.admission import Size, size_of, under_way
 from llmhost.pipeline.context import RequestContext, each_named
 from llmhost.pipeline.estimate import Estimate, estimate_of
 from llmhost.pipeline.settle import Settle
@@ -164,28 +164,26 @@ class Bill:
         self._open_slot(context)
 
     def hold_alike(self, contexts: Sequence[RequestContext]) -> bool:
-        """The part of `hold` that budgets have, of requests that are alike and pay one price; False, and nothing is
+        """The part of `hold` that budgets have, of requests of one caller that pay one price; False, and nothing is
         held, where each has to ask for itself."""
         first = contexts[0]
         if (price := first.price) is None or any(each.price is not price for each in contexts):
             return False
         if not self._accounts.has_budgets(first.known_caller.org):
             return True
-        size = size_of(first, self._settings.slice_tokens)
-        if any(
-            each.terms is not first.terms and size_of(each, self._settings.slice_tokens) != size
-            for each in contexts
-        ):
-            return False
-        holds = self._accounts.hold_in_turn(
-            first.known_caller,
-            first.run_id,
-            Spending.first_nano(price, **size),
-            [(each.arrived_utc_ns, each.request.request_id) for each in contexts],
-        )
+        wishes: list[tuple[int, str, int]] = []
+        sizes: list[Size] = []
+        nano, terms = 0, None
+        for each in contexts:
+            if each.terms is not terms or not sizes:  # of those that are the same it is known
+                terms, size = each.terms, size_of(each, self._settings.slice_tokens)
+                nano = Spending.first_nano(price, **size)
+            sizes.append(size)
+            wishes.append((each.arrived_utc_ns, each.request.request_id, nano))
+        holds = self._accounts.hold_in_turn(first.known_caller, first.run_id, wishes)
         if holds is None:
             return False
-        for context, hold in zip(contexts, holds, strict=True):
+        for context, hold, size in zip(contexts, holds, sizes, strict=True):
             if hold is not None:
                 context.budget_remaining_nano = hold.first_remaining_nano
                 context.spending = Spending(hold, price, **size)

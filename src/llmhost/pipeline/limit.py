@@ -63,22 +63,15 @@ class Limit:
             return False
         return True
 
-    def enter_each(self, contexts: Sequence[RequestContext]) -> list[bool]:
-        """As `enter_all`, of requests that may differ in their sizes."""
-        sizes = [size_of(context) for context in contexts]
-        if all(size == sizes[0] for size in sizes):
-            return self.enter_all(contexts, sizes[0])
-        return [self.enter(context, size) for context, size in zip(contexts, sizes, strict=True)]
-
-    def enter_all(self, contexts: Sequence[RequestContext], size: Size) -> list[bool]:
-        """As `enter`, for each of some requests that are alike and come at one moment."""
+    def enter_all(self, contexts: Sequence[RequestContext], size: Size | None = None) -> list[bool]:
+        """As `enter`, for each of some requests of one caller to one model that come at one moment, and are of one size
+        if it is given."""
         first = contexts[0]
         name = first.known_deployment.entry.name
-        passes = self._limiter.admit_in_turn(
-            first.known_caller, name, first.run_id, size, len(contexts)
-        )
+        sizes = [size] * len(contexts) if size is not None else list(map(size_of, contexts))
+        passes = self._limiter.admit_in_turn(first.known_caller, name, first.run_id, sizes)
         if passes is None:
-            return [self.enter(context, size) for context in contexts]
+            return [self.enter(each, of) for each, of in zip(contexts, sizes, strict=True)]
         for context, one in zip(contexts, passes, strict=True):
             context.limits_pass = one
         return [True] * len(contexts)

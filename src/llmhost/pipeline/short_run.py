@@ -262,8 +262,7 @@ class ShortRuns:
             return
         # Asked last: it has counted those whom it lets in.
         contexts, limit = [each.known_context for each in left], self._stages.limit
-        is_same = left[0].read is None
-        are_in = limit.enter_all(contexts, known.size) if is_same else limit.enter_each(contexts)
+        are_in = limit.enter_all(contexts, known.size if left[0].read is None else None)
         for each, is_in in zip(left, are_in, strict=True):
             if not is_in:
                 each.context = None

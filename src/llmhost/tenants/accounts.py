@@ -231,17 +231,17 @@ class Accounts:
         self,
         caller: Caller,
         run_id: str | None,
-        nano: int,
-        arrivals: Sequence[tuple[int, str]],
+        wishes: Sequence[tuple[int, str, int]],
     ) -> Sequence[BudgetHold | None] | None:
-        """As `hold`, for each of several requests that cost the same at most, of which the time of their arrival and
-        the id are given. None, and nothing is held, where each has to ask for itself."""
+        """As `hold`, for each of several requests, of which the time of their arrival, the id, and what they cost at
+        most are given. None, and nothing is held, where each has to ask for itself."""
         accounts = self._accounts_over(caller) if caller.org in self._by_org else ()
         if not accounts:
-            return [None] * len(arrivals)
-        assert nano >= 0, "nobody is paid for asking"
-        first_ns, last_ns = min(arrivals)[0], max(arrivals)[0]
-        all_nano, least = nano * len(arrivals), UNLIMITED
+            return [None] * len(wishes)
+        first_ns, last_ns = min(wishes)[0], max(wishes)[0]
+        nanos = [nano for _, _, nano in wishes]
+        assert min(nanos) >= 0, "nobody is paid for asking"
+        all_nano, least = sum(nanos), UNLIMITED
         pots: list[Pot] = []
         for account in accounts:
             pot = account.usual
@@ -256,11 +256,11 @@ class Accounts:
                 least = room
             pots.append(pot)
         for pot in pots:
-            pot.users += len(arrivals)
+            pot.users += len(wishes)
             pot.held += all_nano
         all_pots = tuple(pots)
         holds: list[BudgetHold] = []
-        for utc_ns, request_id in arrivals:
+        for utc_ns, request_id, nano in wishes:
             least -= nano
             expires_ns = utc_ns + HOLD_NS
             holds.append(

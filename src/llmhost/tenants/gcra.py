@@ -5,6 +5,7 @@ at every rate and nothing is ever rounded in anybody's favour.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import msgspec
 
@@ -227,31 +228,35 @@ def tightest(
 
 
 def tightest_in_turn(
-    buckets: Sequence[Bucket], units: int, count: int, now_ns: int, *, most: int = 0
+    buckets: Sequence[Bucket], units: Sequence[int], now_ns: int, *, most: int = 0
 ) -> list[Standing] | None:
-    """What `tightest` says of each of `count` that take so many units, one after the other, at one moment. None where
-    that is not known at once: one of them finds no room, a bucket never has as many, or two that have as little left
-    fill up at different rates, so that either may be the one that answers."""
-    first = tightest(buckets, units, now_ns, most=most)
+    """What `tightest` says of each of those that take so many units, one after the other, at one moment, and want
+    `most` at most. None where that is not known at once: one of them finds no room, a bucket never has as many, or two
+    that have as little left fill up at different rates, so that either may be the one that answers."""
+    first = tightest(buckets, units[0], now_ns, most=most)
     if first is None:
         return None
+    largest, behind = max(units), sum(units) - units[0]
     least, _, than = first
-    if least < (count - 1) * units:
+    if least < behind:
         return None
     owed = 0
     for bucket in buckets:
-        if units > bucket.burst:
+        if largest > bucket.burst:
             return None
         rate = bucket.per_minute
         debt = bucket.tat - now_ns * rate
-        debt = (debt if debt > 0 else 0) + units * UNIT
+        debt = (debt if debt > 0 else 0) + units[0] * UNIT
         if bucket.burst + -debt // UNIT == least:
             if rate != than:
                 return None
             if debt > owed:
                 owed = debt
-    cost = units * UNIT
-    return [(least - units * turn, -(-(owed + cost * turn) // than), than) for turn in range(count)]
+    taken, stood = -units[0], []
+    for each in units:
+        taken += each
+        stood.append((least - taken, -(-(owed + taken * UNIT) // than), than))
+    return stood
 
 
 def take_each(buckets: Iterable[Bucket], units: int, now_ns: int) -> None:
@@ -287,9 +292,11 @@ def hold_each(buckets: Sequence[Bucket], units: int, now_ns: int) -> Hold | tupl
     return hold
 
 
-def hold_in_turn(buckets: Sequence[Bucket], units: int, count: int, now_ns: int) -> list[Hold]:
-    """As `hold_each`, for `count` that come at one moment, of units that no bucket has fewer of."""
-    holds, cost = [Hold(units) for _ in range(count)], units * UNIT
+def hold_in_turn(buckets: Sequence[Bucket], units: Sequence[int], now_ns: int) -> list[Hold]:
+    """As `hold_each`, for each of those that come at one moment, of units that no bucket has fewer of."""
+    holds, cost = [Hold(each) for each in units], sum(units) * UNIT
+    behind = [each * UNIT for each in accumulate(units[:-1])]
+    """What those before each but the first take."""
     for bucket in buckets:
         if len(bucket._holds) >= bucket._most_holds:
             bucket._forget_closed()
@@ -297,10 +304,10 @@ def hold_in_turn(buckets: Sequence[Bucket], units: int, count: int, now_ns: int)
         peak = now - added
         bucket._holds += holds
         bucket._peaks.append(peak if peak > bucket._last else bucket._last)
-        bucket._peaks += [peak - cost * turn for turn in range(1, count)]
+        bucket._peaks += [peak - before for before in behind]
         bucket._last = _NEVER
-        bucket._added = added + cost * count
-        bucket.tat = (tat if tat > now else now) + cost * count
+        bucket._added = added + cost
+        bucket.tat = (tat if tat > now else now) + cost
     return holds
 
 

@@ -91,21 +91,27 @@ class Limiter:
         return self._enter(levels, who, size, places)
 
     def admit_in_turn(
-        self, caller: Caller, model: str, run: str | None, size: Size, count: int
+        self, caller: Caller, model: str, run: str | None, sizes: Sequence[Size]
     ) -> Sequence[Pass | None] | None:
-        """As `admit_now` for each of `count` that are alike and come at one moment. None, and nothing has been
-        counted, where each has to ask for itself."""
+        """As `admit_now` for each of several that come at one moment. None, and nothing has been counted, where each
+        has to ask for itself."""
+        count = len(sizes)
         levels, places, _, who = self._levels.over(caller, model, run)
         if not levels:
             return [None] * count
         if not self.places.enter_all(places, count):
             return None
-        wish, now_ns = self._wish(who, size), self.clock.monotonic_ns()
-        taken = self._rates.take_in_turn(levels, wish, count, now_ns)
+        if sizes.count(sizes[0]) == count:
+            wishes = [self._wish(who, sizes[0])] * count
+        else:
+            wishes = [self._wish(who, size) for size in sizes]
+        taken = self._rates.take_in_turn(levels, wishes, self.clock.monotonic_ns())
         if taken is None:
             self.places.leave_all(places, count)
             return None
-        return [Pass(self, who, size, places, each) for each in taken]
+        return [
+            Pass(self, who, size, places, each) for size, each in zip(sizes, taken, strict=True)
+        ]
 
     def _enter(
         self, levels: Sequence[Level], who: Hashable, size: Size, places: Sequence[Level]

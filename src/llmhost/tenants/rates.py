@@ -138,28 +138,31 @@ class Rates:
         return Taken(allowances, fed, fed_holds, said, hold_each(said, wish.output_tokens, now_ns))
 
     def take_in_turn(
-        self, levels: Sequence[Level], wish: Wish, count: int, now_ns: int
+        self, levels: Sequence[Level], wishes: Sequence[Wish], now_ns: int
     ) -> list[Taken] | None:
-        """As `take` for each of `count` that come at one moment with the same wish. None, and nothing is taken, where
-        each has to ask for itself."""
+        """As `take` for each of several that come at one moment. None, and nothing is taken, where each has to ask for
+        itself."""
         if id(levels) not in self._known:
             return None
         requests, fed, said = self._buckets_of(levels, now_ns)
-        nobody: list[Standing | None] = [None] * count
-        most, tokens = wish.most_output_tokens or 0, wish.input_tokens
+        counts = [wish.requests for wish in wishes]
+        tokens = [wish.input_tokens for wish in wishes]
+        guesses = [wish.output_tokens for wish in wishes]
+        nobody: list[Standing | None] = [None] * len(wishes)
         stood: Sequence[Standing | None] | None = nobody
         stood_fed = stood_said = stood
         if requests:
-            stood = tightest_in_turn(requests, wish.requests, count, now_ns)
+            stood = tightest_in_turn(requests, counts, now_ns)
         if fed:
-            stood_fed = tightest_in_turn(fed, tokens, count, now_ns, most=tokens)
+            stood_fed = tightest_in_turn(fed, tokens, now_ns, most=max(tokens))
         if said:
-            stood_said = tightest_in_turn(said, wish.output_tokens, count, now_ns, most=most)
+            most = max([wish.most_output_tokens or 0 for wish in wishes])
+            stood_said = tightest_in_turn(said, guesses, now_ns, most=most)
         if stood is None or stood_fed is None or stood_said is None:
             return None
-        take_each(requests, wish.requests * count, now_ns)
-        fed_holds = hold_in_turn(fed, tokens, count, now_ns)
-        said_holds = hold_in_turn(said, wish.output_tokens, count, now_ns)
+        take_each(requests, sum(counts), now_ns)
+        fed_holds = hold_in_turn(fed, tokens, now_ns)
+        said_holds = hold_in_turn(said, guesses, now_ns)
         columns = zip(stood, stood_fed, stood_said, fed_holds, said_holds, strict=True)
         return [
             Taken(_told(of_requests, of_fed, of_said), fed, fed_hold, said, said_hold)

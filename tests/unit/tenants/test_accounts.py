@@ -478,14 +478,14 @@ def test_organisations_standings_are_for_metrics():
 
 
 def test_several_hold_what_one_after_the_other_would():
-    arrivals = [(NOON_NS + at, f"req_{at}") for at in (2, 0, 1)]
+    wishes = [(NOON_NS + at, f"req_{at}", 30 - at) for at in (2, 0, 1)]
     budgets = (budget(100), budget(95, team="search"), budget(500, key_id="laptop"))
     together, alone = accounts(*budgets), accounts(*budgets)
 
-    holds = together.hold_in_turn(LAPTOP, None, 30, arrivals)
+    holds = together.hold_in_turn(LAPTOP, None, wishes)
     assert holds is not None
-    for hold, (utc_ns, request_id) in zip(holds, arrivals, strict=True):
-        other = alone.hold(LAPTOP, None, 30, utc_ns, request_id=request_id)
+    for hold, (utc_ns, request_id, nano) in zip(holds, wishes, strict=True):
+        other = alone.hold(LAPTOP, None, nano, utc_ns, request_id=request_id)
         assert hold is not None and other is not None
         facts = ("held_nano", "utc_ns", "request_id", "expires_ns", "first_remaining_nano")
         assert [getattr(hold, name) for name in facts] == [getattr(other, name) for name in facts]
@@ -507,15 +507,15 @@ def test_several_hold_what_one_after_the_other_would():
 )
 def test_where_each_has_to_ask_for_itself_nothing_is_held(budgets: tuple[Budget, ...], run: str):
     made = accounts(*budgets)
-    arrivals = [(NOON_NS + at, "") for at in range(3)]
+    wishes = [(NOON_NS + at, "", 30) for at in range(3)]
 
-    assert made.hold_in_turn(LAPTOP, run, 30, arrivals) is None
+    assert made.hold_in_turn(LAPTOP, run, wishes) is None
     assert made.live_holds() == () and made.audit() == 0
 
 
 def test_several_of_two_days_ask_each_for_itself():
     made = accounts(budget(1_000, Period.DAY))
-    arrivals = [(NOON_NS, "a"), (NOON_NS + DAY_NS, "b")]
+    wishes = [(NOON_NS, "a", 30), (NOON_NS + DAY_NS, "b", 30)]
 
-    assert made.hold_in_turn(LAPTOP, None, 30, arrivals) is None
-    assert made.hold_in_turn(STRANGER, None, 30, arrivals) == [None, None]
+    assert made.hold_in_turn(LAPTOP, None, wishes) is None
+    assert made.hold_in_turn(STRANGER, None, wishes) == [None, None]

@@ -238,20 +238,28 @@ def test_rates_that_change_hold_at_once_for_what_is_spent_at_once() -> None:
 
 @given(
     st.lists(limits, min_size=1, max_size=3),
-    st.lists(st.tuples(wishes, st.integers(1, 5), small, st.integers(0, 90 * SECOND)), max_size=12),
+    st.lists(
+        st.tuples(
+            st.lists(wishes, min_size=1, max_size=5)
+            | st.builds(lambda wish, count: [wish] * count, wishes, st.integers(1, 5)),
+            small,
+            st.integers(0, 90 * SECOND),
+        ),
+        max_size=12,
+    ),
 )
 def test_several_of_one_moment_take_what_one_after_the_other_would(
-    of_levels: list[Limits], asked: list[tuple[Wish, int, int, int]]
+    of_levels: list[Limits], asked: list[tuple[list[Wish], int, int]]
 ) -> None:
     levels = [Level.of("key", at, "This key", each) for at, each in enumerate(of_levels)]
     quick, slow, now_ns = Rates(), Rates(), 10**12
     held: list[tuple[Taken, Taken]] = []
-    for wish, count, used, later_ns in asked:
+    for each, used, later_ns in asked:
         now_ns += later_ns
-        together = quick.take_in_turn(levels, wish, count, now_ns)
+        together = quick.take_in_turn(levels, each, now_ns)
         if together is None:
-            together = list(taken_by_each(quick, levels, wish, count, now_ns))
-        alone = list(taken_by_each(slow, levels, wish, count, now_ns))
+            together = list(taken_by_each(quick, levels, each, now_ns))
+        alone = list(taken_by_each(slow, levels, each, now_ns))
         assert [one.allowances for one in together] == [one.allowances for one in alone]
         held += zip(together, alone, strict=True)
         if len(held) > 3:
@@ -265,21 +273,21 @@ def test_several_of_one_moment_take_what_one_after_the_other_would(
 
 
 def taken_by_each(
-    rates: Rates, levels: list[Level], wish: Wish, count: int, now_ns: int
+    rates: Rates, levels: list[Level], wishes: list[Wish], now_ns: int
 ) -> Iterator[Taken]:
-    for _ in range(count):
+    for wish in wishes:
         try:
             yield rates.take(levels, wish, now_ns)
         except LlmhostError:
-            return
+            continue
 
 
 def test_of_several_with_one_wish_nobody_takes_anything_where_the_last_would_be_refused() -> None:
     rates, levels = Rates(), [key(3, requests_per_minute=60), org(input_tokens_per_minute=60)]
-    assert rates.take_in_turn(levels, ONE, 2, 0) is None, "nothing is known of them yet"
+    assert rates.take_in_turn(levels, [ONE] * 2, 0) is None, "nothing is known of them yet"
     rates.take(levels, ONE, 0)
-    assert rates.take_in_turn(levels, ONE, 3, 0) is None
-    two = rates.take_in_turn(levels, ONE, 2, 0)
+    assert rates.take_in_turn(levels, [ONE] * 3, 0) is None
+    two = rates.take_in_turn(levels, [ONE] * 2, 0)
     assert two is not None
     assert [one.allowances.requests for one in two] == [
         Allowance(60, 1, 2 * SECOND),
