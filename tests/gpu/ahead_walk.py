@@ -3,7 +3,7 @@
 Nothing is computed: products are zeros, and launches compile in place of running (`tests.gpu.ahead`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 from tests.gpu import engine
-from tests.gpu.ahead import MULTIPROCESSORS, SHARED_BYTES
+from tests.gpu.ahead import MULTIPROCESSORS, SHARED_BYTES, compiled_only
 from tests.gpu.models import SHAPES
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from llmhost.engines.torch import load, random_model
 from llmhost.engines.torch.compile_ahead import launches_of
 from llmhost.engines.torch.fp8 import Fp8Projection
 from llmhost.engines.torch.kernels import attention, quantise, skinny
+from llmhost.engines.torch.random_model import RandomShape
 from llmhost.engines.torch.runner import TorchRunner
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ BATCHES = (1, 4, 32, 256)
 PROMPTS = (1, 250, 2048)
 CONTEXT = 64
 SAMPLED = Sampling(temperature=0.8, top_p=0.95)
-KINDS = ({}, {"weights": "fp8", "kv_dtype": "fp8"})
+KINDS: tuple[dict[str, str], ...] = ({}, {"weights": "fp8", "kv_dtype": "fp8"})
 
 
 def walk() -> None:
@@ -36,21 +37,42 @@ def walk() -> None:
     shape = replace(SHAPES["8b"], layers=1)
     with as_on_a_gpu():
         for kind in KINDS:
+            _ahead(shape, kind)
             runner = random_model.random_runner(
                 shape, device=CPU, block_tokens=BLOCK_TOKENS, **kind
             )
             _steps(runner)
             runner.close()
-        config = random_model._config(shape)
-        for launch in launches_of(
-            config,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.hidden // shape.heads,
-            block_tokens=BLOCK_TOKENS,
-            dtype=torch.bfloat16,
-            device=CPU,
-        ):
-            launch()
+
+
+def missed(shape: RandomShape) -> list[str]:
+    """What steps launch that is not compiled ahead when a model is loaded."""
+    found: list[str] = []
+    with as_on_a_gpu(), compiled_only(compiles=False) as launched:
+        for kind in KINDS:
+            runner = random_model.random_runner(
+                shape, device=CPU, block_tokens=BLOCK_TOKENS, **kind
+            )
+            launched.clear()
+            _ahead(shape, kind)
+            known = set(launched)
+            _steps(runner)
+            runner.close()
+            found += [f"{kind}: {line}" for line in launched if line not in known]
+    return found
+
+
+def _ahead(shape: RandomShape, kind: Mapping[str, str]) -> None:
+    for launch in launches_of(
+        random_model._config(shape),
+        kv_heads=shape.kv_heads,
+        head_dim=shape.hidden // shape.heads,
+        block_tokens=BLOCK_TOKENS,
+        dtype=torch.bfloat16,
+        device=CPU,
+        **kind,
+    ):
+        launch()
 
 
 def _steps(runner: TorchRunner) -> None:

@@ -129,6 +129,8 @@ def _compile_ahead(
             block_tokens=block_tokens,
             dtype=getattr(torch, footprint.dtype),
             device=device,
+            weights=options.weights,
+            kv_dtype=options.kv_dtype,
         )
     except _LOADING_ERRORS as error:  # loading will say what is wrong, if anything is
         log.debug("compile.unknown", exc_info=error)

@@ -87,6 +87,8 @@ def random_runner(
             block_tokens=block_tokens,
             dtype=dtype,
             device=device,
+            weights=weights,
+            kv_dtype=kv_dtype,
         )
     ahead = CompileAhead(launches, device)
     model = blank_model(config, dtype=dtype, attention=attention.NAME)
