@@ -34,6 +34,7 @@ def launches() -> Iterator[Launch]:
     yield _prefill("bf16", "bf16", group=4, dim=128, pairs=LONG, given=PLAIN)
     yield _prefill("bf16", "bf16", group=4, dim=128, pairs=LONG, given=ALL, tables="*i64")
     yield _prefill("bf16", "fp8e4nv", group=4, dim=128, pairs=LONG, given=PLAIN)
+    yield _prefill("bf16", "bf16", group=4, dim=256, pairs=LONG, given=PLAIN)
     yield _prefill("bf16", "fp8e4nv", group=7, dim=80, pairs=16, given=PLAIN)
     for capability, shared_bytes in SMALLER.items():
         where = {"capability": capability, "shared_bytes": shared_bytes}

@@ -74,6 +74,8 @@ class Loop:
 
     instructions: Sequence[Instruction]
     warps: int
+    skippable: int = 0
+    """Instructions that a branch may lead around: what is done for a tile at the edge."""
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -91,7 +93,8 @@ class Loop:
 
     @property
     def issue_clocks(self) -> float:
-        return self.warps * len(self.instructions) / WARPS_PER_CLOCK
+        """For what no branch leads around."""
+        return self.warps * (len(self.instructions) - self.skippable) / WARPS_PER_CLOCK
 
     def memory_clocks(self, read_bytes: int | None = None) -> float:
         """For what it reads, or so much of that as no cache has."""
@@ -152,7 +155,7 @@ def machine_code(cubin: Path, *, tools: Path, shared_bytes: int, warps: int) -> 
     told = _output(tools / "cuobjdump", "-res-usage", cubin)
     registers, stack = (int(re.findall(rf"{of}:(\d+)", told)[-1]) for of in ("REG", "STACK"))
     instructions, labels = _parsed(_output(tools / "nvdisasm", "-c", cubin).splitlines())
-    loops = [Loop(part, warps) for part in _loops(instructions, labels)]
+    loops = list(_loops(instructions, labels, warps))
     return MachineCode(registers, stack, shared_bytes, warps, instructions, loops)
 
 
@@ -172,16 +175,21 @@ def _parsed(lines: Sequence[str]) -> tuple[list[Instruction], dict[str, int]]:
 
 
 def _loops(
-    instructions: Sequence[Instruction], labels: dict[str, int]
-) -> Iterator[Sequence[Instruction]]:
-    spans = [
-        (labels[target[1]], at)
+    instructions: Sequence[Instruction], labels: dict[str, int], warps: int
+) -> Iterator[Loop]:
+    branches = [
+        (at, labels[target[1]])
         for at, one in enumerate(instructions)
         if one.name == "BRA" and (target := _TARGET.search(one.operands))
-        if labels[target[1]] < at
     ]
+    spans = [(to, at) for at, to in branches if to < at]
     for begin, end in spans:
-        if not any(
-            begin <= low and high <= end and (low, high) != (begin, end) for low, high in spans
-        ):
-            yield instructions[begin : end + 1]
+        inner = [(low, high) for low, high in spans if begin <= low and high <= end]
+        if inner == [(begin, end)]:
+            around = {
+                place
+                for at, to in branches
+                if begin < at < to <= end
+                for place in range(at + 1, to)
+            }
+            yield Loop(instructions[begin : end + 1], warps, len(around))

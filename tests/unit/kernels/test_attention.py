@@ -74,6 +74,16 @@ def test_every_token_of_a_chunk_gets_what_it_would_get_in_float64(
     is_close(prefilled(step, ask, tiles=tiles), expected(step, **ask))
 
 
+@pytest.mark.parametrize("window", [None, 1, 50, 150])
+def test_a_long_chunk_has_tiles_that_all_its_queries_see_and_tiles_that_some_do(
+    window: int | None,
+) -> None:
+    step = make_step(SHAPES[0], [70, 33], [200, 33], seed=11)
+    ask = asked({"window": window}, SHAPES[0])
+    tiles = Tiles(tile=16, warps=4, stages=2, queries=32)
+    is_close(prefilled(step, ask, tiles=tiles), expected(step, **ask))
+
+
 def test_keys_and_values_may_be_stored_in_float8() -> None:
     shape = replace(SHAPES[0], stored=FP8)
     step, ask = make_step(shape, [1, 1], [5, 40], seed=3), asked({"value_scale": 2.0}, shape)

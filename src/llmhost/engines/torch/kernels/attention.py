@@ -256,7 +256,8 @@ def prefill_attention(
         *_factors(scaling * key_scale, softcap), value_scale, window,
         BLOCK_STRIDE=key_cache.stride(0), TOKEN_STRIDE=key_cache.stride(1),
         HEAD_STRIDE=key_cache.stride(2), BLOCK_TOKENS=key_cache.shape[1],
-        GROUP=group, PLACES=places, DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
+        BLOCK_BITS=_bits(key_cache.shape[1]), GROUP=group, PLACES=places,
+        DIM=dim, DIM_ROOM=max(triton.next_power_of_2(dim), 16),
         TILE=tiles.tile, NARROW=_is_narrow(query, key_cache),
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -53,27 +53,35 @@ def _operand(query, NARROW: tl.constexpr):
 
 
 @triton.jit
-def _weigh(
-    s, total, top, at, high, seen_to, factor, softcap, window, IS_EDGE: tl.constexpr,
-):  # fmt: skip
-    """Weights of a tile's products `s`, what earlier results fade by, and the new `total` and `top`."""
+def _bounded(s, factor, softcap):
+    """Products, or what is made of them where scores have a soft bound."""
     if softcap is not None:
         # tanh, by way of an exponential that may become infinite
         s = softcap - 2 * softcap / (1 + tl.exp2(s * (factor * 2.8853900817779268)))
-    if IS_EDGE:
-        is_seen = (at < high)[None, :]
-        if seen_to is not None:
-            is_seen = is_seen & (at[None, :] <= seen_to[:, None])
-        if window is not None:
-            is_seen = is_seen & (at[None, :] > seen_to[:, None] - window)
-        s = tl.where(is_seen, s, float("-inf"))
+    return s
+
+
+@triton.jit
+def _seen_only(s, at, high, seen_to, window):
+    """Scores of positions `at` from which no query gets anything that it must not see."""
+    is_seen = (at < high)[None, :]
+    if seen_to is not None:
+        is_seen = is_seen & (at[None, :] <= seen_to[:, None])
+    if window is not None:
+        is_seen = is_seen & (at[None, :] > seen_to[:, None] - window)
+    return tl.where(is_seen, s, float("-inf"))
+
+
+@triton.jit
+def _weigh(s, total, top, seen_to, factor, softcap):
+    """Weights of a tile's scores `s`, what earlier results fade by, and the new `total` and `top`."""
     # The factor is more than 0, so the largest score is that of the largest product.
     if softcap is None:
         higher = tl.maximum(top, tl.max(s, 1) * factor)
     else:
         higher = tl.maximum(top, tl.max(s, 1))
     base = higher
-    if IS_EDGE and seen_to is not None:  # a query may have seen nothing yet
+    if seen_to is not None:  # a query may have seen nothing yet
         base = tl.where(higher == float("-inf"), 0.0, higher)
     if softcap is None:
         p = tl.exp2(s * factor - base[:, None])
@@ -89,61 +97,48 @@ def _weigh(
 
 @triton.jit
 def _over_tiles(
-    acc, total, top, q, seen_to, keys, values, table, dims, low, first, last, high,
+    acc, total, top, q, seen_to, keys, values, table, dims, low, edge_from, edge_to, high,
     factor, softcap, window,
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
-    DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr,
-    IS_EDGE: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK_BITS: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr, TILE: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Go over tiles `first` to `last`, exclusive, of positions `low` to `high`, exclusive.
+    """Go over the tiles of positions `low` to `high`, exclusive.
 
-    At an edge not every query sees all of a tile: queries stand at positions `seen_to`, or behind all when None. In
-    that case `total` is kept for each place of a tile, since warps would wait for each other to sum it up.
+    Queries stand at positions `seen_to` and see all of tiles `edge_from` to `edge_to`, exclusive; or they stand behind
+    all when None. In that case `total` is kept for each place of a tile, since warps would wait for each other to sum
+    it up. It is one loop: another one would have to wait for its first keys anew.
     """
     # Block ids are read a tile ahead, so that keys and values wait for no other load.
-    at = low + first * TILE + tl.arange(0, TILE)
-    places = _places(table, tl.minimum(at, high - 1), BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+    at = low + tl.arange(0, TILE)
+    first = tl.minimum(at, high - 1)
+    if seen_to is None:
+        places = _places(table, first, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+    else:
+        places = _word_places(table, first, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
     if AHEAD:
         v = _read(values + places, dims, DIM, DIM_ROOM)
-    for _ in range(first, last):
+    for tile in range(0, tl.cdiv(high - low, TILE)):
         k = _read(keys + places, dims, DIM, DIM_ROOM)
         if not AHEAD:
             v = _read(values + places, dims, DIM, DIM_ROOM)
         behind = tl.minimum(at + TILE, high - 1)
-        places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+        if seen_to is None:
+            places = _places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS)
+        else:
+            places = _word_places(table, behind, BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_BITS)
         if AHEAD:
             next_v = _read(values + places, dims, DIM, DIM_ROOM)
 
         s = tl.dot(q, tl.trans(k).to(q.dtype), input_precision="ieee")
-        if softcap is not None:
-            # tanh, by way of an exponential that may become infinite
-            s = softcap - 2 * softcap / (1 + tl.exp2(s * (factor * 2.8853900817779268)))
-        if IS_EDGE:
-            is_seen = (at < high)[None, :]
-            if seen_to is not None:
-                is_seen = is_seen & (at[None, :] <= seen_to[:, None])
-            if window is not None:
-                is_seen = is_seen & (at[None, :] > seen_to[:, None] - window)
-            s = tl.where(is_seen, s, float("-inf"))
-        # The factor is more than 0, so the largest score is that of the largest product.
-        if softcap is None:
-            higher = tl.maximum(top, tl.max(s, 1) * factor)
-        else:
-            higher = tl.maximum(top, tl.max(s, 1))
-        base = higher
-        if IS_EDGE and seen_to is not None:  # a query may have seen nothing yet
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-        if softcap is None:
-            p = tl.exp2(s * factor - base[:, None])
-        else:
-            p = tl.exp2(s - base[:, None])
-        fade = tl.exp2(top - base)
+        s = _bounded(s, factor, softcap)
         if seen_to is None:
-            total = total * fade[:, None] + p
+            s = _seen_only(s, at, high, None, None)
         else:
-            total = total * fade + tl.sum(p, 1)
+            if (tile < edge_from) | (tile >= edge_to):
+                s = _seen_only(s, at, high, seen_to, window)
+        p, fade, total, top = _weigh(s, total, top, seen_to, factor, softcap)
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * fade[:, None], input_precision="ieee")
-        top = higher
         at += TILE
         if AHEAD:
             v = next_v
@@ -196,9 +191,8 @@ def _over_words(
 
         k_even, k_odd = _halves(tl.trans(k), WIDENS)
         s = tl.dot(q_odd, k_odd, tl.dot(q_even, k_even))
-        p, fade, total, top = _weigh(
-            s, total, top, at, high, None, factor, softcap, None, IS_EDGE=True
-        )
+        s = _seen_only(_bounded(s, factor, softcap), at, high, None, None)
+        p, fade, total, top = _weigh(s, total, top, None, factor, softcap)
         p = p.to(tl.float16)
         v_even, v_odd = _halves(v, WIDENS)
         even = tl.dot(p, v_even, even * fade[:, None])
@@ -292,9 +286,8 @@ def decode(
                 tl.full([GROUP_ROWS], float("-inf"), tl.float32),
                 q, None, key + kv_head * HEAD_STRIDE + dims[None, :],
                 value + kv_head * HEAD_STRIDE + dims[None, :], table, dims,
-                low, 0, tl.cdiv(high - low, TILE), high, factor, softcap, None,
-                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE,
-                IS_EDGE=True, AHEAD=NARROW,
+                low, None, None, high, factor, softcap, None,
+                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, BLOCK_BITS, DIM, DIM_ROOM, TILE, AHEAD=NARROW,
             )  # fmt: skip
         total = tl.sum(total, 1)
         if not IS_SPLIT or high - low == end - first:
@@ -358,7 +351,7 @@ def prefill(
     query_stride, query_head_stride, out_stride, out_head_stride, table_stride,
     factor, softcap, value_factor, window,
     BLOCK_STRIDE: tl.constexpr, TOKEN_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_BITS: tl.constexpr,
     GROUP: tl.constexpr, PLACES: tl.constexpr, DIM: tl.constexpr, DIM_ROOM: tl.constexpr,
     TILE: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
@@ -392,29 +385,16 @@ def prefill(
             low = tl.maximum(start + begin - window + 1, 0)
             # All of our queries see from here on, as far as they see at all.
             edge_from = tl.cdiv(tl.maximum(high - window, 0) - low, TILE)
-        tiles = tl.cdiv(high - low, TILE)
-        edge_from = tl.minimum(edge_from, tiles)
-        edge_to = tl.maximum((start + begin + 1 - low) // TILE, edge_from)
+        edge_to = (start + begin + 1 - low) // TILE
 
         seen_to = tl.minimum(start + token, high - 1)
         top = tl.full([PLACES], float("-inf"), tl.float32)
         total = tl.zeros([PLACES], tl.float32)
         acc = tl.zeros([PLACES, DIM_ROOM], tl.float32)
-        if window is not None:
-            acc, total, top = _over_tiles(
-                acc, total, top, q, seen_to, keys, values, table, dims, low, 0, edge_from, high,
-                factor, softcap, window,
-                BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
-            )  # fmt: skip
         acc, total, top = _over_tiles(
             acc, total, top, q, seen_to, keys, values, table, dims, low, edge_from, edge_to, high,
             factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=False, AHEAD=False,
-        )  # fmt: skip
-        acc, total, top = _over_tiles(
-            acc, total, top, q, seen_to, keys, values, table, dims, low, edge_to, tiles, high,
-            factor, softcap, window,
-            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, DIM, DIM_ROOM, TILE, IS_EDGE=True, AHEAD=False,
+            BLOCK_STRIDE, TOKEN_STRIDE, BLOCK_TOKENS, BLOCK_BITS, DIM, DIM_ROOM, TILE, AHEAD=False,
         )  # fmt: skip
 
         if sinks is not None:
