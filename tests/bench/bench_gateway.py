@@ -5,7 +5,8 @@ The fake engine answers, the server has one core, and the load comes from the ot
 process's own, all threads together, so it means something on a machine that others use too; requests/s don't.
 
   rate     requests/s and CPU a request, the contenders in turns. `--tokens` is how long the answers are: the fake
-           engine's steps, the scheduler and the delivery of each token are in the figure.
+           engine's steps, the scheduler and the delivery of each token are in the figure. With `--differ` no two bodies
+           are the same
   stream   CPU a token of a streamed answer, minus that of a bare loop that sends the same events, as fast as it can and
            at the same pace: whoever waits between events pays for timers, wake-ups and cold caches, with a gateway or
            without. Nothing judges answers here, so that each token is an event
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import Bare, Contender, Gateway, LiteLlm, chat_body
-from load import Told, has_wrk, load
+from load import NUMBER, Told, has_wrk, load
 
 WARM_S = 2.0
 LOOKS = 10
@@ -95,6 +96,8 @@ class Bench:
 
 def rate(bench: Bench) -> None:
     body = chat_body(bench.args.tokens)
+    if bench.args.differ:
+        body["messages"][-1]["content"] += f" {NUMBER}"
     gateway = bench.keep(Gateway(bench.folder / "rate", bench.server_core))
     answer = gateway.ask(body)
     all_of_them = [bench.keep(Bare(bench.folder / "bare", bench.server_core, answer)), gateway]
@@ -248,6 +251,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=16, help="of an answer (rate, memory)")
+    parser.add_argument("--differ", action="store_true", help="each body is another one (rate)")
     parser.add_argument("--stream-tokens", type=int, default=256)
     parser.add_argument("--step-ms", type=float, default=20, help="pace of streams")
     parser.add_argument("--write-share", type=float, default=1, help="of [server], for streams")

@@ -1,12 +1,14 @@
 """Load on a server from a core of its own: wrk where it is installed, else connections of a Python process.
 
-Both keep a number of connections busy: each asks again as soon as it has its answer.
+Both keep a number of connections busy: each asks again as soon as it has its answer. A body that holds `NUMBER` is
+another one each time.
 """
 
 import asyncio
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import subprocess
 import time
@@ -17,15 +19,28 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+NUMBER = "@number@@"
+"""Stands for a number of as many digits."""
+
 SCRIPT = """
 wrk.method = "POST"
 wrk.body = {body}
 {headers}
+{request}
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format('\\n{{"requests":%d,"us":%d,"bytes":%d,"errors":%d,"p50_us":%d,"p99_us":%d}}\\n',
     summary.requests, summary.duration, summary.bytes, e.connect + e.read + e.write + e.status + e.timeout,
     latency:percentile(50), latency:percentile(99)))
+end
+"""
+
+
+EACH = """
+local n, before, behind = math.random(100000000), {before}, {behind}
+request = function()
+  n = n + 1
+  return wrk.format(nil, nil, nil, before .. string.format("%09d", n) .. behind)
 end
 """
 
@@ -79,7 +94,9 @@ def _wrk(
 ) -> Told:
     lines = "\n".join(f"wrk.headers[{_lua(k)}] = {_lua(v)}" for k, v in headers.items())
     script = folder / "load.lua"
-    script.write_text(SCRIPT.format(body=_lua(body), headers=lines))
+    before, number, behind = body.partition(NUMBER)
+    each = EACH.format(before=_lua(before), behind=_lua(behind)) if number else ""
+    script.write_text(SCRIPT.format(body=_lua(body), headers=lines, request=each))
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     command = [*pinned, "wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s"]
     told = subprocess.run(
@@ -109,6 +126,7 @@ class _Asker(asyncio.Protocol):
 
     def __init__(self, request: bytes, until: float) -> None:
         self._request = request
+        self._number = random.randrange(10**8)
         self._until = until
         self._left: int | None = None
         self._asked = 0.0
@@ -123,7 +141,9 @@ class _Asker(asyncio.Protocol):
 
     def _ask(self) -> None:
         self._left, self._asked = None, time.perf_counter()
-        self._transport.write(self._request)  # type: ignore[attr-defined]
+        self._number += 1
+        mine = self._request.replace(NUMBER.encode(), b"%09d" % self._number)
+        self._transport.write(mine)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
