@@ -40,6 +40,7 @@ class MouldedStreams:
         self._short_runs = short_runs
         self._moulds: Moulds[Stream] = Moulds()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._generation = short_runs.generation
 
     def __len__(self) -> int:
         return len(self._moulds)
@@ -57,6 +58,7 @@ class MouldedStreams:
         came = noted(visit.scope)
         if came is None or came.cast is None or visit.line is None:
             return False
+        self._forget()
         stream = self._moulds.get(came.cast.key)
         if stream is None:
             return False
@@ -89,13 +91,20 @@ class MouldedStreams:
         visit.exchange, visit.org = exchange, stream.known.context.known_caller.org
         return True
 
+    def _forget(self) -> None:
+        """What was learnt before something changed that it rests on: it may hold on to models that are gone."""
+        if self._generation != self._short_runs.generation:
+            self._moulds.clear()
+            self._generation = self._short_runs.generation
+
     def learn(self, visit: Visit, beside: ChatBeside) -> None:
         """A route has streamed an answer to its end."""
         came = noted(visit.scope)
         if came is None or came.cast is None or visit.line is None or visit.exchange is None:
             return
+        self._forget()
         context, key = visit.exchange.context, came.cast.key
-        if came.generation != self._short_runs.generation or self._moulds.get(key) is not None:
+        if came.generation != self._generation or self._moulds.get(key) is not None:
             return
         if key not in self._seen:
             self._seen[key] = None

@@ -221,3 +221,13 @@ async def test_what_is_changed_holds_for_the_next_of_a_mould(change: str) -> Non
         statuses = [a.status for a in await say(host, key, "hello four", "hello five")]
         assert statuses[-1] == status
         assert not host.host.books.budgets.accounts.live_holds()
+
+
+async def test_what_was_learnt_before_a_change_is_let_go() -> None:
+    async with node() as host:
+        key = await host.make_key()
+        await taught(host, key)
+        assert len(host.host.repeats.streams) == 1
+        await host.host.deployments.find("fake").unload(drain_s=0.0, reason="test")
+        await say(host, key, "another", temperature=0.5)
+        assert len(host.host.repeats.streams) == 0
