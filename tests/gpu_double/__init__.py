@@ -10,6 +10,10 @@ What it keeps of CUDA is said in each module. It does not keep time, nor memory 
 still uses it, and it knows one device. Where CUDA sometimes waits, it always does.
 """
 
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton looks when it is imported
+
 from tests.gpu_double.installing import installed
 from tests.gpu_double.rules import breaks, no_waiting, swallows
 

@@ -33,7 +33,7 @@ _interpreter = threading.Lock()
 @contextmanager
 def installed() -> Iterator[None]:
     """There is one GPU, until the block ends. Then whatever rule was broken in it is raised, unless it was expected."""
-    with pytest.MonkeyPatch.context() as patch, Dispatch():
+    with pytest.MonkeyPatch.context() as patch, Dispatch(), _lifted():
         for name, stand_in in _cuda().items():
             patch.setattr(torch.cuda, name, stand_in)
         patch.setattr(torch, "Generator", _Generator)
@@ -44,8 +44,6 @@ def installed() -> Iterator[None]:
         _in_threads(patch)
         swaps = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter changes its class
-        lifts = torch._C._only_lift_cpu_tensors()
-        torch._C._set_only_lift_cpu_tensors(True)
         forget_guard = memory.let_tensors_say_cuda()
         RuleBroken.found.clear()
         _forget_what_libraries_saw()
@@ -54,11 +52,21 @@ def installed() -> Iterator[None]:
             streams.wait_for_all()
         finally:
             forget_guard()
-            torch._C._set_only_lift_cpu_tensors(lifts)
             torch.__future__.set_swap_module_params_on_conversion(swaps)
             _forget_what_libraries_saw()
     if RuleBroken.found:
         raise RuleBroken.found[0]
+
+
+@contextmanager
+def _lifted() -> Iterator[None]:
+    """In this thread new tensors are made on the host and brought to the device where that can be seen."""
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
 
 
 def _cuda() -> dict[str, Any]:
@@ -149,7 +157,7 @@ def _in_threads(patch: pytest.MonkeyPatch) -> None:
     begin = threading.Thread._bootstrap_inner
 
     def with_calls_seen(self: threading.Thread) -> None:
-        with Dispatch():
+        with Dispatch(), _lifted():
             begin(self)
 
     patch.setattr(threading.Thread, "_bootstrap_inner", with_calls_seen)

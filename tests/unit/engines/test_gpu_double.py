@@ -102,10 +102,14 @@ def test_memory_is_counted_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_threads_that_begin_meanwhile_have_the_device_too() -> None:
     found = []
-    thread = threading.Thread(target=lambda: found.append(torch.zeros(2, device=HERE).tolist()))
+
+    def work() -> None:
+        found.append((torch.zeros(2, device=HERE) + torch.tensor([1, 2], device=HERE)).tolist())
+
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [[0, 0]]
+    assert found == [[1, 2]]
 
 
 # ------------------------------------------------------------ waiting
