@@ -27,7 +27,7 @@ from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.short_run import Read
 
 LARGEST_BYTES = 16 * 1024
-"""Of a body: larger ones are read in a thread, or nearly so."""
+"""Of a body, where no server takes less: larger ones are read in a thread, or nearly so."""
 MOST_MOULDS = 1_000
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,6})\r\n", re.IGNORECASE)
@@ -155,11 +155,13 @@ class Moulds(Generic[M]):
         self._kept.clear()
 
 
-def cast_of(begun: Begun, data: bytes) -> Cast | None:
-    """A request as it came, if it is whole and has words."""
+def cast_of(begun: Begun, data: bytes, most_bytes: int = LARGEST_BYTES) -> Cast | None:
+    """A request as it came, if it is whole and has words, and a body of no more bytes."""
     end = data.find(_END)
     found = _LENGTH.search(data, 0, end + 2)
     if found is None or int(found[1]) != len(data) - end - len(_END):
+        return None
+    if int(found[1]) > most_bytes:
         return None
     head = data[: found.start(1)] + data[found.end(1) : end + 2]
     named, client_id = _CLIENT_ID.search(head), None
@@ -172,8 +174,16 @@ def cast_of(begun: Begun, data: bytes) -> Cast | None:
     return _cast(begun, around, data[end + len(_END) :], is_chat, client_id)
 
 
-def cast_of_parts(begun: Begun, scope: HTTPScope, around: object, body: bytes) -> Cast | None:
+def cast_of_parts(
+    begun: Begun,
+    scope: HTTPScope,
+    around: object,
+    body: bytes,
+    most_bytes: int = LARGEST_BYTES,
+) -> Cast | None:
     """The same of what was made of it; `around` is all else that it is made of, but its headers."""
+    if len(body) > most_bytes:
+        return None
     own, client_id = client_id_of(scope), None
     headers = []
     for name, value in scope["headers"]:
@@ -189,8 +199,6 @@ def cast_of_parts(begun: Begun, scope: HTTPScope, around: object, body: bytes) -
 def _cast(
     begun: Begun, around: object, body: bytes, is_chat: bool, client_id: str | None
 ) -> Cast | None:
-    if len(body) > LARGEST_BYTES:
-        return None
     try:
         words = bytes(_chat(body).messages if is_chat else _completion(body).prompt)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -25,6 +25,7 @@ import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
+from llmhost.api import moulds
 from llmhost.api.bill_facts import bill_lines
 from llmhost.api.cache_headers import cache_headers
 from llmhost.api.door import (
@@ -107,12 +108,15 @@ class Repeats:
         short_runs: ShortRuns,
         gatekeeper: Gatekeeper,
         outflow: Outflow | None,
+        max_body_bytes: int,
     ) -> None:
         self._short_way = short_way
         self._short_runs = short_runs
         self.streams = MouldedStreams(short_runs)
         self._gatekeeper = gatekeeper
         self._outflow = outflow
+        self._most_bytes = min(moulds.LARGEST_BYTES, max_body_bytes)
+        """Of a body that is cast: another one of its mould may be longer than the server takes."""
         self._hash = blake2b(key=os.urandom(32), digest_size=16)
         self._kept: OrderedDict[bytes, _Repeat | RepeatedRun] = OrderedDict()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
@@ -173,7 +177,9 @@ class Repeats:
         elif known is not None:
             if (found := self._found(key, known)) is not None:
                 told = self._said(*found, began_s)
-        elif (cast := cast_of_parts(self._hash, scope, around[1:], raw)) is not None:
+        elif (
+            cast := cast_of_parts(self._hash, scope, around[1:], raw, self._most_bytes)
+        ) is not None:
             told = await self._told(partial(self._runs_alike, key, cast), line)
         if told is not None:
             await send_whole(send, told[0], told[2], told[1], JSON, line)
@@ -215,7 +221,7 @@ class Repeats:
         if isinstance(known, RepeatedRun):
             return self._runs(key, known, tell)
         if known is None:
-            self._missed = key, cast = key, cast_of(*came)
+            self._missed = key, cast = key, cast_of(*came, self._most_bytes)
             return None if cast is None else self._runs_alike(key, cast, tell)
         began_s = time.perf_counter()
         found = self._found(key, known)
@@ -316,7 +322,7 @@ class Repeats:
     def note(self, state: dict[str, Any], key: bytes, came: Came) -> None:
         """It takes its usual way, on which it may be learnt."""
         missed, cast = self._missed
-        self._note(state, key, cast if missed is key else cast_of(*came))
+        self._note(state, key, cast if missed is key else cast_of(*came, self._most_bytes))
 
     def _note(self, state: dict[str, Any], key: bytes, cast: Cast | None) -> None:
         note(state, Noted(key, self._short_way.generation, cast))

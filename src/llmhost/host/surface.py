@@ -97,9 +97,9 @@ def _repeats(host: "Host", gatekeeper: Gatekeeper, outflow: Outflow | None) -> R
     processor, stages, plugins = host.processor, host.stages, host.plugins
     clock, world = host.clock, host.books.world
     short_way = ShortWay(processor, stages, host.cache, plugins, clock, world)
-    return Repeats(
-        short_way, ShortRuns(processor, stages, plugins, clock, world), gatekeeper, outflow
-    )
+    short_runs = ShortRuns(processor, stages, plugins, clock, world)
+    most_bytes = host.settings.server.max_body_bytes
+    return Repeats(short_way, short_runs, gatekeeper, outflow, most_bytes)
 
 
 def _price_admin(host: "Host") -> PriceAdmin:

@@ -19,6 +19,7 @@ from llmhost.api.moulds import Words, cast_of, words_of
 from llmhost.api.openai import parse_chat, parse_completion
 from llmhost.config.schema.models import ModelSpec
 from llmhost.config.schema.safety import SafetySettings
+from llmhost.config.schema.server import ServerSettings
 from llmhost.core.attached import mark_of
 from llmhost.core.caller import Limits
 from llmhost.core.errors import LlmhostError
@@ -610,3 +611,23 @@ async def test_a_text_that_breaks_is_no_other_ones_loss(monkeypatch: pytest.Monk
         assert [answer.status for answer in answers] == [200, 500, 200]
         assert alike(host) == 2
         assert [entry["outcome"] for entry in host.entries()].count("failed") == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_body_of_a_mould_may_be_longer_than_the_server_takes(stream: bool) -> None:
+    settings = msgspec.structs.replace(CHECKED, server=ServerSettings(max_body_bytes=400))
+    seen = []
+    for is_on in (True, False):
+        async with node(settings=settings) as host:
+            host.host.repeats.is_on = is_on
+            client, answers = Client(host), []
+            for text in ("a", "b", "c", "d " * 200, "e"):
+                data = raw(run(plain(text, stream=stream)))
+                pieces = raw(run(plain(f"{text} in pieces", stream=stream)))
+                answers.append(await client.ask(data))
+                answers.append(await client.ask(pieces[:50], pieces[50:]))
+                await settled(host)
+            seen.append([answer.status for answer in answers])
+            ran = host.host.repeats.ran_alike + host.host.repeats.streams.ran
+            assert ran == (4 if is_on else 0)
+    assert seen[0] == seen[1] == [*[200] * 6, 413, 413, 200, 200]
