@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from llmhost.engines.torch import fp8
+from llmhost.engines.torch.kernels import skinny
 from llmhost.engines.torch.kernels.int4 import int4_linear
 from llmhost.engines.torch.kernels.skinny import Blocks, skinny_linear
 from llmhost.engines.torch.narrow import KINDS
@@ -60,7 +61,7 @@ class Way(NamedTuple):
 
     kind: str
     """Of the weights: plain, bf16, fp8, int4; or float8 times float8, scaled with sums as the tensor cores keep them or
-    exact, and widened, for 4 bits."""
+    exact, and widened, for 4 bits. One row in float8 goes through the tensor cores by the way of that name."""
     blocks: Blocks | None = None
 
     @property
@@ -72,6 +73,8 @@ def ways(rows: int) -> Iterator[Way]:
     yield Way("plain")
     tried = VECTOR if rows == 1 else SKINNY if rows <= 64 else {}
     yield from (Way(kind, one) for kind, blocks in tried.items() for one in blocks)
+    if rows == 1:
+        yield from (Way("cores", blocks) for blocks in SKINNY["fp8"][:2])
     yield Way("scaled")
     yield Way("exact")
     if rows > 16:
@@ -82,6 +85,7 @@ STORED = {
     "plain": "bf16",
     "bf16": "bf16",
     "fp8": "fp8",
+    "cores": "fp8",
     "scaled": "fp8",
     "int4": "int4",
     "widened": "int4",
@@ -108,6 +112,12 @@ def multiply(way: Way, x: Tensor, matrix: Any) -> Tensor:
             return skinny_linear(x, matrix, blocks=way.blocks)
         case "fp8":
             return skinny_linear(x, matrix.weight, scale=matrix.scale, blocks=way.blocks)
+        case "cores":
+            before, skinny.VECTOR_ROWS = skinny.VECTOR_ROWS, 0
+            try:
+                return multiply(Way("fp8", way.blocks), x, matrix)
+            finally:
+                skinny.VECTOR_ROWS = before
         case "int4":
             return int4_linear(x, matrix.weight, matrix.scales, None, way.blocks)
         case "widened":
