@@ -5,23 +5,15 @@ always mean. A call is made on plain tensors over the same memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
+from tests.gpu_double.calls import INDEXING, ON_THE_CPU, is_view, waits, written_arguments
 from tests.gpu_double.memory import DEVICE, is_pinned, onto_device, pinned, plain, storage_of
 from tests.gpu_double.streams import copy_later, here, refuse_if_filling, refuse_in_graph, use, wait
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-WAITING = frozenset(
-    {
-        "_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "argwhere", "masked_select", "bincount",
-        "_unique", "_unique2", "unique_dim", "unique_consecutive", "allclose",
-    }
-)  # fmt: skip
-"""Calls whose result, or its size, the host has to know."""
-INDEXING = frozenset({"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"})
 
 
 class DeviceTensor(torch.Tensor):
@@ -73,7 +65,7 @@ def called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors = [*_tensors((args, kwargs))]
     if _goes_there(**kwargs) or any(isinstance(one, DeviceTensor) for one in tensors):
         return _computed(func, args, kwargs, tensors)
-    if not _is_view(func):
+    if not is_view(func):
         for one in tensors:
             refuse_if_filling(one)
     return func(*args, **kwargs)
@@ -81,12 +73,6 @@ def called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _goes_there(*, device: torch.device | None = None, **_: Any) -> bool:
     return device is not None and device.type == "cuda"
-
-
-@cache
-def _is_view(func: Any) -> bool:
-    marks = [one.alias_info for one in func._schema.arguments]
-    return any(mark is not None and not mark.is_write for mark in marks)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -118,7 +104,7 @@ def _computed(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> A
         _refuse_mixture(func._opname, args, tensors)
     elif stays:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    if _waits(func, *args, **kwargs):
+    if waits(func, *args, **kwargs):
         wait(func._opname)
     there = [storage_of(one) for one in tensors if isinstance(one, DeviceTensor)]
     written = [storage_of(one) for one in _written(func, args, kwargs)]
@@ -128,7 +114,7 @@ def _computed(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> A
         here.graph.will_write(written)
     owners: dict[int, DeviceTensor] = {}
     given = _mapped(partial(_taken, owners), (args, kwargs))
-    result = _ON_THE_CPU.get(func._opname, func)(*given[0], **given[1])
+    result = ON_THE_CPU.get(func._opname, func)(*given[0], **given[1])
     if written:
         _follow(owners, given)
     if not stays:
@@ -140,16 +126,8 @@ def _computed(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> A
     if here.graph is None:
         use((), [storage_of(one) for one in fresh if one is not None])
     elif any(new) or written:
-        here.graph.record(_ON_THE_CPU.get(func._opname, func), (args, kwargs), fresh)
+        here.graph.record(ON_THE_CPU.get(func._opname, func), (args, kwargs), fresh)
     return made
-
-
-def _waits(func: Any, *args: Any, output_size: int | None = None, **_: Any) -> bool:
-    if func._opname == "repeat_interleave":
-        return func._overloadname != "self_int" and output_size is None
-    if func._opname == "one_hot":
-        return len(args) < 2  # the number of classes
-    return func._opname in WAITING
 
 
 def _taken(owners: dict[int, "DeviceTensor"], one: Tensor) -> Tensor:
@@ -168,19 +146,9 @@ def _given(owners: dict[int, "DeviceTensor"], one: Tensor) -> Tensor:
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    for place, name in _outputs(func):
+    for place, name in written_arguments(func):
         value = args[place] if place < len(args) else kwargs.get(name)
         yield from (one for one in _tensors([value]) if isinstance(one, DeviceTensor))
-
-
-@cache
-def _outputs(func: Any) -> list[tuple[int, str]]:
-    """Places and names of the arguments that a call writes to."""
-    return [
-        (place, one.name)
-        for place, one in enumerate(func._schema.arguments)
-        if one.alias_info is not None and one.alias_info.is_write
-    ]
 
 
 def _follow(owners: dict[int, "DeviceTensor"], given: Any) -> None:
@@ -307,10 +275,6 @@ def _copy(into: Tensor, source: Tensor, non_blocking: bool, *, is_new: bool = Fa
     plain(into).copy_(plain(source))
 
 
-_ON_THE_CPU: dict[str, Callable[..., Any]] = {
-    "histc": lambda x, *args, **kwargs: torch.histc(x.float(), *args, **kwargs).to(x.dtype)
-}
-"""What torch can't do there with the numbers that it can do it with on a GPU."""
 SPECIAL: dict[str, Callable[..., Any]] = {
     "_pin_memory": _pinned,
     "_to_copy": _moved,
