@@ -48,6 +48,7 @@ def row_of(sequence: Sequence, share: int, kv: SequenceKv) -> Row:
         drafts = end - known
         tokens += sequence.draft[:drafts]
     wants_token = end >= known and not (spec.max_new_tokens == 0 and sequence.is_scored_only)
+    grammar = None if sequence.grammar is None else sequence.holding
     sequence.fed = end
     sequence.owed += wants_token
     return tuple.__new__(
@@ -56,6 +57,6 @@ def row_of(sequence: Sequence, share: int, kv: SequenceKv) -> Row:
             *(sequence.seq_id, tokens, start, sequence.blocks, spec.sampling, spec.seed),
             *(wants_token, spec.purpose, prompt_tokens, sequence.tokens, drafts),
             *(sequence.barred, prompt_tokens + spec.min_new_tokens),
-            *(None if sequence.grammar is None else sequence.holding, spec.adapter, spec.pooling),
+            *(grammar, spec.adapter, spec.pooling),
         ),
     )

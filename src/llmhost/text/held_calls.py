@@ -1,8 +1,8 @@
 """Answers that are free until the model begins a call, and are held to the tools from there to the call's end.
 
-While an answer is free it costs nothing: its rows have no grammar, and only its tokens are looked at as they come. A
-device that draws ahead may have drawn the token after an opener before that was known to be one; a token that does not
-fit there leaves that call as free as the text.
+While an answer is free it costs nothing: its rows have no grammar, and only its tokens are looked at as they come. In
+steps that are begun ahead they have one, as the token before may turn out to be an opener. One token may be an opener
+and more than that; if what follows in it does not fit, that call is as free as the text.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The way that models run on a GPU, computed here by Triton's interpreter: the same tokens as transformers' own way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,37 @@ def test_a_row_without_numbers_fails_alone(runner: TorchRunner) -> None:
 
     assert isinstance(drawn[0], int)
     assert isinstance(drawn[1], EngineFailed)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_row_without_numbers_is_not_said_to_be_too_complex_where_its_form_is_free(
+    runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmhost.engines.torch.sampler.KERNELS", "cpu")
+    assert runner._kv is not None
+    (row,) = rows_of([[5]], [3], 0, GREEDY)
+    (first,) = runner.run([row])
+    before = runner.launch([row])
+    for key, _ in runner._kv.layers:
+        key[5].fill_(float("nan"))
+    flight = runner.launch([row._replace(tokens=[PENDING], start=1, known=[3], grammar=Free())])
+    assert before.land() == [first]
+    flight.draw()
+    (failure,) = flight.land()
+
+    assert type(failure) is EngineFailed
+    assert "NaN" in failure.message
+
+
+class Free:
+    """A form that holds nothing at the moment."""
+
+    is_ended, is_free = False, True
+
+    def accept(self, token: int) -> None: ...
+
+    def valid_prefix(self, tokens: Sequence[int]) -> int:
+        return len(tokens)
 
 
 @pytest.mark.usefixtures("load_with_kernels")

@@ -167,6 +167,61 @@ def test_words_hold_the_numbers_that_were_put_into_them(
     check_words(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["GPTQ", None])
+def test_a_form_that_is_not_named_as_usual_is_the_first_one(
+    form: str | None, tmp_path: Path
+) -> None:
+    save_gptq(tmp_path, is_symmetric=False)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["checkpoint_format"] = form
+    path.write_text(json.dumps(config))
+    check_words(tmp_path)
+
+
+def test_a_zero_point_below_the_lowest_number_of_the_first_form_is_zero(tmp_path: Path) -> None:
+    """It is stored less one, in as many bits as numbers have."""
+    words, layer = (
+        save_gptq(tmp_path, is_symmetric=False) / "model.safetensors",
+        "model.layers.0.mlp.up_proj",
+    )
+    tensors = load_file(words)
+    tensors[f"{layer}.qzeros"] = torch.full_like(tensors[f"{layer}.qzeros"], -1)
+    save_file(tensors, words, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    unpacked = unpack(tmp_path, config, dtype=torch.float32, device=torch.device("cpu"))
+    scales = tensors[f"{layer}.scales"].float()[tensors[f"{layer}.g_idx"].long()]
+    numbers = (unpacked.tensors[f"{layer}.weight"].t() / scales).round()
+    assert (int(numbers.min()), int(numbers.max())) == (0, 15)
+
+
+@pytest.mark.parametrize("save", [save_gptq, save_awq])
+def test_words_of_another_size_are_refused(save: Callable[..., Path], tmp_path: Path) -> None:
+    path = save(tmp_path) / "model.safetensors"
+    tensors = {
+        name: one.view(torch.int16) if one.dtype is torch.int32 and "g_idx" not in name else one
+        for name, one in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=r"proj\.q(weight|zeros) has words of int16"):
+        load_runner(tmp_path, block_tokens=16, options=TorchOptions(device="cpu"))
+
+
+@pytest.mark.parametrize("bits", [None, "four"])
+def test_bits_that_are_no_number_are_refused(bits: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="bits"):
+        read_footprint(spoiled(tmp_path, quant_method="gptq", bits=bits), block_tokens=16)
+
+
+def test_what_is_known_of_words_is_kept_for_narrow_weights_alone(tmp_path: Path) -> None:
+    save_gptq(tmp_path, **LARGE)
+    footprint, host = read_footprint(tmp_path, block_tokens=16), torch.device("cpu")
+    for weights, is_kept in (("auto", False), ("fp8", False), ("int4", True)):
+        options = TorchOptions(device="cpu", weights=weights)  # type: ignore[arg-type]
+        model = load._load_model(tmp_path, footprint, options, host)
+        assert any(one in narrow._KNOWN for one in model.modules()) is is_kept, weights
+
+
 def test_words_of_awq_hold_the_numbers_that_were_put_into_them(tmp_path: Path) -> None:
     check_words(save_awq(tmp_path))
 
@@ -195,7 +250,8 @@ def test_four_bits_stay_the_same_numbers_as_narrow_weights(
     assert all((one.zeros is None) is (save is save_gptq) for one in known.values())
     footprint = read_footprint(tmp_path, block_tokens=16)
     host = torch.device("cpu")
-    model = load._load_model(tmp_path, footprint, TorchOptions(device="cpu"), host)
+    options = TorchOptions(device="cpu", weights="int4")
+    model = load._load_model(tmp_path, footprint, options, host)
     plain = {name: one.clone() for name, one in model.state_dict().items()}
     narrow.narrow_weights(model, "int4", host)
 

@@ -63,6 +63,21 @@ def test_a_row_has_a_grammar_only_while_it_is_held_and_nobody_is_kept_from_going
     assert grammar.accepted == SAID[: len(grammar.accepted)]
 
 
+def test_a_free_answer_of_which_more_is_wanted_has_no_grammar_either() -> None:
+    scheduler = Scheduler(some_limits())
+    spec = a_spec(
+        max_new_tokens=8, grammar=SPEC.grammar, sampling=Sampling(temperature=0.0, logprobs=1)
+    )
+    scheduler.add(1, spec, SpelledWatch(), Now())
+    held = []
+    while scheduler.has_work:
+        rows = scheduler.plan()
+        held.append(rows[0].grammar is not None)
+        step(scheduler, [*rows])
+
+    assert held == [False, False, True, True, False, False, False, False]
+
+
 def test_what_was_said_before_a_move_decides_whether_it_is_held() -> None:
     scheduler, grammar = Scheduler(some_limits()), Now()
     scheduler.add(1, SPEC, SpelledWatch(), grammar)

@@ -210,15 +210,17 @@ class DecodeSteps:
 
     def finish(self, begun: Begun, masks: Callable[[Sequence[Row]], Masks]) -> "Draws | InOrder":
         """Draw what is special, and have it all on its way to the host. `masks` makes those of rows with grammars."""
-        rows, special = begun.drawing, begun.special
+        given, special = begun.rows, begun.special
         reports = None
         if special and begun.logits is not None:
-            rows = [*rows]
+            rows = [*begun.drawing]
             for place in special:
                 rows[place] = settled(rows[place])
             held = masks([rows[place] for place in special])
             reports = self._draw_special(begun.logits, rows, special, begun.fed, self.drawn, held)
-        draws = Draws(begun.rows, self.drawn, reports)
+            those = iter(rows)
+            given = [None if row is None else next(those) for row in given]
+        draws = Draws(given, self.drawn, reports)
         return draws if begun.order is None else InOrder(draws, begun.order)
 
     def logits(self, rows: Sequence[Row]) -> Tensor:

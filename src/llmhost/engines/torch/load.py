@@ -286,7 +286,9 @@ def _load_model(
         if _is_direct(config, footprint, options, device):
             model = _read_directly(folder, config, footprint, name, device)
         if model is None:
-            model = _read_by_transformers(folder, config, footprint, name, local, device)
+            model, known = _read_by_transformers(folder, config, footprint, name, local, device)
+            if options.weights == "int4":
+                narrow.remember(model, known)
     except torch.OutOfMemoryError:
         raise
     except _LOADING_ERRORS as error:
@@ -338,8 +340,8 @@ def _read_by_transformers(
     name: str,
     local: Mapping[str, Any],
     device: torch.device,
-) -> Any:
-    """The model on the host."""
+) -> tuple[Any, Mapping[str, Quantised]]:
+    """The model on the host, and what is known of layers that have been quantised."""
     settings = config.to_dict()
     dtype = getattr(torch, footprint.dtype)
     kind: Any = transformers.AutoModelForCausalLM
@@ -369,11 +371,10 @@ def _read_by_transformers(
             f"The weights in {folder} lack {len(missing)} tensors that a {footprint.architecture} needs,"
             f" {missing[0]} first. The checkpoint is incomplete or belongs to another config.json."
         )
-    narrow.remember(model, known)
     if quantised.is_expanded_later(settings):
-        return expand(model, dtype)
+        return expand(model, dtype), known
     drop_used_up(model)
-    return model
+    return model, known
 
 
 def _has_own_code(config: Any, options: TorchOptions) -> bool:

@@ -37,6 +37,8 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 """What GPTQ and AWQ keep of a layer's matrix."""
 ZERO_POINTS = ".qzeros"
 GPTQ_BITS = (2, 3, 4, 8)
+FORMS: Mapping[str, tuple[str, ...]] = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
+"""Those that are read. GPTQ's first one has zero points less one."""
 _WORD_BITS = 32
 _FOUR_BITS = 4
 _DROPPED = (
@@ -79,16 +81,29 @@ def refusal(config: Mapping[str, Any]) -> str | None:
 
 def _unknown_words(name: str, settings: Mapping[str, Any]) -> str | None:
     """Why the words of a GPTQ or AWQ checkpoint are not understood; None if they are."""
-    kind = "checkpoint_format" if name == "gptq" else "version"
-    known = ("gptq", "gptq_v2") if name == "gptq" else ("gemm",)
-    if (found := str(settings.get(kind) or known[0]).lower()) not in known:
+    known = FORMS[name]
+    if (found := form_of(name, settings)) not in known:
         return f"is quantised ({name}) in the form {found}; the torch engine reads {' and '.join(known)}"
-    bits = _bits_of(settings)
+    try:
+        bits = bits_of(settings)
+    except (TypeError, ValueError):
+        return f"is quantised ({name}) to {settings.get('bits')!r} bits, which is no number"
     served = GPTQ_BITS if name == "gptq" else (_FOUR_BITS,)
     if bits not in served:
         shown = ", ".join(map(str, served))
         return f"is quantised ({name}) to {bits} bits; the torch engine reads those of {shown}"
     return None
+
+
+def form_of(name: str, settings: Mapping[str, Any]) -> str:
+    """How GPTQ or AWQ, by its name, keeps its words; the first of its forms where that is not said."""
+    kind = "checkpoint_format" if name == "gptq" else "version"
+    return str(settings.get(kind) or FORMS[name][0]).lower()
+
+
+def bits_of(settings: Mapping[str, Any]) -> int:
+    """Of GPTQ or AWQ, which has called them otherwise once. Raises TypeError or ValueError where that is no number."""
+    return int(settings.get("bits", settings.get("w_bit", _FOUR_BITS)))
 
 
 def is_unpacked_here(config: Mapping[str, Any]) -> bool:
@@ -103,18 +118,13 @@ def plain_matrix(
     """Name and shape [N, K] of the matrix that a stored tensor becomes, where it lies in words."""
     if not (is_unpacked_here(config) and name.endswith(".qweight") and len(shape) == 2):
         return None
-    bits = _bits_of(config["quantization_config"])
+    bits = bits_of(config["quantization_config"])
     rows, columns = shape
     is_gptq = method_of(config) == "gptq"
     inputs, outputs = (
         (rows * _WORD_BITS // bits, columns) if is_gptq else (rows, columns * _WORD_BITS // bits)
     )
     return f"{name.removesuffix('.qweight')}.weight", (outputs, inputs)
-
-
-def _bits_of(settings: Mapping[str, Any]) -> int:
-    """Of GPTQ or AWQ, which has called them otherwise once."""
-    return int(settings.get("bits", settings.get("w_bit", _FOUR_BITS)))
 
 
 def is_expanded_later(config: Mapping[str, Any]) -> bool:
@@ -132,7 +142,7 @@ def weight_elements(name: str, kind: str, elements: int, config: Mapping[str, An
         part = name.rpartition(".")[2]
         if part not in PARTS:
             return None
-        bits = _bits_of(config["quantization_config"])
+        bits = bits_of(config["quantization_config"])
         return elements * _WORD_BITS // bits if part == "qweight" else 0
     if name.endswith(_DROPPED) or (method == "bitsandbytes" and _BESIDE_WEIGHTS in name):
         return 0

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from llmhost.engines.torch.int4 import GROUP, ZERO, Quantised
-from llmhost.engines.torch.quantised import GPTQ_BITS, PARTS, method_of
+from llmhost.engines.torch.quantised import GPTQ_BITS, PARTS, bits_of, form_of, method_of
 from llmhost.engines.torch.weight_files import read_headers
 from llmhost.observe.logs import log_event
 
@@ -123,13 +123,20 @@ class _Files:
                 raise ValueError(f"{layer}.qweight has no {name} beside it")
             return self.read(full).to(device)
 
+        def words(name: str) -> Tensor:
+            found = part(name)
+            if found.dtype is not torch.int32:
+                kind = str(found.dtype).removeprefix("torch.")
+                raise ValueError(f"{layer}.{name} has words of {kind}, not of {WORD_BITS} bits")
+            return found
+
         groups = part("g_idx") if f"{layer}.g_idx" in self._paths else None
-        return _Matrix(part("qweight"), part("qzeros"), part("scales").float(), groups)
+        return _Matrix(words("qweight"), words("qzeros"), part("scales").float(), groups)
 
 
 def _gptq(layer: str, stored: _Matrix, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Numbers [K, N] and zero points [groups, N]."""
-    bits = settings.get("bits")
+    bits: float = bits_of(settings)
     if stored.groups is not None:  # some layers may have more than the others
         bits = WORD_BITS * len(stored.words) / len(stored.groups)
     if bits not in GPTQ_BITS:
@@ -140,8 +147,9 @@ def _gptq(layer: str, stored: _Matrix, settings: Mapping[str, Any]) -> tuple[Ten
         raise ValueError(
             f"{layer} has {list(stored.scales.shape)} scales for {list(numbers.shape)} numbers"
         )
-    is_first = settings.get("checkpoint_format", "gptq") == "gptq"
-    return numbers, zeros + 1 if is_first else zeros
+    if form_of("gptq", settings) == "gptq":
+        zeros = zeros + 1 & (1 << int(bits)) - 1  # 0 less one is the highest number
+    return numbers, zeros
 
 
 def _awq(layer: str, stored: _Matrix) -> tuple[Tensor, Tensor]:
