@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tests.unit.kernels.interpreting  # noqa: F401
 import torch
@@ -17,6 +18,7 @@ from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import EngineFailed
 from llmhost.core.sampling import Sampling
 from llmhost.core.step import PENDING, Row
+from llmhost.engines.masks import Masks
 from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.layout import lay_out
 from llmhost.engines.torch.load import load_runner
@@ -156,6 +158,37 @@ def test_a_row_without_numbers_is_not_said_to_be_too_complex_where_its_form_is_f
 
     assert type(failure) is EngineFailed
     assert "NaN" in failure.message
+
+
+def test_a_grammar_is_asked_nothing_while_its_mask_is_filled(
+    runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread fills it, from the launch on, where the grammar has no token to wait for."""
+    filling: list[Row] = []
+
+    class Held(Free):
+        is_free = False
+
+        @property
+        def is_ended(self) -> bool:
+            assert not filling
+            return False
+
+    def start(rows: Sequence[Row], vocabulary: int) -> Callable[[], Masks]:
+        filling.extend(rows)
+        every = np.full((1, -(-vocabulary // 32)), -1, np.int32)
+
+        def filled() -> Masks:
+            filling.clear()
+            return Masks(every, {0: 0})
+
+        return filled
+
+    monkeypatch.setattr("llmhost.engines.torch.sampler.KERNELS", "cpu")
+    monkeypatch.setattr(runner._masks, "start", start)
+    (row,) = rows_of([[5]], [3], 0, GREEDY)
+    expected = runner.run([row])
+    assert runner.launch([row._replace(known=[3], grammar=Held())]).land() == expected
 
 
 class Free:

@@ -249,11 +249,13 @@ class TorchRunner:
     @_on_its_device
     def _finish(self, begun: Begun, filled: Callable[[], Masks] | None) -> Draws | InOrder:
         assert self._decode is not None
+        made = None if filled is None else filled()  # until then a thread has the grammars
+
+        def masks(rows: Sequence[Row]) -> Masks:
+            return made or self._masks.start(rows, self.facts.vocab_size)()
+
         with torch.inference_mode(), memory_errors(self.device):
-            return self._decode.finish(
-                begun,
-                lambda rows: (filled or self._masks.start(rows, self.facts.vocab_size))(),
-            )
+            return self._decode.finish(begun, masks)
 
     @_on_its_device
     def forward(self, layout: StepLayout, *, ahead: int = 0) -> Tensor | None:
