@@ -36,7 +36,7 @@ _PAGE = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT {PAGE_ROWS}"
 _CHECKPOINTS = "SELECT first_seq, last_seq, before, mark, seal FROM checkpoints ORDER BY first_seq"
 _TEXTS = "SELECT texts.seq, sealed, detail FROM texts LEFT JOIN rows USING (seq) ORDER BY seq"
 _MARK_AT = (
-    "SELECT mark FROM rows WHERE seq = ?1 UNION SELECT mark FROM checkpoints WHERE last_seq = ?1"
+    "SELECT mark FROM rows WHERE seq = ? UNION SELECT mark FROM checkpoints WHERE last_seq = ?"
 )
 _ACTION = COLUMNS.index("action")
 _DETAIL = COLUMNS.index("detail")
@@ -129,7 +129,7 @@ def _page(connection: Connection, *, after: int) -> list[Any]:
 
 
 def _mark_at(connection: Connection, *, seq: int) -> bytes | None:
-    found = connection.execute(_MARK_AT, (seq,)).fetchone()
+    found = connection.execute(_MARK_AT, (seq, seq)).fetchone()
     return None if found is None else bytes(found[0])
 
 

@@ -61,7 +61,7 @@ _FORGET = (
     "DELETE FROM stored_chats WHERE seq IN"
     f" (SELECT seq FROM stored_chats WHERE utc_ns < ? ORDER BY utc_ns LIMIT {_DELETED_AT_ONCE})"
 )
-_OLDEST = "DELETE FROM stored_chats WHERE seq = (SELECT min(seq) FROM stored_chats WHERE org = ?1)"
+_OLDEST = "DELETE FROM stored_chats WHERE seq = (SELECT min(seq) FROM stored_chats WHERE org = ?)"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Metadata = Mapping[str, str]
