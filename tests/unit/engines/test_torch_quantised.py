@@ -280,6 +280,17 @@ def test_the_size_of_words_is_known_with_narrow_weights_too(tmp_path: Path) -> N
     assert 0 < found.weights_bytes - plain.weights_bytes < 0.02 * plain.weights_bytes
 
 
+def test_the_size_is_known_where_some_layers_have_more_bits_than_others(tmp_path: Path) -> None:
+    path = save_gptq(tmp_path, **LARGE, bits=8) / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["bits"] = 4  # as of most layers
+    path.write_text(json.dumps(config))
+    check_words(tmp_path)
+    for weights in ("auto", "fp8"):
+        plain = read_footprint(plain_beside(tmp_path), block_tokens=16, weights=weights)
+        assert read_footprint(tmp_path, block_tokens=16, weights=weights) == plain
+
+
 def test_a_part_without_its_numbers_is_refused(tmp_path: Path) -> None:
     path = save_gptq(tmp_path) / "model.safetensors"
     tensors = load_file(path)

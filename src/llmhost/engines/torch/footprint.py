@@ -83,7 +83,8 @@ def read_footprint(
     architecture = _text_architecture(folder, config)
     config = _text_part(config)
     _refuse_unserved(folder, config)
-    tensors = dict(_expanded(name, one, config) for name, one in read_headers(folder))
+    stored = dict(read_headers(folder))
+    tensors = dict(_expanded(name, stored, config) for name in stored)
     if not tensors:
         raise ModelUnavailable(f"The weight files in {folder} hold no tensors.")
     if config.get("tie_word_embeddings"):
@@ -246,12 +247,14 @@ def _computation_dtype(
 
 
 def _expanded(
-    name: str, stored: StoredTensor, config: Mapping[str, Any]
+    name: str, stored: Mapping[str, StoredTensor], config: Mapping[str, Any]
 ) -> tuple[str, StoredTensor]:
     """What becomes of a stored tensor when it is loaded, and what that is called."""
-    elements = quantised.weight_elements(name, stored.kind, stored.elements, config)
-    if elements is None:
-        return name, stored
-    matrix = quantised.plain_matrix(name, stored.shape, config)
-    name, shape = (name, stored.shape) if matrix is None else matrix
-    return name, replace(stored, kind=_EXPANDED, elements=elements, shape=shape)
+    one = stored[name]
+    groups = stored.get(quantised.groups_beside(name))
+    inputs = None if groups is None else groups.elements
+    if (matrix := quantised.plain_matrix(name, one.shape, config, inputs)) is not None:
+        name, shape = matrix
+        return name, replace(one, kind=_EXPANDED, elements=math.prod(shape), shape=shape)
+    elements = quantised.weight_elements(name, one.kind, one.elements, config)
+    return name, one if elements is None else replace(one, kind=_EXPANDED, elements=elements)

@@ -112,19 +112,23 @@ def is_unpacked_here(config: Mapping[str, Any]) -> bool:
     return method is not None and method.is_unpacked_here
 
 
+def groups_beside(name: str) -> str:
+    """What beside a stored matrix of GPTQ says which group each of its columns is of."""
+    return f"{name.removesuffix('.qweight')}.g_idx"
+
+
 def plain_matrix(
-    name: str, shape: tuple[int, ...], config: Mapping[str, Any]
+    name: str, shape: tuple[int, ...], config: Mapping[str, Any], inputs: int | None
 ) -> tuple[str, tuple[int, ...]] | None:
-    """Name and shape [N, K] of the matrix that a stored tensor becomes, where it lies in words."""
+    """Name and shape [N, K] of the matrix that a stored tensor becomes, where it lies in words. `inputs` is K where
+    that is known: GPTQ may have more bits in some layers than its config says."""
     if not (is_unpacked_here(config) and name.endswith(".qweight") and len(shape) == 2):
         return None
     bits = bits_of(config["quantization_config"])
     rows, columns = shape
-    is_gptq = method_of(config) == "gptq"
-    inputs, outputs = (
-        (rows * _WORD_BITS // bits, columns) if is_gptq else (rows, columns * _WORD_BITS // bits)
-    )
-    return f"{name.removesuffix('.qweight')}.weight", (outputs, inputs)
+    if method_of(config) == "awq":
+        return f"{name.removesuffix('.qweight')}.weight", (columns * _WORD_BITS // bits, rows)
+    return f"{name.removesuffix('.qweight')}.weight", (columns, inputs or rows * _WORD_BITS // bits)
 
 
 def is_expanded_later(config: Mapping[str, Any]) -> bool:
@@ -139,11 +143,7 @@ def weight_elements(name: str, kind: str, elements: int, config: Mapping[str, An
     if method is None:
         return None
     if is_unpacked_here(config):
-        part = name.rpartition(".")[2]
-        if part not in PARTS:
-            return None
-        bits = bits_of(config["quantization_config"])
-        return elements * _WORD_BITS // bits if part == "qweight" else 0
+        return 0 if name.rpartition(".")[2] in PARTS else None
     if name.endswith(_DROPPED) or (method == "bitsandbytes" and _BESIDE_WEIGHTS in name):
         return 0
     if name.endswith("_packed"):
