@@ -3,7 +3,8 @@
 `record` needs no GPU. It goes through what the benchmark does, with one layer of the same shape, and has every launch
 compiled for Hopper in place of being made; FOLDER then has a list of the launches and what the compiler made of them.
 `fill` puts that into Triton's cache under the names that the Triton of that machine looks for: they have the bytes of
-its library in them, which differ between versions of Python. What another compiler made is compiled again, in many
+its library in them, which differ between versions of Python. What another compiler made, or of a kernel that has changed
+since, is compiled again, in many
 processes at once, and so are the launchers, which are C and can only be made where they run.
 """
 
@@ -144,7 +145,8 @@ def record(folder: Path, walk: Callable[[], None]) -> int:
         walk()
     (folder / "compiler.txt").write_text(_compiler())
     (folder / LIST).write_text("".join(f"{line}\n" for line in found))
-    for number, made in enumerate(found.values()):
+    for number, (line, made) in enumerate(found.items()):
+        (folder / f"{number}.source").write_text(Wanted.of_line(line).source().hash())
         (folder / f"{number}.cubin").write_bytes(made.asm["cubin"])
         (folder / f"{number}.json").write_text(json.dumps(made.metadata._asdict(), default=vars))
     return len(found)
@@ -185,7 +187,7 @@ def _fill_one(wanted: Wanted, folder: Path, number: int, is_same: bool, launcher
     try:
         source = wanted.source()
         options = {**_PLAIN, **wanted.options}
-        if is_same:
+        if is_same and (folder / f"{number}.source").read_text() == source.hash():
             _take_over(source, options, folder, number)
             outcome = "taken over"
         made = triton.compile(source, target=_target(), options=options)

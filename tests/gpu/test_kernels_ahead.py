@@ -27,6 +27,7 @@ def walk():
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     recorded = ahead.record(folder / "ahead", walk)
+    (folder / "ahead" / "1.source").write_text("of a kernel that has changed since")
     triton.knobs.cache.dir = str(folder / "there")
     filled = ahead._fill_some(folder / "ahead", range(recorded), launchers=False)
     heard = []
@@ -59,4 +60,8 @@ def test_what_a_model_launches_is_compiled_while_it_is_read() -> None:
 def test_what_was_compiled_elsewhere_is_found_as_if_it_had_been_compiled_here(
     tmp_path: Path,
 ) -> None:
-    assert said(TAKEN_OVER, str(tmp_path)) == [2, ["taken over"] * 2, [True, True]]
+    assert said(TAKEN_OVER, str(tmp_path)) == [
+        2,
+        ["taken over", "compiled"],
+        [True, True],
+    ]
