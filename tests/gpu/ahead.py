@@ -3,9 +3,9 @@
 `record` needs no GPU. It goes through what the benchmark does, with one layer of the same shape, and has every launch
 compiled for Hopper in place of being made; FOLDER then has a list of the launches and what the compiler made of them.
 `fill` puts that into Triton's cache under the names that the Triton of that machine looks for: they have the bytes of
-its library in them, which differ between versions of Python. What another compiler made, or of a kernel that has changed
-since, is compiled again, in many
-processes at once, and so are the launchers, which are C and can only be made where they run.
+its library in them, which differ between versions of Python. What another compiler made, or of a kernel that has
+changed since, is compiled again, in many processes at once, and so are the launchers, which are C and can only be made
+where they run.
 """
 
 import ast
