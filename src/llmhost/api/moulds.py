@@ -25,10 +25,13 @@ from llmhost.api.repeated_run import RepeatedRun
 from llmhost.core.attached import has_marks
 from llmhost.core.request import GenerationRequest, Kind
 from llmhost.pipeline.short_run import Read
+from llmhost.pipeline.terms import INLINE_CHARS
 
 LARGEST_BYTES = 16 * 1024
 """Of a body, where no server takes less: larger ones are read in a thread, or nearly so."""
 MOST_MOULDS = 1_000
+MOST_SIGNS = 2_048
+"""Of what stands around the texts among words: those that may be short are read to find out."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,6})\r\n", re.IGNORECASE)
 _END = b"\r\n\r\n"
@@ -203,10 +206,18 @@ def _cast(
         words = bytes(_chat(body).messages if is_chat else _completion(body).prompt)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+    if _are_long(words):
+        return None
     before, _, behind = body.partition(words)
     made = begun.copy()
     made.update(_encode((around, is_chat, before, behind)))
     return Cast(made.digest(), before, words, behind, client_id)
+
+
+def _are_long(words: bytes) -> bool:
+    """Whether they are so long that a thread reads them: they would be read here first, and in vain."""
+    most = INLINE_CHARS + MOST_SIGNS
+    return len(words) > most and words.isascii() and b"\\u" not in words
 
 
 @lru_cache(256)

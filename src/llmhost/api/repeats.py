@@ -269,9 +269,14 @@ class Repeats:
         self._sees(key)
         request_id, began_s = new_request_id(), time.perf_counter()
         client = client_line(cast.client_id)
-        hear = partial(self._heard, run, client, request_id, began_s, tell)
+        hear = partial(self._heard_alike, key, run, client, request_id, began_s, tell)
         read = mould.words.reader(cast, request_id)
         return self._short_runs.ask(run.known, request_id, hear, read, len(cast.words)).leave
+
+    def _heard_alike(self, key: bytes, *facts: Any) -> None:
+        if facts[-1] is None:  # it is learnt from as all that are said for the first time
+            self._seen.pop(key, None)
+        self._heard(*facts)
 
     def _heard(
         self,
@@ -351,11 +356,16 @@ class Repeats:
             return
         # The first time it is only remembered that it came.
         is_again, is_alike = self._sees(key), cast is not None and self._sees(cast.key)
-        if (is_again or is_alike) and (run := self._run(visit, context, parts)) is not None:
+        is_new = cast is not None and is_alike and not self._has_mould(cast.key)
+        if (is_again or is_new) and (run := self._run(visit, context, parts)) is not None:
             if is_again:
                 self._keep(key, run)
-            if cast is not None and is_alike and (mould := mould_of(cast, run)) is not None:
+            if cast is not None and is_new and (mould := mould_of(cast, run)) is not None:
                 self._moulds.put(cast.key, mould)
+
+    def _has_mould(self, key: bytes) -> bool:
+        mould = self._moulds.get(key)
+        return mould is not None and not mould.run.known.has_ended
 
     def _sees(self, key: bytes) -> bool:
         """Whether one came before."""

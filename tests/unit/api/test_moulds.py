@@ -631,3 +631,32 @@ async def test_a_body_of_a_mould_may_be_longer_than_the_server_takes(stream: boo
             ran = host.host.repeats.ran_alike + host.host.repeats.streams.ran
             assert ran == (4 if is_on else 0)
     assert seen[0] == seen[1] == [*[200] * 6, 413, 413, 200, 200]
+
+
+async def test_long_texts_that_come_once_are_neither_kept_nor_learnt_from() -> None:
+    async with node() as host:
+        await taught(host)
+        repeats = host.host.repeats
+        (known,) = repeats._moulds._kept.values()
+        for at in range(3):
+            await say(host, None, f"{at} " + "long " * 900, f"{at} " + "longer " * 1_500)
+        assert (alike(host), len(repeats)) == (0, 0)
+        assert list(repeats._moulds._kept.values()) == [known]
+        await say(host, None, "0 " + "long " * 900, "0 " + "long " * 900)
+        assert (alike(host), short(host), len(repeats)) == (0, 1, 1)
+        await say(host, None, "short")
+        assert alike(host) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "is_cast"),
+    [
+        ("a" * 6_000, True),
+        ("a" * 7_000, False),
+        ("\u00e9" * 4_000, True),
+        ("a" * 6_050 + "\x00", True),
+    ],
+)
+def test_words_that_are_sure_to_be_long_are_cast_in_no_mould(text: str, is_cast: bool) -> None:
+    words = json.dumps([{"role": "user", "content": text}], ensure_ascii=False)
+    assert (cast_of(BEGUN, bytes_of(chat(words))) is not None) is is_cast
