@@ -192,12 +192,47 @@ def _bytes(tensor: Tensor) -> Tensor:
 def copy_later(target: Tensor, source: Tensor, *, is_to_host: bool) -> None:
     """Between plain tensors, one of which is page-locked: nobody has waited for it yet."""
     if is_to_host:
+        for one in _under_way(target):  # they come before it, in this order
+            one.end()
+            with _lock:
+                _copies.remove(one)
         storage_of(target).filling += 1
         _Copy(target, source.clone(), is_to_host=True)
         _bytes(target).fill_(HOST_POISON)
     else:
-        target.copy_(source)
-        _Copy(source, source.clone(), is_to_host=False)
+        filling = [one for one in _under_way(source) if one.is_to_host]
+        seen = filling[-1].numbers if filling else source
+        target.copy_(seen)
+        _Copy(source, seen.clone(), is_to_host=False)
+
+
+def _under_way(host: Tensor) -> list[_Copy]:
+    """Copies that this thread's stream does before its next work, to or from that very memory."""
+    place = (host.data_ptr(), host.nbytes)
+    with _lock:
+        return [
+            one
+            for one in _copies
+            if one.stream == here.stream.cuda_stream
+            and (one.host.data_ptr(), one.host.nbytes) == place
+        ]
+
+
+def refuse_to_copy_if_filling(host: Tensor) -> None:
+    """As below, for a copy to the device, which comes after those that this thread's stream was given before."""
+    first, end = host.data_ptr(), host.data_ptr() + host.nbytes
+    mine = _under_way(host)
+    with _lock:
+        others = [
+            one
+            for one in _copies
+            if one.is_to_host
+            and one not in mine
+            and first < one.host.data_ptr() + one.host.nbytes
+            and one.host.data_ptr() < end
+        ]
+    if others:
+        raise UsedTooEarly("a tensor of the host is copied while another stream still fills it")
 
 
 def refuse_if_filling(host: Tensor) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from tests.gpu_double.calls import INDEXING, ON_THE_CPU, is_view, waits, written_arguments
 from tests.gpu_double.memory import DEVICE, is_pinned, onto_device, pinned, plain, storage_of
-from tests.gpu_double.streams import copy_later, here, refuse_if_filling, refuse_in_graph, use, wait
+from tests.gpu_double.streams import (
+    copy_later,
+    here,
+    refuse_if_filling,
+    refuse_in_graph,
+    refuse_to_copy_if_filling,
+    use,
+    wait,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -256,6 +264,8 @@ def _copy(into: Tensor, source: Tensor, non_blocking: bool, *, is_new: bool = Fa
     if is_to_host:
         refuse_in_graph("a copy to the host")
         use([storage_of(source)], ())
+    elif is_quick:
+        refuse_to_copy_if_filling(host)
     else:
         refuse_if_filling(host)
     if here.graph is not None:

@@ -201,6 +201,23 @@ def test_a_source_must_stay_as_it_is_until_it_has_been_copied() -> None:
         torch.cuda.synchronize()
 
 
+def test_copies_of_one_stream_to_the_host_and_back_need_no_waiting() -> None:
+    x, host, other = numbers(), pinned(), torch.zeros(4, device=HERE)
+    for count in range(3):
+        host.copy_(x + count, non_blocking=True)
+        other.copy_(host, non_blocking=True)
+    torch.cuda.synchronize()
+    assert host.tolist() == other.tolist() == [2, 3, 4, 5]
+
+
+def test_another_stream_must_not_read_what_is_being_filled() -> None:
+    x, host = numbers(), pinned()
+    host.copy_(x, non_blocking=True)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), breaks(UsedTooEarly):
+        host.to(HERE, non_blocking=True)
+
+
 def test_a_source_may_be_given_back() -> None:
     assert torch.ones(2).pin_memory().to(HERE, non_blocking=True).tolist() == [1, 1]
 

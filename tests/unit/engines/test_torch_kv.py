@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llmhost.core.step import KvMove
+from llmhost.engines.torch import kv
 from llmhost.engines.torch.kv import KvShape, PagedKv
 
 SHAPE = KvShape(layers=2, kv_heads=1, head_dim=4, block_tokens=8, dtype=torch.bfloat16)
@@ -50,3 +51,23 @@ def test_moves_are_carried_out_in_their_order(cache: PagedKv) -> None:
     )
     assert contents(cache, 0) == before[1]
     assert contents(cache, 3) == before[2]
+
+
+def test_host_memory_in_slabs_is_as_good_as_in_one_piece(
+    cache: PagedKv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "SLAB_BYTES", 2 * SHAPE.block_bytes + 1)
+    monkeypatch.setattr(kv, "MOVED_AT_ONCE", 2)
+    cache.resize_host(5)
+    before = [contents(cache, block) for block in range(4)]
+    cache.move([KvMove(block, 4 - block, is_to_host=True) for block in range(4)])
+    cache.move([KvMove(3 - block, 4 - block, is_to_host=False) for block in range(4)])
+
+    assert [contents(cache, block) for block in range(4)] == before[::-1]
+
+
+def test_one_text_may_come_back_to_two_blocks(cache: PagedKv) -> None:
+    before = contents(cache, 1)
+    cache.move([KvMove(1, 0, is_to_host=True)])
+    cache.move([KvMove(2, 0, is_to_host=False), KvMove(3, 0, is_to_host=False)])
+    assert contents(cache, 2) == contents(cache, 3) == before

@@ -260,11 +260,13 @@ def test_blocks_move_to_host_memory_and_back(there: TorchRunner, plain: TorchRun
     first = [Row(1, [5, 6, 7, 8], 0, [3], GREEDY, 0, wants_token=False)]
     there.set_host_blocks(4)
     there.run(first)
-    there.move_blocks([KvMove(3, 1, is_to_host=True)])
+    with no_waiting():
+        there.move_blocks([KvMove(2, 1, is_to_host=True), KvMove(3, 1, is_to_host=True)])
     assert there._kv is not None
     for key, value in there._kv.layers:
         key[3], value[3] = 0, 0
-    there.move_blocks([KvMove(7, 1, is_to_host=False)])
+    with no_waiting():
+        there.move_blocks([KvMove(7, 1, is_to_host=False)])
     assert there.run([Row(1, [9], 4, [7], GREEDY, 0, wants_token=True)]) == right.made[:1]
 
 

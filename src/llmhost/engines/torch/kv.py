@@ -5,7 +5,7 @@ decided by whoever calls `resize`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from llmhost.core.step import KvMove
+from llmhost.engines.torch.asked import to_device
 
+SLAB_BYTES = 2**30
+"""Of host memory that is taken at once."""
+MOVED_AT_ONCE = 16
+"""Blocks that lie on the device twice while they move."""
 FP8_MOST = 448.0
 """The largest number that float8_e4m3fn has."""
 
@@ -53,7 +58,8 @@ class PagedKv:
         self.layers = [
             KeyValue(self._zeros(0, device), self._zeros(0, device)) for _ in range(shape.layers)
         ]
-        self._host: list[KeyValue] = []
+        self._host: list[Tensor] = []
+        """Slabs of blocks, each [slots, layers, 2, block_tokens, kv_heads, head_dim]."""
 
     @property
     def block_count(self) -> int:
@@ -78,29 +84,81 @@ class PagedKv:
             stored.view(-1, *cache.shape[2:]).index_copy_(0, slots, new)
 
     def resize_host(self, count: int) -> None:
-        """Have room for `count` blocks in host memory, page-locked where the device is a GPU. What was there goes."""
-        shape = self.shape
-        is_gpu = self.layers[0].key.device.type == "cuda"
-        size = (count, shape.block_tokens, shape.kv_heads, shape.head_dim)
+        """Have room for `count` blocks in host memory, page-locked where the device is a GPU. What was there goes.
+
+        In slabs, because torch takes page-locked memory in powers of two.
+        """
+        is_gpu = self._device.type == "cuda"
         self._host = [
-            KeyValue(*(torch.empty(size, dtype=shape.dtype, pin_memory=is_gpu) for _ in range(2)))
-            for _ in range(shape.layers if count else 0)
+            torch.empty((slots, *self._slot_size), dtype=self._stored, pin_memory=is_gpu)
+            for slots in self._slabs(count)
         ]
 
     def move(self, moves: Iterable[KvMove]) -> None:
-        """Copy blocks to the host and back, in order."""
+        """Copy blocks to the host and back, in order. On a GPU all of it is done behind what has been launched, and
+        nobody waits."""
         for is_to_host, run in groupby(moves, key=lambda move: move.is_to_host):
-            same = list({move.slot: move for move in run}.values())  # a slot's last text counts
-            device = self.layers[0].key.device
-            blocks = torch.tensor([move.block for move in same], device=device)
-            slots = torch.tensor([move.slot for move in same])
-            for on_device, on_host in zip(self.layers, self._host, strict=True):
-                for tensors in zip(on_device, on_host, strict=True):
-                    cache, kept = map(bits, tensors)
-                    if is_to_host:
-                        kept.index_copy_(0, slots, cache.index_select(0, blocks).cpu())
-                    else:
-                        cache.index_copy_(0, blocks, kept.index_select(0, slots).to(device))
+            # Of several for one place the last one counts.
+            last = {(move.slot if is_to_host else move.block): move for move in run}
+            whole = [*last.values()]
+            for first in range(0, len(whole), MOVED_AT_ONCE):
+                part = whole[first : first + MOVED_AT_ONCE]
+                if is_to_host:
+                    self._keep(part)
+                else:
+                    self._fetch(part)
+
+    def _keep(self, moves: Sequence[KvMove]) -> None:
+        blocks, staged = self._places(moves), self._stage(len(moves))
+        for layer, tensors in enumerate(self.layers):
+            for part, cache in enumerate(tensors):
+                torch.index_select(bits(cache), 0, blocks, out=staged[layer, part])
+        for at, move in enumerate(moves):
+            self._slot(move.slot).copy_(staged[:, :, at], non_blocking=True)
+
+    def _fetch(self, moves: Sequence[KvMove]) -> None:
+        blocks, staged = self._places(moves), self._stage(len(moves))
+        for at, move in enumerate(moves):
+            staged[:, :, at].copy_(self._slot(move.slot), non_blocking=True)
+        for layer, tensors in enumerate(self.layers):
+            for part, cache in enumerate(tensors):
+                bits(cache).index_copy_(0, blocks, staged[layer, part])
+
+    def _places(self, moves: Sequence[KvMove]) -> Tensor:
+        return to_device(torch.tensor([move.block for move in moves]), self._device)
+
+    def _stage(self, count: int) -> Tensor:
+        """Room on the device for so many blocks, [layers, 2, blocks, ...]."""
+        layers, parts, *block = self._slot_size
+        return torch.empty((layers, parts, count, *block), dtype=self._stored, device=self._device)
+
+    def _slot(self, slot: int) -> Tensor:
+        slab, at = divmod(slot, self._slab_slots)
+        return self._host[slab][at]
+
+    def _slabs(self, count: int) -> Iterator[int]:
+        """How many blocks each slab has."""
+        for first in range(0, count, self._slab_slots):
+            yield min(self._slab_slots, count - first)
+
+    @property
+    def _slab_slots(self) -> int:
+        return max(SLAB_BYTES // self.shape.block_bytes, 1)
+
+    @property
+    def _slot_size(self) -> tuple[int, ...]:
+        shape = self.shape
+        return (shape.layers, 2, shape.block_tokens, shape.kv_heads, shape.head_dim)
+
+    @property
+    def _stored(self) -> torch.dtype:
+        """As `bits` has it."""
+        dtype = self.shape.dtype
+        return torch.uint8 if dtype is torch.float8_e4m3fn else dtype
+
+    @property
+    def _device(self) -> torch.device:
+        return self.layers[0].key.device
 
     def _resized(self, old: Tensor, count: int) -> Tensor:
         new = self._zeros(count, old.device)
