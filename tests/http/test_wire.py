@@ -448,6 +448,7 @@ def test_a_reader_that_pauses_costs_nobody_else_and_gets_everything(open_node: N
     said = b"".join(pieces).split(b"\n\n")
     assert said[-2:] == [b"data: [DONE]", b""]
     assert said[-3].startswith(b": llmhost cost_usd=0.0400")
-    choices = [json.loads(event[6:])["choices"][0] for event in said[:-3]]
+    told = [event for event in said[:-3] if event != b": keep-alive"]  # a busy machine is slow
+    choices = [json.loads(event[6:])["choices"][0] for event in told]
     assert "".join(choice["text"] for choice in choices) == fake_words("to a slow reader", 20_000)
     assert len(pieces) < 20_000
