@@ -110,6 +110,7 @@ def spoiled(folder: Path, **settings: Any) -> Path:
         ({"quant_method": "awq", "bits": 4, "version": "GEMV"}, "in the form gemv; .* reads gemm"),
         ({"quant_method": "awq", "bits": 8}, "to 8 bits; .* those of 4"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "form marlin; .* gptq_v2"),
+        ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "form marlin; .* gptq_v2"),
         ({"quant_method": "gptq", "bits": 5}, "to 5 bits; .* those of 2, 3, 4, 8"),
         ({}, r"method \(not named\)"),
         (

@@ -97,6 +97,8 @@ def _unknown_words(name: str, settings: Mapping[str, Any]) -> str | None:
 
 def form_of(name: str, settings: Mapping[str, Any]) -> str:
     """How GPTQ or AWQ, by its name, keeps its words; the first of its forms where that is not said."""
+    if name == "gptq" and settings.get("is_marlin_format"):  # as it was said once
+        return "marlin"
     kind = "checkpoint_format" if name == "gptq" else "version"
     return str(settings.get(kind) or FORMS[name][0]).lower()
 
