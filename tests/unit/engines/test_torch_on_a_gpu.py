@@ -4,7 +4,9 @@ Kernels are interpreted, so models are as small as can be, and steps are few. La
 """
 
 import gc
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tests.unit.schedule.test_engine_loop import Reader, running
 
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import OutOfMemory
+from llmhost.core.grammar import GrammarSpec
 from llmhost.core.sampling import Sampling
 from llmhost.core.sequence import Pooling
 from llmhost.core.step import PENDING, Draw, KvMove, Row
@@ -35,6 +38,7 @@ from llmhost.engines.torch.kv import KvShape
 from llmhost.engines.torch.pooling_load import load_pooling
 from llmhost.engines.torch.probe import layer_scores
 from llmhost.engines.torch.runner import TorchRunner
+from llmhost.text.words import WordTokenizer
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
 
@@ -200,6 +204,49 @@ async def test_an_engine_has_its_steps_overlap(
             await reader.end()
     assert [reader.tokens for reader in readers] == say(plain, specs).answers
     assert len(launched) > 3
+
+
+async def test_an_engine_s_steps_overlap_beside_grammars_and_a_caller_who_leaves(
+    there: TorchRunner, plain: TorchRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Masks are filled by a thread, and draws wait for the step before; nothing of it has to be done again."""
+    words = WordTokenizer(there.facts.vocab_size)
+    form = GrammarSpec("choice", json.dumps([words.decode([7, 8, 9, 7]), words.decode([8] * 5)]))
+    words.compile_grammar(form)
+    asked: list[dict[str, Any]] = [
+        {"grammar": form},
+        {"grammar": form, "sampling": replace(GREEDY, logprobs=2), "max_new_tokens": 3},
+        {"sampling": replace(GREEDY, bad_words=((9,), (5, 7)), repetition_penalty=1.7)},
+        {"min_new_tokens": 4, "stop_token_ids": frozenset(range(2, 60))},
+    ]
+    prompts = [(5, 6, 7), (60,), (3, 9), (4, 4)]
+    specs = [
+        a_spec(prompt, **{"max_new_tokens": 6, "index": at, **wish})
+        for at, (prompt, wish) in enumerate(zip(prompts, asked, strict=True))
+    ]
+    limits = some_limits(block_tokens=BLOCK_TOKENS)
+    said = []
+    for runner in (Kept(plain), Kept(there)):
+        readers = [Reader() for _ in specs]
+        async with running(runner, limits=limits, tokenizer=words) as engine:  # type: ignore[arg-type]
+            gone = engine.submit(
+                a_spec((8, 8), max_new_tokens=40, grammar=form), lambda delta: None
+            )
+            for spec, reader in zip(specs, readers, strict=True):
+                engine.submit(spec, reader)
+            engine.cancel(gone)
+            ends = [await reader.end() for reader in readers]
+        reports = [one for reader in readers for delta in reader.deltas for one in delta.logprobs]
+        said.append(
+            (
+                [reader.tokens for reader in readers],
+                [(end.finish_reason, end.error) for end in ends],
+                [(one.token, one.rank, [token for token, _ in one.top]) for one in reports],
+            )
+        )
+    assert said[0] == said[1]
+    assert len(said[0][2]) == 3
+    assert "flight.failed" not in caplog.text
 
 
 def test_graphs_are_forgotten_when_the_cache_moves(there: TorchRunner, plain: TorchRunner) -> None:

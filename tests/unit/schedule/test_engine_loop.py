@@ -141,13 +141,12 @@ def make_engine(
         "fake@1",
         runner,
         scheduler or Scheduler(limits),
-        tokenizer=Speller(),  # type: ignore[arg-type]
         lane=FreeLane(SystemClock()),
         max_queue=max_queue,
         on_step=on_step,
         on_broken=on_broken,
         guesser=guesser,
-        **more,
+        **({"tokenizer": Speller()} | more),
     )
 
 
