@@ -13,6 +13,7 @@ from tests.unit.engines.runner_contract import PROMPTS, ask
 from tests.unit.engines.steps_ahead import check_that_steps_ahead_draw_the_same
 from tests.unit.engines.toy_scheduler import GREEDY, ToyScheduler
 from tests.unit.kernels import attention_doubles as doubles
+from torch import Tensor
 
 from llmhost.config.schema.engines import TorchOptions
 from llmhost.core.errors import EngineFailed
@@ -189,6 +190,32 @@ def test_a_grammar_is_asked_nothing_while_its_mask_is_filled(
     (row,) = rows_of([[5]], [3], 0, GREEDY)
     expected = runner.run([row])
     assert runner.launch([row._replace(known=[3], grammar=Held())]).land() == expected
+
+
+@pytest.mark.parametrize("way", ["run", "launch"])
+def test_a_step_that_fails_leaves_no_mask_that_is_being_filled(
+    runner: TorchRunner, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Whoever plans the next step may ask the grammar."""
+    waited: list[bool] = []
+
+    def start(rows: Sequence[Row], vocabulary: int) -> Callable[[], Masks]:
+        def filled() -> Masks:
+            waited.append(True)
+            return Masks()
+
+        return filled
+
+    def fail(rows: Sequence[Row]) -> Tensor:
+        raise RuntimeError("no kernel")
+
+    assert runner._decode is not None
+    monkeypatch.setattr(runner._masks, "start", start)
+    monkeypatch.setattr(runner._decode, "logits", fail)
+    (row,) = rows_of([[5]], [3], 0, GREEDY)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        getattr(runner, way)([row._replace(known=[3], grammar=Free())])
+    assert waited == [True]
 
 
 class Free:

@@ -202,11 +202,14 @@ class TorchRunner:
             layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
             ordered = [rows[i] for i in layout.order]
             masks = self._masks.start(ordered, self.facts.vocab_size)
-            with self.adapters.step(ordered, layout):
-                logits, scores = self._compute(layout, ordered)
+            try:
+                with self.adapters.step(ordered, layout):
+                    logits, scores = self._compute(layout, ordered)
+            finally:
+                filled = masks()  # until then a thread has the grammars
             if logits is not None:
                 drawing = [i for i in layout.order if rows[i].wants_token]
-                drawn = self.sampler.sample(logits, [rows[i] for i in drawing], masks())
+                drawn = self.sampler.sample(logits, [rows[i] for i in drawing], filled)
                 for i, one in zip(drawing, drawn, strict=True):
                     answers[i] = one
         if layout.scored is not None:
@@ -220,7 +223,11 @@ class TorchRunner:
             if all(is_plain(row) for row in rows):
                 return decode.finish(decode.begin(rows), lambda _: Masks()).land()
             masks = self._masks.start(rows, self.facts.vocab_size)
-            return self.sampler.sample(decode.logits(rows), rows, masks())
+            try:
+                logits = decode.logits(rows)
+            finally:
+                filled = masks()
+            return self.sampler.sample(logits, rows, filled)
 
     @_on_its_device
     def launch(self, rows: Sequence[Row]) -> Flight:
@@ -230,26 +237,33 @@ class TorchRunner:
         self._is_plain_step = True
         held = [row for row in rows if row.grammar is not None]
         waits = any(row.tokens[0] == PENDING for row in held)
-        filled = None if waits else masks.start(held, self.facts.vocab_size)
-        with torch.inference_mode(), memory_errors(self.device):
-            if decode.takes(rows):
-                begun = decode.begin(rows)
-            else:
-                layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
-                ordered = [rows[i] for i in layout.order]
-                ids = layout.input_ids[0]
-                decode.fill_pending(ids, layout.offsets, ordered)
-                logits = self.forward(layout)
-                begun = decode.begin_drawing(logits, ordered, layout.order, ids[layout.sampled])
-        flight = _Flight(lambda: self._finish(begun, filled))
+        filling = None if waits else masks.start(held, self.facts.vocab_size)
+        made = None
+        try:
+            with torch.inference_mode(), memory_errors(self.device):
+                begun = self._begin(decode, rows)
+        finally:
+            if filling is not None:
+                made = filling()
+        flight = _Flight(lambda: self._finish(begun, made))
         if not waits:
             flight.draw()
         return flight
 
+    def _begin(self, decode: DecodeSteps, rows: Sequence[Row]) -> Begun:
+        if decode.takes(rows):
+            return decode.begin(rows)
+        layout = lay_out(rows, block_tokens=self._block_tokens, device=self.device)
+        ordered = [rows[i] for i in layout.order]
+        ids = layout.input_ids[0]
+        decode.fill_pending(ids, layout.offsets, ordered)
+        logits = self.forward(layout)
+        return decode.begin_drawing(logits, ordered, layout.order, ids[layout.sampled])
+
     @_on_its_device
-    def _finish(self, begun: Begun, filled: Callable[[], Masks] | None) -> Draws | InOrder:
+    def _finish(self, begun: Begun, made: Masks | None) -> Draws | InOrder:
+        """`made` are masks; where there are none yet, grammars know by now what they must."""
         assert self._decode is not None
-        made = None if filled is None else filled()  # until then a thread has the grammars
 
         def masks(rows: Sequence[Row]) -> Masks:
             return made or self._masks.start(rows, self.facts.vocab_size)()
