@@ -203,16 +203,32 @@ class ShortRuns:
         """Have a request run whose answer is read while it is made; None, and nothing is taken for it, where it has to
         take the long way. Raises why it is refused, after that has been metered."""
         telling: asyncio.Future[Ran] = asyncio.get_running_loop().create_future()
-        then = partial(_resolve, telling)
+        then = partial(self._resolve, telling, known, named)
         asked = self.ask(known, named, then, read, size_bytes, is_stream=True)
         try:
             ran = await telling
         except BaseException:
             asked.leave()
+            if telling.done() and not telling.cancelled():
+                self._lose(known, named, telling.result())
             raise
         if isinstance(ran, Exception):
             raise ran
         return None if ran is None else self._processor.exchange(ran)
+
+    def _resolve(
+        self, telling: "asyncio.Future[Ran]", known: KnownRun, named: str, ran: Ran
+    ) -> None:
+        if not telling.done():
+            telling.set_result(ran)
+        else:  # whoever asked is gone, and has said so
+            self._lose(known, named, ran)
+
+    def _lose(self, known: KnownRun, named: str, ran: Ran) -> None:
+        """Meter one whose client left while it was tried here, and that takes no long way any more."""
+        if ran is None:
+            context = known.context
+            self._processor.lose(context.request.again(named, None), context.known_caller)
 
     def _let_in(self) -> None:
         """All that asked in this turn of the loop; a crowd in several, since streams wait meanwhile."""
@@ -322,11 +338,6 @@ class ShortRuns:
         facts = ((context.request, context.caller) for context in each_named(contexts))
         said = ask_each_now(self._plugins, "check_input", facts)
         return [c for c, answer in zip(contexts, said, strict=True) if answer is None]
-
-
-def _resolve(telling: "asyncio.Future[Ran]", ran: Ran) -> None:
-    if not telling.done():  # else whoever asked is gone, and has said so
-        telling.set_result(ran)
 
 
 def _fit(asked: Sequence[Asked[KnownRun]]) -> int:

@@ -231,3 +231,21 @@ async def test_what_was_learnt_before_a_change_is_let_go() -> None:
         await host.host.deployments.find("fake").unload(drain_s=0.0, reason="test")
         await say(host, key, "another", temperature=0.5)
         assert len(host.host.repeats.streams) == 0
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("text", ["a@b.example writes", "the third"])
+async def test_whoever_leaves_while_it_is_tried_is_metered_once(turns: int, text: str) -> None:
+    async with node(settings=CHECKED) as host:
+        await taught(host)
+        client = Client(host)
+        client.connection.data_received(raw(stream(text)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        client.connection.connection_lost(None)
+        await settled(host)
+        await say(host, None, "the last")
+        outcomes = [entry["outcome"] for entry in host.entries()]
+        assert len(outcomes) == 4
+        assert outcomes[2] in ("cancelled", "answered")
+        assert host.host.processor.in_flight == 0
