@@ -29,6 +29,8 @@ from llmhost.pipeline.terms import INLINE_CHARS
 
 LARGEST_BYTES = 16 * 1024
 """Of a body, where no server takes less: larger ones are read in a thread, or nearly so."""
+LARGEST_HEAD_BYTES, MOST_HEADERS = 4 * 1024, 64
+"""Of a request: nobody has shown a key yet when it is taken apart, and what clients send is well below."""
 MOST_MOULDS = 1_000
 MOST_SIGNS = 2_048
 """Of what stands around the texts among words: those that may be short are read to find out."""
@@ -160,8 +162,8 @@ class Moulds(Generic[M]):
 
 def cast_of(begun: Begun, data: bytes, most_bytes: int = LARGEST_BYTES) -> Cast | None:
     """A request as it came, if it is whole and has words, and a body of no more bytes."""
-    end = data.find(_END)
-    found = _LENGTH.search(data, 0, end + 2)
+    end = data.find(_END, 0, LARGEST_HEAD_BYTES)
+    found = None if end < 0 else _LENGTH.search(data, 0, end + 2)
     if found is None or int(found[1]) != len(data) - end - len(_END):
         return None
     if int(found[1]) > most_bytes:
@@ -194,7 +196,7 @@ def cast_of_parts(
             value, client_id = b"", own
         if name != b"content-length":
             headers.append((name, b"" if _is_of_traces(name) else value))
-    if sum(name == _ID_HEADER for name, _ in headers) > 1:
+    if len(headers) > MOST_HEADERS or sum(name == _ID_HEADER for name, _ in headers) > 1:
         return None
     return _cast(begun, (headers, around), body, scope["path"].startswith(_CHATS), client_id)
 

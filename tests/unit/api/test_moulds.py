@@ -59,6 +59,18 @@ def words_from(body: bytes, *, is_chat: bool = True) -> tuple[bytes, Words] | No
     return cast.key, words
 
 
+def test_a_head_that_nobody_needs_so_long_is_not_taken_apart() -> None:
+    """It comes before any key has been looked at."""
+    body = json.dumps(
+        {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+    ).encode()
+    whole = bytes_of(body, "/v1/chat/completions")
+    head, _, rest = whole.partition(b"\r\n\r\n")
+    for count, is_cast in ((10, True), (100, False)):
+        more = b"".join(b"\r\nx-b3-traceid-%d: %s" % (at, b"0" * 30) for at in range(count))
+        assert (cast_of(BEGUN, head + more + b"\r\n\r\n" + rest) is not None) is is_cast
+
+
 # ------------------------------------------------------------ read as the route reads
 
 
