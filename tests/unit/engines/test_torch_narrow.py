@@ -144,6 +144,7 @@ def test_kernels_serve_them_too(folder: Path, monkeypatch: pytest.MonkeyPatch):
     asked = [Asked([1, 2, 3], 2)]
     plain = ToyScheduler(load_runner(folder, block_tokens=16, options=options)).answer(*asked)
     monkeypatch.setattr("llmhost.engines.torch.load.has_kernels", lambda device: True)
+    monkeypatch.setattr("llmhost.engines.torch.load.launches_of", lambda *_, **__: [])
 
     runner = load_runner(folder, block_tokens=16, options=options)
 

@@ -183,8 +183,11 @@ def test_a_model_is_loaded_straight_and_answers_as_on_the_cpu(
     assert answers(there) == answers(plain)
 
 
-def test_what_shapes_a_token_does_so_in_steps_that_are_launched_ahead(there: TorchRunner) -> None:
-    check_that_steps_ahead_draw_the_same(there, is_held=True)
+@pytest.mark.parametrize("is_held", [False, True])
+def test_what_shapes_a_token_does_so_in_steps_that_are_launched_ahead(
+    there: TorchRunner, *, is_held: bool
+) -> None:
+    check_that_steps_ahead_draw_the_same(there, is_held=is_held)
 
 
 async def test_an_engine_has_its_steps_overlap(

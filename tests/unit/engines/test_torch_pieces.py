@@ -21,6 +21,7 @@ def played(piece: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
 @pytest.fixture
 def runner(load: Callable[..., TorchRunner], monkeypatch: pytest.MonkeyPatch) -> TorchRunner:
     monkeypatch.setattr("llmhost.engines.torch.load.has_kernels", lambda device: True)
+    monkeypatch.setattr("llmhost.engines.torch.load.launches_of", lambda *_, **__: [])
     monkeypatch.setattr("llmhost.engines.torch.load.check_against_eager", lambda *_: None)
     runner = load("llama", block_tokens=8)
     runner.set_kv_blocks(6)
