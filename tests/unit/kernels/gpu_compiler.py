@@ -10,14 +10,18 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.unit.kernels.machine_code import SHARED_BYTES, MachineCode, machine_code
+from tests.unit.kernels.machine_code import (
+    SHARED_BYTES,
+    Compiled,
+    MachineCode,
+    machine_codes,
+)
 
 COMPUTE_CAPABILITY = 90
 
@@ -83,8 +87,13 @@ def told_of(modules: Sequence[str]) -> dict[str, tuple[str, list[Facts]]]:
 
 
 def compiled(launches: Iterable[Launch]) -> Iterator[Facts]:
-    for launch in launches:
-        yield _facts(launch, _compile(launch))
+    import triton
+
+    known = list(launches)
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    codes = machine_codes([_compile(launch) for launch in known], tools)
+    for launch, code in zip(known, codes, strict=True):
+        yield _facts(launch, code)
 
 
 def _facts_again(told: list[Any]) -> Facts:
@@ -124,7 +133,7 @@ def _facts(launch: Launch, code: MachineCode) -> Facts:
     )
 
 
-def _compile(launch: Launch) -> MachineCode:
+def _compile(launch: Launch) -> Compiled:
     """Pointers and numbers are multiples of 16, as in a real model, unless the kernel or the launch says otherwise."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -152,15 +161,8 @@ def _compile(launch: Launch) -> MachineCode:
     target = GPUTarget("cuda", launch.capability, 32)
     made = triton.compile(source, target=target, options=dict(launch.options))
     assert made.asm["ptx"]
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        return machine_code(
-            Path(file.name),
-            tools=Path(triton.__file__).parent / "backends/nvidia/bin",
-            shared_bytes=made.metadata.shared,
-            warps=made.metadata.num_warps,
-        )
+    meta = made.metadata
+    return Compiled(made.asm["cubin"], launch.capability, meta.shared, meta.num_warps)
 
 
 def main() -> None:

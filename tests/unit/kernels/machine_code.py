@@ -5,7 +5,10 @@ nothing waited for anything. They compare two forms of a kernel; how long either
 """
 
 import re
+import struct
 import subprocess
+import tempfile
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +31,7 @@ SPECIAL_PER_CLOCK = 16
 """Exponentials and other special functions."""
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P[T0-9]+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
-_LABEL = re.compile(r"^(\.L_x_\d+):")
-_TARGET = re.compile(r"`\((\.L_x_\d+)\)")
+_TARGET = re.compile(r"0x([0-9a-f]+)$")
 _SIZES = re.compile(r"\.(\d+)x(\d+)x(\d+)")
 _WARP_FLOP = {"16816": 4096, "1688": 2048, "16832": 8192}
 
@@ -150,35 +152,81 @@ class MachineCode:
         )
 
 
-def machine_code(cubin: Path, *, tools: Path, shared_bytes: int, warps: int) -> MachineCode:
-    """`tools` is where Triton has NVIDIA's; Triton knows how much shared memory it will ask for."""
-    told = _output(tools / "cuobjdump", "-res-usage", cubin)
+class Compiled(NamedTuple):
+    """A kernel as Triton has it."""
+
+    cubin: bytes
+    capability: int
+    shared_bytes: int
+    """That it will ask for."""
+    warps: int
+
+
+def machine_codes(kernels: Sequence[Compiled], tools: Path) -> list[MachineCode]:
+    """`tools` is where Triton has NVIDIA's. The disassembler takes half a second to start, so it is given all code of
+    one kind of GPU at once."""
+    codes: dict[int, MachineCode] = {}
+    for capability in {one.capability for one in kernels}:
+        places = [at for at, one in enumerate(kernels) if one.capability == capability]
+        texts = [_text(kernels[at].cubin) for at in places]
+        lines = iter(_disassembled(b"".join(texts), f"SM{capability}", tools))
+        end, line = 0, next(lines, None)
+        for at, text in zip(places, texts, strict=True):
+            begin, end = end, end + len(text)
+            own = []
+            while line is not None and line.address < end:
+                own.append(line)
+                line = next(lines, None)
+            codes[at] = _code(kernels[at], own, begin, tools)
+    return [codes[at] for at in range(len(kernels))]
+
+
+def _code(
+    kernel: Compiled, instructions: Sequence[Instruction], begin: int, tools: Path
+) -> MachineCode:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.cubin)
+        file.flush()
+        told = _output(tools / "cuobjdump", "-res-usage", file.name)
     registers, stack = (int(re.findall(rf"{of}:(\d+)", told)[-1]) for of in ("REG", "STACK"))
-    instructions, labels = _parsed(_output(tools / "nvdisasm", "-c", cubin).splitlines())
-    loops = list(_loops(instructions, labels, warps))
-    return MachineCode(registers, stack, shared_bytes, warps, instructions, loops)
+    loops = list(_loops(instructions, kernel.warps))
+    own = [one._replace(address=one.address - begin) for one in instructions]
+    return MachineCode(registers, stack, kernel.shared_bytes, kernel.warps, own, loops)
+
+
+def _text(cubin: bytes) -> bytes:
+    """The code of the one kernel in an ELF file of 64 bits."""
+    (sections,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, sections + at * size) for at in range(count)]
+    for name, _, _, _, offset, length in headers:
+        begin = headers[names][4] + name
+        if cubin[begin:].startswith(b".text."):
+            return cubin[offset : offset + length]
+    raise ValueError("a compiled kernel has no code")
+
+
+def _disassembled(code: bytes, kind: str, tools: Path) -> list[Instruction]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(code)
+        file.flush()
+        lines = _output(tools / "nvdisasm", "--binary", kind, file.name).splitlines()
+    found = (_LINE.match(line) for line in lines)
+    return [
+        Instruction(int(one[1], 16), one[2], one[3])
+        for one in found
+        if one is not None and one[2] != "NOP"
+    ]
 
 
 def _output(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _parsed(lines: Sequence[str]) -> tuple[list[Instruction], dict[str, int]]:
-    instructions: list[Instruction] = []
-    labels: dict[str, int] = {}
-    for line in lines:
-        if label := _LABEL.match(line):
-            labels[label[1]] = len(instructions)
-        elif (found := _LINE.match(line)) and found[2] != "NOP":
-            instructions.append(Instruction(int(found[1], 16), found[2], found[3]))
-    return instructions, labels
-
-
-def _loops(
-    instructions: Sequence[Instruction], labels: dict[str, int], warps: int
-) -> Iterator[Loop]:
+def _loops(instructions: Sequence[Instruction], warps: int) -> Iterator[Loop]:
+    addresses = [one.address for one in instructions]
     branches = [
-        (at, labels[target[1]])
+        (at, bisect_left(addresses, int(target[1], 16)))
         for at, one in enumerate(instructions)
         if one.name == "BRA" and (target := _TARGET.search(one.operands))
     ]
